@@ -1,0 +1,1 @@
+"""What every stage needs: errors, records, grids, volumes, labels, seeds, progress."""

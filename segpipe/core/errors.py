@@ -1,0 +1,61 @@
+"""The faults a user can meet. Each class carries the exit code of the command line.
+
+    SegpipeError
+    ├── UsageError      2  the command is wrong: an option, a folder that is not what it should be
+    ├── PlanError       2  the plan is wrong: unknown key, value out of range
+    ├── DataError       3  images, labels or the dataset's description are wrong
+    │   └── GeometryError  a grid is wrong: sheared, contradictory, not the one expected
+    ├── SetupError      4  the machine is not ready: not writable, no such device, package missing
+    ├── ResourceError   5  out of memory or disk
+    └── Interrupted    75  stopped on request; the same command goes on
+
+A message says where, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class SegpipeError(Exception):
+    """A fault of the input or the machine, not of the program."""
+
+    exit_code = 1
+
+
+class UsageError(SegpipeError):
+    """The command cannot be carried out as given."""
+
+    exit_code = 2
+
+
+class PlanError(SegpipeError):
+    """The plan holds something that cannot be."""
+
+    exit_code = 2
+
+
+class DataError(SegpipeError):
+    """Images, labels or a description of them are wrong."""
+
+    exit_code = 3
+
+
+class GeometryError(DataError):
+    """A grid is sheared, contradicts itself, or is not the one expected."""
+
+
+class SetupError(SegpipeError):
+    """The machine lacks something: permission, device, package."""
+
+    exit_code = 4
+
+
+class ResourceError(SegpipeError):
+    """Memory or disk ran out."""
+
+    exit_code = 5
+
+
+class Interrupted(SegpipeError):
+    """Stopped on request, state saved."""
+
+    exit_code = 75

@@ -1,0 +1,115 @@
+"""Files that are whole or absent: written under a temporary name, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segpipe.core.errors import ResourceError, SegpipeError, SetupError
+
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+TEMPORARY_PREFIX = ".partial-"  # what a killed run leaves behind begins so, and is never read
+
+
+def disk_fault(fault: OSError, path: Path) -> SegpipeError:
+    """The error a user should see when writing `path` fails with `fault`."""
+    if fault.errno in _NO_SPACE:
+        return ResourceError(
+            f"{path}: the disk is full ({_free_text(path)}). Nothing half-written was left. "
+            "Free space or choose another output folder; the same command then goes on."
+        )
+    if fault.errno in _NOT_ALLOWED:
+        return SetupError(f"{path}: not writable ({fault.strerror}). Choose another folder or change its permissions.")
+    if fault.errno in {errno.ENOTDIR, errno.EEXIST}:
+        return SetupError(f"{path}: cannot be made, because a file stands where a folder is needed.")
+    return SetupError(f"{path}: cannot be written ({fault.strerror or fault}).")
+
+
+def _free_text(path: Path) -> str:
+    existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
+    return f"{shutil.disk_usage(existing).free / 2**20:.0f} MiB free"
+
+
+def make_folder(path: Path) -> Path:
+    """Make a folder and its parents, and return it.
+
+    Raises:
+        SetupError: If it cannot be made or written to.
+        ResourceError: If the disk is full.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise disk_fault(fault, path) from fault
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise SetupError(f"{path}: the folder is not writable. Choose another one or change its permissions.")
+    return path
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` if the body succeeds, delete it if not.
+
+    The temporary name keeps the ending (`.nii.gz`), since writers choose the format by it.
+
+    Raises:
+        ResourceError: If the disk is full.
+        SetupError: If the place is not writable.
+    """
+    make_folder(path.parent)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as fault:
+        raise disk_fault(fault, path) from fault
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """As `whole_file` for a folder; an existing folder at `path` is replaced.
+
+    Raises:
+        ResourceError: If the disk is full.
+        SetupError: If the place is not writable.
+    """
+    make_folder(path.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    try:
+        yield temporary
+        if path.exists():
+            shutil.rmtree(path)
+        temporary.chmod(0o755)
+        temporary.replace(path)
+    except OSError as fault:
+        raise disk_fault(fault, path) from fault
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, whole or not at all.
+
+    Raises:
+        ResourceError: If the disk is full.
+        SetupError: If the place is not writable.
+    """
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed runs left in `folder`: files and folders with the temporary prefix."""
+    for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)

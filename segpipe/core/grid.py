@@ -1,0 +1,154 @@
+"""Where voxels lie in the world. Arrays are (Z, Y, X); the world is RAS+ in mm.
+
+An affine maps an index (x, y, z, 1) to RAS mm: the order of NIfTI files, turned around only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import GeometryError
+
+MAX_SHEAR = 1e-2  # cosine between two axes; float32 headers show up to 1e-4, a tilted gantry 0.1 and more
+ZYX = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Shape and place of a volume.
+
+    Args:
+        shape_zyx: Voxels along Z, Y, X.
+        affine_ras_mm: (4, 4) float64, from index (x, y, z, 1) to RAS mm.
+
+    Raises:
+        GeometryError: If the affine is not finite, not invertible, or an axis has no length.
+    """
+
+    shape_zyx: ZYX
+    affine_ras_mm: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = self.affine_ras_mm
+        if affine.shape != (4, 4) or not np.isfinite(affine).all():
+            raise GeometryError(
+                f"affine has shape {affine.shape} or values that are not finite; expected a finite 4×4."
+            )
+        lengths = np.linalg.norm(affine[:3, :3], axis=0)
+        if (lengths <= 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(lengths > 0, lengths, 1))) < 1e-3:
+            raise GeometryError(
+                f"affine is not invertible (voxel edges {np.round(lengths, 4).tolist()} mm along x, y, z); "
+                "expected three independent axes with lengths above 0."
+            )
+        affine.setflags(write=False)
+
+    @cached_property
+    def spacing_mm(self) -> tuple[float, float, float]:
+        """Voxel edge along Z, Y, X in mm; six decimals, since headers hold float32."""
+        x, y, z = np.linalg.norm(self.affine_ras_mm[:3, :3], axis=0)
+        return (round(float(z), 6), round(float(y), 6), round(float(x), 6))
+
+    @cached_property
+    def shear(self) -> float:
+        """Largest cosine between two axes, 0 (orthogonal) to 1."""
+        axes = self.affine_ras_mm[:3, :3] / np.linalg.norm(self.affine_ras_mm[:3, :3], axis=0)
+        return float(np.abs(np.triu(axes.T @ axes, 1)).max())
+
+    @cached_property
+    def orientation(self) -> str:
+        """Direction in which x, y, z grow, to the nearest anatomical axis, e.g. `RAS` or `LPI`.
+
+        Example:
+            >>> Grid((4, 4, 4), np.diag([-1.0, -1.0, 2.0, 1.0])).orientation
+            'LPS'
+        """
+        return "".join("RAS"[axis] if sign > 0 else "LPI"[axis] for axis, sign in self._axes_xyz)
+
+    @cached_property
+    def _axes_xyz(self) -> list[tuple[int, int]]:
+        """World axis (0 R, 1 A, 2 S) and sign of each index axis x, y, z; every world axis once."""
+        directions = self.affine_ras_mm[:3, :3] / np.linalg.norm(self.affine_ras_mm[:3, :3], axis=0)
+        free, result = {0, 1, 2}, {}
+        for column in np.argsort(-np.abs(directions).max(axis=0), kind="stable"):
+            axis = max(sorted(free), key=lambda a, c=column: abs(directions[a, c]))  # type: ignore[misc]
+            free.discard(axis)
+            result[int(column)] = (axis, 1 if directions[axis, column] >= 0 else -1)
+        return [result[column] for column in range(3)]
+
+    def corner_gap_mm(self, other: Grid) -> float:
+        """Largest distance between the same corner voxels of two grids in mm; inf if shapes differ."""
+        if self.shape_zyx != other.shape_zyx:
+            return float("inf")
+        z, y, x = (n - 1 for n in self.shape_zyx)
+        corners = np.array([[*c, 1.0] for c in product((0, x), (0, y), (0, z))]).T
+        return float(np.linalg.norm(((self.affine_ras_mm - other.affine_ras_mm) @ corners)[:3], axis=0).max())
+
+
+def check_grid(grid: Grid, what: str) -> None:
+    """Refuse a sheared grid.
+
+    Raises:
+        GeometryError: If two axes are not at right angles.
+    """
+    if grid.shear > MAX_SHEAR:
+        raise GeometryError(
+            f"{what}: the grid is sheared (cosine {grid.shear:.3f} between two axes, allowed {MAX_SHEAR}); distances "
+            "in voxels would be wrong. Resample it to a rectangular grid, e.g. with `flirt -applyisoxfm` or "
+            "SimpleITK's ResampleImageFilter, the mask with nearest neighbour."
+        )
+
+
+@dataclass(frozen=True)
+class Reorientation:
+    """A lossless turn of an array: axes are permuted, then some are flipped.
+
+    Args:
+        axes_zyx: Output axis i is input axis `axes_zyx[i]`.
+        flips_zyx: True where the output axis runs backwards.
+    """
+
+    axes_zyx: ZYX
+    flips_zyx: tuple[bool, bool, bool]
+
+    def apply(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Turn the last three axes of `array` (any leading axes); a view."""
+        lead = array.ndim - 3
+        turned = array.transpose(*range(lead), *(lead + a for a in self.axes_zyx))
+        return np.flip(turned, self._flipped_axes(lead))
+
+    def undo(self, array: NDArray[Any]) -> NDArray[Any]:
+        """Turn back; `undo(apply(a))` equals `a`; a view."""
+        lead = array.ndim - 3
+        flipped = np.flip(array, self._flipped_axes(lead))
+        back = np.argsort(self.axes_zyx)
+        return flipped.transpose(*range(lead), *(lead + int(a) for a in back))
+
+    def _flipped_axes(self, lead: int) -> tuple[int, ...]:
+        return tuple(lead + i for i, flip in enumerate(self.flips_zyx) if flip)
+
+    def permute(self, values_zyx: Sequence[float]) -> tuple[float, ...]:
+        """Shape or spacing of the turned array."""
+        return tuple(values_zyx[a] for a in self.axes_zyx)
+
+
+def reorientation(source: Grid, target: str) -> Reorientation:
+    """The turn from a grid's orientation to another one, e.g. `RAS`.
+
+    Raises:
+        GeometryError: If `target` is not one of the 48 orientations.
+    """
+    axes = {letter: i for i, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
+    if len(target) != 3 or sorted(axes.get(letter, -1) for letter in target) != [0, 1, 2]:
+        raise GeometryError(f"orientation {target!r} is none of the 48 such as 'RAS' or 'LPI'.")
+    source_axes = [axis for axis, _ in source._axes_xyz]
+    order_xyz = [source_axes.index(axes[letter]) for letter in target]
+    flips_xyz = [source.orientation[i] != letter for i, letter in zip(order_xyz, target, strict=True)]
+    z, y, x = (2 - order_xyz[2], 2 - order_xyz[1], 2 - order_xyz[0])
+    return Reorientation((z, y, x), (flips_xyz[2], flips_xyz[1], flips_xyz[0]))

@@ -1,0 +1,140 @@
+"""What label values mean. Any integers outside; 0 (background), 1, 2, … inside; mapped back on export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import field_validator, model_validator
+
+from segpipe.core.errors import DataError
+from segpipe.core.records import Record
+
+IGNORE_INDEX = -1  # inside value of voxels that count nowhere; outside it is `ignore_value`
+
+
+class Label(Record):
+    """A structure: its name and the value in the files; several values make a region (e.g. whole tumour)."""
+
+    name: str
+    values: tuple[int, ...]
+
+    @field_validator("values")
+    @classmethod
+    def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if not values or len(set(values)) != len(values):
+            raise ValueError("expected at least one value, none twice")
+        return values
+
+
+class LabelSet(Record):
+    """All structures of a dataset, without background.
+
+    Args:
+        labels: Structures in the order of the network's outputs.
+        background_value: Value of everything else in the files.
+        ignore_value: Value of voxels that nobody annotated; None if there is none.
+        paint_values: With regions, the value each region is painted with on export, in the order of painting
+            (nnU-Net's `regions_class_order`); empty without regions.
+    """
+
+    labels: tuple[Label, ...]
+    background_value: int = 0
+    ignore_value: int | None = None
+    paint_values: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabelSet:
+        names = [label.name for label in self.labels]
+        if not names or len(set(names)) != len(names):
+            raise ValueError("expected at least one label besides background, every name once")
+        special = {self.background_value, self.ignore_value}
+        if any(special & set(label.values) for label in self.labels):
+            raise ValueError("a label has the value of background or ignore")
+        if not self.has_regions and len(set(self.values)) != len(self.labels):
+            raise ValueError("two labels have the same value")
+        if self.has_regions and (
+            len(self.paint_values) != len(self.labels) or not set(self.paint_values) <= set(self.values)
+        ):
+            raise ValueError(
+                "regions need one painting value for each label (regions_class_order), taken from the regions' values"
+            )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names in the order of the outputs."""
+        return tuple(label.name for label in self.labels)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether some label joins several values, so that labels may overlap."""
+        return any(len(label.values) > 1 for label in self.labels)
+
+    @property
+    def values(self) -> tuple[int, ...]:
+        """Every value of a structure in the files, ascending; inside, the i-th becomes i+1."""
+        return tuple(sorted({v for label in self.labels for v in label.values}))
+
+    @property
+    def known_values(self) -> frozenset[int]:
+        """Every value that may stand in a label file."""
+        extra = () if self.ignore_value is None else (self.ignore_value,)
+        return frozenset((self.background_value, *self.values, *extra))
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of the network: background and labels (softmax), or regions (sigmoid)."""
+        return len(self.labels) if self.has_regions else len(self.labels) + 1
+
+    @property
+    def mask_dtype(self) -> np.dtype[Any]:
+        """Smallest type of masks, fixed by the values, not by the case."""
+        low, high = min(self.known_values), max(self.known_values)
+        for kind in (np.uint8, np.int16, np.int32):
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return np.dtype(kind)
+        return np.dtype(np.int64)
+
+    def indices_of(self, label: Label) -> tuple[int, ...]:
+        """Inside values of a structure."""
+        return tuple(self.values.index(v) + 1 for v in label.values)
+
+    def encode(self, values: NDArray[np.integer[Any]], where: str) -> NDArray[np.int16]:
+        """File values to inside indices, int16 of the same shape.
+
+        Raises:
+            DataError: If a value is not in the set.
+        """
+        found = np.unique(values)
+        unknown = sorted(set(found.tolist()) - self.known_values)
+        if unknown:
+            raise DataError(
+                f"{where}: label values {unknown[:10]} are not in the dataset's list {sorted(self.known_values)}. "
+                "Add them to the list or correct the file."
+            )
+        pairs = {v: i + 1 for i, v in enumerate(self.values)} | {self.background_value: 0}
+        if self.ignore_value is not None:
+            pairs[self.ignore_value] = IGNORE_INDEX
+        table = np.array([pairs[int(v)] for v in found], np.int16)
+        return table[np.searchsorted(found, values)]
+
+    def decode(self, outputs: NDArray[Any]) -> NDArray[Any]:
+        """What the network chose to file values, of `mask_dtype`.
+
+        Args:
+            outputs: Without regions the winning output index (0 background), any shape; with regions bool
+                (regions, *shape), painted in order.
+        """
+        if not self.has_regions:
+            table = np.array([self.background_value, *(label.values[0] for label in self.labels)], self.mask_dtype)
+            return table[outputs]
+        mask = np.full(outputs.shape[1:], self.background_value, self.mask_dtype)
+        for value, region in zip(self.paint_values, outputs, strict=True):
+            mask[region] = value
+        return mask
+
+    def masks_of(self, values: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.bool_]]:
+        """One mask for each structure from file values; voxels of `ignore_value` are in none."""
+        return {label.name: np.isin(values, label.values) for label in self.labels}

@@ -1,0 +1,77 @@
+"""Progress of long work: a bar on a terminal, a line now and then elsewhere. Always on stderr."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+_SECONDS_BETWEEN_LINES = 20.0
+
+
+def say(text: str) -> None:
+    """One line for the person who waits."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
+    """Yield `items` and show how many of `total` are done."""
+    if total == 0:
+        return
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            yield from bar.track(items, total=total, description=what)
+        return
+    started = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > _SECONDS_BETWEEN_LINES and done < total:
+            last = now
+            say(f"{what}: {done}/{total}, about {(now - started) / done * (total - done):.0f} s left")
+    say(f"{what}: {total}/{total} in {time.monotonic() - started:.1f} s")
+
+
+def map_threads(function: Callable[[Item], Result], items: Sequence[Item], what: str, n_workers: int) -> list[Result]:
+    """`[function(item) for item in items]` on threads, in order, with progress; the first error stops it.
+
+    Threads and not processes: the work (decompression, matrix products) leaves Python's lock, errors arrive as
+    they are, and nothing is pickled or dies unseen in a container with little shared memory.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, n_workers)) as pool:
+        futures = {pool.submit(function, item): index for index, item in enumerate(items)}
+        results: dict[int, Result] = {}
+        try:
+            for future in track(as_completed(futures), what, len(items)):
+                results[futures[future]] = future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return [results[index] for index in range(len(items))]
+
+
+def cpu_count() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

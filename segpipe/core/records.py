@@ -1,0 +1,147 @@
+"""Records that live in files: frozen, strict, equal records write equal bytes."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from segpipe.core.errors import DataError, PlanError, SegpipeError
+from segpipe.core.files import write_text
+
+
+class Record(BaseModel):
+    """A frozen record; unknown keys, missing keys and `2.0` for an int are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    def to_json(self) -> str:
+        """The record as JSON with a fixed key order and a final newline."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+
+    def to_yaml(self) -> str:
+        """The record as YAML for a person: keys in the order of the class, short lists on one line."""
+        return yaml.dump(
+            self.model_dump(mode="json"), Dumper=_PlanDumper, sort_keys=False, allow_unicode=True, width=110
+        )
+
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change when any value in the record does."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:12]
+
+    def save(self, path: Path) -> None:
+        """Write the record as `.json` or `.yaml`, whole or not at all.
+
+        Raises:
+            ResourceError: If the disk is full.
+            SetupError: If the place is not writable.
+        """
+        write_text(path, self.to_yaml() if path.suffix == ".yaml" else self.to_json())
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read and check a record.
+
+        Raises:
+            PlanError: If a `.yaml` file is missing, unreadable or holds what it should not.
+            DataError: The same for a `.json` file.
+        """
+        kind: type[SegpipeError] = PlanError if path.suffix == ".yaml" else DataError
+        values = read_mapping(path, kind)
+        return cls.parse(values, str(path), kind)
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any], where: str, kind: type[SegpipeError] = PlanError) -> Self:
+        """Check values that were read from `where`.
+
+        Raises:
+            kind: With one line for each fault: its place, what was found, what was expected.
+        """
+        try:
+            return cls.model_validate_json(json.dumps(values))  # JSON mode: a list becomes a tuple, 2.0 stays no int
+        except ValidationError as fault:
+            raise kind(_explain(fault, cls, where)) from None
+        except (TypeError, ValueError) as fault:
+            raise kind(f"{where}: {fault}") from None
+
+
+def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
+    """A `.json` or `.yaml` file that holds one mapping.
+
+    Raises:
+        kind: If the file is missing, is not text of that format, or holds something else.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+    except FileNotFoundError:
+        raise kind(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError) as fault:
+        raise kind(f"{path}: cannot be read ({fault}).") from None
+    except (yaml.YAMLError, json.JSONDecodeError) as fault:
+        raise kind(f"{path}: is not valid {path.suffix[1:].upper()} ({' '.join(str(fault).split())}).") from None
+    if not isinstance(values, dict):
+        raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values.")
+    return values
+
+
+def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    """` Did you mean 'x'?`, or the known words if none is near."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f" Did you mean {near[0]!r}?" if near else f" Known: {', '.join(map(str, known))}."
+
+
+def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
+    lines = []
+    for item in fault.errors():
+        place = ".".join(map(str, item["loc"])) or "(top)"
+        if item["type"] == "extra_forbidden":
+            lines.append(
+                f"{place}: unknown key.{did_you_mean(str(item['loc'][-1]), _keys_at(model, item['loc'][:-1]))}"
+            )
+        elif item["type"] == "missing":
+            lines.append(f"{place}: missing. Add it.")
+        else:
+            found = repr(item["input"])
+            message = item["msg"].removeprefix("Value error, ")
+            lines.append(f"{place}: found {found if len(found) < 80 else found[:77] + '...'}; {message}.")
+    return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
+
+
+def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
+    """Field names of the record at `place` inside `model`, following lists and mappings."""
+    current: Any = model
+    for step in place:
+        if isinstance(current, type) and issubclass(current, BaseModel):
+            field = current.model_fields.get(str(step))
+            current = field.annotation if field else None
+        else:  # inside tuple[X, ...] or dict[str, X]: the record is the last type argument that is one
+            current = _record_in(current)
+        if not (isinstance(current, type) and issubclass(current, BaseModel)) and step == place[-1]:
+            current = _record_in(current)
+    return list(current.model_fields) if isinstance(current, type) and issubclass(current, BaseModel) else []
+
+
+def _record_in(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = [_record_in(part) for part in getattr(annotation, "__args__", ())]
+    return next((part for part in found if part is not None), None)
+
+
+class _PlanDumper(yaml.SafeDumper):
+    """Lists of numbers on one line, everything else in block style."""
+
+
+def _short_lists_inline(dumper: _PlanDumper, values: list[Any]) -> yaml.Node:
+    flat = all(not isinstance(v, dict) and not (isinstance(v, str) and len(v) > 40) for v in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", values, flow_style=flat)
+
+
+_PlanDumper.add_representer(list, _short_lists_inline)

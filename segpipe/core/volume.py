@@ -1,0 +1,366 @@
+"""Image files to arrays and back. The only file that opens images.
+
+Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.files import whole_file
+from segpipe.core.grid import Grid, check_grid
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
+IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+_MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
+_SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, without its voxels.
+
+    Args:
+        path: The file.
+        grid: Place of the voxels.
+        n_channels: 1 for a 3D file, the length of the fourth axis for a 4D one.
+        pixdim_zyx_mm: Voxel edges as the header's pixdim says; None for formats without it.
+        has_world: False if the header holds no orientation (sform and qform codes are both 0).
+        dtype: Type of the stored voxels.
+    """
+
+    path: Path
+    grid: Grid
+    n_channels: int
+    pixdim_zyx_mm: tuple[float, float, float] | None
+    has_world: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def contradiction(self) -> str:
+        """How the affine and pixdim disagree about the voxel edges; empty if they agree."""
+        if self.pixdim_zyx_mm is None:
+            return ""
+        pairs = zip(self.grid.spacing_mm, self.pixdim_zyx_mm, strict=True)
+        if all(abs(a - p) <= _SPACING_TOLERANCE * max(a, p) for a, p in pairs):
+            return ""
+        affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
+        return f"the affine (sform) says voxels of {affine} mm (x, y, z), pixdim says {pixdim} mm"
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """An image in memory: voxels float32 (C, Z, Y, X) and their grid."""
+
+    voxels_czyx: NDArray[np.float32]
+    grid: Grid
+
+
+def ending_of(path: Path) -> str:
+    """The image ending of a file name, lower case; empty if it is none that segpipe reads."""
+    return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), "")
+
+
+def stem_of(path: Path) -> str:
+    """File name without its image ending."""
+    return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file says of itself.
+
+    Raises:
+        DataError: If it is missing, unreadable, in no known format, in colour, or not 2D to 4D.
+        GeometryError: If its affine is unusable.
+    """
+    with _file_faults(path):
+        if _checked_ending(path) in ITK_ENDINGS:
+            return _itk_header(path)
+        image = _nifti(path)
+        shape, n_channels = _shape_xyz(path, image.shape)
+        dtype = np.dtype(image.get_data_dtype())
+        if dtype.fields or dtype.kind not in "iuf":
+            raise DataError(
+                f"{path}: holds {_kind(dtype)} voxels, expected one number per voxel. Convert it to grey values."
+            )
+        header = image.header
+        pixdim = header.get_zooms()[:3]
+        pixdim = (*pixdim, *(1.0,) * (3 - len(pixdim)))
+        return Header(
+            path=path,
+            grid=_grid(path, shape, image.affine),
+            n_channels=n_channels,
+            pixdim_zyx_mm=(float(pixdim[2]), float(pixdim[1]), float(pixdim[0])),
+            has_world=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
+            dtype=dtype,
+        )
+
+
+def read_image(path: Path) -> Volume:
+    """Read an image; the fourth axis of a 4D file becomes the channels.
+
+    Raises:
+        DataError: If the file cannot be read.
+        GeometryError: If its grid is unusable, sheared, or contradicts pixdim.
+    """
+    header = read_header(path)
+    _check_geometry(header)
+    voxels = _voxels(path, header, np.float32)
+    return Volume(np.ascontiguousarray(voxels, np.float32), header.grid)
+
+
+def read_image_channels(paths: list[Path]) -> Volume:
+    """Read the channels of a case, one file for each or one 4D file, and stack them.
+
+    Raises:
+        DataError: If a file cannot be read.
+        GeometryError: If a grid is unusable or the files lie on different grids.
+    """
+    volumes = [read_image(path) for path in paths]
+    first = volumes[0]
+    for path, volume in zip(paths[1:], volumes[1:], strict=True):
+        require_same_grid(first.grid, volume.grid, f"{path} against {paths[0].name}")
+    if len(volumes) == 1:
+        return first
+    return Volume(np.concatenate([v.voxels_czyx for v in volumes]), first.grid)
+
+
+def read_labels(path: Path) -> tuple[NDArray[np.int32], Grid]:
+    """Read a label map as integers (Z, Y, X) and its grid.
+
+    Floats such as 0.99999997, left by scl_slope, are rounded.
+
+    Raises:
+        DataError: If the file cannot be read, has several channels, or values are not near integers.
+        GeometryError: If its grid is unusable, sheared, or contradicts pixdim.
+    """
+    header = read_header(path)
+    _check_geometry(header)
+    return read_label_values(header), header.grid
+
+
+def read_label_values(header: Header) -> NDArray[np.int32]:
+    """The integers (Z, Y, X) of a label map whose header was read; its geometry is not judged.
+
+    Raises:
+        DataError: If voxels cannot be read, there are several channels, or values are not near integers.
+    """
+    path = header.path
+    if header.n_channels != 1:
+        raise DataError(
+            f"{path}: a label map with {header.n_channels} volumes, expected one integer per voxel. "
+            "Merge one-hot channels into one map."
+        )
+    values = _voxels(path, header, None)[0]
+    if values.dtype.kind in "iu":
+        return np.ascontiguousarray(values, np.int32)
+    rounded = np.rint(values)
+    gap = np.abs(values - rounded)
+    if not (gap <= _MAX_ROUNDING).all():  # NaN fails too
+        worst = (
+            values.reshape(-1)[int(np.nanargmax(gap))]
+            if np.isfinite(gap).any() and np.nanmax(gap) > _MAX_ROUNDING
+            else np.nan
+        )
+        raise DataError(
+            f"{path}: label values are not integers (e.g. {worst:g}), expected whole numbers within {_MAX_ROUNDING}. "
+            "It was probably resampled with interpolation: export it again with nearest neighbour."
+        )
+    return rounded.astype(np.int32)
+
+
+def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
+    """Refuse two grids of which a corner voxel lies more than a tenth of a voxel apart.
+
+    Raises:
+        GeometryError: If shape or place differ.
+    """
+    if reference.shape_zyx != other.shape_zyx:
+        found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
+        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. Resample one onto the other.")
+    gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
+    if gap_mm > allowed_mm:
+        raise GeometryError(
+            f"{what}: same shape, but a corner voxel is {gap_mm:.3f} mm apart (allowed {allowed_mm:.3f} mm). "
+            "Check the two headers."
+        )
+
+
+def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> None:
+    """Write a mask as NIfTI with the exact header geometry of the image file `like`.
+
+    Args:
+        path: Output, `.nii.gz` or `.nii`.
+        mask_zyx: (Z, Y, X), any integer type; it is the type in the file.
+        like: The image whose grid the mask lies on.
+
+    Raises:
+        ValueError: If the shape is not the image's.
+        ResourceError, SetupError: If it cannot be written.
+    """
+    import nibabel as nib
+
+    header = read_header(like)
+    if mask_zyx.shape != header.grid.shape_zyx:
+        raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
+    data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
+    kind: Any = nib.Nifti1Image
+    template: Any = None
+    if ending_of(like) in NIFTI_ENDINGS:
+        with _file_faults(like):
+            source = _nifti(like)
+        kind, template = type(source), source.header.copy()
+        template.set_data_shape(data_xyz.shape)
+        template["scl_slope"], template["scl_inter"] = 1, 0
+        template["cal_max"] = template["cal_min"] = 0
+        template.set_intent("none")
+        template.extensions.clear()
+    image = kind(data_xyz, header.grid.affine_ras_mm, template)
+    image.set_data_dtype(data_xyz.dtype)
+    if template is None:
+        image.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        nib.save(image, temporary)
+
+
+def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> None:
+    """Write an image as NIfTI, 3D for one channel and 4D for more; the type in the file is the array's.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be written.
+    """
+    import nibabel as nib
+
+    data = voxels_czyx.transpose(3, 2, 1, 0)
+    image = nib.Nifti1Image(data[..., 0] if data.shape[3] == 1 else data, affine_ras_mm)
+    image.set_data_dtype(voxels_czyx.dtype)
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        nib.save(image, temporary)
+
+
+def _check_geometry(header: Header) -> None:
+    check_grid(header.grid, str(header.path))
+    if header.contradiction:
+        raise GeometryError(
+            f"{header.path}: {header.contradiction}; one of them is wrong. "
+            "`segpipe check DATA --fix OUT` writes a copy whose affine follows pixdim."
+        )
+
+
+def _voxels(path: Path, header: Header, dtype: Any) -> NDArray[Any]:
+    """(C, Z, Y, X); scaled by slope and intercept; of the stored type if `dtype` is None and nothing is scaled."""
+    with _file_faults(path):
+        if ending_of(path) in ITK_ENDINGS:
+            import SimpleITK as sitk
+
+            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
+            return array.reshape(header.n_channels, *header.grid.shape_zyx).astype(dtype or array.dtype, copy=False)
+        data = np.asanyarray(_nifti(path).dataobj)
+        data = np.asarray(data, data.dtype.newbyteorder("="))
+        z, y, x = header.grid.shape_zyx
+        return (
+            data.reshape((x, y, z, header.n_channels), order="F")
+            .transpose(3, 2, 1, 0)
+            .astype(dtype or data.dtype, copy=False)
+        )
+
+
+def _nifti(path: Path) -> Any:
+    import nibabel as nib
+
+    image = nib.load(path)
+    if not isinstance(image, nib.Nifti1Image):
+        raise DataError(f"{path}: is a {type(image).__name__}, expected single-file NIfTI. Convert it to .nii.gz.")
+    return image
+
+
+def _itk_header(path: Path) -> Header:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    n_axes = reader.GetDimension()
+    if n_axes not in (2, 3):
+        raise DataError(f"{path}: {n_axes} axes, expected a 2D or 3D image.")
+    direction = np.eye(3)
+    direction[:n_axes, :n_axes] = np.reshape(reader.GetDirection(), (n_axes, n_axes))
+    spacing = np.array([*reader.GetSpacing(), 1.0][:3])
+    origin = np.array([*reader.GetOrigin(), 0.0][:3])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction * spacing, origin
+    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS+
+    x, y, z = [*reader.GetSize(), 1][:3]
+    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
+    dtype = np.dtype(np.float32 if "float" in pixel else np.int32)
+    return Header(path, _grid(path, (x, y, z), affine), reader.GetNumberOfComponents(), None, True, dtype)
+
+
+def _grid(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.float64]) -> Grid:
+    try:
+        return Grid((shape_xyz[2], shape_xyz[1], shape_xyz[0]), np.asarray(affine, np.float64))
+    except GeometryError as fault:
+        raise GeometryError(f"{path}: {fault} Repair the header.") from None
+
+
+def _shape_xyz(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
+    """Three edges and the number of channels; axes of length 1 after the third are dropped."""
+    x, y, z, *rest = (*shape, *(1,) * (3 - len(shape)))
+    channels = [n for n in rest if n != 1] or [1]
+    if len(shape) < 2 or len(channels) > 1 or 0 in (x, y, z, *rest):
+        text = " × ".join(map(str, shape))
+        raise DataError(f"{path}: shape {text}, expected 2 or 3 axes in space and at most one of channels, none empty.")
+    return (x, y, z), channels[0]
+
+
+def _checked_ending(path: Path) -> str:
+    if not path.exists():
+        raise DataError(f"{path}: no such file.")
+    if not ending_of(path):
+        raise DataError(
+            f"{path}: is in no format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
+            "Convert it, e.g. with `mri_convert` (.mgz), `fslchfiletype` (.hdr/.img) or `dcm2niix` (DICOM)."
+        )
+    return ending_of(path)
+
+
+def _kind(dtype: np.dtype[Any]) -> str:
+    return "colour (RGB)" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+
+
+@contextmanager
+def _file_faults(path: Path) -> Iterator[None]:
+    """Whatever a reading library raises on a broken file becomes a DataError that names the file."""
+    from nibabel.filebasedimages import ImageFileError
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        yield
+    except (
+        ImageFileError,
+        HeaderDataError,
+        EOFError,
+        zlib.error,
+        OSError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+    ) as fault:
+        first_line = str(fault).strip().splitlines()[-1:] or [type(fault).__name__]
+        size = path.stat().st_size if path.is_file() else 0
+        raise DataError(
+            f"{path}: cannot be read as an image ({size} bytes; {first_line[0].strip()[:200]}). "
+            "It is damaged, cut short or of another format: copy or export it again."
+        ) from None

@@ -1,0 +1,1 @@
+"""Folders of scans to a Dataset, its faults and its folds."""

@@ -1,0 +1,75 @@
+"""What a dataset is, whatever folder layout it came in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import field_validator, model_validator
+
+from segpipe.core.labels import LabelSet
+from segpipe.core.records import Record
+
+
+class Case(Record):
+    """One image and its label map.
+
+    Args:
+        case_id: Name, unique in the dataset; output files are called so.
+        patient_id: Whose image it is; cases of one patient never part in a split.
+        images: Files, one for each channel, or one 4D file with all channels.
+        label: File of the label map; None where there is none (prediction).
+        site: Where it was acquired; None if unknown.
+    """
+
+    case_id: str
+    patient_id: str
+    images: tuple[str, ...]
+    label: str | None = None
+    site: str | None = None
+
+    @property
+    def image_paths(self) -> list[Path]:
+        """The image files."""
+        return [Path(image) for image in self.images]
+
+    @field_validator("images")
+    @classmethod
+    def _some(cls, images: tuple[str, ...]) -> tuple[str, ...]:
+        if not images:
+            raise ValueError("expected at least one image")
+        return images
+
+
+class Dataset(Record):
+    """Cases, channels and labels.
+
+    Args:
+        name: For people.
+        layout: How the folder was understood: nnunet, msd, folders, csv.
+        root: The folder or file it was read from.
+        channels: Channel names in order, e.g. ("T1", "FLAIR"); the planner normalises by them ("CT").
+        labels: The structures.
+        cases: Sorted by case id.
+        patients_from: Where patient ids come from, one sentence for people.
+    """
+
+    name: str
+    layout: str
+    root: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    cases: tuple[Case, ...]
+    patients_from: str
+
+    @model_validator(mode="after")
+    def _unique(self) -> Dataset:
+        ids = [case.case_id for case in self.cases]
+        if len(set(ids)) != len(ids):
+            twice = sorted({i for i in ids if ids.count(i) > 1})
+            raise ValueError(f"case ids occur twice: {twice[:5]}")
+        return self
+
+    @property
+    def by_id(self) -> dict[str, Case]:
+        """Cases by their id."""
+        return {case.case_id: case for case in self.cases}
