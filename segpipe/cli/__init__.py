@@ -1,1 +1,1 @@
-""""""
+"""The command line: parse, call one stage, print. Heavy imports stay inside the commands."""
