@@ -68,7 +68,7 @@ def run(args: list[str]) -> int:
     try:
         result = root.main(args, prog_name="segpipe", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as fault:
-        click.echo(fault.ctx.get_help() if fault.ctx else "")
+        click.echo(fault.ctx.get_help())
         return 0
     except click.ClickException as fault:
         fault.show()
