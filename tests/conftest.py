@@ -1,0 +1,35 @@
+"""What every test gets: the shared data or a reason to skip, one thread, no window."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: threads cost more than they give
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("segpipe", deadline=None, print_blob=True)  # a loaded machine is no failure
+settings.load_profile("segpipe")
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder of published data that is not part of the repository; skips where it is absent."""
+    folder = Path(os.environ.get("SEGPIPE_SHARED", REPOSITORY.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no published data at {folder} (SEGPIPE_SHARED names another folder)")
+    return folder
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests marked `gpu` run where there is one and say so elsewhere."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device, none was found")

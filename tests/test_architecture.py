@@ -1,0 +1,278 @@
+"""The shape of the code base: who may import whom, where each library is used, how long a piece may be.
+
+Every check takes source text, so that each has a test with an offender. To add an arrow, change the table here in
+the same commit and say why in docs/decisions.md.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parent.parent / "segpipe"
+_PIPELINE = {"core", "data", "fingerprint", "networks", "plan", "prepare", "train", "predict", "evaluate", "compare"}
+ALLOWED_IMPORTS: dict[str, set[str]] = {  # a part may always import itself
+    "core": set(),
+    "data": {"core"},
+    "fingerprint": {"core", "data"},
+    "networks": {"core"},
+    "plan": {"core", "fingerprint", "networks"},
+    "prepare": {"core", "data", "plan"},
+    "train": {"core", "data", "networks", "plan", "prepare"},
+    "predict": {"core", "data", "networks", "plan", "prepare", "train"},
+    "evaluate": {"core", "data"},
+    "compare": {"core", "data", "evaluate"},
+    "report": {"core", "data", "plan", "evaluate", "compare"},
+    "bridge": _PIPELINE | {"report"},
+    "cli": _PIPELINE | {"report", "bridge"},
+    "__init__": _PIPELINE | {"report", "cli"},  # the lazy public API
+}
+_TORCH_PARTS = ("networks/", "prepare/", "train/", "predict/")
+HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be imported (file, or folder ending in /)
+    "torch": _TORCH_PARTS,
+    "torchvision": _TORCH_PARTS,
+    "safetensors": _TORCH_PARTS,
+    "monai": _TORCH_PARTS,  # monai and the next import torch
+    "dynamic_network_architectures": ("networks/",),
+    "nibabel": ("core/volume.py",),
+    "SimpleITK": ("core/volume.py",),
+    "nnunetv2": ("bridge/",),
+    "batchgenerators": ("bridge/",),
+    "batchgeneratorsv2": ("bridge/",),
+    "click": ("cli/",),
+}
+_PRINTERS = ("cli/", "core/progress.py")
+_UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
+_UNSAFE_YAML = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
+_VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
+MAX_FILE_LINES = 300
+MAX_BODY_LINES = 40
+
+Check = Callable[[str, str], list[str]]
+
+
+def part_of(path: str) -> str:
+    """`data/check.py` is in `data`, `fingerprint.py` in `fingerprint`."""
+    return path.split("/")[0].removesuffix(".py")
+
+
+def imported_modules(path: str, tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file of segpipe imports, anywhere in it, and the lines.
+
+    `from a import b` gives `a` and `a.b`: b may be a module. A call of `import_module` or `__import__` gives its
+    string, of an f-string the part before the first brace.
+    """
+    package = ["segpipe", *path.split("/")[:-1]]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = ".".join(package[: len(package) - node.level + 1]) if node.level else ""
+            base = ".".join(filter(None, (above, node.module)))
+            yield base, node.lineno
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+        elif isinstance(node, ast.Call) and _called(node).split(".")[-1] in {"import_module", "__import__"}:
+            yield from ((text, node.lineno) for text in _leading_text(node))
+
+
+def _called(node: ast.Call) -> str:
+    """Dotted name of what is called, e.g. `torch.load`; empty if it is no plain name."""
+    names, current = [], node.func
+    while isinstance(current, ast.Attribute):
+        names.append(current.attr)
+        current = current.value
+    return ".".join([current.id, *names[::-1]]) if isinstance(current, ast.Name) else ""
+
+
+def _leading_text(node: ast.Call) -> list[str]:
+    first = node.args[0] if node.args else None
+    if isinstance(first, ast.JoinedStr) and first.values:
+        first = first.values[0]
+    return [first.value] if isinstance(first, ast.Constant) and isinstance(first.value, str) else []
+
+
+def forbidden_arrows(path: str, source: str) -> list[str]:
+    """Imports of another part of segpipe that the table does not allow."""
+    own, faults = part_of(path), []
+    if own not in ALLOWED_IMPORTS:
+        return [f"{path}: part {own!r} is not in the table of allowed imports"]
+    for name, line in imported_modules(path, ast.parse(source)):
+        other = part_of(name.removeprefix("segpipe.").replace(".", "/")) if name.startswith("segpipe.") else own
+        if other in ALLOWED_IMPORTS and other != own and other not in ALLOWED_IMPORTS[own]:
+            faults.append(f"{path}:{line}: {own} imports {name}, allowed: {sorted(ALLOWED_IMPORTS[own])}")
+    return faults
+
+
+def foreign_libraries(path: str, source: str) -> list[str]:
+    """Libraries imported outside their home."""
+    faults = []
+    for name, line in imported_modules(path, ast.parse(source)):
+        homes = HOMES.get(name.split(".")[0])
+        if homes is not None and not path.startswith(homes):
+            faults.append(f"{path}:{line}: imports {name}, allowed only in {', '.join(homes)}")
+    return faults
+
+
+def unsafe_reading(path: str, source: str) -> list[str]:
+    """Whatever could run code that stands in a file."""
+    tree, faults = ast.parse(source), []
+    for name, line in imported_modules(path, tree):
+        if name.split(".")[0] in _UNSAFE_MODULES:
+            faults.append(f"{path}:{line}: imports {name}")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called, keywords = _called(node), {k.arg: k.value for k in node.keywords}
+        module, _, function = called.rpartition(".")
+        bad = (
+            called in {"eval", "exec"}
+            or (module == "yaml" and function in _UNSAFE_YAML)
+            or (called == "torch.load" and not _is_true(keywords.get("weights_only")))
+            or ("allow_pickle" in keywords and not _is_false(keywords["allow_pickle"]))
+        )
+        if bad:
+            faults.append(f"{path}:{node.lineno}: calls {called} in a way that can run code from a file")
+    return faults
+
+
+def _is_true(node: ast.expr | None) -> bool:
+    return isinstance(node, ast.Constant) and node.value is True
+
+
+def _is_false(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is False
+
+
+def too_long(path: str, source: str) -> list[str]:
+    """Files of more than 300 lines, functions of more than 40 without signature and docstring."""
+    n_lines = len(source.splitlines())
+    faults = [f"{path}: {n_lines} lines, allowed {MAX_FILE_LINES}"] if n_lines > MAX_FILE_LINES else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) is not None else node.body
+            length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            if length > MAX_BODY_LINES:
+                faults.append(f"{path}:{node.lineno}: {node.name} has {length} lines, allowed {MAX_BODY_LINES}")
+    return faults
+
+
+def stray_prints(path: str, source: str) -> list[str]:
+    """`print` outside the command line and core/progress.py."""
+    if path.startswith(_PRINTERS):
+        return []
+    calls = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and _called(n) == "print"]
+    return [f"{path}:{node.lineno}: prints; use segpipe.core.progress.say or return the text" for node in calls]
+
+
+def swallowed_errors(path: str, source: str) -> list[str]:
+    """Handlers that catch everything and go on; `except BaseException` must raise again."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ExceptHandler):
+            continue
+        kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
+        names = {kind.id for kind in kinds if isinstance(kind, ast.Name)}
+        raises = any(isinstance(inner, ast.Raise) for inner in ast.walk(node))
+        if node.type is None or "Exception" in names or ("BaseException" in names and not raises):
+            faults.append(f"{path}:{node.lineno}: catches every error; name the ones that can happen")
+    return faults
+
+
+def vague_names(path: str, source: str) -> list[str]:  # noqa: ARG001 (every check takes path and source)
+    """Modules named after nothing in particular."""
+    names = {word for step in path.removesuffix(".py").split("/") for word in step.split("_")}
+    return [f"{path}: {name!r} says nothing" for name in sorted(names & _VAGUE_NAMES)]
+
+
+CHECKS: dict[str, Check] = {
+    "arrows": forbidden_arrows,
+    "libraries": foreign_libraries,
+    "unsafe": unsafe_reading,
+    "length": too_long,
+    "prints": stray_prints,
+    "errors": swallowed_errors,
+    "names": vague_names,
+}
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_the_package_keeps_the_rules(check: str) -> None:
+    files = {p.relative_to(PACKAGE).as_posix(): p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))}
+    assert len(files) > 10, "the package was not found"
+    faults = [fault for path, source in files.items() for fault in CHECKS[check](path, source)]
+    assert not faults, "\n".join(["", *faults])
+
+
+def test_nothing_in_the_package_imports_tests_or_benchmarks() -> None:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        roots = {name.split(".")[0] for name, _ in imported_modules(path.relative_to(PACKAGE).as_posix(), tree)}
+        assert not roots & {"tests", "benchmarks", "pytest", "hypothesis"}, path
+
+
+OFFENDERS = [  # check, path, source
+    ("arrows", "evaluate/metrics.py", "from segpipe.predict.window import slide"),
+    ("arrows", "evaluate/metrics.py", "def f():\n    import segpipe.predict"),
+    ("arrows", "evaluate/metrics.py", "from segpipe import predict"),
+    ("arrows", "evaluate/metrics.py", "from ..predict import window"),
+    ("arrows", "evaluate/metrics.py", "from .. import predict"),
+    ("arrows", "core/grid.py", "import importlib\nimportlib.import_module('segpipe.data.dataset')"),
+    ("arrows", "core/grid.py", "from importlib import import_module\nimport_module(f'segpipe.cli.{name}')"),
+    ("arrows", "core/grid.py", "__import__('segpipe.data')"),
+    ("arrows", "data/check.py", "if TYPE_CHECKING:\n    from segpipe.fingerprint import Fingerprint"),
+    ("arrows", "networks/unet.py", "from segpipe.plan import schema"),
+    ("arrows", "fingerprint.py", "from segpipe.plan.schema import Plan"),
+    ("arrows", "fresh/new.py", ""),
+    ("libraries", "cli/train.py", "import torch"),
+    ("libraries", "core/progress.py", "def f():\n    from torch import nn"),
+    ("libraries", "plan/make.py", "import torch.nn as nn"),
+    ("libraries", "evaluate/metrics.py", "from monai.metrics import compute_hausdorff_distance"),
+    ("libraries", "data/check.py", "import nibabel as nib"),
+    ("libraries", "core/grid.py", "from SimpleITK import ReadImage"),
+    ("libraries", "plan/make.py", "importlib.import_module('nnunetv2.experiment_planning')"),
+    ("libraries", "core/errors.py", "import click"),
+    ("unsafe", "train/checkpoint.py", "import pickle"),
+    ("unsafe", "train/checkpoint.py", "torch.load(path)"),
+    ("unsafe", "train/checkpoint.py", "torch.load(path, weights_only=False)"),
+    ("unsafe", "core/records.py", "yaml.load(text, Loader=yaml.SafeLoader)"),
+    ("unsafe", "core/records.py", "eval(text)"),
+    ("unsafe", "prepare/store.py", "np.load(path, allow_pickle=True)"),
+    ("length", "core/grid.py", "\n" * 301),
+    ("length", "core/grid.py", "def f():\n" + "    x = 1\n" * 41),
+    ("length", "core/grid.py", "class A:\n    async def f(self):\n" + "        x = 1\n" * 41),
+    ("prints", "train/loop.py", "def f():\n    print('epoch')"),
+    ("errors", "train/loop.py", "try:\n    f()\nexcept Exception:\n    g()"),
+    ("errors", "train/loop.py", "try:\n    f()\nexcept (ValueError, Exception):\n    raise"),
+    ("errors", "train/loop.py", "try:\n    f()\nexcept:\n    g()"),
+    ("errors", "train/loop.py", "try:\n    f()\nexcept BaseException:\n    g()"),
+    ("names", "core/utils.py", ""),
+    ("names", "train/loss_helpers.py", ""),
+]
+
+
+@pytest.mark.parametrize(("check", "path", "source"), OFFENDERS)
+def test_an_offender_is_found(check: str, path: str, source: str) -> None:
+    assert CHECKS[check](path, source)
+
+
+INNOCENTS = [
+    ("arrows", "predict/run.py", "from segpipe.train.checkpoint import load\nfrom . import window\nimport numpy"),
+    ("arrows", "core/volume.py", "from segpipe import __version__\nfrom segpipe.core.grid import Grid"),
+    ("arrows", "cli/main.py", "importlib.import_module(f'segpipe.cli.{name}').command"),
+    ("libraries", "core/volume.py", "import nibabel"),
+    ("libraries", "predict/window.py", "import torch"),
+    ("unsafe", "train/checkpoint.py", "torch.load(path, weights_only=True)\nnet.eval()\nyaml.safe_load(text)"),
+    ("unsafe", "prepare/store.py", "np.save(path, array, allow_pickle=False)"),
+    ("length", "core/grid.py", 'def f():\n    """' + "\n    more" * 50 + '"""\n' + "    x = 1\n" * 40),
+    ("prints", "cli/train.py", "print('done')"),
+    ("errors", "core/progress.py", "try:\n    f()\nexcept BaseException:\n    raise"),
+    ("names", "train/loop.py", ""),
+]
+
+
+@pytest.mark.parametrize(("check", "path", "source"), INNOCENTS)
+def test_what_is_allowed_passes(check: str, path: str, source: str) -> None:
+    assert not CHECKS[check](path, source)
