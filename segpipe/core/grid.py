@@ -105,6 +105,23 @@ def check_grid(grid: Grid, what: str) -> None:
         )
 
 
+def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
+    """Refuse two grids of which a corner voxel lies more than a tenth of a voxel apart.
+
+    Raises:
+        GeometryError: If shape or place differ.
+    """
+    if reference.shape_zyx != other.shape_zyx:
+        found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
+        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. Resample one onto the other.")
+    gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
+    if gap_mm > allowed_mm:
+        raise GeometryError(
+            f"{what}: same shape, but a corner voxel is {gap_mm:.3f} mm apart (allowed {allowed_mm:.3f} mm). "
+            "Check the two headers."
+        )
+
+
 @dataclass(frozen=True)
 class Reorientation:
     """A lossless turn of an array: axes are permuted, then some are flipped.

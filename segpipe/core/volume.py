@@ -18,44 +18,13 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid, check_grid
+from segpipe.core.grid import require_same_grid as require_same_grid
+from segpipe.core.header import IMAGE_ENDINGS, ITK_ENDINGS, NIFTI_ENDINGS, Header
+from segpipe.core.header import ending_of as ending_of
+from segpipe.core.header import stem_of as stem_of
 
-NIFTI_ENDINGS = (".nii.gz", ".nii")
-ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
-IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 _MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
-_SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says of itself, without its voxels.
-
-    Args:
-        path: The file.
-        grid: Place of the voxels.
-        n_channels: 1 for a 3D file, the length of the fourth axis for a 4D one.
-        pixdim_zyx_mm: Voxel edges as the header's pixdim says; None for formats without it.
-        has_world: False if the header holds no orientation (sform and qform codes are both 0).
-        dtype: Type of the stored voxels.
-    """
-
-    path: Path
-    grid: Grid
-    n_channels: int
-    pixdim_zyx_mm: tuple[float, float, float] | None
-    has_world: bool
-    dtype: np.dtype[Any]
-
-    @property
-    def contradiction(self) -> str:
-        """How the affine and pixdim disagree about the voxel edges; empty if they agree."""
-        if self.pixdim_zyx_mm is None:
-            return ""
-        pairs = zip(self.grid.spacing_mm, self.pixdim_zyx_mm, strict=True)
-        if all(abs(a - p) <= _SPACING_TOLERANCE * max(a, p) for a, p in pairs):
-            return ""
-        affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
-        return f"the affine (sform) says voxels of {affine} mm (x, y, z), pixdim says {pixdim} mm"
+_MAX_LABEL = np.iinfo(np.int32).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,16 +33,6 @@ class Volume:
 
     voxels_czyx: NDArray[np.float32]
     grid: Grid
-
-
-def ending_of(path: Path) -> str:
-    """The image ending of a file name, lower case; empty if it is none that segpipe reads."""
-    return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), "")
-
-
-def stem_of(path: Path) -> str:
-    """File name without its image ending."""
-    return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
 
 
 def read_header(path: Path) -> Header:
@@ -162,38 +121,22 @@ def read_label_values(header: Header) -> NDArray[np.int32]:
             "Merge one-hot channels into one map."
         )
     values = _voxels(path, header, None)[0]
-    if values.dtype.kind in "iu":
-        return np.ascontiguousarray(values, np.int32)
-    rounded = np.rint(values)
-    gap = np.abs(values - rounded)
-    if not (gap <= _MAX_ROUNDING).all():  # NaN fails too
-        worst = (
-            values.reshape(-1)[int(np.nanargmax(gap))]
-            if np.isfinite(gap).any() and np.nanmax(gap) > _MAX_ROUNDING
-            else np.nan
-        )
+    wrong = _no_labels(values)
+    if wrong.any():
         raise DataError(
-            f"{path}: label values are not integers (e.g. {worst:g}), expected whole numbers within {_MAX_ROUNDING}. "
-            "It was probably resampled with interpolation: export it again with nearest neighbour."
+            f"{path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below 2³¹, "
+            f"within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it again "
+            "with nearest neighbour."
         )
-    return rounded.astype(np.int32)
+    return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, np.int32)
 
 
-def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
-    """Refuse two grids of which a corner voxel lies more than a tenth of a voxel apart.
-
-    Raises:
-        GeometryError: If shape or place differ.
-    """
-    if reference.shape_zyx != other.shape_zyx:
-        found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
-        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. Resample one onto the other.")
-    gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
-    if gap_mm > allowed_mm:
-        raise GeometryError(
-            f"{what}: same shape, but a corner voxel is {gap_mm:.3f} mm apart (allowed {allowed_mm:.3f} mm). "
-            "Check the two headers."
-        )
+def _no_labels(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Voxels that are no label: not near an integer, not finite, or beyond int32."""
+    if values.dtype.kind in "iu":
+        return (values > _MAX_LABEL) | (values < -_MAX_LABEL)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return ~(np.abs(values - np.rint(values)) <= _MAX_ROUNDING) | (np.abs(values) > _MAX_LABEL)
 
 
 def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> None:

@@ -1,0 +1,58 @@
+"""What an image file says of itself, and its name. Opens nothing: that is done in core/volume.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.core.grid import Grid
+
+NIFTI_ENDINGS = (".nii.gz", ".nii")
+ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
+IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+_SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says of itself, without its voxels.
+
+    Args:
+        path: The file.
+        grid: Place of the voxels.
+        n_channels: 1 for a 3D file, the length of the fourth axis for a 4D one.
+        pixdim_zyx_mm: Voxel edges as the header's pixdim says; None for formats without it.
+        has_world: False if the header holds no orientation (sform and qform codes are both 0).
+        dtype: Type of the stored voxels.
+    """
+
+    path: Path
+    grid: Grid
+    n_channels: int
+    pixdim_zyx_mm: tuple[float, float, float] | None
+    has_world: bool
+    dtype: np.dtype[Any]
+
+    @property
+    def contradiction(self) -> str:
+        """How the affine and pixdim disagree about the voxel edges; empty if they agree."""
+        if self.pixdim_zyx_mm is None:
+            return ""
+        pairs = zip(self.grid.spacing_mm, self.pixdim_zyx_mm, strict=True)
+        if all(abs(a - p) <= _SPACING_TOLERANCE * max(a, p) for a, p in pairs):
+            return ""
+        affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
+        return f"the affine (sform) says voxels of {affine} mm (x, y, z), pixdim says {pixdim} mm"
+
+
+def ending_of(path: Path) -> str:
+    """The image ending of a file name, lower case; empty if it is none that segpipe reads."""
+    return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), "")
+
+
+def stem_of(path: Path) -> str:
+    """File name without its image ending."""
+    return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
