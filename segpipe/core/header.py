@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
@@ -56,3 +57,17 @@ def ending_of(path: Path) -> str:
 def stem_of(path: Path) -> str:
     """File name without its image ending."""
     return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
+
+
+def space_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
+    """Three edges (x, y, z) and the number of channels; axes of length 1 after the third are dropped.
+
+    Raises:
+        DataError: If there are fewer than two axes, an empty one, or several of channels.
+    """
+    x, y, z, *rest = (*shape, *(1,) * (3 - len(shape)))
+    channels = [n for n in rest if n != 1] or [1]
+    if len(shape) < 2 or len(channels) > 1 or 0 in (x, y, z, *rest):
+        text = " × ".join(map(str, shape))
+        raise DataError(f"{path}: shape {text}, expected 2 or 3 axes in space and at most one of channels, none empty.")
+    return (x, y, z), channels[0]

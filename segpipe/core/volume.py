@@ -19,7 +19,7 @@ from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid, check_grid
 from segpipe.core.grid import require_same_grid as require_same_grid
-from segpipe.core.header import IMAGE_ENDINGS, ITK_ENDINGS, NIFTI_ENDINGS, Header
+from segpipe.core.header import IMAGE_ENDINGS, ITK_ENDINGS, NIFTI_ENDINGS, Header, space_and_channels
 from segpipe.core.header import ending_of as ending_of
 from segpipe.core.header import stem_of as stem_of
 
@@ -46,7 +46,7 @@ def read_header(path: Path) -> Header:
         if _checked_ending(path) in ITK_ENDINGS:
             return _itk_header(path)
         image = _nifti(path)
-        shape, n_channels = _shape_xyz(path, image.shape)
+        shape, n_channels = space_and_channels(path, image.shape)
         dtype = np.dtype(image.get_data_dtype())
         if dtype.fields or dtype.kind not in "iuf":
             raise DataError(
@@ -256,16 +256,6 @@ def _grid(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.float6
         return Grid((shape_xyz[2], shape_xyz[1], shape_xyz[0]), np.asarray(affine, np.float64))
     except GeometryError as fault:
         raise GeometryError(f"{path}: {fault} Repair the header.") from None
-
-
-def _shape_xyz(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
-    """Three edges and the number of channels; axes of length 1 after the third are dropped."""
-    x, y, z, *rest = (*shape, *(1,) * (3 - len(shape)))
-    channels = [n for n in rest if n != 1] or [1]
-    if len(shape) < 2 or len(channels) > 1 or 0 in (x, y, z, *rest):
-        text = " × ".join(map(str, shape))
-        raise DataError(f"{path}: shape {text}, expected 2 or 3 axes in space and at most one of channels, none empty.")
-    return (x, y, z), channels[0]
 
 
 def _checked_ending(path: Path) -> str:
