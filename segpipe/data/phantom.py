@@ -1,7 +1,7 @@
 """The demo's data: made-up scans that look like anatomy and need both channels to be segmented.
 
 Anatomy is a set of implicit surfaces in patient space (RAS mm), drawn from one random stream per patient; a scan
-samples it on its own grid, from a stream of its own. So two scans of a patient show the same anatomy on different grids.
+samples it on a grid of its own, from a stream of its own. So two scans of a patient show the same anatomy.
 """
 
 from __future__ import annotations
