@@ -1,1 +1,1 @@
-""""""
+"""From a NetworkSpec to a module."""

@@ -1,1 +1,1 @@
-""""""
+"""From a fingerprint to every decision, each with its reason."""

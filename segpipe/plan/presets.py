@@ -1,0 +1,108 @@
+"""Presets: a table of what the planner's rules are fed with. A new preset is a new row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from segpipe.core.errors import PlanError
+from segpipe.core.records import did_you_mean
+from segpipe.plan.schema import Training
+
+_RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What the rules of `make.py` are fed with.
+
+    Args:
+        kind: Network kind.
+        blocks: Blocks of each encoder stage, cut to the number of stages.
+        decoder_convolutions: Convolutions of each decoder stage.
+        base_features: Of the first stage; doubled at each stage up to `max_features`.
+        max_features: By the number of axes.
+        reference_voxels: Feature-map voxels (2.3 of nnU-Net's rules) that fit at `reference_batch`, by axes.
+        reference_batch: By the number of axes.
+        memory_factor: Target memory over the memory the reference was taken at.
+        coverage: Largest share of the dataset's voxels in one batch.
+        max_batch: Largest batch.
+        batch_in_shrink: Whether the patch shrinks until a batch of 2 fits (True) or until the reference batch
+            does (False: nnU-Net's residual presets, whose 2D patches become about 6 times smaller).
+        training: The recipe.
+        why: One sentence.
+    """
+
+    kind: str
+    blocks: tuple[int, ...]
+    decoder_convolutions: int
+    reference_voxels: dict[int, float]
+    why: str
+    base_features: int = 32
+    max_features: dict[int, int] = field(default_factory=lambda: {2: 512, 3: 320})
+    reference_batch: dict[int, int] = field(default_factory=lambda: {2: 12, 3: 2})
+    memory_factor: float = 1.0
+    reference_gigabytes: float = 8.0
+    coverage: float = 0.05
+    max_batch: int | None = None
+    batch_in_shrink: bool = True
+    training: Training = field(default_factory=Training)
+
+
+def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
+    return Preset(
+        kind="residual",
+        blocks=_RESIDUAL_BLOCKS,
+        decoder_convolutions=1,
+        reference_voxels={2: voxels_2d, 3: voxels_3d},
+        reference_gigabytes=gigabytes,
+        coverage=1.0,
+        batch_in_shrink=False,
+        why=f"nnU-Net's residual encoder preset for {gigabytes:.0f} GB.",
+    )
+
+
+PRESETS: dict[str, Preset] = {
+    "nnunet": Preset(
+        kind="plain",
+        blocks=(2,) * 14,
+        decoder_convolutions=2,
+        reference_voxels={2: 85e6, 3: 560e6},
+        why="nnU-Net's default planner.",
+    ),
+    "resenc_m": _residual(680e6, 135e6, 8),
+    "resenc_l": _residual(2.1e9, 380e6, 24),
+    "resenc_xl": _residual(3.6e9, 560e6, 40),
+    "cpu": Preset(
+        kind="plain",
+        blocks=(2,) * 14,
+        decoder_convolutions=2,
+        base_features=16,
+        max_features={2: 256, 3: 160},
+        reference_voxels={2: 7.3e6, 3: 48e6},
+        max_batch=2,
+        training=Training(
+            epochs=50,
+            optimizer="adamw",
+            learning_rate=2e-3,
+            momentum=0.9,
+            weight_decay=1e-2,
+            warmup_fraction=0.05,
+            weight_average=0.99,
+            augmentation="light",
+        ),
+        why="A network a quarter as costly and a recipe that gets far in few steps, since there is no GPU.",
+    ),
+}
+
+
+def preset_named(name: str, device: str) -> tuple[str, Preset]:
+    """A row of the table; `auto` is `cpu` on a CPU and `nnunet` elsewhere.
+
+    Raises:
+        PlanError: If there is none of that name.
+    """
+    if name == "auto":
+        name = "cpu" if device == "cpu" else "nnunet"
+    if name not in PRESETS:
+        raise PlanError(f"preset {name!r} is unknown.{did_you_mean(name, ['auto', *PRESETS])}")
+    return name, PRESETS[name]

@@ -1,0 +1,162 @@
+"""The plan: every decision of a run, strict and editable.
+
+`configurations` and what stands above it follow from the data; `training` is what a person chose.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from segpipe.core.labels import LabelSet
+from segpipe.core.records import Record
+from segpipe.networks.spec import NetworkSpec
+
+Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
+Fraction = float
+
+
+class Normalisation(Record):
+    """How the voxels of one channel become network input.
+
+    Args:
+        scheme: ct: clip to `low`…`high`, subtract `mean`, divide by `std` (of the dataset's foreground);
+            zscore: by the case's own mean and SD; rescale_0_1: by its minimum and maximum; rgb_0_1: divide by 255.
+        within_nonzero: zscore only: statistics inside the non-zero voxels, 0 outside.
+        low, high, mean, std: ct only, in the unit of the image.
+    """
+
+    scheme: Scheme
+    within_nonzero: bool = False
+    low: float | None = None
+    high: float | None = None
+    mean: float | None = None
+    std: PositiveFloat | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> Normalisation:
+        given = [v is not None for v in (self.low, self.high, self.mean, self.std)]
+        if self.scheme == "ct" and not all(given):
+            raise ValueError("scheme ct needs low, high, mean and std")
+        if self.scheme != "ct" and any(given):
+            raise ValueError("low, high, mean and std belong to scheme ct alone")
+        return self
+
+
+class Configuration(Record):
+    """One way to see the data: resolution, patch, network.
+
+    Args:
+        spacing_mm: Target voxel edge along Z, Y, X after `axis_order`; None keeps each case's own (2D: between slices).
+        median_shape_zyx: Median over cases at that spacing, for people and for the planner.
+        patch_zyx: Voxels the network sees at once; Z is 1 for a 2D network.
+        batch_size: Patches in a step.
+        batch_dice: Dice loss over the whole batch instead of each patch.
+        network: The network.
+    """
+
+    spacing_mm: tuple[PositiveFloat | None, PositiveFloat, PositiveFloat]
+    median_shape_zyx: tuple[PositiveInt, PositiveInt, PositiveInt]
+    patch_zyx: tuple[PositiveInt, PositiveInt, PositiveInt]
+    batch_size: PositiveInt
+    batch_dice: bool
+    network: NetworkSpec
+
+    @model_validator(mode="after")
+    def _fits(self) -> Configuration:
+        patch = self.patch_zyx[-self.network.n_axes :]
+        wrong = [p for p, d in zip(patch, self.network.divisors_zyx, strict=True) if p % d]
+        if wrong:
+            raise ValueError(
+                f"patch_zyx {self.patch_zyx} must be a multiple of the network's strides {self.network.divisors_zyx}"
+            )
+        if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
+            raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
+        return self
+
+
+class Training(Record):
+    """What a person may choose; the defaults are the preset's.
+
+    Args:
+        epochs, iterations_per_epoch: Length of training when no time budget is given.
+        validation_iterations: Batches of validation patches at the end of each epoch.
+        time_budget_seconds: Wall-clock time of training one fold; the schedule is laid over it. None: by epochs.
+        optimizer: sgd (Nesterov), adamw.
+        learning_rate: At the start.
+        momentum: sgd: momentum; adamw: first beta.
+        weight_decay: L2 (sgd) or decoupled (adamw).
+        warmup_fraction: Share of the training in which the learning rate rises linearly from 0.
+        schedule: poly: (1 - progress)^0.9, as nnU-Net; cosine.
+        gradient_clip: Largest gradient norm.
+        weight_average: Decay of the exponential moving average of the weights used for prediction, for each step,
+            0 (none) to below 1.
+        foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
+        augmentation: none, light or nnunet (strengths: train/augment.py).
+        precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
+        seed: Of everything random in training.
+    """
+
+    epochs: PositiveInt = 1000
+    iterations_per_epoch: PositiveInt = 250
+    validation_iterations: NonNegativeInt = 50
+    time_budget_seconds: PositiveFloat | None = None
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: PositiveFloat = 1e-2
+    momentum: float = Field(default=0.99, ge=0, lt=1)
+    weight_decay: NonNegativeFloat = 3e-5
+    warmup_fraction: Fraction = Field(default=0.0, ge=0, lt=1)
+    schedule: Literal["poly", "cosine"] = "poly"
+    gradient_clip: PositiveFloat = 12.0
+    weight_average: float = Field(default=0.0, ge=0, lt=1)
+    foreground_fraction: Fraction = Field(default=0.33, ge=0, le=1)
+    augmentation: Literal["none", "light", "nnunet"] = "nnunet"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    seed: int = 0
+
+
+class Plan(Record):
+    """Everything that was decided, and why.
+
+    Args:
+        segpipe_plan: Version of this format.
+        preset: The table row the decisions came from.
+        dataset: Name.
+        fingerprint: Digest of the fingerprint it follows from.
+        channels: Channel names in order.
+        labels: Structures and their file values.
+        orientation: Every case is turned to this orientation first, e.g. `LPS`.
+        axis_order: Then the axes are put in this order; the axis with the longest voxels comes first.
+        normalisation: One for each channel.
+        mirror_axes: Axes mirrored in training and prediction, after `axis_order` (0, 1, 2).
+        configurations: By name: 2d, 3d_fullres, 3d_lowres.
+        training: The recipe.
+        reasons: One sentence for each decision.
+    """
+
+    segpipe_plan: Literal[1] = 1
+    preset: str
+    dataset: str
+    fingerprint: str
+    channels: tuple[str, ...]
+    labels: LabelSet
+    orientation: str
+    axis_order: tuple[int, int, int]
+    normalisation: tuple[Normalisation, ...]
+    mirror_axes: tuple[int, ...]
+    configurations: dict[str, Configuration]
+    training: Training
+    reasons: dict[str, str]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Plan:
+        if len(self.normalisation) != len(self.channels):
+            raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")
+        if sorted(self.axis_order) != [0, 1, 2]:
+            raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
+        if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
+            raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
+        if not self.configurations:
+            raise ValueError("configurations is empty")
+        return self

@@ -1,0 +1,54 @@
+"""Target spacing, shapes and axis order: nnU-Net's rules as pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.fingerprint import Fingerprint
+
+ANISOTROPY = 3.0  # an axis this many times coarser than the others is treated apart
+_COARSE_AXIS_PERCENTILE = 10
+Floats = NDArray[np.float64]
+
+
+def target_spacing(spacings_mm: Floats, shapes: Floats) -> Floats:
+    """Median spacing; for a coarse axis with few slices the 10th percentile of that axis.
+
+    Args:
+        spacings_mm: (cases, 3).
+        shapes: (cases, 3) after cropping.
+
+    Returns:
+        (3,) mm. The coarse axis never becomes finer than the others.
+    """
+    target = np.percentile(spacings_mm, 50, axis=0)
+    size = np.percentile(shapes, 50, axis=0)
+    worst = int(np.argmax(target))
+    others = [a for a in range(3) if a != worst]
+    coarsest_other = target[others].max()
+    if target[worst] > ANISOTROPY * coarsest_other and size[worst] * ANISOTROPY < size[others].min():
+        fine = np.percentile(spacings_mm[:, worst], _COARSE_AXIS_PERCENTILE)
+        target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
+    return target
+
+
+def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
+    """Voxels after resampling: each edge keeps its length in mm, rounded, at least 1."""
+    return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+
+
+def axis_order(target_mm: Floats) -> tuple[int, int, int]:
+    """The coarsest axis first, the others as they were."""
+    first = int(np.argmax(target_mm))
+    second, third = (a for a in range(3) if a != first)
+    return (first, second, third)
+
+
+def spacings_and_shapes(fingerprint: Fingerprint) -> tuple[Floats, Floats]:
+    """(cases, 3) mm and (cases, 3) voxels after cropping."""
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases], np.float64)
+    shapes = np.array([case.cropped_shape_zyx for case in fingerprint.cases], np.float64)
+    return spacings, shapes

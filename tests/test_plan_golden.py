@@ -1,0 +1,98 @@
+"""Plans against those that nnunetv2 2.8.1 writes (needs ../shared)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from segpipe.core.labels import Label, LabelSet
+from segpipe.fingerprint import CaseFingerprint, Fingerprint, Intensities
+from segpipe.plan.make import make_plan
+from segpipe.plan.schema import Plan
+from segpipe.plan.topology import feature_voxels
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PRESETS = {"default_8": "nnunet", "resM": "resenc_m", "resL": "resenc_l"}
+NAMES = {"ct": "CTNormalization", "zscore": "ZScoreNormalization", "none": "NoNormalization"}
+NAMES |= {"rescale_0_1": "RescaleTo01Normalization", "rgb_0_1": "RGBTo01Normalization"}
+
+
+def _intensities(fingerprint: dict[str, Any], channel: str) -> Intensities:
+    """One channel's; the decisions of channels that are not CT do not depend on them."""
+    known = fingerprint.get("foreground_intensity_properties_per_channel", {}).get(channel)
+    return Intensities(**(known or dict.fromkeys(Intensities.model_fields, 1.0)))
+
+
+def from_nnunet(fingerprint: dict[str, Any], dataset: dict[str, Any]) -> tuple[Fingerprint, LabelSet]:
+    """nnU-Net's two files as ours; the first axis stands for what cropping removes, since it stores no full shape."""
+    kept = fingerprint["median_relative_size_after_cropping"]
+    cases = tuple(
+        CaseFingerprint(
+            case_id=str(i),
+            orientation="LPS",
+            spacing_mm=tuple(spacing),
+            shape_zyx=(round(shape[0] / kept), shape[1], shape[2]),
+            cropped_shape_zyx=tuple(int(n) for n in shape),
+            label_voxels={},
+            signature="",
+        )
+        for i, (spacing, shape) in enumerate(
+            zip(fingerprint["spacings"], fingerprint["shapes_after_crop"], strict=True)
+        )
+    )
+    channels = tuple((dataset.get("channel_names") or dataset["modality"]).values())
+    n_channels = len(channels)
+    intensities = tuple(_intensities(fingerprint, str(i)) for i in range(n_channels))
+    names = [name for name in dataset["labels"] if name not in ("background", "ignore")]
+    ignore = dataset["labels"].get("ignore")
+    labels = LabelSet(
+        labels=tuple(Label(name=name, values=(i + 1,)) for i, name in enumerate(names)),
+        ignore_value=None if ignore is None else 10_000,
+    )
+    return Fingerprint(orientation="LPS", channels=channels, cases=cases, intensities=intensities), labels
+
+
+def assert_same_decisions(plan: Plan, golden: dict[str, Any], n_entries: int) -> None:
+    assert list(plan.axis_order) == golden["transpose_forward"]
+    assert [n for n in golden["configurations"] if "cascade" not in n] == list(plan.configurations)
+    for name, ours in plan.configurations.items():
+        theirs = golden["configurations"][name]
+        n_axes = ours.network.n_axes
+        assert list(ours.patch_zyx[-n_axes:]) == list(theirs["patch_size"]), name
+        assert ours.batch_size == theirs["batch_size"], name
+        assert list(ours.spacing_mm[-n_axes:]) == pytest.approx(theirs["spacing"]), name
+        assert ours.batch_dice == theirs["batch_dice"], name
+        assert list(ours.network.features) == theirs["features"], name
+        assert [list(s) for s in ours.network.strides_zyx] == theirs["strides"], name
+        assert [list(k) for k in ours.network.kernels_zyx] == theirs["kernels"], name
+        assert list(ours.network.blocks) == theirs["blocks"], name
+        assert [NAMES[n.scheme] for n in plan.normalisation] == theirs["normalization"]
+        assert [n.within_nonzero for n in plan.normalisation] == theirs["use_mask"]
+        voxels = feature_voxels(ours.network, ours.patch_zyx[-n_axes:], n_entries)
+        assert voxels == theirs["feature_map_voxels"], name
+
+
+def synthetic() -> list[tuple[str, str]]:
+    file = SHARED / "golden_synthetic.json"
+    return [(c, p) for c in json.loads(file.read_text()) for p in PRESETS] if file.exists() else []
+
+
+@pytest.mark.parametrize(("case", "preset"), synthetic() or [("", "")])
+def test_synthetic_fingerprints_give_nnunets_plans(case: str, preset: str) -> None:
+    if not case:
+        pytest.skip("needs ../shared/golden_synthetic.json")
+    golden = json.loads((SHARED / "golden_synthetic.json").read_text())[case]
+    fingerprint = golden["fingerprint"]
+    if golden.get("fingerprint_repeat"):
+        repeat = golden["fingerprint_repeat"]
+        fingerprint = fingerprint or {}
+        fingerprint |= {
+            "spacings": [repeat["spacing"]] * repeat["n"],
+            "shapes_after_crop": [repeat["shape"]] * repeat["n"],
+        }
+        fingerprint.setdefault("median_relative_size_after_cropping", repeat["rel"])
+    plan = make_plan(*from_nnunet(fingerprint, golden["dataset_json"]), case, PRESETS[preset], "cuda")
+    assert_same_decisions(plan, golden["plans"][preset], len(golden["dataset_json"]["labels"]))
