@@ -1,0 +1,138 @@
+"""Folders with a `dataset.json`: nnU-Net v2 (and v1) and the Medical Segmentation Decathlon."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segpipe.core.errors import DataError
+from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
+from segpipe.core.records import read_mapping
+from segpipe.data.faults import Fault, fault
+from segpipe.data.found import Found, FoundCase, image_files, pair_files, without_twins
+from segpipe.data.label_lists import parse_labels
+
+DESCRIPTION_FILE = "dataset.json"
+
+
+def read_described(folder: Path) -> Found:
+    """Understand a folder by its `dataset.json`.
+
+    Raises:
+        DataError: If the file is not valid, or neither of the two layouts.
+    """
+    file = folder / DESCRIPTION_FILE
+    values = read_mapping(file, DataError)
+    is_msd = "training" in values and "channel_names" not in values
+    if not is_msd and "channel_names" not in values:
+        raise DataError(
+            f"{file}: neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (MSD), found the keys "
+            f"{', '.join(values) or 'none'}. Add what is missing; data_readme.md shows both."
+        )
+    channels = _channels(values.get("modality" if is_msd else "channel_names"), file)
+    listed = values.get("labels")
+    labels = None if listed is None else parse_labels(listed, values.get("regions_class_order"), str(file))
+    ending = values.get("file_ending", ".nii.gz")
+    if not is_msd and ending not in IMAGE_ENDINGS:
+        raise DataError(
+            f"{file}: file_ending {ending!r}, expected one of {', '.join(IMAGE_ENDINGS)}. Convert the images."
+        )
+    if is_msd:
+        cases, faults = _msd_cases(values["training"], folder, len(channels))
+    elif "dataset" in values:
+        cases, faults = _mapped_cases(values["dataset"], folder, len(channels))
+    else:
+        images, label_files = (image_files(folder / name) for name in ("imagesTr", "labelsTr"))
+        cases, _, faults = pair_files(images, label_files, len(channels))
+    return Found(
+        name=str(values.get("name") or folder.name),
+        layout="msd" if is_msd else "nnunet",
+        root=folder,
+        channels=channels,
+        labels=labels,
+        cases=tuple(sorted(cases, key=lambda case: case.case_id)),
+        faults=tuple(faults),
+    )
+
+
+def _channels(listed: Any, file: Path) -> tuple[str, ...]:
+    names = listed.values() if isinstance(listed, Mapping) else listed
+    keys = sorted(listed, key=lambda k: (len(str(k)), str(k))) if isinstance(listed, Mapping) else []
+    if isinstance(listed, Mapping) and keys == [str(i) for i in range(len(keys))]:
+        names = [listed[key] for key in keys]
+    elif isinstance(listed, Mapping) or not isinstance(listed, list):
+        names = []
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f'{file}: channels: found {listed!r}; expected {{"0": "CT", "1": …}}. Correct it.')
+    return tuple(names)
+
+
+def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[FoundCase], list[Fault]]:
+    """Cases of the list `training`; `"image"` is a file (4D if it has channels) or a list of files."""
+    file = folder / DESCRIPTION_FILE
+    if not isinstance(training, list):
+        raise DataError(f"{file}: training: found a {type(training).__name__}; expected a list of image and label.")
+    entries = []
+    for number, entry in enumerate(training):
+        if not isinstance(entry, Mapping) or "image" not in entry:
+            raise DataError(
+                f"{file}: training.{number}: found {str(entry)[:80]!r}; expected "
+                '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}. Correct it.'
+            )
+        images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        entries.append((_case_id(images), images, entry.get("label")))
+    return _listed_cases(entries, folder, n_channels)
+
+
+def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[FoundCase], list[Fault]]:
+    """Cases of nnU-Net's key `dataset`: paths of their own for each case."""
+    file = folder / DESCRIPTION_FILE
+    if not isinstance(mapping, Mapping):
+        raise DataError(f"{file}: dataset: found a {type(mapping).__name__}; expected cases as keys.")
+    for case_id, entry in mapping.items():
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list):
+            raise DataError(
+                f"{file}: dataset.{case_id}: found {str(entry)[:80]!r}; expected "
+                '{"images": ["a.nii.gz"], "label": "b.nii.gz"}. Correct it.'
+            )
+    entries = [(str(case_id), entry["images"], entry.get("label")) for case_id, entry in mapping.items()]
+    return _listed_cases(entries, folder, n_channels)
+
+
+def _listed_cases(
+    entries: list[tuple[str, list[Any], Any]], folder: Path, n_channels: int
+) -> tuple[list[FoundCase], list[Fault]]:
+    cases = []
+    _, faults = without_twins((case_id, folder / str(images[0] if images else "")) for case_id, images, _ in entries)
+    seen: set[str] = set()
+    for case_id, images, label in entries:
+        if case_id in seen:
+            continue
+        seen.add(case_id)
+        files = [folder / str(image) for image in images]
+        if len(files) == 1 and not files[0].exists():
+            files = _split_channels(files[0], n_channels) or files
+        if len(files) not in (1, n_channels):
+            text = f"{len(files)} image files"
+            faults.append(fault("missing_channel", text, case_id, expected=f"{n_channels} or one 4D file"))
+        label_file = folder / str(label) if label else None
+        if label_file is None:
+            faults.append(fault("image_without_label", "no label is named", case_id))
+        named = [*files, *([label_file] if label_file else [])]
+        faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
+        present = tuple(path for path in files if path.exists())
+        cases.append(FoundCase(case_id, present, label_file if label_file and label_file.exists() else None))
+    return cases, faults
+
+
+def _split_channels(image: Path, n_channels: int) -> list[Path]:
+    """nnU-Net v1 lists `a.nii.gz` where the folder holds `a_0000.nii.gz`, …; empty if it does not."""
+    ending = ending_of(image)
+    files = [image.with_name(f"{stem_of(image)}_{channel:04d}{ending}") for channel in range(n_channels)]
+    return files if files[0].exists() else []
+
+
+def _case_id(images: list[Any]) -> str:
+    stem = stem_of(Path(str(images[0])))
+    return stem.removesuffix("_0000") if len(images) > 1 else stem

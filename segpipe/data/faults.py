@@ -1,0 +1,201 @@
+"""What can be wrong with a dataset: one table of all kinds of fault, and the record of one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from segpipe.core.errors import DataError
+from segpipe.core.records import Record
+
+Severity = Literal["fatal", "warning"]
+_MAX_LISTED = 20  # faults in one error message; `segpipe check` shows them all
+
+
+class Kind(NamedTuple):
+    """One kind of fault: how grave it is, what was expected, what to do."""
+
+    severity: Severity
+    title: str
+    expected: str
+    remedy: str
+
+
+KINDS: dict[str, Kind] = {
+    # files
+    "description": Kind("fatal", "Dataset not understood", "a layout of data_readme.md", "Correct the description."),
+    "empty": Kind("fatal", "No images", "at least one image file", "Check the path and the names of the folders."),
+    "no_labels": Kind(
+        "fatal",
+        "No labels: images only",
+        "a label map for each image",
+        "To train, add labels in one of the layouts of data_readme.md; to predict, nothing is missing.",
+    ),
+    "file_missing": Kind("fatal", "File missing", "the file that is named", "Add it, or take the case off the list."),
+    "image_without_label": Kind(
+        "fatal", "Image without label", "a label map for each case", "Add the label map, or move the image away."
+    ),
+    "label_without_image": Kind(
+        "fatal", "Label without image", "an image for each label map", "Add the image, or move the label map away."
+    ),
+    "missing_channel": Kind(
+        "fatal", "Channel missing", "every channel for every case", "Add the file, or move the case away."
+    ),
+    "extra_channel": Kind(
+        "fatal", "More channels than listed", "the channels of the dataset", "List the channel, or move the file away."
+    ),
+    "case_twice": Kind("fatal", "Case occurs twice", "one case for each name", "Rename or remove one of the files."),
+    "column": Kind("fatal", "CSV column", "the columns of data_readme.md", "Correct the first line of the CSV file."),
+    "patient_unknown": Kind(
+        "fatal", "Patient unknown", "a patient for every case", "Add the case or its patient to the list of patients."
+    ),
+    "unreadable": Kind(
+        "fatal", "File cannot be read", "a whole image file", "Copy, export or convert it again, or move the case away."
+    ),
+    # geometry
+    "grid_unusable": Kind(
+        "fatal", "Header without a usable grid", "a finite, invertible affine", "Repair the header or export it again."
+    ),
+    "header_contradiction": Kind(
+        "fatal",
+        "sform and pixdim disagree",
+        "the same voxel edges in both",
+        "`segpipe check DATA --fix OUT` writes a repaired copy; look at one case of it.",
+    ),
+    "sheared": Kind(
+        "fatal", "Sheared grid", "axes at right angles", "Resample image and label map to a rectangular grid."
+    ),
+    "shape_mismatch": Kind(
+        "fatal", "Shapes differ in a case", "the shape of the first channel", "Resample one file onto the other's grid."
+    ),
+    "place_mismatch": Kind(
+        "fatal",
+        "Files of a case lie apart",
+        "corner voxels within a tenth of a voxel",
+        "Find out which header is right and copy it, or resample.",
+    ),
+    "channel_count": Kind(
+        "fatal",
+        "Number of channels",
+        "the dataset's number of channels",
+        "Split time series into cases; give every case the same channels.",
+    ),
+    "label_channels": Kind(
+        "fatal", "Label map with a fourth axis", "one integer per voxel", "Merge one-hot channels into one map."
+    ),
+    "no_orientation": Kind(
+        "warning",
+        "No orientation in the header",
+        "a sform or qform code above 0",
+        "Left and right cannot be told: if that matters, export again with orientation.",
+    ),
+    "orientation_differs": Kind(
+        "warning",
+        "Orientation differs between cases",
+        "one orientation",
+        "Nothing: cases are turned into the most frequent one, and masks are turned back.",
+    ),
+    # voxels
+    "not_finite": Kind("fatal", "NaN or infinite voxels", "finite numbers", "Export again, or fill them knowingly."),
+    "constant": Kind("fatal", "Constant image", "an image with contrast", "Export it again, or move the case away."),
+    "label_not_integer": Kind(
+        "fatal",
+        "Label values are not integers",
+        "whole numbers",
+        "It was probably interpolated: export again with nearest neighbour.",
+    ),
+    "label_rounded": Kind(
+        "warning",
+        "Label values a little off integers",
+        "whole numbers",
+        "Nothing: they are rounded. `--fix OUT` stores them as integers.",
+    ),
+    "label_unknown": Kind(
+        "fatal",
+        "Label value not in the list",
+        "values of the dataset's list",
+        "Add it to the list or correct the file.",
+    ),
+    "label_empty": Kind(
+        "warning", "Empty label map", "at least one labelled voxel", "Check that nothing was to be found in the case."
+    ),
+    # the dataset as a whole
+    "label_unused": Kind(
+        "warning", "Label occurs in no case", "every label in some case", "Take it off the list: it cannot be learned."
+    ),
+    "duplicate_patients": Kind(
+        "fatal",
+        "Same image, different patients",
+        "every scan once",
+        "Remove one, or give both the same patient: the scan could be trained on and validated with.",
+    ),
+    "duplicate": Kind("warning", "Same image twice", "every scan once", "Remove one of them."),
+    "one_patient": Kind(
+        "fatal", "Too few patients to split", "at least 2 patients, better 50", "Add cases of other patients."
+    ),
+    "few_patients": Kind(
+        "warning", "Fewer than 5 patients", "at least 5 patients", "There will be as many folds as patients."
+    ),
+    "column_unused": Kind("warning", "CSV column not used", "the columns of data_readme.md", "Nothing, if intended."),
+}
+
+
+class Fault(Record):
+    """One fault of one case, or of the whole dataset.
+
+    Args:
+        severity: `fatal` (training would fail or mislead) or `warning`.
+        kind: Key of `KINDS`.
+        case_id: The case; None if the fault is not of one case.
+        file: The file; None if the fault is not of one file.
+        found: What is there, with values and units.
+        expected: What should be there.
+        remedy: What to do.
+    """
+
+    severity: Severity
+    kind: str
+    case_id: str | None
+    file: str | None
+    found: str
+    expected: str
+    remedy: str
+
+    @property
+    def text(self) -> str:
+        """The fault as one sentence of four parts."""
+        where = ": ".join(part for part in (self.case_id, self.file) if part)
+        found = self.found.rstrip(".")
+        return f"{where + ': ' if where else ''}{found}; expected {self.expected}. {self.remedy}"
+
+
+def fault(
+    kind: str, found: str, case_id: str | None = None, file: Path | None = None, expected: str | None = None
+) -> Fault:
+    """A fault of a kind of `KINDS`; `expected` where it can be told more exactly than in the table."""
+    entry = KINDS[kind]
+    return Fault(
+        severity=entry.severity,
+        kind=kind,
+        case_id=case_id,
+        file=None if file is None else str(file),
+        found=found,
+        expected=entry.expected if expected is None else expected,
+        remedy=entry.remedy,
+    )
+
+
+def refuse(faults: Iterable[Fault], where: Path) -> None:
+    """Raise if any fault is fatal.
+
+    Raises:
+        DataError: With all fatal faults, one a line, up to a readable number.
+    """
+    lines = [one.text for one in faults if one.severity == "fatal"]
+    if len(lines) == 1:
+        raise DataError(lines[0] if str(where) in lines[0] else f"{where}: {lines[0]}")
+    if lines:
+        more = [f"… and {len(lines) - _MAX_LISTED} more; `segpipe check` lists them all."]
+        shown = lines[:_MAX_LISTED] + (more if len(lines) > _MAX_LISTED else [])
+        raise DataError(f"{where}: {len(lines)} faults.\n  " + "\n  ".join(shown))

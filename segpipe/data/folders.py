@@ -1,0 +1,46 @@
+"""Two folders, images and labels, paired by file name; no description needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from segpipe.core.errors import DataError
+from segpipe.core.volume import read_header
+from segpipe.data.found import Found, image_files, listed, pair_files
+
+IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs")  # compared in lower case, the first that exists counts
+LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations")
+
+
+def subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
+    """The subfolder with the first of these names, whatever its case; None if there is none.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    by_name = {path.name.lower(): path for path in listed(folder) if path.is_dir()}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def read_folders(folder: Path) -> Found | None:
+    """Understand a folder with images and labels; None if it has not both subfolders.
+
+    Raises:
+        DataError: If a folder cannot be listed.
+    """
+    images, labels = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, LABEL_FOLDERS)
+    if images is None or labels is None:
+        return None
+    cases, n_channels, faults = pair_files(image_files(images), image_files(labels), None)
+    if n_channels == 1 and cases:
+        n_channels = _fourth_axis(cases[0].images[0])
+    names = ("image",) if n_channels == 1 else tuple(f"channel_{index}" for index in range(n_channels))
+    return Found(folder.name, "folders", folder, names, None, tuple(cases), tuple(faults))
+
+
+def _fourth_axis(path: Path) -> int:
+    """Channels of a file; 1 if it cannot be read, which is reported when all files are read."""
+    try:
+        return read_header(path).n_channels
+    except DataError:
+        return 1

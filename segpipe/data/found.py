@@ -1,0 +1,173 @@
+"""What a folder holds, before anyone judges whether it can be trained on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import DataError
+from segpipe.core.header import ending_of, stem_of
+from segpipe.core.labels import LabelSet
+from segpipe.data.faults import Fault, fault
+
+_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+_LABEL_SUFFIX = re.compile(r"[_-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class FoundCase:
+    """Files of one case, as far as they exist.
+
+    Args:
+        case_id: Its name.
+        images: Files in the order of the channels, or one 4D file; missing ones are left out (and are a fault).
+        label: Its label map; None if there is none.
+        patient_id: Its patient, where the layout says so itself (CSV); None otherwise.
+        site: Where it was acquired, where the layout says so; None otherwise.
+    """
+
+    case_id: str
+    images: tuple[Path, ...]
+    label: Path | None = None
+    patient_id: str | None = None
+    site: str | None = None
+
+
+@dataclass(frozen=True)
+class Found:
+    """How a folder was understood.
+
+    Args:
+        name: Of the dataset, for people.
+        layout: nnunet, msd, folders, csv or files.
+        root: The folder that paths are relative to.
+        channels: Channel names in order.
+        labels: The structures; None if the layout does not list them.
+        cases: Sorted by case id.
+        faults: What is wrong with the files' names and pairing.
+    """
+
+    name: str
+    layout: str
+    root: Path
+    channels: tuple[str, ...]
+    labels: LabelSet | None
+    cases: tuple[FoundCase, ...]
+    faults: tuple[Fault, ...]
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files of a folder by name, without hidden ones (macOS leaves `._x` beside `x`).
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    return [path for path in listed(folder) if ending_of(path) and not path.is_dir()]
+
+
+def listed(folder: Path) -> list[Path]:
+    """What a folder holds, by name, without hidden entries.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as problem:
+        raise DataError(
+            f"{folder}: cannot be listed ({problem.strerror}), expected a folder of images. Check the path "
+            "and its permissions."
+        ) from None
+
+
+def numbered(path: Path) -> tuple[str, int] | None:
+    """Case and channel of a name such as `case_0001.nii.gz`; None if it does not end in four digits."""
+    match = _NUMBERED.fullmatch(stem_of(path))
+    return (match["case"], int(match["channel"])) if match else None
+
+
+def without_twins(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[Fault]]:
+    """Files by name; a second file of the same name (`a.nii` beside `a.nii.gz`) is a fault."""
+    by_name: dict[str, Path] = {}
+    faults = []
+    for name, path in files:
+        if name in by_name:
+            faults.append(fault("case_twice", f"also {by_name[name].name}", name, path))
+        else:
+            by_name[name] = path
+    return by_name, faults
+
+
+def pair_files(
+    images: list[Path], labels: list[Path], n_channels: int | None
+) -> tuple[list[FoundCase], int, list[Fault]]:
+    """Pair images with label maps by name: `case.nii.gz` or `case_0000.nii.gz` with `case.nii.gz`.
+
+    Whether four digits at the end number a channel or belong to the case's name is decided by the label maps.
+
+    Args:
+        images: Image files.
+        labels: Label files.
+        n_channels: Number of channels if it is known; None to count the numbered files.
+
+    Returns:
+        Cases, the number of channels by the files' names, and every file that does not fit.
+    """
+    stems = {stem_of(path) for path in images}
+    known = stems | {number[0] for path in images if (number := numbered(path)) is not None}
+    label_of, faults = without_twins((_label_name(stem_of(path), known), path) for path in labels)
+    n_exact = sum(stem in label_of for stem in stems)
+    n_numbered = sum((number := numbered(path)) is not None and number[0] in label_of for path in images)
+    has_numbers = n_numbered > n_exact or (n_numbered == n_exact and n_channels is not None)
+    groups, twins = _groups(images, has_numbers)
+    faults += twins
+    found_channels = 1 + max((channel for group in groups.values() for channel in group), default=0)
+    n_expected = n_channels or found_channels
+    for case_id, group in groups.items():
+        faults += _channel_faults(case_id, group, n_expected)
+        if case_id not in label_of:
+            faults.append(fault("image_without_label", "an image, no label map", case_id, next(iter(group.values()))))
+    for case_id in sorted(set(label_of) - set(groups)):
+        faults.append(fault("label_without_image", "a label map, no image", case_id, label_of[case_id]))
+    cases = [
+        FoundCase(case_id, tuple(group[c] for c in sorted(group)), label_of.get(case_id))
+        for case_id, group in sorted(groups.items())
+    ]
+    return cases, n_expected, faults
+
+
+def _label_name(stem: str, known: set[str]) -> str:
+    """The case of a label file: its name, or its name without `_seg` and the like if only that is an image's."""
+    bare = _LABEL_SUFFIX.sub("", stem)
+    return bare if stem not in known and bare in known else stem
+
+
+def _groups(images: list[Path], has_numbers: bool) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
+    """Files of each case by channel; a file without number is channel 0."""
+    groups: dict[str, dict[int, Path]] = {}
+    faults = []
+    for path in images:
+        case_id, channel = (numbered(path) if has_numbers else None) or (stem_of(path), 0)
+        group = groups.setdefault(case_id, {})
+        if channel in group:
+            faults.append(fault("case_twice", f"also {group[channel].name}", case_id, path))
+        else:
+            group[channel] = path
+    return groups, faults
+
+
+def _channel_faults(case_id: str, group: dict[int, Path], n_channels: int) -> list[Fault]:
+    if len(group) == 1 and 0 in group and numbered(group[0]) is None:
+        return []  # one file with all channels on its fourth axis: its header is judged when it is read
+    have = ", ".join(f"{c:04d}" for c in sorted(group))
+    missing = [c for c in range(n_channels) if c not in group]
+    extra = [c for c in sorted(group) if c >= n_channels]
+    expected = f"channels 0000 to {n_channels - 1:04d}"
+    faults = []
+    if missing:
+        text = f"channel {', '.join(f'{c:04d}' for c in missing)} is missing, found {have}"
+        faults.append(fault("missing_channel", text, case_id, expected=expected))
+    faults += [fault("extra_channel", f"channel {c:04d}", case_id, group[c], expected) for c in extra]
+    return faults

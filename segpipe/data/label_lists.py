@@ -1,0 +1,144 @@
+"""Lists of labels: as `dataset.json` writes them, or as the values that stand in the label files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError
+from segpipe.core.labels import Label, LabelSet
+from segpipe.core.progress import map_threads
+from segpipe.core.volume import read_header, read_label_values
+
+_MAX_FOUND = 1000  # more distinct values than this are an image taken for a label map
+_TABLE_SPAN = 1 << 20  # values closer together than this are counted in a table, which is faster than sorting
+
+
+def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
+    """Labels of a `dataset.json`: `{"name": 1}`, `{"name": [1, 2]}` (region), or MSD's `{"1": "name"}`.
+
+    Args:
+        listed: Value of the key `labels`.
+        order: Value of the key `regions_class_order`; None if it is absent.
+        where: File, for messages.
+
+    Returns:
+        Labels by ascending value; regions in the order they are written.
+
+    Raises:
+        DataError: If the list is not one of these, or contradicts itself.
+    """
+    if not isinstance(listed, Mapping) or not listed:
+        raise DataError(f'{where}: labels: found {listed!r}; expected {{"background": 0, "name": 1, …}}. Correct it.')
+    if all(_is_number(key) for key in listed) and all(isinstance(name, str) for name in listed.values()):
+        listed = {name: int(key) for key, name in listed.items()}
+    values = {str(name): _values(name, value, where) for name, value in listed.items()}
+    background = _special(values, "background", where)
+    ignore = _special(values, "ignore", where)
+    if background is None and any(0 in v for v in values.values()):
+        raise DataError(
+            f"{where}: labels: no 'background', and 0 is a label; expected a value for background. "
+            'Add "background": with the value of everything else.'
+        )
+    has_regions = any(len(v) > 1 for v in values.values())
+    if has_regions and order is None:
+        raise DataError(
+            f"{where}: labels hold regions (several values), but regions_class_order is missing; expected for each "
+            "region the value it is painted with, largest region first. Add it."
+        )
+    ordered = list(values.items()) if has_regions else sorted(values.items(), key=lambda item: item[1])
+    return LabelSet.parse(
+        {
+            "labels": [{"name": name, "values": list(v)} for name, v in ordered],
+            "background_value": background or 0,
+            "ignore_value": ignore,
+            "paint_values": list(order) if has_regions else [],
+        },
+        f"{where}: labels",
+        DataError,
+    )
+
+
+def labels_of_values(found: Iterable[int]) -> LabelSet:
+    """Labels for values that stand in label files without a list: `label_<value>`, background 0.
+
+    Raises:
+        ValueError: If there is none but 0.
+    """
+    values = sorted(set(found) - {0})
+    return LabelSet(labels=tuple(Label(name=f"label_{v}", values=(v,)) for v in values))
+
+
+def labels_in_files(paths: list[Path], n_workers: int) -> LabelSet:
+    """Labels of a dataset without a list: every value but 0 in its label files.
+
+    Raises:
+        DataError: If a file cannot be read, or there is nothing but 0, or so many values that they are no labels.
+    """
+    per_file = map_threads(lambda path: set(value_counts_of(path)), paths, "reading label values", n_workers)
+    return checked_found(set().union(*per_file), paths[0].parent if paths else Path())
+
+
+def checked_found(values: set[int], where: Path) -> LabelSet:
+    """Labels of the values found in all label files of `where`.
+
+    Raises:
+        DataError: If there is nothing but 0, or so many values that they are no labels.
+    """
+    n_labels = len(values - {0})
+    if not 0 < n_labels <= _MAX_FOUND:
+        raise DataError(
+            f"{where}: {n_labels} different values besides 0 in the label maps, expected 1 to {_MAX_FOUND}. "
+            "Check that images and label maps are not exchanged."
+        )
+    return labels_of_values(values)
+
+
+def value_counts_of(path: Path) -> dict[int, int]:
+    """Voxels of each value in a label file.
+
+    Raises:
+        DataError: If it cannot be read or does not hold integers.
+    """
+    return value_counts(read_label_values(read_header(path)))
+
+
+def value_counts(values: NDArray[np.integer[Any]]) -> dict[int, int]:
+    """Voxels of each value, ascending.
+
+    Example:
+        >>> value_counts(np.array([3, 0, 3]))
+        {0: 1, 3: 2}
+    """
+    low, high = int(values.min()), int(values.max())
+    if high - low < _TABLE_SPAN:
+        counts = np.bincount((values - low).ravel())
+        return {low + int(i): int(counts[i]) for i in np.flatnonzero(counts)}
+    found, n_voxels = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), n_voxels.tolist(), strict=True))
+
+
+def _values(name: Any, value: Any, where: str) -> tuple[int, ...]:
+    parts = value if isinstance(value, list) else [value]
+    if not parts or not all(isinstance(p, int) and not isinstance(p, bool) for p in parts):
+        raise DataError(f"{where}: label {name!r}: found {value!r}; expected an integer or a list of them. Correct it.")
+    return tuple(parts)
+
+
+def _special(values: dict[str, tuple[int, ...]], name: str, where: str) -> int | None:
+    """Take the value of `background` or `ignore` out of the list; None if it is not there."""
+    key = next((k for k in values if k.strip().lower() == name), None)
+    if key is None:
+        return None
+    taken = values.pop(key)
+    if len(taken) != 1:
+        raise DataError(f"{where}: label {key!r}: found {list(taken)}; expected one integer. Correct it.")
+    return taken[0]
+
+
+def _is_number(key: Any) -> bool:
+    return isinstance(key, str) and key.strip().lstrip("-").isdigit()

@@ -1,0 +1,128 @@
+"""A CSV manifest: one line a case, `case_id, patient_id, image_<channel>…, label, site`."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+from pathlib import Path
+
+from segpipe.core.errors import DataError
+from segpipe.data.faults import Fault, fault
+from segpipe.data.found import Found, FoundCase, listed
+
+_REQUIRED, _OPTIONAL = ("case_id",), ("patient_id", "label", "site")
+_IMAGE = "image"
+
+
+def manifests_in(folder: Path) -> list[Path]:
+    """CSV files of a folder that are manifests: their first line has `case_id` and an image column.
+
+    Raises:
+        DataError: If the folder cannot be listed.
+    """
+    return [path for path in listed(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
+
+
+def read_manifest(file: Path) -> Found:
+    """Understand a CSV manifest; paths in it are relative to its folder.
+
+    Raises:
+        DataError: If it is not a CSV file with the columns needed.
+    """
+    header, rows = _rows(file)
+    image_columns = [name for name in header if _is_image_column(name)]
+    missing = [name for name in _REQUIRED if name not in header] + ([] if image_columns else ["image_<channel>"])
+    if missing:
+        raise DataError(
+            f"{file}: no column {', '.join(missing)}; found {', '.join(header) or 'nothing'}. "
+            "Expected case_id, patient_id, image_<channel> for each channel, label, and site if known."
+        )
+    channels = tuple(name.removeprefix(_IMAGE).lstrip("_") or _IMAGE for name in image_columns)
+    faults = _column_faults(header, file)
+    cases: dict[str, FoundCase] = {}
+    for line, row in rows:
+        case, row_faults = _case(row, line, file, image_columns)
+        faults += row_faults
+        if case.case_id in cases:
+            faults.append(fault("case_twice", f"again in line {line}", case.case_id, file))
+        elif case.case_id:
+            cases[case.case_id] = case
+    ordered = tuple(cases[case_id] for case_id in sorted(cases))
+    return Found(file.parent.name, "csv", file.parent, channels, None, ordered, tuple(faults))
+
+
+def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tuple[FoundCase, list[Fault]]:
+    case_id = row["case_id"]
+    faults = []
+    if not case_id or "/" in case_id:
+        faults.append(fault("column", f"line {line}: case_id {case_id!r}", None, file, "a name without slash"))
+    for column in columns:
+        if not row[column]:
+            faults.append(fault("missing_channel", f"line {line}: {column} is empty", case_id, file))
+    if not row.get("label"):
+        faults.append(fault("image_without_label", f"line {line}: no label", case_id, file))
+    if "patient_id" in row and not row["patient_id"]:
+        faults.append(fault("patient_unknown", f"line {line}: patient_id is empty", case_id, file))
+    images = [file.parent / row[column] for column in columns if row[column]]
+    images = list(dict.fromkeys(images))  # one 4D file may stand in every column
+    label = file.parent / row["label"] if row.get("label") else None
+    named = [*images, *([label] if label else [])]
+    faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
+    present = tuple(path for path in images if path.exists())
+    found_label = label if label is not None and label.exists() else None
+    return FoundCase(case_id, present, found_label, row.get("patient_id") or None, row.get("site") or None), faults
+
+
+def _column_faults(header: list[str], file: Path) -> list[Fault]:
+    """A column that nearly has a known name would silently lose patients or sites: fatal; others are named."""
+    known = [*_REQUIRED, *_OPTIONAL]
+    faults = []
+    for name in header:
+        if name in known or _is_image_column(name):
+            continue
+        near = difflib.get_close_matches(name.lower().replace(" ", "_"), known, n=1, cutoff=0.75)
+        if near:
+            faults.append(fault("column", f"column {name!r}", None, file, f"{near[0]!r}, if that is meant"))
+        else:
+            faults.append(fault("column_unused", f"column {name!r}", None, file))
+    if len(set(header)) != len(header):
+        faults.append(fault("column", "a column name occurs twice", None, file, "every name once"))
+    return faults
+
+
+def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            first = stream.readline()
+            stream.seek(0)
+            reader = csv.reader(stream, delimiter=_separator(first), strict=True)
+            header = [name.strip() for name in next(reader, [])]
+            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as problem:
+        raise DataError(f"{file}: cannot be read as UTF-8 CSV ({problem}). Export it again.") from None
+    wrong = [line for line, row in rows if len(row) != len(header)]
+    if wrong:
+        raise DataError(
+            f"{file}: line {wrong[0]} has another number of cells than the {len(header)} columns of the first line. "
+            "Quote cells that hold the separator."
+        )
+    return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
+
+
+def _is_manifest(path: Path) -> bool:
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as stream:
+            first = stream.readline()
+    except OSError:
+        return False
+    header = [name.strip().strip('"') for name in first.split(_separator(first))]
+    return "case_id" in header and any(map(_is_image_column, header))
+
+
+def _separator(first: str) -> str:
+    return max(",;\t", key=first.count)
+
+
+def _is_image_column(name: str) -> bool:
+    return name == _IMAGE or name.startswith(f"{_IMAGE}_")

@@ -1,0 +1,216 @@
+"""Folds for cross-validation: by patient, balanced over labels and sites, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import model_validator
+
+from segpipe.core.errors import DataError
+from segpipe.core.records import Record, did_you_mean
+from segpipe.data.dataset import Dataset
+
+_MIN_PATIENTS = 2
+
+
+class Fold(Record):
+    """Case ids to train on and case ids to validate with, each sorted as given."""
+
+    train: tuple[str, ...]
+    validation: tuple[str, ...]
+
+    @model_validator(mode="after")
+    def _apart(self) -> Fold:
+        both = sorted(set(self.train) & set(self.validation))
+        if both:
+            raise ValueError(f"cases on both sides: {', '.join(both[:5])}")
+        if not self.train or not self.validation:
+            raise ValueError("expected at least one case to train on and one to validate with")
+        return self
+
+
+class Splits(Record):
+    """All folds of a dataset.
+
+    Args:
+        k: Number of folds.
+        seed: What they were drawn with; None if they were imported.
+        source: Where they come from, one sentence for people.
+        folds: In order; `-f 0` is the first.
+        warnings: What a person should know of them, one sentence each.
+    """
+
+    k: int
+    seed: int | None
+    source: str
+    folds: tuple[Fold, ...]
+    warnings: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _count(self) -> Splits:
+        if self.k != len(self.folds):
+            raise ValueError(f"k is {self.k}, but there are {len(self.folds)} folds")
+        return self
+
+
+def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: int, k: int = 5) -> Splits:
+    """Folds that share no patient; every case is validated in exactly one.
+
+    Args:
+        dataset: The cases with their patients and sites.
+        presence: For each case the names of the labels that occur in it.
+        seed: The same seed gives the same folds, whatever the order of the cases.
+        k: Folds wanted, 2 or more; lowered, with a warning, to the number of patients.
+
+    Returns:
+        Folds stratified by the labels and the site of the patients.
+
+    Raises:
+        DataError: If there is only one patient.
+        ValueError: If k is below 2, or `presence` leaves a case out.
+
+    Source:
+        scikit-learn's StratifiedGroupKFold. It stratifies over one class for each case: here the labels and site
+        of the whole patient; classes of fewer than k patients are joined into one.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if k < _MIN_PATIENTS:
+        raise ValueError(f"k is {k}, expected 2 or more")
+    cases = sorted(dataset.cases, key=lambda case: case.case_id)
+    left_out = [case.case_id for case in cases if case.case_id not in presence]
+    if left_out:
+        raise ValueError(f"presence leaves out {left_out[:5]}")
+    patients = [case.patient_id for case in cases]
+    n_patients = len(set(patients))
+    if n_patients < _MIN_PATIENTS:
+        raise DataError(
+            f"{dataset.name}: {len(cases)} case(s) of {n_patients} patient; expected at least 2 patients, since the "
+            "cases of a patient never part in a split. Add patients, or correct who is whose "
+            f"(patients: {dataset.patients_from})."
+        )
+    n_folds = min(k, n_patients)
+    strata = _strata(dataset, presence, n_folds)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    parts = splitter.split(np.zeros(len(cases)), [strata[patient] for patient in patients], patients)
+    ids = [case.case_id for case in cases]
+    folds = tuple(
+        Fold(train=tuple(ids[i] for i in train), validation=tuple(ids[i] for i in validation))
+        for train, validation in parts
+    )
+    source = f"{n_folds} folds of {n_patients} patients, stratified by labels present" + (
+        " and site" if any(case.site for case in cases) else ""
+    )
+    warnings = _warnings(dataset, presence, k, n_folds)
+    return Splits(k=n_folds, seed=seed, source=source, folds=folds, warnings=warnings)
+
+
+def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
+    """Folds of nnU-Net's `splits_final.json`, unchanged.
+
+    Args:
+        path: A list of `{"train": [...], "val": [...]}`.
+        dataset: The cases it is about.
+
+    Returns:
+        The folds; `warnings` name patients on both sides, and cases validated never or more than once.
+
+    Raises:
+        DataError: If the file is no such list, names unknown cases, or has a case on both sides of a fold.
+    """
+    listed = _read_list(path)
+    known = dataset.by_id
+    folds = []
+    for number, entry in enumerate(listed):
+        if not isinstance(entry, dict) or not all(isinstance(entry.get(side), list) for side in ("train", "val")):
+            raise DataError(f'{path}: fold {number}: expected {{"train": [...], "val": [...]}}. Correct it.')
+        unknown = [case for side in ("train", "val") for case in entry[side] if case not in known]
+        if unknown:
+            raise DataError(
+                f"{path}: fold {number}: {len(unknown)} case(s) that the dataset has not, e.g. {unknown[0]!r}."
+                f"{_near(str(unknown[0]), list(known))} Use the splits of this dataset."
+            )
+        folds.append(
+            Fold.parse({"train": entry["train"], "validation": entry["val"]}, f"{path}: fold {number}", DataError)
+        )
+    warnings = (*_leaks(folds, dataset), *_coverage(folds, dataset))
+    return Splits(k=len(folds), seed=None, source=f"imported from {path.name}", folds=tuple(folds), warnings=warnings)
+
+
+def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: int) -> dict[str, int]:
+    """Stratum of each patient: labels in any of its cases, and sites; strata of fewer than `n_folds` are joined."""
+    labels: dict[str, frozenset[str]] = {}
+    sites: dict[str, frozenset[str]] = {}
+    for case in dataset.cases:
+        labels[case.patient_id] = labels.get(case.patient_id, frozenset()) | presence[case.case_id]
+        sites[case.patient_id] = sites.get(case.patient_id, frozenset()) | ({case.site} if case.site else frozenset())
+    kind = {p: (tuple(sorted(labels[p])), tuple(sorted(sites[p]))) for p in labels}
+    n_of = Counter(kind.values())
+    large = sorted(s for s, n in n_of.items() if n >= n_folds)
+    n_rare = sum(n for n in n_of.values() if n < n_folds)
+    index = {stratum: i for i, stratum in enumerate(large)}
+    # Joined strata that are still too rare go to the smallest large one, where they disturb least.
+    smallest = min(large, key=lambda s: (n_of[s], s), default=None)
+    joined = len(large) if n_rare >= n_folds or smallest is None else index[smallest]
+    return {patient: index.get(stratum, joined) for patient, stratum in kind.items()}
+
+
+def _warnings(dataset: Dataset, presence: Mapping[str, frozenset[str]], k: int, n_folds: int) -> tuple[str, ...]:
+    warnings = []
+    if n_folds < k:
+        warnings.append(f"only {n_folds} patients: {n_folds} folds instead of {k}")
+    for name in dataset.labels.names:
+        n_patients = len({case.patient_id for case in dataset.cases if name in presence[case.case_id]})
+        if n_patients < n_folds:
+            warnings.append(
+                f"label {name} occurs in {n_patients} patient(s), fewer than the {n_folds} folds: "
+                "some folds validate without it"
+            )
+    return tuple(warnings)
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
+        raise DataError(f"{path}: cannot be read as JSON ({problem}). Export the splits again.") from None
+    if not isinstance(listed, list) or not listed:
+        raise DataError(f"{path}: found {str(listed)[:60]!r}, expected a list of folds. Use a splits_final.json.")
+    return listed
+
+
+def _near(word: str, known: list[str]) -> str:
+    """A suggestion; nothing where hundreds of names would be listed instead."""
+    hint = did_you_mean(word, known)
+    return hint if hint.startswith(" Did") or len(known) <= 10 else ""
+
+
+def _leaks(folds: list[Fold], dataset: Dataset) -> list[str]:
+    patient_of = {case.case_id: case.patient_id for case in dataset.cases}
+    warnings = []
+    for number, fold in enumerate(folds):
+        both = sorted({patient_of[c] for c in fold.train} & {patient_of[c] for c in fold.validation})
+        if both:
+            named = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
+            warnings.append(
+                f"fold {number}: {len(both)} patient(s) on both sides ({named}): its scores will be too good"
+            )
+    return warnings
+
+
+def _coverage(folds: list[Fold], dataset: Dataset) -> list[str]:
+    n_validated = Counter(case for fold in folds for case in fold.validation)
+    groups = {
+        "are never validated": [c.case_id for c in dataset.cases if n_validated[c.case_id] == 0],
+        "are validated more than once": [c.case_id for c in dataset.cases if n_validated[c.case_id] > 1],
+    }
+    return [
+        f"{len(cases)} case(s) {what} ({', '.join(cases[:5])}{', …' if len(cases) > 5 else ''})"
+        for what, cases in groups.items()
+        if cases
+    ]
