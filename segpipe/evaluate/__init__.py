@@ -1,1 +1,1 @@
-""""""
+"""Scores of masks against references: anyone's masks, whatever made them."""

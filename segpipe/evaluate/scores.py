@@ -1,0 +1,215 @@
+"""The table of scores: one row for each case, label and metric, in a CSV file that any tool reads."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from segpipe.core.errors import DataError
+from segpipe.core.files import write_text
+from segpipe.evaluate.metrics import STATUSES, Status
+
+IMAGE_LABEL = "(image)"  # label of rows that describe the image; no structure is called so
+DIAGONAL = "image_diagonal"  # metric of such a row: the worst distance that policy `mr` gives to a missed structure
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which case a score belongs to and what made the mask.
+
+    Args:
+        case_id: The case.
+        patient_id: Whose case it is; means are resampled by patient.
+        run: What made the prediction, e.g. a configuration; empty if unknown.
+        fold: Fold that the case was validated in; None outside cross-validation.
+        seed: Seed of the training; None if unknown.
+    """
+
+    case_id: str
+    patient_id: str
+    run: str = ""
+    fold: int | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Score:
+    """A row of scores.csv; its fields are the columns, in this order.
+
+    Args:
+        run, case_id, patient_id, fold, seed: As in `Origin`.
+        label: Name of the structure, or `(image)`.
+        metric: A name of `METRICS`, or `image_diagonal`.
+        value: The raw value: NaN where nothing can be measured, inf for a distance to an empty mask.
+        unit: `1`, `mm` or `mm3`.
+        status: `ok`, `both_empty`, `missed` (prediction empty) or `spurious` (reference empty).
+        n_reference_vox: Voxels of the structure in the reference; for `(image)` all that count.
+        n_prediction_vox: The same in the prediction.
+
+    Raises:
+        ValueError: If a name is empty, the status unknown, or an `ok` value not finite.
+    """
+
+    run: str
+    case_id: str
+    patient_id: str
+    fold: int | None
+    seed: int | None
+    label: str
+    metric: str
+    value: float
+    unit: str
+    status: Status
+    n_reference_vox: int
+    n_prediction_vox: int
+
+    def __post_init__(self) -> None:
+        for name in ("case_id", "patient_id", "label", "metric", "unit"):
+            if not getattr(self, name):
+                raise ValueError(f"{name} is empty")
+        if self.status not in STATUSES:
+            raise ValueError(f"status is {self.status!r}, expected one of {', '.join(STATUSES)}")
+        if self.status == "ok" and not isfinite(self.value):
+            raise ValueError(f"value is {self.value} with status ok, expected a finite number")
+        if self.n_reference_vox < 0 or self.n_prediction_vox < 0:
+            raise ValueError("a number of voxels is negative")
+
+    @property
+    def case_key(self) -> tuple[str, str, int | None, int | None]:
+        """What one prediction of one case is known by."""
+        return (self.run, self.case_id, self.fold, self.seed)
+
+
+COLUMNS = tuple(field.name for field in fields(Score))
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Rows of scores, in the order in which they were made.
+
+    Raises:
+        ValueError: If two rows are of the same case, label and metric.
+    """
+
+    rows: tuple[Score, ...]
+
+    def __post_init__(self) -> None:
+        seen: set[Any] = set()
+        for row in self.rows:
+            key = (*row.case_key, row.label, row.metric)
+            if key in seen:
+                raise ValueError(f"two rows for case {row.case_id}, label {row.label}, metric {row.metric}")
+            seen.add(key)
+
+    @classmethod
+    def joined(cls, tables: Iterable[ScoreTable]) -> ScoreTable:
+        """The rows of several tables, e.g. of all folds.
+
+        Raises:
+            ValueError: If they share a row.
+        """
+        return cls(tuple(row for table in tables for row in table.rows))
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Names of the runs, in order of appearance."""
+        return tuple(dict.fromkeys(row.run for row in self.rows))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Structures, in order of appearance."""
+        return tuple(dict.fromkeys(row.label for row in self.rows if row.label != IMAGE_LABEL))
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Metrics of structures, in order of appearance."""
+        return tuple(dict.fromkeys(row.metric for row in self.rows if row.label != IMAGE_LABEL))
+
+    @property
+    def case_ids(self) -> tuple[str, ...]:
+        """Cases, in order of appearance."""
+        return tuple(dict.fromkeys(row.case_id for row in self.rows))
+
+    def of_run(self, run: str) -> ScoreTable:
+        """The rows of one run."""
+        return ScoreTable(tuple(row for row in self.rows if row.run == run))
+
+    def save(self, path: Path) -> None:
+        """Write the table as CSV, whole or not at all; equal tables give equal bytes.
+
+        Raises:
+            ResourceError: If the disk is full.
+            SetupError: If the place is not writable.
+        """
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(["" if value is None else value for value in astuple(row)] for row in self.rows)
+        write_text(path, text.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> ScoreTable:
+        """Read a table, strictly.
+
+        Raises:
+            DataError: If the file is missing, has other columns, a value that is none, or a row twice.
+        """
+        rows: list[Score] = []
+        first_line: dict[Any, int] = {}
+        for line, cells in _lines(path):
+            try:
+                row = _parsed(cells)
+            except ValueError as fault:
+                raise DataError(f"{path}, line {line}: {fault}. Correct the line or write the table again.") from None
+            key = (*row.case_key, row.label, row.metric)
+            if key in first_line:
+                raise DataError(
+                    f"{path}, line {line}: the same case, label and metric ({row.case_id}, {row.label}, {row.metric}) "
+                    f"as line {first_line[key]}, expected once. Delete one of them or give them different runs."
+                )
+            first_line[key] = line
+            rows.append(row)
+        return cls(tuple(rows))
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """Line number and cells of every row after the header."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file.") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as fault:
+        raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
+    header = tuple(lines[0][1]) if lines else ()
+    if header != COLUMNS:
+        unknown, missing = sorted(set(header) - set(COLUMNS)), sorted(set(COLUMNS) - set(header))
+        found = f"unknown {unknown}, missing {missing}" if unknown or missing else "another order or one twice"
+        raise DataError(f"{path}, line 1: columns are wrong ({found}), expected {','.join(COLUMNS)}.")
+    return lines[1:]
+
+
+def _parsed(cells: list[str]) -> Score:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"{len(cells)} cells, expected {len(COLUMNS)}")
+    given = dict(zip(COLUMNS, cells, strict=True))
+    values: dict[str, Any] = dict(given)
+    for name in ("fold", "seed"):
+        values[name] = _number(name, given[name], int) if given[name] else None
+    for name in ("n_reference_vox", "n_prediction_vox"):
+        values[name] = _number(name, given[name], int)
+    values["value"] = _number("value", given["value"], float)
+    return Score(**values)
+
+
+def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError(f"{name} is {text!r}, expected {'a whole' if kind is int else 'a'} number") from None
