@@ -74,7 +74,12 @@ class LabelSet(Record):
 
     @property
     def values(self) -> tuple[int, ...]:
-        """Every value of a structure in the files, ascending; inside, the i-th becomes i+1."""
+        """Every value of a structure in the files; inside, the i-th becomes i+1.
+
+        Without regions in the order of the labels, so that inside values are the network's outputs; else ascending.
+        """
+        if not self.has_regions:
+            return tuple(label.values[0] for label in self.labels)
         return tuple(sorted({v for label in self.labels for v in label.values}))
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
@@ -79,7 +80,7 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text) if path.suffix == ".yaml" else json.loads(text)
+        values = _PlanLoader(text).get_single_data() if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
         raise kind(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as fault:
@@ -133,6 +134,22 @@ def _record_in(annotation: Any) -> Any:
         return annotation
     found = [_record_in(part) for part in getattr(annotation, "__args__", ())]
     return next((part for part in found if part is not None), None)
+
+
+class _PlanLoader(yaml.SafeLoader):
+    """YAML as a person expects it: `1e-3` is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for (key, _), name in zip(node.value, keys, strict=True):
+            if keys.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_PlanLoader.add_implicit_resolver(  # YAML 1.1 reads `1e-3` as text, since it has no dot
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
 
 
 class _PlanDumper(yaml.SafeDumper):
