@@ -1,0 +1,204 @@
+"""core/records.py: strict reading, equal bytes, messages that name the place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from segpipe.core.errors import DataError, PlanError
+from segpipe.core.records import Record, did_you_mean
+
+
+class Optimizer(Record):
+    learning_rate: float
+    n_epochs: int = 10
+
+
+class Stage(Record):
+    name: str
+    patch_vox_zyx: tuple[int, ...]
+    optimizer: Optimizer | None = None
+
+
+class Recipe(Record):
+    """A record with others in every place they can stand."""
+
+    title: str
+    optimizer: Optimizer
+    stages: tuple[Stage, ...] = ()
+    by_name: dict[str, Stage]
+
+
+RECIPE = Recipe(
+    title="größer",
+    optimizer=Optimizer(learning_rate=1e-3),
+    stages=(Stage(name="low", patch_vox_zyx=(8, 16, 16)),),
+    by_name={"full": Stage(name="full", patch_vox_zyx=(16, 32, 32), optimizer=Optimizer(learning_rate=0.1))},
+)
+
+
+@pytest.mark.parametrize("ending", ["json", "yaml"])
+def test_a_record_is_written_and_read(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"recipe.{ending}"
+    RECIPE.save(path)
+    assert Recipe.load(path) == RECIPE
+    again = path.read_bytes()
+    Recipe.load(path).save(path)
+    assert path.read_bytes() == again
+
+
+def test_a_record_does_not_change() -> None:
+    with pytest.raises(ValidationError, match="frozen"):
+        RECIPE.title = "other"  # type: ignore[misc]
+
+
+# no control characters and line separators: PyYAML's emitter loses U+0085
+texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)
+floats = st.floats(allow_nan=False, allow_infinity=False)
+optimizers = st.builds(Optimizer, learning_rate=floats, n_epochs=st.integers())
+stages = st.builds(
+    Stage,
+    name=texts,
+    patch_vox_zyx=st.lists(st.integers(-5, 600), max_size=4).map(tuple),
+    optimizer=st.none() | optimizers,
+)
+recipes = st.builds(
+    Recipe,
+    title=texts,
+    optimizer=optimizers,
+    stages=st.lists(stages, max_size=2).map(tuple),
+    by_name=st.dictionaries(texts, stages, max_size=2),
+)
+
+
+@given(recipes)
+def test_any_record_returns_from_both_formats(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    for path in (folder / "any.json", folder / "any.yaml"):
+        recipe.save(path)
+        assert Recipe.load(path) == recipe
+
+
+@given(recipes, recipes)
+def test_the_digest_changes_with_the_record(a: Recipe, b: Recipe) -> None:
+    assert (a.digest() == b.digest()) == (a.to_json() == b.to_json())
+    assert len(a.digest()) == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "place", "near"),
+    [
+        ({"titel": "x"}, "titel", "title"),
+        ({"optimizer": {"learning_rate": 1.0, "n_epoch": 1}}, "optimizer.n_epoch", "n_epochs"),
+        ({"stages": [{"name": "a", "patch_vox_zyx": [], "optimiser": None}]}, "stages.0.optimiser", "optimizer"),
+        (
+            {"stages": [{"name": "a", "patch_vox_zyx": [], "optimizer": {"learning_rate": 1.0, "lerning_rate": 1.0}}]},
+            "stages.0.optimizer.lerning_rate",
+            "learning_rate",
+        ),
+        ({"by_name": {"b": {"name": "a", "patch_vox_zyx": [], "nam": 1}}}, "by_name.b.nam", "name"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(values: dict[str, object], place: str, near: str) -> None:
+    whole = {"title": "t", "optimizer": {"learning_rate": 1.0}, "by_name": {}} | values
+    with pytest.raises(PlanError) as fault:
+        Recipe.parse(whole, "plan.yaml")
+    assert str(fault.value) == f"plan.yaml: {place}: unknown key. Did you mean {near!r}?"
+
+
+def test_a_far_key_gets_the_list_of_known_ones() -> None:
+    with pytest.raises(PlanError, match=r"qqq: unknown key\. Known: learning_rate, n_epochs\."):
+        Optimizer.parse({"learning_rate": 1.0, "qqq": 1}, "plan.yaml")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"learning_rate": 1.0, "n_epochs": 2.0}, r"n_epochs: found 2\.0; .*integer"),
+        ({"learning_rate": 1.0, "n_epochs": "2"}, r"n_epochs: found '2'; .*integer"),
+        ({"learning_rate": 1.0, "n_epochs": True}, r"n_epochs: found True; .*integer"),
+        ({"learning_rate": "1.0"}, r"learning_rate: found '1\.0'; .*number"),
+        ({"learning_rate": None}, "learning_rate: found None"),
+        ({}, r"learning_rate: missing\. Add it\."),
+    ],
+)
+def test_a_wrong_type_is_an_error_not_converted(values: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=f"^plan.yaml: {message}"):
+        Optimizer.parse(values, "plan.yaml")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    with pytest.raises(ValidationError):
+        Optimizer(learning_rate=value)
+    with pytest.raises(PlanError, match=r"plan\.yaml: "):
+        Optimizer.parse({"learning_rate": value}, "plan.yaml")
+
+
+def test_all_faults_are_listed_one_a_line() -> None:
+    with pytest.raises(PlanError) as fault:
+        Recipe.parse({"titel": "x", "by_name": {}, "optimizer": {"learning_rate": "fast"}}, "plan.yaml")
+    assert str(fault.value).splitlines()[0] == "plan.yaml: "
+    assert len(str(fault.value).splitlines()) == 4  # title missing, learning_rate wrong, titel unknown
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("plan.yaml", "learning_rate: [1", "is not valid YAML"),
+        ("plan.yaml", "learning_rate: 1.0\nlearning_rate: 2.0\n", "key 'learning_rate' stands twice"),
+        ("plan.yaml", "- 1\n", "holds a list, expected keys and values"),
+        ("plan.yaml", "", "holds a NoneType"),
+        ("plan.yaml", "learning_rate: 2020-01-01\n", r"plan\.yaml: "),
+        ("plan.yaml", "!!python/object/apply:os.getcwd []", "is not valid YAML"),
+        ("plan.yaml", "a: 1\n--- \nb: 2\n", "is not valid YAML"),
+    ],
+)
+def test_a_broken_plan_is_a_fault_of_the_plan(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(PlanError, match=message):
+        Optimizer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "is not valid JSON"), ("[]", "holds a list"), ("\xff", "")])
+def test_a_broken_json_file_is_a_fault_of_the_data(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=rf"a\.json: .*{message}"):
+        Optimizer.load(tmp_path / "a.json")
+    with pytest.raises(DataError, match="no such file"):
+        Optimizer.load(tmp_path / "b.json")
+
+
+def test_a_number_without_a_dot_is_a_number(tmp_path: Path) -> None:
+    # PyYAML reads 1e-3 as text, which nobody who edits a learning rate expects
+    (tmp_path / "plan.yaml").write_text("learning_rate: 1e-3\n")
+    assert Optimizer.load(tmp_path / "plan.yaml").learning_rate == 0.001
+
+
+def test_plans_are_written_for_people() -> None:
+    assert RECIPE.to_yaml() == (
+        "title: größer\n"
+        "optimizer:\n"
+        "  learning_rate: 0.001\n"
+        "  n_epochs: 10\n"
+        "stages:\n"
+        "- name: low\n"
+        "  patch_vox_zyx: [8, 16, 16]\n"
+        "  optimizer: null\n"
+        "by_name:\n"
+        "  full:\n"
+        "    name: full\n"
+        "    patch_vox_zyx: [16, 32, 32]\n"
+        "    optimizer:\n"
+        "      learning_rate: 0.1\n"
+        "      n_epochs: 10\n"
+    )
+
+
+def test_did_you_mean() -> None:
+    assert did_you_mean("trian", ["train", "plan"]) == " Did you mean 'train'?"
+    assert did_you_mean("zzz", ["train", "plan"]) == " Known: train, plan."
