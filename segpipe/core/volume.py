@@ -74,8 +74,7 @@ def read_image(path: Path) -> Volume:
     """
     header = read_header(path)
     _check_geometry(header)
-    voxels = _voxels(path, header, np.float32)
-    return Volume(np.ascontiguousarray(voxels, np.float32), header.grid)
+    return Volume(np.ascontiguousarray(read_voxels(header)), header.grid)
 
 
 def read_image_channels(paths: list[Path]) -> Volume:
@@ -114,18 +113,17 @@ def read_label_values(header: Header) -> NDArray[np.int32]:
     Raises:
         DataError: If voxels cannot be read, there are several channels, or values are not near integers.
     """
-    path = header.path
     if header.n_channels != 1:
         raise DataError(
-            f"{path}: a label map with {header.n_channels} volumes, expected one integer per voxel. "
+            f"{header.path}: a label map with {header.n_channels} volumes, expected one integer per voxel. "
             "Merge one-hot channels into one map."
         )
-    values = _voxels(path, header, None)[0]
+    values = read_voxels(header, None)[0]
     wrong = _no_labels(values)
     if wrong.any():
         raise DataError(
-            f"{path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below 2³¹, "
-            f"within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it again "
+            f"{header.path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below "
+            f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it again "
             "with nearest neighbour."
         )
     return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, np.int32)
@@ -201,23 +199,24 @@ def _check_geometry(header: Header) -> None:
         )
 
 
-def _voxels(path: Path, header: Header, dtype: Any) -> NDArray[Any]:
-    """(C, Z, Y, X); scaled by slope and intercept; of the stored type if `dtype` is None and nothing is scaled."""
-    with _file_faults(path):
-        if ending_of(path) in ITK_ENDINGS:
+def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
+    """(C, Z, Y, X), scaled by slope and intercept; geometry is not judged; `dtype` None keeps the stored type.
+
+    Raises:
+        DataError: If the voxels cannot be read.
+    """
+    with _file_faults(header.path):
+        if ending_of(header.path) in ITK_ENDINGS:
             import SimpleITK as sitk
 
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            array = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))
             array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
             return array.reshape(header.n_channels, *header.grid.shape_zyx).astype(dtype or array.dtype, copy=False)
-        data = np.asanyarray(_nifti(path).dataobj)
+        data = np.asanyarray(_nifti(header.path).dataobj)
         data = np.asarray(data, data.dtype.newbyteorder("="))
         z, y, x = header.grid.shape_zyx
-        return (
-            data.reshape((x, y, z, header.n_channels), order="F")
-            .transpose(3, 2, 1, 0)
-            .astype(dtype or data.dtype, copy=False)
-        )
+        data = data.reshape((x, y, z, header.n_channels), order="F").transpose(3, 2, 1, 0)
+        return data.astype(dtype or data.dtype, copy=False)
 
 
 def _nifti(path: Path) -> Any:

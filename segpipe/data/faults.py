@@ -53,6 +53,12 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(
         "fatal", "File cannot be read", "a whole image file", "Copy, export or convert it again, or move the case away."
     ),
+    "other_format": Kind(
+        "warning",
+        "Image in a format that is not read",
+        "NIfTI, NRRD or MetaImage",
+        "Convert it: `mri_convert` (.mgz), `fslchfiletype` (.hdr, .img), `dcm2niix` (DICOM).",
+    ),
     # geometry
     "grid_unusable": Kind(
         "fatal", "Header without a usable grid", "a finite, invertible affine", "Repair the header or export it again."
@@ -105,9 +111,9 @@ KINDS: dict[str, Kind] = {
         "whole numbers",
         "It was probably interpolated: export again with nearest neighbour.",
     ),
-    "label_rounded": Kind(
+    "label_float": Kind(
         "warning",
-        "Label values a little off integers",
+        "Label map stored as floats",
         "whole numbers",
         "Nothing: they are rounded. `--fix OUT` stores them as integers.",
     ),

@@ -1,0 +1,168 @@
+"""One case at a time: read every file once, note what is wrong and what the dataset needs to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.grid import MAX_SHEAR, Grid, require_same_grid
+from segpipe.core.header import Header
+from segpipe.core.volume import read_header, read_label_values, read_voxels
+from segpipe.data.faults import Fault, fault
+from segpipe.data.found import FoundCase
+from segpipe.data.label_lists import value_counts
+
+
+@dataclass(frozen=True)
+class CaseFacts:
+    """What was read of a case.
+
+    Args:
+        case_id: The case.
+        faults: What is wrong with its files.
+        grid: Place of its first image that could be read; None if none could.
+        hashes: Digest of the voxels of each image file that could be read and is not constant.
+        n_label_vox: Voxels of each value in the label map; None if there is none or it could not be read.
+    """
+
+    case_id: str
+    faults: tuple[Fault, ...]
+    grid: Grid | None
+    hashes: dict[Path, str]
+    n_label_vox: dict[int, int] | None
+
+
+def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
+    """Read a case's files one after the other, so that only one is in memory.
+
+    Args:
+        case: Its files; the missing ones have been reported already.
+        n_channels: What the dataset has; None if any number is right (images without a dataset).
+    """
+    faults: list[Fault] = []
+    headers = [header for path in case.images if (header := _header(case, path, faults)) is not None]
+    grid = headers[0].grid if headers else None
+    if n_channels is not None and len(headers) == len(case.images):
+        faults += _channel_faults(case, headers, n_channels)
+    hashes = {}
+    for header in headers:
+        faults += _geometry_faults(case, header, grid)
+        digest, found = _inspect_voxels(case, header)
+        faults += found
+        if digest is not None:
+            hashes[header.path] = digest
+    n_label_vox = None
+    if case.label is not None and (label := _header(case, case.label, faults)) is not None:
+        faults += _geometry_faults(case, label, grid)
+        n_label_vox, found = _inspect_labels(case, label)
+        faults += found
+    return CaseFacts(case.case_id, tuple(faults), grid, hashes, n_label_vox)
+
+
+def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
+    try:
+        return read_header(path)
+    except GeometryError as problem:
+        faults.append(fault("grid_unusable", _without_path(problem, path), case.case_id, path))
+    except DataError as problem:
+        faults.append(fault("unreadable", _without_path(problem, path), case.case_id, path))
+    return None
+
+
+def _channel_faults(case: FoundCase, headers: list[Header], n_channels: int) -> list[Fault]:
+    """One 4D file with all channels or one 3D file for each; how many files there are was judged by their names."""
+    if len(headers) == 1 and headers[0].n_channels == n_channels:
+        return []
+    expected = "3D" if n_channels == 1 else f"3D, or 4D with the {n_channels} channels of the dataset in one file"
+    if len(headers) == n_channels:
+        wrong = [header for header in headers if header.n_channels != 1]
+        return [
+            fault("channel_count", f"4D with {header.n_channels} volumes", case.case_id, header.path, expected)
+            for header in wrong
+        ]
+    if len(headers) > 1:
+        return []
+    found = f"4D with {headers[0].n_channels} volumes" if headers[0].n_channels > 1 else "3D, one channel"
+    return [fault("channel_count", found, case.case_id, headers[0].path, expected)]
+
+
+def _geometry_faults(case: FoundCase, header: Header, first: Grid | None) -> list[Fault]:
+    """Faults of a header by itself and against the first image of the case."""
+    faults = []
+    if header.contradiction:
+        faults.append(fault("header_contradiction", header.contradiction, case.case_id, header.path))
+    if header.grid.shear > MAX_SHEAR:
+        text = f"cosine {header.grid.shear:.3f} between two axes"
+        faults.append(fault("sheared", text, case.case_id, header.path, f"at most {MAX_SHEAR}"))
+    if not header.has_world:
+        faults.append(fault("no_orientation", "sform and qform codes are 0", case.case_id, header.path))
+    if first is None or first is header.grid:
+        return faults
+    try:
+        require_same_grid(first, header.grid, header.path.name)
+    except GeometryError:
+        gap_mm = first.corner_gap_mm(header.grid)
+        if np.isinf(gap_mm):
+            found, expected = _shape(header.grid), f"{_shape(first)} as the first image"
+            faults.append(fault("shape_mismatch", found, case.case_id, header.path, expected))
+        else:
+            text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image"
+            faults.append(fault("place_mismatch", text, case.case_id, header.path))
+    return faults
+
+
+def _inspect_voxels(case: FoundCase, header: Header) -> tuple[str | None, list[Fault]]:
+    """Digest of an image, None if there is nothing to compare; and what is wrong with its voxels."""
+    try:
+        voxels = np.ascontiguousarray(read_voxels(header))
+    except DataError as problem:
+        return None, [fault("unreadable", _without_path(problem, header.path), case.case_id, header.path)]
+    faults = []
+    for channel, voxels_zyx in enumerate(voxels):
+        where = f" in volume {channel} of {len(voxels)}" if len(voxels) > 1 else ""
+        low, high = float(voxels_zyx.min()), float(voxels_zyx.max())
+        if not np.isfinite([low, high]).all():  # NaN passes through min and max
+            n_wrong = int(np.count_nonzero(~np.isfinite(voxels_zyx)))
+            share = n_wrong / voxels_zyx.size
+            text = f"{n_wrong} voxels ({share:.2%}) are NaN or infinite{where}"
+            faults.append(fault("not_finite", text, case.case_id, header.path))
+        elif low == high:
+            faults.append(fault("constant", f"every voxel is {low:g}{where}", case.case_id, header.path))
+    return (None if faults else _digest(voxels)), faults
+
+
+def _inspect_labels(case: FoundCase, header: Header) -> tuple[dict[int, int] | None, list[Fault]]:
+    if header.n_channels != 1:
+        text = f"4D with {header.n_channels} volumes"
+        return None, [fault("label_channels", text, case.case_id, header.path)]
+    try:
+        values = read_label_values(header)
+    except DataError as problem:
+        kind = "label_not_integer" if "label values" in str(problem) else "unreadable"
+        return None, [fault(kind, _without_path(problem, header.path), case.case_id, header.path)]
+    faults = []
+    if header.dtype.kind == "f":
+        faults.append(fault("label_float", f"stored as {header.dtype}", case.case_id, header.path))
+    return value_counts(values), faults
+
+
+def _digest(voxels_czyx: NDArray[np.float32]) -> str:
+    """Digest of shape and voxels: equal images are equal however they were compressed or stored."""
+    digest = hashlib.blake2b(repr(voxels_czyx.shape).encode(), digest_size=16)
+    digest.update(voxels_czyx.data)
+    return digest.hexdigest()
+
+
+def _shape(grid: Grid) -> str:
+    return " × ".join(map(str, grid.shape_zyx[::-1])) + " voxels (x, y, z)"
+
+
+def _without_path(problem: DataError, path: Path) -> str:
+    """What was found, without the path and the advice that a fault carries anyway."""
+    text = str(problem).removeprefix(f"{path}: ")
+    return text.split(". ")[0].split(", expected ")[0].rstrip(".")
