@@ -1,0 +1,91 @@
+"""Tables of results for people, at most 80 columns wide."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict
+from math import isnan
+from typing import Any
+
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
+
+SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
+_WIDTH = 80
+_N_NAMED = 3
+
+
+def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> str:
+    """Means with intervals and counts, one line for each metric and label, and the warnings below.
+
+    Args:
+        rows: As `summarise` gives them.
+        metrics: Which to show; those without rows are passed over.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = [row for row in rows if row.metric in metrics]
+    n_labels = len({row.label for row in shown} - {MEAN_LABEL})
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, width in (("metric", 16), ("label", 13)):
+        table.add_column(heading, max_width=width, no_wrap=True)
+    for heading in ("mean", "95 % interval", "ok", "both\nempty", "missed", "spu-\nrious"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for metric in metrics:
+        of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
+        for index, row in enumerate(of_metric):
+            title = METRICS[metric].title if index == 0 else ""
+            table.add_row(title, row.label, *_cells(row), end_section=index == len(of_metric) - 1)
+    text = io.StringIO()
+    Console(file=text, width=_WIDTH, color_system=None).print(table)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*lines, *_notes(shown)])
+
+
+def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:
+    """The same for programs; NaN becomes null, since JSON has no NaN."""
+    return {
+        "policy": policy,
+        "summary": [asdict(row) | {"mean": None if isnan(row.mean) else row.mean} for row in rows],
+    }
+
+
+def _cells(row: SummaryRow) -> list[str]:
+    interval = "–" if row.low is None or row.high is None else f"{_number(row.low, row)} – {_number(row.high, row)}"
+    counts = (row.n_ok, row.n_both_empty, row.n_missed, row.n_spurious)
+    return [_number(row.mean, row), interval, *(str(n) if n else "·" for n in counts)]
+
+
+def _number(value: float, row: SummaryRow) -> str:
+    if isnan(value):
+        return "–"
+    n_decimals = {"1": 3, "mm": 2}.get(row.unit, 0)
+    return f"{value:.{n_decimals}f}"
+
+
+def _notes(rows: Sequence[SummaryRow]) -> list[str]:
+    """Each note once, with the rows it is about if not with all."""
+    about: dict[str, list[SummaryRow]] = {}
+    for row in rows:
+        if row.note:
+            about.setdefault(row.note, []).append(row)
+    lines = [
+        f"{note[0].upper()}{note[1:]}" + ("." if len(of) == len(rows) else f" ({_names(of)}).")
+        for note, of in about.items()
+    ]
+    left_out = [row for row in rows if row.n_left_out and row.label != MEAN_LABEL]
+    lines += [f"Left out of {METRICS[row.metric].title}, {row.label}: {row.n_left_out} cases." for row in left_out]
+    return [piece for line in lines for piece in _wrapped(line)]
+
+
+def _names(rows: Sequence[SummaryRow]) -> str:
+    named = [f"{METRICS[row.metric].title}, {row.label}" for row in rows[:_N_NAMED]]
+    return "; ".join([*named, f"{len(rows) - _N_NAMED} more"] if len(rows) > _N_NAMED else named)
+
+
+def _wrapped(line: str) -> list[str]:
+    return textwrap.wrap(line, _WIDTH)

@@ -1,0 +1,168 @@
+"""Which mask belongs to which reference, which labels they have, and whose they are."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.header import stem_of
+from segpipe.core.labels import LabelSet
+from segpipe.core.progress import say
+from segpipe.core.records import read_mapping
+from segpipe.data.described import DESCRIPTION_FILE
+from segpipe.data.faults import refuse
+from segpipe.data.folders import LABEL_FOLDERS, subfolder
+from segpipe.data.found import image_files, without_twins
+from segpipe.data.label_lists import labels_in_files, parse_labels
+from segpipe.data.patients import PATIENTS_FILE, assign_patients
+from segpipe.evaluate.run import MaskPair
+from segpipe.evaluate.scores import Origin
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """Masks and references, as far as they belong together.
+
+    Args:
+        pairs: Sorted by case.
+        without_prediction: Cases of references that have no mask.
+        without_reference: Cases of masks that have no reference.
+        patients_from: How patients were told apart, one sentence.
+        description: A `dataset.json` beside the references; None if there is none.
+    """
+
+    pairs: tuple[MaskPair, ...]
+    without_prediction: tuple[str, ...]
+    without_reference: tuple[str, ...]
+    patients_from: str
+    description: Path | None
+
+
+def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
+    """Pair masks with references by file name without image ending.
+
+    Args:
+        reference: A file, a folder of label maps, or a dataset folder that holds one (`labelsTr/`, `labels/`).
+        prediction: A file or a folder of masks; a file if `reference` is one.
+        run: Name of what made the masks.
+
+    Raises:
+        UsageError: If one is a file and the other a folder, or nothing fits.
+        DataError: If one is missing, or two files of one folder have the same name but for the ending.
+    """
+    for path in (reference, prediction):
+        if not path.exists():
+            raise DataError(f"{path}: no such file or folder. Check the path.")
+    if reference.is_file() != prediction.is_file():
+        raise UsageError(f"{reference} and {prediction}: a file and a folder, expected two files or two folders.")
+    if reference.is_file():
+        references, predictions = {stem_of(prediction): reference}, {stem_of(prediction): prediction}
+    else:
+        references, predictions = _files(_label_folder(reference)), _files(prediction)
+    case_ids = sorted(set(references) & set(predictions))
+    if not case_ids:
+        raise UsageError(
+            f"{prediction}: no mask has the name of a reference in {reference} (masks: {_few(predictions)}; "
+            f"references: {_few(references)}). Names must be equal but for the image ending."
+        )
+    home = next(iter(references.values())).parent
+    patients_home = home if (home / PATIENTS_FILE).is_file() else home.parent
+    patients, patients_from, faults = assign_patients(case_ids, patients_home)
+    refuse(faults, patients_home)
+    return Pairing(
+        tuple(MaskPair(references[c], predictions[c], Origin(c, patients[c], run)) for c in case_ids),
+        tuple(sorted(set(references) - set(predictions))),
+        tuple(sorted(set(predictions) - set(references))),
+        patients_from,
+        next((p / DESCRIPTION_FILE for p in (home, home.parent) if (p / DESCRIPTION_FILE).is_file()), None),
+    )
+
+
+def refuse_missing(pairing: Pairing, is_allowed: bool) -> None:
+    """Refuse a reference without prediction, or say how many there are; masks without reference are only said.
+
+    Raises:
+        DataError: If predictions are missing and that is not allowed.
+    """
+    missing, n_references = pairing.without_prediction, len(pairing.pairs) + len(pairing.without_prediction)
+    if missing and not is_allowed:
+        raise DataError(
+            f"{len(missing)} of {n_references} references have no prediction: {_few(missing, 20)}. A case without mask "
+            "is not left out of a mean unasked: predict it, or score the others with --allow-missing."
+        )
+    if missing:
+        say(f"{len(missing)} of {n_references} references have no prediction and are not scored: {_few(missing)}")
+    surplus = pairing.without_reference
+    if surplus:
+        say(f"{len(surplus)} masks have no reference and are not scored: {_few(surplus)}")
+
+
+def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[LabelSet, str]:
+    """The structures to score, and where they come from.
+
+    Args:
+        text: `1,2,3`, `name=1,name2=2` (`name=1+2` joins values to a region, `ignore=255`), or the path of a
+            `dataset.json` or of a saved LabelSet. None: the `dataset.json` beside the references, else every value
+            that stands in them.
+        pairing: The masks.
+        n_workers: References read side by side, if their values must be looked up.
+
+    Raises:
+        UsageError: If `text` is neither.
+        DataError: If a file does not hold labels.
+    """
+    if text is None:
+        if pairing.description is not None:
+            return _labels_in(pairing.description), str(pairing.description)
+        files = [pair.reference for pair in pairing.pairs]
+        return labels_in_files(files, n_workers), f"the values found in {len(files)} references"
+    if text.endswith(".json"):
+        return _labels_in(Path(text)), text
+    named: dict[str, int | list[int]] = {}
+    for part in text.split(","):
+        name, _, values = part.rpartition("=")
+        try:
+            numbers = [int(value) for value in values.split("+")]
+        except ValueError:
+            raise UsageError(
+                f"labels {text!r}: {part!r} is no label; expected 1,2,3 or name=1,name2=2 or name=1+2, or a .json file."
+            ) from None
+        name = name.strip() or f"label_{values.strip()}"
+        if name in named:
+            raise UsageError(f"labels {text!r}: {name!r} occurs twice; expected every label once.")
+        named[name] = numbers if len(numbers) > 1 else numbers[0]
+    try:
+        return parse_labels(named, _paint_order(named), "option -l"), "the option -l"
+    except DataError as fault:
+        raise UsageError(str(fault)) from None
+
+
+def _labels_in(path: Path) -> LabelSet:
+    values = read_mapping(path, DataError)
+    if isinstance(values.get("labels"), Mapping):
+        return parse_labels(values["labels"], values.get("regions_class_order"), str(path))
+    return LabelSet.parse(values, str(path), DataError)
+
+
+def _paint_order(named: dict[str, int | list[int]]) -> list[int]:
+    """A value for each region; scores do not depend on how regions are painted."""
+    return [v[0] if isinstance(v, list) else v for n, v in named.items() if n.lower() not in ("background", "ignore")]
+
+
+def _label_folder(folder: Path) -> Path:
+    """The folder itself if images lie in it, else its subfolder of label maps."""
+    if image_files(folder):
+        return folder
+    return subfolder(folder, LABEL_FOLDERS) or folder
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    files, twins = without_twins((stem_of(path), path) for path in image_files(folder))
+    refuse(twins, folder)
+    return files
+
+
+def _few(names: Collection[str], n_shown: int = 3) -> str:
+    return (", ".join(list(names)[:n_shown]) + (", …" if len(names) > n_shown else "")) or "none"

@@ -1,0 +1,177 @@
+"""From a table of scores to means with intervals, under a named policy for empty masks.
+
+A mean over cases must say what a structure counts that one mask has and the other has not. No policy drops a missed
+structure silently: `mr` and `brats` give it the worst value, `nnunet` too, `omit` prints how many it left out.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.records import did_you_mean
+from segpipe.evaluate.intervals import mean_with_interval
+from segpipe.evaluate.metrics import METRICS, Metric
+from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
+
+MEAN_LABEL = "(mean)"  # row of the mean over labels
+DEFAULT_POLICY = "mr"
+_BRATS_DISTANCE_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One metric of one label over all cases.
+
+    Args:
+        label: The structure, or `(mean)` for the mean over labels of their means.
+        metric: Name, as in `METRICS`.
+        unit: Of mean, low and high.
+        mean: NaN if no case counts.
+        low, high: 95 % interval; None if there is none.
+        note: Why there is no interval, or why to trust it less.
+        n_patients: Patients with a case.
+        n_ok, n_both_empty, n_missed, n_spurious: Cases by status; for `(mean)` summed over labels.
+        n_left_out: Cases that the policy leaves out of the mean, or whose value is undefined.
+    """
+
+    label: str
+    metric: str
+    unit: str
+    mean: float
+    low: float | None
+    high: float | None
+    note: str
+    n_patients: int
+    n_ok: int
+    n_both_empty: int
+    n_missed: int
+    n_spurious: int
+    n_left_out: int
+
+
+def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) -> tuple[SummaryRow, ...]:
+    """Means per label over cases, then over labels, with 95 % intervals over patients.
+
+    Args:
+        table: Scores of one run.
+        policy: What empty masks count. `mr` (Metrics Reloaded): both empty is the best value, one empty the worst: 0,
+            or the image's diagonal in mm. `nnunet`: both empty is left out, one empty is the worst. `brats`: both
+            empty is the best, one empty 0 or 374 mm. `omit`: only cases with both masks. Volume differences keep
+            their raw values, which are defined; a relative one to an empty reference is left out and counted.
+        seed: Of the bootstrap.
+
+    Returns:
+        For each metric the labels in order of appearance, then `(mean)`.
+
+    Raises:
+        UsageError: If there is no such policy.
+        DataError: If the table holds several runs or an unknown metric, or the diagonal of an image is needed and
+            missing.
+    """
+    check_policy(policy)
+    if len(table.runs) > 1:
+        raise DataError(f"the table holds the runs {', '.join(table.runs)}; means are of one. Choose one of them.")
+    unknown = [name for name in table.metrics if name not in METRICS]
+    if unknown:
+        raise DataError(f"the table holds the metric {unknown[0]!r}.{did_you_mean(unknown[0], list(METRICS))}")
+    diagonals = {row.case_key: row.value for row in table.rows if row.metric == DIAGONAL}
+    result: list[SummaryRow] = []
+    for name in table.metrics:
+        rows = [row for row in table.rows if row.metric == name and row.label != IMAGE_LABEL]
+        values = {(row.case_key, row.label): _counted(row, policy, diagonals) for row in rows}
+        labels = [label for label in table.labels if any(row.label == label for row in rows)]
+        result += [_row(rows, values, (label,), label, seed) for label in labels]
+        result.append(_row(rows, values, tuple(labels), MEAN_LABEL, seed))
+    return tuple(result)
+
+
+def check_policy(policy: str) -> None:
+    """Refuse a policy that does not exist, before any mask is read.
+
+    Raises:
+        UsageError: If there is no such policy.
+    """
+    if policy not in POLICIES:
+        raise UsageError(f"policy {policy!r} is unknown.{did_you_mean(policy, list(POLICIES))}")
+
+
+Values = dict[tuple[tuple[str, str, int | None, int | None], str], float]  # by case and label; NaN does not count
+
+
+def _row(rows: list[Score], values: Values, labels: tuple[str, ...], name: str, seed: int) -> SummaryRow:
+    rows = [row for row in rows if row.label in labels]
+    patient_of = {row.case_key: row.patient_id for row in rows}
+    matrix = np.array([[values.get((case, label), np.nan) for label in labels] for case in patient_of])
+    patients = np.unique(list(patient_of.values()), return_inverse=True)[1]
+    interval = mean_with_interval(matrix, patients, seed)
+    n_by_status = Counter(row.status for row in rows)
+    return SummaryRow(
+        label=name,
+        metric=rows[0].metric,
+        unit=METRICS[rows[0].metric].unit,
+        mean=interval.mean,
+        low=interval.low,
+        high=interval.high,
+        note=interval.note,
+        n_patients=len(set(patient_of.values())),
+        n_ok=n_by_status["ok"],
+        n_both_empty=n_by_status["both_empty"],
+        n_missed=n_by_status["missed"],
+        n_spurious=n_by_status["spurious"],
+        n_left_out=sum(bool(np.isnan(values[row.case_key, row.label])) for row in rows),
+    )
+
+
+def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None, int | None], float]) -> float:
+    """What a score counts in a mean; NaN if it is left out."""
+    metric = METRICS[row.metric]
+    if row.status == "ok":
+        return row.value
+    if metric.kind == "difference" and policy != "omit":
+        return row.value if isfinite(row.value) else float("nan")
+
+    def diagonal_mm() -> float:
+        if row.case_key not in diagonals:
+            raise DataError(
+                f"case {row.case_id}, label {row.label}: {row.status}, and the table has no row {DIAGONAL} of label "
+                f"{IMAGE_LABEL} for it, which policy {policy} needs. Score it again or use --policy brats."
+            )
+        return diagonals[row.case_key]
+
+    return POLICIES[policy](row, metric, diagonal_mm)
+
+
+def _best(metric: Metric) -> float:
+    return 1.0 if metric.kind == "overlap" else 0.0
+
+
+def _mr(row: Score, metric: Metric, diagonal_mm: Callable[[], float]) -> float:
+    if row.status == "both_empty":
+        return _best(metric)
+    return 0.0 if metric.kind == "overlap" else diagonal_mm()
+
+
+def _nnunet(row: Score, metric: Metric, diagonal_mm: Callable[[], float]) -> float:
+    return float("nan") if row.status == "both_empty" else _mr(row, metric, diagonal_mm)
+
+
+def _brats(row: Score, metric: Metric, diagonal_mm: Callable[[], float]) -> float:  # noqa: ARG001 (one signature)
+    return _mr(row, metric, lambda: _BRATS_DISTANCE_MM)
+
+
+def _omit(row: Score, metric: Metric, diagonal_mm: Callable[[], float]) -> float:  # noqa: ARG001 (one signature)
+    return float("nan")
+
+
+POLICIES: dict[str, Callable[[Score, Metric, Callable[[], float]], float]] = {
+    "mr": _mr,
+    "nnunet": _nnunet,
+    "brats": _brats,
+    "omit": _omit,
+}
