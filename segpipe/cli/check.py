@@ -97,20 +97,25 @@ def fault_table(groups: list[list[Fault]]) -> Table:
     for group in groups:
         first = group[0]
         colour = "red" if first.severity == "fatal" else "yellow"
-        found = first.found if first.kind == "description" else f"{first.found}; expected {first.expected}"
-        lines = [f"[bold]{escape(KINDS[first.kind].title)}[/bold]", escape(_where(group)), escape(found)]
+        lines = [f"[bold]{escape(KINDS[first.kind].title)}[/bold]", *map(escape, _details(group))]
         mark = "fatal" if first.severity == "fatal" else "warn"
-        text = "\n".join(line for line in lines if line)
-        table.add_row(f"[{colour}]{mark}[/{colour}]", str(len(group)), text, escape(first.remedy))
+        table.add_row(f"[{colour}]{mark}[/{colour}]", str(len(group)), "\n".join(lines), escape(first.remedy))
     return table
 
 
-def _where(group: list[Fault]) -> str:
-    """The first places: cases, else files; the found text is that of the first."""
+def _details(group: list[Fault]) -> list[str]:
+    """The first cases or files, and what was found and expected in the first of them."""
+    first = group[0]
+    if first.kind == "description":
+        return [one.found for one in group]
     places = list(dict.fromkeys(_place(one) for one in group if _place(one)))
-    if not places and len(group) > 1:
-        places = [one.found for one in group]
-    return ", ".join(places[:_FIRST_CASES]) + (f", … ({len(places)})" if len(places) > _FIRST_CASES else "")
+    if not places:  # of no case: what was found differs
+        return [_first([one.found for one in group]), f"expected {first.expected}"]
+    return [_first(places), f"{first.found}; expected {first.expected}"]
+
+
+def _first(texts: list[str]) -> str:
+    return ", ".join(texts[:_FIRST_CASES]) + (f", … ({len(texts)})" if len(texts) > _FIRST_CASES else "")
 
 
 def _place(one: Fault) -> str:

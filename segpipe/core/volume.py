@@ -123,8 +123,8 @@ def read_label_values(header: Header) -> NDArray[np.int32]:
     if wrong.any():
         raise DataError(
             f"{header.path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below "
-            f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it again "
-            "with nearest neighbour."
+            f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it "
+            "again with nearest neighbour."
         )
     return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, np.int32)
 

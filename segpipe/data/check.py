@@ -78,7 +78,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     )
     for one in facts:
         faults += one.faults
-    patients, how, patient_faults = _patients(found)
+    patients, how, patient_faults = _patients(found) if not is_loose else ({c.case_id: "" for c in found.cases}, "", [])
     faults += [*patient_faults, *_duplicates(found.cases, facts, patients)]
     labels = None
     if not is_loose:
@@ -116,7 +116,7 @@ def _found(path: Path) -> tuple[Found, list[Fault]]:
     foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS)]
     faults = [fault("other_format", p.suffix, str(p.relative_to(path)), p) for p in foreign]
     if loose.cases:
-        faults.append(fault("no_labels", f"{len(loose.cases)} images, none with a label map", None, path))
+        faults.append(fault("no_labels", f"{len(loose.cases)} image(s), none with a label map"))
     return loose, faults
 
 
@@ -158,7 +158,7 @@ def _duplicates(cases: Sequence[FoundCase], facts: list[CaseFacts], patients: di
                 continue
             other, first = seen[digest]
             is_apart = patients[other] != patients[case.case_id]
-            text = f"the voxels of {first.name} ({other}, patient {patients[other]})"
+            text = f"the voxels of {first.name} (case {other}" + (f", patient {patients[other]})" if is_apart else ")")
             faults.append(fault("duplicate_patients" if is_apart else "duplicate", text, case.case_id, path))
     return faults
 
