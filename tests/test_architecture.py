@@ -29,6 +29,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {  # a part may always import itself
     "bridge": _PIPELINE | {"report"},
     "cli": _PIPELINE | {"report", "bridge"},
     "__init__": _PIPELINE | {"report", "cli"},  # the lazy public API
+    "__main__": {"cli"},
 }
 _TORCH_PARTS = ("networks/", "prepare/", "train/", "predict/")
 HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be imported (file, or folder ending in /)

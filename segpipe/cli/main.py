@@ -63,10 +63,10 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(run(sys.argv[1:] if args is None else args))
 
 
-def run(args: list[str]) -> int:
-    """Run one command; return its exit code."""
+def run(args: list[str], command: click.Command = root) -> int:
+    """Run a command line; return its exit code."""
     try:
-        result = root.main(args, prog_name="segpipe", standalone_mode=False)
+        result = command.main(args, prog_name="segpipe", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as fault:
         click.echo(fault.ctx.get_help())
         return 0
