@@ -9,7 +9,6 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,9 +157,9 @@ def _measure_case(
     fingerprint = CaseFingerprint(
         case_id=case.case_id,
         orientation=volume.grid.orientation,
-        spacing_mm=_three(turn.permute(volume.grid.spacing_mm)),
-        shape_zyx=_three(turn.permute(volume.grid.shape_zyx)),
-        cropped_shape_zyx=_three(turn.permute(box.shape_zyx)),
+        spacing_mm=turn.permute(volume.grid.spacing_mm),
+        shape_zyx=turn.permute(volume.grid.shape_zyx),
+        cropped_shape_zyx=turn.permute(box.shape_zyx),
         label_voxels=count_labels(indices, dataset.labels),
         signature=signature_of(case),
     )
@@ -193,7 +192,3 @@ def _intensities(cases: Sequence[_ChannelSample]) -> Intensities:
         percentile_99_5=float(high),
     )
 
-
-def _three(values: Sequence[Any]) -> tuple[Any, Any, Any]:
-    first, second, third = values
-    return (first, second, third)

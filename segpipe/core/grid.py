@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from segpipe.core.errors import GeometryError
 
 MAX_SHEAR = 1e-2  # cosine between two axes; float32 headers show up to 1e-4, a tilted gantry 0.1 and more
 ZYX = tuple[int, int, int]
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,9 +151,10 @@ class Reorientation:
     def _flipped_axes(self, lead: int) -> tuple[int, ...]:
         return tuple(lead + i for i, flip in enumerate(self.flips_zyx) if flip)
 
-    def permute(self, values_zyx: Sequence[float]) -> tuple[float, ...]:
+    def permute(self, values_zyx: Sequence[Number]) -> tuple[Number, Number, Number]:
         """Shape or spacing of the turned array."""
-        return tuple(values_zyx[a] for a in self.axes_zyx)
+        first, second, third = self.axes_zyx
+        return (values_zyx[first], values_zyx[second], values_zyx[third])
 
 
 def reorientation(source: Grid, target: str) -> Reorientation:

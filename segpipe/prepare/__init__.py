@@ -1,1 +1,1 @@
-""""""
+"""From image files to what the network sees, and back."""

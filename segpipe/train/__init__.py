@@ -1,1 +1,1 @@
-""""""
+"""From prepared cases to weights."""

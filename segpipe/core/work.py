@@ -1,0 +1,107 @@
+"""Where things lie in a work folder. The only place that knows these names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import UsageError
+
+
+@dataclass(frozen=True)
+class FoldFolder:
+    """runs/<configuration>/fold_<k>."""
+
+    path: Path
+
+    @property
+    def plan(self) -> Path:
+        """The plan this fold was trained with."""
+        return self.path / "plan.yaml"
+
+    @property
+    def weights(self) -> Path:
+        """Weights for prediction."""
+        return self.path / "checkpoint.safetensors"
+
+    @property
+    def state(self) -> Path:
+        """Everything needed to go on training."""
+        return self.path / "state.pt"
+
+    @property
+    def history(self) -> Path:
+        """One line for each epoch."""
+        return self.path / "history.csv"
+
+    @property
+    def log(self) -> Path:
+        """What was printed."""
+        return self.path / "log.txt"
+
+    @property
+    def validation(self) -> Path:
+        """Masks of the fold's validation cases."""
+        return self.path / "validation"
+
+    @property
+    def scores(self) -> Path:
+        """Their scores."""
+        return self.path / "scores.csv"
+
+
+@dataclass(frozen=True)
+class Work:
+    """A work folder."""
+
+    path: Path
+
+    @property
+    def dataset(self) -> Path:
+        """The dataset as it was understood."""
+        return self.path / "dataset.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        """What was measured."""
+        return self.path / "fingerprint.json"
+
+    @property
+    def plan(self) -> Path:
+        """What was decided."""
+        return self.path / "plan.yaml"
+
+    @property
+    def splits(self) -> Path:
+        """Folds."""
+        return self.path / "splits.json"
+
+    @property
+    def report(self) -> Path:
+        """The page for people."""
+        return self.path / "report" / "index.html"
+
+    def prepared(self, digest: str) -> Path:
+        """Prepared cases of one way of preparing."""
+        return self.path / "prepared" / digest
+
+    def run(self, configuration: str) -> Path:
+        """All folds of a configuration."""
+        return self.path / "runs" / configuration
+
+    def fold(self, configuration: str, fold: str) -> FoldFolder:
+        """One fold, `0`, `1`, … or `all`."""
+        return FoldFolder(self.run(configuration) / f"fold_{fold}")
+
+    def scores(self, configuration: str) -> Path:
+        """Out-of-fold scores of all cases."""
+        return self.run(configuration) / "scores.csv"
+
+    def require_plan(self) -> None:
+        """Refuse a folder that is not a planned work folder.
+
+        Raises:
+            UsageError: If the plan is not there.
+        """
+        if not self.plan.is_file():
+            raise UsageError(f"{self.path}: holds no plan.yaml. Make one with `segpipe plan DATA -o {self.path}`.")

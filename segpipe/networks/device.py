@@ -1,0 +1,78 @@
+"""Which device, and in which precision it is fast."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from segpipe.core.errors import ResourceError, SetupError
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
+
+    Raises:
+        SetupError: If there is no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, number = name.partition(":")
+    if kind == "cpu" and not number:
+        return torch.device("cpu")
+    if kind == "cuda" and (not number or number.isdigit()):
+        if not torch.cuda.is_available():
+            raise SetupError(
+                f"--device {name}: torch {torch.__version__} finds no CUDA device. Use cpu or check the driver."
+            )
+        if number and int(number) >= torch.cuda.device_count():
+            raise SetupError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+        return torch.device(name)
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            raise SetupError("--device mps: torch finds no Metal device. Use --device cpu.")
+        return torch.device(name)
+    raise SetupError(f"--device {name}: unknown; expected auto, cpu, cuda, cuda:N or mps.")
+
+
+def device_kind(name: str) -> str:
+    """`cpu`, `cuda` or `mps` of a `--device` option."""
+    return resolve_device(name).type
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """Type for autocast; `auto` takes the fastest that is safe on the device, float32 if none is.
+
+    bf16 needs no loss scaling, so it is preferred; CPUs without bf16 instructions emulate it slowly.
+    """
+    if name != "auto":
+        return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and _cpu_has_bf16():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    # private in torch, so each may be missing in some version; then bf16 is simply not chosen
+    tests = (getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(test() for test in tests if test is not None)
+
+
+@contextmanager
+def memory_faults(what: str, advice: str) -> Iterator[None]:
+    """Turn a real out-of-memory error of torch into one for people; every other error passes.
+
+    Raises:
+        ResourceError: If torch could not get memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as fault:
+        raise ResourceError(f"{what}: the GPU's memory is not enough ({str(fault).split('.')[0]}). {advice}") from None
+    except RuntimeError as fault:
+        if "DefaultCPUAllocator" not in str(fault):
+            raise
+        raise ResourceError(f"{what}: memory is not enough ({str(fault).splitlines()[0][-160:]}). {advice}") from None

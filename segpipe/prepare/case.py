@@ -1,0 +1,169 @@
+"""One case: turn, crop, normalise, resample; and the way back for what the network says about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.box import Box, nonzero_box
+from segpipe.core.errors import DataError
+from segpipe.core.grid import Grid, Reorientation, reorientation, require_same_grid
+from segpipe.core.labels import LabelSet
+from segpipe.core.records import Record
+from segpipe.core.volume import Volume, read_image_channels, read_labels
+from segpipe.data.dataset import Case
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.spacing import resampled_shape
+from segpipe.prepare.normalise import normalise
+from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample, resample_image, resample_indices
+
+
+class Trace(Record):
+    """What was done to a case, enough to go back. Axes and edges are those after turning.
+
+    Args:
+        shape_zyx: Voxels of the image file.
+        axes_zyx, flips_zyx: The turn from the file's axes to the plan's.
+        spacing_mm: Voxel edge of the image.
+        box: What was kept by cropping.
+        target_mm: Voxel edge after resampling.
+        prepared_shape_zyx: Voxels after resampling.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    axes_zyx: tuple[int, int, int]
+    flips_zyx: tuple[bool, bool, bool]
+    spacing_mm: tuple[float, float, float]
+    box: Box
+    target_mm: tuple[float, float, float]
+    prepared_shape_zyx: tuple[int, int, int]
+
+    @property
+    def turn(self) -> Reorientation:
+        """From the file's axes to the plan's."""
+        return Reorientation(self.axes_zyx, self.flips_zyx)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the network sees of a case.
+
+    Args:
+        image_czyx: (C, Z, Y, X) float32.
+        indices_zyx: (Z, Y, X) int16 inside labels; None without a label map.
+        trace: The way back.
+    """
+
+    image_czyx: NDArray[np.float32]
+    indices_zyx: NDArray[np.int16] | None
+    trace: Trace
+
+
+def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepared:
+    """Read and prepare a case.
+
+    Raises:
+        DataError: If a file cannot be read or does not fit the plan.
+        GeometryError: If the grids are unusable or do not agree.
+    """
+    volume = read_image_channels(case.image_paths)
+    if volume.voxels_czyx.shape[0] != len(plan.channels):
+        raise DataError(
+            f"{case.case_id}: {volume.voxels_czyx.shape[0]} channels, the plan expects {len(plan.channels)} "
+            f"({', '.join(plan.channels)}). Give one file for each channel, ending in _0000, _0001, …"
+        )
+    if not np.isfinite(volume.voxels_czyx).all():
+        raise DataError(f"{case.case_id}: holds NaN or infinite voxels. Replace them; `segpipe check` lists the files.")
+    image, trace = prepare_image(volume, plan, configuration)
+    if case.label is None:
+        return Prepared(image, None, trace)
+    values, grid = read_labels(Path(case.label))
+    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
+    return Prepared(image, prepare_indices(plan.labels.encode(values, case.label), trace), trace)
+
+
+def prepare_image(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
+    """Turn, crop to non-zero, normalise, resample; in this order, as nnU-Net."""
+    turn = turn_for(volume.grid, plan)
+    turned = turn.apply(volume.voxels_czyx)
+    spacing_z, spacing_y, spacing_x = turn.permute(volume.grid.spacing_mm)
+    target_z, target_y, target_x = configuration.spacing_mm
+    target = (spacing_z if target_z is None else target_z, target_y, target_x)
+    box = nonzero_box(turned)
+    shape = resampled_shape(box.shape_zyx, (spacing_z, spacing_y, spacing_x), target)
+    trace = Trace(
+        shape_zyx=volume.grid.shape_zyx,
+        axes_zyx=turn.axes_zyx,
+        flips_zyx=turn.flips_zyx,
+        spacing_mm=(spacing_z, spacing_y, spacing_x),
+        box=box,
+        target_mm=target,
+        prepared_shape_zyx=(shape[0], shape[1], shape[2]),
+    )
+    cropped = np.ascontiguousarray(turned[box.slices])
+    orders = orders_for(trace.spacing_mm, target, IMAGE_ORDER)
+    return resample_image(normalise(cropped, plan.normalisation), trace.prepared_shape_zyx, orders), trace
+
+
+def prepare_indices(indices_zyx: NDArray[np.int16], trace: Trace) -> NDArray[np.int16]:
+    """The same turn, crop and resampling for a map of inside labels."""
+    cropped = np.ascontiguousarray(trace.turn.apply(indices_zyx)[trace.box.slices])
+    orders = orders_for(trace.spacing_mm, trace.target_mm, LABEL_ORDER)
+    return resample_indices(cropped, trace.prepared_shape_zyx, orders)
+
+
+def turn_for(grid: Grid, plan: Plan) -> Reorientation:
+    """To the plan's orientation, then the plan's order of axes."""
+    turn = reorientation(grid, plan.orientation)
+    first, second, third = plan.axis_order
+    axes, flips = turn.axes_zyx, turn.flips_zyx
+    return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))
+
+
+def restore_mask(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[Any]:
+    """Logits on the prepared grid to file values on the image's grid.
+
+    Args:
+        logits: (outputs, Z, Y, X) float32 on the prepared grid.
+        trace: How the case was prepared.
+        labels: The structures.
+
+    Returns:
+        (Z, Y, X) of `labels.mask_dtype` on the grid of the image file; background outside the crop. One output is
+        resampled at a time, so memory does not grow with their number.
+    """
+    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
+    shape = trace.box.shape_zyx
+    if labels.has_regions:
+        chosen = np.stack([resample(channel, shape, orders) > 0 for channel in logits])
+    else:
+        best = resample(logits[0], shape, orders)
+        chosen = np.zeros(shape, np.int16)
+        for index, channel in enumerate(logits[1:], 1):
+            value = resample(channel, shape, orders)
+            wins = value > best
+            best[wins], chosen[wins] = value[wins], index
+    turned = np.full(trace.turn.permute(trace.shape_zyx), labels.background_value, labels.mask_dtype)
+    turned[trace.box.slices] = labels.decode(chosen)
+    return np.ascontiguousarray(trace.turn.undo(turned))
+
+
+def restore_probabilities(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[np.float16]:
+    """Probabilities (outputs, Z, Y, X) float16 on the image's grid; background is 1 outside the crop."""
+    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
+    values = resample(logits, trace.box.shape_zyx, orders)
+    if labels.has_regions:
+        shares = 1 / (1 + np.exp(-values))
+    else:
+        values -= values.max(axis=0)
+        shares = np.exp(values)
+        shares /= shares.sum(axis=0)
+    turned = np.zeros((len(logits), *(int(n) for n in trace.turn.permute(trace.shape_zyx))), np.float16)
+    if not labels.has_regions:
+        turned[0] = 1
+    turned[trace.box.slices] = shares
+    return np.ascontiguousarray(trace.turn.undo(turned))

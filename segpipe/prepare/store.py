@@ -1,0 +1,213 @@
+"""Prepared cases on disk: compressed, with random access to a patch; a case is whole or absent."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import blosc2
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError
+from segpipe.core.files import remove_leftovers, whole_folder, write_text
+from segpipe.core.grid import ZYX
+from segpipe.core.labels import LabelSet
+from segpipe.core.progress import map_threads
+from segpipe.core.records import Record
+from segpipe.core.seeds import generator_for
+from segpipe.core.work import Work
+from segpipe.data.dataset import Case, Dataset
+from segpipe.fingerprint import Fingerprint, signature_of
+from segpipe.plan.schema import Configuration, Normalisation, Plan
+from segpipe.prepare.case import Prepared, Trace, prepare_case
+
+_MAX_LOCATIONS = 10_000  # for each label and case; enough places to centre a patch on
+_MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
+
+
+class _HowPrepared(Record):
+    """The part of a plan that decides what prepared cases look like; its digest names their folder."""
+
+    orientation: str
+    axis_order: tuple[int, int, int]
+    normalisation: tuple[Normalisation, ...]
+    labels: LabelSet
+    spacing_mm: tuple[float | None, float, float]
+
+
+class StoredCase(Record):
+    """Beside the arrays of a prepared case.
+
+    Args:
+        case_id: Which.
+        signature: Of the files it was made from.
+        trace: The way back.
+    """
+
+    case_id: str
+    signature: str
+    trace: Trace
+
+
+@dataclass(frozen=True, eq=False)
+class PatchCase:
+    """A prepared case to cut patches from; arrays in memory or on disk, both sliced alike.
+
+    Args:
+        case_id: Which.
+        image: (C, Z, Y, X) float32.
+        indices: (Z, Y, X) int16.
+        locations: For each label some of its voxels, (n, 3) int32 (z, y, x); labels that are absent are left out.
+    """
+
+    case_id: str
+    image: Any
+    indices: Any
+    locations: dict[str, NDArray[np.int32]]
+
+    @property
+    def shape_zyx(self) -> ZYX:
+        """Voxels."""
+        z, y, x = self.image.shape[1:]
+        return (int(z), int(y), int(x))
+
+
+def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Path:
+    """Where the prepared cases of a plan lie; another way of preparing is another folder."""
+    how = _HowPrepared(
+        orientation=plan.orientation,
+        axis_order=plan.axis_order,
+        normalisation=plan.normalisation,
+        labels=plan.labels,
+        spacing_mm=configuration.spacing_mm,
+    )
+    return work.prepared(how.digest())
+
+
+def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name: str, n_workers: int) -> Path:
+    """Prepare every case that is not there yet or whose files have changed since.
+
+    Returns:
+        The folder of the prepared cases.
+
+    Raises:
+        DataError: If a case cannot be prepared, or the data are not those that were planned for.
+        ResourceError, SetupError: If they cannot be written.
+    """
+    configuration = plan.configurations[configuration_name]
+    require_planned_data(work, dataset)
+    folder = prepared_folder(work, plan, configuration)
+    remove_leftovers(folder)
+    missing = [case for case in dataset.cases if not _is_current(folder / case.case_id, case)]
+    if missing:
+        map_threads(
+            lambda case: _prepare_and_store(folder / case.case_id, case, plan, configuration),
+            missing,
+            f"preparing {configuration_name}",
+            n_workers,
+        )
+    return folder
+
+
+def require_planned_data(work: Work, dataset: Dataset) -> None:
+    """Refuse data of which a file was changed since planning; files that are gone are not judged.
+
+    Raises:
+        DataError: Naming the cases.
+    """
+    planned = {case.case_id: case.signature for case in Fingerprint.load(work.fingerprint).cases}
+    changed = [
+        case.case_id
+        for case in dataset.cases
+        if all(Path(f).exists() for f in (*case.images, case.label or ""))
+        and planned.get(case.case_id) != signature_of(case)
+    ]
+    if changed:
+        names = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
+        raise DataError(
+            f"{dataset.root}: {len(changed)} cases changed since they were planned for ({names}). "
+            f"Plan again: `segpipe plan {dataset.root} -o {work.path}`."
+        )
+
+
+def _is_current(folder: Path, case: Case) -> bool:
+    if not (folder / "case.json").is_file():
+        return False
+    if not all(Path(f).exists() for f in (*case.images, case.label or "")):
+        return True  # the images were moved away; what was prepared is all there is
+    return StoredCase.load(folder / "case.json").signature == signature_of(case)
+
+
+def _prepare_and_store(folder: Path, case: Case, plan: Plan, configuration: Configuration) -> None:
+    signature = signature_of(case)
+    prepared = prepare_case(case, plan, configuration)
+    assert prepared.indices_zyx is not None
+    locations = _locations(prepared, plan.labels)
+    with whole_folder(folder) as temporary:
+        _write_array(temporary / "image.b2nd", prepared.image_czyx, configuration.patch_zyx)
+        _write_array(temporary / "indices.b2nd", prepared.indices_zyx, configuration.patch_zyx)
+        np.savez(temporary / "locations.npz", **locations)  # type: ignore[arg-type]  # numpy's stub lacks **arrays
+        stored = StoredCase(case_id=case.case_id, signature=signature, trace=prepared.trace)
+        write_text(temporary / "case.json", stored.to_json())
+
+
+def _locations(prepared: Prepared, labels: LabelSet) -> dict[str, NDArray[np.int32]]:
+    """Up to `_MAX_LOCATIONS` voxels of each label by its position in the label set."""
+    assert prepared.indices_zyx is not None
+    found = {}
+    for position, label in enumerate(labels.labels):
+        voxels = np.argwhere(np.isin(prepared.indices_zyx, labels.indices_of(label))).astype(np.int32)
+        if len(voxels) > _MAX_LOCATIONS:
+            voxels = voxels[np.sort(generator_for(0, position).choice(len(voxels), _MAX_LOCATIONS, replace=False))]
+        if len(voxels):
+            found[str(position)] = voxels
+    return found
+
+
+def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> None:
+    chunks = [min(p, n) for p, n in zip(patch_zyx, array.shape[-3:], strict=True)]
+    chunks = [1, *chunks] if array.ndim == 4 else chunks
+    cparams = {"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1}
+    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=cparams)
+
+
+def open_cases(folder: Path, case_ids: Sequence[str], n_workers: int) -> list[PatchCase]:
+    """Open prepared cases, kept in memory if all of them fit into a share of what is free.
+
+    Raises:
+        DataError: If a case is not there or damaged.
+    """
+    files = [folder / case_id for case_id in case_ids]
+    in_memory = _total_bytes(files) < _MEMORY_SHARE * _free_bytes()
+    return map_threads(lambda path: _open_case(path, in_memory=in_memory), files, "loading", n_workers)
+
+
+def _open_case(folder: Path, *, in_memory: bool) -> PatchCase:
+    try:
+        image, indices = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r") for name in ("image", "indices"))
+        with np.load(folder / "locations.npz") as stored:
+            locations = {name: stored[name] for name in stored.files}
+        if in_memory:
+            image, indices = image[...], indices[...]
+    except (OSError, RuntimeError, ValueError) as fault:
+        raise DataError(
+            f"{folder}: the prepared case cannot be read ({fault}). Delete the folder and run again."
+        ) from None
+    return PatchCase(folder.name, image, indices, locations)
+
+
+def _total_bytes(folders: Sequence[Path]) -> int:
+    total = 0
+    for folder in folders:
+        stored = StoredCase.load(folder / "case.json")
+        n_channels = blosc2.open(str(folder / "image.b2nd"), mode="r").shape[0]
+        total += int(np.prod(stored.trace.prepared_shape_zyx)) * (4 * n_channels + 2)
+    return total
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,98 @@
+"""Which patches a step sees. A batch is a function of (seed, fold, iteration) alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.grid import ZYX
+from segpipe.prepare.store import PatchCase
+
+PAD_LABEL = 0  # beyond the image there is background
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Patches as numpy arrays.
+
+    Args:
+        images: (B, C, Z, Y, X) float32, 0 beyond the image.
+        indices: (B, Z, Y, X) int16, background beyond the image.
+    """
+
+    images: NDArray[np.float32]
+    indices: NDArray[np.int16]
+
+
+def draw_batch(
+    cases: Sequence[PatchCase],
+    region_zyx: ZYX,
+    batch_size: int,
+    foreground_fraction: float,
+    generator: np.random.Generator,
+) -> Batch:
+    """Draw cases with replacement and a region of each.
+
+    The last round(batch_size × foreground_fraction) regions are centred on a voxel of a label drawn evenly among
+    those present in the case; the others lie anywhere. No region reaches beyond the image more than it must.
+
+    Args:
+        cases: To draw from.
+        region_zyx: Voxels of a region; larger than the patch if augmentation turns it.
+        batch_size: Regions.
+        foreground_fraction: 0 to 1.
+        generator: Source of all randomness.
+
+    Source:
+        nnU-Net's data loader. It bounds the place on the lower side only; here both sides are bounded.
+    """
+    n_any = batch_size - round(batch_size * foreground_fraction)
+    images, indices = [], []
+    for place in range(batch_size):
+        case = cases[int(generator.integers(len(cases)))]
+        start = _start(case, region_zyx, generator, on_label=place >= n_any)
+        images.append(cut(case.image, start, region_zyx, 0))
+        indices.append(cut(case.indices, start, region_zyx, PAD_LABEL))
+    return Batch(np.stack(images), np.stack(indices))
+
+
+def _start(case: PatchCase, region_zyx: ZYX, generator: np.random.Generator, *, on_label: bool) -> list[int]:
+    """First voxel of a region; negative where the region is larger than the image."""
+    limits = [_limits(n, r) for n, r in zip(case.shape_zyx, region_zyx, strict=True)]
+    if on_label and case.locations:
+        names = sorted(case.locations)
+        voxels = case.locations[names[int(generator.integers(len(names)))]]
+        centre = voxels[int(generator.integers(len(voxels)))]
+        wanted = [int(c) - r // 2 for c, r in zip(centre, region_zyx, strict=True)]
+        return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
+    return [int(generator.integers(low, high + 1)) for low, high in limits]
+
+
+def _limits(n_voxels: int, region: int) -> tuple[int, int]:
+    """Lowest and highest start along an axis; a region larger than the image is centred on it."""
+    if region >= n_voxels:
+        start = -((region - n_voxels) // 2)
+        return start, start
+    return 0, n_voxels - region
+
+
+def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> NDArray[Any]:
+    """A region of the last three axes, filled where it leaves the array.
+
+    Example:
+        >>> cut(np.ones((1, 1, 3)), (0, 0, -1), (1, 1, 4), 0).tolist()
+        [[[0.0, 1.0, 1.0, 1.0]]]
+    """
+    lead = array.ndim - 3
+    inside, place = [], []
+    for n_voxels, first, edge in zip(array.shape[lead:], start, region_zyx, strict=True):
+        low, high = max(first, 0), min(first + edge, n_voxels)
+        inside.append(slice(low, high))
+        place.append(slice(low - first, high - first))
+    result = np.full((*array.shape[:lead], *region_zyx), fill, array.dtype)
+    result[tuple(slice(None) for _ in range(lead)) + tuple(place)] = array[(*(slice(None),) * lead, *inside)]
+    return result
