@@ -1,5 +1,7 @@
 # make demo: see segpipe work. make test: everything a change must pass. Both install into .venv first.
 PYTHON ?= python3
+# --no-cache-dir keeps a container image small
+PIP_CACHE ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -25,7 +27,7 @@ $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
 	  echo "$(PYTHON) cannot make virtual environments (module venv or ensurepip is missing): apt-get install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --disable-pip-version-check --no-input -e '.[test]'
+	$(BIN)/python -m pip install --disable-pip-version-check --no-input $(PIP_CACHE) -e '.[test]'
 	@touch $@
 
 format: install

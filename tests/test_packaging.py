@@ -1,0 +1,118 @@
+"""Makefile, CI and containers: one way to install, and images that can be rebuilt."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
+INSTALL = ".venv/bin/python -m pip install --disable-pip-version-check --no-input  -e '.[test]'"
+
+
+def instructions(text: str) -> list[tuple[str, str]]:
+    """Instruction and its text, continuation lines joined, comments left out."""
+    lines = [line for line in text.replace("\\\n", " ").splitlines() if line.strip() and not line.startswith("#")]
+    return [(line.split()[0].upper(), line.split(maxsplit=1)[1]) for line in lines]
+
+
+def faults_of(text: str) -> list[str]:
+    """What a careful reader would object to in a Dockerfile."""
+    steps, faults = instructions(text), []
+    bases = [value for name, value in steps if name == "FROM"]
+    faults += [f"FROM {base} is not pinned" for base in bases if ":" not in base or base.endswith(":latest")]
+    users = [value for name, value in steps if name == "USER"]
+    if not users or users[-1] in {"root", "0"}:
+        faults.append("runs as root")
+    for name, value in steps:
+        if name == "RUN" and "apt-get install" in value:
+            if "rm -rf /var/lib/apt/lists/*" not in value:
+                faults.append("leaves apt's lists")
+            if "--no-install-recommends" not in value or "apt-get update" not in value:
+                faults.append("apt-get without update or with recommended packages")
+        if name == "RUN" and "pip install" in value:
+            faults.append("installs by its own command")
+        if name == "ADD":
+            faults.append("ADD where COPY is meant")
+    if not any(name == "RUN" and value.startswith("make install") for name, value in steps):
+        faults.append("does not install as the Makefile does")
+    return faults
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
+def test_an_image_is_pinned_runs_as_a_user_and_installs_by_make(path: Path) -> None:
+    assert faults_of(path.read_text()) == []
+
+
+def test_there_is_an_image_with_and_without_cuda() -> None:
+    assert [path.name for path in DOCKERFILES] == ["cpu.Dockerfile", "cuda.Dockerfile"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("FROM python:3.12-slim-bookworm", "FROM python"),
+        ("FROM python:3.12-slim-bookworm", "FROM python:latest"),
+        ("USER segpipe", "USER root"),
+        ("&& rm -rf /var/lib/apt/lists/*", "&& true"),
+        ("--no-install-recommends", ""),
+        ("RUN make install", "RUN pip install ."),
+        ("COPY --chown", "ADD --chown"),
+    ],
+)
+def test_an_offending_image_is_found(old: str, new: str) -> None:
+    text = (REPOSITORY / "docker" / "cpu.Dockerfile").read_text()
+    assert old in text
+    assert faults_of(text.replace(old, new))
+
+
+def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", "--dry-run", "--always-make", *arguments]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_both_commands_install_first(target: str) -> None:
+    lines = dry_run(target).stdout.splitlines()
+    assert INSTALL in lines
+    assert lines.index(INSTALL) < len(lines) - 1
+
+
+def test_ci_runs_what_a_developer_runs() -> None:
+    lines = (REPOSITORY / ".ci" / "run").read_text().splitlines()
+    assert lines[-1] == "make test" and "set -euo pipefail" in lines
+    assert dry_run("test").stdout.splitlines()[-4:] == [
+        ".venv/bin/ruff format --check .",
+        ".venv/bin/ruff check .",
+        ".venv/bin/mypy",
+        ".venv/bin/pytest",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("python", "message"), [("no-such-python", "was not found"), ("./old-python", "needs Python 3.11 or newer")]
+)
+def test_an_unusable_python_is_named(tmp_path: Path, python: str, message: str) -> None:
+    old = tmp_path / "old-python"
+    old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 || exit 1\n')
+    old.chmod(0o755)
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+    done = subprocess.run(["make", "test", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
+def test_the_makefile_allows_the_python_that_the_package_asks_for() -> None:
+    asked = re.search(r'requires-python = ">=3\.(\d+)"', (REPOSITORY / "pyproject.toml").read_text())
+    assert asked is not None
+    assert f"sys.version_info < (3, {asked[1]})" in (REPOSITORY / "Makefile").read_text()
+
+
+def test_torch_is_not_pinned_to_a_build() -> None:
+    for path in (REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile", *DOCKERFILES):
+        assert not re.search(r"\+cpu|\+cu\d|--index-url|--extra-index-url", path.read_text()), path
