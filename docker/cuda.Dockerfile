@@ -5,16 +5,19 @@
 # PyTorch's wheels bring CUDA's libraries, so the base image need only carry what the driver expects.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
+# hadolint ignore=DL3008 -- the archive keeps no old versions: a pinned one could not be built next month
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home segpipe
-USER segpipe
-WORKDIR /home/segpipe/segpipe
+# Readable by everybody, so that `docker run --user` may name the owner of the data.
+RUN useradd --uid 10001 --create-home segpipe && install -d -o 10001 /opt/segpipe
+USER 10001
+WORKDIR /opt/segpipe
 
-COPY --chown=segpipe:segpipe . .
+COPY --chown=10001 . .
 RUN make install PIP_CACHE=--no-cache-dir
 
-ENV PATH="/home/segpipe/segpipe/.venv/bin:${PATH}"
+# Caches of matplotlib and numba go where any user may write.
+ENV HOME=/tmp PATH="/opt/segpipe/.venv/bin:${PATH}"
 CMD ["make", "demo"]

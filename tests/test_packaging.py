@@ -57,7 +57,7 @@ def test_there_is_an_image_with_and_without_cuda() -> None:
     [
         ("FROM python:3.12-slim-bookworm", "FROM python"),
         ("FROM python:3.12-slim-bookworm", "FROM python:latest"),
-        ("USER segpipe", "USER root"),
+        ("USER 10001", "USER root"),
         ("&& rm -rf /var/lib/apt/lists/*", "&& true"),
         ("--no-install-recommends", ""),
         ("RUN make install", "RUN pip install ."),
