@@ -4,7 +4,8 @@
 # docker run --rm --user "$(id -u)" -v "$PWD:/data" segpipe:cpu segpipe check /data/DATASET
 FROM python:3.12-slim-bookworm
 
-# hadolint ignore=DL3008 -- the archive keeps no old versions: a pinned one could not be built next month
+# Not pinned: the archive keeps no old versions, so a pinned image could not be built next month.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make \
     && rm -rf /var/lib/apt/lists/*

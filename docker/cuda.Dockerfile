@@ -5,7 +5,8 @@
 # PyTorch's wheels bring CUDA's libraries, so the base image need only carry what the driver expects.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
-# hadolint ignore=DL3008 -- the archive keeps no old versions: a pinned one could not be built next month
+# Not pinned: the archive keeps no old versions, so a pinned image could not be built next month.
+# hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install -y --no-install-recommends make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
