@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -33,3 +34,46 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """`90s`, `10m`, `1h30m` or plain seconds, as seconds."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        units = {"d": 86400, "h": 3600, "m": 60, "s": 1}
+        parts = re.findall(r"(\d+(?:\.\d+)?)([dhms])", str(value).lower())
+        if parts and "".join(n + u for n, u in parts) == str(value).lower():
+            return float(sum(float(n) * units[u] for n, u in parts))
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no time; expected e.g. 90s, 10m or 1h30m.", param, ctx)
+
+
+class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """`all` (None) or numbers such as `0` or `0,2`."""
+
+    name = "folds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        if value == "all":
+            return ()
+        if not all(part.isdigit() for part in value.split(",")):
+            self.fail(f"{value!r} are no folds; expected all, 0 or 0,1,2.", param, ctx)
+        return tuple(dict.fromkeys(int(part) for part in value.split(",")))
+
+
+folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
+configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …; default: 3d_fullres if planned.")
+time_budget = click.option(
+    "--time-budget", type=Duration(), help="Time for all training of this command, e.g. 8h; shared by the folds."
+)
+edits = click.option(
+    "--set", "edits", multiple=True, metavar="KEY=VALUE", help="Change a value of the plan; repeatable."
+)

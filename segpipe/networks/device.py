@@ -41,6 +41,11 @@ def device_kind(name: str) -> str:
     return resolve_device(name).type
 
 
+def set_processors(n_processors: int) -> None:
+    """Let torch compute on this many processors."""
+    torch.set_num_threads(n_processors)
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Type for autocast; `auto` takes the fastest that is safe on the device, float32 if none is.
 

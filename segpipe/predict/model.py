@@ -71,7 +71,7 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     missing = [fold for fold in folds or [] if fold not in trained]
     if missing:
         raise UsageError(f"{run}: fold {', '.join(missing)} is not trained (trained: {', '.join(sorted(trained))}).")
-    return run.name, [trained[fold] for fold in folds or sorted(set(trained) - {"all"}) or ["all"]]
+    return run.name, [trained[fold] for fold in folds or sorted(trained, key=int)]
 
 
 def load_model(configuration_name: str, folders: Sequence[FoldFolder], device: torch.device) -> Model:

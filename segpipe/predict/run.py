@@ -7,7 +7,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
@@ -129,8 +128,3 @@ def _claim(folder: Path, made: _Made) -> None:
             f"{folder}: holds masks of another model (or with other mirroring). Choose another output folder."
         )
     made.save(about)
-
-
-def use_all_processors(n_processors: int) -> None:
-    """Let torch compute on this many processors."""
-    torch.set_num_threads(n_processors)

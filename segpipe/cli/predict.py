@@ -1,0 +1,58 @@
+"""`segpipe predict`: segment images with a trained model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segpipe.cli.options import configuration, folds, shared
+
+
+@click.command("predict")
+@click.option(
+    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Work folder or runs/<configuration>."
+)
+@click.option(
+    "-i", "--input", "inputs", type=click.Path(path_type=Path), required=True, help="File, folder or dataset."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
+@configuration
+@folds
+@click.option("--tta/--no-tta", default=True, show_default=True, help="Average over mirrored copies.")
+@click.option("--save-probabilities", is_flag=True, help="Also write <case>_probabilities.npz.")
+@shared
+def command(
+    model: Path,
+    inputs: Path,
+    output: Path,
+    configuration: str | None,
+    folds: tuple[int, ...],
+    tta: bool,
+    save_probabilities: bool,
+    as_json: bool,
+    device: str,
+    n_workers: int,
+    seed: int,  # noqa: ARG001 (an option of every command)
+) -> None:
+    """Write one mask for each image, on the image's own grid.
+
+    Folds are averaged. A killed run goes on with the same command.
+    """
+    from segpipe.cli.main import print_json
+    from segpipe.pipeline import Machine, predict
+
+    masks = predict(
+        model,
+        inputs,
+        output,
+        Machine(device, n_workers),
+        configuration=configuration,
+        folds=[str(fold) for fold in folds] or None,
+        mirror=tta,
+        probabilities=save_probabilities,
+    )
+    if as_json:
+        print_json({"masks": [str(mask) for mask in masks]})
+        return
+    click.echo(f"{len(masks)} masks: {output}")

@@ -1,0 +1,107 @@
+"""`segpipe run`: everything, from a folder of scans to the report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from segpipe.cli.options import configuration, edits, folds, shared, time_budget
+
+if TYPE_CHECKING:
+    from segpipe.pipeline import Machine
+
+
+@click.command("run")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
+@click.option("--preset", default="auto", show_default=True, help="auto, nnunet, resenc_m, resenc_l, resenc_xl, cpu.")
+@configuration
+@folds
+@time_budget
+@edits
+@shared
+def command(
+    data: Path,
+    work: Path,
+    preset: str,
+    configuration: str | None,
+    folds: tuple[int, ...],
+    time_budget: float | None,
+    edits: tuple[str, ...],
+    as_json: bool,
+    device: str,
+    n_workers: int,
+    seed: int,
+) -> None:
+    """Check DATA, plan, train, evaluate and report.
+
+    A killed run goes on with the same command.
+    """
+    from segpipe.pipeline import Machine
+
+    run_all(
+        data,
+        work,
+        Machine(device, n_workers),
+        preset=preset,
+        configuration=configuration,
+        folds=folds,
+        time_budget=time_budget,
+        edits=edits,
+        seed=seed,
+        as_json=as_json,
+    )
+
+
+def run_all(
+    data: Path,
+    work: Path,
+    machine: Machine,
+    *,
+    preset: str = "auto",
+    n_folds: int = 5,
+    configuration: str | None = None,
+    folds: tuple[int, ...] = (),
+    time_budget: float | None = None,
+    edits: tuple[str, ...] = (),
+    seed: int = 0,
+    as_json: bool = False,
+) -> None:
+    """Every stage in order, then the table of scores and the report's path."""
+    from segpipe.cli.main import print_json
+    from segpipe.cli.tables import plan_text, summary_record, summary_text
+    from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
+    from segpipe.pipeline import plan_data, train
+    from segpipe.report.build import build_report
+
+    _check(data, machine.n_workers, quiet=as_json)
+    plan = plan_data(data, work, machine, preset=preset, edits=edits, n_folds=n_folds, seed=seed, keep=True)
+    if not as_json:
+        click.echo(plan_text(plan))
+    name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
+    report, rows = build_report(work), summarise(table)
+    if as_json:
+        print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": name, "report": str(report)})
+        return
+    click.echo(summary_text(rows))
+    click.echo(f"Report: {report}")
+
+
+def _check(data: Path, n_workers: int, *, quiet: bool) -> None:
+    """Print what is wrong with a dataset.
+
+    Raises:
+        DataError: If a fault is fatal.
+    """
+    from segpipe.cli.check import print_report
+    from segpipe.core.errors import DataError
+    from segpipe.data.check import check_dataset
+
+    report = check_dataset(data, n_workers)
+    if not quiet or report.is_fatal:
+        print_report(report)
+    if report.is_fatal:
+        n_fatal = sum(fault.severity == "fatal" for fault in report.faults)
+        raise DataError(f"{data}: {n_fatal} fatal faults, listed above. Correct them and run again.")

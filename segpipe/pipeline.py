@@ -1,0 +1,246 @@
+"""The line of stages: each function runs one stage on a work folder and hands over files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import make_folder
+from segpipe.core.progress import say
+from segpipe.core.work import Work
+from segpipe.data.dataset import Dataset
+from segpipe.data.layouts import list_inputs, load_dataset
+from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
+from segpipe.evaluate.run import MaskPair, score_folder
+from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.fingerprint import Fingerprint, measure, signature_of
+from segpipe.networks.device import device_kind, resolve_device, set_processors
+from segpipe.plan.edit import edited
+from segpipe.plan.make import make_plan
+from segpipe.plan.schema import Plan
+from segpipe.predict.model import find_folds, load_model
+from segpipe.predict.run import mask_path, predict_cases
+from segpipe.prepare.store import open_cases, prepare_dataset
+from segpipe.train.fold import FoldData
+from segpipe.train.loop import train_fold
+
+_NNUNET_SPLITS = "splits_final.json"
+_MIN_BUDGET_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to compute on: `--device`, `-j`."""
+
+    device: str
+    n_workers: int
+
+
+def plan_data(
+    data: Path,
+    folder: Path,
+    machine: Machine,
+    *,
+    preset: str = "auto",
+    edits: Sequence[str] = (),
+    n_folds: int = 5,
+    splits_file: Path | None = None,
+    seed: int = 0,
+    keep: bool = False,
+) -> Plan:
+    """Fingerprint, splits and plan of a dataset, into a work folder; an old plan is kept as plan.previous.yaml.
+
+    With `keep`, a plan that is there for the same data and preset stays, edits by hand included.
+
+    Raises:
+        DataError: If the dataset cannot be used.
+        PlanError: If the preset or an edit is wrong.
+    """
+    work = Work(folder)
+    make_folder(folder)
+    dataset = load_dataset(data)
+    fingerprint = _fingerprint(work, dataset, machine.n_workers)
+    splits = _splits(dataset, fingerprint, n_folds, splits_file or data / _NNUNET_SPLITS, seed, splits_file is not None)
+    plan = make_plan(fingerprint, dataset.labels, dataset.name, preset, device_kind(machine.device))
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"seed": seed})})
+    plan = edited(_kept(work, plan) if keep else plan, edits)
+    if work.plan.is_file() and work.plan.read_text(encoding="utf-8") != plan.to_yaml():
+        work.plan.replace(folder / "plan.previous.yaml")
+        say(f"{work.plan}: replaced; the one before is plan.previous.yaml.")
+    dataset.save(work.dataset)
+    fingerprint.save(work.fingerprint)
+    splits.save(work.splits)
+    plan.save(work.plan)
+    for warning in splits.warnings:
+        say(f"warning: {warning}")
+    return plan
+
+
+def _kept(work: Work, plan: Plan) -> Plan:
+    """The plan in the work folder if it was made for the same data and preset, else `plan`."""
+    if not work.plan.is_file():
+        return plan
+    old = Plan.load(work.plan)
+    return old if (old.fingerprint, old.preset) == (plan.fingerprint, plan.preset) else plan
+
+
+def _fingerprint(work: Work, dataset: Dataset, n_workers: int) -> Fingerprint:
+    """The one in the work folder if no file has changed since, else a new one."""
+    if work.fingerprint.is_file() and work.dataset.is_file() and Dataset.load(work.dataset) == dataset:
+        known = Fingerprint.load(work.fingerprint)
+        if [(c.case_id, c.signature) for c in known.cases] == [(c.case_id, signature_of(c)) for c in dataset.cases]:
+            say(f"{work.fingerprint}: the data are unchanged, measured before.")
+            return known
+    return measure(dataset, n_workers)
+
+
+def _splits(dataset: Dataset, fingerprint: Fingerprint, n_folds: int, file: Path, seed: int, required: bool) -> Splits:
+    if file.is_file() or required:
+        say(f"{file}: its folds are used.")
+        return read_nnunet_splits(file, dataset)
+    return make_splits(dataset, {case.case_id: case.present for case in fingerprint.cases}, seed, n_folds)
+
+
+def default_configuration(plan: Plan, name: str | None) -> str:
+    """`name` if the plan has it; without a name 3d_fullres, or 2d if the data are flat.
+
+    Raises:
+        UsageError: If the plan has no configuration of that name.
+    """
+    chosen = name or ("3d_fullres" if "3d_fullres" in plan.configurations else next(iter(plan.configurations)))
+    if chosen not in plan.configurations:
+        raise UsageError(f"-c {chosen}: the plan has {', '.join(plan.configurations)}.")
+    return chosen
+
+
+def prepare(folder: Path, configuration: str | None, machine: Machine) -> Path:
+    """Prepare all cases of a work folder; returns where they lie.
+
+    Raises:
+        UsageError: If the folder holds no plan.
+        DataError: If a case cannot be prepared.
+    """
+    work = Work(folder)
+    work.require_plan()
+    plan = Plan.load(work.plan)
+    name = default_configuration(plan, configuration)
+    return prepare_dataset(work, Dataset.load(work.dataset), plan, name, machine.n_workers)
+
+
+def train(
+    folder: Path,
+    configuration: str | None,
+    folds: Sequence[int] | None,
+    machine: Machine,
+    *,
+    time_budget_seconds: float | None = None,
+    edits: Sequence[str] = (),
+) -> tuple[str, ScoreTable]:
+    """Train folds one after another; then predict and score their validation cases.
+
+    Args:
+        folder: A work folder with a plan.
+        configuration: Which; None for the default one.
+        folds: Which; None for all.
+        machine: What to compute on.
+        time_budget_seconds: Wall-clock time of all training, shared evenly by the folds; None: epochs of the plan.
+        edits: As for `plan`, for this training alone.
+
+    Returns:
+        The configuration and the scores of all folds that are trained by now.
+    """
+    work = Work(folder)
+    work.require_plan()
+    splits = Splits.load(work.splits)
+    chosen = list(range(splits.k)) if folds is None else list(folds)
+    wrong = [fold for fold in chosen if not 0 <= fold < splits.k]
+    if wrong:
+        raise UsageError(f"-f {wrong[0]}: there are {splits.k} folds, counted from 0.")
+    plan = _with_budget(edited(Plan.load(work.plan), edits), time_budget_seconds, len(chosen))
+    name = default_configuration(plan, configuration)
+    set_processors(machine.n_workers)
+    dataset = Dataset.load(work.dataset)
+    prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
+    for fold in chosen:
+        _train_one(work, plan, name, fold, splits, prepared, machine)
+        _validate_one(work, dataset, name, fold, splits, machine)
+    return name, collect_scores(work, name)
+
+
+def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
+    if seconds is None:
+        return plan
+    if seconds / n_folds < _MIN_BUDGET_SECONDS:
+        raise UsageError(
+            f"--time-budget: {seconds:g} s for {n_folds} folds is {seconds / n_folds:.1f} s each, expected "
+            f"{_MIN_BUDGET_SECONDS:g} s or more."
+        )
+    return plan.model_copy(
+        update={"training": plan.training.model_copy(update={"time_budget_seconds": seconds / n_folds})}
+    )
+
+
+def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, prepared: Path, machine: Machine) -> None:
+    started = time.monotonic()
+    split = splits.folds[fold]
+    data = FoldData(
+        fold=fold,
+        train=open_cases(prepared, split.train, machine.n_workers),
+        validation=open_cases(prepared, split.validation, machine.n_workers),
+    )
+    train_fold(plan, name, data, work.fold(name, str(fold)), resolve_device(machine.device), started)
+
+
+def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Splits, machine: Machine) -> None:
+    folder = work.fold(name, str(fold))
+    model = load_model(name, [folder], resolve_device(machine.device))
+    cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
+    predict_cases(model, cases, folder.validation)
+    pairs = [
+        MaskPair(
+            reference=Path(case.label or ""),
+            prediction=mask_path(folder.validation, case.case_id),
+            origin=Origin(
+                case_id=case.case_id, patient_id=case.patient_id, run=name, fold=fold, seed=model.plan.training.seed
+            ),
+        )
+        for case in cases
+    ]
+    score_folder(pairs, model.plan.labels, machine.n_workers).save(folder.scores)
+
+
+def collect_scores(work: Work, configuration: str) -> ScoreTable:
+    """Out-of-fold scores of every fold that is scored, also written beside the folds."""
+    files = sorted(work.run(configuration).glob("fold_*/scores.csv"))
+    table = ScoreTable(tuple(row for file in files for row in ScoreTable.load(file).rows))
+    table.save(work.scores(configuration))
+    return table
+
+
+def predict(
+    model: Path,
+    inputs: Path,
+    output: Path,
+    machine: Machine,
+    *,
+    configuration: str | None = None,
+    folds: Sequence[str] | None = None,
+    mirror: bool = True,
+    probabilities: bool = False,
+) -> list[Path]:
+    """Predict images with trained folds; returns the masks.
+
+    Raises:
+        UsageError: If there is no such model, or the output folder holds another model's masks.
+        DataError: If images cannot be read or predicted; the others are done.
+    """
+    name, folders = find_folds(model, configuration, folds)
+    set_processors(machine.n_workers)
+    loaded = load_model(name, folders, resolve_device(machine.device))
+    cases = list_inputs(inputs, loaded.plan.channels)
+    if not cases:
+        raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
+    return predict_cases(loaded, cases, output, mirror=mirror, probabilities=probabilities)
