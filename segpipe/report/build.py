@@ -1,0 +1,127 @@
+"""From a work folder to `report/index.html`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from segpipe import __version__
+from segpipe.core.files import write_text
+from segpipe.report.html import Decision, Page, render
+from segpipe.report.inputs import WorkFolder, read_work
+from segpipe.report.sections import make_section
+
+_PACKAGES = ("torch", "numpy", "scipy", "monai", "nnunetv2", "dynamic-network-architectures", "nibabel", "SimpleITK")
+
+
+def build_report(work: Path) -> Path:
+    """Write the report of a work folder: one HTML file that needs nothing else.
+
+    What is missing or broken in the folder stands at the top of the page.
+
+    Args:
+        work: The work folder.
+
+    Returns:
+        `work/report/index.html`.
+
+    Raises:
+        UsageError: If `work` is no work folder.
+        ResourceError, SetupError: If the page cannot be written.
+    """
+    found = read_work(work)
+    path = work / "report" / "index.html"
+    write_text(path, render(_page(found)))
+    return path
+
+
+def _page(work: WorkFolder) -> Page:
+    notes = list(work.notes)
+    sections = tuple(make_section(work, run, notes) for run in work.runs)
+    name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.resolve().name))
+    plan_file = work.folder / "plan.yaml"
+    return Page(
+        title=f"{name}: segmentation report",
+        facts=_facts(work),
+        notes=tuple(notes),
+        sections=sections,
+        decisions=_decisions(work.plan),
+        plan_text=plan_file.read_text(encoding="utf-8") if work.plan else "",
+        versions=_versions(),
+        commands=_commands(work),
+    )
+
+
+def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
+    facts: list[tuple[str, str]] = []
+    if work.dataset:
+        cases = work.dataset.cases
+        n_patients = len({case.patient_id for case in cases})
+        facts += [("Cases", f"{len(cases)} of {n_patients} patients"), ("Channels", ", ".join(work.dataset.channels))]
+        labels = work.dataset.labels.names
+        facts.append(("Labels", ", ".join(labels) if len(labels) <= 12 else f"{len(labels)}"))
+    if work.splits:
+        facts.append(("Cross-validation", f"{work.splits.k} folds by patient"))
+    if work.plan:
+        facts.append(("Preset", str(work.plan.get("preset", "unknown"))))
+    return tuple(facts)
+
+
+def _decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
+    """Decisions with their reasons first as the plan gives them, then the training, which a person chose."""
+    reasons = plan.get("reasons")
+    configurations = plan.get("configurations")
+    decisions = []
+    for name, reason in (reasons if isinstance(reasons, dict) else {}).items():
+        value = plan.get(name)
+        if isinstance(configurations, dict) and value is None:
+            value = configurations.get(name) or {
+                n: c.get(name) for n, c in configurations.items() if isinstance(c, dict)
+            }
+        decisions.append(Decision(str(name), _value_text(value), str(reason)))
+    training = plan.get("training")
+    if isinstance(training, dict) and "training" not in {d.name for d in decisions}:
+        decisions.append(Decision("training", _value_text(training), "The preset's recipe, and what `--set` changed."))
+    return tuple(decisions)
+
+
+def _value_text(value: Any) -> str:
+    """A value of the plan on a line: `a: 1, b: 2`; parts that are unset or deeper than one level are left out."""
+    if value is None:
+        return ""
+    if isinstance(value, dict):
+        flat = {key: part for key, part in value.items() if part is not None and not isinstance(part, dict)}
+        return "; ".join(f"{key} {_value_text(part)}" for key, part in flat.items())
+    if isinstance(value, list):
+        parts = [_value_text(part) for part in value]
+        is_nested = any(isinstance(part, dict | list) for part in value)
+        return (" | " if is_nested else ", ").join(parts)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return ("yes" if value else "no") if isinstance(value, bool) else str(value)
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    versions = [("segpipe", __version__), ("Python", platform.python_version())]
+    for package in _PACKAGES:
+        try:
+            versions.append((package, importlib.metadata.version(package)))
+        except importlib.metadata.PackageNotFoundError:
+            versions.append((package, "not installed"))
+    return (*versions, ("System", platform.platform()))
+
+
+def _commands(work: WorkFolder) -> tuple[str, ...]:
+    """Commands that lead to this work folder; changes by `--set` stand in the plan."""
+    folder = str(work.folder)
+    commands = []
+    if work.dataset:
+        preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []
+        commands.append(["segpipe", "plan", work.dataset.root, "-o", folder, *preset])
+    commands += [["segpipe", "train", folder, "-c", run.configuration, "-f", "all"] for run in work.runs]
+    commands.append(["segpipe", "report", folder])
+    return tuple(shlex.join(command) for command in commands)

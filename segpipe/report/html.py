@@ -1,0 +1,117 @@
+"""The page: what stands on it, and how it becomes one file without anything from outside."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from importlib import resources
+from math import isfinite
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An embedded picture, what it shows for those who cannot see it, and the line below it."""
+
+    kind: Literal["png", "svg"]
+    content: bytes
+    alt: str
+    caption: str
+
+    @property
+    def uri(self) -> str:
+        """The picture inside the page."""
+        mime = "image/svg+xml" if self.kind == "svg" else "image/png"
+        return f"data:{mime};base64,{base64.b64encode(self.content).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of a table.
+
+    Args:
+        text: What is read.
+        number: What it is sorted by; None: by the text.
+        is_bad: Whether it deserves a look (a missed or invented structure).
+    """
+
+    text: str
+    number: float | None = None
+    is_bad: bool = False
+
+    @property
+    def sort_key(self) -> str:
+        """Number for sorting; empty if there is none, such cells come last."""
+        return repr(self.number) if self.number is not None and isfinite(self.number) else ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table; the first column names the row."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+    caption: str
+    is_sortable: bool = False
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One number that matters, its interval and what it was taken over."""
+
+    name: str
+    value: str
+    interval: str
+    basis: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything about one configuration."""
+
+    title: str
+    headlines: tuple[Headline, ...]
+    warnings: tuple[str, ...]
+    scores: Table | None
+    curves: Picture | None
+    distributions: tuple[Picture, ...]
+    overlays: tuple[Picture, ...]
+    cases: Table | None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A decision of the plan: its name, what was decided, why."""
+
+    name: str
+    value: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """The whole report."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    sections: tuple[Section, ...]
+    decisions: tuple[Decision, ...]
+    plan_text: str
+    versions: tuple[tuple[str, str], ...]
+    commands: tuple[str, ...]
+
+
+def render(page: Page) -> str:
+    """One HTML document; every text is escaped, nothing is loaded from elsewhere."""
+    import jinja2
+
+    source = resources.files("segpipe.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(source).render(page=page)

@@ -1,0 +1,264 @@
+"""Pictures of the report, as bytes: scans with contours (PNG), curves and distributions (SVG).
+
+Figures are made without pyplot, so nothing stays open and no window system is asked for.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.labels import LabelSet
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Mask = NDArray[np.bool_]
+# Okabe & Ito 2008, "Color Universal Design"; black is left out (scans are dark), light ones come first on scans.
+SCAN_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
+CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as radiologists look at scans
+_MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
+_WINDOW_PERCENTILES = (0.5, 99.8)
+_MAX_LEGEND_LABELS = 12
+_MAX_CHANNELS = 2
+_WIDTH_INCHES = 10.0
+_DASHED = (0, (2.2, 1.4))
+_PLANES = (  # name, axis looked along, letters at left, right, top, bottom
+    ("axial", 0, "RLAP"),
+    ("coronal", 1, "RLSI"),
+    ("sagittal", 2, "APSI"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Overlay:
+    """One case to be drawn; every array is already turned to `DISPLAY_ORIENTATION`.
+
+    Args:
+        image_czyx: (C, Z, Y, X) float32; the first two channels are drawn.
+        channel_names: One for each channel.
+        reference_zyx: File values, integers (Z, Y, X).
+        prediction_zyx: The same.
+        labels: What the values mean.
+        spacing_mm: Voxel edge along Z, Y, X.
+        through_error: Planes through the largest error instead of the largest reference cross-section.
+    """
+
+    image_czyx: NDArray[np.float32]
+    channel_names: tuple[str, ...]
+    reference_zyx: NDArray[np.integer[Any]]
+    prediction_zyx: NDArray[np.integer[Any]]
+    labels: LabelSet
+    spacing_mm: tuple[float, float, float]
+    through_error: bool = False
+
+    @property
+    def shape_zyx(self) -> tuple[int, ...]:
+        """Voxels along Z, Y, X."""
+        return self.reference_zyx.shape
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart: a name, and y over x; NaN leaves a gap."""
+
+    name: str
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+    is_dashed: bool = False
+    colour_index: int = 0
+
+
+def overlay_png(overlay: Overlay) -> bytes:
+    """Three orthogonal planes with contours: reference solid, prediction dashed, one colour for each label.
+
+    Rows are channels. Seen from the feet in axial planes and from the front in coronal ones (the patient's right is
+    on the left), from the left side in sagittal ones. Millimetres are equal in all directions. A plane across which
+    the image has a single voxel is left out.
+    """
+    planes = [plane for plane in _PLANES if min(_of_plane(overlay.shape_zyx, plane[1])) > 1] or list(_PLANES[:1])
+    n_rows = min(len(overlay.image_czyx), _MAX_CHANNELS)
+    index_zyx, box_mm = _planes_through(overlay), _box_mm(overlay)
+    sizes_mm = [_of_plane(box_mm[1] - box_mm[0], axis) for _, axis, _ in planes]  # height, width
+    inches_per_mm = _WIDTH_INCHES / sum(width for _, width in sizes_mm)
+    height_inches = n_rows * (max(height for height, _ in sizes_mm) * inches_per_mm + 0.25) + 0.35
+    figure = _figure(_WIDTH_INCHES, min(height_inches, 2 * _WIDTH_INCHES), dark=True)
+    axes = figure.subplots(n_rows, len(planes), squeeze=False, width_ratios=[width for _, width in sizes_mm])
+    drawn: set[str] = set()
+    for row in range(n_rows):
+        for panel, (name, axis, letters) in zip(axes[row], planes, strict=True):
+            drawn |= _draw_plane(panel, overlay, row, axis, int(index_zyx[axis]))
+            _frame_plane(panel, _of_plane(box_mm[0], axis), _of_plane(box_mm[1], axis), letters)
+            panel.set_title(f"{overlay.channel_names[row]}, {name}", fontsize=9, color="white", pad=3)
+    _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
+    return _bytes(figure, "png")
+
+
+def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> bytes:
+    """Charts side by side, one for each (title, curves)."""
+    figure = _figure(9.6, 3.4)
+    for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for curve in curves:
+            colour = CHART_COLOURS[curve.colour_index % len(CHART_COLOURS)]
+            marker = "." if len(curve.x) < 3 else ""
+            style = "--" if curve.is_dashed else "-"
+            panel.plot(curve.x, curve.y, style, marker=marker, color=colour, label=curve.name, linewidth=1.3)
+        panel.set_title(title, fontsize=10, loc="left")
+        panel.set_xlabel(x_name, fontsize=9)
+        _tidy(panel)
+        if 0 < len(curves) <= _MAX_LEGEND_LABELS:
+            panel.legend(fontsize=7.5, frameon=False, ncols=2)
+    return _bytes(figure, "svg")
+
+
+def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: tuple[float, float | None]) -> bytes:
+    """Every case as a dot beside a box (median, quartiles, whiskers to 1.5 quartile ranges), a row for each label.
+
+    Args:
+        values: By label; finite. A label without values keeps its row.
+        name: What is measured, with the unit.
+        limits: Ends of the axis; None leaves the upper one free.
+    """
+    figure = _figure(9.6, 0.9 + 0.42 * max(2, len(values)))
+    panel = figure.subplots()
+    for row, found in enumerate(values.values()):
+        colour = CHART_COLOURS[row % len(CHART_COLOURS)]
+        if len(found):
+            box = panel.boxplot([list(found)], positions=[row], orientation="horizontal", widths=0.55, showfliers=False)
+            for line in (line for lines in box.values() for line in lines):
+                line.set(color=colour, linewidth=1.2)
+            spread = 0.18 * np.sin(2.4 * np.arange(len(found)))  # keeps equal values apart, the same every time
+            panel.plot(
+                found, row + spread, "o", color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0, clip_on=False
+            )
+        else:
+            panel.text(0.01, row, "no value", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
+    panel.set_yticks(range(len(values)), list(values), fontsize=9)
+    panel.set_ylim(len(values) - 0.5, -0.5)
+    low, high = limits
+    panel.set_xlim(low, high)
+    panel.set_xlabel(name, fontsize=9)
+    _tidy(panel)
+    return _bytes(figure, "svg")
+
+
+def _figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
+    from matplotlib.figure import Figure
+
+    colour = "black" if dark else "white"
+    return Figure((width_inches, height_inches), layout="constrained", facecolor=colour)
+
+
+def _bytes(figure: Figure, kind: str) -> bytes:
+    """The drawn figure; equal figures give equal bytes."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    stream = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "segpipe"}):
+        FigureCanvasAgg(figure)
+        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
+        figure.savefig(stream, format=kind, dpi=110, metadata=metadata)
+    figure.clear()
+    return stream.getvalue()
+
+
+def _tidy(panel: Axes) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=8.5)
+    panel.grid(alpha=0.25)
+
+
+def _planes_through(overlay: Overlay) -> tuple[int, ...]:
+    """Index along Z, Y, X of the plane with most voxels of interest; the middle if there are none."""
+    reference, prediction = _structures(overlay)
+    wrong = (reference | prediction) & (overlay.reference_zyx != overlay.prediction_zyx)
+    for interest in (wrong, reference, prediction) if overlay.through_error else (reference, prediction):
+        if interest.any():
+            counts = (interest.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3))
+            return tuple(int(count.argmax()) for count in counts)
+    return tuple(n // 2 for n in overlay.shape_zyx)
+
+
+def _structures(overlay: Overlay) -> tuple[Mask, Mask]:
+    """Where the reference has any label, and the prediction."""
+    reference, prediction = (
+        np.isin(values, overlay.labels.values) for values in (overlay.reference_zyx, overlay.prediction_zyx)
+    )
+    if overlay.labels.ignore_value is not None:
+        prediction &= overlay.reference_zyx != overlay.labels.ignore_value
+    return reference, prediction
+
+
+def _box_mm(overlay: Overlay) -> NDArray[np.float64]:
+    """Lower and upper corner (2, ZYX) in mm of what is shown: all structures and a margin, inside the image."""
+    spacing = np.array(overlay.spacing_mm)
+    whole = np.stack([np.zeros(3), np.array(overlay.shape_zyx) * spacing])
+    shown = np.logical_or(*_structures(overlay))
+    if not shown.any():
+        return whole
+    along = [np.flatnonzero(shown.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+    low, high = (np.array([f[0] for f in along]) * spacing, np.array([f[-1] + 1 for f in along]) * spacing)
+    margin = np.maximum(_MARGIN_MM, _MARGIN_FRACTION * (high - low).max())
+    return np.stack([np.maximum(low - margin, whole[0]), np.minimum(high + margin, whole[1])])
+
+
+def _of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
+    """What belongs to rows and to columns of the plane across `axis`."""
+    rows, columns = (float(v) for a, v in enumerate(values_zyx) if a != axis)
+    return rows, columns
+
+
+def _draw_plane(panel: Axes, overlay: Overlay, channel: int, axis: int, index: int) -> set[str]:
+    """Draw image and contours; the names of the labels that are in the plane."""
+    row_mm, column_mm = _of_plane(overlay.spacing_mm, axis)
+    voxels = overlay.image_czyx[channel]
+    finite = voxels[np.isfinite(voxels)]
+    low, high = np.percentile(finite, _WINDOW_PERCENTILES) if finite.size else (0.0, 1.0)
+    plane = np.take(voxels, index, axis)
+    extent = (0, plane.shape[1] * column_mm, plane.shape[0] * row_mm, 0)
+    panel.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="nearest")
+    rows_mm = (np.arange(-1, plane.shape[0] + 1) + 0.5) * row_mm
+    columns_mm = (np.arange(-1, plane.shape[1] + 1) + 0.5) * column_mm
+    drawn = set()
+    for values_zyx, style in ((overlay.reference_zyx, "-"), (overlay.prediction_zyx, _DASHED)):
+        for number, (name, mask) in enumerate(overlay.labels.masks_of(np.take(values_zyx, index, axis)).items()):
+            if mask.any():
+                colour, padded = SCAN_COLOURS[number % len(SCAN_COLOURS)], np.pad(mask, 1).astype(np.float32)
+                panel.contour(columns_mm, rows_mm, padded, [0.5], colors=[colour], linestyles=[style], linewidths=1.8)
+                drawn.add(name)
+    return drawn
+
+
+def _frame_plane(panel: Axes, low: tuple[float, float], high: tuple[float, float], letters: str) -> None:
+    """Limits, directions and no ticks; feet are at the bottom."""
+    from matplotlib.patheffects import withStroke
+
+    panel.set_xlim(low[1], high[1])
+    panel.set_ylim(*((low[0], high[0]) if letters.endswith("SI") else (high[0], low[0])))
+    panel.set_aspect("equal", anchor="N")
+    panel.set_axis_off()
+    places = [(0.01, 0.5, "left", "center"), (0.99, 0.5, "right", "center")]
+    places += [(0.5, 0.99, "center", "top"), (0.5, 0.01, "center", "bottom")]
+    for letter, (x, y, across, up) in zip(letters, places, strict=True):
+        text = panel.text(x, y, letter, transform=panel.transAxes, ha=across, va=up, color="white", fontsize=9)
+        text.set_path_effects([withStroke(linewidth=2.5, foreground="black")])
+
+
+def _draw_legend(figure: Figure, drawn: Sequence[str], names: Sequence[str]) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = drawn[:_MAX_LEGEND_LABELS]
+    colours = [SCAN_COLOURS[names.index(name) % len(SCAN_COLOURS)] for name in shown]
+    lines = [Line2D([], [], color=colour, linewidth=3) for colour in colours]
+    lines += [Line2D([], [], color="white"), Line2D([], [], color="white", linestyle=_DASHED)]
+    texts = [*shown, "reference", "prediction"]
+    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": "white", "handlelength": 2.4}
+    figure.legend(lines, texts, loc="outside lower center", ncols=7, **style)

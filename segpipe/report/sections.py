@@ -1,0 +1,265 @@
+"""What the report says of one configuration: numbers, charts and cases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isfinite, isnan
+from pathlib import Path
+
+import numpy as np
+
+from segpipe.core.errors import DataError, SegpipeError
+from segpipe.core.grid import reorientation
+from segpipe.core.volume import read_image_channels, read_labels, require_same_grid
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
+from segpipe.report.html import Cell, Headline, Picture, Section, Table
+from segpipe.report.inputs import FoldRun, Run, WorkFolder
+from segpipe.report.pictures import (
+    DISPLAY_ORIENTATION,
+    Curve,
+    Overlay,
+    curves_svg,
+    distribution_svg,
+    overlay_png,
+)
+
+CaseKey = tuple[str, str, int | None, int | None]  # run, case, fold, seed
+_HEADLINES = ("dice", "hd95")
+_TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precision")
+_MAX_LABELS_BY_CASE = 6  # more would make the table of cases wider than a page
+_STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
+
+
+def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
+    """The section of one configuration; what cannot be shown is added to `notes`."""
+    own_notes: list[str] = []
+    table = run.scores if run.scores is not None and run.scores.rows else None
+    if table is not None and len(table.runs) > 1:
+        own_notes.append(f"scores.csv holds the runs {', '.join(table.runs)}; only {table.runs[0]!r} is shown.")
+        table = table.of_run(table.runs[0])
+    rows = _summary(table, own_notes) if table is not None else ()
+    section = Section(
+        title=run.configuration,
+        headlines=_headlines(rows, table),
+        warnings=tuple(
+            dict.fromkeys(f"Intervals: {row.note}." for row in rows if row.label == MEAN_LABEL and row.note)
+        ),
+        scores=_score_table(rows),
+        curves=_curves(run),
+        distributions=_distributions(table) if table is not None else (),
+        overlays=_overlays(work, run, table, own_notes) if table is not None else (),
+        cases=_case_table(table) if table is not None else None,
+    )
+    notes += [f"{run.configuration}: {note}" for note in own_notes]
+    return section
+
+
+def _summary(table: ScoreTable, notes: list[str]) -> tuple[SummaryRow, ...]:
+    try:
+        return summarise(table)
+    except SegpipeError as fault:
+        notes.append(f"means cannot be taken: {fault}")
+        return ()
+
+
+def _number(value: float, unit: str) -> str:
+    if not isfinite(value):
+        return "–" if isnan(value) else "∞"
+    return f"{value:.3f}" if unit == "1" else f"{value:.2f}" if unit == "mm" else f"{value:.0f}"
+
+
+def _interval(row: SummaryRow) -> str:
+    if row.low is None or row.high is None:
+        return ""
+    return f"[{_number(row.low, row.unit)}, {_number(row.high, row.unit)}]"
+
+
+def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[Headline, ...]:
+    result = []
+    for row in rows:
+        if table is not None and row.label == MEAN_LABEL and row.metric in _HEADLINES:
+            unit = "" if row.unit == "1" else f" {row.unit}"
+            interval = f"95 % interval {_interval(row)}{unit}" if _interval(row) else row.note
+            basis = f"{len(table.case_ids)} cases of {row.n_patients} patients, {len(table.labels)} labels"
+            name = f"Mean {METRICS[row.metric].title.removesuffix(' mm')}"
+            result.append(Headline(name, _number(row.mean, row.unit) + unit, interval, basis))
+    return tuple(result)
+
+
+def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
+    """Labels by metrics, the mean last; the cases are counted in the row of their Dice."""
+    metrics = [name for name in _TABLE_METRICS if any(row.metric == name for row in rows)]
+    if not metrics:
+        return None
+    by_place = {(row.label, row.metric): row for row in rows}
+    lines = []
+    for label in dict.fromkeys(row.label for row in rows):
+        found = [by_place[label, name] for name in metrics if (label, name) in by_place]
+        cells = [Cell(f"{_number(row.mean, row.unit)}\n{_interval(row)}".strip()) for row in found]
+        counts = found[0]
+        n_bad = counts.n_missed + counts.n_spurious
+        number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
+        number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
+        text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
+        lines.append((Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, is_bad=n_bad > 0)))
+    caption = (
+        "Means over cases with 95 % intervals over patients. A missed or invented structure counts as the worst value "
+        "(0, or the image's diagonal), both masks empty as the best."
+    )
+    return Table(("label", *(METRICS[name].title for name in metrics), "cases"), tuple(lines), caption)
+
+
+def _curves(run: Run) -> Picture | None:
+    """Losses and pseudo-Dice of all folds over minutes of training."""
+    folds = [fold for fold in run.folds if fold.history is not None and fold.history.columns["epoch"]]
+    if not folds:
+        return None
+    losses, dices = [], []
+    for fold in folds:
+        assert fold.history is not None
+        columns, name = fold.history.columns, f"fold {fold.fold}"
+        minutes = tuple(second / 60 for second in columns.get("seconds", columns["epoch"]))
+        for column, kind in (("train_loss", "training"), ("validation_loss", "validation")):
+            if column in columns:
+                is_dashed = kind == "validation"
+                losses.append(Curve(f"{name}, {kind}", minutes, columns[column], is_dashed, fold.fold))
+        labels = [values for column, values in columns.items() if column.startswith("dice_")]
+        if labels:
+            dices.append(Curve(name, minutes, _mean_of_columns(labels), colour_index=fold.fold))
+    panels = [("Loss", losses), ("Pseudo-Dice on validation patches, mean of labels", dices)]
+    picture = curves_svg([panel for panel in panels if panel[1]] or panels[:1], "minutes of training")
+    ends = [f"{curve.name} ends at pseudo-Dice {curve.y[-1]:.3f}" for curve in dices if isfinite(curve.y[-1])]
+    alt = "Loss and pseudo-Dice over minutes of training. " + ("; ".join(ends) + "." if ends else "")
+    caption = "Pseudo-Dice is measured on patches during training and only shows whether training works."
+    return Picture("svg", picture, alt.strip(), caption)
+
+
+def _mean_of_columns(columns: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
+    """Mean of the finite values in each line; NaN if a line has none."""
+    values = np.array(columns)
+    is_known = np.isfinite(values)
+    n_known = is_known.sum(axis=0)
+    total = np.where(is_known, values, 0).sum(axis=0)
+    return tuple(np.where(n_known > 0, total / np.maximum(n_known, 1), np.nan).tolist())
+
+
+def _distributions(table: ScoreTable) -> tuple[Picture, ...]:
+    pictures = []
+    for metric in _HEADLINES:
+        rows = [row for row in table.rows if row.metric == metric]
+        if not rows:
+            continue
+        values = {label: [r.value for r in rows if r.label == label and isfinite(r.value)] for label in table.labels}
+        hidden = [
+            f"{row.label} in {row.case_id} ({_STATUS_TEXT[row.status]})" for row in rows if not isfinite(row.value)
+        ]
+        medians = [f"{label} {_number(float(np.median(v)), rows[0].unit)}" for label, v in values.items() if v]
+        title, limits = METRICS[metric].title, (0.0, 1.0 if metric == "dice" else None)
+        caption = f"{title} of every case; boxes show median and quartiles."
+        if hidden:
+            more = f" and {len(hidden) - 6} more" if len(hidden) > 6 else ""
+            caption += f" Without a value: {', '.join(hidden[:6])}{more}."
+        alt = f"Distribution of {title} over cases by label. Medians: {', '.join(medians) or 'none'}."
+        pictures.append(Picture("svg", distribution_svg(values, title, limits), alt, caption))
+    return tuple(pictures)
+
+
+def _case_dice(table: ScoreTable) -> dict[CaseKey, float]:
+    """Mean Dice over labels of each case, both masks empty as 1; from the worst to the best."""
+    values: dict[CaseKey, list[float]] = {}
+    for row in table.rows:
+        if row.metric == "dice":
+            values.setdefault(row.case_key, []).append(1.0 if row.status == "both_empty" else row.value)
+    means = {key: float(np.mean(v)) for key, v in values.items()}
+    return dict(sorted(means.items(), key=lambda item: (item[1], item[0][1])))
+
+
+def _overlays(work: WorkFolder, run: Run, table: ScoreTable, notes: list[str]) -> tuple[Picture, ...]:
+    """The worst, the median and the best case; each case once."""
+    dice_of = _case_dice(table)
+    keys = list(dice_of)
+    chosen = {"Worst": keys[0], "Median": keys[(len(keys) - 1) // 2], "Best": keys[-1]} if keys else {}
+    pictures: list[Picture] = []
+    shown: set[CaseKey] = set()
+    for rank, key in chosen.items():
+        if key in shown or work.dataset is None:
+            continue
+        shown.add(key)
+        folds = [fold for fold in run.folds if key[2] in (None, fold.fold)]
+        try:
+            overlay, file_text = _overlay(work, folds, key[1], through_error=rank == "Worst")
+        except SegpipeError as fault:
+            notes.append(f"no picture of {key[1]} ({rank.lower()} case): {fault}")
+            continue
+        through = "largest error" if rank == "Worst" else "largest cross-sections of the reference"
+        caption = f"{rank} case: {key[1]}, mean Dice {dice_of[key]:.3f}. Planes through the {through}."
+        names = ", ".join(overlay.labels.names[:8])
+        alt = (
+            f"{rank} case {key[1]}, mean Dice {dice_of[key]:.3f}: orthogonal planes of {file_text} with contours of "
+            f"{names}; reference solid, prediction dashed."
+        )
+        pictures.append(Picture("png", overlay_png(overlay), alt, caption))
+    return tuple(pictures)
+
+
+def _overlay(work: WorkFolder, folds: Sequence[FoldRun], case_id: str, through_error: bool) -> tuple[Overlay, str]:
+    """One case, turned for display, and the names of its channels.
+
+    Raises:
+        DataError: If a file is missing or broken, or image and masks lie on different grids.
+    """
+    assert work.dataset is not None
+    case = work.dataset.by_id.get(case_id)
+    if case is None or case.label is None:
+        raise DataError(f"{case_id}: has no label in dataset.json.")
+    files = [fold.folder / "validation" / f"{case_id}.nii.gz" for fold in folds]
+    file = next((path for path in files if path.exists()), None)
+    if file is None:
+        raise DataError(
+            f"no mask validation/{case_id}.nii.gz in {', '.join(f.folder.name for f in folds) or 'any fold'}."
+        )
+    image = read_image_channels(case.image_paths[:2])
+    reference, grid = read_labels(Path(case.label))
+    prediction, prediction_grid = read_labels(file)
+    require_same_grid(image.grid, grid, case.label)
+    require_same_grid(grid, prediction_grid, str(file))
+    turn = reorientation(grid, DISPLAY_ORIENTATION)
+    z_mm, y_mm, x_mm = turn.permute(grid.spacing_mm)
+    overlay = Overlay(
+        image_czyx=turn.apply(image.voxels_czyx),
+        channel_names=work.dataset.channels,
+        reference_zyx=turn.apply(reference),
+        prediction_zyx=turn.apply(prediction),
+        labels=work.dataset.labels,
+        spacing_mm=(z_mm, y_mm, x_mm),
+        through_error=through_error,
+    )
+    return overlay, " and ".join(work.dataset.channels[:2])
+
+
+def _case_table(table: ScoreTable) -> Table:
+    """A row for each case, the worst first; HD95 and Dice of each label if there are few."""
+    dice_of = _case_dice(table)
+    by_place = {(row.case_key, row.label, row.metric): row for row in table.rows}
+    labels = table.labels if len(table.labels) <= _MAX_LABELS_BY_CASE else ()
+    patient_of = {row.case_key: row.patient_id for row in table.rows}
+    metrics = [metric for metric in _HEADLINES if metric in table.metrics]
+    lines = []
+    for key, mean in dice_of.items():
+        fold = Cell("–" if key[2] is None else str(key[2]), key[2])
+        found = [by_place.get((key, label, metric)) for label in labels for metric in metrics]
+        scores = [_score_cell(row) for row in found]
+        lines.append((Cell(key[1]), Cell(patient_of[key]), fold, Cell(f"{mean:.3f}", mean), *scores))
+    names = [f"{label}\n{METRICS[metric].title}" for label in labels for metric in metrics]
+    caption = "From the worst to the best by mean Dice; click a heading to sort."
+    return Table(("case", "patient", "fold", "mean Dice", *names), tuple(lines), caption, is_sortable=True)
+
+
+def _score_cell(row: Score | None) -> Cell:
+    if row is None:
+        return Cell("–")
+    if row.status == "ok":
+        return Cell(_number(row.value, row.unit), row.value)
+    return Cell(_STATUS_TEXT[row.status], row.value, is_bad=row.status != "both_empty")

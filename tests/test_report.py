@@ -1,0 +1,353 @@
+"""The report of a work folder: made of real files of every stage, complete and not."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.ndimage import binary_erosion
+
+from segpipe.cli.main import run
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.labels import Label, LabelSet
+from segpipe.core.volume import read_labels, write_mask
+from segpipe.data.dataset import Dataset
+from segpipe.data.layouts import load_dataset
+from segpipe.data.phantom import make_phantom
+from segpipe.data.splits import Splits, make_splits
+from segpipe.evaluate.run import MaskPair, score_folder
+from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.summary import summarise
+from segpipe.fingerprint import measure
+from segpipe.plan.make import make_plan
+from segpipe.report.build import build_report
+from segpipe.report.html import Cell, Page, Table, render
+from segpipe.report.inputs import History, read_work
+from segpipe.report.pictures import Curve, Overlay, curves_svg, distribution_svg, overlay_png
+
+CONFIGURATION = "3d_fullres"
+MISSED = "phantom_001"  # the case whose node the prediction misses
+
+
+def worsened(values: NDArray[np.int32], case_number: int) -> NDArray[np.uint8]:
+    """A prediction: later cases are shifted further, the first lacks its node, even ones have an eroded organ."""
+    guess = np.roll(values, case_number // 2, axis=2).astype(np.uint8)
+    if case_number % 2 == 0:
+        organ = guess == 1
+        guess[organ & ~binary_erosion(guess > 0)] = 0
+    if case_number == 0:
+        guess[guess == 3] = 0
+    return guess
+
+
+def write_history(path: Path, fold: int, n_epochs: int) -> None:
+    lines = ["epoch,iteration,seconds,learning_rate,train_loss,validation_loss,dice_organ,dice_core,dice_node"]
+    for epoch in range(n_epochs):
+        left = np.exp(-epoch / 5)
+        dice = 0.9 - 0.8 * left - 0.02 * fold
+        lines.append(f"{epoch},{10 * epoch},{6.0 * epoch},0.01,{left},{left + 0.1},{dice},{dice - 0.1},nan")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def write_fold(work: Path, dataset: Dataset, splits: Splits, fold: int) -> ScoreTable:
+    """Masks, history and scores of one fold, as training leaves them."""
+    folder = work / "runs" / CONFIGURATION / f"fold_{fold}"
+    pairs = []
+    for case_id in splits.folds[fold].validation:
+        case = dataset.by_id[case_id]
+        assert case.label is not None
+        number = [c.case_id for c in dataset.cases].index(case_id)
+        mask = folder / "validation" / f"{case_id}.nii.gz"
+        write_mask(mask, worsened(read_labels(Path(case.label))[0], number), case.image_paths[0])
+        origin = Origin(case_id, case.patient_id, CONFIGURATION, fold, 0)
+        pairs.append(MaskPair(Path(case.label), mask, origin))
+    table = score_folder(pairs, dataset.labels, 1)
+    table.save(folder / "scores.csv")
+    write_history(folder / "history.csv", fold, 20)
+    return table
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder in which everything is done."""
+    root = tmp_path_factory.mktemp("report")
+    dataset = load_dataset(make_phantom(root / "phantom", 6, seed=0))
+    work = root / "work"
+    work.mkdir()
+    dataset.save(work / "dataset.json")
+    fingerprint = measure(dataset, 1)
+    make_plan(fingerprint, dataset.labels, dataset.name, "nnunet", "cpu").save(work / "plan.yaml")
+    splits = make_splits(dataset, {case.case_id: frozenset() for case in dataset.cases}, seed=0, k=3)
+    splits.save(work / "splits.json")
+    tables = [write_fold(work, dataset, splits, fold) for fold in range(3)]
+    ScoreTable.joined(tables).save(work / "runs" / CONFIGURATION / "scores.csv")
+    return work
+
+
+@pytest.fixture
+def work(finished: Path, tmp_path: Path) -> Path:
+    """A copy to break."""
+    return Path(shutil.copytree(finished, tmp_path / "work"))
+
+
+class Elements(HTMLParser):
+    """All start tags with attributes, the text of headings, and all text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.headings: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self.tags and self.tags[-1][0] in ("h1", "h2", "h3") and data.strip():
+            self.headings.append(data)
+
+
+def report_of(work: Path) -> Elements:
+    return Elements(build_report(work).read_text(encoding="utf-8"))
+
+
+def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished: Path):
+    path = build_report(finished)
+    assert path == finished / "report" / "index.html"
+    text = path.read_text(encoding="utf-8")
+    page = Elements(text)
+    assert page.headings == [
+        "Phantom: segmentation report",
+        CONFIGURATION,
+        "Scores of each label",
+        "Learning curves",
+        "Distribution over cases",
+        "Cases",
+        "Every case",
+        "The plan and its reasons",
+        "How to get this again",
+    ]
+    assert "This report is not complete" not in text
+    images = [attributes for tag, attributes in page.tags if tag == "img"]
+    assert len(images) == 6  # curves, two distributions, three cases
+    assert all(len(image["alt"] or "") > 30 for image in images)
+
+
+def test_the_page_needs_nothing_else_and_is_small(finished: Path):
+    path = build_report(finished)
+    for tag, attributes in report_of(finished).tags:
+        assert tag not in ("link", "iframe", "object")
+        for name in ("src", "href"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    assert "url(" not in path.read_text(encoding="utf-8")
+    assert path.stat().st_size < 2_000_000  # pictures do not grow with the number of cases
+
+
+def test_the_headline_is_the_summary_of_the_scores(finished: Path):
+    table = ScoreTable.load(finished / "runs" / CONFIGURATION / "scores.csv")
+    page = report_of(finished).text
+    for metric, digits, unit in (("dice", 3, ""), ("hd95", 2, " mm")):
+        row = next(r for r in summarise(table) if (r.label, r.metric) == ("(mean)", metric))
+        assert row.low is not None and row.high is not None
+        assert f"{row.mean:.{digits}f}{unit}" in page
+        assert f"[{row.low:.{digits}f}, {row.high:.{digits}f}]" in page
+    assert "6 cases of 5 patients, 3 labels" in page
+    assert "5 patients: covers less than 95 %" in page
+
+
+def test_a_missed_structure_stands_out(finished: Path):
+    page = report_of(finished)
+    assert "missed" in page.text and f"node in {MISSED} (missed)" in page.text
+    assert any(tag == "td" and "bad" in (attributes.get("class") or "") for tag, attributes in page.tags)
+
+
+def test_equal_folders_give_equal_bytes(finished: Path):
+    first = build_report(finished).read_bytes()
+    assert build_report(finished).read_bytes() == first
+
+
+def test_without_training_the_plan_is_shown_and_the_next_command(work: Path):
+    shutil.rmtree(work / "runs")
+    page = report_of(work).text
+    assert "This report is not complete" in page
+    assert f"segpipe train {work}" in page
+    assert "is the most frequent orientation" in page
+
+
+def test_what_is_missing_is_named(work: Path):
+    run_folder = work / "runs" / CONFIGURATION
+    fold_2_cases = Splits.load(work / "splits.json").folds[2].validation
+    shutil.rmtree(run_folder / "fold_1")
+    (run_folder / "scores.csv").unlink()
+    (run_folder / "fold_2" / "scores.csv").unlink()
+    (run_folder / "fold_0" / "history.csv").unlink()
+    page = report_of(work).text
+    assert f"{CONFIGURATION}: 1 of 3 folds are not trained: 1." in page
+    assert f"{CONFIGURATION}: fold 2: scores.csv is missing." in page
+    assert f"{len(fold_2_cases)} validation cases of trained folds have no scores: {', '.join(fold_2_cases)}." in page
+    assert f"{CONFIGURATION}: fold 0: history.csv is missing." in page
+
+
+def test_a_case_without_mask_or_image_leaves_the_rest(work: Path):
+    for mask in (work / "runs").rglob("validation/*.nii.gz"):
+        mask.unlink()
+    page = report_of(work)
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 3
+    assert "no mask validation/" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset.json", "{}"),
+        ("dataset.json", "not json"),
+        ("plan.yaml", "a: [1"),
+        ("plan.yaml", "reasons: 3\nconfigurations: [1]\ntraining: x\n"),
+        ("splits.json", '{"k": 2}'),
+        (f"runs/{CONFIGURATION}/scores.csv", "a,b\n1,2\n"),
+        (f"runs/{CONFIGURATION}/scores.csv", ""),
+        (f"runs/{CONFIGURATION}/fold_0/history.csv", ""),
+        (f"runs/{CONFIGURATION}/fold_0/history.csv", "epoch,train_loss\n0,abc\n"),
+        (f"runs/{CONFIGURATION}/fold_0/history.csv", "epoch\n"),
+    ],
+)
+def test_a_broken_file_is_named_and_never_a_traceback(work: Path, name: str, content: str):
+    for mask in (work / "runs").rglob("validation/*.nii.gz"):
+        mask.unlink()  # no pictures of cases: quicker
+    (work / name).write_text(content)
+    page = report_of(work).text
+    if "reasons: 3" not in content and content != "epoch\n":
+        assert "This report is not complete" in page and Path(name).name in page
+
+
+def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Path):
+    (tmp_path / "history.csv").write_text("epoch,train_loss\n0,0.5\n1,\n2")
+    columns = History.load(tmp_path / "history.csv").columns
+    assert columns["epoch"] == (0, 1, 2)
+    np.testing.assert_equal(columns["train_loss"], (0.5, np.nan, np.nan))
+    (tmp_path / "history.csv").write_text("epoch,train_loss\n0,x\n")
+    with pytest.raises(DataError, match="'x'"):
+        History.load(tmp_path / "history.csv")
+
+
+def test_a_folder_that_is_no_work_folder_is_refused(tmp_path: Path):
+    with pytest.raises(UsageError, match=r"holds none of plan\.yaml"):
+        build_report(tmp_path)
+    with pytest.raises(UsageError, match="no such folder"):
+        build_report(tmp_path / "nowhere")
+    assert run(["report", str(tmp_path)]) == 2
+
+
+def test_the_command_prints_the_path(finished: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["report", str(finished)]) == 0
+    path = finished / "report" / "index.html"
+    assert capsys.readouterr().out.strip() == str(path)
+    assert run(["report", str(finished), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(path), "size_bytes": path.stat().st_size}
+
+
+def test_text_from_files_is_escaped(work: Path):
+    text = (work / "plan.yaml").read_text()
+    (work / "plan.yaml").write_text(text.replace("preset: nnunet", "preset: <script>alert(1)</script>"))
+    html = build_report(work).read_text()
+    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+
+
+def test_a_sortable_cell_without_a_finite_number_has_no_key():
+    assert [Cell("a").sort_key, Cell("b", float("nan")).sort_key, Cell("c", float("inf")).sort_key] == ["", "", ""]
+    assert Cell("d", 0.25).sort_key == "0.25"
+    page = Page("t", (), (), (), (), "", (), ())
+    assert "<table" in render(page)
+    assert Table(("a",), (), "c").is_sortable is False
+
+
+LABELS = LabelSet(labels=(Label(name="organ", values=(1,)), Label(name="core", values=(2,))))
+
+
+def overlay_of(reference: NDArray[np.int32], prediction: NDArray[np.int32], **more: bool) -> Overlay:
+    image = np.zeros((1, *reference.shape), np.float32)
+    return Overlay(image, ("CT",), reference, prediction, LABELS, (2.0, 1.0, 1.0), **more)
+
+
+def pixels_of(png: bytes) -> NDArray[np.float32]:
+    import io
+
+    import matplotlib.image
+
+    return matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]
+
+
+def count(pixels: NDArray[np.float32], colour: str) -> int:
+    """Pixels of exactly this colour."""
+    wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return int((np.abs(pixels - wanted).max(axis=-1) < 0.01).sum())
+
+
+def test_contours_are_drawn_in_their_label_colour_and_dashes_are_shorter():
+    empty = np.zeros((10, 40, 40), np.int32)
+    organ = empty.copy()
+    organ[3:7, 10:30, 10:30] = 1
+    only_reference = count(pixels_of(overlay_png(overlay_of(organ, empty))), "#E69F00")
+    only_prediction = count(pixels_of(overlay_png(overlay_of(empty, organ))), "#E69F00")
+    assert only_reference > 1.3 * only_prediction > 0
+    assert count(pixels_of(overlay_png(overlay_of(organ, empty))), "#56B4E9") == 0
+    assert count(pixels_of(overlay_png(overlay_of(2 * organ, empty))), "#56B4E9") > 0
+
+
+def test_planes_go_through_the_largest_error_if_asked():
+    reference = np.zeros((10, 40, 40), np.int32)
+    reference[2, 5:35, 5:35] = 1  # the largest cross-section is right
+    prediction = reference.copy()
+    prediction[7, 10:20, 10:20] = 2  # what was invented lies elsewhere
+    right = pixels_of(overlay_png(overlay_of(reference, prediction)))
+    wrong = pixels_of(overlay_png(overlay_of(reference, prediction, through_error=True)))
+    assert count(wrong, "#56B4E9") > count(right, "#56B4E9")
+
+
+def test_a_voxel_is_as_wide_in_the_picture_as_in_the_patient():
+    """A ball of 10 mm radius on 4 × 1 × 1 mm voxels is as high as wide in the coronal plane."""
+    z, y, x = np.ogrid[-15:16, -50:51, -50:51]
+    ball = ((4 * z) ** 2 + y**2 + x**2 < 30**2).astype(np.int32)
+    image = np.zeros((1, *ball.shape), np.float32)
+    pixels = pixels_of(overlay_png(Overlay(image, ("CT",), ball, ball * 0, LABELS, (4.0, 1.0, 1.0))))
+    middle = pixels[40:-60, pixels.shape[1] // 3 : 2 * pixels.shape[1] // 3]  # without title and legend: coronal
+    wanted = np.array([0xE6, 0x9F, 0x00]) / 255
+    rows, columns = np.nonzero(np.abs(middle - wanted).max(axis=-1) < 0.1)
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), rel=0.06)
+
+
+def test_flat_empty_and_strange_images_can_be_drawn():
+    flat = np.zeros((1, 30, 30), np.int32)
+    assert overlay_png(overlay_of(flat, flat)).startswith(b"\x89PNG")
+    everywhere = np.ones((3, 5, 5), np.int32)
+    image = np.full((1, 3, 5, 5), np.nan, np.float32)
+    assert overlay_png(Overlay(image, ("CT",), everywhere, everywhere, LABELS, (1.0, 1.0, 1.0))).startswith(b"\x89PNG")
+
+
+def test_charts_accept_one_point_nothing_and_gaps():
+    one = Curve("fold 0", (0.0,), (0.5,))
+    gap = Curve("fold 1", (0.0, 1.0, 2.0), (0.5, float("nan"), 0.3))
+    assert b"<svg" in curves_svg([("Loss", [one, gap]), ("Dice", [])], "minutes")
+    assert b"<svg" in distribution_svg({"organ": [0.5], "node": []}, "Dice", (0.0, 1.0))
+    assert b"<svg" in distribution_svg({"organ": [0.0, 0.0]}, "HD95 mm", (0.0, None))
+
+
+def test_a_work_folder_reads_as_it_was_written(finished: Path):
+    found = read_work(finished)
+    assert found.notes == ()
+    assert found.dataset is not None and len(found.dataset.cases) == 6
+    (only,) = found.runs
+    assert [fold.fold for fold in only.folds] == [0, 1, 2]
+    assert only.scores is not None and set(only.scores.case_ids) == set(found.dataset.by_id)
+    pictures = re.findall(r"data:image/(svg\+xml|png);base64,([A-Za-z0-9+/=]+)", build_report(finished).read_text())
+    starts = {kind: base64.b64decode(content)[:5] for kind, content in pictures}
+    assert starts == {"png": b"\x89PNG\r", "svg+xml": b"<?xml"}
