@@ -124,4 +124,5 @@ def _place(one: Fault) -> str:
     if one.case_id is None:
         return one.file or ""
     name = Path(one.file).name if one.file else ""
-    return one.case_id if not name or stem_of(Path(name)) in one.case_id else f"{one.case_id} ({name})"
+    is_told = not name or name.startswith(one.case_id) or stem_of(Path(name)) in one.case_id
+    return one.case_id if is_told else f"{one.case_id} ({name})"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 from segpipe.core.errors import DataError
@@ -24,6 +23,7 @@ from segpipe.data.understood import understood
 
 _MIN_PATIENTS = 2
 _GOOD_PATIENTS = 5  # one for each of the usual folds
+_INCOMPLETE = {"missing_channel", "extra_channel", "file_missing"}
 _FOREIGN_ENDINGS = (".mgz", ".mgh", ".hdr", ".img", ".dcm", ".ima", ".mnc", ".nhdr", ".par", ".tif", ".tiff")
 
 
@@ -72,10 +72,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     if not found.cases:
         faults.append(fault("empty", unknown_layout(path) if is_loose else "no case", None, path))
         return _report(path, {"layout": found.layout}, None, {}, faults)
-    n_channels = None if is_loose else len(found.channels)
-    facts = map_threads(
-        partial(inspect_case, n_channels=n_channels), list(found.cases), f"checking {path.name}", n_workers
-    )
+    facts = _facts(found, None if is_loose else len(found.channels), path.name, n_workers)
     for one in facts:
         faults += one.faults
     patients, how, patient_faults = _patients(found) if not is_loose else ({c.case_id: "" for c in found.cases}, "", [])
@@ -89,6 +86,17 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     dataset = to_dataset(found, labels, patients, how) if labels is not None and is_whole else None
     lines = understood(found, facts, labels, presence, None if is_loose else f"{len(set(patients.values()))}, {how}")
     return _report(path, lines, dataset, presence, faults)
+
+
+def _facts(found: Found, n_channels: int | None, name: str, n_workers: int) -> list[CaseFacts]:
+    """Every case, read. Where a file is known to be missing, one that is left is not taken for a 4D file."""
+    incomplete = {one.case_id for one in found.faults if one.kind in _INCOMPLETE}
+    return map_threads(
+        lambda case: inspect_case(case, None if case.case_id in incomplete else n_channels),
+        found.cases,
+        f"checking {name}",
+        n_workers,
+    )
 
 
 def _report(

@@ -1,0 +1,262 @@
+"""Every fault of every case, each made on purpose in a tiny dataset."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
+
+from segpipe.cli.main import run
+from segpipe.core.volume import write_image
+from segpipe.data.check import CheckReport, check_dataset
+from segpipe.data.faults import KINDS
+
+CASES = ["a", "b", "c", "d", "e"]
+README = Path(__file__).resolve().parent.parent / "data_readme.md"
+
+
+def kinds(report: CheckReport) -> list[tuple[str, str | None]]:
+    return [(one.kind, one.case_id) for one in report.faults]
+
+
+def image(folder: Path, case_id: str, channel: int = 0) -> Path:
+    return folder / f"imagesTr/{case_id}_{channel:04d}.nii.gz"
+
+
+def label(folder: Path, case_id: str) -> Path:
+    return folder / f"labelsTr/{case_id}.nii.gz"
+
+
+def test_a_sound_dataset_has_no_fault(tmp_path: Path):
+    report = check_dataset(write_nnunet(tmp_path, CASES), n_workers=2)
+    assert report.faults == ()
+    assert not report.is_fatal
+    assert report.dataset is not None and len(report.dataset.cases) == 5
+    assert report.presence == dict.fromkeys(CASES, ("a", "b"))
+    assert report.understood == {
+        "layout": "nnU-Net v2 (dataset.json)",
+        "cases": "5",
+        "patients": "5, every case is its own patient (no patient was named)",
+        "channels": "MR0",
+        "labels": "background = 0, a = 1 (in 5), b = 2 (in 5)",
+        "shape": "12 × 10 × 8 voxels (x, y, z)",
+        "spacing": "1 × 1.5 × 2.5 mm (x, y, z)",
+        "orientation": "RAS (5)",
+    }
+
+
+def test_faults_of_many_cases_are_all_reported(tmp_path: Path):
+    """One fault in each of five cases, of files, geometry, voxels and labels: none hides another."""
+    write_nnunet(tmp_path, [*CASES, "f"], n_channels=2)
+    image(tmp_path, "a", 1).unlink()
+    write_tiny(label(tmp_path, "b"), tiny_labels()[:, :, :-1])
+    write_tiny(image(tmp_path, "c"), np.where(tiny_image(7) > 130, np.float32(np.nan), tiny_image(7)))
+    write_tiny(label(tmp_path, "d"), tiny_labels((1, 2, 9)))
+    image(tmp_path, "e", 1).write_text("this is no image")
+    report = check_dataset(tmp_path, n_workers=2)
+    assert kinds(report) == [
+        ("label_unknown", "d"),
+        ("missing_channel", "a"),
+        ("not_finite", "c"),
+        ("shape_mismatch", "b"),
+        ("unreadable", "e"),
+    ]
+    found = {one.kind: one.found for one in report.faults}
+    assert found["label_unknown"] == "9 (24 voxels)"  # 2 × 4 × 3 by hand, see tiny_labels
+    n_high = int((tiny_image(7) > 130).sum())
+    assert found["not_finite"] == f"{n_high} voxels ({n_high / 960:.2%}) are NaN or infinite"
+    assert found["shape_mismatch"] == "11 × 10 × 8 voxels (x, y, z)"
+    assert report.dataset is None  # a case is incomplete
+
+
+def broken(folder: Path, kind: str) -> None:
+    """Make one fault in case a of a dataset of one channel."""
+    affine = oblique_affine()
+    if kind == "place_mismatch":
+        affine[0, 3] += 0.2  # a tenth of the shortest edge is 0.1 mm
+        write_tiny(label(folder, "a"), tiny_labels(), affine)
+    elif kind == "sheared":
+        affine[:3, 1] += 0.2 * affine[:3, 0]
+        for path, voxels in ((image(folder, "a"), tiny_image(0)), (label(folder, "a"), tiny_labels())):
+            write_tiny(path, voxels, affine)
+    elif kind == "constant":
+        write_tiny(image(folder, "a"), np.full_like(tiny_image(0), 7))
+    elif kind == "channel_count":
+        write_image(image(folder, "a"), np.stack([tiny_image(0), tiny_image(50)]), affine)
+    elif kind == "label_channels":
+        write_image(label(folder, "a"), np.stack([tiny_labels()] * 2), affine)
+    elif kind == "label_not_integer":
+        write_tiny(label(folder, "a"), tiny_labels() * np.float32(0.7))
+    elif kind == "label_float":
+        write_tiny(label(folder, "a"), tiny_labels().astype(np.float32))
+    elif kind == "label_empty":
+        write_tiny(label(folder, "a"), tiny_labels(()))
+    elif kind == "unreadable":
+        content = gzip.decompress(image(folder, "a").read_bytes())
+        image(folder, "a").write_bytes(gzip.compress(content)[:-400])
+    elif kind == "duplicate_patients":
+        shutil.copy(image(folder, "b"), image(folder, "a"))
+    elif kind == "image_without_label":
+        label(folder, "a").unlink()
+    elif kind == "label_without_image":
+        image(folder, "a").unlink()
+    elif kind == "case_twice":
+        write_tiny(folder / "imagesTr/a_0000.nii", tiny_image(0))
+    elif kind == "extra_channel":
+        write_tiny(image(folder, "a", 1), tiny_image(60))
+    elif kind == "orientation_differs":
+        for path, voxels in ((image(folder, "a"), tiny_image(0)), (label(folder, "a"), tiny_labels())):
+            write_tiny(path, voxels, np.diag([-1.0, -1.0, 2.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "place_mismatch",
+        "sheared",
+        "constant",
+        "channel_count",
+        "label_channels",
+        "label_not_integer",
+        "label_float",
+        "label_empty",
+        "unreadable",
+        "duplicate_patients",
+        "image_without_label",
+        "label_without_image",
+        "case_twice",
+        "extra_channel",
+        "orientation_differs",
+    ],
+)
+def test_one_fault_is_found_and_nothing_else(tmp_path: Path, kind: str):
+    broken(write_nnunet(tmp_path, [*CASES, "f"]), kind)
+    report = check_dataset(tmp_path, n_workers=1)
+    where = "b" if kind == "duplicate_patients" else "a"  # the later of two equal images
+    assert set(kinds(report)) == {(kind, where)}
+    assert report.is_fatal == (KINDS[kind].severity == "fatal")
+
+
+def test_the_same_voxels_stored_otherwise_are_a_duplicate(tmp_path: Path):
+    """Other type, other compression, same patient: a warning."""
+    write_nnunet(tmp_path, CASES)
+    voxels = np.rint(tiny_image(3))
+    write_tiny(image(tmp_path, "a"), voxels.astype(np.int16))
+    write_tiny(image(tmp_path, "b"), voxels.astype(np.float32))
+    write_json(tmp_path / "patients.json", {"a": "p", "b": "p", "c": "q", "d": "r", "e": "s"})
+    report = check_dataset(tmp_path, n_workers=1)
+    assert kinds(report) == [("duplicate", "b"), ("few_patients", None)]
+
+
+@pytest.mark.parametrize(
+    ("cases", "patients", "kind"),
+    [
+        (["a"], None, "one_patient"),
+        (["a", "b"], {"a": "p", "b": "p"}, "one_patient"),
+        (["a", "b"], None, "few_patients"),
+    ],
+)
+def test_too_few_patients(tmp_path: Path, cases: list[str], patients: dict[str, str] | None, kind: str):
+    write_nnunet(tmp_path, cases)
+    if patients:
+        write_json(tmp_path / "patients.json", patients)
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [(kind, None)]
+
+
+def test_a_label_in_no_case_is_named(tmp_path: Path):
+    write_nnunet(tmp_path, CASES, labels={"background": 0, "a": 1, "b": 2, "ghost": 5})
+    report = check_dataset(tmp_path, n_workers=1)
+    assert [(one.kind, one.found) for one in report.faults] == [("label_unused", "ghost (5)")]
+
+
+def test_ignored_voxels_alone_are_an_empty_label_map(tmp_path: Path):
+    write_nnunet(tmp_path, CASES, labels={"background": 0, "a": 1, "b": 2, "ignore": 3})
+    write_tiny(label(tmp_path, "c"), tiny_labels((3,)))
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [("label_empty", "c")]
+
+
+def test_without_orientation(tmp_path: Path):
+    write_nnunet(tmp_path, CASES)
+    content = bytearray(gzip.decompress(image(tmp_path, "a").read_bytes()))
+    content[252:256] = bytes(4)  # qform_code and sform_code of NIfTI-1
+    image(tmp_path, "a").write_bytes(gzip.compress(content))
+    found = {one.kind for one in check_dataset(tmp_path, n_workers=1).faults if one.case_id == "a"}
+    assert "no_orientation" in found
+    assert "place_mismatch" in found  # the label map still has the place
+
+
+def test_a_broken_description_does_not_hide_broken_images(tmp_path: Path):
+    write_nnunet(tmp_path, CASES)
+    (tmp_path / "dataset.json").write_text("{broken")
+    broken(tmp_path, "constant")
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [("constant", "a"), ("description", None)]
+
+
+def test_two_folders_use_the_values_that_are_there(tmp_path: Path):
+    write_cases(tmp_path, CASES, subfolders=("images", "labels"), values=(4,))
+    report = check_dataset(tmp_path, n_workers=1)
+    assert report.faults == ()
+    assert report.presence["a"] == ("label_4",)
+
+
+def test_images_without_a_layout_are_checked_one_by_one(tmp_path: Path):
+    write_tiny(tmp_path / "deep/er/x.nii.gz", tiny_image(1))
+    write_tiny(tmp_path / "y.nii.gz", np.zeros_like(tiny_image(1)))
+    (tmp_path / "z.mgz").write_bytes(b"")
+    report = check_dataset(tmp_path, n_workers=1)
+    assert kinds(report) == [("constant", "y.nii.gz"), ("no_labels", None), ("other_format", "z.mgz")]
+    single = check_dataset(tmp_path / "deep/er/x.nii.gz", n_workers=1)
+    assert kinds(single) == [("no_labels", None)]
+
+
+@pytest.mark.parametrize("make", ["nothing in it", "no case"])
+def test_an_empty_dataset(tmp_path: Path, make: str):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    if make == "no case":
+        write_nnunet(folder, [])
+        (folder / "imagesTr").mkdir()
+        (folder / "labelsTr").mkdir()
+    assert kinds(check_dataset(folder, n_workers=1)) == [("empty", None)]
+
+
+def test_command_prints_80_columns_and_exits_by_gravity(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_nnunet(tmp_path, CASES)
+    assert run(["check", str(tmp_path), "-j", "1"]) == 0
+    assert "Ready for training" in capsys.readouterr().out
+    for case in CASES:
+        write_tiny(image(tmp_path, case), np.zeros_like(tiny_image(0)))
+    assert run(["check", str(tmp_path), "-j", "1"]) == 3
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert "a, b, c, … (5)" in printed
+    assert "Fatal: 5, warnings: 0. Not ready for training." in printed
+
+
+def test_command_lists_everything_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    broken(write_nnunet(tmp_path, CASES), "constant")
+    assert run(["check", str(tmp_path), "--json", "-j", "1"]) == 3
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["is_fatal"] is True
+    assert [(one["kind"], one["case_id"]) for one in printed["faults"]] == [("constant", "a")]
+
+
+def test_every_kind_of_fault_is_explained_to_users():
+    text = README.read_text(encoding="utf-8")
+    assert [kind for kind, entry in KINDS.items() if entry.title not in text] == []
+
+
+def test_published_oddities(shared_data: Path):
+    """The index that came with the files, made by other means, names the sheared and the contradictory ones."""
+    folder = shared_data / "odd_nifti"
+    index = [one for one in json.loads((folder / "index.json").read_text()) if "spacing_mismatch" in one]
+    report = check_dataset(folder, n_workers=2)
+    found = {kind: {one.case_id for one in report.faults if one.kind == kind} for kind in KINDS}
+    assert found["sheared"] == {one["path"] for one in index if one["shear"] > 0.01}
+    assert found["header_contradiction"] == {one["path"] for one in index if one["spacing_mismatch"]}
+    assert found["unreadable"] == set()

@@ -1,0 +1,305 @@
+"""Folders to datasets and to lists of inputs: every layout, without renaming."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segpipe.core.errors import DataError
+from segpipe.core.volume import write_image
+from segpipe.data.label_lists import parse_labels, value_counts
+from segpipe.data.layouts import list_inputs, load_dataset
+from segpipe.data.patients import assign_patients, patient_by_name
+
+
+def names(files: tuple[str, ...]) -> list[str]:
+    return [Path(file).name for file in files]
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+def test_nnunet_layout_as_it_lies(tmp_path: Path):
+    dataset = load_dataset(write_nnunet(tmp_path, ["b", "a"], n_channels=2))
+    assert (dataset.layout, dataset.name, dataset.channels) == ("nnunet", "tiny", ("MR0", "MR1"))
+    assert [case.case_id for case in dataset.cases] == ["a", "b"]
+    assert names(dataset.cases[0].images) == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert Path(dataset.cases[0].label or "").name == "a.nii.gz"
+    assert [(label.name, label.values) for label in dataset.labels.labels] == [("a", (1,)), ("b", (2,))]
+
+
+def test_msd_layout_with_four_axes_and_labels_by_number(tmp_path: Path):
+    for case_index in (1, 2):
+        channels = np.stack([tiny_image(case_index), tiny_image(case_index + 50)])
+        write_image(tmp_path / f"imagesTr/BRATS_{case_index:03d}.nii.gz", channels, oblique_affine())
+        write_tiny(tmp_path / f"labelsTr/BRATS_{case_index:03d}.nii.gz", tiny_labels())
+    entries = [{"image": f"./imagesTr/BRATS_00{i}.nii.gz", "label": f"./labelsTr/BRATS_00{i}.nii.gz"} for i in (2, 1)]
+    listed = {"0": "background", "2": "core", "1": "edema"}
+    write_json(
+        tmp_path / "dataset.json",
+        {"modality": {"0": "FLAIR", "1": "T1w"}, "labels": listed, "training": entries},
+    )
+    dataset = load_dataset(tmp_path)
+    assert (dataset.layout, dataset.channels, dataset.labels.names) == ("msd", ("FLAIR", "T1w"), ("edema", "core"))
+    assert [names(case.images) for case in dataset.cases] == [["BRATS_001.nii.gz"], ["BRATS_002.nii.gz"]]
+    assert len({case.patient_id for case in dataset.cases}) == 2
+
+
+def test_nnunet_version_1_lists_files_that_are_numbered_on_disk(tmp_path: Path):
+    write_cases(tmp_path, ["a", "b"], n_channels=2)
+    training = [{"image": f"./imagesTr/{c}.nii.gz", "label": f"./labelsTr/{c}.nii.gz"} for c in "ab"]
+    write_json(
+        tmp_path / "dataset.json",
+        {"modality": {"0": "T1", "1": "T2"}, "labels": {"0": "background", "1": "a", "2": "b"}, "training": training},
+    )
+    assert names(load_dataset(tmp_path).cases[1].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
+
+
+def test_two_folders_find_channels_and_labels_by_themselves(tmp_path: Path):
+    write_cases(tmp_path, ["x1", "x2"], 2, ("Images", "masks"), values=(3, 7))
+    dataset = load_dataset(tmp_path, n_workers=1)
+    assert (dataset.layout, dataset.channels) == ("folders", ("channel_0", "channel_1"))
+    assert [(label.name, label.values) for label in dataset.labels.labels] == [("label_3", (3,)), ("label_7", (7,))]
+
+
+def test_four_digits_belong_to_the_name_where_the_label_map_says_so(tmp_path: Path):
+    for name in ("scan_0001", "scan_0002"):
+        write_tiny(tmp_path / f"images/{name}.nii.gz", tiny_image(len(name)))
+        write_tiny(tmp_path / f"labels/{name}.nii.gz", tiny_labels())
+    dataset = load_dataset(tmp_path)
+    assert [case.case_id for case in dataset.cases] == ["scan_0001", "scan_0002"]
+    assert dataset.channels == ("image",)
+
+
+def test_label_files_may_end_in_seg(tmp_path: Path):
+    write_tiny(tmp_path / "images/p1.nii.gz", tiny_image(1))
+    write_tiny(tmp_path / "labels/p1_seg.nii.gz", tiny_labels())
+    assert Path(load_dataset(tmp_path).cases[0].label or "").name == "p1_seg.nii.gz"
+
+
+def test_csv_manifest_names_patients_and_sites(tmp_path: Path):
+    write_cases(tmp_path / "deep", ["a", "b"], 2)
+    rows = [["case_id", "patient_id", "image_T1", "image_T2", "label", "site"]]
+    for case in ("b", "a"):
+        images = [f"deep/imagesTr/{case}_000{channel}.nii.gz" for channel in (0, 1)]
+        rows.append([case, "p7", *images, f"deep/labelsTr/{case}.nii.gz", "Bonn"])
+    for path in (write_csv(tmp_path / "cases.csv", rows), tmp_path):
+        dataset = load_dataset(path)
+        assert (dataset.layout, dataset.channels) == ("csv", ("T1", "T2"))
+        assert [(c.case_id, c.patient_id, c.site) for c in dataset.cases] == [("a", "p7", "Bonn"), ("b", "p7", "Bonn")]
+        assert names(dataset.cases[0].images) == ["a_0000.nii.gz", "a_0001.nii.gz"]
+
+
+def test_csv_with_a_misspelt_patient_column_is_refused(tmp_path: Path):
+    write_cases(tmp_path, ["a"])
+    write_csv(
+        tmp_path / "cases.csv",
+        [["case_id", "patientid", "image", "label"], ["a", "p", "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"]],
+    )
+    with pytest.raises(DataError, match="'patientid'; expected 'patient_id'"):
+        load_dataset(tmp_path)
+
+
+def test_free_paths_of_nnunet(tmp_path: Path):
+    write_cases(tmp_path, ["a"], subfolders=("somewhere", "else"))
+    mapping = {"case9": {"images": ["somewhere/a_0000.nii.gz"], "label": "else/a.nii.gz"}}
+    write_json(
+        tmp_path / "dataset.json",
+        {
+            "channel_names": {"0": "CT"},
+            "labels": {"background": 0, "a": 1},
+            "file_ending": ".nii.gz",
+            "dataset": mapping,
+        },
+    )
+    case = load_dataset(tmp_path).cases[0]
+    assert (case.case_id, names(case.images)) == ("case9", ["a_0000.nii.gz"])
+
+
+def test_hidden_files_do_not_count(tmp_path: Path):
+    write_nnunet(tmp_path, ["a", "b"])
+    (tmp_path / "imagesTr/._a_0000.nii.gz").write_bytes(b"resource fork")
+    (tmp_path / "labelsTr/.DS_Store").write_bytes(b"")
+    assert len(load_dataset(tmp_path).cases) == 2
+
+
+def test_all_missing_files_are_named_together(tmp_path: Path):
+    write_nnunet(tmp_path, ["a", "b", "c", "d"], n_channels=2)
+    (tmp_path / "imagesTr/a_0001.nii.gz").unlink()
+    (tmp_path / "labelsTr/b.nii.gz").unlink()
+    for channel in (0, 1):
+        (tmp_path / f"imagesTr/c_000{channel}.nii.gz").unlink()
+    with pytest.raises(DataError) as caught:
+        load_dataset(tmp_path)
+    text = str(caught.value)
+    assert "3 faults" in text
+    assert "a: channel 0001 is missing" in text
+    assert "b: " in text and "an image, no label map" in text
+    assert "c: " in text and "a label map, no image" in text
+
+
+def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path):
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(DataError, match=r"found pictures/\); expected dataset.json"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("listed", "order", "message"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, None, "regions_class_order is missing"),
+        ({"background": 0, "a": 1.5}, None, "'a': found 1.5; expected an integer"),
+        ({"background": [0, 1], "a": 2}, None, "expected one integer"),
+        ({"a": 0, "b": 1}, None, "no 'background', and 0 is a label"),
+        ({"background": 0, "a": 1, "b": 1}, None, "two labels have the same value"),
+        ([], None, r"labels: found \[\]"),
+    ],
+)
+def test_wrong_lists_of_labels(listed: object, order: object, message: str):
+    with pytest.raises(DataError, match=message):
+        parse_labels(listed, order, "dataset.json")
+
+
+def test_regions_and_ignore():
+    labels = parse_labels({"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}, [1, 2], "dataset.json")
+    assert labels.names == ("whole", "core")
+    assert (labels.ignore_value, labels.paint_values, labels.values) == (3, (1, 2), (1, 2))
+
+
+@given(st.lists(st.integers(-40, 2_000_000), min_size=1, max_size=60))
+def test_value_counts_agree_with_sorting(values: list[int]):
+    found, counts = np.unique(values, return_counts=True)
+    assert value_counts(np.array(values)) == dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("case_id", "patient"),
+    [
+        ("patient008_frame01", "patient008"),
+        ("sub-07_ses-2_T1w", "sub-07"),
+        ("phantom_003_scan2", "phantom_003"),
+        ("LUNG1-001_visit1_CT", "LUNG1-001"),
+        ("p12-tp2", "p12"),
+        ("p12_ED", "p12"),
+        ("p12_baseline", "p12"),
+        ("p12_follow_up_2", "p12"),
+        ("p12_post", "p12"),
+        ("hippocampus_001", "hippocampus_001"),
+        ("BRATS_002", "BRATS_002"),
+        ("liver_scan_001", "liver_scan_001"),  # no digit before the word: a counter of cases
+        ("site2_scan_01", "site2_scan_01"),  # a site is no patient
+        ("prostate158_scan_001", "prostate158_scan_001"),  # three digits count cases
+        ("h3_es_012", "h3_es_012"),
+        ("p12_timer1", "p12_timer1"),
+    ],
+)
+def test_patients_by_name_only_where_words_say_so(case_id: str, patient: str):
+    assert patient_by_name(case_id) == patient
+
+
+def test_one_patient_for_all_by_name_is_not_believed(tmp_path: Path):
+    patients, how, _ = assign_patients([f"Task04 a_scan{i}" for i in range(10)], tmp_path)
+    assert len(set(patients.values())) == 10
+    assert "not believed" in how
+
+
+@pytest.mark.parametrize(
+    "content",
+    [{"p1": {"Group": "DCM"}, "p10": {}}, {"p1_frame1": "p1", "p1_frame2": "p1", "p10_frame1": "p10"}],
+)
+def test_patients_from_a_file(tmp_path: Path, content: dict[str, object]):
+    write_json(tmp_path / "patients.json", content)
+    patients, how, faults = assign_patients(["p1_frame1", "p1_frame2", "p10_frame1"], tmp_path)
+    assert list(patients.values()) == ["p1", "p1", "p10"]
+    assert "patients.json" in how and not faults
+
+
+def test_a_case_that_the_file_leaves_out_is_a_fault(tmp_path: Path):
+    write_nnunet(tmp_path, ["p1_a", "p2_a"])
+    write_json(tmp_path / "patients.json", {"p1": {}})
+    with pytest.raises(DataError, match=r"p2_a: .*not in patients.json"):
+        load_dataset(tmp_path)
+
+
+def test_list_inputs_of_every_shape(tmp_path: Path):
+    write_nnunet(tmp_path, ["a", "b"])
+    images = tmp_path / "imagesTr"
+    for path in (tmp_path, images):
+        assert [case.case_id for case in list_inputs(path, ("MR0",))] == ["a", "b"]
+    assert [case.case_id for case in list_inputs(images / "b_0000.nii.gz", ("MR0",))] == ["b"]
+    shutil.copy(images / "a_0000.nii.gz", images / "other.nii.gz")
+    found = [case.case_id for case in list_inputs(images, ("MR0",))]
+    assert found == ["a_0000", "b_0000", "other"]  # not all are numbered: the digits are names
+
+
+def test_list_inputs_with_several_channels(tmp_path: Path):
+    write_cases(tmp_path, ["a", "b"], n_channels=2)
+    images = tmp_path / "imagesTr"
+    write_image(images / "c.nii.gz", np.stack([tiny_image(1), tiny_image(2)]), oblique_affine())
+    cases = list_inputs(images, ("T1", "T2"))
+    assert [names(case.images) for case in cases] == [
+        ["a_0000.nii.gz", "a_0001.nii.gz"],
+        ["b_0000.nii.gz", "b_0001.nii.gz"],
+        ["c.nii.gz"],
+    ]
+    assert names(list_inputs(images / "b_0001.nii.gz", ("T1", "T2"))[0].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
+    (images / "a_0001.nii.gz").unlink()
+    write_tiny(images / "d.nii.gz", tiny_image(9))
+    with pytest.raises(DataError) as caught:
+        list_inputs(images, ("T1", "T2"))
+    assert "case a: channel 0001 (T2) is missing; found a_0000.nii.gz" in str(caught.value)
+    assert "case d: channel 0000 (T1), 0001 (T2) is missing; found d.nii.gz" in str(caught.value)
+
+
+def test_list_inputs_refuses_too_many_channels_and_twins(tmp_path: Path):
+    write_cases(tmp_path, ["a", "b"], n_channels=2)
+    with pytest.raises(DataError, match="case a has channels 0000, 0001, the model needs one"):
+        list_inputs(tmp_path / "imagesTr", ("T1",))
+    twins = tmp_path / "twins"
+    write_tiny(twins / "x.nii", tiny_image(1))
+    write_tiny(twins / "x.nii.gz", tiny_image(1))
+    with pytest.raises(DataError, match=r"also x\.nii"):
+        list_inputs(twins, ("T1",))
+
+
+def test_list_inputs_of_a_numbered_series(tmp_path: Path):
+    for number in range(3):
+        write_tiny(tmp_path / f"img_{number:04d}.nii.gz", tiny_image(number))
+    assert [case.case_id for case in list_inputs(tmp_path, ("T1",))] == ["img_0000", "img_0001", "img_0002"]
+
+
+def test_list_inputs_orders_channels_by_name(tmp_path: Path):
+    write_cases(tmp_path, ["a"], n_channels=2)
+    rows = [["case_id", "image_T2", "image_T1"], ["a", "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"]]
+    path = write_csv(tmp_path / "new.csv", rows)
+    assert names(list_inputs(path, ("T1", "T2"))[0].images) == ["a_0001.nii.gz", "a_0000.nii.gz"]
+    with pytest.raises(DataError, match=r"2 channels \(T2, T1\), the model needs 1"):
+        list_inputs(path, ("T1",))
+
+
+@pytest.mark.parametrize("make", ["nothing", "empty", "text"])
+def test_list_inputs_without_an_image(tmp_path: Path, make: str):
+    path = tmp_path / "in"
+    if make == "empty":
+        path.mkdir()
+    if make == "text":
+        path.write_text("no image")
+    with pytest.raises(DataError, match=str(path)):
+        list_inputs(path, ("T1",))
+
+
+def test_published_folders(shared_data: Path):
+    acdc, hippocampus = (load_dataset(shared_data / name) for name in ("acdc", "hippocampus"))
+    assert (len(acdc.cases), len({case.patient_id for case in acdc.cases})) == (60, 30)
+    assert (len(hippocampus.cases), len({case.patient_id for case in hippocampus.cases})) == (220, 220)
+    assert load_dataset(shared_data / "sts_multi").channels == ("CT", "PET", "T1")
