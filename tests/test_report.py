@@ -135,6 +135,7 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
         "Every case",
         "The plan and its reasons",
         "How to get this again",
+        "Where this report was written",
     ]
     assert "This report is not complete" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -195,6 +196,21 @@ def test_what_is_missing_is_named(work: Path):
     assert f"{CONFIGURATION}: fold 2: scores.csv is missing." in page
     assert f"{len(fold_2_cases)} validation cases of trained folds have no scores: {', '.join(fold_2_cases)}." in page
     assert f"{CONFIGURATION}: fold 0: history.csv is missing." in page
+
+
+def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work: Path):
+    run_folder = work / "runs" / CONFIGURATION
+    text = (work / "plan.yaml").read_text()
+    for fold, epochs in enumerate((1000, 50, 50)):
+        changed = text.replace("epochs: 1000", f"epochs: {epochs}").replace("most frequent", "usual")
+        (run_folder / f"fold_{fold}" / "plan.yaml").write_text(changed)
+    (run_folder / "fold_all").mkdir()
+    write_history(run_folder / "fold_all" / "history.csv", 3, 5)
+    assert [fold.name for fold in read_work(work).runs[0].folds] == ["0", "1", "2", "all"]
+    page = report_of(work)
+    assert "Folds 1, 2 were trained with training.epochs 50 (plan.yaml: 1000)." in page.text
+    assert "This report is not complete" not in page.text
+    assert any("fold all ends at pseudo-Dice" in (attributes.get("alt") or "") for _, attributes in page.tags)
 
 
 def test_a_case_without_mask_or_image_leaves_the_rest(work: Path):
@@ -346,7 +362,7 @@ def test_a_work_folder_reads_as_it_was_written(finished: Path):
     assert found.notes == ()
     assert found.dataset is not None and len(found.dataset.cases) == 6
     (only,) = found.runs
-    assert [fold.fold for fold in only.folds] == [0, 1, 2]
+    assert [fold.name for fold in only.folds] == ["0", "1", "2"]
     assert only.scores is not None and set(only.scores.case_ids) == set(found.dataset.by_id)
     pictures = re.findall(r"data:image/(svg\+xml|png);base64,([A-Za-z0-9+/=]+)", build_report(finished).read_text())
     starts = {kind: base64.b64decode(content)[:5] for kind, content in pictures}

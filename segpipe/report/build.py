@@ -34,23 +34,21 @@ def build_report(work: Path) -> Path:
         ResourceError, SetupError: If the page cannot be written.
     """
     found = read_work(work)
-    path = work / "report" / "index.html"
-    write_text(path, render(_page(found)))
-    return path
+    write_text(found.folder.report, render(_page(found)))
+    return found.folder.report
 
 
 def _page(work: WorkFolder) -> Page:
     notes = list(work.notes)
     sections = tuple(make_section(work, run, notes) for run in work.runs)
-    name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.resolve().name))
-    plan_file = work.folder / "plan.yaml"
+    name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.path.resolve().name))
     return Page(
         title=f"{name}: segmentation report",
         facts=_facts(work),
         notes=tuple(notes),
         sections=sections,
         decisions=_decisions(work.plan),
-        plan_text=plan_file.read_text(encoding="utf-8") if work.plan else "",
+        plan_text=work.folder.plan.read_text(encoding="utf-8") if work.plan else "",
         versions=_versions(),
         commands=_commands(work),
     )
@@ -61,7 +59,11 @@ def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
     if work.dataset:
         cases = work.dataset.cases
         n_patients = len({case.patient_id for case in cases})
-        facts += [("Cases", f"{len(cases)} of {n_patients} patients"), ("Channels", ", ".join(work.dataset.channels))]
+        facts += [
+            ("Cases", str(len(cases))),
+            ("Patients", str(n_patients)),
+            ("Channels", ", ".join(work.dataset.channels)),
+        ]
         labels = work.dataset.labels.names
         facts.append(("Labels", ", ".join(labels) if len(labels) <= 12 else f"{len(labels)}"))
     if work.splits:
@@ -85,7 +87,7 @@ def _decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
         decisions.append(Decision(str(name), _value_text(value), str(reason)))
     training = plan.get("training")
     if isinstance(training, dict) and "training" not in {d.name for d in decisions}:
-        decisions.append(Decision("training", _value_text(training), "The preset's recipe, and what `--set` changed."))
+        decisions.append(Decision("training", _value_text(training), "The preset's recipe, and what --set changed."))
     return tuple(decisions)
 
 
@@ -97,7 +99,7 @@ def _value_text(value: Any) -> str:
         flat = {key: part for key, part in value.items() if part is not None and not isinstance(part, dict)}
         return "; ".join(f"{key} {_value_text(part)}" for key, part in flat.items())
     if isinstance(value, list):
-        parts = [_value_text(part) for part in value]
+        parts = ["any" if part is None else _value_text(part) for part in value]
         is_nested = any(isinstance(part, dict | list) for part in value)
         return (" | " if is_nested else ", ").join(parts)
     if isinstance(value, float):
@@ -117,7 +119,7 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 def _commands(work: WorkFolder) -> tuple[str, ...]:
     """Commands that lead to this work folder; changes by `--set` stand in the plan."""
-    folder = str(work.folder)
+    folder = str(work.folder.path)
     commands = []
     if work.dataset:
         preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []

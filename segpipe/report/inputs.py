@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from segpipe.core.errors import DataError, PlanError, SegpipeError, UsageError
 from segpipe.core.records import read_mapping
+from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
@@ -46,11 +47,19 @@ class History:
 
 @dataclass(frozen=True)
 class FoldRun:
-    """One fold of one configuration: its number, its folder, how training went (None: not known)."""
+    """One fold of one configuration.
 
-    fold: int
-    folder: Path
+    Args:
+        name: Its number, or `all`.
+        folder: Its files.
+        history: How training went; None if it is not known.
+        changes: Where its plan differs from the work folder's, e.g. `training.epochs 50 (plan.yaml: 1000)`.
+    """
+
+    name: str
+    folder: FoldFolder
     history: History | None
+    changes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class WorkFolder:
         notes: What is missing or broken, a sentence each, for people.
     """
 
-    folder: Path
+    folder: Work
     dataset: Dataset | None
     plan: Mapping[str, Any]
     splits: Splits | None
@@ -95,15 +104,19 @@ def read_work(folder: Path) -> WorkFolder:
             f"{folder}: is no work folder ({what}). Give the folder that `segpipe plan DATA -o WORK` or "
             "`segpipe run DATA -o WORK` wrote."
         )
-    notes: list[str] = []
-    dataset = _read(folder / "dataset.json", Dataset.load, notes)
-    plan = _read(folder / "plan.yaml", lambda path: read_mapping(path, PlanError), notes)
-    splits = _read(folder / "splits.json", Splits.load, notes)
+    work, notes = Work(folder), list[str]()
+    dataset = _read(work.dataset, Dataset.load, notes)
+    plan = _read(work.plan, _plan_values, notes) or {}
+    splits = _read(work.splits, Splits.load, notes)
     folders = sorted(path for path in folder.glob("runs/*") if path.is_dir() and not path.name.startswith("."))
-    runs = tuple(_read_run(path, splits, notes) for path in folders)
+    runs = tuple(_read_run(path, plan, splits, notes) for path in folders)
     if not runs:
         notes.append(f"Nothing is trained yet: `segpipe train {folder}` comes next.")
-    return WorkFolder(folder, dataset, plan or {}, splits, runs, tuple(notes))
+    return WorkFolder(work, dataset, plan, splits, runs, tuple(notes))
+
+
+def _plan_values(path: Path) -> dict[str, Any]:
+    return read_mapping(path, PlanError)
 
 
 def _read(path: Path, reader: Callable[[Path], Content], notes: list[str]) -> Content | None:
@@ -118,37 +131,55 @@ def _read(path: Path, reader: Callable[[Path], Content], notes: list[str]) -> Co
         return None
 
 
-def _read_run(folder: Path, splits: Splits | None, notes: list[str]) -> Run:
-    found = sorted((int(path.name[5:]), path) for path in folder.glob("fold_*") if path.name[5:].isdecimal())
-    folds: list[FoldRun] = []
+def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, notes: list[str]) -> Run:
+    names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
+    numbers = sorted(int(name) for name in names if name.isdecimal())
     own_notes: list[str] = []
-    for fold, path in found:
-        fold_notes: list[str] = []
-        history = _read(path / "history.csv", History.load, fold_notes)
-        folds.append(FoldRun(fold, path, history))
-        own_notes += [f"fold {fold}: {note}" for note in fold_notes]
-    missing = sorted(set(range(splits.k)) - {fold for fold, _ in found}) if splits else []
+    folds = tuple(
+        _read_fold(folder, name, plan, own_notes) for name in [*map(str, numbers), *sorted({"all"} & set(names))]
+    )
+    missing = sorted(set(range(splits.k)) - set(numbers)) if splits else []
     if splits and missing:
         own_notes.append(f"{len(missing)} of {splits.k} folds are not trained: {', '.join(map(str, missing))}.")
     scores = _read_scores(folder, folds, own_notes)
     if scores is not None and splits:
-        expected = {case for fold, _ in found if fold < splits.k for case in splits.folds[fold].validation}
+        expected = {case for number in numbers if number < splits.k for case in splits.folds[number].validation}
         without = sorted(expected - set(scores.case_ids))
         if without:
             own_notes.append(f"{len(without)} validation cases of trained folds have no scores: {_some(without)}.")
     notes += [f"{folder.name}: {note}" for note in own_notes]
-    return Run(folder.name, tuple(folds), scores)
+    return Run(folder.name, folds, scores)
 
 
-def _read_scores(folder: Path, folds: list[FoldRun], notes: list[str]) -> ScoreTable | None:
+def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list[str]) -> FoldRun:
+    folder, own_notes = FoldFolder(run_folder / f"fold_{name}"), list[str]()
+    history = _read(folder.history, History.load, own_notes)
+    own_plan = _read(folder.plan, _plan_values, own_notes) if folder.plan.exists() else None
+    notes += [f"fold {name}: {note}" for note in own_notes]
+    return FoldRun(name, folder, history, _changes(plan, own_plan) if plan and own_plan else ())
+
+
+def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[str, ...]:
+    """Where `other` differs, by key; reasons are not compared."""
+    changes: list[str] = []
+    for key in dict.fromkeys([*plan, *other]):
+        ours, theirs, name = plan.get(key), other.get(key), f"{place}{key}"
+        if isinstance(ours, dict) and isinstance(theirs, dict):
+            changes += _changes(ours, theirs, f"{name}.") if name != "reasons" else ()
+        elif ours != theirs:
+            changes.append(f"{name} {theirs} (plan.yaml: {ours})")
+    return tuple(changes)
+
+
+def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> ScoreTable | None:
     """The out-of-fold table of a configuration; until it is there, the folds' own tables joined."""
     if (folder / "scores.csv").exists():
         return _read(folder / "scores.csv", ScoreTable.load, notes)
     tables = []
-    for fold in folds:
+    for fold in (fold for fold in folds if fold.name != "all"):  # `all` has no validation cases
         fold_notes: list[str] = []
-        table = _read(fold.folder / "scores.csv", ScoreTable.load, fold_notes)
-        notes += [f"fold {fold.fold}: {note}" for note in fold_notes]
+        table = _read(fold.folder.scores, ScoreTable.load, fold_notes)
+        notes += [f"fold {fold.name}: {note}" for note in fold_notes]
         tables += [table] if table else []
     if not tables:
         return None

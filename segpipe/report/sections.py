@@ -64,6 +64,22 @@ def _summary(table: ScoreTable, notes: list[str]) -> tuple[SummaryRow, ...]:
         return ()
 
 
+def _interval_notes(rows: Sequence[SummaryRow]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(f"Intervals: {row.note}." for row in rows if row.label == MEAN_LABEL and row.note))
+
+
+def _plan_changes(run: Run) -> tuple[str, ...]:
+    """A sentence for each way in which folds were trained otherwise than plan.yaml says."""
+    folds_of: dict[tuple[str, ...], list[str]] = {}
+    for fold in run.folds:
+        folds_of.setdefault(fold.changes, []).append(fold.name)
+    return tuple(
+        f"Folds {', '.join(names)} were trained with {'; '.join(changes)}."
+        for changes, names in folds_of.items()
+        if changes
+    )
+
+
 def _number(value: float, unit: str) -> str:
     if not isfinite(value):
         return "–" if isnan(value) else "∞"
@@ -117,17 +133,17 @@ def _curves(run: Run) -> Picture | None:
     if not folds:
         return None
     losses, dices = [], []
-    for fold in folds:
+    for number, fold in enumerate(folds):
         assert fold.history is not None
-        columns, name = fold.history.columns, f"fold {fold.fold}"
+        columns, name = fold.history.columns, f"fold {fold.name}"
         minutes = tuple(second / 60 for second in columns.get("seconds", columns["epoch"]))
         for column, kind in (("train_loss", "training"), ("validation_loss", "validation")):
             if column in columns:
                 is_dashed = kind == "validation"
-                losses.append(Curve(f"{name}, {kind}", minutes, columns[column], is_dashed, fold.fold))
+                losses.append(Curve(f"{name}, {kind}", minutes, columns[column], is_dashed, number))
         labels = [values for column, values in columns.items() if column.startswith("dice_")]
         if labels:
-            dices.append(Curve(name, minutes, _mean_of_columns(labels), colour_index=fold.fold))
+            dices.append(Curve(name, minutes, _mean_of_columns(labels), colour_index=number))
     panels = [("Loss", losses), ("Pseudo-Dice on validation patches, mean of labels", dices)]
     picture = curves_svg([panel for panel in panels if panel[1]] or panels[:1], "minutes of training")
     ends = [f"{curve.name} ends at pseudo-Dice {curve.y[-1]:.3f}" for curve in dices if isfinite(curve.y[-1])]
@@ -187,7 +203,7 @@ def _overlays(work: WorkFolder, run: Run, table: ScoreTable, notes: list[str]) -
         if key in shown or work.dataset is None:
             continue
         shown.add(key)
-        folds = [fold for fold in run.folds if key[2] in (None, fold.fold)]
+        folds = [fold for fold in run.folds if key[2] is None or fold.name == str(key[2])]
         try:
             overlay, file_text = _overlay(work, folds, key[1], through_error=rank == "Worst")
         except SegpipeError as fault:
@@ -214,11 +230,11 @@ def _overlay(work: WorkFolder, folds: Sequence[FoldRun], case_id: str, through_e
     case = work.dataset.by_id.get(case_id)
     if case is None or case.label is None:
         raise DataError(f"{case_id}: has no label in dataset.json.")
-    files = [fold.folder / "validation" / f"{case_id}.nii.gz" for fold in folds]
+    files = [fold.folder.validation / f"{case_id}.nii.gz" for fold in folds]
     file = next((path for path in files if path.exists()), None)
     if file is None:
         raise DataError(
-            f"no mask validation/{case_id}.nii.gz in {', '.join(f.folder.name for f in folds) or 'any fold'}."
+            f"no mask validation/{case_id}.nii.gz in {', '.join(f.folder.path.name for f in folds) or 'any fold'}."
         )
     image = read_image_channels(case.image_paths[:2])
     reference, grid = read_labels(Path(case.label))
