@@ -20,6 +20,8 @@ from segpipe.core.volume import read_labels
 from segpipe.evaluate.metrics import METRICS, measure
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
 
+_MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
+
 
 @dataclass(frozen=True)
 class MaskPair:
@@ -97,7 +99,7 @@ def score_case(
     for label in labels.labels:
         indices = labels.indices_of(label)
         box = _union([found[i - 1] for found in boxes for i in indices], grid.shape_zyx)
-        masks = [np.isin(array[box], indices) for array in (reference, prediction)]
+        masks = [_is_one_of(array[box], indices) for array in (reference, prediction)]
         overlap, values = measure(masks[0], masks[1], grid.spacing_mm, nsd_tolerance_mm)
         sizes = (overlap.n_reference_vox, overlap.n_prediction_vox)
         make = _row_maker(origin, label.name)
@@ -118,20 +120,43 @@ def _indexed(
 
     Slice by slice: a whole-volume temporary of file values would cost more memory than everything else.
     """
-    known = np.array(labels.values)
-    table = np.zeros(len(known) + 1, np.uint8 if len(known) < 256 else np.uint16)
-    table[:-1] = np.arange(1, len(known) + 1)
-    results = np.zeros(reference.shape, table.dtype), np.zeros(reference.shape, table.dtype)
+    dtype = np.uint8 if len(labels.values) < 256 else np.uint16
+    results = np.zeros(reference.shape, dtype), np.zeros(reference.shape, dtype)
+    index_of = _lookup(labels.values, dtype)
     n_counted = 0
     for z in range(reference.shape[0]):
-        counts = (
-            np.ones(reference.shape[1:], bool) if labels.ignore_value is None else reference[z] != labels.ignore_value
-        )
-        n_counted += int(np.count_nonzero(counts))
         for result, values in zip(results, (reference[z], prediction[z]), strict=True):
-            place = np.minimum(np.searchsorted(known, values), len(known) - 1)
-            result[z] = table[np.where((known[place] == values) & counts, place, len(known))]
-    return *results, n_counted
+            result[z] = index_of(values)
+        if labels.ignore_value is not None:
+            is_ignored = reference[z] == labels.ignore_value
+            n_counted -= int(np.count_nonzero(is_ignored))
+            for result in results:
+                result[z][is_ignored] = 0
+    return *results, n_counted + reference.size
+
+
+def _lookup(values: tuple[int, ...], dtype: Any) -> Callable[[NDArray[np.integer[Any]]], NDArray[Any]]:
+    """A function from file values to places in `values` counted from 1; 0 for values that are not there."""
+    known, low, span = np.array(values), values[0], values[-1] - values[0] + 1
+    if span > _MAX_TABLE:
+
+        def searched(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
+            place = np.minimum(np.searchsorted(known, found), len(known) - 1)
+            return np.where(known[place] == found, place + 1, 0).astype(dtype)
+
+        return searched
+    table = np.zeros(span + 1, dtype)  # the last entry is for everything outside
+    table[known - low] = np.arange(1, len(known) + 1)
+
+    def looked_up(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
+        beyond_is_large = (found.astype(np.int64) - low).view(np.uint64)  # below `low` wraps round to huge
+        return table[np.minimum(beyond_is_large, np.uint64(span)).view(np.int64)]
+
+    return looked_up
+
+
+def _is_one_of(array: NDArray[Any], indices: tuple[int, ...]) -> NDArray[np.bool_]:
+    return array == indices[0] if len(indices) == 1 else np.isin(array, indices)
 
 
 def _union(boxes: Sequence[tuple[slice, ...] | None], shape_zyx: tuple[int, int, int]) -> tuple[slice, ...]:

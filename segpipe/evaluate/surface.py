@@ -226,15 +226,17 @@ def _distances(
 
 
 def _nearest_mm(source: Mask, target: Mask, shared: Mask, spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    is_apart = ~shared[source]  # elements of both surfaces are at distance 0 and need no search
-    result = np.zeros(len(is_apart))
+    elements = np.flatnonzero(source)
+    is_apart = ~shared.ravel()[elements]  # elements of both surfaces are at distance 0 and need no search
+    result = np.zeros(len(elements))
     if not is_apart.any():
         return result
     if not target.any():
         result[:] = np.inf
         return result
     spacing = np.array(spacing_mm)
-    goals, starts = np.argwhere(target), np.argwhere(source & ~shared)
+    found = np.flatnonzero(target), elements[is_apart]
+    goals, starts = (np.stack(np.unravel_index(places, target.shape), axis=1) for places in found)
     tree = cKDTree(goals * spacing)
     if _is_far(tree, starts * spacing, target.shape, spacing):
         result[is_apart] = far_distances_mm(target, starts, spacing_mm)
