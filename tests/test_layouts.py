@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from segpipe.core.errors import DataError
 from segpipe.core.volume import write_image
+from segpipe.data.found import pair_files
 from segpipe.data.label_lists import parse_labels, value_counts
 from segpipe.data.layouts import list_inputs, load_dataset
 from segpipe.data.patients import assign_patients, patient_by_name
@@ -79,6 +80,14 @@ def test_four_digits_belong_to_the_name_where_the_label_map_says_so(tmp_path: Pa
     dataset = load_dataset(tmp_path)
     assert [case.case_id for case in dataset.cases] == ["scan_0001", "scan_0002"]
     assert dataset.channels == ("image",)
+
+
+def test_without_label_maps_the_description_says_whether_digits_are_channels():
+    images = [Path("a_0000.nii"), Path("a_0001.nii")]
+    described, _, _ = pair_files(images, [], n_channels=2)
+    assert [(case.case_id, len(case.images)) for case in described] == [("a", 2)]
+    bare, n_channels, _ = pair_files(images, [], n_channels=None)
+    assert ([case.case_id for case in bare], n_channels) == (["a_0000", "a_0001"], 1)
 
 
 def test_label_files_may_end_in_seg(tmp_path: Path):
@@ -222,6 +231,13 @@ def test_patients_from_a_file(tmp_path: Path, content: dict[str, object]):
     patients, how, faults = assign_patients(["p1_frame1", "p1_frame2", "p10_frame1"], tmp_path)
     assert list(patients.values()) == ["p1", "p1", "p10"]
     assert "patients.json" in how and not faults
+
+
+def test_the_longest_patient_that_ends_at_a_separator_counts(tmp_path: Path):
+    write_json(tmp_path / "patients.json", {"p1": {}, "p1_x": {}})
+    patients, _, faults = assign_patients(["p1_2", "p1_x_2", "p10_2"], tmp_path)
+    assert patients == {"p1_2": "p1", "p1_x_2": "p1_x", "p10_2": "p10_2"}
+    assert [one.case_id for one in faults] == ["p10_2"]
 
 
 def test_a_case_that_the_file_leaves_out_is_a_fault(tmp_path: Path):

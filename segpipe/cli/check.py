@@ -27,7 +27,7 @@ _WIDTH = 80  # where the output is no terminal
 def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: object) -> int:
     """List every fault of every case of a dataset.
 
-    DATA is a dataset (nnU-Net v2, MSD, BIDS, images/ and labels/, a CSV manifest), any folder of images, or one
+    DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest), any folder of images, or one
     image. Ends with exit code 3 if a fault is fatal.
     """
     from segpipe.cli.main import print_json
@@ -121,8 +121,8 @@ def _first(texts: list[str]) -> str:
 def _place(one: Fault) -> str:
     from segpipe.core.header import stem_of
 
-    if one.case_id is None:
-        return one.file or ""
     name = Path(one.file).name if one.file else ""
+    if one.case_id is None:
+        return name
     is_told = not name or name.startswith(one.case_id) or stem_of(Path(name)) in one.case_id
     return one.case_id if is_told else f"{one.case_id} ({name})"

@@ -70,7 +70,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     is_loose = found.layout == "files"
     faults += found.faults
     if not found.cases:
-        faults.append(fault("empty", unknown_layout(path) if is_loose else "no case", None, path))
+        faults.append(fault("empty", _emptiness(path, found)))
         return _report(path, {"layout": found.layout}, None, {}, faults)
     facts = _facts(found, None if is_loose else len(found.channels), path.name, n_workers)
     for one in facts:
@@ -97,6 +97,12 @@ def _facts(found: Found, n_channels: int | None, name: str, n_workers: int) -> l
         f"checking {name}",
         n_workers,
     )
+
+
+def _emptiness(path: Path, found: Found) -> str:
+    if found.layout == "files":
+        return f"{path.name} holds no image file that segpipe reads"
+    return f"the layout was understood ({found.layout}), but there is no case in it"
 
 
 def _report(

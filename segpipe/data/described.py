@@ -43,7 +43,9 @@ def read_described(folder: Path) -> Found:
     elif "dataset" in values:
         cases, faults = _mapped_cases(values["dataset"], folder, len(channels))
     else:
-        images, label_files = (image_files(folder / name) for name in ("imagesTr", "labelsTr"))
+        images, label_files = (  # a folder that is missing is an empty one: every file's partner is missing
+            image_files(folder / name) if (folder / name).is_dir() else [] for name in ("imagesTr", "labelsTr")
+        )
         cases, _, faults = pair_files(images, label_files, len(channels))
     return Found(
         name=str(values.get("name") or folder.name),

@@ -164,5 +164,5 @@ def _shape(grid: Grid) -> str:
 
 def _without_path(problem: DataError, path: Path) -> str:
     """What was found, without the path and the advice that a fault carries anyway."""
-    text = str(problem).removeprefix(f"{path}: ")
+    text = str(problem).removeprefix(f"{path}: ").replace(str(path), path.name)
     return text.split(". ")[0].split(", expected ")[0].rstrip(".")

@@ -15,7 +15,6 @@ LAYOUT_NAMES = {
     "msd": "Medical Segmentation Decathlon (dataset.json)",
     "folders": "two folders, images and labels",
     "csv": "CSV manifest",
-    "bids": "BIDS with label maps in derivatives",
     "files": "no layout: image files one by one",
 }
 _MAX_LABELS = 12
