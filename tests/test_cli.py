@@ -82,7 +82,7 @@ FAULTS = [  # what a command raises, exit code, first words
     (ResourceError("r"), 5, "Memory or disk: r"),
     (MemoryError(), 5, "Memory: ran out of memory"),
     (Interrupted("i"), 75, "Interrupted: i"),
-    (KeyboardInterrupt(), 130, "Stopped"),
+    (KeyboardInterrupt(), 130, "Stopped; the same command goes on."),
     (PermissionError(13, "Permission denied", "/x"), 4, "Setup: /x: not writable"),
     (OSError(28, "No space left on device", "/x"), 5, "Memory or disk: /x: the disk is full"),
 ]

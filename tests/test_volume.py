@@ -174,11 +174,13 @@ def test_a_mask_holds_no_scaling_of_its_image(tmp_path: Path) -> None:
     write_mask(tmp_path / "m.nii", np.full(SHAPE_ZYX, 2, np.uint8), image)
     assert np.unique(read_labels(tmp_path / "m.nii")[0]).tolist() == [2]
     assert float(nib.load(tmp_path / "m.nii").header["cal_max"]) == 0.0
+    slope, intercept = np.frombuffer((tmp_path / "m.nii").read_bytes()[112:120], "<f4")  # scl_slope, scl_inter
+    assert (slope, intercept) == (1.0, 0.0)
 
 
 def test_scaled_labels_are_rounded(tmp_path: Path) -> None:
     image = nib.Nifti1Image(np.full((12, 10, 8), 3, np.int16), np.eye(4))
-    image.header.set_slope_inter(0.33333333, 0.0)  # 3 × 0.33333333 = 0.99999999
+    image.header.set_slope_inter(0.333333, 0.0)  # 3 × 0.333333 = 0.999999, which cut off would be 0
     nib.save(image, tmp_path / "a.nii")
     values, _ = read_labels(tmp_path / "a.nii")
     assert np.unique(values).tolist() == [1] and values.dtype == np.int32
@@ -261,6 +263,16 @@ def test_a_file_cut_short_is_a_data_fault(tmp_path: Path, ending: str, share: fl
     content = whole.read_bytes()
     with pytest.raises(DataError, match=rf"c\{ending}: cannot be read as an image"):
         read_image(broken(tmp_path, f"c{ending}", content[: int(share * len(content))]))
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_damaged_file_is_a_data_fault(tmp_path: Path, place: float) -> None:
+    write_image(tmp_path / "a.nii.gz", voxels(), oblique_affine())
+    content = bytearray((tmp_path / "a.nii.gz").read_bytes())
+    start = int(place * len(content))
+    content[start : start + 40] = b"\xff" * 40
+    with pytest.raises(DataError, match=r"b\.nii\.gz: cannot be read as an image"):
+        read_image(broken(tmp_path, "b.nii.gz", bytes(content)))
 
 
 @pytest.mark.parametrize(

@@ -73,10 +73,7 @@ def run(args: list[str], command: click.Command = root) -> int:
     except click.ClickException as fault:
         fault.show()
         return fault.exit_code
-    except click.Abort:
-        click.echo("Stopped.", err=True)
-        return 130
-    except KeyboardInterrupt:
+    except (click.Abort, KeyboardInterrupt):  # click turns Ctrl-C inside a command into Abort
         click.echo("Stopped; the same command goes on.", err=True)
         return 130
     except SegpipeError as fault:

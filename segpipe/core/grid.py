@@ -43,7 +43,7 @@ class Grid:
                 f"affine has shape {affine.shape} or values that are not finite; expected a finite 4×4."
             )
         lengths = np.linalg.norm(affine[:3, :3], axis=0)
-        if (lengths <= 0).any() or abs(np.linalg.det(affine[:3, :3] / np.where(lengths > 0, lengths, 1))) < 1e-3:
+        if abs(np.linalg.det(affine[:3, :3] / np.where(lengths > 0, lengths, 1))) < 1e-3:
             raise GeometryError(
                 f"affine is not invertible (voxel edges {np.round(lengths, 4).tolist()} mm along x, y, z); "
                 "expected three independent axes with lengths above 0."

@@ -59,6 +59,22 @@ def stem_of(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
 
 
+def checked_ending(path: Path) -> str:
+    """The image ending of a file that exists.
+
+    Raises:
+        DataError: If there is no such file or its name says another format.
+    """
+    if not path.exists():
+        raise DataError(f"{path}: no such file.")
+    if not ending_of(path):
+        raise DataError(
+            f"{path}: is in no format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
+            "Convert it, e.g. with `mri_convert` (.mgz), `fslchfiletype` (.hdr/.img) or `dcm2niix` (DICOM)."
+        )
+    return ending_of(path)
+
+
 def space_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
     """Three edges (x, y, z) and the number of channels; axes of length 1 after the third are dropped.
 

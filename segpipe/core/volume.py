@@ -5,6 +5,7 @@ Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only in
 
 from __future__ import annotations
 
+import gzip
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid, check_grid
 from segpipe.core.grid import require_same_grid as require_same_grid
-from segpipe.core.header import IMAGE_ENDINGS, ITK_ENDINGS, NIFTI_ENDINGS, Header, space_and_channels
+from segpipe.core.header import ITK_ENDINGS, NIFTI_ENDINGS, Header, checked_ending, space_and_channels
 from segpipe.core.header import ending_of as ending_of
 from segpipe.core.header import stem_of as stem_of
 
@@ -43,7 +44,7 @@ def read_header(path: Path) -> Header:
         GeometryError: If its affine is unusable.
     """
     with _file_faults(path):
-        if _checked_ending(path) in ITK_ENDINGS:
+        if checked_ending(path) in ITK_ENDINGS:
             return _itk_header(path)
         image = _nifti(path)
         shape, n_channels = space_and_channels(path, image.shape)
@@ -162,7 +163,6 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
             source = _nifti(like)
         kind, template = type(source), source.header.copy()
         template.set_data_shape(data_xyz.shape)
-        template["scl_slope"], template["scl_inter"] = 1, 0
         template["cal_max"] = template["cal_min"] = 0
         template.set_intent("none")
         template.extensions.clear()
@@ -212,11 +212,22 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
             array = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))
             array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
             return array.reshape(header.n_channels, *header.grid.shape_zyx).astype(dtype or array.dtype, copy=False)
-        data = np.asanyarray(_nifti(header.path).dataobj)
+        data = _nifti_voxels(header.path)
         data = np.asarray(data, data.dtype.newbyteorder("="))
         z, y, x = header.grid.shape_zyx
         data = data.reshape((x, y, z, header.n_channels), order="F").transpose(3, 2, 1, 0)
         return data.astype(dtype or data.dtype, copy=False)
+
+
+def _nifti_voxels(path: Path) -> NDArray[Any]:
+    """(x, y, z, …), scaled; a compressed file is read to its end, for there stands the checksum."""
+    if not path.name.lower().endswith(".gz"):
+        return np.asanyarray(_nifti(path).dataobj)
+    with gzip.open(path) as stream:
+        data = np.asanyarray(type(_nifti(path)).from_stream(stream).dataobj)
+        while stream.read(2**20):
+            pass
+    return data
 
 
 def _nifti(path: Path) -> Any:
@@ -255,17 +266,6 @@ def _grid(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.float6
         return Grid((shape_xyz[2], shape_xyz[1], shape_xyz[0]), np.asarray(affine, np.float64))
     except GeometryError as fault:
         raise GeometryError(f"{path}: {fault} Repair the header.") from None
-
-
-def _checked_ending(path: Path) -> str:
-    if not path.exists():
-        raise DataError(f"{path}: no such file.")
-    if not ending_of(path):
-        raise DataError(
-            f"{path}: is in no format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
-            "Convert it, e.g. with `mri_convert` (.mgz), `fslchfiletype` (.hdr/.img) or `dcm2niix` (DICOM)."
-        )
-    return ending_of(path)
 
 
 def _kind(dtype: np.dtype[Any]) -> str:
