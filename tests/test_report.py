@@ -28,7 +28,7 @@ from segpipe.evaluate.summary import summarise
 from segpipe.fingerprint import measure
 from segpipe.plan.make import make_plan
 from segpipe.report.build import build_report
-from segpipe.report.html import Cell, Page, Table, render
+from segpipe.report.html import Cell, Page, Section, Table, render
 from segpipe.report.inputs import History, read_work
 from segpipe.report.pictures import Curve, Overlay, curves_svg, distribution_svg, overlay_png
 
@@ -281,9 +281,14 @@ def test_text_from_files_is_escaped(work: Path):
 def test_a_sortable_cell_without_a_finite_number_has_no_key():
     assert [Cell("a").sort_key, Cell("b", float("nan")).sort_key, Cell("c", float("inf")).sort_key] == ["", "", ""]
     assert Cell("d", 0.25).sort_key == "0.25"
-    page = Page("t", (), (), (), (), "", (), ())
-    assert "<table" in render(page)
-    assert Table(("a",), (), "c").is_sortable is False
+
+
+def test_an_empty_page_can_be_rendered_and_a_table_keeps_its_sort_keys():
+    assert "<h1>t</h1>" in render(Page("t", (), (), (), (), "", (), ()))
+    table = Table(("case", "Dice"), ((Cell("a & b"), Cell("0.50", 0.5)),), "c", is_sortable=True)
+    section = Section("s", (), (), None, None, (), (), table)
+    text = render(Page("t", (), (), (section,), (), "", (), ()))
+    assert '<td data-key="">a &amp; b</td><td data-key="0.5">0.50</td>' in text
 
 
 LABELS = LabelSet(labels=(Label(name="organ", values=(1,)), Label(name="core", values=(2,))))

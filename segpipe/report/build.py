@@ -81,9 +81,8 @@ def _decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
     for name, reason in (reasons if isinstance(reasons, dict) else {}).items():
         value = plan.get(name)
         if isinstance(configurations, dict) and value is None:
-            value = configurations.get(name) or {
-                n: c.get(name) for n, c in configurations.items() if isinstance(c, dict)
-            }
+            parts = {n: c.get(name, c.get(f"{name}_mm")) for n, c in configurations.items() if isinstance(c, dict)}
+            value = configurations.get(name) or parts
         decisions.append(Decision(str(name), _value_text(value), str(reason)))
     training = plan.get("training")
     if isinstance(training, dict) and "training" not in {d.name for d in decisions}:

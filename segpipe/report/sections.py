@@ -43,9 +43,7 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
     section = Section(
         title=run.configuration,
         headlines=_headlines(rows, table),
-        warnings=tuple(
-            dict.fromkeys(f"Intervals: {row.note}." for row in rows if row.label == MEAN_LABEL and row.note)
-        ),
+        warnings=(*_interval_notes(rows), *_plan_changes(run)),
         scores=_score_table(rows),
         curves=_curves(run),
         distributions=_distributions(table) if table is not None else (),
