@@ -1,0 +1,79 @@
+"""The report's pictures: where contours lie, in which colour, at which proportions."""
+
+from __future__ import annotations
+
+import io
+
+import matplotlib.image
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from segpipe.core.labels import Label, LabelSet
+from segpipe.report.pictures import Curve, Overlay, curves_svg, distribution_svg, overlay_png
+
+LABELS = LabelSet(labels=(Label(name="organ", values=(1,)), Label(name="core", values=(2,))))
+
+
+def overlay_of(reference: NDArray[np.int32], prediction: NDArray[np.int32], **more: bool) -> Overlay:
+    image = np.zeros((1, *reference.shape), np.float32)
+    return Overlay(image, ("CT",), reference, prediction, LABELS, (2.0, 1.0, 1.0), **more)
+
+
+def pixels_of(png: bytes) -> NDArray[np.float32]:
+    return matplotlib.image.imread(io.BytesIO(png), format="png")[..., :3]
+
+
+def count(pixels: NDArray[np.float32], colour: str) -> int:
+    """Pixels of exactly this colour."""
+    wanted = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return int((np.abs(pixels - wanted).max(axis=-1) < 0.01).sum())
+
+
+def test_contours_are_drawn_in_their_label_colour_and_dashes_are_shorter():
+    empty = np.zeros((10, 40, 40), np.int32)
+    organ = empty.copy()
+    organ[3:7, 10:30, 10:30] = 1
+    only_reference = count(pixels_of(overlay_png(overlay_of(organ, empty))), "#E69F00")
+    only_prediction = count(pixels_of(overlay_png(overlay_of(empty, organ))), "#E69F00")
+    assert only_reference > 1.3 * only_prediction > 0
+    assert count(pixels_of(overlay_png(overlay_of(organ, empty))), "#56B4E9") == 0
+    assert count(pixels_of(overlay_png(overlay_of(2 * organ, empty))), "#56B4E9") > 0
+
+
+def test_planes_go_through_the_largest_error_if_asked():
+    reference = np.zeros((10, 40, 40), np.int32)
+    reference[2, 5:35, 5:35] = 1  # the largest cross-section is right
+    prediction = reference.copy()
+    prediction[7, 10:20, 10:20] = 2  # what was invented lies elsewhere
+    right = pixels_of(overlay_png(overlay_of(reference, prediction)))
+    wrong = pixels_of(overlay_png(overlay_of(reference, prediction, through_error=True)))
+    assert count(wrong, "#56B4E9") > count(right, "#56B4E9")
+
+
+def test_a_voxel_is_as_wide_in_the_picture_as_in_the_patient():
+    """A ball of 10 mm radius on 4 × 1 × 1 mm voxels is as high as wide in the coronal plane."""
+    z, y, x = np.ogrid[-15:16, -50:51, -50:51]
+    ball = ((4 * z) ** 2 + y**2 + x**2 < 30**2).astype(np.int32)
+    image = np.zeros((1, *ball.shape), np.float32)
+    pixels = pixels_of(overlay_png(Overlay(image, ("CT",), ball, ball * 0, LABELS, (4.0, 1.0, 1.0))))
+    middle = pixels[40:-60, pixels.shape[1] // 3 : 2 * pixels.shape[1] // 3]  # without title and legend: coronal
+    wanted = np.array([0xE6, 0x9F, 0x00]) / 255
+    rows, columns = np.nonzero(np.abs(middle - wanted).max(axis=-1) < 0.1)
+    assert np.ptp(rows) == pytest.approx(np.ptp(columns), rel=0.06)
+
+
+def test_flat_empty_and_strange_images_can_be_drawn():
+    flat = np.zeros((1, 30, 30), np.int32)
+    assert overlay_png(overlay_of(flat, flat)).startswith(b"\x89PNG")
+    everywhere = np.ones((3, 5, 5), np.int32)
+    image = np.full((1, 3, 5, 5), np.nan, np.float32)
+    assert overlay_png(Overlay(image, ("CT",), everywhere, everywhere, LABELS, (1.0, 1.0, 1.0))).startswith(b"\x89PNG")
+
+
+def test_charts_accept_one_point_nothing_and_gaps():
+    one = Curve("fold 0", (0.0,), (0.5,))
+    gap = Curve("fold 1", (0.0, 1.0, 2.0), (0.5, float("nan"), 0.3))
+    assert b"<svg" in curves_svg([("Loss", [one, gap]), ("Dice", [])], "minutes")
+    assert b"<svg" in distribution_svg({"organ": [0.5], "node": []}, "Dice", (0.0, 1.0))
+    assert b"<svg" in distribution_svg({"organ": [0.0, 0.0]}, "HD95 mm", (0.0, None))
