@@ -1,0 +1,283 @@
+"""Surface distances: published cases, by hand, and other libraries."""
+
+from __future__ import annotations
+
+import json
+from math import inf, isnan, sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import binary_erosion, distance_transform_edt
+
+from segpipe.core.volume import read_labels
+from segpipe.evaluate import surface
+from segpipe.evaluate.surface import (
+    hausdorff_interpolated_mm,
+    hausdorff_mm,
+    hausdorff_percentile_mm,
+    hausdorff_pooled_mm,
+    lattice_distances,
+    mean_surface_distance_mm,
+    surface_dice,
+    voxel_distances,
+)
+
+FIXTURES = Path(__file__).parents[2] / "shared" / "data" / "metric_fixtures"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the published masks are not beside the repository")
+
+
+def points(shape, *indices):
+    mask = np.zeros(shape, bool)
+    for index in indices:
+        mask[index] = True
+    return mask
+
+
+def ball(radius_mm, centre_mm, spacing=(1.0, 1.0, 1.0), shape=(99, 99, 99)):
+    axes = zip(np.ogrid[tuple(slice(n) for n in shape)], centre, spacing, strict=True)
+    return sum((index * mm - middle) ** 2 for index, middle, mm in axes) <= radius_mm**2
+
+
+def directed_means(distances):
+    return (
+        np.average(distances.reference_mm, weights=distances.reference_weights),
+        np.average(distances.prediction_mm, weights=distances.prediction_weights),
+    )
+
+
+# Published cases of DeepMind's surface-distance (its tests, tolerance 1e-3)
+
+
+def test_two_pixels_two_apart():
+    one, other = points((1, 128, 128), (0, 50, 70)), points((1, 128, 128), (0, 50, 72))
+    distances = lattice_distances(one, other, (7.0, 2.0, 1.0))  # one slice: its thickness plays no part
+    assert sorted(distances.reference_mm) == [1, 1, 2, 2]
+    assert distances.reference_weights == pytest.approx([sqrt(5) / 2] * 4)
+    assert directed_means(distances) == pytest.approx((1.5, 1.5))
+    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
+    assert surface_dice(distances, 1.0) == pytest.approx(0.5)
+
+
+def test_squares_in_a_plane():
+    one, other = np.zeros((2, 1, 6, 6), bool)
+    one[0, 1:3, 1:3] = other[0, 1:4, 1:3] = True
+    distances = lattice_distances(one, other, (1.0, 2.0, 1.0))
+    # four cut corners each; 2 mm sides along the first axis, one 1 mm side at either end
+    assert distances.reference_weights.sum() == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 2 * 2)
+    assert distances.prediction_weights.sum() == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 4 * 2)
+    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
+
+
+def test_two_voxels_two_apart():
+    one, other = points((128,) * 3, (50, 60, 70)), points((128,) * 3, (50, 60, 72))
+    distances = lattice_distances(one, other, (3.0, 2.0, 1.0))
+    assert directed_means(distances) == pytest.approx((1.5, 1.5))
+    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
+    assert surface_dice(distances, 1.0) == pytest.approx(0.5)
+
+
+def test_half_volumes_one_slice_apart():
+    one, other = np.zeros((2, 100, 100, 100), bool)
+    one[:50] = other[:51] = True
+    distances = lattice_distances(one, other, (2.0, 1.0, 1.0))
+    assert directed_means(distances) == pytest.approx((0.322, 0.339), abs=1e-3)
+    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
+    assert surface_dice(distances, 1.0) == pytest.approx(0.836, abs=1e-3)
+    assert mean_surface_distance_mm(distances) == pytest.approx((0.3224 + 0.3394) / 2, abs=1e-3)
+
+
+@pytest.mark.parametrize("model", [lattice_distances, voxel_distances])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8, 8)])
+def test_empty_masks(model, shape):
+    empty, voxel = np.zeros(shape, bool), points(shape, (0, 3, 4))
+    for pair in ((voxel, empty), (empty, voxel)):
+        distances = model(*pair, (1.0, 3.0, 2.0))
+        for statistic in (hausdorff_mm, mean_surface_distance_mm):
+            assert statistic(distances) == inf
+        for statistic in (hausdorff_percentile_mm, hausdorff_interpolated_mm, hausdorff_pooled_mm):
+            assert statistic(distances, 0.95) == inf
+        assert surface_dice(distances, 1.0) == 0
+    neither = model(empty, empty, (1.0, 3.0, 2.0))
+    assert isnan(hausdorff_mm(neither))
+    assert isnan(mean_surface_distance_mm(neither))
+    assert isnan(surface_dice(neither, 1.0))
+    assert isnan(hausdorff_percentile_mm(neither, 0.95))
+
+
+# Published cases of MONAI (voxel surface)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "spacing", "directed", "undirected"),
+    [
+        ((20, (20, 20, 20)), (20, (19, 19, 19)), (1.0, 1.0, 1.0), 1.7320508, 1.7320508),
+        ((33, (19, 33, 22)), (33, (20, 33, 22)), (1.0, 1.0, 1.0), 1.0, 1.0),
+        ((20, (20, 33, 22)), (40, (20, 33, 22)), (1.0, 1.0, 1.0), 20.0997512, 20.2237484),
+        ((20, (20, 20, 20)), (20, (19, 19, 19)), (0.85, 1.2, 0.9), 2.0808651, 2.2671568),
+        ((15, (20, 33, 22)), (30, (20, 33, 22)), (0.85, 1.2, 0.9), 15.4396410, 15.62594),
+    ],
+)
+def test_balls(one, other, spacing, directed, undirected):
+    distances = voxel_distances(ball(*one, spacing), ball(*other, spacing), spacing)
+    assert hausdorff_mm(distances) == pytest.approx(undirected, rel=1e-6)
+    assert distances.reference_mm.max() == pytest.approx(directed, rel=1e-6)
+
+
+def test_concentric_balls_percentile():
+    distances = voxel_distances(ball(20, (20, 33, 22)), ball(40, (20, 33, 22)), (1.0, 1.0, 1.0))
+    assert np.quantile(distances.reference_mm, 0.95) == pytest.approx(19.9248588)
+    assert hausdorff_interpolated_mm(distances, 0.95) == pytest.approx(20.0997512)
+
+
+def test_metrics_reloaded_small_squares():
+    reference, inner, outer = np.zeros((3, 1, 14, 14), bool)
+    reference[0, 5:9, 5:9] = inner[0, 6:8, 6:8] = outer[0, 4:10, 4:10] = True
+    # SN2.10 of Metrics Reloaded
+    smaller, larger = (voxel_distances(reference, mask, (1.0, 1.0, 1.0)) for mask in (inner, outer))
+    assert hausdorff_mm(smaller) == pytest.approx(1.41, abs=5e-3)
+    assert np.mean(directed_means(smaller)) == pytest.approx(1.07, abs=5e-3)
+    assert mean_surface_distance_mm(smaller) == pytest.approx(1.10, abs=5e-3)
+    assert surface_dice(smaller, 1.0) == pytest.approx(0.75)
+    assert np.mean(directed_means(larger)) == pytest.approx(1.04, abs=5e-3)
+    assert surface_dice(larger, 1.0) == pytest.approx(0.875)
+
+
+# By hand
+
+
+def test_percentile_takes_the_area_not_the_count():
+    # 19 elements of weight 1 at 1 mm, one of weight 1 at 9 mm: exactly 95 % lie within 1 mm
+    mm, even = np.array([1.0] * 19 + [9.0]), np.ones(20)
+    assert hausdorff_percentile_mm(surface.SurfaceDistances(mm, mm, even, even), 0.95) == 1.0
+    heavy = np.array([1.0] * 19 + [1.1])
+    assert hausdorff_percentile_mm(surface.SurfaceDistances(mm, mm, even, heavy), 0.95) == 9.0
+
+
+def test_nsd_counts_the_tolerance_itself():
+    one, other = points((6, 6, 6), (1, 2, 2)), points((6, 6, 6), (4, 2, 2))
+    distances = voxel_distances(one, other, (0.1, 1.0, 1.0))  # 3 × 0.1 is 0.30000000000000004
+    assert surface_dice(distances, 0.3) == 1
+    assert surface_dice(distances, 0.29) == 0
+
+
+def test_one_slice_of_a_volume_is_no_contour():
+    slab = np.zeros((3, 6, 6), bool)
+    slab[1, 1:5, 1:5] = True
+    flat = lattice_distances(slab, slab, (1.0, 1.0, 1.0))
+    contour = lattice_distances(slab[1:2], slab[1:2], (1.0, 1.0, 1.0))
+    assert len(flat.reference_mm) == 2 * 5 * 5  # corners above and below the slab
+    assert len(contour.reference_mm) == 4 * 4  # corners on the rim of 5×5
+
+
+def test_masks_must_fit():
+    mask = np.zeros((3, 3, 3), bool)
+    with pytest.raises(ValueError, match="two bool arrays of one shape"):
+        lattice_distances(mask, mask.astype(np.uint8), (1.0, 1.0, 1.0))
+    with pytest.raises(ValueError, match="spacing"):
+        voxel_distances(mask, mask, (1.0, 1.0))
+
+
+# Second opinions
+
+
+def slow_lattice(reference, prediction, spacing):
+    """Elements and their distances by a distance map over every corner of the image."""
+    mixed = []
+    for mask in (reference, prediction):
+        padded = np.pad(mask, 1).astype(int)
+        total = sum(padded[z : z - 1 or None, y : y - 1 or None, x : x - 1 or None]
+                    for z in (0, 1) for y in (0, 1) for x in (0, 1))  # fmt: skip
+        mixed.append((total > 0) & (total < 8))
+    maps = [distance_transform_edt(~other, sampling=spacing) for other in mixed[::-1]]
+    return [np.sort(mm[own]) for mm, own in zip(maps, mixed, strict=True)]
+
+
+random_masks = st.tuples(st.integers(0, 10**6), st.sampled_from([0.02, 0.3, 0.7]))
+SPACING = (2.5, 1.0, 0.7)
+
+
+def two_masks(seed, density):
+    random = np.random.default_rng(seed)
+    masks = random.random((2, 6, 7, 8)) < density
+    masks[0, 1, 2, 3] = masks[1, 4, 4, 4] = True
+    return masks
+
+
+@settings(max_examples=30, deadline=None)
+@given(random_masks)
+def test_lattice_agrees_with_a_distance_map(drawn):
+    reference, prediction = two_masks(*drawn)
+    distances = lattice_distances(reference, prediction, SPACING)
+    expected = slow_lattice(reference, prediction, SPACING)
+    assert np.sort(distances.reference_mm) == pytest.approx(expected[0], abs=1e-12)
+    assert np.sort(distances.prediction_mm) == pytest.approx(expected[1], abs=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(random_masks)
+def test_voxel_agrees_with_erosion_and_a_distance_map(drawn):
+    reference, prediction = two_masks(*drawn)
+    distances = voxel_distances(reference, prediction, SPACING)
+    rims = [mask & ~binary_erosion(mask) for mask in (reference, prediction)]
+    maps = [distance_transform_edt(~rim, sampling=SPACING) for rim in rims[::-1]]
+    assert distances.reference_mm == pytest.approx(maps[0][rims[0]], abs=1e-12)
+    pooled = np.concatenate([mm[rim] for mm, rim in zip(maps, rims, strict=True)])
+    assert hausdorff_pooled_mm(distances, 0.95) == pytest.approx(np.percentile(pooled, 95))
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI warns of its own call
+@settings(max_examples=15, deadline=None)
+@given(random_masks)
+def test_monai_agrees(drawn):
+    import torch
+    from monai.metrics import compute_hausdorff_distance, compute_surface_dice
+
+    reference, prediction = two_masks(*drawn)
+    a, b = (torch.from_numpy(mask)[None, None].float() for mask in (reference, prediction))
+    theirs = compute_hausdorff_distance(b, a, include_background=True, percentile=95, spacing=SPACING)
+    ours = hausdorff_interpolated_mm(voxel_distances(reference, prediction, SPACING), 0.95)
+    assert ours == pytest.approx(theirs.item(), rel=1e-5)
+    theirs = compute_surface_dice(b, a, [1.0], include_background=True, spacing=SPACING, use_subvoxels=True)
+    assert surface_dice(lattice_distances(reference, prediction, SPACING), 1.0) == pytest.approx(
+        theirs.item(), rel=1e-5
+    )
+
+
+def test_a_mask_a_hundred_voxels_off():
+    shape = (30, 30, 140)
+    one, other = ball(9, (37, 15, 12), SPACING, shape), ball(9, (35, 15, 86), SPACING, shape)
+    distances = lattice_distances(one, other, SPACING)
+    expected = slow_lattice(one, other, SPACING)
+    assert np.sort(distances.reference_mm) == pytest.approx(expected[0], rel=1e-12)
+    assert np.sort(distances.prediction_mm) == pytest.approx(expected[1], rel=1e-12)
+    points_mm = np.argwhere(other) * SPACING  # where the tree would be slow it is not asked
+    assert surface._is_far(surface.cKDTree(np.argwhere(one) * SPACING), points_mm, shape, np.array(SPACING))
+
+
+# Published masks
+
+
+@needs_fixtures
+def test_chaos_liver():
+    folder = FIXTURES / "chaos_ct_liver"
+    expected = json.loads((FIXTURES / "expected.json").read_text())["chaos_ct_liver"]["reproduced"]
+    (reference, grid), (prediction, _) = (read_labels(folder / f"{n}.nii.gz") for n in ("groundtruth", "segmentation"))
+    distances = voxel_distances(reference > 0, prediction > 0, grid.spacing_mm)
+    assert hausdorff_mm(distances) == pytest.approx(expected["MSSD"], abs=1e-4)
+    assert mean_surface_distance_mm(distances) == pytest.approx(expected["ASSD_border_value_0"], rel=1e-5)
+    assert hausdorff_pooled_mm(distances, 0.95) == pytest.approx(expected["HD95_pooled_bv0"], rel=1e-5)
+    assert hausdorff_interpolated_mm(distances, 0.95) == pytest.approx(expected["HD95_max_of_directed_bv0"], rel=1e-5)
+
+
+@needs_fixtures
+def test_spheres_fifteen_mm_apart():
+    """The true distance is 15 mm (MeshMetrics); the lattice may be off by part of a voxel."""
+    expected = json.loads((FIXTURES / "expected.json").read_text())["meshmetrics"]
+    folder = FIXTURES / "meshmetrics" / "data"
+    (reference, grid), (prediction, _) = (read_labels(folder / f"example_3d_{n}_mask.nii.gz") for n in ("ref", "pred"))
+    distances = lattice_distances(reference > 0, prediction > 0, grid.spacing_mm)
+    assert hausdorff_percentile_mm(distances, 0.95) == pytest.approx(expected["ideal"]["distance"], abs=0.5)
+    assert hausdorff_mm(distances) == pytest.approx(expected["mask3d"]["HD100"], abs=0.5)
