@@ -63,6 +63,21 @@ def test_a_voxel_is_as_wide_in_the_picture_as_in_the_patient():
     assert np.ptp(rows) == pytest.approx(np.ptp(columns), rel=0.06)
 
 
+def test_right_is_left_front_is_up_and_the_head_is_on_top():
+    """Arrays run to left, back and head (LPS), so the first x and y and the last z are right, front and top."""
+    corner = np.zeros((40, 40, 40), np.int32)
+    corner[30:38, 2:10, 2:10] = 1  # all margins fit: the whole image is shown
+    corner[2:4, 36:38, 36:38] = 2
+    pixels = pixels_of(overlay_png(overlay_of(corner, 0 * corner)))[:-40]
+    rows, columns = np.nonzero(np.abs(pixels - np.array([0xE6, 0x9F, 0x00]) / 255).max(axis=-1) < 0.1)
+    panel = columns * 3 // pixels.shape[1]
+    for number in range(3):  # right of the patient, or front: on the left of the panel
+        assert (columns[panel == number] < (number + 0.5) * pixels.shape[1] / 3).all(), number
+    height = pixels.shape[0]
+    assert (rows[panel == 0] < height / 3).all()  # front
+    assert (rows[panel > 0] < height / 2).all()  # head
+
+
 def test_flat_empty_and_strange_images_can_be_drawn():
     flat = np.zeros((1, 30, 30), np.int32)
     assert overlay_png(overlay_of(flat, flat)).startswith(b"\x89PNG")
