@@ -37,7 +37,7 @@ def points(shape, *indices):
 
 
 def ball(radius_mm, centre_mm, spacing=(1.0, 1.0, 1.0), shape=(99, 99, 99)):
-    axes = zip(np.ogrid[tuple(slice(n) for n in shape)], centre, spacing, strict=True)
+    axes = zip(np.ogrid[tuple(slice(n) for n in shape)], centre_mm, spacing, strict=True)
     return sum((index * mm - middle) ** 2 for index, middle, mm in axes) <= radius_mm**2
 
 

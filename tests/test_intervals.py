@@ -1,0 +1,57 @@
+"""Intervals of means, resampling patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from segpipe.evaluate.intervals import ENOUGH_PATIENTS, mean_with_interval
+
+
+@pytest.mark.parametrize("n_patients", [12, 60])
+def test_scipy_agrees_where_every_case_is_a_patient(n_patients):
+    values = np.random.default_rng(3).beta(8, 2, n_patients)
+    ours = mean_with_interval(values[:, None], np.arange(n_patients))
+    theirs = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
+    assert ours.mean == pytest.approx(values.mean())
+    assert ours.low == pytest.approx(theirs.low, abs=0.05 * np.ptp(theirs))  # of the width, from resampling
+    assert ours.high == pytest.approx(theirs.high, abs=0.05 * np.ptp(theirs))
+    assert bool(ours.note) == (n_patients < ENOUGH_PATIENTS)
+
+
+def test_mean_is_over_cases_then_over_labels():
+    values = np.array([[1.0, np.nan], [0.0, np.nan], [0.5, 0.9]])
+    # (1 + 0 + 0.5) / 3 = 0.5 and 0.9, of which the mean is 0.7
+    assert mean_with_interval(values, np.arange(3)).mean == pytest.approx(0.7)
+
+
+def test_repeating_every_case_of_a_patient_adds_no_certainty():
+    values = np.random.default_rng(0).random((20, 2))
+    once = mean_with_interval(values, np.arange(20))
+    thrice = mean_with_interval(np.repeat(values, 3, axis=0), np.repeat(np.arange(20), 3))
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))
+    as_patients = mean_with_interval(np.repeat(values, 3, axis=0), np.arange(60))
+    assert as_patients.high - as_patients.low < 0.7 * (once.high - once.low)  # 1/sqrt(3) of the width
+
+
+def test_the_interval_is_a_function_of_the_seed():
+    values, patients = np.random.default_rng(0).random((15, 1)), np.arange(15)
+    assert mean_with_interval(values, patients, 1) == mean_with_interval(values, patients, 1)
+    assert mean_with_interval(values, patients, 1) != mean_with_interval(values, patients, 2)
+
+
+def test_nothing_to_resample():
+    one = mean_with_interval(np.array([[0.2], [0.4]]), np.array([5, 5]))
+    assert (one.mean, one.low, one.note) == (pytest.approx(0.3), None, "one patient: no interval")
+    equal = mean_with_interval(np.full((9, 2), 0.1 + 0.2), np.arange(9))
+    assert (equal.low, equal.high, equal.note) == (None, None, "all patients equal: no interval")
+    none = mean_with_interval(np.full((3, 2), np.nan), np.arange(3))
+    assert np.isnan(none.mean)
+    assert none.note == "no case counts"
+
+
+def test_two_patients():
+    both = mean_with_interval(np.array([[0.0], [1.0]]), np.arange(2))
+    assert (both.low, both.mean, both.high) == (0.0, 0.5, 1.0)
+    assert both.note == "2 patients: covers less than 95 %"
