@@ -11,12 +11,12 @@ from segpipe.evaluate.intervals import ENOUGH_PATIENTS, mean_with_interval
 
 @pytest.mark.parametrize("n_patients", [12, 60])
 def test_scipy_agrees_where_every_case_is_a_patient(n_patients):
-    values = np.random.default_rng(3).beta(8, 2, n_patients)
+    values = np.random.default_rng(3).exponential(size=n_patients)  # skewed, so that the acceleration counts
     ours = mean_with_interval(values[:, None], np.arange(n_patients))
     theirs = stats.bootstrap((values,), np.mean, method="BCa", rng=np.random.default_rng(1)).confidence_interval
     assert ours.mean == pytest.approx(values.mean())
-    assert ours.low == pytest.approx(theirs.low, abs=0.05 * np.ptp(theirs))  # of the width, from resampling
-    assert ours.high == pytest.approx(theirs.high, abs=0.05 * np.ptp(theirs))
+    assert ours.low == pytest.approx(theirs.low, abs=0.03 * np.ptp(theirs))  # of the width, from resampling
+    assert ours.high == pytest.approx(theirs.high, abs=0.03 * np.ptp(theirs))
     assert bool(ours.note) == (n_patients < ENOUGH_PATIENTS)
 
 
