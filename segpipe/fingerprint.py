@@ -191,4 +191,3 @@ def _intensities(cases: Sequence[_ChannelSample]) -> Intensities:
         percentile_00_5=float(low),
         percentile_99_5=float(high),
     )
-

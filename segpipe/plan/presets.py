@@ -82,6 +82,7 @@ PRESETS: dict[str, Preset] = {
         max_batch=2,
         training=Training(
             epochs=50,
+            validation_iterations=20,
             optimizer="adamw",
             learning_rate=2e-3,
             momentum=0.9,

@@ -53,6 +53,14 @@ class _Schedule:
             return at.seconds + seconds_to_finish >= self.training.time_budget_seconds
         return at.iteration >= self.training.epochs * self.training.iterations_per_epoch
 
+    def validation_iterations(self, n_steps: int) -> int:
+        """After an epoch of `n_steps`: the plan's, or as many in proportion when an epoch is a span of time."""
+        training = self.training
+        if not training.time_budget_seconds:
+            return training.validation_iterations
+        share = training.validation_iterations / training.iterations_per_epoch
+        return min(training.validation_iterations, math.ceil(n_steps * share))
+
     def seconds_left(self, at: Progress) -> float:
         done = min(1.0, self.progress(at))
         return at.seconds * (1 - done) / done if done else math.nan
@@ -152,7 +160,7 @@ class _Loop:
         """Validate, note, save; the time it takes is kept free at the end."""
         at, training, begun = self.fold.at, self.fold.plan.training, time.monotonic()
         if self.losses:
-            loss, dice = self.fold.validate(training.validation_iterations)
+            loss, dice = self.fold.validate(self.schedule.validation_iterations(len(self.losses)))
             at.seconds = time.monotonic() - self.zero
             at.epoch += 1
             at.history.append(

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segpipe.core.grid import ZYX
+from segpipe.core.labels import IGNORE_INDEX
 from segpipe.train.augment import Draws, is_flat
 
 
@@ -51,8 +52,8 @@ def _turned(image_CZYX: Tensor, indices_ZYX: Tensor, turn: Tensor, patch_zyx: ZY
     steps = [torch.arange(p, dtype=torch.float32) - (p - 1) / 2 for p in patch_zyx]
     offsets = torch.stack(torch.meshgrid(*steps, indexing="ij"), -1) @ turn.T
     grid = (offsets * 2 / region).flip(-1)[None].to(image_CZYX.device)  # grid_sample counts x, y, z from -1 to 1
-    labels = torch.unique(indices_ZYX)
-    masks = torch.stack([(indices_ZYX == label).float() for label in labels])
+    labels = _labels_in(indices_ZYX)
+    masks = (indices_ZYX[None] == labels[:, None, None, None]).float()
     both = functional.grid_sample(
         torch.cat([image_CZYX, masks])[None], grid, mode="bilinear", padding_mode="zeros", align_corners=False
     )[0]
@@ -60,6 +61,12 @@ def _turned(image_CZYX: Tensor, indices_ZYX: Tensor, turn: Tensor, patch_zyx: ZY
     shares = both[n_channels:]
     turned = labels[shares.argmax(0)]
     return both[:n_channels], torch.where(shares.sum(0) < 0.5, torch.zeros_like(turned), turned)
+
+
+def _labels_in(indices: Tensor) -> Tensor:
+    """Labels that occur, ascending; counting is many times faster than sorting."""
+    counts = torch.bincount((indices - IGNORE_INDEX).reshape(-1))
+    return torch.nonzero(counts)[:, 0] + IGNORE_INDEX
 
 
 def _intensities(images: Tensor, draws: Draws) -> Tensor:

@@ -1,0 +1,216 @@
+"""The line of stages on a tiny dataset: every stage, killed and resumed, with wrong input."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from datasets import tiny_image, write_nnunet, write_tiny
+
+from segpipe.cli.main import run
+from segpipe.core.volume import read_labels
+from segpipe.core.work import Work
+from segpipe.data.splits import Splits
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.pipeline import Machine, plan_data, predict, train
+from segpipe.plan.schema import Plan
+
+MACHINE = Machine("cpu", 1)
+QUICK = (
+    "training.epochs=2",
+    "training.iterations_per_epoch=3",
+    "training.validation_iterations=1",
+    "training.precision=fp32",
+)
+CASES = ["p0_scan1", "p0_scan2", "p1", "p2", "p3"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny dataset, planned and trained on two folds."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_nnunet(folder / "data", CASES)
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
+    train(folder / "work", None, None, MACHINE)
+    return folder
+
+
+def test_every_stage_leaves_its_files(trained):
+    work = Work(trained / "work")
+    for fold in ("0", "1"):
+        found = work.fold("3d_fullres", fold)
+        assert all(f.is_file() for f in (found.plan, found.weights, found.state, found.history, found.log, found.scores))
+        assert Plan.load(found.plan) == Plan.load(work.plan)
+        assert found.history.read_text().splitlines()[0].startswith("epoch,iteration,seconds,learning_rate,train_loss")
+        assert len(found.history.read_text().splitlines()) == 3
+    table = ScoreTable.load(work.scores("3d_fullres"))
+    assert sorted(table.case_ids) == CASES  # every case was validated once, out of fold
+    assert not list(work.path.rglob(".partial-*"))
+
+
+def test_no_patient_is_on_both_sides(trained):
+    for fold in Splits.load(Work(trained / "work").splits).folds:
+        scans = {"p0_scan1", "p0_scan2"}
+        assert scans <= set(fold.train) or scans <= set(fold.validation)
+
+
+def test_masks_lie_where_their_images_lie(trained):
+    work = Work(trained / "work")
+    for file in sorted(work.run("3d_fullres").glob("fold_*/validation/*.nii.gz")):
+        image = nib.load(trained / "data" / "imagesTr" / file.name.replace(".nii.gz", "_0000.nii.gz"))
+        mask = nib.load(file)
+        assert mask.shape == image.shape and mask.get_data_dtype() == np.uint8
+        for key in ("sform_code", "qform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"):
+            assert np.array_equal(mask.header[key], image.header[key]), key
+
+
+def test_prediction_takes_files_folders_and_datasets_and_is_not_repeated(trained, tmp_path):
+    images = trained / "data" / "imagesTr"
+    masks = predict(trained / "work", images, tmp_path / "a", MACHINE)
+    assert [m.name for m in masks] == [f"{case}.nii.gz" for case in CASES]
+    before = [m.stat().st_mtime_ns for m in masks]
+    masks[2].unlink()  # as if killed
+    again = predict(trained / "work", images, tmp_path / "a", MACHINE)
+    assert [m.stat().st_mtime_ns == b for m, b in zip(again, before, strict=True)] == [True, True, False, True, True]
+    (alone,) = predict(trained / "work", images / "p1_0000.nii.gz", tmp_path / "b", MACHINE)
+    assert (read_labels(alone)[0] == read_labels(masks[2])[0]).all()
+
+
+def test_a_turned_copy_of_an_image_gives_the_same_mask_turned(trained, tmp_path):
+    source = trained / "data" / "imagesTr" / "p2_0000.nii.gz"
+    image = nib.load(source)
+    turned = image.as_reoriented(nib.orientations.axcodes2ornt(("P", "I", "R")))
+    (tmp_path / "in").mkdir()
+    nib.save(image, tmp_path / "in" / "a.nii.gz")
+    nib.save(turned, tmp_path / "in" / "b.nii.gz")
+    first, second = (nib.load(m) for m in predict(trained / "work", tmp_path / "in", tmp_path / "out", MACHINE))
+    assert np.allclose(second.affine, turned.affine)
+    back = nib.as_closest_canonical(second)
+    assert np.array_equal(np.asarray(back.dataobj), np.asarray(nib.as_closest_canonical(first).dataobj))
+
+
+def test_probabilities_are_on_the_images_grid(trained, tmp_path):
+    predict(trained / "work", trained / "data" / "imagesTr" / "p1_0000.nii.gz", tmp_path, MACHINE, probabilities=True)
+    with np.load(tmp_path / "p1_probabilities.npz") as stored:
+        shares = stored["probabilities"]
+    assert shares.shape == (3, 8, 10, 12) and shares.dtype == np.float16
+    assert (shares.argmax(0) == read_labels(tmp_path / "p1.nii.gz")[0]).mean() > 0.999  # float16 ties
+
+
+def test_one_bad_image_is_named_and_the_others_are_predicted(trained, tmp_path, capsys):
+    images = tmp_path / "in"
+    images.mkdir()
+    write_tiny(images / "good_0000.nii.gz", tiny_image(5))
+    (images / "bad_0000.nii.gz").write_text("this is text")
+    code = run(["predict", "-m", str(trained / "work"), "-i", str(images), "-o", str(tmp_path / "out")])
+    assert code == 3 and "bad" in capsys.readouterr().err
+    assert (tmp_path / "out" / "good.nii.gz").is_file() and not (tmp_path / "out" / "bad.nii.gz").exists()
+
+
+def test_masks_of_another_model_are_not_mixed(trained, tmp_path, capsys):
+    images = str(trained / "data" / "imagesTr")
+    assert run(["predict", "-m", str(trained / "work"), "-i", images, "-o", str(tmp_path)]) == 0
+    assert run(["predict", "-m", str(trained / "work"), "-f", "0", "-i", images, "-o", str(tmp_path)]) == 2
+    assert "masks of another model" in capsys.readouterr().err
+
+
+def final_weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = torch.load(Work(folder).fold("3d_fullres", "0").state, weights_only=True)
+    assert state["finished"]
+    return state["network"] | {f"average.{k}": v for k, v in state["average"].items()}
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    edits = (*QUICK, "training.epochs=3", "training.iterations_per_epoch=40", "training.weight_average=0.9")
+    for name in ("whole", "killed"):
+        plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2, edits=edits)
+    train(tmp_path / "whole", None, [0], MACHINE)
+    command = [sys.executable, "-m", "segpipe", "train", str(tmp_path / "killed"), "-f", "0", "-j", "1", "--device", "cpu"]
+    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    history = Work(tmp_path / "killed").fold("3d_fullres", "0").history
+    deadline = time.monotonic() + 120
+    while not history.is_file() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)  # somewhere in the second epoch
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = torch.load(Work(tmp_path / "killed").fold("3d_fullres", "0").state, weights_only=True)
+    assert not state["finished"], "it was too fast to be killed"
+    train(tmp_path / "killed", None, [0], MACHINE)
+    first, second = final_weights(tmp_path / "whole"), final_weights(tmp_path / "killed")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_sigterm_saves_and_exits_75(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
+    command = [sys.executable, "-m", "segpipe", "train", str(tmp_path / "work"), "-f", "0", "-j", "1", "--device", "cpu"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    folder = Work(tmp_path / "work").fold("3d_fullres", "0")
+    deadline = time.monotonic() + 120
+    while not folder.history.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "stopped by SIGTERM" in errors and "The same command goes on" in errors
+    assert torch.load(folder.state, weights_only=True)["iteration"] > 0
+
+
+def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK[2:])
+    train(tmp_path / "work", None, [0], MACHINE, time_budget_seconds=6)
+    rows = Work(tmp_path / "work").fold("3d_fullres", "0").history.read_text().splitlines()
+    header, last = rows[0].split(","), rows[-1].split(",")
+    values = dict(zip(header, last, strict=True))
+    assert float(values["learning_rate"]) < 0.1 * Plan.load(tmp_path / "work" / "plan.yaml").training.learning_rate
+    assert int(values["iteration"]) > 10
+
+
+def test_another_plan_does_not_go_on_with_a_training(trained, capsys):
+    code = run(["train", str(trained / "work"), "-f", "0", "--set", "training.learning_rate=0.5", "--device", "cpu"])
+    assert code == 2
+    assert "training.learning_rate: 0.002, now 0.5" in capsys.readouterr().err
+
+
+def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, capsys):
+    write_nnunet(tmp_path / "data", CASES)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset="nnunet")
+    assert "the data are unchanged" in capsys.readouterr().err
+    assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "{empty}"], 2, "holds no plan.yaml"),
+        (["train", "{work}", "-f", "7"], 2, "there are 2 folds"),
+        (["train", "{work}", "-c", "3d_lowres"], 2, "the plan has 2d, 3d_fullres"),
+        (["train", "{work}", "--time-budget", "soon"], 2, "is no time"),
+        (["train", "{work}", "--time-budget", "3s"], 2, "1.5 s each"),
+        (["predict", "-m", "{empty}", "-i", "{data}", "-o", "{empty}/out"], 2, "holds no trained weights"),
+        (["predict", "-m", "{work}", "-f", "4", "-i", "{data}", "-o", "{empty}/out"], 2, "fold 4 is not trained"),
+        (["predict", "-m", "{work}", "-i", "{empty}", "-o", "{empty}/out"], 3, ""),
+        (["plan", "{empty}", "-o", "{empty}/w"], 3, "no dataset was recognised"),
+        (["plan", "{data}", "-o", "{empty}/w", "--preset", "nnunett"], 2, "Did you mean 'nnunet'"),
+        (["plan", "{data}", "-o", "{empty}/w", "--device", "cuda:99"], 4, "CUDA"),
+        (["plan", "{data}", "-o", "/proc/nowhere"], 4, "/proc/nowhere"),
+        (["trian", "{work}"], 2, "Did you mean 'train'"),
+    ],
+)
+def test_wrong_commands_say_what_is_wrong(trained, tmp_path, capsys, arguments, code, message):
+    places = {"empty": tmp_path, "work": trained / "work", "data": trained / "data"}
+    assert run([a.format(**places) for a in arguments]) == code
+    assert message in capsys.readouterr().err

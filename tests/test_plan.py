@@ -1,0 +1,137 @@
+"""plan/: schema, topology, spacing, make, edit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from plans import LABELS, small_plan
+
+from segpipe.core.errors import PlanError
+from segpipe.fingerprint import CaseFingerprint, Fingerprint, Intensities
+from segpipe.plan.edit import edited
+from segpipe.plan.make import make_plan
+from segpipe.plan.presets import PRESETS, preset_named
+from segpipe.plan.schema import Plan
+from segpipe.plan.spacing import axis_order, resampled_shape, target_spacing
+from segpipe.plan.topology import topology
+
+
+def fingerprint(shapes, spacings, channel: str = "T1") -> Fingerprint:
+    """Cases of given shapes and spacings."""
+    cases = tuple(
+        CaseFingerprint(
+            case_id=str(i),
+            orientation="RAS",
+            spacing_mm=tuple(s),
+            shape_zyx=tuple(n),
+            cropped_shape_zyx=tuple(n),
+            label_voxels={"a": 5, "b": 5},
+            signature="",
+        )
+        for i, (n, s) in enumerate(zip(shapes, spacings, strict=True))
+    )
+    values = dict.fromkeys(Intensities.model_fields, 1.0)
+    return Fingerprint(orientation="RAS", channels=(channel,), cases=cases, intensities=(Intensities(**values),))
+
+
+def test_hippocampus_as_nnunet_plans_it():
+    plan = make_plan(fingerprint([(36, 50, 35)] * 208, [(1.0, 1.0, 1.0)] * 208), LABELS, "hippocampus", "nnunet", "cuda")
+    full = plan.configurations["3d_fullres"]
+    assert full.patch_zyx == (40, 56, 40) and full.batch_size == 9
+    assert full.network.features == (32, 64, 128, 256)
+    assert plan.configurations["2d"].batch_size == 366
+
+
+def test_a_coarse_axis_takes_its_fine_tenth_and_comes_first():
+    spacings = np.array([(1.5, 1.5, 10.0)] * 9 + [(1.5, 1.5, 5.0)])
+    shapes = np.array([(256.0, 216.0, 10.0)] * 10)
+    target = target_spacing(spacings, shapes)
+    assert target == pytest.approx([1.5, 1.5, 9.5])  # the 10th percentile lies 0.9 of the way from 5 to 10
+    assert axis_order(target) == (2, 0, 1)
+
+
+def test_resampled_shape_by_hand():
+    assert resampled_shape((10, 20, 30), (2, 1, 1), (1, 1.5, 100)) == (20, 13, 1)
+
+
+def test_an_anisotropic_topology_by_hand():
+    found = topology((5.0, 1.0, 1.0), (10, 64, 64))
+    # in plane: 64, 32, 16, 8, 4; the coarse axis joins when its 5 mm are below twice 4 mm
+    assert found.strides == ((1, 1, 1), (1, 2, 2), (1, 2, 2), (2, 2, 2), (1, 2, 2))
+    assert found.kernels == ((1, 3, 3), (1, 3, 3), (3, 3, 3), (3, 3, 3), (3, 3, 3))
+    assert found.patch == (10, 64, 64) and found.divisors == (2, 16, 16)
+
+
+sizes = st.tuples(st.integers(8, 400), st.integers(12, 600), st.integers(12, 600))
+edges = st.tuples(*(st.floats(0.3, 8.0),) * 3)
+
+
+@given(sizes, edges, st.sampled_from(sorted(PRESETS)))
+def test_every_plan_is_a_plan(shape, spacing, preset):
+    """The schema refuses patches that do not fit the strides; the same input gives the same bytes."""
+    first, second = (
+        make_plan(fingerprint([shape] * 7, [spacing] * 7), LABELS, "x", preset, "cpu").to_yaml() for _ in range(2)
+    )
+    assert first == second
+    plan = Plan.parse(__import__("yaml").safe_load(first), "x")
+    assert all(c.batch_size >= 2 for c in plan.configurations.values())
+    assert plan.preset == preset and set(plan.configurations) <= set(plan.reasons)
+
+
+def test_images_too_small_for_any_network_are_refused():
+    with pytest.raises(PlanError, match=r"too small for a U-Net: median 5 × 7 voxels"):
+        make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "nnunet", "cpu")
+
+
+def test_auto_follows_the_device_and_unknown_presets_are_explained():
+    assert preset_named("auto", "cpu")[0] == "cpu" and preset_named("auto", "cuda")[0] == "nnunet"
+    with pytest.raises(PlanError, match=r"preset 'nnunett' is unknown. Did you mean 'nnunet'"):
+        preset_named("nnunett", "cpu")
+
+
+def test_ct_is_clipped_to_what_was_seen_and_other_channels_are_not():
+    ct = make_plan(fingerprint([(40, 40, 40)] * 5, [(1.0, 1.0, 1.0)] * 5, "CT"), LABELS, "x", "nnunet", "cpu")
+    assert ct.normalisation[0].scheme == "ct" and ct.normalisation[0].low == 1.0
+    mr = make_plan(fingerprint([(40, 40, 40)] * 5, [(1.0, 1.0, 1.0)] * 5, "T2"), LABELS, "x", "nnunet", "cpu")
+    assert mr.normalisation[0].scheme == "zscore"
+
+
+def test_edits_change_one_value_and_nothing_else():
+    plan = small_plan()
+    new = edited(plan, ["training.learning_rate=0.5", "configurations.3d_fullres.batch_size=7"])
+    assert new.training.learning_rate == 0.5 and new.configurations["3d_fullres"].batch_size == 7
+    assert plan.training.learning_rate == 0.01
+    assert edited(plan, []) is plan
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ("training.lerning_rate=1", "there is no 'lerning_rate' in the plan. Did you mean 'learning_rate'"),
+        ("training.epochs=2.0", "training.epochs: found 2.0"),
+        ("training.learning_rate", "expected KEY=VALUE"),
+        ("configurations.3d_full.batch_size=2", "Did you mean '3d_fullres'"),
+        ("configurations.3d_fullres.patch_zyx=[7,8,12]", "must be a multiple of the network's strides"),
+        ("training.optimizer=sdg", "training.optimizer: found 'sdg'"),
+    ],
+)
+def test_wrong_edits_are_explained(edit, message):
+    with pytest.raises(PlanError) as caught:
+        edited(small_plan(), [edit])
+    assert message in str(caught.value)
+
+
+def test_a_plan_with_a_misspelt_key_names_the_file_and_the_key(tmp_path):
+    file = tmp_path / "plan.yaml"
+    file.write_text(small_plan().to_yaml().replace("batch_size:", "batchsize:"))
+    with pytest.raises(PlanError) as caught:
+        Plan.load(file)
+    assert str(file) in str(caught.value)
+    assert "configurations.3d_fullres.batchsize: unknown key. Did you mean 'batch_size'?" in str(caught.value)
+
+
+def test_a_plan_is_read_back_as_it_was_written(tmp_path):
+    small_plan().save(tmp_path / "plan.yaml")
+    assert Plan.load(tmp_path / "plan.yaml") == small_plan()
