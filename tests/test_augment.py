@@ -57,8 +57,12 @@ def test_a_quarter_turn_about_z_equals_rot90():
     turn = np.array([[[1, 0, 0], [0, 0, -1], [0, 1, 0]]], np.float32)  # output (y, x) comes from (-x, y)
     images, indices = sample()
     x, y = apply(images, indices, replace(nothing(), turns=turn, is_turned=np.array([True])), (6, 6, 6))
-    assert torch.allclose(x, images.rot90(1, (3, 4)), atol=1e-5) or torch.allclose(x, images.rot90(-1, (3, 4)), atol=1e-5)
-    expected = indices.rot90(1, (2, 3)) if torch.allclose(x, images.rot90(1, (3, 4)), atol=1e-5) else indices.rot90(-1, (2, 3))
+    assert torch.allclose(x, images.rot90(1, (3, 4)), atol=1e-5) or torch.allclose(
+        x, images.rot90(-1, (3, 4)), atol=1e-5
+    )
+    expected = (
+        indices.rot90(1, (2, 3)) if torch.allclose(x, images.rot90(1, (3, 4)), atol=1e-5) else indices.rot90(-1, (2, 3))
+    )
     assert torch.equal(y, expected)
 
 
@@ -68,7 +72,7 @@ def test_magnifying_twice_shows_the_middle_twice_as_large():
     indices = (images[:, 0] > 0).long()
     draws = replace(nothing(), turns=np.eye(3, dtype=np.float32)[None] / 2, is_turned=np.array([True]))
     _, y = apply(images, indices, draws, (8, 8, 8))
-    assert int(indices.sum()) == 8 and int(y.sum()) == 64
+    assert int(indices.sum()) == 8 and int(y.sum()) == 56  # 4³ less the corners: 0.75³ < ½
 
 
 @given(st.integers(0, 200))
@@ -98,7 +102,7 @@ def test_frequencies_and_ranges_are_the_tables():
     }
     for name, (found, expected) in share.items():
         assert found == pytest.approx(expected, abs=0.015), name
-    assert 0.5 <= draws.blur_vox[draws.blur_vox > 0].min() and draws.blur_vox.max() <= 1
+    assert draws.blur_vox[draws.blur_vox > 0].min() >= 0.5 and draws.blur_vox.max() <= 1
     scales = np.linalg.det(draws.turns.astype(np.float64)) ** (-1 / 3)
     assert 0.7 - 1e-3 <= scales.min() < 0.75 and 1.35 < scales.max() <= 1.4 + 1e-3
 
@@ -121,7 +125,9 @@ def test_intensities_by_hand():
     assert result(contrast=one / 2) == [0.75, 1.25, 1.75, 2.25]  # towards the mean 1.5
     assert result(contrast=one * 2) == [0, 0.5, 2.5, 3]  # clipped to the range before
     curved = result(gamma=one * 2)
-    assert np.mean(curved) == pytest.approx(1.5, abs=1e-5) and np.std(curved) == pytest.approx(np.std([0, 1, 2, 3]), abs=1e-5)
+    assert np.mean(curved) == pytest.approx(1.5, abs=1e-5) and np.std(curved) == pytest.approx(
+        np.std([0, 1, 2, 3]), abs=1e-5
+    )
     assert curved[1] - curved[0] < curved[3] - curved[2]
     blurred = result(blur_vox=one)
     assert blurred[0] > 0 and blurred[3] < 3 and sum(blurred) == pytest.approx(6, abs=1e-4)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plans import LABELS, small_spec
 from safetensors.torch import load_file
 
+from plans import LABELS, small_spec
 from segpipe.networks.build import NETWORKS, build
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.train.checkpoint import load_weights, save_weights

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from datasets import SHAPE_ZYX, oblique_affine, tiny_image, tiny_labels, write_tiny
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from plans import LABELS, REGIONS, small_plan
 
+from plans import LABELS, REGIONS, small_plan
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import Grid, reorientation
 from segpipe.core.labels import IGNORE_INDEX
@@ -25,13 +25,16 @@ def test_a_case_at_its_own_spacing_is_only_turned_and_normalised(tmp_path):
     label = write_tiny(tmp_path / "c.nii.gz", tiny_labels())
     plan = small_plan()
     prepared = prepare_case(
-        Case(case_id="c", patient_id="c", images=(str(image),), label=str(label)), plan, plan.configurations["3d_fullres"]
+        Case(case_id="c", patient_id="c", images=(str(image),), label=str(label)),
+        plan,
+        plan.configurations["3d_fullres"],
     )
     expected = tiny_image(1)
     assert prepared.image_czyx[0] == pytest.approx((expected - expected.mean()) / expected.std(), abs=1e-4)
     assert (prepared.indices_zyx == tiny_labels()).all()
 
 
+@settings(max_examples=30)
 @given(ORIENTATIONS, ORIENTATIONS, ORDERS, st.integers(0, 99))
 def test_prepare_then_restore_gives_every_voxel_back(stored, wanted, order, seed):
     """At the plan's spacing nothing is interpolated: labels as certain logits come back exactly, crop included."""
@@ -69,7 +72,7 @@ def turned_volume(turn, generator):
     return Volume(stored[None], Grid(stored.shape, oblique_affine() @ to_old))
 
 
-def test_resampled_there_and_back_stays_within_a_voxel_of_the_surface(tmp_path):
+def test_resampled_there_and_back_stays_within_a_voxel_of_the_surface():
     labels = np.zeros((20, 20, 20), np.int16)
     labels[5:15, 5:15, 5:15] = 1
     volume = Volume(np.ones((1, 20, 20, 20), np.float32), Grid((20, 20, 20), np.eye(4)))
@@ -82,7 +85,7 @@ def test_resampled_there_and_back_stays_within_a_voxel_of_the_surface(tmp_path):
     assert 2 * ((back == 1) & (labels == 1)).sum() / ((back == 1).sum() + 1000) > 0.9
 
 
-def test_regions_are_painted_in_order_and_ignored_voxels_are_marked(tmp_path):
+def test_regions_are_painted_in_order_and_ignored_voxels_are_marked():
     values = np.array(tiny_labels(), np.int32)
     values[0, 0, 0] = 9
     indices = REGIONS.encode(values, "")
@@ -99,7 +102,9 @@ def test_a_wrong_number_of_channels_names_the_case(tmp_path):
     plan = small_plan()
     with pytest.raises(DataError, match=r"c: 2 channels, the plan expects 1 \(MR0\)"):
         prepare_case(
-            Case(case_id="c", patient_id="c", images=(str(tmp_path / "c.nii.gz"),)), plan, plan.configurations["3d_fullres"]
+            Case(case_id="c", patient_id="c", images=(str(tmp_path / "c.nii.gz"),)),
+            plan,
+            plan.configurations["3d_fullres"],
         )
 
 

@@ -8,8 +8,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from plans import small_plan
 
+from plans import small_plan
 from segpipe.core.errors import DataError
 from segpipe.data.check import check_dataset
 from segpipe.data.layouts import list_inputs

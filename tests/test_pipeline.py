@@ -47,7 +47,9 @@ def test_every_stage_leaves_its_files(trained):
     work = Work(trained / "work")
     for fold in ("0", "1"):
         found = work.fold("3d_fullres", fold)
-        assert all(f.is_file() for f in (found.plan, found.weights, found.state, found.history, found.log, found.scores))
+        assert all(
+            f.is_file() for f in (found.plan, found.weights, found.state, found.history, found.log, found.scores)
+        )
         assert Plan.load(found.plan) == Plan.load(work.plan)
         assert found.history.read_text().splitlines()[0].startswith("epoch,iteration,seconds,learning_rate,train_loss")
         assert len(found.history.read_text().splitlines()) == 3
@@ -102,7 +104,8 @@ def test_probabilities_are_on_the_images_grid(trained, tmp_path):
     with np.load(tmp_path / "p1_probabilities.npz") as stored:
         shares = stored["probabilities"]
     assert shares.shape == (3, 8, 10, 12) and shares.dtype == np.float16
-    assert (shares.argmax(0) == read_labels(tmp_path / "p1.nii.gz")[0]).mean() > 0.999  # float16 ties
+    mask = read_labels(tmp_path / "p1.nii.gz")[0]
+    assert (np.take_along_axis(shares, mask[None], 0)[0] >= shares.max(0)).all()  # ties in float16 are no matter
 
 
 def test_one_bad_image_is_named_and_the_others_are_predicted(trained, tmp_path, capsys):
@@ -135,7 +138,19 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_
     for name in ("whole", "killed"):
         plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2, edits=edits)
     train(tmp_path / "whole", None, [0], MACHINE)
-    command = [sys.executable, "-m", "segpipe", "train", str(tmp_path / "killed"), "-f", "0", "-j", "1", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "segpipe",
+        "train",
+        str(tmp_path / "killed"),
+        "-f",
+        "0",
+        "-j",
+        "1",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     history = Work(tmp_path / "killed").fold("3d_fullres", "0").history
     deadline = time.monotonic() + 120
@@ -154,7 +169,19 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_
 def test_sigterm_saves_and_exits_75(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
-    command = [sys.executable, "-m", "segpipe", "train", str(tmp_path / "work"), "-f", "0", "-j", "1", "--device", "cpu"]
+    command = [
+        sys.executable,
+        "-m",
+        "segpipe",
+        "train",
+        str(tmp_path / "work"),
+        "-f",
+        "0",
+        "-j",
+        "1",
+        "--device",
+        "cpu",
+    ]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     folder = Work(tmp_path / "work").fold("3d_fullres", "0")
     deadline = time.monotonic() + 120
@@ -181,7 +208,7 @@ def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path)
 def test_another_plan_does_not_go_on_with_a_training(trained, capsys):
     code = run(["train", str(trained / "work"), "-f", "0", "--set", "training.learning_rate=0.5", "--device", "cpu"])
     assert code == 2
-    assert "training.learning_rate: 0.002, now 0.5" in capsys.readouterr().err
+    assert "training.learning_rate: 0.004, now 0.5" in capsys.readouterr().err
 
 
 def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, capsys):

@@ -38,7 +38,7 @@ def test_equals_nnunets_separate_axis_mode():
 
     image = np.random.default_rng(0).normal(size=(2, 7, 20, 24)).astype(np.float32)
     spacing, target, after = (8.0, 1.0, 1.2), (3.0, 0.8, 0.8), (19, 25, 36)
-    theirs = resample_data_or_seg_to_shape(image, after, spacing, target, is_seg=False, order=3, order_z=0)
+    theirs = resample_data_or_seg_to_shape(image, after, spacing, target, order=3, order_z=0, force_separate_z=None)
     ours = resample_image(image, after, orders_for(spacing, target, 3))
     assert ours == pytest.approx(np.asarray(theirs), abs=1e-4)
 

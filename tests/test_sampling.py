@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,7 +17,7 @@ def case(shape=(8, 10, 12), voxel=(7, 0, 11)) -> PatchCase:
     image = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape)
     indices = np.zeros(shape, np.int16)
     indices[voxel] = 2
-    return PatchCase("c", image, indices, {"1": np.array([voxel], np.int32)})
+    return PatchCase(Path("c"), image, indices, {"1": np.array([voxel], np.int32)})
 
 
 def test_the_last_third_of_a_batch_shows_a_labelled_voxel():
@@ -42,7 +44,7 @@ def test_the_same_seed_gives_the_same_batch():
 
 
 def test_a_case_without_labels_is_cut_anywhere():
-    empty = PatchCase("e", np.ones((1, 6, 6, 6), np.float32), np.zeros((6, 6, 6), np.int16), {})
+    empty = PatchCase(Path("e"), np.ones((1, 6, 6, 6), np.float32), np.zeros((6, 6, 6), np.int16), {})
     assert draw_batch([empty], (4, 4, 4), 3, 1.0, np.random.default_rng(0)).indices.sum() == 0
 
 

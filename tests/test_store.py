@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import SHAPE_ZYX, tiny_image, tiny_labels, write_nnunet, write_tiny
-from plans import small_plan
 
+from plans import small_plan
 from segpipe.core.errors import DataError
 from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def test_windows_cover_everything_at_most_half_a_patch_apart_and_as_nnunets(n_vo
 
     starts = window_starts(n_voxels, patch)
     assert starts[0] == 0 and starts[-1] == max(0, n_voxels - patch)
-    assert all(b - a <= max(1, np.ceil(patch / 2)) for a, b in zip(starts, starts[1:], strict=False))
+    assert all(b - a <= max(1, np.ceil(patch / 2)) for a, b in pairwise(starts))
     if n_voxels >= patch:
         assert starts == compute_steps_for_sliding_window((n_voxels,), (patch,), 0.5)[0]
 

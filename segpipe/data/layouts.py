@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
+from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import cpu_count
 from segpipe.core.volume import read_header
@@ -166,7 +166,9 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
         files = files or (image_files(inner) if inner else [])
     else:
         files = _with_siblings(path, len(channels)) if path.exists() else []
-    if not files or not all(map(ending_of, files)):
+    for file in files:
+        checked_ending(file)
+    if not files:
         what = "no such file or folder" if not path.exists() else "no image"
         raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)}. Check the path.")
     if len(channels) == 1:

@@ -70,7 +70,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelSet, dataset: str, preset_n
         orientation=fingerprint.orientation,
         axis_order=order,
         normalisation=_normalisation(fingerprint),
-        mirror_axes=(0, 1, 2),
+        mirror_axes=(0, 1, 2) if preset.mirrors else (),
         configurations=configurations,
         training=preset.training,
         reasons=_reasons(preset, fingerprint, measured, configurations),
@@ -78,12 +78,26 @@ def make_plan(fingerprint: Fingerprint, labels: LabelSet, dataset: str, preset_n
 
 
 def _configurations(preset: Preset, measured: _Measured) -> dict[str, Configuration]:
-    flat = _configuration(preset, measured.spacing_mm[1:], measured.median_shape[1:], measured, batch_dice=True)
-    if measured.median_shape[0] == 1:
-        return {"2d": flat}
-    lowres = _lowres(preset, measured)
-    full = _configuration(preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=lowres is not None)
-    return {"2d": flat, **({"3d_lowres": lowres} if lowres else {}), "3d_fullres": full}
+    """Every configuration that the rules ask for and the images are large enough for."""
+    found = {
+        "2d": _configuration(preset, measured.spacing_mm[1:], measured.median_shape[1:], measured, batch_dice=True)
+    }
+    if measured.median_shape[0] != 1:
+        lowres = _lowres(preset, measured)
+        batch_dice = lowres is not None
+        found["3d_lowres"] = lowres
+        found["3d_fullres"] = _configuration(
+            preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=batch_dice
+        )
+    possible = {name: configuration for name, configuration in found.items() if configuration is not None}
+    if not possible:
+        edges = " × ".join(f"{m:g}" for m in measured.median_shape)
+        spacing = " × ".join(f"{s:.3g}" for s in measured.spacing_mm)
+        raise PlanError(
+            f"the images are too small for a U-Net: median {edges} voxels at {spacing} mm, expected at least two edges "
+            "of 8, or one of 12. Give larger images."
+        )
+    return possible
 
 
 def _configuration(
@@ -94,15 +108,12 @@ def _configuration(
     *,
     batch_dice: bool,
     voxels: float | None = None,
-) -> Configuration:
+) -> Configuration | None:
+    """One configuration; None if the images are too small for two stages."""
     spacing = [float(s) for s in spacing_mm]
     fitted = fit(preset, spacing, list(median_shape), voxels or measured.voxels, measured.n_label_entries)
-    if len(fitted.network.features) < 2:
-        edges = " × ".join(f"{m:g}" for m in median_shape)
-        raise PlanError(
-            f"the images are too small for a U-Net: median {edges} voxels at {[round(s, 3) for s in spacing]} mm, "
-            "expected an edge of 8 or more. Give larger images or a finer spacing."
-        )
+    if fitted is None:
+        return None
     flat = len(spacing) == 2
     z, y, x = (1, *fitted.patch) if flat else fitted.patch
     edges_zyx = [max(1, round(float(m))) for m in (measured.median_shape if flat else median_shape)]
@@ -119,6 +130,8 @@ def _configuration(
 def _lowres(preset: Preset, measured: _Measured) -> Configuration | None:
     """A coarser configuration whose patch covers a quarter of the median image; None if the full one does already."""
     full = _configuration(preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=True)
+    if full is None:
+        return None
     found, spacing = None, measured.spacing_mm.copy()
     patch_voxels, image_voxels = np.prod(full.patch_zyx), float(np.prod(measured.median_shape))
     while patch_voxels / image_voxels < _LOWRES_BELOW:
@@ -134,6 +147,8 @@ def _lowres(preset: Preset, measured: _Measured) -> Configuration | None:
             batch_dice=False,
             voxels=image_voxels * measured.n_cases,
         )
+        if found is None:
+            return None
         patch_voxels = np.prod(found.patch_zyx)
     gain = float(np.prod(measured.median_shape)) / image_voxels
     return found if gain >= _LOWRES_MIN_GAIN else None
@@ -173,7 +188,9 @@ def _reasons(
         "spacing": f"{edges} mm is the median voxel (a coarse axis with few slices: its 10th percentile).",
         "normalisation": f"By channel name; cropping keeps {kept:.0%} of the median case, so zeros are "
         + ("left out." if kept < _MASKED_BELOW else "counted."),
-        "mirror_axes": "All axes, as nnU-Net; remove an axis if labels differ only by side.",
+        "mirror_axes": "All axes, as nnU-Net; remove an axis if labels differ only by side."
+        if preset.mirrors
+        else "None: all cases are turned to one orientation, and few steps are not spent on anatomy that never occurs.",
     }
     for name, c in configurations.items():
         patch, median = (" × ".join(map(str, v)) for v in (c.patch_zyx, c.median_shape_zyx))

@@ -28,6 +28,7 @@ class Preset:
         max_batch: Largest batch.
         batch_in_shrink: Whether the patch shrinks until a batch of 2 fits (True) or until the reference batch
             does (False: nnU-Net's residual presets, whose 2D patches become about 6 times smaller).
+        mirrors: Whether training and prediction mirror along every axis.
         training: The recipe.
         why: One sentence.
     """
@@ -45,6 +46,7 @@ class Preset:
     coverage: float = 0.05
     max_batch: int | None = None
     batch_in_shrink: bool = True
+    mirrors: bool = True
     training: Training = field(default_factory=Training)
 
 
@@ -80,11 +82,12 @@ PRESETS: dict[str, Preset] = {
         max_features={2: 256, 3: 160},
         reference_voxels={2: 7.3e6, 3: 48e6},
         max_batch=2,
+        mirrors=False,
         training=Training(
             epochs=50,
             validation_iterations=20,
             optimizer="adamw",
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             momentum=0.9,
             weight_decay=1e-2,
             warmup_fraction=0.05,

@@ -113,7 +113,7 @@ def fit(
     median_shape: Sequence[float],
     dataset_voxels: float,
     n_label_entries: int,
-) -> Fitted:
+) -> Fitted | None:
     """The largest patch with the aspect ratio of the body that fits, and the batch for what memory is left.
 
     Args:
@@ -122,6 +122,9 @@ def fit(
         median_shape: Median over cases at that spacing, same axes.
         dataset_voxels: Voxels of all cases at the target spacing of the 3D images.
         n_label_entries: As in `feature_voxels`.
+
+    Returns:
+        None if the images are too small for two stages.
     """
     n_axes = len(spacing_mm)
     budget = preset.reference_voxels[n_axes] * preset.memory_factor
@@ -130,6 +133,8 @@ def fit(
     density = 1 / np.asarray(spacing_mm, np.float64)
     edge = (_SEARCH_VOXELS[n_axes] / np.prod(density)) ** (1 / n_axes)
     found = topology(spacing_mm, [min(round(d * edge), m) for d, m in zip(density, median_shape, strict=True)])
+    if len(found.strides) < 2:
+        return None
     network = network_for(preset, found)
     while (cost := feature_voxels(network, found.patch, n_label_entries)) * scale > budget:
         longest = int(np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[-1])

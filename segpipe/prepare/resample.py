@@ -55,8 +55,10 @@ def resample(array: NDArray[np.float32], shape_zyx: ZYX, orders_zyx: Sequence[in
         orders_zyx: Spline order along each axis.
 
     Returns:
-        (..., *shape_zyx) float32; values may overshoot for order 3.
+        (..., *shape_zyx) float32, a new array; values may overshoot for order 3.
     """
+    if array.shape[-3:] == shape_zyx:
+        return array.copy()
     lead = array.ndim - 3
     # the axis that shrinks most goes first: the later products are then smaller
     for axis in sorted(range(3), key=lambda a: shape_zyx[a] / array.shape[lead + a]):
@@ -68,11 +70,19 @@ def resample(array: NDArray[np.float32], shape_zyx: ZYX, orders_zyx: Sequence[in
 
 
 def resample_image(voxels_czyx: NDArray[np.float32], shape_zyx: ZYX, orders_zyx: Sequence[int]) -> NDArray[np.float32]:
-    """Resample an image, clipped to each channel's range before (as skimage's resize)."""
-    if voxels_czyx.shape[1:] == shape_zyx:
-        return voxels_czyx
-    channels = [np.clip(resample(c, shape_zyx, orders_zyx), c.min(), c.max()) for c in voxels_czyx]
-    return np.stack(channels)
+    """Resample an image; a new array.
+
+    Each channel is clipped to its range before, as skimage's resize does; along a nearest axis, slice by slice, as
+    nnU-Net does by resizing slices.
+    """
+    in_plane = tuple(a for a in range(3) if orders_zyx[a] != _NEAREST)
+    z, y, x = (shape_zyx[a] if a in in_plane else voxels_czyx.shape[1 + a] for a in range(3))
+
+    def one(channel: NDArray[np.float32]) -> NDArray[np.float32]:
+        low, high = channel.min(axis=in_plane, keepdims=True), channel.max(axis=in_plane, keepdims=True)
+        return resample(np.clip(resample(channel, (z, y, x), orders_zyx), low, high), shape_zyx, orders_zyx)
+
+    return np.stack([one(channel) for channel in voxels_czyx])
 
 
 def resample_indices(indices_zyx: NDArray[np.int16], shape_zyx: ZYX, orders_zyx: Sequence[int]) -> NDArray[np.int16]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import blosc2
 import numpy as np
@@ -58,13 +60,13 @@ class PatchCase:
     """A prepared case to cut patches from; arrays in memory or on disk, both sliced alike.
 
     Args:
-        case_id: Which.
+        folder: Where it is stored; named by the case.
         image: (C, Z, Y, X) float32.
         indices: (Z, Y, X) int16.
         locations: For each label some of its voxels, (n, 3) int32 (z, y, x); labels that are absent are left out.
     """
 
-    case_id: str
+    folder: Path
     image: Any
     indices: Any
     locations: dict[str, NDArray[np.int32]]
@@ -182,31 +184,30 @@ def open_cases(folder: Path, case_ids: Sequence[str], n_workers: int) -> list[Pa
         DataError: If a case is not there or damaged.
     """
     files = [folder / case_id for case_id in case_ids]
-    in_memory = _total_bytes(files) < _MEMORY_SHARE * _free_bytes()
-    return map_threads(lambda path: _open_case(path, in_memory=in_memory), files, "loading", n_workers)
+    on_disk = [_opened(path) for path in files]
+    in_memory = sum(case.image.nbytes + case.indices.nbytes for case in on_disk) < _MEMORY_SHARE * _free_bytes()
+    return map_threads(_loaded, on_disk, "loading", n_workers) if in_memory else on_disk
 
 
-def _open_case(folder: Path, *, in_memory: bool) -> PatchCase:
-    try:
+def _opened(folder: Path) -> PatchCase:
+    with _damage_named(folder):
         image, indices = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r") for name in ("image", "indices"))
         with np.load(folder / "locations.npz") as stored:
             locations = {name: stored[name] for name in stored.files}
-        if in_memory:
-            image, indices = image[...], indices[...]
-    except (OSError, RuntimeError, ValueError) as fault:
-        raise DataError(
-            f"{folder}: the prepared case cannot be read ({fault}). Delete the folder and run again."
-        ) from None
-    return PatchCase(folder.name, image, indices, locations)
+        return PatchCase(folder, image, indices, locations)
 
 
-def _total_bytes(folders: Sequence[Path]) -> int:
-    total = 0
-    for folder in folders:
-        stored = StoredCase.load(folder / "case.json")
-        n_channels = blosc2.open(str(folder / "image.b2nd"), mode="r").shape[0]
-        total += int(np.prod(stored.trace.prepared_shape_zyx)) * (4 * n_channels + 2)
-    return total
+def _loaded(case: PatchCase) -> PatchCase:
+    with _damage_named(case.folder):
+        return replace(case, image=case.image[...], indices=case.indices[...])
+
+
+@contextmanager
+def _damage_named(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError, KeyError, BadZipFile) as fault:
+        raise DataError(f"{folder}: the prepared case cannot be read ({fault}). Delete it and run again.") from None
 
 
 def _free_bytes() -> int:

@@ -34,8 +34,8 @@ def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, patch_zyx: Z
     Returns:
         Patches (B, C, *patch) float32 and (B, *patch) int64, on the same device. No label is invented.
     """
-    images = crop_centre(images_BCZYX, patch_zyx).contiguous()
-    indices = crop_centre(indices_BZYX, patch_zyx).contiguous()
+    images = crop_centre(images_BCZYX, patch_zyx).clone()
+    indices = crop_centre(indices_BZYX, patch_zyx).clone()
     for sample in np.flatnonzero(draws.is_turned).tolist():
         turn = torch.from_numpy(draws.turns[sample])
         images[sample], indices[sample] = _turned(images_BCZYX[sample], indices_BZYX[sample], turn, patch_zyx)
