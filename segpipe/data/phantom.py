@@ -188,19 +188,19 @@ def _draw_anatomy(rng: np.random.Generator, has_node: bool) -> _Anatomy:
     skin = _draw_waves(rng, 4, 60, 120)
     fat_mm = rng.uniform(3.0, 6.0)
     organ_centre = np.array([12.0, -4.0, 0.0]) + rng.uniform(-4, 4, 3)
-    organ_mm = float(rng.uniform(15, 18))
+    organ_mm = float(rng.uniform(18, 21))
     core_centre = organ_centre + rng.uniform(-3.5, 3.5, 3)
     inward = np.array([-1.0, 0.7, 0.0]) + rng.uniform(-0.35, 0.35, 3)
-    node_centre = organ_centre + inward / np.linalg.norm(inward) * (organ_mm + rng.uniform(5, 8))
+    node_centre = organ_centre + inward / np.linalg.norm(inward) * (organ_mm + rng.uniform(8, 10))
     blobs = [
         _Blob("fat", np.zeros(3), body, skin, 0.03),
         _Blob("muscle", np.zeros(3), body - fat_mm, skin, 0.03),
         *_draw_distractors(rng, body - fat_mm, organ_centre, organ_mm),
         _draw_blob(rng, "organ", organ_centre, organ_mm, 0.16),
-        _draw_blob(rng, "core", core_centre, organ_mm * float(rng.uniform(0.5, 0.62)), 0.12),
+        _draw_blob(rng, "core", core_centre, organ_mm * float(rng.uniform(0.55, 0.65)), 0.12),
     ]
     if has_node:
-        blobs.append(_draw_blob(rng, "node", node_centre, float(rng.uniform(5.0, 6.5)), 0.06))
+        blobs.append(_draw_blob(rng, "node", node_centre, float(rng.uniform(8.0, 9.5)), 0.06))
     return _Anatomy(tuple(blobs), _draw_waves(rng, 24, 7, 16))
 
 
