@@ -21,7 +21,7 @@ from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.seeds import generator_for
 from segpipe.core.volume import read_header, read_image_channels, read_labels, require_same_grid
-from segpipe.data.dataset import Case, Dataset
+from segpipe.data.dataset import Case, Dataset, signature_of
 
 _SAMPLES_PER_CASE = 20_000  # quantiles of 20 cases are then within 0.1 % of rank
 _SAMPLING_SEED = 1234
@@ -85,22 +85,6 @@ class Fingerprint(Record):
     def median_relative_size_after_cropping(self) -> float:
         """Median over cases of the share of voxels that cropping keeps, 0 to 1."""
         return float(np.median([np.prod(c.cropped_shape_zyx) / np.prod(c.shape_zyx) for c in self.cases]))
-
-
-def signature_of(case: Case) -> str:
-    """Twelve hexadecimal digits of the names, sizes and times of a case's files.
-
-    Raises:
-        DataError: If a file is gone.
-    """
-    digest = hashlib.sha256()
-    for file in (*case.images, *([case.label] if case.label else [])):
-        try:
-            stat = Path(file).stat()
-        except OSError as fault:
-            raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}).") from None
-        digest.update(f"{Path(file).name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 def measure(dataset: Dataset, n_workers: int) -> Fingerprint:

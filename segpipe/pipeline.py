@@ -10,13 +10,14 @@ from pathlib import Path
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import make_folder
 from segpipe.core.progress import say
+from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
-from segpipe.data.dataset import Dataset
+from segpipe.data.dataset import Dataset, signature_of
 from segpipe.data.layouts import list_inputs, load_dataset
-from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
+from segpipe.data.splits import Fold, Splits, make_splits, read_nnunet_splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
-from segpipe.fingerprint import Fingerprint, measure, signature_of
+from segpipe.fingerprint import Fingerprint, measure
 from segpipe.networks.device import device_kind, resolve_device, set_processors
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
@@ -60,6 +61,7 @@ def plan_data(
         PlanError: If the preset or an edit is wrong.
     """
     work = Work(folder)
+    _refuse_foreign(work, data)
     make_folder(folder)
     dataset = load_dataset(data)
     fingerprint = _fingerprint(work, dataset, machine.n_workers)
@@ -77,6 +79,20 @@ def plan_data(
     for warning in splits.warnings:
         say(f"warning: {warning}")
     return plan
+
+
+def _refuse_foreign(work: Work, data: Path) -> None:
+    """Never write a work folder's files over a dataset's.
+
+    Raises:
+        UsageError: If the work folder is the dataset, or holds a dataset.json that is not segpipe's.
+    """
+    if work.path.resolve() == data.resolve():
+        raise UsageError(
+            f"-o {work.path}: is the dataset itself. Choose another folder, so that nothing is overwritten."
+        )
+    if work.dataset.is_file() and "patients_from" not in read_mapping(work.dataset, UsageError):
+        raise UsageError(f"{work.dataset}: is not a work folder's. Choose another output folder.")
 
 
 def _kept(work: Work, plan: Plan) -> Plan:
@@ -167,7 +183,7 @@ def train(
     for fold in chosen:
         _train_one(work, plan, name, fold, splits, prepared, machine)
         _validate_one(work, dataset, name, fold, splits, machine)
-    return name, collect_scores(work, name)
+    return name, collect_scores(work, name, splits)
 
 
 def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
@@ -188,6 +204,7 @@ def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, pre
     split = splits.folds[fold]
     data = FoldData(
         fold=fold,
+        split=split,
         train=open_cases(prepared, split.train, machine.n_workers),
         validation=open_cases(prepared, split.validation, machine.n_workers),
     )
@@ -196,7 +213,7 @@ def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, pre
 
 def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Splits, machine: Machine) -> None:
     folder = work.fold(name, str(fold))
-    model = load_model(name, [folder], resolve_device(machine.device))
+    model = load_model([folder], resolve_device(machine.device))
     cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
     predict_cases(model, cases, folder.validation)
     pairs = [
@@ -212,10 +229,15 @@ def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Sp
     score_folder(pairs, model.plan.labels, machine.n_workers).save(folder.scores)
 
 
-def collect_scores(work: Work, configuration: str) -> ScoreTable:
-    """Out-of-fold scores of every fold that is scored, also written beside the folds."""
-    files = sorted(work.run(configuration).glob("fold_*/scores.csv"))
-    table = ScoreTable(tuple(row for file in files for row in ScoreTable.load(file).rows))
+def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable:
+    """Out-of-fold scores of every fold that is scored on the present splits, also written beside the folds."""
+    folders = [work.fold(configuration, str(number)) for number in range(splits.k)]
+    current = [
+        folder
+        for folder, split in zip(folders, splits.folds, strict=True)
+        if folder.scores.is_file() and Fold.load(folder.split) == split
+    ]
+    table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
     table.save(work.scores(configuration))
     return table
 
@@ -237,9 +259,9 @@ def predict(
         UsageError: If there is no such model, or the output folder holds another model's masks.
         DataError: If images cannot be read or predicted; the others are done.
     """
-    name, folders = find_folds(model, configuration, folds)
+    folders = find_folds(model, configuration, folds)
     set_processors(machine.n_workers)
-    loaded = load_model(name, folders, resolve_device(machine.device))
+    loaded = load_model(folders, resolve_device(machine.device))
     cases = list_inputs(inputs, loaded.plan.channels)
     if not cases:
         raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")

@@ -153,7 +153,15 @@ def test_command_prints_a_table_and_writes_scores(folders, capsys):
     assert run([*args, "--nsd-tolerance", "1"]) == 0
     printed = capsys.readouterr()
     assert all(len(line) <= 80 for line in printed.out.splitlines() if str(out) not in line)
-    for word in ("Dice", "NSD", "HD95 mm", "organ", "tumour", "2 patients: covers less than 95 %", str(out)):
+    for word in (
+        "Dice",
+        "NSD",
+        "HD95 mm",
+        "organ",
+        "tumour",
+        "2 patients: too few for an interval that covers 95 %",
+        str(out),
+    ):
         assert word in " ".join(printed.out.split())
     assert "dataset.json" in printed.err
     table = ScoreTable.load(out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,9 +120,29 @@ def test_a_file_where_a_folder_is_needed_is_a_setup_fault(tmp_path: Path) -> Non
 
 
 def test_what_killed_runs_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    (tmp_path / f".partial-{dead.pid}@{socket.gethostname()}@a.nii.gz").touch()
     (tmp_path / ".partial-1-a.nii.gz").touch()
     (tmp_path / ".partial-folder").mkdir()
     (tmp_path / ".partial-folder" / "b").touch()
     (tmp_path / "partial.txt").touch()
     remove_leftovers(tmp_path)
     assert names(tmp_path) == ["partial.txt"]
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    alive = subprocess.Popen(["sleep", "60"])
+    try:
+        busy = tmp_path / f".partial-{alive.pid}@{socket.gethostname()}@a.nii.gz"
+        elsewhere = tmp_path / ".partial-1@another-machine@b.nii.gz"
+        for file in (busy, elsewhere):
+            file.touch()
+        remove_leftovers(tmp_path)
+        assert sorted(names(tmp_path)) == sorted([busy.name, elsewhere.name])
+        os.utime(elsewhere, (0, 0))  # long ago
+        remove_leftovers(tmp_path)
+        assert names(tmp_path) == [busy.name]
+    finally:
+        alive.kill()
+        alive.wait()

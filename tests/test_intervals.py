@@ -54,4 +54,4 @@ def test_nothing_to_resample():
 def test_two_patients():
     both = mean_with_interval(np.array([[0.0], [1.0]]), np.arange(2))
     assert (both.low, both.mean, both.high) == (0.0, 0.5, 1.0)
-    assert both.note == "2 patients: covers less than 95 %"
+    assert both.note == "2 patients: too few for an interval that covers 95 %"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from datasets import tiny_image, write_nnunet, write_tiny
+from datasets import tiny_image, tiny_labels, write_nnunet, write_tiny
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from segpipe.cli.main import run
 from segpipe.core.volume import read_labels
@@ -125,6 +128,75 @@ def test_masks_of_another_model_are_not_mixed(trained, tmp_path, capsys):
     assert "masks of another model" in capsys.readouterr().err
 
 
+def test_masks_of_other_images_or_origin_are_neither_kept_nor_overwritten(trained, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    image = write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    common = ["predict", "-m", str(trained / "work"), "-i", str(tmp_path / "in"), "-o"]
+    assert run([*common, str(tmp_path / "in")]) == 2
+    assert "the images lie there" in capsys.readouterr().err
+    foreign = write_tiny(tmp_path / "foreign" / "a.nii.gz", tiny_labels())
+    before = foreign.read_bytes()
+    assert run([*common, str(tmp_path / "foreign")]) == 2
+    assert "not from this command" in capsys.readouterr().err and foreign.read_bytes() == before
+    assert run([*common, str(tmp_path / "out")]) == 0
+    first = (tmp_path / "out" / "a.nii.gz").read_bytes()
+    write_tiny(image, tiny_image(2) * np.linspace(0, 3, 12, dtype=np.float32))  # another image of the same name
+    assert run([*common, str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "a.nii.gz").read_bytes() != first
+
+
+def test_a_model_may_be_copied_and_renamed(trained, tmp_path):
+    shutil.copytree(trained / "work" / "runs" / "3d_fullres", tmp_path / "my_model")
+    shutil.copytree(tmp_path / "my_model" / "fold_0", tmp_path / "my_model" / "fold_0_old")
+    image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
+    (first,) = predict(tmp_path / "my_model", image, tmp_path / "a", MACHINE)
+    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE)
+    assert first.read_bytes() == second.read_bytes()
+    assert len(predict(tmp_path / "my_model" / "fold_1", image, tmp_path / "c", MACHINE)) == 1
+
+
+def test_an_unfinished_fold_is_left_out_with_a_word(trained, tmp_path, capsys):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    weights = Work(tmp_path / "work").fold("3d_fullres", "1").weights
+    with safe_open(weights, "pt") as stored:
+        about = stored.metadata()
+    save_file(load_file(weights), weights, about | {"finished": "0"})
+    image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
+    (first,) = predict(tmp_path / "work", image, tmp_path / "a", MACHINE)
+    assert "fold 1 is not trained to the end; left out" in capsys.readouterr().err
+    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE, folds=["0"])
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_other_splits_do_not_go_on_with_a_fold(trained, tmp_path, capsys):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    file = tmp_path / "work" / "splits.json"
+    splits = Splits.load(file)
+    splits.model_copy(update={"folds": splits.folds[::-1]}).save(file)
+    assert run(["train", str(tmp_path / "work"), "-f", "0", "--device", "cpu"]) == 2
+    assert "was trained on other cases" in capsys.readouterr().err
+
+
+def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
+    data, other = write_nnunet(tmp_path / "data", CASES), write_nnunet(tmp_path / "other", CASES)
+    before = (data / "dataset.json").read_bytes()
+    assert run(["plan", str(data), "-o", str(data)]) == 2
+    assert run(["plan", str(data), "-o", str(other)]) == 2
+    assert "not a work folder's" in capsys.readouterr().err
+    assert (data / "dataset.json").read_bytes() == before == (other / "dataset.json").read_bytes()
+
+
+def test_a_damaged_state_is_set_aside_and_training_starts_anew(trained, tmp_path, capsys):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    state = Work(tmp_path / "work").fold("3d_fullres", "0").state
+    packed = bytearray(state.read_bytes())
+    packed[len(packed) // 2] ^= 0xFF
+    state.write_bytes(packed)
+    train(tmp_path / "work", None, [0], MACHINE)
+    assert "is damaged; kept as state.damaged" in capsys.readouterr().err
+    assert final_weights(tmp_path / "work")
+
+
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:
     state = torch.load(Work(folder).fold("3d_fullres", "0").state, weights_only=True)
     assert state["finished"]
@@ -226,6 +298,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
         (["train", "{work}", "-f", "7"], 2, "there are 2 folds"),
         (["train", "{work}", "-c", "3d_lowres"], 2, "the plan has 2d, 3d_fullres"),
         (["train", "{work}", "--time-budget", "soon"], 2, "is no time"),
+        (["train", "{work}", "--time-budget", "nan"], 2, "is no time"),
         (["train", "{work}", "--time-budget", "3s"], 2, "1.5 s each"),
         (["predict", "-m", "{empty}", "-i", "{data}", "-o", "{empty}/out"], 2, "holds no trained weights"),
         (["predict", "-m", "{work}", "-f", "4", "-i", "{data}", "-o", "{empty}/out"], 2, "fold 4 is not trained"),
@@ -241,3 +314,41 @@ def test_wrong_commands_say_what_is_wrong(trained, tmp_path, capsys, arguments, 
     places = {"empty": tmp_path, "work": trained / "work", "data": trained / "data"}
     assert run([a.format(**places) for a in arguments]) == code
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("preset", "configuration"), [("nnunet", "3d_fullres"), ("nnunet", "2d"), ("resenc_m", "3d_fullres"), ("cpu", "2d")]
+)
+def test_other_presets_and_2d_train_and_predict(tmp_path, preset, configuration):
+    write_nnunet(tmp_path / "data", CASES)
+    edits = ("training.epochs=1", *QUICK[1:], f"configurations.{configuration}.batch_size=2")
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset=preset, edits=edits)
+    name, table = train(tmp_path / "work", configuration, [0], MACHINE)
+    assert name == configuration and {row.label for row in table.rows} == {"a", "b", "(image)"}
+
+
+def test_regions_and_ignored_voxels_go_through_every_stage(tmp_path):
+    write_nnunet(
+        tmp_path / "data",
+        CASES,
+        labels={"background": 0, "whole": [1, 2], "core": 2, "ignore": 7},
+        regions_class_order=[1, 2],
+    )
+    labels = tiny_labels()
+    labels[:, :2] = 7
+    write_tiny(tmp_path / "data" / "labelsTr" / "p1.nii.gz", labels)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK)
+    _, table = train(tmp_path / "work", None, None, MACHINE)
+    assert {row.label for row in table.rows} == {"whole", "core", "(image)"}
+    masks = Work(tmp_path / "work").run("3d_fullres").glob("fold_*/validation/*.nii.gz")
+    assert all(set(np.unique(read_labels(mask)[0])) <= {0, 1, 2} for mask in masks)
+
+
+@pytest.mark.gpu
+def test_a_fold_trains_and_predicts_on_a_gpu_with_mixed_precision(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    machine = Machine("cuda", 1)
+    edits = (*QUICK[:3], "training.precision=auto")
+    plan_data(tmp_path / "data", tmp_path / "work", machine, n_folds=2, edits=edits)
+    _, table = train(tmp_path / "work", None, [0], machine)
+    assert table.rows

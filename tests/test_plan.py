@@ -106,6 +106,7 @@ def test_edits_change_one_value_and_nothing_else():
     new = edited(plan, ["training.learning_rate=0.5", "configurations.3d_fullres.batch_size=7"])
     assert new.training.learning_rate == 0.5 and new.configurations["3d_fullres"].batch_size == 7
     assert plan.training.learning_rate == 0.01
+    assert edited(plan, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001  # text to YAML 1.1
     assert edited(plan, []) is plan
 
 

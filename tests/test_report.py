@@ -164,7 +164,7 @@ def test_the_headline_is_the_summary_of_the_scores(finished: Path, page_file: Pa
         assert f"{row.mean:.{digits}f}{unit}" in page
         assert f"[{row.low:.{digits}f}, {row.high:.{digits}f}]" in page
     assert "6 cases of 5 patients, 3 labels" in page
-    assert "5 patients: covers less than 95 %" in page
+    assert "5 patients: too few for an interval that covers 95 %" in page
 
 
 def test_a_missed_structure_stands_out(page_file: Path):
@@ -281,10 +281,10 @@ def test_a_sortable_cell_without_a_finite_number_has_no_key():
 
 
 def test_an_empty_page_can_be_rendered_and_a_table_keeps_its_sort_keys():
-    assert "<h1>t</h1>" in render(Page("t", (), (), (), (), "", (), ()))
+    assert "<h1>t</h1>" in render(Page("t", (), (), (), (), (), "", (), ()))
     table = Table(("case", "Dice"), ((Cell("a & b"), Cell("0.50", 0.5)),), "c", is_sortable=True)
     section = Section("s", (), (), None, None, (), (), table)
-    text = render(Page("t", (), (), (section,), (), "", (), ()))
+    text = render(Page("t", (), (), (), (section,), (), "", (), ()))
     assert '<td data-key="">a &amp; b</td><td data-key="0.5">0.50</td>' in text
 
 

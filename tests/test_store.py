@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def test_stored_cases_are_what_was_prepared(work):
 def test_a_case_that_is_missing_is_prepared_again_and_the_others_are_left(work):
     folder = prepared(work)
     shutil.rmtree(folder / "c1")
-    (folder / ".partial-123").mkdir()  # what a killed run leaves
+    (folder / f".partial-999999999@{socket.gethostname()}@c1").mkdir()  # what a killed run leaves
     kept = (folder / "c0" / "case.json").stat().st_mtime_ns
     assert prepared(work) == folder
     assert sorted(p.name for p in folder.iterdir()) == ["c0", "c1", "c2"]

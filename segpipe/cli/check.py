@@ -58,7 +58,7 @@ def print_report(report: CheckReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False, emoji=False)
     lines = Table.grid(padding=(0, 2))
     lines.add_column(justify="right")
     for heading, text in report.understood.items():

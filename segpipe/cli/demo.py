@@ -28,10 +28,8 @@ def command(output: Path, as_json: bool, device: str, n_workers: int, seed: int)
     from segpipe.data.phantom import make_phantom
     from segpipe.pipeline import Machine
 
-    data = output / "data"
-    if not (data / "dataset.json").is_file():
-        make_phantom(data, _N_CASES, seed)
-        say(f"{data}: {_N_CASES} made-up scans.")
+    data = make_phantom(output / "data", _N_CASES, seed)
+    say(f"{data}: {_N_CASES} made-up scans.")
     run_all(
         data,
         output / "work",

@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Score masks against references and print means with 95 % intervals.
 
-    REFERENCE and PREDICTIONS are folders of masks with the same file names, or two files; REFERENCE may be a dataset
-    folder. Masks may come from any program.
+    REFERENCE and PREDICTIONS are folders of masks with the same file names, or two files. REFERENCE may be a dataset
+    (a folder, a CSV manifest): then masks are called as its cases. Masks may come from any program.
     """
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import summary_record, summary_text

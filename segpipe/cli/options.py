@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -49,9 +50,12 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in some ve
         if parts and "".join(n + u for n, u in parts) == str(value).lower():
             return float(sum(float(n) * units[u] for n, u in parts))
         try:
-            return float(value)
+            seconds = float(value)
         except ValueError:
+            seconds = math.nan
+        if not (math.isfinite(seconds) and seconds > 0):
             self.fail(f"{value!r} is no time; expected e.g. 90s, 10m or 1h30m.", param, ctx)
+        return seconds
 
 
 class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only

@@ -100,8 +100,9 @@ def _check(data: Path, n_workers: int, *, quiet: bool) -> None:
     from segpipe.data.check import check_dataset
 
     report = check_dataset(data, n_workers)
-    if not quiet or report.is_fatal:
+    if not quiet:
         print_report(report)
     if report.is_fatal:
-        n_fatal = sum(fault.severity == "fatal" for fault in report.faults)
-        raise DataError(f"{data}: {n_fatal} fatal faults, listed above. Correct them and run again.")
+        fatal = [fault for fault in report.faults if fault.severity == "fatal"]
+        first = f"{fatal[0].case_id or data}: {fatal[0].kind}, found {fatal[0].found}"
+        raise DataError(f"{data}: {len(fatal)} fatal faults (first: {first}). `segpipe check {data}` lists them.")

@@ -30,6 +30,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = [row for row in rows if row.metric in metrics]
     n_labels = len({row.label for row in shown} - {MEAN_LABEL})
@@ -42,7 +43,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
         for index, row in enumerate(of_metric):
             title = METRICS[metric].title if index == 0 else ""
-            table.add_row(title, row.label, *_cells(row), end_section=index == len(of_metric) - 1)
+            table.add_row(title, Text(row.label), *_cells(row), end_section=index == len(of_metric) - 1)
     text = io.StringIO()
     Console(file=text, width=_WIDTH, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]

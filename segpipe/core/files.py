@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError
 
+_SECONDS_OF_DAY = 86_400.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
-TEMPORARY_PREFIX = ".partial-"  # what a killed run leaves behind begins so, and is never read
+TEMPORARY_PREFIX = ".partial-"  # what is being written, or what a killed run left, begins so and is never read
 
 
 def disk_fault(fault: OSError, path: Path) -> SegpipeError:
@@ -63,7 +66,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         SetupError: If the place is not writable.
     """
     make_folder(path.parent)
-    temporary = path.parent / f"{TEMPORARY_PREFIX}{os.getpid()}-{path.name}"
+    temporary = path.parent / f"{_own_prefix()}{path.name}"
     try:
         yield temporary
         temporary.replace(path)
@@ -82,7 +85,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         SetupError: If the place is not writable.
     """
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=path.parent))
     try:
         yield temporary
         if path.exists():
@@ -107,9 +110,31 @@ def write_text(path: Path, text: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed runs left in `folder`: files and folders with the temporary prefix."""
+    """Delete what killed runs left in `folder`; what another process is writing now stays."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if _is_being_written(leftover):
+            continue
         if leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
+
+
+def _own_prefix() -> str:
+    """Names the process and its machine, so that others know whether it still runs."""
+    return f"{TEMPORARY_PREFIX}{os.getpid()}@{socket.gethostname()}@"
+
+
+def _is_being_written(leftover: Path) -> bool:
+    process, _, rest = leftover.name.removeprefix(TEMPORARY_PREFIX).partition("@")
+    if not process.isdigit():
+        return False
+    if rest.partition("@")[0] != socket.gethostname():  # of another machine: nobody writes one file for a day
+        return time.time() - leftover.lstat().st_mtime < _SECONDS_OF_DAY
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's process
+        return True
+    return int(process) != os.getpid()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import Grid
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 _SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
+_MAX_COMPRESSION = 1032  # deflate writes at least one bit for 129 bytes
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,35 @@ def space_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, i
         text = " × ".join(map(str, shape))
         raise DataError(f"{path}: shape {text}, expected 2 or 3 axes in space and at most one of channels, none empty.")
     return (x, y, z), channels[0]
+
+
+def grid_of(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.float64]) -> Grid:
+    """The grid that a file's header describes.
+
+    Raises:
+        GeometryError: If the affine is unusable; the message names the file.
+    """
+    try:
+        return Grid((shape_xyz[2], shape_xyz[1], shape_xyz[0]), np.asarray(affine, np.float64))
+    except GeometryError as fault:
+        raise GeometryError(f"{path}: {fault} Repair the header.") from None
+
+
+def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """Refuse a file that cannot hold the voxels of its header, before memory is asked for them.
+
+    Raises:
+        DataError: If it is too small for them, even if compressed as far as gzip can.
+    """
+    size, n_needed = path.stat().st_size, prod(shape) * dtype.itemsize
+    if n_needed > size * (_MAX_COMPRESSION if path.name.lower().endswith(".gz") else 1):
+        text = " × ".join(map(str, shape))
+        raise DataError(
+            f"{path}: cannot be read as an image ({size} bytes, too few for the {text} voxels of its header, "
+            f"{n_needed} bytes). The header is wrong or the file is cut short: copy or export it again."
+        )
+
+
+def voxel_kind(dtype: np.dtype[Any]) -> str:
+    """The type of voxels, for people."""
+    return "colour (RGB)" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)

@@ -80,7 +80,7 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        values = _PlanLoader(text).get_single_data() if path.suffix == ".yaml" else json.loads(text)
+        values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
         raise kind(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError) as fault:
@@ -90,6 +90,15 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values.")
     return values
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML of a person: `1e-3` is a number, and of two equal keys the second is an error.
+
+    Raises:
+        yaml.YAMLError: If it is no YAML.
+    """
+    return _PlanLoader(text).get_single_data()
 
 
 def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:

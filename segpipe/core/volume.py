@@ -20,9 +20,11 @@ from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid, check_grid
 from segpipe.core.grid import require_same_grid as require_same_grid
-from segpipe.core.header import ITK_ENDINGS, NIFTI_ENDINGS, Header, checked_ending, space_and_channels
+from segpipe.core.header import ITK_ENDINGS, NIFTI_ENDINGS, Header, checked_ending
 from segpipe.core.header import ending_of as ending_of
+from segpipe.core.header import grid_of, require_plausible_size, space_and_channels
 from segpipe.core.header import stem_of as stem_of
+from segpipe.core.header import voxel_kind
 
 _MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
 _MAX_LABEL = np.iinfo(np.int32).max
@@ -51,16 +53,16 @@ def read_header(path: Path) -> Header:
         dtype = np.dtype(image.get_data_dtype())
         if dtype.fields or dtype.kind not in "iuf":
             raise DataError(
-                f"{path}: holds {_kind(dtype)} voxels, expected one number per voxel. Convert it to grey values."
+                f"{path}: holds {voxel_kind(dtype)} voxels, expected one number per voxel. Convert it to grey values."
             )
-        header = image.header
-        pixdim = header.get_zooms()[:3]
-        pixdim = (*pixdim, *(1.0,) * (3 - len(pixdim)))
+        header, grid = image.header, grid_of(path, shape, image.affine)
+        edges = header.get_zooms()[:3]
+        edges = (*edges, *grid.spacing_mm[::-1][len(edges) :])  # of an axis the file has not, pixdim says nothing
         return Header(
             path=path,
-            grid=_grid(path, shape, image.affine),
+            grid=grid,
             n_channels=n_channels,
-            pixdim_zyx_mm=(float(pixdim[2]), float(pixdim[1]), float(pixdim[0])),
+            pixdim_zyx_mm=(float(edges[2]), float(edges[1]), float(edges[0])),
             has_world=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
             dtype=dtype,
         )
@@ -221,10 +223,12 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
 
 def _nifti_voxels(path: Path) -> NDArray[Any]:
     """(x, y, z, …), scaled; a compressed file is read to its end, for there stands the checksum."""
+    image = _nifti(path)
+    require_plausible_size(path, image.shape, image.get_data_dtype())
     if not path.name.lower().endswith(".gz"):
-        return np.asanyarray(_nifti(path).dataobj)
+        return np.asanyarray(image.dataobj)
     with gzip.open(path) as stream:
-        data = np.asanyarray(type(_nifti(path)).from_stream(stream).dataobj)
+        data = np.asanyarray(type(image).from_stream(stream).dataobj)
         while stream.read(2**20):
             pass
     return data
@@ -258,18 +262,7 @@ def _itk_header(path: Path) -> Header:
     x, y, z = [*reader.GetSize(), 1][:3]
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     dtype = np.dtype(np.float32 if "float" in pixel else np.int32)
-    return Header(path, _grid(path, (x, y, z), affine), reader.GetNumberOfComponents(), None, True, dtype)
-
-
-def _grid(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.float64]) -> Grid:
-    try:
-        return Grid((shape_xyz[2], shape_xyz[1], shape_xyz[0]), np.asarray(affine, np.float64))
-    except GeometryError as fault:
-        raise GeometryError(f"{path}: {fault} Repair the header.") from None
-
-
-def _kind(dtype: np.dtype[Any]) -> str:
-    return "colour (RGB)" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+    return Header(path, grid_of(path, (x, y, z), affine), reader.GetNumberOfComponents(), None, True, dtype)
 
 
 @contextmanager

@@ -20,6 +20,11 @@ class FoldFolder:
         return self.path / "plan.yaml"
 
     @property
+    def split(self) -> Path:
+        """The cases this fold was trained on and those kept for validation."""
+        return self.path / "split.json"
+
+    @property
     def weights(self) -> Path:
         """Weights for prediction."""
         return self.path / "checkpoint.safetensors"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from pydantic import field_validator, model_validator
 
+from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 
@@ -73,3 +75,19 @@ class Dataset(Record):
     def by_id(self) -> dict[str, Case]:
         """Cases by their id."""
         return {case.case_id: case for case in self.cases}
+
+
+def signature_of(case: Case) -> str:
+    """Twelve hexadecimal digits of the names, sizes and times of a case's files.
+
+    Raises:
+        DataError: If a file is gone.
+    """
+    digest = hashlib.sha256()
+    for file in (*case.images, *([case.label] if case.label else [])):
+        try:
+            stat = Path(file).stat()
+        except OSError as fault:
+            raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}).") from None
+        digest.update(f"{Path(file).name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]

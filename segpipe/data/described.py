@@ -83,6 +83,11 @@ def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[Found
                 '{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}. Correct it.'
             )
         images = entry["image"] if isinstance(entry["image"], list) else [entry["image"]]
+        if not images or not all(isinstance(image, str) and image for image in images):
+            raise DataError(
+                f"{file}: training.{number}.image: found {entry['image']!r}; expected a file or a list of files. "
+                "Correct it."
+            )
         entries.append((_case_id(images), images, entry.get("label")))
     return _listed_cases(entries, folder, n_channels)
 

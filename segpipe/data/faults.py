@@ -53,6 +53,12 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(
         "fatal", "File cannot be read", "a whole image file", "Copy, export or convert it again, or move the case away."
     ),
+    "too_large": Kind(
+        "fatal",
+        "Larger than the memory",
+        "voxels that fit into memory",
+        "Correct the header if it exaggerates; else use one worker (-j 1) or a machine with more memory.",
+    ),
     "other_format": Kind(
         "warning",
         "Image in a format that is not read",

@@ -117,7 +117,7 @@ def pair_files(
     """
     stems = {stem_of(path) for path in images}
     known = stems | {number[0] for path in images if (number := numbered(path)) is not None}
-    label_of, faults = without_twins((_label_name(stem_of(path), known), path) for path in labels)
+    label_of, faults = without_twins((label_name(stem_of(path), known), path) for path in labels)
     n_exact = sum(stem in label_of for stem in stems)
     n_numbered = sum((number := numbered(path)) is not None and number[0] in label_of for path in images)
     has_numbers = n_numbered > n_exact or (n_numbered == n_exact and n_channels is not None)
@@ -138,7 +138,7 @@ def pair_files(
     return cases, n_expected, faults
 
 
-def _label_name(stem: str, known: set[str]) -> str:
+def label_name(stem: str, known: set[str]) -> str:
     """The case of a label file: its name, or its name without `_seg` and the like if only that is an image's."""
     bare = _LABEL_SUFFIX.sub("", stem)
     return bare if stem not in known and bare in known else stem

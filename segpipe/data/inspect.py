@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +18,8 @@ from segpipe.core.volume import read_header, read_label_values, read_voxels
 from segpipe.data.faults import Fault, fault
 from segpipe.data.found import FoundCase
 from segpipe.data.label_lists import value_counts
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -52,14 +56,14 @@ def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
     hashes = {}
     for header in headers:
         faults += _geometry_faults(case, header, grid)
-        digest, found = _inspect_voxels(case, header)
+        digest, found = _in_memory(_inspect_voxels, case, header)
         faults += found
         if digest is not None:
             hashes[header.path] = digest
     n_label_vox = None
     if case.label is not None and (label := _header(case, case.label, faults)) is not None:
         faults += _geometry_faults(case, label, grid)
-        n_label_vox, found = _inspect_labels(case, label)
+        n_label_vox, found = _in_memory(_inspect_labels, case, label)
         faults += found
     return CaseFacts(case.case_id, tuple(faults), grid, hashes, n_label_vox)
 
@@ -114,6 +118,17 @@ def _geometry_faults(case: FoundCase, header: Header, first: Grid | None) -> lis
             text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image"
             faults.append(fault("place_mismatch", text, case.case_id, header.path))
     return faults
+
+
+def _in_memory(
+    inspect: Callable[[FoundCase, Header], tuple[Result | None, list[Fault]]], case: FoundCase, header: Header
+) -> tuple[Result | None, list[Fault]]:
+    """What `inspect` finds; a file that is too large, or says so, must not end the check of all others."""
+    try:
+        return inspect(case, header)
+    except MemoryError:
+        text = f"{_shape(header.grid)}, {header.n_channels} channel(s) of {header.dtype}"
+        return None, [fault("too_large", text, case.case_id, header.path)]
 
 
 def _inspect_voxels(case: FoundCase, header: Header) -> tuple[str | None, list[Fault]]:

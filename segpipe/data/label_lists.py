@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from segpipe.core.progress import map_threads
 from segpipe.core.volume import read_header, read_label_values
 
 _MAX_FOUND = 1000  # more distinct values than this are an image taken for a label map
+_INTEGER = re.compile(r"-?[0-9]+")  # str.isdigit takes `²` for one
 _TABLE_SPAN = 1 << 20  # values closer together than this are counted in a table, which is faster than sorting
 
 
@@ -35,7 +37,7 @@ def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
     if not isinstance(listed, Mapping) or not listed:
         raise DataError(f'{where}: labels: found {listed!r}; expected {{"background": 0, "name": 1, …}}. Correct it.')
     if all(_is_number(key) for key in listed) and all(isinstance(name, str) for name in listed.values()):
-        listed = {name: int(key) for key, name in listed.items()}
+        listed = _by_name(listed, where)
     values = {str(name): _values(name, value, where) for name, value in listed.items()}
     background = _special(values, "background", where)
     ignore = _special(values, "ignore", where)
@@ -45,10 +47,11 @@ def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
             'Add "background": with the value of everything else.'
         )
     has_regions = any(len(v) > 1 for v in values.values())
-    if has_regions and order is None:
+    if has_regions and not isinstance(order, list):
+        found = "is missing" if order is None else f"is {order!r}"
         raise DataError(
-            f"{where}: labels hold regions (several values), but regions_class_order is missing; expected for each "
-            "region the value it is painted with, largest region first. Add it."
+            f"{where}: labels hold regions (several values), but regions_class_order {found}; expected a list: for "
+            "each region the value it is painted with, largest region first. Correct it."
         )
     ordered = list(values.items()) if has_regions else sorted(values.items(), key=lambda item: item[1])
     return LabelSet.parse(
@@ -122,6 +125,15 @@ def value_counts(values: NDArray[np.integer[Any]]) -> dict[int, int]:
     return dict(zip(found.tolist(), n_voxels.tolist(), strict=True))
 
 
+def _by_name(listed: Mapping[str, str], where: str) -> dict[str, int]:
+    """MSD's value to name, turned round."""
+    names = list(listed.values())
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{where}: labels: {twice!r} stands for two values; expected every name once. Rename one.")
+    return {name: int(value) for value, name in listed.items()}
+
+
 def _values(name: Any, value: Any, where: str) -> tuple[int, ...]:
     parts = value if isinstance(value, list) else [value]
     if not parts or not all(isinstance(p, int) and not isinstance(p, bool) for p in parts):
@@ -141,4 +153,4 @@ def _special(values: dict[str, tuple[int, ...]], name: str, where: str) -> int |
 
 
 def _is_number(key: Any) -> bool:
-    return isinstance(key, str) and key.strip().lstrip("-").isdigit()
+    return isinstance(key, str) and _INTEGER.fullmatch(key.strip()) is not None

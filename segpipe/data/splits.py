@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,10 @@ from segpipe.core.records import Record, did_you_mean
 from segpipe.data.dataset import Dataset
 
 _MIN_PATIENTS = 2
+_LEAK = (
+    "The network is tested on patients it was trained on: the scores will be too good and cannot be published as "
+    "cross-validation. Leave the imported folds out, and segpipe splits by patient."
+)
 
 
 class Fold(Record):
@@ -138,7 +142,7 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
         folds.append(
             Fold.parse({"train": entry["train"], "validation": entry["val"]}, f"{path}: fold {number}", DataError)
         )
-    warnings = (*_leaks(folds, dataset), *_coverage(folds, dataset))
+    warnings = (*leaks(folds, dataset), *_coverage(folds, dataset))
     return Splits(k=len(folds), seed=None, source=f"imported from {path.name}", folds=tuple(folds), warnings=warnings)
 
 
@@ -190,17 +194,26 @@ def _near(word: str, known: list[str]) -> str:
     return hint if hint.startswith(" Did") or len(known) <= 10 else ""
 
 
-def _leaks(folds: list[Fold], dataset: Dataset) -> list[str]:
+def leaks(folds: Sequence[Fold], dataset: Dataset) -> tuple[str, ...]:
+    """One sentence for each fold that has patients on both sides, and one on what that means; none if none has.
+
+    Args:
+        folds: In order. Cases that the dataset has not are passed over.
+        dataset: Whose case is whose.
+    """
     patient_of = {case.case_id: case.patient_id for case in dataset.cases}
-    warnings = []
+    sentences = []
     for number, fold in enumerate(folds):
-        both = sorted({patient_of[c] for c in fold.train} & {patient_of[c] for c in fold.validation})
+        trained, validated = (
+            {patient_of[c] for c in side if c in patient_of} for side in (fold.train, fold.validation)
+        )
+        both = sorted(trained & validated)
         if both:
             named = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
-            warnings.append(
-                f"fold {number}: {len(both)} patient(s) on both sides ({named}): its scores will be too good"
-            )
-    return warnings
+            sentences.append(f"fold {number}: {len(both)} patient(s) on both sides ({named})")
+    if not sentences:
+        return ()
+    return (f"PATIENTS ON BOTH SIDES OF {len(sentences)} OF {len(folds)} FOLDS. {_LEAK}", *sentences)
 
 
 def _coverage(folds: list[Fold], dataset: Dataset) -> list[str]:

@@ -66,7 +66,7 @@ def mean_with_interval(values: NDArray[np.float64], patients: NDArray[np.intp], 
     limits = _bca(mean, resampled, left_out)
     if limits is None:
         return Interval(mean, None, None, "resampled means all on one side: no interval")
-    few = f"{n_patients} patients: covers less than 95 %" if n_patients < ENOUGH_PATIENTS else ""
+    few = f"{n_patients} patients: too few for an interval that covers 95 %" if n_patients < ENOUGH_PATIENTS else ""
     return Interval(mean, *limits, few)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from segpipe.core.records import read_mapping
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.faults import refuse
 from segpipe.data.folders import LABEL_FOLDERS, subfolder
-from segpipe.data.found import image_files, without_twins
+from segpipe.data.found import Found, image_files, label_name, without_twins
 from segpipe.data.label_lists import labels_in_files, parse_labels
+from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
 from segpipe.evaluate.run import MaskPair
 from segpipe.evaluate.scores import Origin
@@ -41,42 +42,46 @@ class Pairing:
 
 
 def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
-    """Pair masks with references by file name without image ending.
+    """Pair masks with references: by case where the references are a dataset, else by file name without its ending.
+
+    A mask may be called as the case or as the case's label file (`p01` or `p01_seg`).
 
     Args:
-        reference: A file, a folder of label maps, or a dataset folder that holds one (`labelsTr/`, `labels/`).
-        prediction: A file or a folder of masks; a file if `reference` is one.
+        reference: A file, a folder of label maps, or a dataset in a layout of data_readme.md.
+        prediction: A file or a folder of masks; a file if `reference` is an image file.
         run: Name of what made the masks.
 
     Raises:
-        UsageError: If one is a file and the other a folder, or nothing fits.
+        UsageError: If one is a mask and the other a folder, or nothing fits.
         DataError: If one is missing, or two files of one folder have the same name but for the ending.
     """
     for path in (reference, prediction):
         if not path.exists():
             raise DataError(f"{path}: no such file or folder. Check the path.")
-    if reference.is_file() != prediction.is_file():
+    found = _dataset(reference)
+    if (reference.is_file() and found is None) != prediction.is_file():
         raise UsageError(f"{reference} and {prediction}: a file and a folder, expected two files or two folders.")
-    if reference.is_file():
-        references, predictions = {stem_of(prediction): reference}, {stem_of(prediction): prediction}
+    if prediction.is_file():
+        references, masks = {stem_of(prediction): reference}, {stem_of(prediction): prediction}
     else:
-        references, predictions = _files(_label_folder(reference)), _files(prediction)
-    case_ids = sorted(set(references) & set(predictions))
+        masks = _files(prediction)
+        references = _label_files(reference, set(masks)) if found is None else _labels_of_cases(found)
+    predictions = _by_case(masks, references)
+    case_ids = sorted(predictions)
     if not case_ids:
         raise UsageError(
-            f"{prediction}: no mask has the name of a reference in {reference} (masks: {_few(predictions)}; "
+            f"{prediction}: no mask has the name of a reference in {reference} (masks: {_few(masks)}; "
             f"references: {_few(references)}). Names must be equal but for the image ending."
         )
     home = next(iter(references.values())).parent
-    patients_home = home if (home / PATIENTS_FILE).is_file() else home.parent
-    patients, patients_from, faults = assign_patients(case_ids, patients_home)
-    refuse(faults, patients_home)
+    homes = [home, home.parent] if found is None else [found.root]
+    patients, patients_from = _patients(case_ids, found, homes)
     return Pairing(
         tuple(MaskPair(references[c], predictions[c], Origin(c, patients[c], run)) for c in case_ids),
         tuple(sorted(set(references) - set(predictions))),
-        tuple(sorted(set(predictions) - set(references))),
+        tuple(sorted(name for name, path in masks.items() if path not in predictions.values())),
         patients_from,
-        next((p / DESCRIPTION_FILE for p in (home, home.parent) if (p / DESCRIPTION_FILE).is_file()), None),
+        next((p / DESCRIPTION_FILE for p in homes if (p / DESCRIPTION_FILE).is_file()), None),
     )
 
 
@@ -151,17 +156,60 @@ def _paint_order(named: dict[str, int | list[int]]) -> list[int]:
     return [v[0] if isinstance(v, list) else v for n, v in named.items() if n.lower() not in ("background", "ignore")]
 
 
-def _label_folder(folder: Path) -> Path:
-    """The folder itself if images lie in it, else its subfolder of label maps."""
-    if image_files(folder):
-        return folder
-    return subfolder(folder, LABEL_FOLDERS) or folder
+def _dataset(path: Path) -> Found | None:
+    """The dataset at `path` if it has cases with label maps; None if these are files without one."""
+    if path.is_dir() and image_files(path):
+        return None
+    try:
+        found = find_layout(path)
+    except DataError:
+        return None  # references alone, such as a `dataset.json` that lists nothing but labels
+    return found if found is not None and _labels_of_cases(found) else None
+
+
+def _labels_of_cases(found: Found) -> dict[str, Path]:
+    """Label map of each case, also of those without image.
+
+    Raises:
+        DataError: If a case occurs twice.
+    """
+    refuse((one for one in found.faults if one.kind == "case_twice"), found.root)
+    lonely = [one for one in found.faults if one.kind == "label_without_image"]
+    alone = {one.case_id: Path(one.file) for one in lonely if one.case_id and one.file}
+    return alone | {case.case_id: case.label for case in found.cases if case.label is not None}
+
+
+def _label_files(folder: Path, masks: set[str]) -> dict[str, Path]:
+    """Label maps by the name of their case, in a folder or its subfolder of label maps."""
+    if not image_files(folder):
+        folder = subfolder(folder, LABEL_FOLDERS) or folder
+    files, twins = without_twins((label_name(stem_of(path), masks), path) for path in image_files(folder))
+    refuse(twins, folder)
+    return files
 
 
 def _files(folder: Path) -> dict[str, Path]:
     files, twins = without_twins((stem_of(path), path) for path in image_files(folder))
     refuse(twins, folder)
     return files
+
+
+def _by_case(masks: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path]:
+    """Mask of each case that has one: called as the case, else as its label file."""
+    names = {case_id: (case_id, stem_of(path)) for case_id, path in references.items()}
+    found = {case_id: next((name for name in both if name in masks), None) for case_id, both in names.items()}
+    return {case_id: masks[name] for case_id, name in found.items() if name is not None}
+
+
+def _patients(case_ids: list[str], found: Found | None, homes: Sequence[Path]) -> tuple[dict[str, str], str]:
+    """Patients as the dataset names them, else by the first `patients.json`, else by the cases' names."""
+    if found is not None and any(case.patient_id for case in found.cases):
+        patients, how, faults = patients_of(found)
+    else:
+        home = next((home for home in homes if (home / PATIENTS_FILE).is_file()), homes[-1])
+        patients, how, faults = assign_patients(case_ids, home)
+    refuse(faults, homes[-1])
+    return patients, how
 
 
 def _few(names: Collection[str], n_shown: int = 3) -> str:

@@ -15,12 +15,14 @@ from scipy.ndimage import find_objects
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import LabelSet
-from segpipe.core.progress import map_threads
+from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
+from segpipe.data.label_lists import value_counts
 from segpipe.evaluate.metrics import METRICS, measure
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
 
 _MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
+_N_NAMED = 8  # values and labels in a message
 
 
 @dataclass(frozen=True)
@@ -53,17 +55,49 @@ def score_folder(
     if faults:
         lines = "\n  ".join(str(fault) for fault in faults)
         raise DataError(f"{len(faults)} of {len(pairs)} cases cannot be scored:\n  {lines}")
-    return ScoreTable(tuple(row for result in results if isinstance(result, list) for row in result))
+    scored = [result for result in results if isinstance(result, _Scored)]
+    _say_strange_values(scored, labels)
+    return ScoreTable(tuple(row for one in scored for row in one.rows))
 
 
-def _score_pair(pair: MaskPair, labels: LabelSet, nsd_tolerance_mm: float | None) -> list[Score] | DataError:
+@dataclass(frozen=True)
+class _Scored:
+    """Scores of a pair, and the values of no label that stand in its two files."""
+
+    pair: MaskPair
+    rows: list[Score]
+    strange_in_reference: frozenset[int]
+    strange_in_prediction: frozenset[int]
+
+
+def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
+    """Warn of masks with values that nothing explains, such as 255 for 1: every structure would look missed."""
+    left_out = frozenset[int]().union(*(one.strange_in_reference for one in scored))  # by choice of labels
+    strange = {one.pair.prediction: sorted(one.strange_in_prediction - left_out) for one in scored}
+    files = [path for path, values in strange.items() if values]
+    if files:
+        values = ", ".join(map(str, sorted({value for found in strange.values() for value in found})[:_N_NAMED]))
+        known = ", ".join(f"{label.name} = {'+'.join(map(str, label.values))}" for label in labels.labels[:_N_NAMED])
+        say(
+            f"warning: {len(files)} of {len(scored)} masks (e.g. {files[0]}) hold values that are of no label and in "
+            f"no reference: {values}. They count as background. Expected {known}: store the masks with these values."
+        )
+
+
+def _score_pair(pair: MaskPair, labels: LabelSet, nsd_tolerance_mm: float | None) -> _Scored | DataError:
     try:
         reference, grid = read_labels(pair.reference)
         prediction, prediction_grid = read_labels(pair.prediction)
         require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
     except DataError as fault:
         return fault
-    return score_case(reference, prediction, grid, labels, pair.origin, nsd_tolerance_mm)
+    rows = score_case(reference, prediction, grid, labels, pair.origin, nsd_tolerance_mm)
+    return _Scored(pair, rows, *(_values_in(values) - labels.known_values for values in (reference, prediction)))
+
+
+def _values_in(values_zyx: NDArray[np.integer[Any]]) -> frozenset[int]:
+    """Every value; slice by slice, since counting takes several times the memory of what is counted."""
+    return frozenset[int]().union(*(value_counts(values) for values in values_zyx))
 
 
 def score_case(
@@ -137,16 +171,17 @@ def _indexed(
 
 def _lookup(values: tuple[int, ...], dtype: Any) -> Callable[[NDArray[np.integer[Any]]], NDArray[Any]]:
     """A function from file values to places in `values` counted from 1; 0 for values that are not there."""
-    known, low, span = np.array(values), values[0], values[-1] - values[0] + 1
+    known, order = np.sort(values), np.argsort(values)
+    low, span = int(known[0]), int(known[-1] - known[0]) + 1
     if span > _MAX_TABLE:
 
         def searched(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
             place = np.minimum(np.searchsorted(known, found), len(known) - 1)
-            return np.where(known[place] == found, place + 1, 0).astype(dtype)
+            return np.where(known[place] == found, order[place] + 1, 0).astype(dtype)
 
         return searched
     table = np.zeros(span + 1, dtype)  # the last entry is for everything outside
-    table[known - low] = np.arange(1, len(known) + 1)
+    table[known - low] = order + 1
 
     def looked_up(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
         beyond_is_large = (found.astype(np.int64) - low).view(np.uint64)  # below `low` wraps round to huge

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from segpipe.core.errors import PlanError
-from segpipe.core.records import did_you_mean
+from segpipe.core.records import did_you_mean, parse_yaml
 from segpipe.plan.schema import Plan
 
 
@@ -28,7 +28,7 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
         if not equals:
             raise PlanError(f"--set {assignment}: expected KEY=VALUE, e.g. training.learning_rate=0.003.")
         try:
-            value = yaml.safe_load(text)
+            value = parse_yaml(text)
         except yaml.YAMLError as fault:
             raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
         _assign(values, key.strip(), value)

@@ -14,7 +14,7 @@ from segpipe.core.files import make_folder, remove_leftovers, whole_file
 from segpipe.core.progress import say, track
 from segpipe.core.records import Record
 from segpipe.core.volume import write_mask
-from segpipe.data.dataset import Case
+from segpipe.data.dataset import Case, signature_of
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.predict.model import Model
 from segpipe.predict.window import mirrors_of, sliding_logits
@@ -24,15 +24,27 @@ _ABOUT = "prediction.json"
 
 
 class _Made(Record):
-    """What the masks of a folder were made with; another model must not go on in it."""
+    """What the masks of a folder were made with and of; another model must not go on in it.
+
+    Args:
+        model: Digest of the weights.
+        mirrored: Whether mirrored copies were averaged.
+        images: Signature of each case's image files.
+    """
 
     model: str
     mirrored: bool
+    images: dict[str, str]
 
 
 def mask_path(folder: Path, case_id: str) -> Path:
     """Where the mask of a case lies."""
     return folder / f"{case_id}.nii.gz"
+
+
+def probabilities_path(folder: Path, case_id: str) -> Path:
+    """Where the probabilities of a case lie."""
+    return folder / f"{case_id}_probabilities.npz"
 
 
 def predict_cases(
@@ -52,12 +64,12 @@ def predict_cases(
 
     Raises:
         DataError: At the end, naming every case that could not be predicted; the others are done.
-        UsageError: If the folder holds masks of another model.
+        UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
         ResourceError: If memory or disk runs out.
     """
     make_folder(folder)
     remove_leftovers(folder)
-    _claim(folder, _Made(model=model.digest, mirrored=mirror))
+    _claim(folder, cases, model.digest, mirrored=mirror)
     missing = [c for c in cases if not _is_done(folder, c, probabilities=probabilities)]
     if len(missing) < len(cases):
         say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
@@ -112,19 +124,43 @@ def _prepared_ahead(cases: Sequence[Case], model: Model) -> Iterator[tuple[Case,
 
 
 def _write_probabilities(folder: Path, case: Case, values: NDArray[np.float16]) -> None:
-    with whole_file(folder / f"{case.case_id}_probabilities.npz") as temporary:
+    with whole_file(probabilities_path(folder, case.case_id)) as temporary:
         np.savez_compressed(temporary, probabilities=values)
 
 
 def _is_done(folder: Path, case: Case, *, probabilities: bool) -> bool:
-    extra = folder / f"{case.case_id}_probabilities.npz"
+    extra = probabilities_path(folder, case.case_id)
     return mask_path(folder, case.case_id).is_file() and (extra.is_file() or not probabilities)
 
 
-def _claim(folder: Path, made: _Made) -> None:
+def _claim(folder: Path, cases: Sequence[Case], model: str, *, mirrored: bool) -> None:
+    """Note what the folder's masks are made with and of; masks of images that changed since are removed.
+
+    Raises:
+        UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
+    """
     about = folder / _ABOUT
-    if about.is_file() and _Made.load(about) != made:
+    places = {Path(image).resolve().parent for case in cases for image in case.images}
+    if folder.resolve() in places:
+        raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
+    known = _Made.load(about) if about.is_file() else _Made(model=model, mirrored=mirrored, images={})
+    if (known.model, known.mirrored) != (model, mirrored):
         raise UsageError(
             f"{folder}: holds masks of another model (or with other mirroring). Choose another output folder."
         )
-    made.save(about)
+    current = {case.case_id: _images_signature(case) for case in cases}
+    there = [case_id for case_id in current if mask_path(folder, case_id).exists()]
+    if foreign := [case_id for case_id in there if case_id not in known.images]:
+        raise UsageError(
+            f"{mask_path(folder, foreign[0])}: is there already, and not from this command ({len(foreign)} such files)."
+            " Choose another output folder."
+        )
+    for case_id in there:
+        if known.images[case_id] != current[case_id]:
+            mask_path(folder, case_id).unlink()
+            probabilities_path(folder, case_id).unlink(missing_ok=True)
+    known.model_copy(update={"images": known.images | current}).save(about)
+
+
+def _images_signature(case: Case) -> str:
+    return signature_of(case.model_copy(update={"label": None}))

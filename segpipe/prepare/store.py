@@ -22,8 +22,8 @@ from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.seeds import generator_for
 from segpipe.core.work import Work
-from segpipe.data.dataset import Case, Dataset
-from segpipe.fingerprint import Fingerprint, signature_of
+from segpipe.data.dataset import Case, Dataset, signature_of
+from segpipe.fingerprint import Fingerprint
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.prepare.case import Prepared, Trace, prepare_case
 
@@ -145,6 +145,8 @@ def _is_current(folder: Path, case: Case) -> bool:
 
 
 def _prepare_and_store(folder: Path, case: Case, plan: Plan, configuration: Configuration) -> None:
+    if _is_current(folder, case):  # another process was faster
+        return
     signature = signature_of(case)
     prepared = prepare_case(case, plan, configuration)
     assert prepared.indices_zyx is not None
@@ -174,7 +176,8 @@ def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> N
     chunks = [min(p, n) for p, n in zip(patch_zyx, array.shape[-3:], strict=True)]
     chunks = [1, *chunks] if array.ndim == 4 else chunks
     cparams = {"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1}
-    blosc2.asarray(np.ascontiguousarray(array), urlpath=str(path), mode="w", chunks=chunks, cparams=cparams)
+    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, cparams=cparams, contiguous=True)
+    path.write_bytes(packed.to_cframe())  # by Python, since blosc2 does not tell a full disk from other faults
 
 
 def open_cases(folder: Path, case_ids: Sequence[str], n_workers: int) -> list[PatchCase]:

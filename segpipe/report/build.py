@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import platform
 import shlex
 from collections.abc import Mapping
@@ -11,11 +12,13 @@ from typing import Any
 
 from segpipe import __version__
 from segpipe.core.files import write_text
+from segpipe.data.splits import leaks
 from segpipe.report.html import Decision, Page, render
-from segpipe.report.inputs import WorkFolder, read_work
+from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_work
 from segpipe.report.sections import make_section
 
 _PACKAGES = ("torch", "numpy", "scipy", "monai", "nnunetv2", "dynamic-network-architectures", "nibabel", "SimpleITK")
+_BUDGET = "training.time_budget_seconds"
 
 
 def build_report(work: Path) -> Path:
@@ -45,6 +48,7 @@ def _page(work: WorkFolder) -> Page:
     return Page(
         title=f"{name}: segmentation report",
         facts=_facts(work),
+        alarms=leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else (),
         notes=tuple(notes),
         sections=sections,
         decisions=_decisions(work.plan),
@@ -67,7 +71,8 @@ def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
         labels = work.dataset.labels.names
         facts.append(("Labels", ", ".join(labels) if len(labels) <= 12 else f"{len(labels)}"))
     if work.splits:
-        facts.append(("Cross-validation", f"{work.splits.k} folds by patient"))
+        is_drawn = work.splits.seed is not None
+        facts.append(("Cross-validation", f"{work.splits.k} folds {'by patient' if is_drawn else work.splits.source}"))
     if work.plan:
         facts.append(("Preset", str(work.plan.get("preset", "unknown"))))
     return tuple(facts)
@@ -117,12 +122,42 @@ def _versions() -> tuple[tuple[str, str], ...]:
 
 
 def _commands(work: WorkFolder) -> tuple[str, ...]:
-    """Commands that lead to this work folder; changes by `--set` stand in the plan."""
+    """Commands that lead to this work folder, and what they do not hold: changes made to the plan itself."""
     folder = str(work.folder.path)
-    commands = []
+    lines = []
     if work.dataset:
         preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []
-        commands.append(["segpipe", "plan", work.dataset.root, "-o", folder, *preset])
-    commands += [["segpipe", "train", folder, "-c", run.configuration, "-f", "all"] for run in work.runs]
-    commands.append(["segpipe", "report", folder])
-    return tuple(shlex.join(command) for command in commands)
+        lines.append(shlex.join(["segpipe", "plan", work.dataset.root, "-o", folder, *preset, *_split_options(work)]))
+        lines.append(f"# if plan.yaml was edited or changed with --set: put the plan above in its place in {folder}")
+    for run in work.runs:
+        lines += [shlex.join(command) for command in _train_commands(folder, run)]
+    return (*lines, shlex.join(["segpipe", "report", folder]))
+
+
+def _split_options(work: WorkFolder) -> list[str]:
+    """`--seed`, and how the folds were made."""
+    training = work.plan.get("training")
+    seed = training.get("seed", 0) if isinstance(training, dict) else 0
+    if work.splits is None:
+        return ["--seed", str(seed)]
+    if work.splits.seed is None:
+        return ["--splits", work.splits.source.removeprefix("imported from "), "--seed", str(seed)]
+    return ["--folds", str(work.splits.k), "--seed", str(work.splits.seed)]
+
+
+def _train_commands(folder: str, run: Run) -> list[list[str]]:
+    """A command for each group of folds that were trained alike; the time budget of a fold is a share of it."""
+    groups: dict[str, list[FoldRun]] = {}
+    for fold in run.folds:
+        if fold.name != "all":
+            groups.setdefault(str(fold.changes), []).append(fold)
+    commands = []
+    for folds in groups.values():
+        command = ["segpipe", "train", folder, "-c", run.configuration, "-f", ",".join(fold.name for fold in folds)]
+        for change in folds[0].changes:
+            if change.key == _BUDGET and change.value is not None:
+                command += ["--time-budget", f"{change.value * len(folds):g}s"]
+            elif change.key.split(".")[0] in ("training", "configurations"):
+                command += ["--set", f"{change.key}={json.dumps(change.value)}"]
+        commands.append(command)
+    return commands

@@ -90,10 +90,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class Page:
-    """The whole report."""
+    """The whole report; `alarms` say why its scores must not be trusted, `notes` what is missing."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
+    alarms: tuple[str, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
     decisions: tuple[Decision, ...]

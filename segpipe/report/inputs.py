@@ -46,6 +46,19 @@ class History:
 
 
 @dataclass(frozen=True)
+class Change:
+    """A value of a fold's plan that is not the one in the work folder's plan."""
+
+    key: str
+    value: Any
+    planned: Any
+
+    def __str__(self) -> str:
+        """For people, e.g. `training.epochs 50 (plan.yaml: 1000)`."""
+        return f"{self.key} {self.value} (plan.yaml: {self.planned})"
+
+
+@dataclass(frozen=True)
 class FoldRun:
     """One fold of one configuration.
 
@@ -53,13 +66,13 @@ class FoldRun:
         name: Its number, or `all`.
         folder: Its files.
         history: How training went; None if it is not known.
-        changes: Where its plan differs from the work folder's, e.g. `training.epochs 50 (plan.yaml: 1000)`.
+        changes: Where its plan differs from the work folder's.
     """
 
     name: str
     folder: FoldFolder
     history: History | None
-    changes: tuple[str, ...]
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -159,15 +172,15 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
     return FoldRun(name, folder, history, _changes(plan, own_plan) if plan and own_plan else ())
 
 
-def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[str, ...]:
+def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[Change, ...]:
     """Where `other` differs, by key; reasons are not compared."""
-    changes: list[str] = []
+    changes: list[Change] = []
     for key in dict.fromkeys([*plan, *other]):
         ours, theirs, name = plan.get(key), other.get(key), f"{place}{key}"
         if isinstance(ours, dict) and isinstance(theirs, dict):
             changes += _changes(ours, theirs, f"{name}.") if name != "reasons" else ()
         elif ours != theirs:
-            changes.append(f"{name} {theirs} (plan.yaml: {ours})")
+            changes.append(Change(name, theirs, ours))
     return tuple(changes)
 
 

@@ -70,7 +70,7 @@ def _plan_changes(run: Run) -> tuple[str, ...]:
     """A sentence for each way in which folds were trained otherwise than plan.yaml says."""
     folds_of: dict[tuple[str, ...], list[str]] = {}
     for fold in run.folds:
-        folds_of.setdefault(fold.changes, []).append(fold.name)
+        folds_of.setdefault(tuple(map(str, fold.changes)), []).append(fold.name)
     return tuple(
         f"Folds {', '.join(names)} were trained with {'; '.join(changes)}."
         for changes, names in folds_of.items()

@@ -7,10 +7,11 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from segpipe.core.errors import UsageError
@@ -27,7 +28,22 @@ def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> No
             seen.add(value.data_ptr())
             weights[name] = value.detach().cpu().contiguous()
     with whole_file(path) as temporary:
-        save_file(weights, temporary, dict(about))
+        temporary.write_bytes(save(weights, dict(about)))  # by Python, so that a full disk is an OSError
+
+
+def about_weights(path: Path) -> dict[str, str]:
+    """What was written beside weights: configuration, fold, finished (0 or 1).
+
+    Raises:
+        UsageError: If the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; this fold has no trained weights. Train it: `segpipe train`.")
+    try:
+        with safe_open(path, "pt") as stored:
+            return dict(stored.metadata() or {})
+    except (SafetensorError, OSError) as fault:
+        raise UsageError(f"{path}: cannot be read as weights ({fault}). Train the fold again.") from None
 
 
 def load_weights(path: Path, network: nn.Module) -> None:
@@ -36,14 +52,8 @@ def load_weights(path: Path, network: nn.Module) -> None:
     Raises:
         UsageError: If the file is missing, damaged, or of another network.
     """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; this fold has no trained weights. Train it: `segpipe train`.")
-    try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as fault:
-        raise UsageError(
-            f"{path}: cannot be read as weights ({fault}). The file is damaged: train the fold again."
-        ) from None
+    about_weights(path)
+    weights = load_file(path)
     shared = {value.data_ptr(): name for name, value in network.state_dict().items() if name in weights}
     own = network.state_dict()
     missing = [n for n, v in own.items() if n not in weights and v.data_ptr() not in shared]
@@ -60,24 +70,33 @@ def load_weights(path: Path, network: nn.Module) -> None:
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write the state to go on from, whole or not at all."""
+    packed = io.BytesIO()
+    torch.save(dict(state), packed)
     with whole_file(path) as temporary:
-        torch.save(dict(state), temporary)
+        temporary.write_bytes(packed.getbuffer())
 
 
 def load_state(path: Path) -> dict[str, Any] | None:
     """State to go on from; None if there is none. A damaged file is set aside with a line that says so."""
     if not path.is_file():
         return None
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as fault:
+    if not _is_whole(path):
         damaged = path.with_suffix(".damaged")
         path.replace(damaged)
-        reason = str(fault).splitlines()[0][:120]
-        say(f"{path}: cannot be read ({reason}); kept as {damaged.name}, training starts anew.")
+        say(f"warning: {path} is damaged; kept as {damaged.name}, training starts anew.")
         return None
+    state = torch.load(path, map_location="cpu", weights_only=True)
     assert isinstance(state, dict)
     return state
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the checksums in a file of torch.save, which is a zip archive, are right."""
+    try:
+        with ZipFile(path) as archive:
+            return archive.testzip() is None
+    except (BadZipFile, OSError, EOFError):
+        return False
 
 
 def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError
 from segpipe.core.seeds import generator_for
+from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import resolve_precision
 from segpipe.plan.schema import Configuration, Plan
@@ -31,6 +32,7 @@ class FoldData:
     """What a fold is trained and watched on."""
 
     fold: int
+    split: Fold
     train: Sequence[PatchCase]
     validation: Sequence[PatchCase]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from segpipe.core.errors import Interrupted, UsageError
 from segpipe.core.files import make_folder, remove_leftovers
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
+from segpipe.data.splits import Fold
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan, Training
 from segpipe.train.checkpoint import load_state, save_state, save_weights, write_history
@@ -103,18 +105,22 @@ def train_fold(
         started: time.monotonic() from which the time budget counts.
 
     Raises:
-        UsageError: If the folder holds a training with another plan.
+        UsageError: If the folder holds a training with another plan or on other cases.
         PlanError: If the loss becomes infinite or NaN.
         Interrupted: If it was asked to stop; the state is saved.
         ResourceError: If memory or disk runs out.
     """
     make_folder(folder.path)
     remove_leftovers(folder.path)
-    state = _state_of_same_plan(plan, folder)
+    state = _state_of_same_training(plan, data.split, folder)
     if state and state["finished"]:
         say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
         return
+    if state is None:  # what an earlier training predicted is not of this one
+        shutil.rmtree(folder.validation, ignore_errors=True)
+        folder.scores.unlink(missing_ok=True)
     plan.save(folder.plan)
+    data.split.save(folder.split)
     with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
         fold = FoldTraining(plan, plan.configurations[configuration_name], data, device)
         if state:
@@ -181,8 +187,8 @@ class _Loop:
         at.seconds = time.monotonic() - self.zero
 
     def _save(self, *, finished: bool) -> None:
-        """State first: weights without state would be trained anew, state without weights writes them again."""
-        save_weights(self.folder.weights, self.fold.predictor, self.about)
+        """State last: it says how far training is, so what it speaks of must be there already."""
+        save_weights(self.folder.weights, self.fold.predictor, self.about | {"finished": str(int(finished))})
         write_history(self.folder.history, self.fold.at.history)
         save_state(self.folder.state, self.fold.state(finished=finished))
         self.saved = time.monotonic()
@@ -211,14 +217,19 @@ class _Loop:
         )
 
 
-def _state_of_same_plan(plan: Plan, folder: FoldFolder) -> dict[str, object] | None:
-    """The state to go on from, if it belongs to this plan.
+def _state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict[str, object] | None:
+    """The state to go on from, if it belongs to this plan and these cases.
 
     The time budget of an unfinished training may change; everything else must be equal.
     """
     state = load_state(folder.state)
-    if state is None or not folder.plan.is_file():
+    if state is None or not folder.plan.is_file() or not folder.split.is_file():
         return None
+    if Fold.load(folder.split) != split:
+        raise UsageError(
+            f"{folder.path}: was trained on other cases than splits.json now says; validating it on the new ones would "
+            "leak. Put the old splits back, use another work folder, or delete this fold's folder."
+        )
     old = Plan.load(folder.plan)
     if not state["finished"]:
         training = old.training.model_copy(update={"time_budget_seconds": plan.training.time_budget_seconds})
