@@ -12,9 +12,11 @@ import pytest
 from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
 
 from segpipe.cli.main import run
-from segpipe.core.volume import write_image
+from segpipe.core.volume import read_header, write_image
 from segpipe.data.check import CheckReport, check_dataset
 from segpipe.data.faults import KINDS
+from segpipe.data.found import FoundCase
+from segpipe.data.inspect import _in_memory
 
 CASES = ["a", "b", "c", "d", "e"]
 README = Path(__file__).resolve().parent.parent / "data_readme.md"
@@ -140,6 +142,25 @@ def test_one_fault_is_found_and_nothing_else(tmp_path: Path, kind: str):
     where = "b" if kind == "duplicate_patients" else "a"  # the later of two equal images
     assert set(kinds(report)) == {(kind, where)}
     assert report.is_fatal == (KINDS[kind].severity == "fatal")
+
+
+def test_a_header_that_exaggerates_does_not_hide_the_faults_of_others(tmp_path: Path):
+    write_nnunet(tmp_path, [*CASES, "f"])
+    broken(tmp_path, "constant")
+    content = bytearray(gzip.decompress(image(tmp_path, "b").read_bytes()))
+    content[42:48] = np.array([30_000] * 3, "<i2").tobytes()  # dim[1] to dim[3]: 108 TB of float32
+    image(tmp_path, "b").write_bytes(gzip.compress(content))
+    report = check_dataset(tmp_path, n_workers=1)
+    assert kinds(report) == [("constant", "a"), ("shape_mismatch", "b"), ("unreadable", "b")]
+
+
+def test_what_does_not_fit_into_memory_is_a_fault_of_its_file(tmp_path: Path):
+    write_nnunet(tmp_path, ["a"])
+    header = read_header(image(tmp_path, "a"))
+    nothing, (fault,) = _in_memory(lambda *_: (np.empty(2**60, np.uint8), []), FoundCase("a", ()), header)
+    assert nothing is None
+    assert (fault.kind, fault.case_id, fault.file) == ("too_large", "a", str(image(tmp_path, "a")))
+    assert fault.found == "12 × 10 × 8 voxels (x, y, z), 1 channel(s) of float32"
 
 
 def test_the_same_voxels_stored_otherwise_are_a_duplicate(tmp_path: Path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from math import sqrt
 
 import numpy as np
@@ -85,7 +86,7 @@ def test_a_region_is_scored_as_a_whole():
     assert scores["tumour", "dice"].status == "missed"
 
 
-@pytest.mark.parametrize("values", [(1, 5), (-3, 70_000), (-3, 2_000_000)])
+@pytest.mark.parametrize("values", [(1, 5), (5, 1), (-3, 70_000), (70_000, -3), (-3, 2_000_000), (2_000_000, -3)])
 def test_any_integers_are_labels(values):
     labels = LabelSet(labels=tuple(Label(name=f"l{v}", values=(v,)) for v in values))
     swap = {0: 0, 1: values[0], 5: values[1]}
@@ -232,3 +233,84 @@ def test_masks_without_reference_are_said(folders, capsys):
 def test_faults_of_the_command(folders, capsys, options, code, message):
     assert run(["evaluate", "-r", f"{folders}/data", *(o.replace("{}", str(folders)) for o in options)]) == code
     assert message in capsys.readouterr().err
+
+
+def evaluated(capsys, *args):
+    assert run(["evaluate", *map(str, args), "--json"]) == 0
+    printed = capsys.readouterr()
+    return json.loads(printed.out), printed.err
+
+
+def means(result):
+    return {(row["label"], row["metric"]): row["mean"] for row in result["summary"]}
+
+
+@pytest.mark.parametrize("suffix", ["", "_seg"])
+@pytest.mark.parametrize("reference", ["data", "data/labels"])
+def test_label_files_may_end_in_seg_and_masks_be_called_either_way(tmp_path, capsys, reference, suffix):
+    for case in ("p1", "p2"):
+        write(tmp_path / "data" / "images" / f"{case}.nii.gz", example() + 1)
+        write(tmp_path / "data" / "labels" / f"{case}_seg.nii.gz", example())
+        write(tmp_path / "masks" / f"{case}{suffix}.nii.gz", example())
+    result, _ = evaluated(capsys, "-r", tmp_path / reference, "-p", tmp_path / "masks")
+    assert result["n_cases"] == 2
+    assert means(result)["(mean)", "dice"] == 1
+
+
+@pytest.mark.parametrize("reference", ["data", "data/cases.csv"])
+def test_a_manifest_says_which_label_map_and_patient_a_case_has(tmp_path, capsys, reference):
+    rows = ["case_id,patient_id,image,label"]
+    for number in range(3):
+        folder = tmp_path / "data" / f"scan{number}"
+        write(folder / "t1.nii.gz", example() + 1)
+        write(folder / "truth.nii.gz", example())
+        write(tmp_path / "masks" / f"c{number}.nii.gz", example())
+        rows.append(f"c{number},p{number // 2},scan{number}/t1.nii.gz,scan{number}/truth.nii.gz")
+    (tmp_path / "data" / "cases.csv").write_text("\n".join(rows))
+    out = tmp_path / "scores.csv"
+    result, printed = evaluated(capsys, "-r", tmp_path / reference, "-p", tmp_path / "masks", "-o", out)
+    assert result["n_cases"] == 3
+    assert "patients: from the column patient_id" in printed
+    patient_of = {row.case_id: row.patient_id for row in ScoreTable.load(out).rows}
+    assert patient_of == {"c0": "p0", "c1": "p0", "c2": "p1"}
+
+
+def test_the_list_of_msd_says_which_label_map_a_case_has(tmp_path, capsys):
+    write(tmp_path / "data" / "imagesTr" / "img_1.nii.gz", example() + 1)
+    write(tmp_path / "data" / "labelsTr" / "lab_1.nii.gz", example())
+    write(tmp_path / "masks" / "img_1.nii.gz", example())
+    training = [{"image": "./imagesTr/img_1.nii.gz", "label": "./labelsTr/lab_1.nii.gz"}]
+    description = {"modality": {"0": "CT"}, "labels": {"0": "background", "5": "t", "1": "o"}, "training": training}
+    (tmp_path / "data" / "dataset.json").write_text(json.dumps(description))
+    result, _ = evaluated(capsys, "-r", tmp_path / "data", "-p", tmp_path / "masks")
+    assert set(means(result)) >= {("o", "dice"), ("t", "dice")}
+
+
+def test_a_label_map_without_image_is_a_reference_too(tmp_path, capsys):
+    write(tmp_path / "data" / "imagesTr" / "a_0000.nii.gz", example() + 1)
+    for case in "ab":
+        write(tmp_path / "data" / "labelsTr" / f"{case}.nii.gz", example())
+    write(tmp_path / "masks" / "a.nii.gz", example())
+    assert run(["evaluate", "-r", f"{tmp_path}/data", "-p", f"{tmp_path}/masks"]) == 3
+    assert "1 of 2 references have no prediction: b" in capsys.readouterr().err
+
+
+def test_masks_of_other_values_than_the_labels_are_named(folders, capsys):
+    path = folders / "predictions" / "sub-0_ses-0.nii.gz"
+    write(path, np.where(example() > 0, 255, 0))
+    _, printed = evaluated(capsys, "-r", folders / "data", "-p", folders / "predictions")
+    assert f"warning: 1 of 3 masks (e.g. {path}) hold values that are of no label and in no reference: 255." in printed
+    assert "Expected organ = 1, tumour = 5" in printed
+
+
+def test_values_left_out_on_purpose_are_not_named(folders, capsys):
+    _, printed = evaluated(capsys, "-r", folders / "data", "-p", folders / "predictions", "-l", "organ=1")
+    assert "warning" not in printed
+
+
+def test_names_of_labels_are_printed_as_they_are(folders, capsys):
+    args = ["-r", f"{folders}/data", "-p", f"{folders}/predictions", "-l", "[red]a=1,:cat:=5"]
+    assert run(["evaluate", *args]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"^ *Dice +\[red\]a +0\.\d+ ", printed, re.MULTILINE)
+    assert re.search(r"^ +:cat: +0\.\d+ ", printed, re.MULTILINE)

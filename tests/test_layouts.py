@@ -172,6 +172,10 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path):
         ({"a": 0, "b": 1}, None, "no 'background', and 0 is a label"),
         ({"background": 0, "a": 1, "b": 1}, None, "two labels have the same value"),
         ([], None, r"labels: found \[\]"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, 1, "regions_class_order is 1; expected a list"),
+        ({"0": "background", "1": "a", "²": "b"}, None, "'0': found 'background'; expected an integer"),
+        ({"0": "background", "--1": "a"}, None, "'0': found 'background'; expected an integer"),
+        ({"0": "background", "1": "a", "2": "a"}, None, "'a' stands for two values"),
     ],
 )
 def test_wrong_lists_of_labels(listed: object, order: object, message: str):
@@ -319,3 +323,12 @@ def test_published_folders(shared_data: Path):
     assert (len(acdc.cases), len({case.patient_id for case in acdc.cases})) == (60, 30)
     assert (len(hippocampus.cases), len({case.patient_id for case in hippocampus.cases})) == (220, 220)
     assert load_dataset(shared_data / "sts_multi").channels == ("CT", "PET", "T1")
+
+
+@pytest.mark.parametrize("image", [[], None, 3, [None], ""])
+def test_an_entry_of_msd_that_names_no_image_is_refused(tmp_path: Path, image: object):
+    description = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a"}}
+    training = [{"image": image, "label": "labelsTr/a.nii.gz"}]
+    write_json(tmp_path / "dataset.json", description | {"training": training})
+    with pytest.raises(DataError, match=r"dataset\.json: training\.0\.image: found .*expected a file or a list"):
+        load_dataset(tmp_path)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.data.dataset import Case, Dataset
-from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
+from segpipe.data.splits import Splits, leaks, make_splits, read_nnunet_splits
 
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))))
 
@@ -137,8 +137,11 @@ def test_nnunet_splits_are_taken_unchanged_and_leaks_named(tmp_path: Path):
         (("c000",), ("c002",)),
     ]
     assert splits.seed is None
+    loud, sentence = leaks(splits.folds, dataset)
+    assert loud.startswith("PATIENTS ON BOTH SIDES OF 1 OF 2 FOLDS. ")
+    assert sentence == "fold 0: 1 patient(s) on both sides (p1)"
     assert splits.warnings == (
-        "fold 0: 1 patient(s) on both sides (p1): its scores will be too good",
+        *leaks(splits.folds, dataset),
         "2 case(s) are never validated (c001, c003)",
     )
 
@@ -163,3 +166,9 @@ def test_a_case_validated_twice_is_named(tmp_path: Path):
     folds = [{"train": ["c000"], "val": ["c001"]}, {"train": ["c000"], "val": ["c001"]}]
     splits = read_nnunet_splits(write_json(tmp_path / "s.json", folds), dataset_of("p1", "p2"))
     assert "1 case(s) are validated more than once (c001)" in splits.warnings
+
+
+@given(st.lists(st.integers(0, 9), min_size=4, max_size=30).filter(lambda ids: len(set(ids)) > 1), st.integers(0, 5))
+def test_folds_of_segpipe_leak_nothing(ids: list[int], seed: int):
+    dataset = dataset_of(*(f"p{i}" for i in ids))
+    assert leaks(make_splits(dataset, everything(dataset), seed).folds, dataset) == ()

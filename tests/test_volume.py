@@ -305,3 +305,25 @@ def test_big_endian_files_are_read_as_they_are(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Image(data, np.eye(4), header), tmp_path / "a.nii")
     assert nib.load(tmp_path / "a.nii").header.endianness == ">"
     np.testing.assert_array_equal(read_labels(tmp_path / "a.nii")[0], np.arange(60).reshape(3, 4, 5).T)
+
+
+def test_pixdim_says_nothing_of_an_axis_the_file_has_not(tmp_path: Path) -> None:
+    nib.save(nib.Nifti1Image(np.zeros((12, 10), np.int16), np.diag([0.8, 1.5, 5.0, 1.0])), tmp_path / "a.nii")
+    assert read_header(tmp_path / "a.nii").pixdim_zyx_mm == pytest.approx((5.0, 1.5, 0.8))  # slices of 5 mm
+    assert read_image(tmp_path / "a.nii").voxels_czyx.shape == (1, 1, 10, 12)
+
+
+@pytest.mark.parametrize("ending", [".nii", ".nii.gz"])
+def test_a_header_that_exaggerates_is_refused_before_memory_is_asked_for(tmp_path: Path, ending: str) -> None:
+    content = bytearray(image_with(tmp_path).read_bytes())
+    content[42:48] = np.array([30_000] * 3, "<i2").tobytes()  # dim[1] to dim[3]: 54 TB
+    path = broken(tmp_path, f"a{ending}", gzip.compress(content) if ending == ".nii.gz" else bytes(content))
+    with pytest.raises(DataError, match=r"too few for the 30000 × 30000 × 30000 voxels .*54000000000000 bytes"):
+        read_image(path)
+
+
+def test_the_best_compression_there_is_does_not_look_exaggerated(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii", np.zeros((1, 300, 300, 300), np.uint8), np.eye(4))
+    path = broken(tmp_path, "b.nii.gz", gzip.compress((tmp_path / "a.nii").read_bytes(), 9))
+    assert path.stat().st_size < 300**3 / 1000
+    assert read_labels(path)[0].shape == (300, 300, 300)

@@ -20,11 +20,18 @@ from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid, check_grid
 from segpipe.core.grid import require_same_grid as require_same_grid
-from segpipe.core.header import ITK_ENDINGS, NIFTI_ENDINGS, Header, checked_ending
+from segpipe.core.header import (
+    ITK_ENDINGS,
+    NIFTI_ENDINGS,
+    Header,
+    checked_ending,
+    grid_of,
+    require_plausible_size,
+    space_and_channels,
+    voxel_kind,
+)
 from segpipe.core.header import ending_of as ending_of
-from segpipe.core.header import grid_of, require_plausible_size, space_and_channels
 from segpipe.core.header import stem_of as stem_of
-from segpipe.core.header import voxel_kind
 
 _MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
 _MAX_LABEL = np.iinfo(np.int32).max

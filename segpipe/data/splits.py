@@ -18,7 +18,7 @@ from segpipe.data.dataset import Dataset
 _MIN_PATIENTS = 2
 _LEAK = (
     "The network is tested on patients it was trained on: the scores will be too good and cannot be published as "
-    "cross-validation. Leave the imported folds out, and segpipe splits by patient."
+    "cross-validation. Without the imported file segpipe splits by patient."
 )
 
 
