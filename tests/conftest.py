@@ -10,20 +10,18 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from hypothesis import settings
+from published import SHARED_DATA
 
 settings.register_profile("segpipe", deadline=None, print_blob=True)  # a loaded machine is no failure
 settings.load_profile("segpipe")
-
-REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of published data that is not part of the repository; skips where it is absent."""
-    folder = Path(os.environ.get("SEGPIPE_SHARED", REPOSITORY.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no published data at {folder} (SEGPIPE_SHARED names another folder)")
-    return folder
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no published data at {SHARED_DATA} (SEGPIPE_SHARED names another folder)")
+    return SHARED_DATA
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -1,12 +1,12 @@
-"""Plans against those that nnunetv2 2.8.1 writes (needs ../shared)."""
+"""Plans against those that nnunetv2 2.8.1 writes (not part of the repository)."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
+from published import GOLDEN_PLANS
 
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint import CaseFingerprint, Fingerprint, Intensities
@@ -14,7 +14,6 @@ from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.plan.topology import feature_voxels
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 PRESETS = {"default_8": "nnunet", "resM": "resenc_m", "resL": "resenc_l"}
 NAMES = {"ct": "CTNormalization", "zscore": "ZScoreNormalization", "none": "NoNormalization"}
 NAMES |= {"rescale_0_1": "RescaleTo01Normalization", "rgb_0_1": "RGBTo01Normalization"}
@@ -76,15 +75,16 @@ def assert_same_decisions(plan: Plan, golden: dict[str, Any], n_entries: int) ->
 
 
 def synthetic() -> list[tuple[str, str]]:
-    file = SHARED / "golden_synthetic.json"
-    return [(c, p) for c in json.loads(file.read_text()) for p in PRESETS] if file.exists() else []
+    if not GOLDEN_PLANS.exists():
+        return []
+    return [(c, p) for c in json.loads(GOLDEN_PLANS.read_text()) for p in PRESETS]
 
 
 @pytest.mark.parametrize(("case", "preset"), synthetic() or [("", "")])
 def test_synthetic_fingerprints_give_nnunets_plans(case: str, preset: str) -> None:
     if not case:
-        pytest.skip("needs ../shared/golden_synthetic.json")
-    golden = json.loads((SHARED / "golden_synthetic.json").read_text())[case]
+        pytest.skip(f"no plans of nnunetv2 at {GOLDEN_PLANS}")
+    golden = json.loads(GOLDEN_PLANS.read_text())[case]
     fingerprint = golden["fingerprint"]
     if golden.get("fingerprint_repeat"):
         repeat = golden["fingerprint_repeat"]

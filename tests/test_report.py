@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import html
 import json
 import re
+import shlex
 import shutil
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,12 +23,14 @@ from segpipe.core.volume import read_labels, write_mask
 from segpipe.data.dataset import Dataset
 from segpipe.data.layouts import load_dataset
 from segpipe.data.phantom import make_phantom
-from segpipe.data.splits import Splits, make_splits
+from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.fingerprint import measure
+from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
+from segpipe.plan.schema import Plan
 from segpipe.report.build import build_report
 from segpipe.report.html import Cell, Page, Section, Table, render
 from segpipe.report.inputs import History, read_work
@@ -271,8 +276,8 @@ def test_the_command_prints_the_path(work: Path, capsys: pytest.CaptureFixture[s
 def test_text_from_files_is_escaped(work: Path):
     text = (work / "plan.yaml").read_text()
     (work / "plan.yaml").write_text(text.replace("preset: nnunet", "preset: <script>alert(1)</script>"))
-    html = build_report(work).read_text()
-    assert "<script>alert" not in html and "&lt;script&gt;alert" in html
+    text = build_report(work).read_text()
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
 def test_a_sortable_cell_without_a_finite_number_has_no_key():
@@ -298,3 +303,59 @@ def test_a_work_folder_reads_as_it_was_written(finished: Path, page_file: Path):
     pictures = re.findall(r"data:image/(svg\+xml|png);base64,([A-Za-z0-9+/=]+)", page_file.read_text())
     starts = {kind: base64.b64decode(content)[:5] for kind, content in pictures}
     assert starts == {"png": b"\x89PNG\r", "svg+xml": b"<?xml"}
+
+
+def commands_of(work: Path) -> list[str]:
+    text = build_report(work).read_text(encoding="utf-8")
+    pages = re.findall(r"<h2>How to get this again</h2>\s*<pre>(.*?)</pre>", text, re.DOTALL)
+    return html.unescape(pages[0]).splitlines()
+
+
+def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(work: Path):
+    run_folder, plan = work / "runs" / CONFIGURATION, (work / "plan.yaml").read_text()
+    budget = plan.replace("time_budget_seconds: null", "time_budget_seconds: 90.0")
+    (run_folder / "fold_0" / "plan.yaml").write_text(budget)
+    (run_folder / "fold_1" / "plan.yaml").write_text(plan.replace("optimizer: sgd", "optimizer: adamw"))
+    (run_folder / "fold_2" / "plan.yaml").write_text(budget)
+    root = Dataset.load(work / "dataset.json").root
+    train = f"segpipe train {work} -c {CONFIGURATION} -f"
+    assert commands_of(work) == [
+        f"segpipe plan {root} -o {work} --preset nnunet --folds 3 --seed 0",
+        f"# if plan.yaml was edited or changed with --set: put the plan above in its place in {work}",
+        f"{train} 0,2 --time-budget 180s",
+        f"{train} 1 --set 'training.optimizer=\"adamw\"'",
+        f"segpipe report {work}",
+    ]
+
+
+def test_a_changed_list_is_set_as_the_plan_reads_it(work: Path):
+    plan = Plan.load(work / "plan.yaml")
+    changed = edited(plan, [f"configurations.{CONFIGURATION}.batch_size=7", "training.learning_rate=1e-05"])
+    changed.save(work / "runs" / CONFIGURATION / "fold_0" / "plan.yaml")
+    (command,) = (line for line in commands_of(work) if " --set " in line)
+    words = shlex.split(command)
+    assert edited(plan, [word for before, word in pairwise(words) if before == "--set"]) == changed
+
+
+def test_a_patient_on_both_sides_of_an_imported_fold_is_the_first_thing_one_reads(work: Path):
+    dataset = Dataset.load(work / "dataset.json")
+    first, *others = dataset.cases
+    twin = next(case for case in others if case.case_id.startswith(first.case_id[:-1]))
+    twins = (first, twin.model_copy(update={"patient_id": first.patient_id}))
+    rest = tuple(case for case in others if case != twin)
+    mixed = dataset.model_copy(update={"cases": tuple(sorted((*twins, *rest), key=lambda case: case.case_id))})
+    mixed.save(work / "dataset.json")
+    folds = [{"train": [first.case_id], "val": [twin.case_id]}, {"train": [twin.case_id], "val": [first.case_id]}]
+    (work / "splits_final.json").write_text(json.dumps(folds))
+    read_nnunet_splits(work / "splits_final.json", mixed).save(work / "splits.json")
+    page = report_of(work)
+    alarm = page.text.index("Do not trust these scores.")
+    assert alarm < page.text.index("PATIENTS ON BOTH SIDES OF 2 OF 2 FOLDS.") < page.text.index("Mean Dice")
+    assert f"fold 1: 1 patient(s) on both sides ({first.patient_id})" in page.text
+    assert f"2 folds imported from {work}/splits_final.json" in page.text and "folds by patient" not in page.text
+    assert f" --splits {work}/splits_final.json --seed 0" in commands_of(work)[0]
+
+
+def test_folds_by_patient_raise_no_alarm(page_file: Path):
+    text = page_file.read_text(encoding="utf-8")
+    assert "3 folds by patient" in text and "Do not trust" not in text

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from math import inf, isnan, sqrt
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from published import SHARED_DATA
 from scipy.ndimage import binary_erosion, distance_transform_edt
 
 from segpipe.core.volume import read_labels
@@ -25,8 +25,8 @@ from segpipe.evaluate.surface import (
     voxel_distances,
 )
 
-FIXTURES = Path(__file__).parents[2] / "shared" / "data" / "metric_fixtures"
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason="the published masks are not beside the repository")
+FIXTURES = SHARED_DATA / "metric_fixtures"
+needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no published masks at {FIXTURES}")
 
 
 def points(shape, *indices):

@@ -143,7 +143,9 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
             Fold.parse({"train": entry["train"], "validation": entry["val"]}, f"{path}: fold {number}", DataError)
         )
     warnings = (*leaks(folds, dataset), *_coverage(folds, dataset))
-    return Splits(k=len(folds), seed=None, source=f"imported from {path.name}", folds=tuple(folds), warnings=warnings)
+    return Splits(
+        k=len(folds), seed=None, source=f"imported from {path.absolute()}", folds=tuple(folds), warnings=warnings
+    )
 
 
 def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: int) -> dict[str, int]:

@@ -1,0 +1,10 @@
+"""Where published data lie that the repository does not hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("SEGPIPE_SHARED", REPOSITORY.parent / "shared" / "data"))
+GOLDEN_PLANS = SHARED_DATA.parent / "golden_synthetic.json"
