@@ -10,7 +10,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 
 import pytest
 from hypothesis import settings
-from published import SHARED_DATA
+from published import PUBLISHED, SHARED_DATA
 
 settings.register_profile("segpipe", deadline=None, print_blob=True)  # a loaded machine is no failure
 settings.load_profile("segpipe")
@@ -19,8 +19,9 @@ settings.load_profile("segpipe")
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Folder of published data that is not part of the repository; skips where it is absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"no published data at {SHARED_DATA} (SEGPIPE_SHARED names another folder)")
+    missing = [name for name in PUBLISHED if not (SHARED_DATA / name).is_dir()]
+    if missing:
+        pytest.skip(f"no {', '.join(missing)} in {SHARED_DATA} (SEGPIPE_SHARED names another folder)")
     return SHARED_DATA
 
 

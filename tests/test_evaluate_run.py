@@ -200,6 +200,13 @@ def test_labels_of_a_saved_label_set(folders, capsys):
     assert {row["label"] for row in json.loads(capsys.readouterr().out)["summary"]} == {"organ", "tumour", "(mean)"}
 
 
+def test_labels_of_a_work_folder(folders, capsys):
+    (folders / "dataset.json").write_text(json.dumps({"labels": LABELS.model_dump(mode="json")}))
+    args = ("-r", folders / "data", "-p", folders / "predictions", "-l", folders / "dataset.json")
+    result, _ = evaluated(capsys, *args)
+    assert {row["label"] for row in result["summary"]} == {"organ", "tumour", "(mean)"}
+
+
 def test_a_missing_prediction_is_an_error_unless_allowed(folders, capsys):
     (folders / "predictions" / "sub-1_ses-2.nii.gz").unlink()
     args = ["evaluate", "-r", f"{folders}/data", "-p", f"{folders}/predictions"]

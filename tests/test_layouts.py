@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from segpipe.core.errors import DataError
 from segpipe.core.volume import write_image
+from segpipe.data.dataset import Case
 from segpipe.data.found import pair_files
 from segpipe.data.label_lists import parse_labels, value_counts
 from segpipe.data.layouts import list_inputs, load_dataset
@@ -173,6 +174,8 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path):
         ({"background": 0, "a": 1, "b": 1}, None, "two labels have the same value"),
         ([], None, r"labels: found \[\]"),
         ({"background": 0, "whole": [1, 2], "core": 2}, 1, "regions_class_order is 1; expected a list"),
+        ({"background": 0, "(mean)": 1}, None, r"found '\(mean\)'; expected a name that does not begin with"),
+        ({"background": 0, "": 1}, None, "found ''; expected a name"),
         ({"0": "background", "1": "a", "²": "b"}, None, "'0': found 'background'; expected an integer"),
         ({"0": "background", "--1": "a"}, None, "'0': found 'background'; expected an integer"),
         ({"0": "background", "1": "a", "2": "a"}, None, "'a' stands for two values"),
@@ -332,3 +335,25 @@ def test_an_entry_of_msd_that_names_no_image_is_refused(tmp_path: Path, image: o
     write_json(tmp_path / "dataset.json", description | {"training": training})
     with pytest.raises(DataError, match=r"dataset\.json: training\.0\.image: found .*expected a file or a list"):
         load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../victim", "a/b", "a\\b", ".hidden", "a\0"])
+def test_a_case_is_never_called_so_that_its_folder_lies_elsewhere(tmp_path: Path, name: str):
+    write_cases(tmp_path, ["a"])
+    image, label = "imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"
+    described = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "file_ending": ".nii.gz"}
+    write_json(tmp_path / "dataset.json", described | {"dataset": {name: {"images": [image], "label": label}}})
+    with pytest.raises(DataError, match="expected a name without slash"):
+        load_dataset(tmp_path)
+    with pytest.raises(DataError, match="expected a name without slash"):
+        Case.parse({"case_id": name, "patient_id": "p", "images": [image]}, "dataset.json", DataError)
+    rows = [["case_id", "image", "label"], [name, image, label]]
+    if "\0" not in name:  # which a CSV file cannot hold
+        with pytest.raises(DataError, match="expected a name without slash"):
+            load_dataset(write_csv(tmp_path / "cases.csv", rows))
+
+
+def test_a_hidden_file_is_no_name_for_a_mask(tmp_path: Path):
+    path = write_tiny(tmp_path / ".x.nii.gz", tiny_image(1))
+    with pytest.raises(DataError, match=r"case '\.x'; expected a name without slash.*Rename the file"):
+        list_inputs(path, ("T1",))

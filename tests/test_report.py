@@ -260,6 +260,9 @@ def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Pa
 def test_a_folder_that_is_no_work_folder_is_refused(tmp_path: Path):
     with pytest.raises(UsageError, match=r"holds none of plan\.yaml"):
         build_report(tmp_path)
+    (tmp_path / "dataset.json").write_text("{}")  # a dataset: nothing is written into it
+    with pytest.raises(UsageError, match=r"holds none of plan\.yaml"):
+        build_report(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         build_report(tmp_path / "nowhere")
     assert run(["report", str(tmp_path)]) == 2

@@ -20,6 +20,13 @@ class Label(Record):
     name: str
     values: tuple[int, ...]
 
+    @field_validator("name")
+    @classmethod
+    def _is_free(cls, name: str) -> str:
+        if not name.strip() or name.startswith("("):
+            raise ValueError("expected a name that does not begin with '(': tables of scores keep (mean) and (image)")
+        return name
+
     @field_validator("values")
     @classmethod
     def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:

@@ -62,6 +62,7 @@ def read_header(path: Path) -> Header:
             raise DataError(
                 f"{path}: holds {voxel_kind(dtype)} voxels, expected one number per voxel. Convert it to grey values."
             )
+        require_plausible_size(path, image.shape, dtype)
         header, grid = image.header, grid_of(path, shape, image.affine)
         edges = header.get_zooms()[:3]
         edges = (*edges, *grid.spacing_mm[::-1][len(edges) :])  # of an axis the file has not, pixdim says nothing
@@ -231,7 +232,6 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
 def _nifti_voxels(path: Path) -> NDArray[Any]:
     """(x, y, z, …), scaled; a compressed file is read to its end, for there stands the checksum."""
     image = _nifti(path)
-    require_plausible_size(path, image.shape, image.get_data_dtype())
     if not path.name.lower().endswith(".gz"):
         return np.asanyarray(image.dataobj)
     with gzip.open(path) as stream:

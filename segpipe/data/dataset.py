@@ -11,6 +11,13 @@ from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 
+CASE_NAME = "a name without slash that does not begin with a dot"
+
+
+def is_case_name(text: str) -> bool:
+    """Whether files and folders may be called so: never one that leads elsewhere, such as `..` or `a/b`."""
+    return bool(text) and not text.startswith(".") and not set(text) & set("/\\\0")
+
 
 class Case(Record):
     """One image and its label map.
@@ -33,6 +40,13 @@ class Case(Record):
     def image_paths(self) -> list[Path]:
         """The image files."""
         return [Path(image) for image in self.images]
+
+    @field_validator("case_id")
+    @classmethod
+    def _is_file_name(cls, case_id: str) -> str:
+        if not is_case_name(case_id):
+            raise ValueError(f"expected {CASE_NAME}")
+        return case_id
 
     @field_validator("images")
     @classmethod

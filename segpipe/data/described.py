@@ -9,6 +9,7 @@ from typing import Any
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
 from segpipe.core.records import read_mapping
+from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
 from segpipe.data.found import Found, FoundCase, image_files, pair_files, without_twins
 from segpipe.data.label_lists import parse_labels
@@ -114,6 +115,8 @@ def _listed_cases(
     _, faults = without_twins((case_id, folder / str(images[0] if images else "")) for case_id, images, _ in entries)
     seen: set[str] = set()
     for case_id, images, label in entries:
+        if not is_case_name(case_id):
+            raise DataError(f"{folder / DESCRIPTION_FILE}: case {case_id!r}; expected {CASE_NAME}. Rename it.")
         if case_id in seen:
             continue
         seen.add(case_id)

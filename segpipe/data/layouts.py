@@ -10,7 +10,7 @@ from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_o
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import cpu_count
 from segpipe.core.volume import read_header
-from segpipe.data.dataset import Case, Dataset
+from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name
 from segpipe.data.described import DESCRIPTION_FILE, read_described
 from segpipe.data.faults import Fault, refuse
 from segpipe.data.folders import IMAGE_FOLDERS, read_folders, subfolder
@@ -136,6 +136,8 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
 
 
 def _case(case: FoundCase, patient_id: str) -> Case:
+    if not is_case_name(case.case_id):
+        raise DataError(f"{case.images[0]}: case {case.case_id!r}; expected {CASE_NAME}. Rename the file.")
     return Case(
         case_id=case.case_id,
         patient_id=patient_id,

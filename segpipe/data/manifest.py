@@ -7,6 +7,7 @@ import difflib
 from pathlib import Path
 
 from segpipe.core.errors import DataError
+from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
 from segpipe.data.found import Found, FoundCase, listed
 
@@ -54,8 +55,8 @@ def read_manifest(file: Path) -> Found:
 def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tuple[FoundCase, list[Fault]]:
     case_id = row["case_id"]
     faults = []
-    if not case_id or "/" in case_id:
-        faults.append(fault("column", f"line {line}: case_id {case_id!r}", None, file, "a name without slash"))
+    if not is_case_name(case_id):
+        faults.append(fault("column", f"line {line}: case_id {case_id!r}", None, file, CASE_NAME))
     for column in columns:
         if not row[column]:
             faults.append(fault("missing_channel", f"line {line}: {column} is empty", case_id, file))

@@ -147,6 +147,8 @@ def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[Label
 def _labels_in(path: Path) -> LabelSet:
     values = read_mapping(path, DataError)
     if isinstance(values.get("labels"), Mapping):
+        if isinstance(values["labels"].get("labels"), list):  # a work folder's dataset.json
+            return LabelSet.parse(values["labels"], f"{path}: labels", DataError)
         return parse_labels(values["labels"], values.get("regions_class_order"), str(path))
     return LabelSet.parse(values, str(path), DataError)
 

@@ -109,10 +109,11 @@ def read_work(folder: Path) -> WorkFolder:
     """Read what a work folder holds.
 
     Raises:
-        UsageError: If `folder` is no work folder: it has neither `plan.yaml` nor `dataset.json` nor `runs`.
+        UsageError: If `folder` is no work folder: it has neither `plan.yaml` nor `splits.json` nor `runs`.
+            A `dataset.json` alone is a dataset, into which nothing is written.
     """
-    if not any((folder / name).exists() for name in ("plan.yaml", "dataset.json", "runs")):
-        what = "no such folder" if not folder.exists() else "holds none of plan.yaml, dataset.json, runs"
+    if not any((folder / name).exists() for name in ("plan.yaml", "splits.json", "runs")):
+        what = "no such folder" if not folder.exists() else "holds none of plan.yaml, splits.json, runs"
         raise UsageError(
             f"{folder}: is no work folder ({what}). Give the folder that `segpipe plan DATA -o WORK` or "
             "`segpipe run DATA -o WORK` wrote."
