@@ -151,6 +151,8 @@ def test_nnunet_splits_are_taken_unchanged_and_leaks_named(tmp_path: Path):
     [
         ([{"train": ["c000"], "val": ["c01"]}], "fold 0: 1 case.*'c01'.* Did you mean 'c001'"),
         ([{"train": ["c000"], "val": ["c000"]}], "cases on both sides: c000"),
+        ([{"train": ["c000"], "val": ["c001", "c001"]}], "cases twice on one side: c001"),
+        ([{"train": [["c000"]], "val": ["c001"]}], r"1 case\(s\) that the dataset has not, e\.g\. \['c000'\]"),
         ([{"train": ["c000"], "val": []}], "at least one case to train on and one to validate with"),
         ([{"train": ["c000"]}], r"fold 0: expected \{"),
         ({"folds": []}, "expected a list of folds"),

@@ -33,6 +33,10 @@ class Fold(Record):
         both = sorted(set(self.train) & set(self.validation))
         if both:
             raise ValueError(f"cases on both sides: {', '.join(both[:5])}")
+        for side in (self.train, self.validation):
+            twice = sorted({case for case in side if side.count(case) > 1}) if len(set(side)) < len(side) else []
+            if twice:
+                raise ValueError(f"cases twice on one side: {', '.join(twice[:5])}")
         if not self.train or not self.validation:
             raise ValueError("expected at least one case to train on and one to validate with")
         return self
@@ -133,7 +137,8 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
     for number, entry in enumerate(listed):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(side), list) for side in ("train", "val")):
             raise DataError(f'{path}: fold {number}: expected {{"train": [...], "val": [...]}}. Correct it.')
-        unknown = [case for side in ("train", "val") for case in entry[side] if case not in known]
+        cases = [case for side in ("train", "val") for case in entry[side]]
+        unknown = [case for case in cases if not isinstance(case, str) or case not in known]
         if unknown:
             raise DataError(
                 f"{path}: fold {number}: {len(unknown)} case(s) that the dataset has not, e.g. {unknown[0]!r}."
