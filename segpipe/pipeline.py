@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import make_folder
+from segpipe.core.files import make_folder, write_text
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
@@ -65,20 +65,38 @@ def plan_data(
     make_folder(folder)
     dataset = load_dataset(data)
     fingerprint = _fingerprint(work, dataset, machine.n_workers)
-    splits = _splits(dataset, fingerprint, n_folds, splits_file or data / _NNUNET_SPLITS, seed, splits_file is not None)
+    splits = _kept_splits(work, dataset) if keep else None
+    if splits is None:
+        file = splits_file or data / _NNUNET_SPLITS
+        splits = _splits(dataset, fingerprint, n_folds, file, seed, splits_file is not None)
     plan = make_plan(fingerprint, dataset.labels, dataset.name, preset, device_kind(machine.device))
     plan = plan.model_copy(update={"training": plan.training.model_copy(update={"seed": seed})})
     plan = edited(_kept(work, plan) if keep else plan, edits)
-    if work.plan.is_file() and work.plan.read_text(encoding="utf-8") != plan.to_yaml():
-        work.plan.replace(folder / "plan.previous.yaml")
-        say(f"{work.plan}: replaced; the one before is plan.previous.yaml.")
-    dataset.save(work.dataset)
     fingerprint.save(work.fingerprint)
-    splits.save(work.splits)
-    plan.save(work.plan)
+    dataset.save(work.dataset)  # after the fingerprint: a kill between them makes the next run measure again
+    _save_keeping(work.splits, splits.to_json())
+    _save_keeping(work.plan, plan.to_yaml())
     for warning in splits.warnings:
         say(f"warning: {warning}")
     return plan
+
+
+def _save_keeping(path: Path, text: str) -> None:
+    """Write a file that a person may have edited; what it held before stays beside it."""
+    if path.is_file() and (before := path.read_text(encoding="utf-8")) != text:
+        previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+        write_text(previous, before)
+        say(f"{path}: replaced; the one before is {previous.name}.")
+    write_text(path, text)
+
+
+def _kept_splits(work: Work, dataset: Dataset) -> Splits | None:
+    """The splits in the work folder if they are of these cases."""
+    if not work.splits.is_file():
+        return None
+    splits = Splits.load(work.splits)
+    named = {case_id for fold in splits.folds for case_id in (*fold.train, *fold.validation)}
+    return splits if named == set(dataset.by_id) else None
 
 
 def _refuse_foreign(work: Work, data: Path) -> None:
@@ -87,7 +105,7 @@ def _refuse_foreign(work: Work, data: Path) -> None:
     Raises:
         UsageError: If the work folder is the dataset, or holds a dataset.json that is not segpipe's.
     """
-    if work.path.resolve() == data.resolve():
+    if work.path.resolve() == (data.parent if data.is_file() else data).resolve():
         raise UsageError(
             f"-o {work.path}: is the dataset itself. Choose another folder, so that nothing is overwritten."
         )
@@ -235,7 +253,7 @@ def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable
     current = [
         folder
         for folder, split in zip(folders, splits.folds, strict=True)
-        if folder.scores.is_file() and Fold.load(folder.split) == split
+        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
     ]
     table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
     table.save(work.scores(configuration))

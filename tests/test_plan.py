@@ -83,6 +83,13 @@ def test_every_plan_is_a_plan(shape, spacing, preset):
     assert plan.preset == preset and set(plan.configurations) <= set(plan.reasons)
 
 
+def test_a_lone_slice_is_the_coarsest_axis_however_thin_it_is():
+    plan = make_plan(fingerprint([(1, 64, 80)] * 5, [(1.0, 1.5, 1.5)] * 5), LABELS, "x", "nnunet", "cpu")
+    assert plan.axis_order == (0, 1, 2) and list(plan.configurations) == ["2d"]
+    turned = make_plan(fingerprint([(64, 80, 1)] * 5, [(1.5, 1.5, 1.0)] * 5), LABELS, "x", "nnunet", "cpu")
+    assert turned.axis_order == (2, 0, 1) and turned.configurations["2d"].patch_zyx == (1, 64, 80)
+
+
 def test_images_too_small_for_any_network_are_refused():
     with pytest.raises(PlanError, match=r"too small for a U-Net: median 3 × 5 × 7 voxels"):
         make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "nnunet", "cpu")
@@ -118,6 +125,7 @@ def test_edits_change_one_value_and_nothing_else():
         ("training.learning_rate", "expected KEY=VALUE"),
         ("configurations.3d_full.batch_size=2", "Did you mean '3d_fullres'"),
         ("configurations.3d_fullres.patch_zyx=[7,8,12]", "must be a multiple of the network's strides"),
+        ("configurations.3d_fullres.patch_zyx=[2,2,2]", "leaves one voxel in the coarsest stage"),
         ("training.optimizer=sdg", "training.optimizer: found 'sdg'"),
     ],
 )

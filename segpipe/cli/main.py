@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import signal
 import sys
 from typing import Any
 
 import click
 
 from segpipe import __version__
-from segpipe.core.errors import SegpipeError
+from segpipe.core.errors import Interrupted, SegpipeError
 
 COMMANDS = {  # name: one line of help; the command is `command` in segpipe/cli/<name>.py
     "demo": "Make a small phantom dataset and run everything on it.",
@@ -60,7 +61,13 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see core/errors.py)."""
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, _interrupt)
     sys.exit(run(sys.argv[1:] if args is None else args))
+
+
+def _interrupt(number: int, _: object) -> None:
+    raise Interrupted(f"stopped by {signal.Signals(number).name}. The same command goes on.")
 
 
 def run(args: list[str], command: click.Command = root) -> int:

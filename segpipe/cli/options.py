@@ -30,7 +30,7 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
             show_default="processors",
             help="Cases worked on side by side.",
         ),
-        click.option("--seed", type=int, default=0, show_default=True, help="Seed of everything random."),
+        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
     )
     for option in reversed(options):
         command = option(command)
@@ -68,7 +68,7 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
             return value
         if value == "all":
             return ()
-        if not all(part.isdigit() for part in value.split(",")):
+        if not all(part.isdecimal() for part in value.split(",")):
             self.fail(f"{value!r} are no folds; expected all, 0 or 0,1,2.", param, ctx)
         return tuple(dict.fromkeys(int(part) for part in value.split(",")))
 

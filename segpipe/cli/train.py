@@ -25,7 +25,7 @@ def command(
     as_json: bool,
     device: str,
     n_workers: int,
-    seed: int,  # noqa: ARG001 (the plan holds the seed of a training; --set training.seed=N)
+    seed: int,
 ) -> None:
     """Train folds of a planned WORK folder; a killed run goes on with the same command."""
     from segpipe.cli.main import print_json
@@ -33,6 +33,8 @@ def command(
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline import Machine, train
 
+    if seed:
+        raise click.UsageError(f"--seed: the plan holds the seed of a training; use --set training.seed={seed}.")
     machine = Machine(device, n_workers)
     name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits)
     rows = summarise(table)

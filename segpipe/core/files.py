@@ -16,6 +16,7 @@ from segpipe.core.errors import ResourceError, SegpipeError, SetupError
 
 _SECONDS_OF_DAY = 86_400.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 TEMPORARY_PREFIX = ".partial-"  # what is being written, or what a killed run left, begins so and is never read
 
@@ -86,16 +87,19 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     make_folder(path.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=path.parent))
+    aside = temporary.with_name(f"{temporary.name}-old")
     try:
         yield temporary
-        if path.exists():
-            shutil.rmtree(path)
         temporary.chmod(0o755)
+        if path.exists():
+            path.replace(aside)
         temporary.replace(path)
     except OSError as fault:
-        raise disk_fault(fault, path) from fault
+        if fault.errno not in _ALREADY_THERE or not path.is_dir():  # another process put its own there: as good
+            raise disk_fault(fault, path) from fault
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -98,7 +98,10 @@ def parse_yaml(text: str) -> Any:
     Raises:
         yaml.YAMLError: If it is no YAML.
     """
-    return _PlanLoader(text).get_single_data()
+    try:
+        return _PlanLoader(text).get_single_data()
+    except ValueError as fault:  # e.g. 2020-13-45, which looks like a date
+        raise yaml.YAMLError(str(fault)) from None
 
 
 def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -52,7 +52,7 @@ def make_plan(fingerprint: Fingerprint, labels: LabelSet, dataset: str, preset_n
     name, preset = preset_named(preset_name, device)
     spacings, shapes = spacings_and_shapes(fingerprint)
     target = target_spacing(spacings, shapes)
-    order = axis_order(target)
+    order = axis_order(np.where(np.median(shapes, axis=0) == 1, np.inf, target))  # a lone slice is the coarsest
     resampled = [
         resampled_shape(n, s, target.tolist())
         for n, s in zip(shapes.astype(int).tolist(), spacings.tolist(), strict=True)

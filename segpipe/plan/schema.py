@@ -71,6 +71,8 @@ class Configuration(Record):
             raise ValueError(
                 f"patch_zyx {self.patch_zyx} must be a multiple of the network's strides {self.network.divisors_zyx}"
             )
+        if all(p == d for p, d in zip(patch, self.network.divisors_zyx, strict=True)):
+            raise ValueError(f"patch_zyx {self.patch_zyx} leaves one voxel in the coarsest stage; double an edge")
         if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
             raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
         return self
@@ -113,7 +115,7 @@ class Training(Record):
     foreground_fraction: Fraction = Field(default=0.33, ge=0, le=1)
     augmentation: Literal["none", "light", "nnunet"] = "nnunet"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    seed: int = 0
+    seed: NonNegativeInt = 0
 
 
 class Plan(Record):

@@ -50,10 +50,15 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     """
     alone = FoldFolder(path)
     if alone.weights.is_file():
+        about = about_weights(alone.weights)
+        if configuration not in (None, about.get("configuration")) or any(f != about.get("fold") for f in folds or ()):
+            raise UsageError(
+                f"{path}: is fold {about.get('fold')} of {about.get('configuration')}; leave out -c and -f."
+            )
         return [alone]
     run = _run_folder(path, configuration)
     trained = {_number(p.parent): FoldFolder(p.parent) for p in run.glob("fold_*/checkpoint.safetensors")}
-    trained = {number: folder for number, folder in trained.items() if number.isdigit()}
+    trained = {number: folder for number, folder in trained.items() if number.isdecimal()}
     if not trained:
         raise UsageError(
             f"{run}: holds no trained weights (looked for fold_*/checkpoint.safetensors). Train first: `segpipe train`."

@@ -78,7 +78,7 @@ def predict_cases(
         try:
             _predict_case(model, case, prepared.result(), folder, mirror=mirror, probabilities=probabilities)
         except DataError as fault:
-            faults.append(f"{case.case_id}: {fault}")
+            faults.append(str(fault) if str(fault).startswith(case.case_id) else f"{case.case_id}: {fault}")
             say(faults[-1])
     if faults:
         raise DataError(f"{len(faults)} of {len(cases)} cases could not be predicted:\n  " + "\n  ".join(faults))
@@ -157,6 +157,7 @@ def _claim(folder: Path, cases: Sequence[Case], model: str, *, mirrored: bool) -
         )
     for case_id in there:
         if known.images[case_id] != current[case_id]:
+            say(f"{mask_path(folder, case_id)}: was made of another image of this name; it is made anew.")
             mask_path(folder, case_id).unlink()
             probabilities_path(folder, case_id).unlink(missing_ok=True)
     known.model_copy(update={"images": known.images | current}).save(about)

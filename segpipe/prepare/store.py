@@ -32,8 +32,12 @@ _MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
 
 
 class _HowPrepared(Record):
-    """The part of a plan that decides what prepared cases look like; its digest names their folder."""
+    """The part of a plan that decides what prepared cases look like; its digest names their folder.
 
+    `method` goes up whenever the code prepares differently.
+    """
+
+    method: int = 2
     orientation: str
     axis_order: tuple[int, int, int]
     normalisation: tuple[Normalisation, ...]
@@ -214,4 +218,12 @@ def _damage_named(folder: Path) -> Iterator[None]:
 
 
 def _free_bytes() -> int:
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Memory that is free here, a container's limit included; 0 where the system does not say."""
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except ValueError:  # macOS
+        return 0
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
+        free = min(free, int(text) - int(used.read_text()))
+    return free

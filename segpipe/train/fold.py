@@ -86,7 +86,8 @@ class FoldTraining:
         self.at = Progress(state["iteration"], state["epoch"], state["seconds"], list(state["history"]))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty if the run began without loss scaling
+            self.scaler.load_state_dict(state["scaler"])
         if self.average:
             self.average.network.load_state_dict(state["average"])
             self.average.n_steps = state["average_steps"]

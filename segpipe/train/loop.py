@@ -15,6 +15,7 @@ import torch
 
 from segpipe.core.errors import Interrupted, UsageError
 from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.lock import only_process
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
@@ -111,7 +112,14 @@ def train_fold(
         ResourceError: If memory or disk runs out.
     """
     make_folder(folder.path)
-    remove_leftovers(folder.path)
+    with only_process(folder.path):
+        remove_leftovers(folder.path)
+        _train_or_go_on(plan, configuration_name, data, folder, device, started)
+
+
+def _train_or_go_on(
+    plan: Plan, configuration_name: str, data: FoldData, folder: FoldFolder, device: torch.device, started: float
+) -> None:
     state = _state_of_same_training(plan, data.split, folder)
     if state and state["finished"]:
         say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
@@ -223,8 +231,13 @@ def _state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict
     The time budget of an unfinished training may change; everything else must be equal.
     """
     state = load_state(folder.state)
-    if state is None or not folder.plan.is_file() or not folder.split.is_file():
+    if state is None:
         return None
+    if not (folder.plan.is_file() and folder.split.is_file()):
+        raise UsageError(
+            f"{folder.path}: holds a training, but plan.yaml or split.json is missing, so nobody can tell of what. Put "
+            "it back, use another work folder, or delete this fold's folder to train it anew."
+        )
     if Fold.load(folder.split) != split:
         raise UsageError(
             f"{folder.path}: was trained on other cases than splits.json now says; validating it on the new ones would "
