@@ -83,7 +83,7 @@ def test_two_scans_of_a_patient_show_the_same_organ(phantom: Path):
         return float((labels_of(phantom, case) > 0).sum() * np.prod(grid.spacing_mm))
 
     first, second = volume_mm3("phantom_003_scan1"), volume_mm3("phantom_003_scan2")
-    assert first == pytest.approx(second, rel=0.03)
+    assert first == pytest.approx(second, rel=0.05)  # slices of up to 4 mm
     assert abs(volume_mm3("phantom_001") / first - 1) > 0.03  # other patients differ by more
 
 

@@ -25,6 +25,7 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         return
     if sys.stderr.isatty():
         from rich.console import Console
+        from rich.markup import escape
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -42,7 +43,7 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            yield from bar.track(items, total=total, description=what)
+            yield from bar.track(items, total=total, description=escape(what))
         return
     started = last = time.monotonic()
     for done, item in enumerate(items, 1):
