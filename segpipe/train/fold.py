@@ -21,7 +21,7 @@ from segpipe.train.augment import STRENGTHS, draw, region_for
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
-from segpipe.train.sampling import Batch, draw_batch
+from segpipe.train.sampling import Batch, Sampling, draw_batch
 from segpipe.train.transforms import apply
 
 TRAIN, VALIDATE, _AUGMENT = 0, 1, 2  # places of the random streams
@@ -96,13 +96,14 @@ class FoldTraining:
         """The batch of an iteration, a function of seed, fold, stream and iteration alone."""
         training, configuration = self.plan.training, self.configuration
         strength = STRENGTHS[training.augmentation] if stream == TRAIN else None
-        return draw_batch(
-            self.data.train if stream == TRAIN else self.data.validation,
-            region_for(configuration.patch_zyx, strength),
-            configuration.batch_size,
-            training.foreground_fraction,
-            generator_for(training.seed, self.data.fold, stream, iteration),
+        sampling = Sampling(
+            patch_zyx=configuration.patch_zyx,
+            region_zyx=region_for(configuration.patch_zyx, strength),
+            batch_size=configuration.batch_size,
+            foreground_fraction=training.foreground_fraction,
         )
+        cases = self.data.train if stream == TRAIN else self.data.validation
+        return draw_batch(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
 
     def step(self, batch: Batch, rate: float) -> float:
         """One step; returns the loss.

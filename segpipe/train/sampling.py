@@ -28,56 +28,63 @@ class Batch:
     indices: NDArray[np.int16]
 
 
-def draw_batch(
-    cases: Sequence[PatchCase],
-    region_zyx: ZYX,
-    batch_size: int,
-    foreground_fraction: float,
-    generator: np.random.Generator,
-) -> Batch:
-    """Draw cases with replacement and a region of each.
-
-    The last round(batch_size × foreground_fraction) regions are centred on a voxel of a label drawn evenly among
-    those present in the case; the others lie anywhere. No region reaches beyond the image more than it must.
+@dataclass(frozen=True)
+class Sampling:
+    """How patches are drawn.
 
     Args:
-        cases: To draw from.
-        region_zyx: Voxels of a region; larger than the patch if augmentation turns it.
+        patch_zyx: What the network sees.
+        region_zyx: What is cut, the patch in its middle; larger than the patch if augmentation turns it.
         batch_size: Regions.
-        foreground_fraction: 0 to 1.
-        generator: Source of all randomness.
+        foreground_fraction: Share of patches centred on a labelled voxel, 0 to 1.
+    """
+
+    patch_zyx: ZYX
+    region_zyx: ZYX
+    batch_size: int
+    foreground_fraction: float
+
+
+def draw_batch(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> Batch:
+    """Draw cases with replacement and a region of each.
+
+    The last round(batch_size × foreground_fraction) patches are centred on a voxel of a label drawn evenly among
+    those present in the case; the others lie anywhere. No patch reaches beyond the image more than it must; the margin
+    around it, from which turned voxels come, may.
 
     Source:
         nnU-Net's data loader. It bounds the place on the lower side only; here both sides are bounded.
     """
-    n_any = batch_size - round(batch_size * foreground_fraction)
+    n_any = sampling.batch_size - round(sampling.batch_size * sampling.foreground_fraction)
+    margin = [(r - p) // 2 for r, p in zip(sampling.region_zyx, sampling.patch_zyx, strict=True)]
     images, indices = [], []
-    for place in range(batch_size):
+    for place in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
-        start = _start(case, region_zyx, generator, on_label=place >= n_any)
-        images.append(cut(case.image, start, region_zyx, 0))
-        indices.append(cut(case.indices, start, region_zyx, PAD_LABEL))
+        patch_start = _start(case, sampling.patch_zyx, generator, on_label=place >= n_any)
+        start = [s - m for s, m in zip(patch_start, margin, strict=True)]
+        images.append(cut(case.image, start, sampling.region_zyx, 0))
+        indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
     return Batch(np.stack(images), np.stack(indices))
 
 
-def _start(case: PatchCase, region_zyx: ZYX, generator: np.random.Generator, *, on_label: bool) -> list[int]:
-    """First voxel of a region; negative where the region is larger than the image."""
-    limits = [_limits(n, r) for n, r in zip(case.shape_zyx, region_zyx, strict=True)]
+def _start(case: PatchCase, patch_zyx: ZYX, generator: np.random.Generator, *, on_label: bool) -> list[int]:
+    """First voxel of a patch; negative where the patch is larger than the image."""
+    limits = [_limits(n, p) for n, p in zip(case.shape_zyx, patch_zyx, strict=True)]
     if on_label and case.locations:
         names = sorted(case.locations)
         voxels = case.locations[names[int(generator.integers(len(names)))]]
         centre = voxels[int(generator.integers(len(voxels)))]
-        wanted = [int(c) - r // 2 for c, r in zip(centre, region_zyx, strict=True)]
+        wanted = [int(c) - p // 2 for c, p in zip(centre, patch_zyx, strict=True)]
         return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
     return [int(generator.integers(low, high + 1)) for low, high in limits]
 
 
-def _limits(n_voxels: int, region: int) -> tuple[int, int]:
-    """Lowest and highest start along an axis; a region larger than the image is centred on it."""
-    if region >= n_voxels:
-        start = -((region - n_voxels) // 2)
+def _limits(n_voxels: int, patch: int) -> tuple[int, int]:
+    """Lowest and highest start along an axis; a patch larger than the image is centred on it."""
+    if patch >= n_voxels:
+        start = -((patch - n_voxels) // 2)
         return start, start
-    return 0, n_voxels - region
+    return 0, n_voxels - patch
 
 
 def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> NDArray[Any]:
