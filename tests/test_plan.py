@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -78,7 +79,7 @@ def test_every_plan_is_a_plan(shape, spacing, preset):
         make_plan(fingerprint([shape] * 7, [spacing] * 7), LABELS, "x", preset, "cpu").to_yaml() for _ in range(2)
     )
     assert first == second
-    plan = Plan.parse(__import__("yaml").safe_load(first), "x")
+    plan = Plan.parse(yaml.safe_load(first), "x")
     assert all(c.batch_size >= 2 for c in plan.configurations.values())
     assert plan.preset == preset and set(plan.configurations) <= set(plan.reasons)
 

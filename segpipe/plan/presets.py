@@ -23,7 +23,6 @@ class Preset:
         max_features: By the number of axes.
         reference_voxels: Feature-map voxels (2.3 of nnU-Net's rules) that fit at `reference_batch`, by axes.
         reference_batch: By the number of axes.
-        memory_factor: Target memory over the memory the reference was taken at.
         coverage: Largest share of the dataset's voxels in one batch.
         max_batch: Largest batch.
         batch_in_shrink: Whether the patch shrinks until a batch of 2 fits (True) or until the reference batch
@@ -41,8 +40,6 @@ class Preset:
     base_features: int = 32
     max_features: dict[int, int] = field(default_factory=lambda: {2: 512, 3: 320})
     reference_batch: dict[int, int] = field(default_factory=lambda: {2: 12, 3: 2})
-    memory_factor: float = 1.0
-    reference_gigabytes: float = 8.0
     coverage: float = 0.05
     max_batch: int | None = None
     batch_in_shrink: bool = True
@@ -56,7 +53,6 @@ def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
         blocks=_RESIDUAL_BLOCKS,
         decoder_convolutions=1,
         reference_voxels={2: voxels_2d, 3: voxels_3d},
-        reference_gigabytes=gigabytes,
         coverage=1.0,
         batch_in_shrink=False,
         why=f"nnU-Net's residual encoder preset for {gigabytes:.0f} GB.",

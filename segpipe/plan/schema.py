@@ -14,7 +14,6 @@ from segpipe.core.records import Record
 from segpipe.networks.spec import NetworkSpec
 
 Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
-Fraction = float
 
 
 class Normalisation(Record):
@@ -108,11 +107,11 @@ class Training(Record):
     learning_rate: PositiveFloat = 1e-2
     momentum: float = Field(default=0.99, ge=0, lt=1)
     weight_decay: NonNegativeFloat = 3e-5
-    warmup_fraction: Fraction = Field(default=0.0, ge=0, lt=1)
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
     schedule: Literal["poly", "cosine"] = "poly"
     gradient_clip: PositiveFloat = 12.0
     weight_average: float = Field(default=0.0, ge=0, lt=1)
-    foreground_fraction: Fraction = Field(default=0.33, ge=0, le=1)
+    foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     augmentation: Literal["none", "light", "nnunet"] = "nnunet"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     seed: NonNegativeInt = 0

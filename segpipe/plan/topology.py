@@ -127,7 +127,7 @@ def fit(
         None if the images are too small for two stages.
     """
     n_axes = len(spacing_mm)
-    budget = preset.reference_voxels[n_axes] * preset.memory_factor
+    budget = preset.reference_voxels[n_axes]
     reference_batch = preset.reference_batch[n_axes]
     scale = 2 / reference_batch if preset.batch_in_shrink else 1
     density = 1 / np.asarray(spacing_mm, np.float64)

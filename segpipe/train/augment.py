@@ -27,7 +27,7 @@ class Strength:
         scale: Smallest and largest magnification.
         noise_std: Largest standard deviation, in units of the normalised image.
         blur_vox: Smallest and largest standard deviation.
-        brightness, contrast, gamma, zoom: Smallest and largest factor.
+        brightness, contrast, gamma, lowres_zoom: Smallest and largest factor.
     """
 
     p_rotation: float = 0.2
