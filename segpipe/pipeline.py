@@ -17,7 +17,8 @@ from segpipe.data.layouts import list_inputs, load_dataset
 from segpipe.data.splits import Fold, Splits, make_splits, read_nnunet_splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
-from segpipe.fingerprint import Fingerprint, measure
+from segpipe.fingerprint.measure import measure
+from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import device_kind, resolve_device, set_processors
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan

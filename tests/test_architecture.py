@@ -226,7 +226,7 @@ OFFENDERS = [  # check, path, source
     ("arrows", "core/grid.py", "__import__('segpipe.data')"),
     ("arrows", "data/check.py", "if TYPE_CHECKING:\n    from segpipe.fingerprint import Fingerprint"),
     ("arrows", "networks/unet.py", "from segpipe.plan import schema"),
-    ("arrows", "fingerprint.py", "from segpipe.plan.schema import Plan"),
+    ("arrows", "fingerprint/record.py", "from segpipe.plan.schema import Plan"),
     ("arrows", "fresh/new.py", ""),
     ("libraries", "cli/train.py", "import torch"),
     ("libraries", "core/progress.py", "def f():\n    from torch import nn"),

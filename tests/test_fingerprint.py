@@ -8,7 +8,7 @@ from datasets import tiny_image, tiny_labels, write_nnunet, write_tiny
 
 from segpipe.core.errors import DataError
 from segpipe.data.layouts import load_dataset
-from segpipe.fingerprint import measure
+from segpipe.fingerprint.measure import measure
 
 
 def test_a_tiny_dataset_by_hand(tmp_path):

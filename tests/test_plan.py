@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
-from segpipe.fingerprint import CaseFingerprint, Fingerprint, Intensities
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
 from segpipe.plan.presets import PRESETS, preset_named
@@ -24,17 +24,25 @@ def fingerprint(shapes, spacings, channel: str = "T1") -> Fingerprint:
     cases = tuple(
         CaseFingerprint(
             case_id=str(i),
+            site=None,
             orientation="RAS",
             spacing_mm=tuple(s),
             shape_zyx=tuple(n),
             cropped_shape_zyx=tuple(n),
-            label_voxels={"a": 5, "b": 5},
+            labels={},
+            content="",
             signature="",
         )
         for i, (n, s) in enumerate(zip(shapes, spacings, strict=True))
     )
-    values = dict.fromkeys(Intensities.model_fields, 1.0)
-    return Fingerprint(orientation="RAS", channels=(channel,), cases=cases, intensities=(Intensities(**values),))
+    values = dict.fromkeys(set(Intensities.model_fields) - {"histogram"}, 1.0)
+    return Fingerprint(
+        orientation="RAS",
+        channels=(channel,),
+        cases=cases,
+        intensities=(Intensities(**values),),
+        median_relative_size_after_cropping=1.0,
+    )
 
 
 def test_hippocampus_as_nnunet_plans_it():

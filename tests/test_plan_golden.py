@@ -9,7 +9,7 @@ import pytest
 from published import GOLDEN_PLANS
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.fingerprint import CaseFingerprint, Fingerprint, Intensities
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.plan.topology import feature_voxels
@@ -22,20 +22,21 @@ NAMES |= {"rescale_0_1": "RescaleTo01Normalization", "rgb_0_1": "RGBTo01Normaliz
 def _intensities(fingerprint: dict[str, Any], channel: str) -> Intensities:
     """One channel's; the decisions of channels that are not CT do not depend on them."""
     known = fingerprint.get("foreground_intensity_properties_per_channel", {}).get(channel)
-    return Intensities(**(known or dict.fromkeys(Intensities.model_fields, 1.0)))
+    return Intensities(**(known or dict.fromkeys(set(Intensities.model_fields) - {"histogram"}, 1.0)))
 
 
 def from_nnunet(fingerprint: dict[str, Any], dataset: dict[str, Any]) -> tuple[Fingerprint, LabelSet]:
-    """nnU-Net's two files as ours; the first axis stands for what cropping removes, since it stores no full shape."""
-    kept = fingerprint["median_relative_size_after_cropping"]
+    """nnU-Net's two files as ours."""
     cases = tuple(
         CaseFingerprint(
             case_id=str(i),
+            site=None,
             orientation="LPS",
             spacing_mm=tuple(spacing),
-            shape_zyx=(round(shape[0] / kept), shape[1], shape[2]),
+            shape_zyx=None,
             cropped_shape_zyx=tuple(int(n) for n in shape),
-            label_voxels={},
+            labels={},
+            content="",
             signature="",
         )
         for i, (spacing, shape) in enumerate(
@@ -51,7 +52,14 @@ def from_nnunet(fingerprint: dict[str, Any], dataset: dict[str, Any]) -> tuple[F
         labels=tuple(Label(name=name, values=(i + 1,)) for i, name in enumerate(names)),
         ignore_value=None if ignore is None else 10_000,
     )
-    return Fingerprint(orientation="LPS", channels=channels, cases=cases, intensities=intensities), labels
+    found = Fingerprint(
+        orientation="LPS",
+        channels=channels,
+        cases=cases,
+        intensities=intensities,
+        median_relative_size_after_cropping=fingerprint["median_relative_size_after_cropping"],
+    )
+    return found, labels
 
 
 def assert_same_decisions(plan: Plan, golden: dict[str, Any], n_entries: int) -> None:

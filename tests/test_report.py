@@ -27,7 +27,7 @@ from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.summary import summarise
-from segpipe.fingerprint import measure
+from segpipe.fingerprint.measure import measure
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan

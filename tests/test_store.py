@@ -14,7 +14,7 @@ from plans import small_plan
 from segpipe.core.errors import DataError
 from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset
-from segpipe.fingerprint import measure
+from segpipe.fingerprint.measure import measure
 from segpipe.prepare.store import open_cases, prepare_dataset
 
 

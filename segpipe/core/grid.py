@@ -163,11 +163,21 @@ def reorientation(source: Grid, target: str) -> Reorientation:
     Raises:
         GeometryError: If `target` is not one of the 48 orientations.
     """
+    return turn_between(source.orientation, target)
+
+
+def turn_between(source: str, target: str) -> Reorientation:
+    """The turn from one orientation to another, e.g. from `LPS` to `RAS`.
+
+    Raises:
+        GeometryError: If one is not among the 48 orientations.
+    """
     axes = {letter: i for i, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
-    if len(target) != 3 or sorted(axes.get(letter, -1) for letter in target) != [0, 1, 2]:
-        raise GeometryError(f"orientation {target!r} is none of the 48 such as 'RAS' or 'LPI'.")
-    source_axes = [axis for axis, _ in source._axes_xyz]
+    for code in (source, target):
+        if len(code) != 3 or sorted(axes.get(letter, -1) for letter in code) != [0, 1, 2]:
+            raise GeometryError(f"orientation {code!r} is none of the 48 such as 'RAS' or 'LPI'.")
+    source_axes = [axes[letter] for letter in source]
     order_xyz = [source_axes.index(axes[letter]) for letter in target]
-    flips_xyz = [source.orientation[i] != letter for i, letter in zip(order_xyz, target, strict=True)]
+    flips_xyz = [source[i] != letter for i, letter in zip(order_xyz, target, strict=True)]
     z, y, x = (2 - order_xyz[2], 2 - order_xyz[1], 2 - order_xyz[0])
     return Reorientation((z, y, x), (flips_xyz[2], flips_xyz[1], flips_xyz[0]))

@@ -23,7 +23,7 @@ from segpipe.core.records import Record
 from segpipe.core.seeds import generator_for
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
-from segpipe.fingerprint import Fingerprint
+from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.prepare.case import Prepared, Trace, prepare_case
 

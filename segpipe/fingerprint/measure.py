@@ -1,0 +1,249 @@
+"""Measuring a dataset in one pass over its cases.
+
+A case is measured along the axes of its files; edges are brought into the dataset's most frequent orientation when
+all cases are known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from segpipe.core.box import nonzero_box
+from segpipe.core.errors import DataError
+from segpipe.core.grid import turn_between
+from segpipe.core.labels import LabelSet
+from segpipe.core.progress import map_threads
+from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
+from segpipe.data.dataset import Case, Dataset, signature_of
+from segpipe.fingerprint.intensity import Foreground, count, pool
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
+
+_MAX_NAMED = 10  # faulty cases in a message
+_CONNECTIVITY = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredCase:
+    """A case and what its foreground adds to the dataset's intensities.
+
+    Args:
+        case: Edges are along the axes of the orientation `axes`.
+        axes: Those of the files, or of a dataset it was measured for.
+        channels: One for each channel; empty if no voxel is labelled.
+    """
+
+    case: CaseFingerprint
+    axes: str
+    channels: tuple[Foreground, ...]
+
+
+def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
+    """Measure a dataset in one pass over its cases.
+
+    Raises:
+        DataError: If cases cannot be read or do not fit the dataset, all of them together; or a label occurs nowhere.
+    """
+    return assemble(dataset, measure_cases(dataset.cases, dataset, n_workers))
+
+
+def measure_cases(cases: Sequence[Case], dataset: Dataset, n_workers: int) -> list[MeasuredCase]:
+    """Measure some cases of a dataset, in order.
+
+    Raises:
+        DataError: If cases cannot be read or do not fit the dataset, all of them together.
+    """
+    measured, faults = [], []
+    for case, result in zip(
+        cases, map_threads(lambda c: _measured_or_fault(c, dataset), cases, "measuring", n_workers), strict=True
+    ):
+        if isinstance(result, MeasuredCase):
+            measured.append(result)
+        else:
+            text = str(result)
+            faults.append(text if text.startswith(case.case_id) else f"{case.case_id}: {text}")
+    if len(faults) == 1:
+        raise DataError(faults[0])
+    if faults:
+        more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []
+        raise DataError(
+            "\n  ".join(
+                [
+                    f"{dataset.root}: {len(faults)} of {len(cases)} cases cannot be measured. Correct them; "
+                    f"`segpipe check {dataset.root}` shows what else is wrong.",
+                    *faults[:_MAX_NAMED],
+                    *more,
+                ]
+            )
+        )
+    return measured
+
+
+def assemble(dataset: Dataset, measured: Sequence[MeasuredCase]) -> Fingerprint:
+    """The fingerprint of a dataset whose cases are measured.
+
+    Raises:
+        DataError: If a label occurs in no case.
+    """
+    _require_every_label(dataset, measured)
+    counts = Counter(m.case.orientation for m in measured)
+    orientation = min(counts, key=lambda code: (-counts[code], code))
+    labelled = [m.channels for m in measured if m.channels]
+    cases = tuple(_turned(m.case, m.axes, orientation) for m in measured)
+    kept = [np.prod(case.cropped_shape_zyx) / np.prod(case.shape_zyx or case.cropped_shape_zyx) for case in cases]
+    return Fingerprint(
+        orientation=orientation,
+        channels=dataset.channels,
+        cases=cases,
+        intensities=tuple(pool(channel) for channel in zip(*labelled, strict=True)),
+        median_relative_size_after_cropping=float(np.median(kept)),
+    )
+
+
+def _require_every_label(dataset: Dataset, measured: Sequence[MeasuredCase]) -> None:
+    present = frozenset[str]().union(*(m.case.present for m in measured))
+    absent = [name for name in dataset.labels.names if name not in present]
+    if not present:
+        raise DataError(
+            f"{dataset.root}: no case has a labelled voxel, expected some in {len(measured)} cases: there is nothing "
+            "to learn. Check the label files."
+        )
+    if absent:
+        named = ", ".join(absent[:_MAX_NAMED]) + (", …" if len(absent) > _MAX_NAMED else "")
+        raise DataError(
+            f"{dataset.root}: {len(absent)} label(s) occur in none of the {len(measured)} cases ({named}), expected "
+            "every label in some case: what never occurs cannot be learned. Take them off the list of labels, or add "
+            "cases that have them."
+        )
+
+
+def _turned(case: CaseFingerprint, axes: str, target: str) -> CaseFingerprint:
+    """The case with its edges along the axes of another orientation."""
+    if axes == target:
+        return case
+    turn = turn_between(axes, target)
+    labels = {
+        name: label.model_copy(update={"extent_mm": turn.permute(label.extent_mm)})
+        for name, label in case.labels.items()
+    }
+    return case.model_copy(
+        update={
+            "spacing_mm": turn.permute(case.spacing_mm),
+            "shape_zyx": case.shape_zyx and turn.permute(case.shape_zyx),
+            "cropped_shape_zyx": turn.permute(case.cropped_shape_zyx),
+            "labels": labels,
+        }
+    )
+
+
+def _measured_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | DataError:
+    try:
+        return _measure_case(case, dataset)
+    except DataError as fault:
+        return fault
+
+
+def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
+    if case.label is None:
+        raise DataError(f"{case.case_id}: has no label map, expected one. Add it, or take the image away.")
+    signature, content = signature_of(case), content_of(case)  # before reading: a later change is then seen
+    volume = _read_image(case, dataset.channels)
+    values, grid = read_labels(Path(case.label))
+    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
+    indices = dataset.labels.encode(values, case.label)
+    del values
+    box = nonzero_box(volume.voxels_czyx)
+    foreground = indices[box.slices] > 0  # never the ignore label (nnU-Net counts it, its issue #3055)
+    fingerprint = CaseFingerprint(
+        case_id=case.case_id,
+        site=case.site,
+        orientation=volume.grid.orientation,
+        spacing_mm=volume.grid.spacing_mm,
+        shape_zyx=volume.grid.shape_zyx,
+        cropped_shape_zyx=box.shape_zyx,
+        labels=measure_labels(indices, dataset.labels, volume.grid.spacing_mm),
+        content=content,
+        signature=signature,
+    )
+    cropped = volume.voxels_czyx[box.slices]
+    channels = tuple(count(channel[foreground]) for channel in cropped) if foreground.any() else ()
+    return MeasuredCase(fingerprint, volume.grid.orientation, channels)
+
+
+def _read_image(case: Case, channels: Sequence[str]) -> Volume:
+    volume = read_image_channels(case.image_paths)
+    voxels, edges = volume.voxels_czyx, volume.grid.spacing_mm
+    if len(voxels) != len(channels):
+        raise DataError(
+            f"{case.case_id}: {len(voxels)} channel(s), expected {len(channels)} ({', '.join(channels)}). "
+            "Give every case the same channels."
+        )
+    if not (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
+        n_wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        raise DataError(
+            f"{case.case_id}: {n_wrong} voxels are NaN or infinite, expected finite numbers. Replace them; "
+            "`segpipe check` lists the files."
+        )
+    if min(edges) <= 0:
+        found = " × ".join(f"{mm:g}" for mm in edges)
+        raise DataError(f"{case.case_id}: voxels of {found} mm (z, y, x), expected above 0. Repair the header.")
+    return volume
+
+
+def content_of(case: Case) -> str:
+    """Digest of the bytes of a case's image files, `-`, digest of those of its label file.
+
+    Raises:
+        DataError: If a file cannot be read.
+    """
+    return f"{_digest(case, case.images)}-{_digest(case, [case.label] if case.label else [])}"
+
+
+def _digest(case: Case, files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            with Path(file).open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        except OSError as fault:
+            raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}). Put it back.") from None
+    return digest.hexdigest()[:12]
+
+
+def measure_labels(
+    indices: NDArray[np.int16], labels: LabelSet, spacing_mm: tuple[float, float, float]
+) -> dict[str, LabelMeasure]:
+    """Measure every label and region.
+
+    Args:
+        indices: (Z, Y, X) inside values.
+        labels: What they mean.
+        spacing_mm: Voxel edge along Z, Y, X.
+    """
+    boxes = ndimage.find_objects(indices, len(labels.values))
+    measures = {}
+    for label in labels.labels:
+        values = labels.indices_of(label)
+        found = [box for value in values if (box := boxes[value - 1]) is not None]
+        if not found:
+            measures[label.name] = LabelMeasure(voxels=0, volume_mm3=0, n_components=0, extent_mm=(0, 0, 0))
+            continue
+        box = tuple(slice(min(b[a].start for b in found), max(b[a].stop for b in found)) for a in range(3))
+        part = indices[box]
+        mask = part == values[0] if len(values) == 1 else np.isin(part, values)
+        n_voxels = int(np.count_nonzero(mask))
+        z, y, x = (n * mm for n, mm in zip(mask.shape, spacing_mm, strict=True))
+        measures[label.name] = LabelMeasure(
+            voxels=n_voxels,
+            volume_mm3=n_voxels * float(np.prod(spacing_mm)),
+            n_components=ndimage.label(mask, _CONNECTIVITY)[1],
+            extent_mm=(z, y, x),
+        )
+    return measures
