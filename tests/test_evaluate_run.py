@@ -14,6 +14,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
+from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import measure
 from segpipe.evaluate.run import MaskPair, score_case, score_folder
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, ScoreTable
@@ -33,7 +34,7 @@ def example(shift=0):
 
 
 def by_name(scores):
-    return {(score.label, score.metric): score for score in scores}
+    return {(score.label, score.metric): score for score in scores.rows}
 
 
 def write(path, values, affine=GRID.affine_ras_mm):
@@ -52,7 +53,7 @@ def folders(tmp_path):
 
 
 def test_scores_of_a_case():
-    scores = by_name(score_case(example(), example(shift=1), GRID, LABELS, ORIGIN, nsd_tolerance_mm=0.5))
+    scores = by_name(score_case(example(), example(shift=1), GRID, LABELS, ORIGIN, ScoreSettings(nsd_tolerance_mm=0.5)))
     organ = scores["organ", "dice"]
     assert organ.value == 18 / 24  # three of four columns in common
     assert (organ.n_reference_vox, organ.n_prediction_vox, organ.status, organ.unit) == (24, 24, "ok", "1")
@@ -94,7 +95,7 @@ def test_any_integers_are_labels(values):
     pair[1][0, 0, :4] = (values[0] - 1, values[1] + 1, -2_000_000_000, 2_000_000_000)  # of no label
     expected = score_case(example(), example(1), GRID, LABELS, ORIGIN)
     found = score_case(*pair, GRID, labels, ORIGIN)
-    assert [score.value for score in found] == [score.value for score in expected]
+    assert [score.value for score in found.rows] == [score.value for score in expected.rows]
 
 
 def test_one_slice_is_measured_in_its_plane():
@@ -132,7 +133,7 @@ def test_folders_give_the_scores_of_their_cases(folders):
     table = score_folder(pairs_in(folders), LABELS, n_workers=2)
     assert table.case_ids == ("sub-0_ses-0", "sub-0_ses-1", "sub-1_ses-2")
     expected = score_case(example(), example(1), GRID, LABELS, Origin("sub-0_ses-1", "sub-0"))
-    assert [row for row in table.rows if row.case_id == "sub-0_ses-1"] == expected
+    assert tuple(row for row in table.rows if row.case_id == "sub-0_ses-1") == expected.rows
     assert score_folder(pairs_in(folders), LABELS, n_workers=1).rows[:20] == table.rows[:20]
 
 

@@ -39,6 +39,7 @@ def command(
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.core.progress import say
+    from segpipe.evaluate.case import ScoreSettings
     from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing
     from segpipe.evaluate.run import score_folder
     from segpipe.evaluate.summary import check_policy, summarise
@@ -50,7 +51,7 @@ def command(
     label_set, labels_from = labels_of(labels, pairing, n_workers)
     say(f"labels: {', '.join(label_set.names[:8])}{', …' * (len(label_set.names) > 8)} (from {labels_from})")
     say(f"patients: {pairing.patients_from}")
-    table = score_folder(pairing.pairs, label_set, n_workers, nsd_tolerance)
+    table = score_folder(pairing.pairs, label_set, n_workers, ScoreSettings(nsd_tolerance_mm=nsd_tolerance))
     if output is not None:
         table.save(output)
     rows = summarise(table, policy, seed)

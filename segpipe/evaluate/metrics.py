@@ -6,6 +6,7 @@ are infinite. What that means for a mean is decided when aggregating (`summary.p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from math import inf, nan, prod
 from typing import Literal
@@ -13,6 +14,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.errors import UsageError
+from segpipe.core.records import did_you_mean
 from segpipe.evaluate import surface
 
 Mask = NDArray[np.bool_]
@@ -29,31 +32,57 @@ class Metric:
         unit: `1` for a share, `mm`, `mm3`.
         kind: `overlap` (0 worst, 1 best), `distance` (0 best, no upper bound) or `difference` (signed, 0 best).
         title: For tables that people read.
+        group: What it is computed from, together with the others of its group: `counts` of voxels, one of the surface
+            models `lattice`, `voxel`, `mc` (see `surface.py`), or a name in `groups.GROUPS`.
+        is_default: Whether it is computed when nobody asked for anything.
     """
 
     name: str
     unit: str
     kind: Literal["overlap", "distance", "difference"]
     title: str
+    group: str
+    is_default: bool = True
 
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("dice", "1", "overlap", "Dice"),
-        Metric("iou", "1", "overlap", "IoU"),
-        Metric("sensitivity", "1", "overlap", "sensitivity"),
-        Metric("precision", "1", "overlap", "precision"),
-        Metric("nsd", "1", "overlap", "NSD"),
-        Metric("hd95", "mm", "distance", "HD95 mm"),
-        Metric("hd", "mm", "distance", "HD mm"),
-        Metric("assd", "mm", "distance", "ASSD mm"),
-        Metric("hd95_voxel_max", "mm", "distance", "HD95 voxel max mm"),
-        Metric("hd95_voxel_pooled", "mm", "distance", "HD95 voxel pooled mm"),
-        Metric("volume_difference", "mm3", "difference", "volume diff. mm³"),
-        Metric("relative_volume_difference", "1", "difference", "volume diff. rel."),
+        Metric("dice", "1", "overlap", "Dice", "counts"),
+        Metric("iou", "1", "overlap", "IoU", "counts"),
+        Metric("sensitivity", "1", "overlap", "sensitivity", "counts"),
+        Metric("precision", "1", "overlap", "precision", "counts"),
+        Metric("nsd", "1", "overlap", "NSD", "lattice"),
+        Metric("hd95", "mm", "distance", "HD95 mm", "lattice"),
+        Metric("hd", "mm", "distance", "HD mm", "lattice"),
+        Metric("assd", "mm", "distance", "ASSD mm", "lattice"),
+        Metric("masd", "mm", "distance", "MASD mm", "lattice"),
+        Metric("hd95_voxel_max", "mm", "distance", "HD95 voxel max mm", "voxel"),
+        Metric("hd95_voxel_pooled", "mm", "distance", "HD95 voxel pooled mm", "voxel"),
+        Metric("nsd_voxel", "1", "overlap", "NSD voxel", "voxel", is_default=False),
+        Metric("hd_voxel", "mm", "distance", "HD voxel mm", "voxel", is_default=False),
+        Metric("assd_voxel", "mm", "distance", "ASSD voxel mm", "voxel", is_default=False),
+        Metric("masd_voxel", "mm", "distance", "MASD voxel mm", "voxel", is_default=False),
+        Metric("volume_difference", "mm3", "difference", "volume diff. mm³", "counts"),
+        Metric("relative_volume_difference", "1", "difference", "volume diff. rel.", "counts"),
     )
 }
+DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.is_default)
+
+
+def parse_metrics(text: str) -> tuple[str, ...]:
+    """Names of metrics from `all` or `dice,hd95,hd95_mc`, in the order of `METRICS`.
+
+    Raises:
+        UsageError: If a name is unknown.
+    """
+    if text.strip() == "all":
+        return tuple(METRICS)
+    names = {name.strip() for name in text.split(",")}
+    unknown = sorted(names - set(METRICS))
+    if unknown:
+        raise UsageError(f"metric {unknown[0]!r} is unknown.{did_you_mean(unknown[0], list(METRICS))}")
+    return tuple(name for name in METRICS if name in names)
 
 
 @dataclass(frozen=True)
@@ -128,43 +157,66 @@ def relative_volume_difference(overlap: Overlap) -> float:
 
 
 def measure(
-    reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...], nsd_tolerance_mm: float | None = None
+    reference: Mask,
+    prediction: Mask,
+    spacing_mm: tuple[float, ...],
+    nsd_tolerance_mm: float | None = None,
+    metrics: Collection[str] = DEFAULT_METRICS,
 ) -> tuple[Overlap, dict[str, float]]:
-    """Every metric of one label in one case.
+    """Metrics of one label in one case, of those groups that counts and surfaces give.
 
     Args:
         reference: Mask (Z, Y, X), bool. A single slice is measured as a contour in 2D.
         prediction: Mask of the same shape.
         spacing_mm: Voxel edge along Z, Y, X.
         nsd_tolerance_mm: Tolerance of `nsd`; without it there is no `nsd`, since no tolerance fits every organ.
+        metrics: Names of `METRICS`; those of other groups are passed over.
 
     Returns:
-        The counts, and values by the names in `METRICS`. `hd95`, `hd`, `assd` and `nsd` follow the `lattice` model:
-        HD95 is the larger of the two directed percentiles of surface area. `hd95_voxel_max` is MONAI's number and
-        `hd95_voxel_pooled` MedPy's: the three may differ by many voxels on the same masks.
+        The counts, and values by name. `hd95`, `hd`, `assd` and `nsd` follow the `lattice` model: HD95 is the larger
+        of the two directed percentiles of surface area. `hd95_voxel_max` is MONAI's number and `hd95_voxel_pooled`
+        MedPy's: the three may differ by many voxels on the same masks.
 
     Raises:
         ValueError: If shapes differ or either array is not bool.
     """
     overlap = overlap_of(reference, prediction)
-    lattice = surface.lattice_distances(reference, prediction, spacing_mm)
-    voxel = surface.voxel_distances(reference, prediction, spacing_mm)
-    values = {
+    values = count_values(overlap, spacing_mm)
+    for model, distances_of in surface.MODELS.items():
+        if any(METRICS[name].group == model for name in metrics):
+            distances = distances_of(reference, prediction, spacing_mm)
+            values |= surface_values(model, distances, nsd_tolerance_mm)
+    return overlap, {name: values[name] for name in METRICS if name in metrics and name in values}
+
+
+def count_values(overlap: Overlap, spacing_mm: tuple[float, ...]) -> dict[str, float]:
+    """Every metric of the group `counts`."""
+    return {
         "dice": dice(overlap),
         "iou": iou(overlap),
         "sensitivity": sensitivity(overlap),
         "precision": precision(overlap),
-        "hd95": surface.hausdorff_percentile_mm(lattice, 0.95),
-        "hd": surface.hausdorff_mm(lattice),
-        "assd": surface.mean_surface_distance_mm(lattice),
-        "hd95_voxel_max": surface.hausdorff_interpolated_mm(voxel, 0.95),
-        "hd95_voxel_pooled": surface.hausdorff_pooled_mm(voxel, 0.95),
         "volume_difference": volume_difference_mm3(overlap, spacing_mm),
         "relative_volume_difference": relative_volume_difference(overlap),
     }
+
+
+def surface_values(model: str, distances: surface.SurfaceDistances, nsd_tolerance_mm: float | None) -> dict[str, float]:
+    """Every metric of one surface model; those of `lattice` carry no suffix."""
+    suffix = "" if model == "lattice" else f"_{model}"
+    values = {
+        f"hd{suffix}": surface.hausdorff_mm(distances),
+        f"assd{suffix}": surface.mean_surface_distance_mm(distances),
+        f"masd{suffix}": surface.mean_directed_distance_mm(distances),
+    }
+    if model == "voxel":
+        values["hd95_voxel_max"] = surface.hausdorff_interpolated_mm(distances, 0.95)
+        values["hd95_voxel_pooled"] = surface.hausdorff_pooled_mm(distances, 0.95)
+    else:
+        values[f"hd95{suffix}"] = surface.hausdorff_percentile_mm(distances, 0.95)
     if nsd_tolerance_mm is not None:
-        values["nsd"] = surface.surface_dice(lattice, nsd_tolerance_mm)
-    return overlap, values
+        values[f"nsd{suffix}"] = surface.surface_dice(distances, nsd_tolerance_mm)
+    return values
 
 
 def _share(part: int, whole: int) -> float:

@@ -18,46 +18,74 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
-from segpipe.evaluate.metrics import METRICS, measure
+from segpipe.evaluate.case import Box, Case, ScoreSettings, is_one_of
+from segpipe.evaluate.groups import GROUPS
+from segpipe.evaluate.metrics import METRICS, Overlap, measure
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
 
 _MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
+DEFAULT_SETTINGS = ScoreSettings()
 _N_NAMED = 8  # values and labels in a message
 
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Two mask files of one case, and whose they are."""
+    """Two mask files of one case, and whose they are; `probabilities` is a file for metrics that need one."""
 
     reference: Path
     prediction: Path
     origin: Origin
+    probabilities: Path | None = None
+
+
+@dataclass(frozen=True)
+class FolderScores:
+    """The table of scores, and further rows such as one for each lesion, in the order of the pairs."""
+
+    table: ScoreTable
+    details: tuple[Any, ...]
 
 
 def score_folder(
-    pairs: Sequence[MaskPair], labels: LabelSet, n_workers: int, nsd_tolerance_mm: float | None = None
+    pairs: Sequence[MaskPair], labels: LabelSet, n_workers: int, settings: ScoreSettings = DEFAULT_SETTINGS
 ) -> ScoreTable:
+    """The table of `score_pairs`."""
+    return score_pairs(pairs, labels, n_workers, settings).table
+
+
+def score_pairs(
+    pairs: Sequence[MaskPair], labels: LabelSet, n_workers: int, settings: ScoreSettings = DEFAULT_SETTINGS
+) -> FolderScores:
     """Score pairs of files, several side by side.
 
     Args:
         pairs: In the order of the table.
         labels: The structures.
         n_workers: Cases worked on at once; the result does not depend on it.
-        nsd_tolerance_mm: Tolerance of the surface Dice in mm; None for no `nsd`.
+        settings: What to compute.
 
     Raises:
         DataError: After all pairs were tried, with one line for each that cannot be read or whose two grids differ.
     """
-    results = map_threads(
-        partial(_score_pair, labels=labels, nsd_tolerance_mm=nsd_tolerance_mm), pairs, "score", n_workers
-    )
+    results = map_threads(partial(_score_pair, labels=labels, settings=settings), pairs, "score", n_workers)
     faults = [result for result in results if isinstance(result, DataError)]
     if faults:
         lines = "\n  ".join(str(fault) for fault in faults)
         raise DataError(f"{len(faults)} of {len(pairs)} cases cannot be scored:\n  {lines}")
     scored = [result for result in results if isinstance(result, _Scored)]
     _say_strange_values(scored, labels)
-    return ScoreTable(tuple(row for one in scored for row in one.rows))
+    return FolderScores(
+        ScoreTable(tuple(row for one in scored for row in one.scores.rows)),
+        tuple(row for one in scored for row in one.scores.details),
+    )
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """Rows of one case for the table of scores, and the details of `GroupScores`."""
+
+    rows: tuple[Score, ...]
+    details: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -65,7 +93,7 @@ class _Scored:
     """Scores of a pair, and the values of no label that stand in its two files."""
 
     pair: MaskPair
-    rows: list[Score]
+    scores: CaseScores
     strange_in_reference: frozenset[int]
     strange_in_prediction: frozenset[int]
 
@@ -84,15 +112,15 @@ def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
         )
 
 
-def _score_pair(pair: MaskPair, labels: LabelSet, nsd_tolerance_mm: float | None) -> _Scored | DataError:
+def _score_pair(pair: MaskPair, labels: LabelSet, settings: ScoreSettings) -> _Scored | DataError:
     try:
         reference, grid = read_labels(pair.reference)
         prediction, prediction_grid = read_labels(pair.prediction)
         require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
+        scores = score_case(reference, prediction, grid, labels, pair.origin, settings, pair.probabilities)
     except DataError as fault:
         return fault
-    rows = score_case(reference, prediction, grid, labels, pair.origin, nsd_tolerance_mm)
-    return _Scored(pair, rows, *(_values_in(values) - labels.known_values for values in (reference, prediction)))
+    return _Scored(pair, scores, *(_values_in(values) - labels.known_values for values in (reference, prediction)))
 
 
 def _values_in(values_zyx: NDArray[np.integer[Any]]) -> frozenset[int]:
@@ -106,8 +134,9 @@ def score_case(
     grid: Grid,
     labels: LabelSet,
     origin: Origin,
-    nsd_tolerance_mm: float | None = None,
-) -> list[Score]:
+    settings: ScoreSettings = DEFAULT_SETTINGS,
+    probabilities: Path | None = None,
+) -> CaseScores:
     """Score every label of one case.
 
     Args:
@@ -116,31 +145,65 @@ def score_case(
         grid: Where both lie.
         labels: The structures; regions are scored as wholes.
         origin: Whose scores these are.
-        nsd_tolerance_mm: Tolerance of the surface Dice in mm; None for no `nsd`.
+        settings: What to compute.
+        probabilities: File of the predicted probabilities, for metrics that need it.
 
     Returns:
-        For each label one row for each metric, then one row with the diagonal of the image in mm.
+        For each label one row for each metric, then rows of the image: its diagonal in mm, and what metrics of the
+        whole image there are.
 
     Raises:
         ValueError: If the shapes are not the grid's.
+        DataError: If the file of probabilities is needed and wrong.
     """
     shapes = {reference_values.shape, prediction_values.shape, grid.shape_zyx}
     if len(shapes) > 1:
         raise ValueError(f"reference, prediction and grid have the shapes {sorted(shapes)}, expected one")
+    case, n_counted_vox, surfaces = _case(
+        reference_values, prediction_values, grid, labels, origin, settings, probabilities
+    )
+    groups = [GROUPS[name](case) for name in GROUPS if name in settings.groups]
+    rows: list[Score] = []
+    diagonal_mm = float(np.linalg.norm(np.multiply(grid.shape_zyx, grid.spacing_mm)))
+    for name in (*labels.names, IMAGE_LABEL):
+        overlap = case.overlaps.get(name, Overlap(n_counted_vox, n_counted_vox, n_counted_vox))
+        values = dict(surfaces.get(name, {}))
+        for group in groups:
+            values |= group.values.get(name, {})
+        make = _row_maker(origin, name)
+        sizes = (overlap.n_reference_vox, overlap.n_prediction_vox)
+        if name == IMAGE_LABEL:
+            rows.append(make(DIAGONAL, diagonal_mm, "mm", "ok", *sizes))
+        rows += [make(m, values[m], METRICS[m].unit, overlap.status, *sizes) for m in settings.metrics if m in values]
+    return CaseScores(tuple(rows), tuple(row for group in groups for row in group.details))
+
+
+def _case(
+    reference_values: NDArray[np.integer[Any]],
+    prediction_values: NDArray[np.integer[Any]],
+    grid: Grid,
+    labels: LabelSet,
+    origin: Origin,
+    settings: ScoreSettings,
+    probabilities: Path | None,
+) -> tuple[Case, int, dict[str, dict[str, float]]]:
     reference, prediction, n_counted_vox = _indexed(reference_values, prediction_values, labels)
     boxes = [find_objects(indices, max_label=len(labels.values)) for indices in (reference, prediction)]
-    rows: list[Score] = []
+    overlaps, label_boxes, surfaces = {}, {}, {}
     for label in labels.labels:
         indices = labels.indices_of(label)
-        box = _union([found[i - 1] for found in boxes for i in indices], grid.shape_zyx)
-        masks = [_is_one_of(array[box], indices) for array in (reference, prediction)]
-        overlap, values = measure(masks[0], masks[1], grid.spacing_mm, nsd_tolerance_mm)
-        sizes = (overlap.n_reference_vox, overlap.n_prediction_vox)
-        make = _row_maker(origin, label.name)
-        rows += [make(name, value, METRICS[name].unit, overlap.status, *sizes) for name, value in values.items()]
-    diagonal_mm = float(np.linalg.norm(np.multiply(grid.shape_zyx, grid.spacing_mm)))
-    rows.append(_row_maker(origin, IMAGE_LABEL)(DIAGONAL, diagonal_mm, "mm", "ok", n_counted_vox, n_counted_vox))
-    return rows
+        found = [found[i - 1] for found in boxes for i in indices]
+        box = _union(found, grid.shape_zyx)
+        masks = [is_one_of(array[box], indices) for array in (reference, prediction)]
+        label_boxes[label.name] = box if any(found) else None
+        overlaps[label.name], surfaces[label.name] = measure(
+            masks[0], masks[1], grid.spacing_mm, settings.tolerance_mm(label.name), settings.metrics
+        )
+    is_ignored = None if labels.ignore_value is None else reference_values == labels.ignore_value
+    case = Case(
+        origin.case_id, reference, prediction, is_ignored, grid, labels, overlaps, label_boxes, probabilities, settings
+    )
+    return case, n_counted_vox, surfaces
 
 
 def _row_maker(origin: Origin, label: str) -> Callable[..., Score]:
@@ -190,19 +253,16 @@ def _lookup(values: tuple[int, ...], dtype: Any) -> Callable[[NDArray[np.integer
     return looked_up
 
 
-def _is_one_of(array: NDArray[Any], indices: tuple[int, ...]) -> NDArray[np.bool_]:
-    return array == indices[0] if len(indices) == 1 else np.isin(array, indices)
-
-
-def _union(boxes: Sequence[tuple[slice, ...] | None], shape_zyx: tuple[int, int, int]) -> tuple[slice, ...]:
+def _union(boxes: Sequence[Box | None], shape_zyx: tuple[int, int, int]) -> Box:
     """Smallest box around all boxes; an axis of which the image has only one voxel stays one."""
     found = [box for box in boxes if box is not None]
     if not found:
-        return tuple(slice(0, min(n, 2)) for n in shape_zyx)
+        z, y, x = (slice(0, min(n, 2)) for n in shape_zyx)
+        return (z, y, x)
     box = []
     for axis, n in enumerate(shape_zyx):
         low, high = min(b[axis].start for b in found), max(b[axis].stop for b in found)
         if high - low == 1 and n > 1:  # one slice of a volume is a volume, not a contour
             low, high = (low, high + 1) if high < n else (low - 1, high)
         box.append(slice(low, high))
-    return tuple(box)
+    return (box[0], box[1], box[2])

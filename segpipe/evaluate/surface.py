@@ -136,6 +136,14 @@ def mean_surface_distance_mm(distances: SurfaceDistances) -> float:
     return _pooled(distances, lambda mm, weights: float(np.average(mm, weights=weights)))
 
 
+def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
+    """Mean of the two directed weighted means (MASD) in mm; inf if one mask is empty, NaN if both are."""
+    if not len(distances.reference_mm) or not len(distances.prediction_mm):
+        return float("inf") if len(distances.pooled_mm) else float("nan")
+    one = np.average(distances.reference_mm, weights=distances.reference_weights)
+    return float(one + np.average(distances.prediction_mm, weights=distances.prediction_weights)) / 2
+
+
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     """Share of both surfaces that lies within a tolerance of the other one (NSD).
 
@@ -154,6 +162,10 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return float(distances.pooled_weights[is_within].sum() / distances.pooled_weights.sum())
 
 
+MODELS: dict[str, Callable[[Mask, Mask, tuple[float, ...]], SurfaceDistances]] = {
+    "lattice": lattice_distances,
+    "voxel": voxel_distances,
+}
 Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 
