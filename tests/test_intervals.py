@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from segpipe.evaluate.intervals import ENOUGH_PATIENTS, mean_with_interval
+from segpipe.evaluate.intervals import ENOUGH_PATIENTS, mean_with_interval, means_with_intervals
 
 
 @pytest.mark.parametrize("n_patients", [12, 60])
@@ -55,3 +55,22 @@ def test_two_patients():
     both = mean_with_interval(np.array([[0.0], [1.0]]), np.arange(2))
     assert (both.low, both.mean, both.high) == (0.0, 0.5, 1.0)
     assert both.note == "2 patients: too few for an interval that covers 95 %"
+
+
+def test_intervals_of_labels_are_those_of_each_label_alone():
+    values = np.random.default_rng(5).random((30, 3))
+    values[::4, 1] = np.nan  # this label has fewer patients, who alone are resampled for it
+    patients = np.repeat(np.arange(15), 2)
+    found = means_with_intervals(values, patients, 3)
+    for label in range(3):
+        assert found[label] == mean_with_interval(values[:, [label]], patients, 3)
+    assert found[-1].mean == pytest.approx(np.nanmean(values, axis=0).mean())
+
+
+def test_a_label_of_one_patient_lets_the_others_have_their_interval():
+    values = np.random.default_rng(5).random((30, 2))
+    values[1:, 1] = np.nan
+    first, second, mean = means_with_intervals(values, np.arange(30))
+    assert first.low is not None
+    assert second.note == "one patient: no interval"
+    assert mean.low is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import inf, nan
 
+import numpy as np
 import pytest
 
 from segpipe.core.errors import DataError, UsageError
@@ -138,3 +139,24 @@ def test_every_policy_knows_every_metric(policy):
         for m in METRICS.values()
     ]
     assert {r.metric for r in summarise(ScoreTable((*rows, base[-1])), policy)} == set(METRICS)
+
+
+def test_median_worst_twentieth_and_failures_by_hand():
+    dice = [0.05] + [0.5 + i / 100 for i in range(20)]  # 21 cases: the 5th percentile is the second lowest, 0.50
+    found = summarise(table_of(*[(d, 10 - 10 * d, -d) for d in dice], "missed"))
+    by_metric = {r.metric: r for r in found if r.label == "organ"}
+    # with the missed case 22 values 0, 0.05, 0.50 … 0.69: the 5th percentile lies at place 1.05, 0.05 + 0.05·0.45
+    assert by_metric["dice"].worst_5_percent == pytest.approx(0.0725)
+    assert by_metric["dice"].median == pytest.approx((0.58 + 0.59) / 2)
+    assert by_metric["dice"].n_failures == 2  # the missed one and the one below 0.1
+    # distances: 50 (diagonal), 9.5, 5.0 …: place 1.05 from above
+    assert by_metric["hd95"].worst_5_percent == pytest.approx(9.5 - 0.05 * 4.5)
+    assert by_metric["hd95"].n_failures == 1
+    # differences by their size: 1, 0.69, 0.68 …
+    assert by_metric["relative_volume_difference"].worst_5_percent == pytest.approx(0.69 - 0.05 * 0.01)
+
+
+def test_nothing_counts():
+    none = row(table_of("missed"), "dice", "omit")
+    assert np.isnan([none.mean, none.median, none.worst_5_percent]).all()
+    assert none.n_failures == 1

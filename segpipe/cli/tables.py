@@ -68,7 +68,10 @@ def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:
     """The same for programs; NaN becomes null, since JSON has no NaN."""
     return {
         "policy": policy,
-        "summary": [asdict(row) | {"mean": None if isnan(row.mean) else row.mean} for row in rows],
+        "summary": [
+            {key: None if isinstance(value, float) and isnan(value) else value for key, value in asdict(row).items()}
+            for row in rows
+        ],
     }
 
 

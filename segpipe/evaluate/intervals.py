@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -33,36 +34,79 @@ class Interval:
 
 
 def mean_with_interval(values: NDArray[np.float64], patients: NDArray[np.intp], seed: int = 0) -> Interval:
-    """Mean over labels of the mean over cases, and its BCa bootstrap interval over patients.
+    """Mean over labels of the mean over cases, and its interval: the last of `means_with_intervals`."""
+    return means_with_intervals(values, patients, seed)[-1]
+
+
+def means_with_intervals(
+    values: NDArray[np.float64], patients: NDArray[np.intp], seed: int = 0
+) -> tuple[Interval, ...]:
+    """Mean over cases of each label, then the mean over labels of these, with BCa bootstrap intervals over patients.
 
     Args:
         values: (n_cases, n_labels) float64; NaN where a case does not count for a label.
         patients: (n_cases,) number of the patient of each case, any integers.
-        seed: Of the resampling; the same seed gives the same interval.
+        seed: Of the resampling; the same seed gives the same intervals.
 
     Returns:
-        No interval for one patient or if all patients agree: there is nothing to resample.
+        n_labels + 1 intervals. For each mean the patients are resampled that have a value for it. No interval for one
+        patient or if all patients agree: there is nothing to resample.
 
     Source:
         Efron 1987, JASA 82(397), section 3, with patients as units (cluster bootstrap). Resampled means equal to the
         mean count half, as in scipy.
     """
+    sums, sizes = sums_by_patient(values, patients)
+    has_value = sizes > 0
+    any_value = has_value.any(axis=1)
+    overall = _intervals(sums[any_value], sizes[any_value], seed)
+    result: list[Interval] = []
+    for label in range(values.shape[1]):
+        own = has_value[:, label]
+        same = np.array_equal(own, any_value)  # the usual case: one resampling serves every label
+        column = slice(label, label + 1)
+        result.append(overall[label] if same else _intervals(sums[own, column], sizes[own, column], seed)[0])
+    return (*result, overall[-1])
+
+
+def sums_by_patient(
+    values: NDArray[np.float64], patients: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each patient, both (n_patients, n_labels), patients in ascending order."""
     has_value = ~np.isnan(values)
-    counts = has_value.any(axis=1)
-    if not counts.any():
-        return Interval(float("nan"), None, None, "no case counts")
-    unit = np.unique(patients[counts], return_inverse=True)[1]
-    n_patients = int(unit.max()) + 1
+    unit = np.unique(patients, return_inverse=True)[1]
+    n_patients = int(unit.max()) + 1 if len(unit) else 0
     sums, sizes = np.zeros((n_patients, values.shape[1])), np.zeros((n_patients, values.shape[1]))
-    np.add.at(sums, unit, np.where(has_value, values, 0)[counts])
-    np.add.at(sizes, unit, has_value[counts])
-    mean = float(_label_means(sums.sum(axis=0)[None], sizes.sum(axis=0)[None])[0])
+    np.add.at(sums, unit, np.where(has_value, values, 0))
+    np.add.at(sizes, unit, has_value)
+    return sums, sizes
+
+
+def patient_weights(n_patients: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each resample holds each patient: blocks of rows (n, n_patients), N_RESAMPLES rows in all."""
+    drawn = _drawn(n_patients, seed)
+    n_rows = max(1, _CHUNK // n_patients)
+    for start in range(0, len(drawn), n_rows):
+        yield drawn[start : start + n_rows].astype(float)
+
+
+def _intervals(sums: NDArray[np.float64], sizes: NDArray[np.float64], seed: int) -> list[Interval]:
+    """Of each label and of the mean over labels; every patient has a value."""
+    n_patients, n_labels = sums.shape
+    if n_patients == 0:
+        return [Interval(float("nan"), None, None, "no case counts")] * (n_labels + 1)
+    means = _means(sums.sum(axis=0)[None], sizes.sum(axis=0)[None])[0]
     if n_patients == 1:
-        return Interval(mean, None, None, "one patient: no interval")
-    left_out = _label_means(sums.sum(axis=0) - sums, sizes.sum(axis=0) - sizes)
-    if np.ptp(left_out) <= _SMALL * max(1.0, abs(mean)):
-        return Interval(mean, None, None, "all patients equal: no interval")
-    resampled = np.concatenate([_label_means(w @ sums, w @ sizes) for w in _weights(n_patients, seed)])
+        return [Interval(float(mean), None, None, "one patient: no interval") for mean in means]
+    left_out = _means(sums.sum(axis=0) - sums, sizes.sum(axis=0) - sizes)
+    resampled = np.concatenate([_means(w @ sums, w @ sizes) for w in patient_weights(n_patients, seed)])
+    return [_interval(*columns, n_patients) for columns in zip(means, resampled.T, left_out.T, strict=True)]
+
+
+def _interval(mean: float, resampled: NDArray[np.float64], left_out: NDArray[np.float64], n_patients: int) -> Interval:
+    resampled, left_out, mean = resampled[~np.isnan(resampled)], left_out[~np.isnan(left_out)], float(mean)
+    if np.isnan(mean) or not left_out.size or np.ptp(left_out) <= _SMALL * max(1.0, abs(mean)):
+        return Interval(mean, None, None, "no case counts" if np.isnan(mean) else "all patients equal: no interval")
     limits = _bca(mean, resampled, left_out)
     if limits is None:
         return Interval(mean, None, None, "resampled means all on one side: no interval")
@@ -70,17 +114,15 @@ def mean_with_interval(values: NDArray[np.float64], patients: NDArray[np.intp], 
     return Interval(mean, *limits, few)
 
 
-def _label_means(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the labels that have cases, for each row of (n, n_labels) sums and numbers of values."""
+def _means(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each label, then their mean over the labels that have cases: (n, n_labels + 1); NaN without cases."""
     has_cases = sizes > 0
     means = np.divide(sums, sizes, out=np.zeros_like(sums), where=has_cases)
-    return means.sum(axis=1) / np.maximum(has_cases.sum(axis=1), 1)
-
-
-def _weights(n_patients: int, seed: int) -> list[NDArray[np.uint16]]:
-    drawn = _drawn(n_patients, seed)
-    n_rows = max(1, _CHUNK // n_patients)
-    return [drawn[start : start + n_rows] for start in range(0, len(drawn), n_rows)]
+    n_labels = has_cases.sum(axis=1, keepdims=True)
+    overall = np.divide(
+        means.sum(axis=1, keepdims=True), n_labels, out=np.full(n_labels.shape, np.nan), where=n_labels > 0
+    )
+    return np.hstack([np.where(has_cases, means, np.nan), overall])
 
 
 @lru_cache(maxsize=2)

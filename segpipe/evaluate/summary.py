@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.records import did_you_mean
-from segpipe.evaluate.intervals import mean_with_interval
+from segpipe.evaluate.intervals import means_with_intervals
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
 
 MEAN_LABEL = "(mean)"  # row of the mean over labels
 DEFAULT_POLICY = "mr"
+_FAILED_DICE = 0.1  # below, the structure was not found in any useful sense
 _BRATS_DISTANCE_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
 
 
@@ -35,8 +37,12 @@ class SummaryRow:
         mean: NaN if no case counts.
         low, high: 95 % interval; None if there is none.
         note: Why there is no interval, or why to trust it less.
+        median: Over cases; of `(mean)` over the cases' means over labels. NaN if no case counts.
+        worst_5_percent: What the worst twentieth of the cases does not reach: the 5th percentile of an overlap, the
+            95th of a distance or of the size of a difference, interpolated. NaN if no case counts.
         n_patients: Patients with a case.
         n_ok, n_both_empty, n_missed, n_spurious: Cases by status; for `(mean)` summed over labels.
+        n_failures: Missed and spurious structures, and those whose Dice is below 0.1; for `(mean)` summed over labels.
         n_left_out: Cases that the policy leaves out of the mean, or whose value is undefined.
     """
 
@@ -47,11 +53,14 @@ class SummaryRow:
     low: float | None
     high: float | None
     note: str
+    median: float
+    worst_5_percent: float
     n_patients: int
     n_ok: int
     n_both_empty: int
     n_missed: int
     n_spurious: int
+    n_failures: int
     n_left_out: int
 
 
@@ -77,18 +86,33 @@ def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) ->
     check_policy(policy)
     if len(table.runs) > 1:
         raise DataError(f"the table holds the runs {', '.join(table.runs)}; means are of one. Choose one of them.")
-    unknown = [name for name in table.metrics if name not in METRICS]
-    if unknown:
-        raise DataError(f"the table holds the metric {unknown[0]!r}.{did_you_mean(unknown[0], list(METRICS))}")
-    diagonals = {row.case_key: row.value for row in table.rows if row.metric == DIAGONAL}
     result: list[SummaryRow] = []
     for name in table.metrics:
+        values = counted_values(table, name, policy)
         rows = [row for row in table.rows if row.metric == name and row.label != IMAGE_LABEL]
-        values = {(row.case_key, row.label): _counted(row, policy, diagonals) for row in rows}
-        labels = [label for label in table.labels if any(row.label == label for row in rows)]
-        result += [_row(rows, values, (label,), label, seed) for label in labels]
-        result.append(_row(rows, values, tuple(labels), MEAN_LABEL, seed))
+        result += _rows(rows, values, seed)
     return tuple(result)
+
+
+Values = dict[tuple[tuple[str, str, int | None, int | None], str], float]  # by case and label; NaN does not count
+
+
+def counted_values(table: ScoreTable, metric: str, policy: str) -> Values:
+    """What every score of one metric counts under a policy, by case and label; NaN if it is left out.
+
+    Raises:
+        UsageError: If there is no such policy.
+        DataError: If the metric is unknown, or the diagonal of an image is needed and missing.
+    """
+    check_policy(policy)
+    if metric not in METRICS:
+        raise DataError(f"the table holds the metric {metric!r}.{did_you_mean(metric, list(METRICS))}")
+    diagonals = {row.case_key: row.value for row in table.rows if row.metric == DIAGONAL}
+    return {
+        (row.case_key, row.label): _counted(row, policy, diagonals)
+        for row in table.rows
+        if row.metric == metric and row.label != IMAGE_LABEL
+    }
 
 
 def check_policy(policy: str) -> None:
@@ -101,31 +125,52 @@ def check_policy(policy: str) -> None:
         raise UsageError(f"policy {policy!r} is unknown.{did_you_mean(policy, list(POLICIES))}")
 
 
-Values = dict[tuple[tuple[str, str, int | None, int | None], str], float]  # by case and label; NaN does not count
-
-
-def _row(rows: list[Score], values: Values, labels: tuple[str, ...], name: str, seed: int) -> SummaryRow:
-    rows = [row for row in rows if row.label in labels]
+def _rows(rows: list[Score], values: Values, seed: int) -> list[SummaryRow]:
+    """Of one metric: a row for each label, then the mean over labels."""
+    labels = list(dict.fromkeys(row.label for row in rows))
     patient_of = {row.case_key: row.patient_id for row in rows}
     matrix = np.array([[values.get((case, label), np.nan) for label in labels] for case in patient_of])
     patients = np.unique(list(patient_of.values()), return_inverse=True)[1]
-    interval = mean_with_interval(matrix, patients, seed)
-    n_by_status = Counter(row.status for row in rows)
-    return SummaryRow(
-        label=name,
-        metric=rows[0].metric,
-        unit=METRICS[rows[0].metric].unit,
-        mean=interval.mean,
-        low=interval.low,
-        high=interval.high,
-        note=interval.note,
-        n_patients=len(set(patient_of.values())),
-        n_ok=n_by_status["ok"],
-        n_both_empty=n_by_status["both_empty"],
-        n_missed=n_by_status["missed"],
-        n_spurious=n_by_status["spurious"],
-        n_left_out=sum(bool(np.isnan(values[row.case_key, row.label])) for row in rows),
-    )
+    intervals = means_with_intervals(matrix, patients, seed)
+    result: list[SummaryRow] = []
+    for column, (name, interval) in enumerate(zip([*labels, MEAN_LABEL], intervals, strict=True)):
+        own = [row for row in rows if name in (row.label, MEAN_LABEL)]
+        of_cases = matrix[:, [column]] if name != MEAN_LABEL else matrix
+        n_by_status = Counter(row.status for row in own)
+        result.append(
+            SummaryRow(
+                label=name,
+                metric=rows[0].metric,
+                unit=METRICS[rows[0].metric].unit,
+                mean=interval.mean,
+                low=interval.low,
+                high=interval.high,
+                note=interval.note,
+                **_spread(of_cases, METRICS[rows[0].metric]),
+                n_patients=len({row.patient_id for row in own}),
+                n_ok=n_by_status["ok"],
+                n_both_empty=n_by_status["both_empty"],
+                n_missed=n_by_status["missed"],
+                n_spurious=n_by_status["spurious"],
+                n_failures=sum(_is_failure(row) for row in own),
+                n_left_out=sum(bool(np.isnan(values[row.case_key, row.label])) for row in own),
+            )
+        )
+    return result
+
+
+def _spread(values: NDArray[np.float64], metric: Metric) -> dict[str, float]:
+    """Median and worst twentieth of the cases' means over labels."""
+    per_case = np.array([np.mean(row[~np.isnan(row)]) for row in values if not np.isnan(row).all()])
+    if not per_case.size:
+        return {"median": float("nan"), "worst_5_percent": float("nan")}
+    badness = -per_case if metric.kind == "overlap" else per_case if metric.kind == "distance" else np.abs(per_case)
+    worst = float(np.quantile(badness, 0.95))
+    return {"median": float(np.median(per_case)), "worst_5_percent": -worst if metric.kind == "overlap" else worst}
+
+
+def _is_failure(row: Score) -> bool:
+    return row.status in ("missed", "spurious") or (row.metric == "dice" and row.value < _FAILED_DICE)
 
 
 def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None, int | None], float]) -> float:
