@@ -1,0 +1,216 @@
+"""Whether probabilities mean what they say: of the voxels called 0.7, seven in ten should be of the structure.
+
+Each label is judged alone, as present or not. Every number follows from how often each probability occurs and how often
+it is right, so a file is read one output at a time and counted once.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from segpipe.core.errors import DataError
+from segpipe.core.header import stem_of
+from segpipe.core.labels import LabelSet
+from segpipe.evaluate.metrics import Mask
+
+N_BINS = 15  # Guo et al. 2017, ICML, and most papers since
+NEAR_MM = 10.0  # far from every mask all is background, which any network knows: it would hide every fault
+_MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Tally:
+    """How often each probability occurs, and how often the structure is there.
+
+    Args:
+        probabilities: (n,) float64, 0 to 1, ascending, each once.
+        n_vox: (n,) voxels with this probability.
+        n_true_vox: (n,) those of them that are of the structure.
+        resolution: Probabilities nearer to 0 or 1 than this cannot be told from them.
+    """
+
+    probabilities: NDArray[np.float64]
+    n_vox: NDArray[np.int64]
+    n_true_vox: NDArray[np.int64]
+    resolution: float
+
+
+def tally(probabilities: NDArray[np.floating[Any]], is_true: NDArray[np.bool_]) -> Tally:
+    """Count.
+
+    Args:
+        probabilities: Any shape, 0 to 1; fast in float16, of which only 15361 values lie there.
+        is_true: Where the structure is, same shape.
+    """
+    resolution = float(np.finfo(probabilities.dtype).epsneg) / 2
+    if probabilities.dtype == np.float16:
+        bits = np.abs(probabilities).ravel().view(np.uint16)  # of numbers from 0 up, bits ascend as numbers do
+        n_vox = np.bincount(bits)
+        n_true = np.bincount(bits[is_true.ravel()], minlength=len(n_vox))
+        found = np.flatnonzero(n_vox)
+        values = found.astype(np.uint16).view(np.float16).astype(np.float64)
+        return Tally(values, n_vox[found], n_true[found], resolution)
+    values, place = np.unique(probabilities, return_inverse=True)
+    place = place.ravel()
+    n_true = np.bincount(place[is_true.ravel()], minlength=len(values))
+    return Tally(values.astype(np.float64), np.bincount(place, minlength=len(values)), n_true, resolution)
+
+
+def calibration_scores(counts: Tally) -> dict[str, float]:
+    """Every score of calibration; NaN of no voxel."""
+    return {
+        "ece": expected_calibration_error(counts),
+        "ece_equal_mass": expected_calibration_error(counts, equal_mass=True),
+        "mce": maximum_calibration_error(counts),
+        "brier": brier_score(counts),
+        "nll": negative_log_likelihood(counts),
+    }
+
+
+def expected_calibration_error(counts: Tally, n_bins: int = N_BINS, equal_mass: bool = False) -> float:
+    """Mean gap between probability and frequency over bins, weighted by their voxels (ECE), 0 best, 1 worst.
+
+    Args:
+        counts: As `tally` gives them.
+        n_bins: Bins from 0 to 1; a probability on the border belongs to the upper one.
+        equal_mass: Bins of as equal numbers of voxels as ties allow instead of equal width.
+
+    Source:
+        Naeini et al. 2015, AAAI, there with equal mass; equal width as in Guo et al. 2017, ICML. Theirs is of the
+        winning class over images, ours of one label over voxels (class-wise).
+    """
+    gaps, n_vox = _gaps(counts, n_bins, equal_mass)
+    return float(np.average(gaps, weights=n_vox)) if len(gaps) else float("nan")
+
+
+def maximum_calibration_error(counts: Tally, n_bins: int = N_BINS) -> float:
+    """Largest gap between probability and frequency of any bin (MCE), 0 best, 1 worst; Naeini et al. 2015."""
+    gaps, _ = _gaps(counts, n_bins, equal_mass=False)
+    return float(gaps.max()) if len(gaps) else float("nan")
+
+
+def brier_score(counts: Tally) -> float:
+    """Mean squared difference between probability and truth, 0 best, 1 worst.
+
+    Source:
+        Brier 1950, Monthly Weather Review 78(1). He sums over both outcomes, which gives twice this.
+    """
+    p = counts.probabilities
+    return _mean(counts, p**2, (1 - p) ** 2)
+
+
+def negative_log_likelihood(counts: Tally) -> float:
+    """Mean of −ln(probability of the truth), 0 best; probabilities of 0 and 1 are moved by the type's resolution."""
+    p = np.clip(counts.probabilities, counts.resolution, 1 - counts.resolution)
+    return _mean(counts, -np.log1p(-p), -np.log(p))
+
+
+def _mean(counts: Tally, if_false: NDArray[np.float64], if_true: NDArray[np.float64]) -> float:
+    n = counts.n_vox.sum()
+    total = (counts.n_vox - counts.n_true_vox) @ if_false + counts.n_true_vox @ if_true
+    return float(total / n) if n else float("nan")
+
+
+def _gaps(counts: Tally, n_bins: int, equal_mass: bool) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """|mean probability − frequency| of each bin that has voxels, and their number."""
+    if equal_mass:
+        middle = np.cumsum(counts.n_vox) - counts.n_vox / 2
+        place = (middle / max(1, counts.n_vox.sum()) * n_bins).astype(int)
+    else:
+        place = np.minimum((counts.probabilities * n_bins).astype(int), n_bins - 1)
+    n_vox, n_true, total = (
+        np.bincount(place, weights, n_bins)
+        for weights in (counts.n_vox, counts.n_true_vox, counts.n_vox * counts.probabilities)
+    )
+    has_voxels = n_vox > 0
+    gaps = np.abs(total - n_true)[has_voxels] / n_vox[has_voxels]
+    return gaps, n_vox[has_voxels].astype(np.int64)
+
+
+def near_masks(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> Mask:
+    """Voxels no farther than `NEAR_MM` from one of either mask: where a label is judged.
+
+    Of both masks, since a place that only the prediction found is where it may be overconfident.
+    """
+    union = reference | prediction
+    if not union.any():
+        return union
+    result = np.zeros_like(union)
+    box = []
+    for axis, edge_mm in enumerate(spacing_mm):
+        filled = np.flatnonzero(union.any(axis=tuple(a for a in range(union.ndim) if a != axis)))
+        margin = int(NEAR_MM / edge_mm) + 1
+        box.append(slice(max(0, int(filled[0]) - margin), int(filled[-1]) + margin + 1))
+    place = tuple(box)
+    result[place] = distance_transform_edt(~union[place], sampling=spacing_mm) <= NEAR_MM
+    return result
+
+
+def probabilities_beside(mask: Path) -> Path:
+    """The file of probabilities that belongs to a mask.
+
+    Raises:
+        DataError: If there is none.
+    """
+    stem = stem_of(mask)
+    places = [mask.with_name(f"{stem}_probabilities.npz"), mask.with_name(f"{stem}.npz")]
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        raise DataError(
+            f"{mask}: no probabilities beside it, expected {places[0].name} (or {places[1].name} of nnU-Net). "
+            "Write them with `segpipe predict --save-probabilities`."
+        )
+    return found
+
+
+def read_probabilities(path: Path, labels: LabelSet, shape_zyx: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """The probabilities of each label in turn, (Z, Y, X) floats of the type in the file; one is in memory at a time.
+
+    Args:
+        path: An `.npz` with `probabilities` (outputs, Z, Y, X), as segpipe and nnU-Net write it.
+        labels: The structures of the model; its order is the order of the outputs, background first without regions.
+        shape_zyx: Shape of the image.
+
+    Raises:
+        DataError: If the file cannot be read, holds another number of outputs, another shape, values that are no
+            probabilities, or without regions ones that do not add up to 1.
+    """
+    total = np.zeros(shape_zyx, np.float32)
+    for index, values in enumerate(_outputs(path, (labels.n_outputs, *shape_zyx))):
+        if not (values.min(initial=0) >= 0 and values.max(initial=0) <= 1):
+            raise DataError(f"{path}: output {index} holds values outside 0 to 1 or NaN, expected probabilities.")
+        if not labels.has_regions:
+            total += values
+        if labels.has_regions or index > 0:
+            yield values
+    gap = 0.0 if labels.has_regions else float(np.abs(total - 1).max(initial=0))
+    if gap > _MAX_SUM_GAP:
+        raise DataError(f"{path}: the outputs of a voxel add up to 1 ± {gap:.2g}, expected 1. Are they a softmax?")
+
+
+def _outputs(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
+    """The arrays along the first axis of `probabilities`, read one after the other."""
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
+            if np.lib.format.read_magic(stream) != (1, 0):
+                raise ValueError("a newer version of the format")
+            found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            if found != shape or is_fortran or dtype.kind != "f":
+                raise DataError(
+                    f"{path}: holds probabilities {found} {dtype}{' in Fortran order' * is_fortran}, expected floats "
+                    f"{shape} (background and labels, or regions; Z; Y; X). Score with the labels of the model (-l)."
+                )
+            n_values = int(np.prod(shape[1:]))
+            for _ in range(shape[0]):
+                yield np.frombuffer(stream.read(n_values * dtype.itemsize), dtype, n_values).reshape(shape[1:])
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as fault:
+        raise DataError(f"{path}: cannot be read as probabilities ({fault}). Predict the case again.") from None

@@ -1,0 +1,269 @@
+"""Lesion by lesion: which of the reference were found, how well, and which of the prediction are false alarms.
+
+A lesion is a connected piece of a mask, pieces that meet at a corner included. Which lesion of the prediction belongs
+to which of the reference is decided by a rule; a number depends on it, so a metric carries its rule in its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import inf, isinf, nan
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import binary_dilation, find_objects, generate_binary_structure, label
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from segpipe.evaluate import surface
+from segpipe.evaluate.metrics import Mask, Overlap, Status, dice, iou
+
+Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
+
+
+@dataclass(frozen=True)
+class LesionRule:
+    """Which lesions belong together.
+
+    Args:
+        pairing: `many`: a lesion of the reference is compared with all of the prediction that touch it. `one`: at most
+            one lesion belongs to another; as many pairs as possible are formed, among these the best.
+        min_share: What two lesions must share, a fraction that must be exceeded: with `one` of their union (IoU),
+            with `many` of the smaller of the two. 0 asks for one voxel.
+        dilation_vox: Lesions of the reference nearer to each other than twice this are one lesion, and those of the
+            prediction touch it if they come as near as this.
+        min_volume_mm3: Lesions of the reference of this volume or less count nowhere, nor do those that touch them.
+        missed_mm: Distance that a lesion without partner counts; None for the diagonal of the image.
+    """
+
+    pairing: Literal["many", "one"]
+    min_share: float = 0.0
+    dilation_vox: int = 0
+    min_volume_mm3: float = 0.0
+    missed_mm: float | None = None
+
+
+_BRATS_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
+RULES: dict[str, LesionRule] = {  # by the end of the metric's name
+    "": LesionRule("many"),
+    "_overlap50": LesionRule("many", min_share=0.5),
+    "_iou10": LesionRule("one", min_share=0.1),
+    "_iou25": LesionRule("one", min_share=0.25),
+    "_iou50": LesionRule("one", min_share=0.5),
+    "_brats": LesionRule("many", dilation_vox=3, min_volume_mm3=50, missed_mm=_BRATS_MM),  # glioma, Africa, paediatric
+    "_brats_men": LesionRule("many", dilation_vox=1, min_volume_mm3=50, missed_mm=_BRATS_MM),
+    "_brats_met": LesionRule("many", dilation_vox=1, min_volume_mm3=2, missed_mm=_BRATS_MM),
+}
+
+
+@dataclass(frozen=True)
+class Lesion:
+    """A lesion of the reference with its partners, or one of the prediction without any.
+
+    Args:
+        overlap: Sizes; its status is `ok` (found), `missed` or `spurious` (a false alarm).
+        hd95_mm: HD95 to its partners (`lattice`); inf without any, NaN if it was not asked for.
+        centre_zyx: Centre of the voxels, of the reference where there is one, as an index of the array.
+    """
+
+    overlap: Overlap
+    hd95_mm: float
+    centre_zyx: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Lesions:
+    """All lesions of one label in one case.
+
+    Args:
+        lesions: Those of the reference, then the false alarms, each in order of their first voxel.
+        n_predicted: Lesions of the prediction; with `many` several may belong to one of the reference.
+    """
+
+    lesions: tuple[Lesion, ...]
+    n_predicted: int
+
+    def count(self, status: Status) -> int:
+        """Lesions that were found (`ok`), `missed`, or are false alarms (`spurious`)."""
+        return sum(lesion.overlap.status == status for lesion in self.lesions)
+
+    @property
+    def status(self) -> Status:
+        """Which side has no lesion that counts."""
+        n_reference = self.count("ok") + self.count("missed")
+        return Overlap(n_reference, self.n_predicted, 0).status
+
+
+def match_lesions(
+    reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...], rule: LesionRule, with_hd95: bool = True
+) -> Lesions:
+    """Find the lesions of two masks and which belong together.
+
+    Args:
+        reference: Mask (Z, Y, X), bool; a crop around both masks gives the same lesions as the image.
+        prediction: Mask of the same shape.
+        spacing_mm: Voxel edge along Z, Y, X.
+        rule: What belongs together.
+        with_hd95: Also the HD95 of every lesion that was found, which takes most of the time.
+
+    Source:
+        `one` with IoU > 0.5: Kirillov et al. 2019, CVPR, section 4.1. `many` with dilation: the lesion-wise metrics of
+        BraTS 2023. There every lesion is dilated in the whole image; here once all, since the dilations of lesions
+        that are not joined do not meet.
+    """
+    zones, references = _numbered(reference, rule.dilation_vox)
+    predictions = _labelled(prediction)
+    sizes = tuple(np.bincount(ids.ravel(), minlength=1)[1:] for ids in (references, predictions))
+    pairs, n_both = _pairs(zones, references, predictions)
+    linked = _linked(pairs, n_both, sizes, rule)
+    pairs, n_both = pairs[linked], n_both[linked]
+    is_counted = sizes[0] * float(np.prod(spacing_mm)) > rule.min_volume_mm3
+    is_alone = np.ones(len(sizes[1]), bool)
+    is_alone[pairs[:, 1]] = False
+    hd95_mm = _hd95_between(references, predictions, spacing_mm)
+    lesions = []
+    order = np.argsort(pairs[:, 0], kind="stable")
+    bounds = np.searchsorted(pairs[order, 0], np.arange(len(sizes[0]) + 1))
+    centres = _centres(references, sizes[0])
+    for number in np.flatnonzero(is_counted).tolist():
+        own = order[bounds[number] : bounds[number + 1]]
+        partners = pairs[own, 1]
+        overlap = Overlap(int(sizes[0][number]), int(sizes[1][partners].sum()), int(n_both[own].sum()))
+        distance_mm = hd95_mm(number, partners) if with_hd95 else nan
+        lesions.append(Lesion(overlap, distance_mm, tuple(centres[number].tolist())))
+    centres = _centres(predictions, sizes[1])
+    for number in np.flatnonzero(is_alone).tolist():
+        lesions.append(Lesion(Overlap(0, int(sizes[1][number]), 0), inf, tuple(centres[number].tolist())))
+    n_true = len(np.unique(pairs[is_counted[pairs[:, 0]], 1]))
+    return Lesions(tuple(lesions), n_true + int(is_alone.sum()))
+
+
+def lesion_scores(lesions: Lesions, missed_mm: float) -> dict[str, float]:
+    """What the lesions of one label in one case amount to.
+
+    Args:
+        lesions: As `match_lesions` gives them.
+        missed_mm: Distance that a lesion without partner counts.
+
+    Returns:
+        `sensitivity`: share of the reference's lesions that were found; NaN if there are none. `precision`: share of
+        the prediction's lesions that belong to one; NaN if there are none. `f1`: their harmonic mean. `dice`, `hd95`:
+        mean over the lesions of the reference and the false alarms, where one without partner counts 0 and `missed_mm`
+        (`hd95` is inf if one side has no lesion at all, as between masks). `sq`: mean IoU of the found, 0 if none was;
+        as a mean over pairs it does not see what was missed. `pq`: `sq` times `f1`. All are NaN if there is no lesion.
+
+    Source:
+        Dice and HD95: BraTS 2023, except that `missed_mm` is 374 mm there. Quality: Kirillov et al. 2019, CVPR, eq. 2.
+    """
+    status, all_lesions = lesions.status, lesions.lesions
+    if status == "both_empty":
+        return dict.fromkeys(("sensitivity", "precision", "f1", "dice", "hd95", "sq", "pq"), nan)
+    n_found, n_missed, n_alone = (lesions.count(s) for s in ("ok", "missed", "spurious"))
+    sensitivity = n_found / (n_found + n_missed) if n_found + n_missed else nan
+    precision = 1 - n_alone / lesions.n_predicted if lesions.n_predicted else nan
+    f1 = 2 * sensitivity * precision / (sensitivity + precision) if n_found else 0.0
+    distances_mm = [missed_mm if isinf(one.hd95_mm) else one.hd95_mm for one in all_lesions]
+    sq = sum(iou(one.overlap) for one in all_lesions) / n_found if n_found else 0.0
+    return {
+        "sensitivity": sensitivity,
+        "precision": precision,
+        "f1": f1,
+        "dice": float(np.mean([dice(one.overlap) for one in all_lesions])),
+        "hd95": float(np.mean(distances_mm)) if status == "ok" else inf,
+        "sq": sq,
+        "pq": sq * f1,
+    }
+
+
+def _labelled(mask: Mask) -> Ids:
+    ids: Ids = label(mask, generate_binary_structure(mask.ndim, mask.ndim))[0]
+    return ids
+
+
+def _numbered(reference: Mask, dilation_vox: int) -> tuple[Ids, Ids]:
+    """Where each lesion of the reference is touched, and the lesions."""
+    if not dilation_vox:
+        ids = _labelled(reference)
+        return ids, ids
+    ball = generate_binary_structure(reference.ndim, min(2, reference.ndim))
+    zones = _labelled(binary_dilation(reference, ball, iterations=dilation_vox))
+    return zones, np.where(reference, zones, 0)
+
+
+def _centres(ids: Ids, sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean index of the voxels of each lesion, (n, axes)."""
+    places = np.flatnonzero(ids)
+    owner = ids.ravel()[places] - 1
+    axes = np.unravel_index(places, ids.shape)
+    return np.stack([np.bincount(owner, axis, len(sizes)) for axis in axes], axis=1) / sizes[:, None]
+
+
+def _pairs(zones: Ids, references: Ids, predictions: Ids) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Every two lesions (counted from 0) that touch, (n, 2), and the voxels they share."""
+    touches = np.flatnonzero((zones > 0) & (predictions > 0))
+    n = int(predictions.max(initial=0)) + 1
+    keys = zones.ravel()[touches].astype(np.int64) * n + predictions.ravel()[touches]
+    found, place = np.unique(keys, return_inverse=True)
+    n_both = np.bincount(place, references.ravel()[touches] > 0, len(found)).astype(np.int64)
+    return np.stack([found // n, found % n], axis=1) - 1, n_both
+
+
+def _linked(
+    pairs: NDArray[np.int64],
+    n_both: NDArray[np.int64],
+    sizes: tuple[NDArray[np.int64], ...],
+    rule: LesionRule,
+) -> NDArray[np.int64]:
+    """Places in `pairs` of those that belong together."""
+    first, second = sizes[0][pairs[:, 0]], sizes[1][pairs[:, 1]]
+    if rule.pairing == "many":
+        return np.flatnonzero((n_both > rule.min_share * np.minimum(first, second)) | (rule.min_share == 0))
+    shares = n_both / (first + second - n_both)
+    allowed = np.flatnonzero(shares > rule.min_share)
+    return allowed[_assigned(pairs[allowed], shares[allowed])]
+
+
+def _assigned(pairs: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Places of pairs, none of which share a lesion: as many as possible, then with the largest sum of `shares`."""
+    if not len(pairs):
+        return np.zeros(0, np.int64)
+    first, second = (np.unique(column, return_inverse=True)[1] for column in pairs.T)
+    n_first = int(first.max()) + 1
+    n = n_first + int(second.max()) + 1
+    group = connected_components(coo_array((shares, (first, n_first + second)), (n, n)), directed=False)[1][first]
+    chosen: list[int] = []
+    order = np.argsort(group, kind="stable")
+    for places in np.split(order, np.flatnonzero(np.diff(group[order])) + 1):
+        rows, row = np.unique(first[places], return_inverse=True)
+        columns, column = np.unique(second[places], return_inverse=True)
+        worth = np.zeros((len(rows), len(columns)))
+        worth[row, column] = len(rows) + shares[places]  # one more pair outweighs every overlap
+        place_of = dict(zip(zip(row, column, strict=True), places, strict=True))
+        solved = zip(*linear_sum_assignment(worth, maximize=True), strict=True)
+        chosen += [int(place_of[cell]) for cell in solved if cell in place_of]
+    return np.array(chosen, np.int64)
+
+
+def _hd95_between(
+    references: Ids, predictions: Ids, spacing_mm: tuple[float, ...]
+) -> Callable[[int, NDArray[np.int64]], float]:
+    """A function from a lesion and its partners to their HD95, measured on the part of the image around them."""
+    boxes = find_objects(references), find_objects(predictions)
+
+    def hd95_mm(number: int, partners: NDArray[np.int64]) -> float:
+        if not len(partners):
+            return inf
+        box = _around([boxes[0][number], *(boxes[1][partner] for partner in partners)])
+        masks = references[box] == number + 1, np.isin(predictions[box], partners + 1)
+        return surface.hausdorff_percentile_mm(surface.lattice_distances(*masks, spacing_mm), 0.95)
+
+    return hd95_mm
+
+
+def _around(boxes: Sequence[tuple[slice, ...]]) -> tuple[Any, ...]:
+    """Box of all boxes and a voxel more, so that one slice of a volume is not taken for a contour."""
+    axes = zip(*boxes, strict=True)
+    return tuple(slice(max(0, min(s.start for s in axis) - 1), max(s.stop for s in axis) + 1) for axis in axes)
