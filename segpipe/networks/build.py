@@ -1,32 +1,50 @@
-"""From a NetworkSpec to a module that takes and gives (B, C, Z, Y, X)."""
+"""From a NetworkSpec to a module that takes and gives (B, C, Z, Y, X).
+
+A family is one file and two rows. The file, `segpipe/networks/<family>.py`, has a function
+`<family>(spec, n_channels, n_outputs) -> nn.Module` that gives an **initialised** module for `spec.n_axes` axes from
+(B, C, [Z,] Y, X) to a list of logits, the highest resolution first, the first as large as the input whatever its size.
+Most write an encoder and, if theirs is not nnU-Net's, a `DecoderStyle`, and put both into `unet.UNet`:
+
+    def my_family(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
+        return he_initialisation(UNet(spec, MyEncoder(spec, n_channels), n_outputs))
+
+- An encoder gives one map for each stage of the spec (`spec.features[s]` channels, ceil(size / stride) voxels), the
+  first at full resolution. Skips' gates, the bottleneck, merging, cropping of odd sizes, heads and `deep_supervision`
+  are the U-Net's business.
+- Layers come from `blocks.Layers(spec.n_axes, spec.parts)`, which knows norm, activation, bias, dropout and gates;
+  blocks run through `blocks.through(..., checkpointing=spec.parts.checkpointing)`.
+- A value that the family needs and `Parts` lacks is a new field there, with a default that changes nothing.
+- No parameter may stay without a gradient, and no batch norm hide when `parts.norm` is another.
+
+The rows: the function in `NETWORKS` below, and in `spec.KINDS` the parts that the family uses; a spec with others is
+refused. tests/test_networks.py then runs over it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from dynamic_network_architectures.initialization.weight_init import InitWeights_He, init_last_bn_before_add_to_0
 from torch import Tensor, nn
 
+from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 
 
-def _plain(spec: NetworkSpec, common: dict[str, Any]) -> nn.Module:
-    network = PlainConvUNet(
-        n_conv_per_stage=list(spec.blocks), n_conv_per_stage_decoder=list(spec.decoder_convolutions), **common
-    )
-    return network.apply(InitWeights_He(1e-2))
+def plain(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
+    """nnU-Net's network: equal to PlainConvUNet of dynamic-network-architectures, weights by the same names."""
+    return he_initialisation(UNet(spec, ConvEncoder(spec, n_channels), n_outputs))
 
 
-def _residual(spec: NetworkSpec, common: dict[str, Any]) -> nn.Module:
-    network = ResidualEncoderUNet(
-        n_blocks_per_stage=list(spec.blocks), n_conv_per_stage_decoder=list(spec.decoder_convolutions), **common
-    )
-    return network.apply(InitWeights_He(1e-2)).apply(init_last_bn_before_add_to_0)
+def residual(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
+    """nnU-Net's residual encoder presets: equal to ResidualEncoderUNet, weights by the same names."""
+    return he_initialisation(UNet(spec, ResidualEncoder(spec, n_channels), n_outputs))
 
 
-NETWORKS: dict[str, Callable[[NetworkSpec, dict[str, Any]], nn.Module]] = {"plain": _plain, "residual": _residual}
+NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
+    "plain": plain,
+    "residual": residual,
+}
 
 
 class SliceWise(nn.Module):
@@ -44,7 +62,7 @@ class SliceWise(nn.Module):
 
 
 def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
-    """Make a network with new weights (He initialisation for leaky ReLU, as nnU-Net).
+    """Make a network with new weights.
 
     Args:
         spec: What it is made of.
@@ -53,26 +71,7 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
 
     Returns:
         A module from (B, C, Z, Y, X) float to a list of logits (B, n_outputs, z, y, x), one for each decoder stage,
-        the highest resolution first. A 2D network treats every slice by itself.
-
-    Source:
-        dynamic-network-architectures, PlainConvUNet and ResidualEncoderUNet with nnU-Net's settings.
+        the highest resolution first and as large as the input. A 2D network treats every slice by itself.
     """
-    flat = spec.n_axes == 2
-    common = dict(
-        input_channels=n_channels,
-        num_classes=n_outputs,
-        n_stages=len(spec.features),
-        features_per_stage=list(spec.features),
-        conv_op=nn.Conv2d if flat else nn.Conv3d,
-        kernel_sizes=[list(kernel) for kernel in spec.kernels_zyx],
-        strides=[list(stride) for stride in spec.strides_zyx],
-        conv_bias=True,
-        norm_op=nn.InstanceNorm2d if flat else nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
-    network = NETWORKS[spec.kind](spec, common)
-    return SliceWise(network) if flat else network
+    network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+    return SliceWise(network) if spec.n_axes == 2 else network

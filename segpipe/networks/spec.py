@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import PositiveInt, field_validator, model_validator
 
-from segpipe.core.records import Record, did_you_mean
+from segpipe.core.records import did_you_mean
+from segpipe.networks.parts import InitialWeights, Parts, Sparse
 
-KINDS = ("plain", "residual")
+_PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
+_ATTENTION = {"attention", "attention_position", "attention_reduction"}
+_PLAIN = _PYRAMID | _ATTENTION | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+_PLAIN |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
+KINDS: dict[str, set[str]] = {  # the parts that each kind uses
+    "plain": _PLAIN - {"stem_kernel_zyx", "drop_path_fraction"},
+    "residual": _PLAIN,
+}
 _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
 
 
-class NetworkSpec(Record):
+class NetworkSpec(Sparse):
     """A U-Net, stage by stage, the highest resolution first.
 
     Args:
-        kind: `plain` (PlainConvUNet) or `residual` (ResidualEncoderUNet).
+        kind: The family of the encoder, one of `KINDS`.
         features: Channels of each encoder stage.
         strides_zyx: Stride at the entry of each stage; the first is 1 on every axis. (Z, Y, X) or (Y, X).
         kernels_zyx: Kernel of each stage, odd.
-        blocks: Convolutions (plain) or residual blocks (residual) of each encoder stage.
-        decoder_convolutions: Convolutions of each decoder stage, one entry fewer than stages.
+        blocks: Convolutions (plain) or blocks of each encoder stage.
+        decoder_convolutions: Convolutions or blocks of each decoder stage, one entry fewer than stages.
+        parts: What differs from nnU-Net's parts.
+        weights: Where the weights before training come from; None: random.
     """
 
     kind: str
@@ -28,6 +40,8 @@ class NetworkSpec(Record):
     kernels_zyx: tuple[tuple[PositiveInt, ...], ...]
     blocks: tuple[PositiveInt, ...]
     decoder_convolutions: tuple[PositiveInt, ...]
+    parts: Parts = Parts()
+    weights: InitialWeights | None = None
 
     @field_validator("kind")
     @classmethod
@@ -40,19 +54,29 @@ class NetworkSpec(Record):
     def _consistent(self) -> NetworkSpec:
         n_stages = len(self.features)
         for name in _PER_STAGE:
-            if len(getattr(self, name)) != n_stages:
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} entries, expected one for each of {n_stages} stages"
-                )
-        if len(self.decoder_convolutions) != n_stages - 1:
+            _expect_entries(name, getattr(self, name), n_stages)
+        _expect_entries("decoder_convolutions", self.decoder_convolutions, n_stages - 1)
+        _expect_entries("parts.decoder_features", self.parts.decoder_features, n_stages - 1)
+        _expect_entries("parts.expansion", self.parts.expansion, n_stages)
+        _expect_entries("parts.decoder_expansion", self.parts.decoder_expansion, n_stages - 1)
+        stem = [self.parts.stem_kernel_zyx] if self.parts.stem_kernel_zyx else []
+        per_axis = (*self.strides_zyx, *self.kernels_zyx, *self.parts.dilations_zyx, *stem)
+        if {len(step) for step in per_axis} not in ({2}, {3}):
             raise ValueError(
-                f"decoder_convolutions has {len(self.decoder_convolutions)} entries, expected {n_stages - 1}"
+                "strides_zyx, kernels_zyx, dilations and stem kernel must all have two entries (2D) or all three (3D)"
             )
-        if {len(step) for step in (*self.strides_zyx, *self.kernels_zyx)} not in ({2}, {3}):
-            raise ValueError("strides_zyx and kernels_zyx must all have two entries (2D) or all three (3D)")
-        if any(k % 2 == 0 for kernel in self.kernels_zyx for k in kernel):
+        if any(k % 2 == 0 for kernel in (*self.kernels_zyx, *stem) for k in kernel):
             raise ValueError("kernels must be odd")
+        if max(self.strides_zyx[0]) > 1:
+            raise ValueError(f"strides_zyx starts with {self.strides_zyx[0]}, expected 1 on every axis")
+        self._expect_used_parts()
         return self
+
+    def _expect_used_parts(self) -> None:
+        chosen = [name for name, field in Parts.model_fields.items() if getattr(self.parts, name) != field.default]
+        unused = [name for name in chosen if name not in KINDS[self.kind]]
+        if unused:
+            raise ValueError(f"kind {self.kind!r} does not use parts.{unused[0]}; leave it out")
 
     @property
     def n_axes(self) -> int:
@@ -60,9 +84,19 @@ class NetworkSpec(Record):
         return len(self.strides_zyx[0])
 
     @property
+    def decoder_features(self) -> tuple[int, ...]:
+        """Channels of the decoder's stages, the highest resolution first."""
+        return self.parts.decoder_features or self.features[:-1]
+
+    @property
     def divisors_zyx(self) -> tuple[int, ...]:
-        """What each edge of an input must be a multiple of."""
+        """What each edge of a patch must be a multiple of. Other sizes work too, at the cost of cropped maps."""
         totals = [1] * self.n_axes
         for stride in self.strides_zyx:
             totals = [total * step for total, step in zip(totals, stride, strict=True)]
         return tuple(totals)
+
+
+def _expect_entries(name: str, values: tuple[Any, ...] | None, expected: int) -> None:
+    if values is not None and len(values) != expected:
+        raise ValueError(f"{name} has {len(values)} entries, expected {expected}, one for each stage")

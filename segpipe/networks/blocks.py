@@ -1,0 +1,281 @@
+"""Layers and blocks that several families share, made from the parts of a spec.
+
+Names of modules are those of dynamic-network-architectures, so that its weights, and nnU-Net's, fit as they are.
+"""
+
+# Tensors are (B, C, Z, Y, X), or (B, C, Y, X) in a 2D network.
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from segpipe.networks.attention import ATTENTION
+from segpipe.networks.parts import Parts
+
+_NORM_GROUPS = 8
+_LEAKY_SLOPE = 1e-2
+
+_MakeLayer = Callable[..., nn.Module]
+_CONVOLUTIONS: dict[int, _MakeLayer] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes, as those below
+_TRANSPOSED: dict[int, _MakeLayer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+_DROPOUTS: dict[int, _MakeLayer] = {2: nn.Dropout2d, 3: nn.Dropout3d}
+_POOLS: dict[int, _MakeLayer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_INSTANCE: dict[int, _MakeLayer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_BATCH: dict[int, _MakeLayer] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Makes layers for 2 or 3 axes with the norm, activation and gates of a spec.
+
+    Args:
+        n_axes: 2 or 3.
+        parts: The spec's.
+    """
+
+    n_axes: int
+    parts: Parts
+
+    def convolution(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: Sequence[int] | int = 1,
+        stride: Sequence[int] | int = 1,
+        *,
+        bias: bool | None = None,
+        groups: int = 1,
+        dilation: Sequence[int] | int = 1,
+    ) -> nn.Module:
+        """A convolution whose output has ceil(size / stride) voxels; odd kernels. `bias` None: the spec's."""
+        kernel, dilation = self._per_axis(kernel), self._per_axis(dilation)
+        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        stride = self._per_axis(stride)
+        bias = self.parts.bias if bias is None else bias
+        return _CONVOLUTIONS[self.n_axes](n_in, n_out, kernel, stride, padding, dilation, groups, bias)
+
+    def transposed(self, n_in: int, n_out: int, stride: Sequence[int], *, bias: bool = True) -> nn.Module:
+        """Multiplies every edge by `stride`; the kernel is as large as the stride."""
+        return _TRANSPOSED[self.n_axes](n_in, n_out, tuple(stride), tuple(stride), bias=bias)
+
+    def norm(self, n_features: int) -> nn.Module:
+        """The spec's norm with a scale and a shift for each channel, eps 1e-5."""
+        match self.parts.norm:
+            case "instance":
+                return _INSTANCE[self.n_axes](n_features, eps=1e-5, affine=True)
+            case "batch":
+                return _BATCH[self.n_axes](n_features)
+            case "group":
+                return nn.GroupNorm(math.gcd(_NORM_GROUPS, n_features), n_features)
+            case "layer":
+                return ChannelNorm(n_features)
+
+    def activation(self) -> nn.Module:
+        """The spec's activation; it may overwrite its input."""
+        match self.parts.activation:
+            case "leaky_relu":
+                return nn.LeakyReLU(_LEAKY_SLOPE, inplace=True)
+            case "relu":
+                return nn.ReLU(inplace=True)
+            case "gelu":
+                return nn.GELU()
+            case "silu":
+                return nn.SiLU(inplace=True)
+
+    def pool(self, stride: Sequence[int]) -> nn.Module:
+        """Mean over cells of `stride` voxels; ceil(size / stride) of them, the last over the voxels that are there."""
+        return _POOLS[self.n_axes](tuple(stride), tuple(stride), ceil_mode=True)
+
+    def unit(
+        self,
+        n_in: int,
+        n_out: int,
+        kernel: Sequence[int],
+        stride: Sequence[int] | int = 1,
+        dilation: Sequence[int] | int = 1,
+    ) -> nn.Module:
+        """Convolution, dropout of whole channels if the spec has one, norm, activation."""
+        layers = {"conv": self.convolution(n_in, n_out, kernel, stride, dilation=dilation)}
+        if self.parts.dropout_fraction:
+            layers["dropout"] = _DROPOUTS[self.n_axes](self.parts.dropout_fraction)
+        return nn.Sequential(OrderedDict(layers, norm=self.norm(n_out), nonlin=self.activation()))
+
+    def linear_unit(
+        self, n_in: int, n_out: int, kernel: Sequence[int] | int, *, bias: bool | None = None
+    ) -> nn.Sequential:
+        """Convolution and norm, as before an addition."""
+        convolution = self.convolution(n_in, n_out, kernel, bias=bias)
+        return nn.Sequential(OrderedDict(conv=convolution, norm=self.norm(n_out)))
+
+    def attention(self, n_features: int, position: str) -> nn.Module:
+        """The spec's gate if it sits at this position (`Parts.attention_position`), otherwise the identity."""
+        kind = self.parts.attention
+        if kind is None or self.parts.attention_position != position:
+            return nn.Identity()
+        return ATTENTION[kind](self.n_axes, n_features, self.parts.attention_reduction)
+
+    def _per_axis(self, value: Sequence[int] | int) -> tuple[int, ...]:
+        return (value,) * self.n_axes if isinstance(value, int) else tuple(value)
+
+
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block, or a stage of them, turns into what.
+
+    Args:
+        n_in, n_out: Channels.
+        kernel: Odd, one entry for each axis.
+        stride: Of the first convolution, one entry for each axis.
+    """
+
+    n_in: int
+    n_out: int
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def in_a_row(self, n_blocks: int) -> list[BlockShape]:
+        """The shapes of `n_blocks` that follow each other: all but the first keep channels and size."""
+        rest = BlockShape(self.n_out, self.n_out, self.kernel, (1,) * len(self.stride))
+        return [self, *[rest] * (n_blocks - 1)]
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each voxel, as in ConvNeXt."""
+
+    def __init__(self, n_features: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(n_features))
+        self.bias = nn.Parameter(torch.zeros(n_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        normed = functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, 1e-5)
+        return normed.movedim(-1, 1)
+
+
+class DropPath(nn.Module):
+    """In training, a residual branch is 0 for some samples of the batch and larger for the others: the mean stays.
+
+    Source:
+        Huang et al. 2016, Deep Networks with Stochastic Depth.
+    """
+
+    def __init__(self, fraction: float) -> None:
+        super().__init__()
+        self.fraction = fraction
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.fraction:
+            return x
+        kept = 1 - self.fraction
+        return x * (x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(kept) / kept)
+
+
+class ConvStage(nn.Module):
+    """Convolutions with norm and activation, the first with a stride."""
+
+    def __init__(self, units: Iterable[nn.Module], gate: nn.Module, *, checkpointing: bool) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(units)
+        self.gate = gate
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.gate(through(self.convs, x, checkpointing=self.checkpointing))
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions added to the input, which is averaged and projected where it has another shape (ResNet-D).
+
+    Source:
+        dynamic-network-architectures, BasicBlockD. The gate comes before the drop path, there behind it; odd sizes.
+    """
+
+    def __init__(self, make: Layers, shape: BlockShape, drop_path_fraction: float = 0.0) -> None:
+        super().__init__()
+        n_out = shape.n_out
+        self.conv1 = make.unit(shape.n_in, n_out, shape.kernel, shape.stride)
+        self.conv2 = make.linear_unit(n_out, n_out, shape.kernel)
+        self.nonlin2 = make.activation()
+        self.gate = make.attention(n_out, "block")
+        self.drop_path = DropPath(drop_path_fraction)
+        self.scale = make.parts.residual_scale
+        self.gate_of_sum = make.attention(n_out, "after_add")
+        steps: list[nn.Module] = [make.pool(shape.stride)] if max(shape.stride) > 1 else []
+        if shape.n_in != n_out:
+            steps.append(make.linear_unit(shape.n_in, n_out, 1, bias=False))
+        self.skip = nn.Sequential(*steps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        branch = self.drop_path(self.gate(self.conv2(self.conv1(x))))
+        return self.nonlin2(self.gate_of_sum(torch.add(self.skip(x), branch, alpha=self.scale)))
+
+
+class BlockStage(nn.Module):
+    """Blocks in a row."""
+
+    def __init__(self, blocks: Iterable[nn.Module], *, checkpointing: bool) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.checkpointing = checkpointing
+
+    def forward(self, x: Tensor) -> Tensor:
+        return through(self.blocks, x, checkpointing=self.checkpointing)
+
+
+def conv_stage(make: Layers, shape: BlockShape, n_units: int) -> ConvStage:
+    """`n_units` convolutions, the first from `shape.n_in` with the stride, and the gate if it sits in blocks."""
+    units = [make.unit(each.n_in, each.n_out, each.kernel, each.stride) for each in shape.in_a_row(n_units)]
+    return ConvStage(units, make.attention(shape.n_out, "block"), checkpointing=make.parts.checkpointing)
+
+
+def residual_stage(make: Layers, shape: BlockShape, drop_path_fractions: Sequence[float]) -> BlockStage:
+    """One residual block for each drop path, the first from `shape.n_in` with the stride."""
+    shapes = shape.in_a_row(len(drop_path_fractions))
+    blocks = [ResidualBlock(make, *each) for each in zip(shapes, drop_path_fractions, strict=True)]
+    return BlockStage(blocks, checkpointing=make.parts.checkpointing)
+
+
+def drop_paths(n_blocks: Sequence[int], fraction: float) -> list[list[float]]:
+    """Drop path of each block of each stage: linear from 0 at the first to `fraction` at the last.
+
+    Example:
+        >>> drop_paths([1, 2], 0.5)
+        [[0.0], [0.25, 0.5]]
+    """
+    last = max(1, sum(n_blocks) - 1)
+    rising = iter([fraction * index / last for index in range(sum(n_blocks))])
+    return [[next(rising) for _ in range(n)] for n in n_blocks]
+
+
+def through(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool) -> Tensor:
+    """One block after the other; with `checkpointing` only their inputs are kept for the gradient."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if checkpointing and torch.is_grad_enabled() else block(x)
+    return x
+
+
+def he_initialisation(network: nn.Module) -> nn.Module:
+    """New weights: He for leaky ReLU, biases 0; a residual branch starts at 0, so that its block is the identity.
+
+    Other layers (linear, 1D convolutions) keep torch's own. The network is changed in place and returned.
+
+    Source:
+        nnU-Net: InitWeights_He(1e-2) and init_last_bn_before_add_to_0.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Conv3d | nn.ConvTranspose2d | nn.ConvTranspose3d):
+            nn.init.kaiming_normal_(module.weight, a=_LEAKY_SLOPE)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            for values in module.conv2[1].parameters():
+                nn.init.zeros_(values)
+    return network

@@ -1,0 +1,147 @@
+"""The exchangeable parts of a network as values, without torch. The defaults are nnU-Net's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import (
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+
+from segpipe.core.records import Record
+
+WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also what stands at its default
+
+
+class Sparse(Record):
+    """A record of which only what differs from the default is written, so that older plans keep their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_chosen(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if info.context and info.context.get("write_defaults"):
+            return values
+        fields = type(self).model_fields
+        return {name: value for name, value in values.items() if getattr(self, name) != fields[name].default}
+
+
+class Parts(Sparse):
+    """What a U-Net is assembled from. A kind refuses the parts that it does not use (`spec.KINDS`).
+
+    Args:
+        norm: instance; batch; group (8 groups, or the largest number that divides both 8 and the channels);
+            layer (over the channels of each voxel, as ConvNeXt).
+        activation: Between convolutions. convnext and the gates of attention have their own.
+        bias: Whether a convolution before a norm has a bias. A norm removes it again; nnU-Net has it.
+        dropout_fraction: Share of channels dropped between convolution and norm, 0 to below 1.
+        drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
+        residual_scale: Factor of a residual branch before it is added.
+        attention: Gate on channels (se, eca), on channels and voxels (cbam, scse).
+        attention_position: skip: on what the encoder hands to the decoder; block: in every encoder block, before
+            its addition; after_add: behind it.
+        attention_reduction: Channels of a gate's hidden layer are C / this, at least 4.
+        bottleneck: Atrous pyramid behind the deepest stage: aspp_simple as MONAI, aspp_deeplab as DeepLabV3.
+        dilations_zyx: One for each dilated branch of the pyramid, from `aspp_dilations`.
+        bottleneck_features: Channels behind the pyramid; None: those of the deepest stage.
+        bottleneck_pooling: aspp_deeplab: a branch with the mean over the patch, which is not the mean of the image.
+        decoder: plain: convolutions; residual: the encoder's residual blocks.
+        decoder_features: Channels of the decoder's stages, the highest resolution first; None: those of the encoder.
+        deep_supervision: An output for each stage of the decoder; otherwise only at full resolution.
+        expansion: Hidden channels of each encoder stage's blocks as a multiple, deepest stage included.
+        decoder_expansion: The same for the decoder, the highest resolution first.
+        response_norm: Global response norm in a block, divided by the channels' mean (ConvNeXt V2) or sum (MedNeXt V2).
+        stem_kernel_zyx: Kernel of the first convolution; None: the kind's own.
+        checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time.
+    """
+
+    norm: Literal["instance", "batch", "group", "layer"] = "instance"
+    activation: Literal["leaky_relu", "relu", "gelu", "silu"] = "leaky_relu"
+    bias: bool = True
+    dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    drop_path_fraction: float = Field(default=0.0, ge=0, lt=1)
+    residual_scale: PositiveFloat = 1.0
+    attention: Literal["se", "eca", "cbam", "scse"] | None = None
+    attention_position: Literal["skip", "block", "after_add"] = "skip"
+    attention_reduction: PositiveInt = 8
+    bottleneck: Literal["aspp_simple", "aspp_deeplab"] | None = None
+    dilations_zyx: tuple[tuple[PositiveInt, ...], ...] = ()
+    bottleneck_features: PositiveInt | None = None
+    bottleneck_pooling: bool = False
+    decoder: Literal["plain", "residual"] = "plain"
+    decoder_features: tuple[PositiveInt, ...] | None = None
+    deep_supervision: bool = True
+    expansion: tuple[PositiveInt, ...] | None = None
+    decoder_expansion: tuple[PositiveInt, ...] | None = None
+    response_norm: Literal["mean", "sum"] | None = None
+    stem_kernel_zyx: tuple[PositiveInt, ...] | None = None
+    checkpointing: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Parts:
+        if self.dropout_fraction and self.norm == "batch":
+            raise ValueError(
+                f"dropout_fraction {self.dropout_fraction} before norm 'batch' makes the variance it remembers wrong "
+                "at prediction; take norm instance, group or layer, or drop_path_fraction"
+            )
+        if bool(self.bottleneck) != bool(self.dilations_zyx):
+            raise ValueError(
+                f"bottleneck {self.bottleneck} with {len(self.dilations_zyx)} dilations_zyx; a pyramid needs one "
+                "dilation for each dilated branch, e.g. [[1, 1, 1], [1, 2, 2]], no pyramid needs none"
+            )
+        if self.bottleneck is None and self.bottleneck_features is not None:
+            raise ValueError("bottleneck_features belongs to a bottleneck; set bottleneck or leave it out")
+        if self.bottleneck_pooling and self.bottleneck != "aspp_deeplab":
+            raise ValueError("bottleneck_pooling belongs to bottleneck aspp_deeplab alone")
+        if self.attention is None and self.attention_position != "skip":
+            raise ValueError(f"attention_position {self.attention_position!r} needs an attention")
+        return self
+
+
+class InitialWeights(Sparse):
+    """Where the weights before training come from.
+
+    Args:
+        source: A file, or `timm:` and the name of a model.
+        licence: Of the weights, as their author states it.
+        inflation: How a 2D kernel becomes 3D: centre, mean or axial.
+    """
+
+    source: str
+    licence: str = "unknown"
+    inflation: Literal["centre", "mean", "axial"] = "centre"
+
+
+def aspp_dilations(
+    spacing_mm: Sequence[float], size_vox: Sequence[int], n_branches: int = 3
+) -> tuple[tuple[int, ...], ...]:
+    """Dilations of a pyramid's branches 1, 2, … for voxels of this size: equal steps in mm, inside the map.
+
+    Args:
+        spacing_mm: Edges of a voxel of the deepest stage, (Z, Y, X) or (Y, X).
+        size_vox: Edges of the deepest feature map for one patch, same axes.
+        n_branches: Dilated branches.
+
+    Returns:
+        One dilation for each branch and axis, at least 1 and at most half the map: beyond that most taps of a kernel
+        read padding. Rates such as 6, 12, 18, made for 2D photographs, are 1×1×1 convolutions on a map of 8 voxels.
+
+    Example:
+        >>> aspp_dilations((40.0, 16.0, 16.0), (4, 8, 8))
+        ((1, 1, 1), (1, 2, 2), (1, 3, 3))
+    """
+    finest = min(spacing_mm)
+    return tuple(
+        tuple(
+            max(1, min(math.floor(branch * finest / spacing + 0.5), size // 2))
+            for spacing, size in zip(spacing_mm, size_vox, strict=True)
+        )
+        for branch in range(1, n_branches + 1)
+    )

@@ -1,0 +1,157 @@
+"""The U-Net that all families share: encoder, bottleneck, gated skips, decoder, an output for each resolution."""
+
+# Tensors are (B, C, Z, Y, X), or (B, C, Y, X) in a 2D network.
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from segpipe.networks.aspp import pyramid
+from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths, residual_stage
+from segpipe.networks.spec import NetworkSpec
+
+MakeUp = Callable[[NetworkSpec, int, int, int], nn.Module]  # (spec, stage, channels in, channels out)
+MakeStage = Callable[[NetworkSpec, int, int, int], nn.Module]
+
+
+def transposed_up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
+    """From the resolution below `stage` to that of `stage` by one transposed convolution with a bias."""
+    return Layers(spec.n_axes, spec.parts).transposed(n_in, n_out, spec.strides_zyx[stage + 1])
+
+
+def decoder_stage(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
+    """The convolutions or residual blocks of a decoder stage, as the spec says."""
+    make, n_blocks = Layers(spec.n_axes, spec.parts), spec.decoder_convolutions[stage]
+    shape = BlockShape(n_in, n_out, spec.kernels_zyx[stage], (1,) * spec.n_axes)
+    if spec.parts.decoder == "residual":
+        return residual_stage(make, shape, [0.0] * n_blocks)
+    return conv_stage(make, shape, n_blocks)
+
+
+@dataclass(frozen=True)
+class DecoderStyle:
+    """How a family builds its decoder; the defaults are nnU-Net's.
+
+    Args:
+        up: Makes the way up to a stage.
+        stage: Makes what follows the meeting with the skip.
+        adds_skips: The skip is added, not put beside: `up` must end with the skip's channels.
+        head_on_bottleneck: One more output, from the deepest stage.
+    """
+
+    up: MakeUp = transposed_up
+    stage: MakeStage = decoder_stage
+    adds_skips: bool = False
+    head_on_bottleneck: bool = False
+
+
+class Decoder(nn.Module):
+    """From the deepest map up, stage by stage; module lists begin with the deepest stage."""
+
+    def __init__(self, spec: NetworkSpec, n_below: int, n_outputs: int, style: DecoderStyle) -> None:
+        super().__init__()
+        make, last = Layers(spec.n_axes, spec.parts), len(spec.features) - 2
+        ups, stages, heads = [], [], []
+        for stage in range(last, -1, -1):
+            n_skip, n_out = spec.features[stage], spec.decoder_features[stage]
+            n_up = n_skip if style.adds_skips else n_out
+            ups.append(style.up(spec, stage, n_below, n_up))
+            stages.append(style.stage(spec, stage, n_skip if style.adds_skips else n_up + n_skip, n_out))
+            used = spec.parts.deep_supervision or stage == 0
+            heads.append(make.convolution(n_out, n_outputs, bias=True) if used else nn.Identity())
+            n_below = n_out
+        self.transpconvs = nn.ModuleList(ups)
+        self.stages = nn.ModuleList(stages)
+        self.seg_layers = nn.ModuleList(heads)
+        self.adds_skips = style.adds_skips
+        self.deep_supervision = spec.parts.deep_supervision
+
+    def forward(self, below: Tensor, skips: list[Tensor]) -> list[Tensor]:
+        """Logits, the highest resolution first. `skips` are ordered alike."""
+        outputs = []
+        for up, stage, head, skip in zip(self.transpconvs, self.stages, self.seg_layers, reversed(skips), strict=True):
+            raised = up(below)[(..., *(slice(size) for size in skip.shape[2:]))]  # an odd size was rounded up below
+            below = stage(raised + skip if self.adds_skips else torch.cat((raised, skip), 1))
+            outputs.append(head(below))
+        return outputs[::-1] if self.deep_supervision else outputs[-1:]
+
+
+class UNet(nn.Module):
+    """Encoder, bottleneck, gates on the skips, decoder.
+
+    Args:
+        spec: Channels, strides and parts.
+        encoder: Gives one map for each stage of the spec, the highest resolution first; map s has
+            `spec.features[s]` channels and ceil(size / stride) voxels of map s - 1.
+        n_outputs: Channels of the result.
+        style: The family's decoder.
+    """
+
+    def __init__(
+        self, spec: NetworkSpec, encoder: nn.Module, n_outputs: int, style: DecoderStyle | None = None
+    ) -> None:
+        super().__init__()
+        make, style = Layers(spec.n_axes, spec.parts), style or DecoderStyle()
+        self.encoder = encoder
+        n_below = spec.parts.bottleneck_features or spec.features[-1]
+        self.bottleneck = pyramid(make, spec.features[-1], n_below)
+        self.gates = nn.ModuleList(make.attention(n, "skip") for n in spec.features[:-1])
+        self.decoder = Decoder(spec, n_below, n_outputs, style)
+        has_head = style.head_on_bottleneck and spec.parts.deep_supervision
+        self.bottleneck_head = make.convolution(n_below, n_outputs, bias=True) if has_head else None
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """Logits for each resolution, the highest first; the first has the size of `x`, whatever it is."""
+        *skips, deepest = self.encoder(x)
+        below = self.bottleneck(deepest)
+        gated = [gate(skip) for gate, skip in zip(self.gates, skips, strict=True)]
+        outputs = self.decoder(below, gated)
+        return outputs if self.bottleneck_head is None else [*outputs, self.bottleneck_head(below)]
+
+
+class ConvEncoder(nn.Module):
+    """Stages of plain convolutions. Source: dynamic-network-architectures, PlainConvEncoder."""
+
+    def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
+        super().__init__()
+        make = Layers(spec.n_axes, spec.parts)
+        shapes = encoder_shapes(spec, n_channels)
+        self.stages = nn.ModuleList(
+            nn.Sequential(conv_stage(make, shape, n)) for shape, n in zip(shapes, spec.blocks, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [x]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+class ResidualEncoder(nn.Module):
+    """A convolution at full resolution, then stages of residual blocks. Source: as before, ResidualEncoder."""
+
+    def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
+        super().__init__()
+        make = Layers(spec.n_axes, spec.parts)
+        kernel = spec.parts.stem_kernel_zyx or spec.kernels_zyx[0]
+        self.stem = nn.ModuleDict({"convs": nn.Sequential(make.unit(n_channels, spec.features[0], kernel))})
+        shapes = encoder_shapes(spec, spec.features[0])
+        fractions = drop_paths(spec.blocks, spec.parts.drop_path_fraction)
+        self.stages = nn.ModuleList(
+            residual_stage(make, shape, each) for shape, each in zip(shapes, fractions, strict=True)
+        )
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = [self.stem["convs"](x)]
+        for stage in self.stages:
+            maps.append(stage(maps[-1]))
+        return maps[1:]
+
+
+def encoder_shapes(spec: NetworkSpec, n_in: int) -> list[BlockShape]:
+    """What each encoder stage takes and gives, if the first one is given `n_in` channels."""
+    entering = (n_in, *spec.features[:-1])
+    return [BlockShape(*each) for each in zip(entering, spec.features, spec.kernels_zyx, spec.strides_zyx, strict=True)]
