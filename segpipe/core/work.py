@@ -72,6 +72,11 @@ class Work:
         return self.path / "fingerprint.json"
 
     @property
+    def measured_cases(self) -> Path:
+        """What was measured case by case, so that only changed cases are measured again."""
+        return self.path / "fingerprint_cases.npz"
+
+    @property
     def plan(self) -> Path:
         """What was decided."""
         return self.path / "plan.yaml"
@@ -80,6 +85,11 @@ class Work:
     def splits(self) -> Path:
         """Folds."""
         return self.path / "splits.json"
+
+    @property
+    def nnunet_dataset(self) -> Path:
+        """nnU-Net's dataset.json, where a plan was made from nnU-Net's files instead of images."""
+        return self.path / "nnunet_dataset.json"
 
     @property
     def report(self) -> Path:

@@ -27,12 +27,12 @@ class Foreground:
 
     Args:
         keys: Occupied bins, int32, ascending.
-        counts: Voxels in each, int64.
+        counts: Voxels in each, uint32.
         mean, variance, low, high: Of all voxels, not of the bins.
     """
 
     keys: NDArray[np.int32]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.uint32]
     mean: float
     variance: float
     low: float
@@ -58,7 +58,7 @@ def count(values: NDArray[np.float32]) -> Foreground:
     occupied = np.flatnonzero(counts)
     return Foreground(
         keys=(occupied + first).astype(np.int32),
-        counts=counts[occupied],
+        counts=counts[occupied].astype(np.uint32),
         mean=mean,
         variance=squares / flat.size,
         low=float(low),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,26 +22,12 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
 from segpipe.data.dataset import Case, Dataset, signature_of
-from segpipe.fingerprint.intensity import Foreground, count, pool
+from segpipe.fingerprint.intensity import count, pool
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
+from segpipe.fingerprint.stored import MeasuredCase
 
 _MAX_NAMED = 10  # faulty cases in a message
 _CONNECTIVITY = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected
-
-
-@dataclass(frozen=True, eq=False)
-class MeasuredCase:
-    """A case and what its foreground adds to the dataset's intensities.
-
-    Args:
-        case: Edges are along the axes of the orientation `axes`.
-        axes: Those of the files, or of a dataset it was measured for.
-        channels: One for each channel; empty if no voxel is labelled.
-    """
-
-    case: CaseFingerprint
-    axes: str
-    channels: tuple[Foreground, ...]
 
 
 def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
@@ -51,39 +36,36 @@ def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
     Raises:
         DataError: If cases cannot be read or do not fit the dataset, all of them together; or a label occurs nowhere.
     """
-    return assemble(dataset, measure_cases(dataset.cases, dataset, n_workers))
+    measured, faults = measure_cases(dataset.cases, dataset, n_workers)
+    require_no_faults(dataset, faults)
+    return assemble(dataset, measured)
 
 
-def measure_cases(cases: Sequence[Case], dataset: Dataset, n_workers: int) -> list[MeasuredCase]:
-    """Measure some cases of a dataset, in order.
+def measure_cases(cases: Sequence[Case], dataset: Dataset, n_workers: int) -> tuple[list[MeasuredCase], list[str]]:
+    """Measure some cases of a dataset, in order; what is wrong with those that could not be, each naming its case."""
+    if not cases:
+        return [], []
+    results = map_threads(lambda case: _measured_or_fault(case, dataset), cases, "measuring", n_workers)
+    measured = [result for result in results if isinstance(result, MeasuredCase)]
+    return measured, [result for result in results if isinstance(result, str)]
+
+
+def require_no_faults(dataset: Dataset, faults: Sequence[str]) -> None:
+    """Refuse cases that could not be measured.
 
     Raises:
-        DataError: If cases cannot be read or do not fit the dataset, all of them together.
+        DataError: With all faults, the first ten in full.
     """
-    measured, faults = [], []
-    for case, result in zip(
-        cases, map_threads(lambda c: _measured_or_fault(c, dataset), cases, "measuring", n_workers), strict=True
-    ):
-        if isinstance(result, MeasuredCase):
-            measured.append(result)
-        else:
-            text = str(result)
-            faults.append(text if text.startswith(case.case_id) else f"{case.case_id}: {text}")
+    if not faults:
+        return
     if len(faults) == 1:
         raise DataError(faults[0])
-    if faults:
-        more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []
-        raise DataError(
-            "\n  ".join(
-                [
-                    f"{dataset.root}: {len(faults)} of {len(cases)} cases cannot be measured. Correct them; "
-                    f"`segpipe check {dataset.root}` shows what else is wrong.",
-                    *faults[:_MAX_NAMED],
-                    *more,
-                ]
-            )
-        )
-    return measured
+    head = (
+        f"{dataset.root}: {len(faults)} of {len(dataset.cases)} cases cannot be measured. Correct them, or take them "
+        "out of the dataset."
+    )
+    more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []
+    raise DataError("\n  ".join([head, *faults[:_MAX_NAMED], *more]))
 
 
 def assemble(dataset: Dataset, measured: Sequence[MeasuredCase]) -> Fingerprint:
@@ -96,7 +78,7 @@ def assemble(dataset: Dataset, measured: Sequence[MeasuredCase]) -> Fingerprint:
     counts = Counter(m.case.orientation for m in measured)
     orientation = min(counts, key=lambda code: (-counts[code], code))
     labelled = [m.channels for m in measured if m.channels]
-    cases = tuple(_turned(m.case, m.axes, orientation) for m in measured)
+    cases = tuple(_turned(m.case, orientation) for m in measured)
     kept = [np.prod(case.cropped_shape_zyx) / np.prod(case.shape_zyx or case.cropped_shape_zyx) for case in cases]
     return Fingerprint(
         orientation=orientation,
@@ -124,11 +106,11 @@ def _require_every_label(dataset: Dataset, measured: Sequence[MeasuredCase]) -> 
         )
 
 
-def _turned(case: CaseFingerprint, axes: str, target: str) -> CaseFingerprint:
-    """The case with its edges along the axes of another orientation."""
-    if axes == target:
+def _turned(case: CaseFingerprint, target: str) -> CaseFingerprint:
+    """The case with its edges not along the axes of its files but of the target orientation."""
+    if case.orientation == target:
         return case
-    turn = turn_between(axes, target)
+    turn = turn_between(case.orientation, target)
     labels = {
         name: label.model_copy(update={"extent_mm": turn.permute(label.extent_mm)})
         for name, label in case.labels.items()
@@ -143,11 +125,13 @@ def _turned(case: CaseFingerprint, axes: str, target: str) -> CaseFingerprint:
     )
 
 
-def _measured_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | DataError:
+def _measured_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | str:
+    """The case, or what is wrong with it."""
     try:
         return _measure_case(case, dataset)
     except DataError as fault:
-        return fault
+        text = str(fault)
+        return text if text.startswith(f"{case.case_id}:") else f"{case.case_id}: {text}"
 
 
 def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
@@ -174,7 +158,7 @@ def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
     )
     cropped = volume.voxels_czyx[box.slices]
     channels = tuple(count(channel[foreground]) for channel in cropped) if foreground.any() else ()
-    return MeasuredCase(fingerprint, volume.grid.orientation, channels)
+    return MeasuredCase(fingerprint, channels)
 
 
 def _read_image(case: Case, channels: Sequence[str]) -> Volume:

@@ -12,7 +12,6 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from segpipe.core.records import Record
 
-FORMAT_VERSION: Literal[2] = 2
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -117,7 +116,7 @@ class Fingerprint(Record):
             `numTraining`); None: they are counted.
     """
 
-    segpipe_fingerprint: Literal[2] = FORMAT_VERSION
+    segpipe_fingerprint: Literal[2] = 2
     orientation: str
     channels: tuple[str, ...]
     cases: tuple[CaseFingerprint, ...] = Field(min_length=1)
