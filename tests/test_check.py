@@ -79,8 +79,15 @@ def test_faults_of_many_cases_are_all_reported(tmp_path: Path):
 def broken(folder: Path, kind: str) -> None:
     """Make one fault in case a of a dataset of one channel."""
     affine = oblique_affine()
-    if kind == "place_mismatch":
-        affine[0, 3] += 0.2  # a tenth of the shortest edge is 0.1 mm
+    if kind in ("label_shifted", "label_turned", "place_mismatch"):
+        if kind == "place_mismatch":
+            affine[:3, :3] = oblique_affine(0.4)[:3, :3]
+        elif kind == "label_turned":
+            affine = affine[:, [1, 0, 2, 3]]  # x and y exchanged
+            write_tiny(label(folder, "a"), tiny_labels().transpose(0, 2, 1), affine)
+            return
+        else:
+            affine[0, 3] += 0.2  # a tenth of the shortest edge is 0.1 mm
         write_tiny(label(folder, "a"), tiny_labels(), affine)
     elif kind == "sheared":
         affine[:3, 1] += 0.2 * affine[:3, 0]
@@ -119,6 +126,8 @@ def broken(folder: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
+        "label_shifted",
+        "label_turned",
         "place_mismatch",
         "sheared",
         "constant",

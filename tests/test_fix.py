@@ -16,7 +16,7 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.header_repair import repair_edges
 from segpipe.core.volume import read_header, read_image, read_labels
 from segpipe.data.check import check_dataset
-from segpipe.data.fix import FIXES_FILE, fix_dataset
+from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 
 CASES = ["a", "b", "c", "d", "e"]
 
@@ -59,7 +59,7 @@ def test_a_unit_sform_gets_the_edges_of_pixdim(tmp_path: Path):
             "header_contradiction",
             "sform of 1 × 1 × 1 mm rescaled to 1 × 1.5 × 2.5 mm as in pixdim",
         ),
-        ("labelsTr/c.nii.gz", "label_float", "float32 stored as uint8"),
+        ("labelsTr/c.nii.gz", "label_float", "stored as uint8"),
     ]
     repaired = read_image(out / "imagesTr/b_0000.nii.gz")
     np.testing.assert_allclose(repaired.grid.affine_ras_mm, oblique_affine(), atol=1e-6)
@@ -70,7 +70,7 @@ def test_a_unit_sform_gets_the_edges_of_pixdim(tmp_path: Path):
     untouched = {name: digest for name, digest in before.items() if name not in {fix.file for fix in fixes}}
     after = digests(out)
     assert {name: after[name] for name in untouched} == untouched
-    assert (out / FIXES_FILE).read_text(encoding="utf-8").splitlines()[0] == "file,kind,done,is_repaired"
+    assert (out / REPAIRS_FILE).read_text(encoding="utf-8").splitlines()[0] == "case_id,file,kind,found,done,is_repaired"
     assert check_dataset(out, n_workers=1).faults == ()
 
 
@@ -115,7 +115,7 @@ def test_what_cannot_be_repaired_is_copied_and_said(tmp_path: Path):
     (data / "imagesTr/b_0000.nii.gz").write_text("no image")
     (fix,) = fix_dataset(data, tmp_path / "out", n_workers=1)
     assert (fix.file, fix.is_repaired) == ("labelsTr/a.nii.gz", False)
-    assert "copied as it was" in fix.done
+    assert fix.done == "copied as it was"
     assert (tmp_path / "out/imagesTr/b_0000.nii.gz").read_text() == "no image"
 
 
@@ -134,15 +134,15 @@ def test_one_file_and_a_manifest(tmp_path: Path):
     data = write_nnunet(tmp_path / "data", ["a", "b"])
     set_srow(data / "imagesTr/a_0000.nii.gz", unit_affine())
     fix_dataset(data / "imagesTr/a_0000.nii.gz", tmp_path / "one", n_workers=1)
-    assert sorted(digests(tmp_path / "one")) == ["a_0000.nii.gz", FIXES_FILE]
+    assert sorted(digests(tmp_path / "one")) == ["a_0000.nii.gz", REPAIRS_FILE]
     manifest = data / "cases.csv"
     manifest.write_text("case_id,image,label\na,imagesTr/a_0000.nii.gz,labelsTr/a.nii.gz\n")
     fix_dataset(manifest, tmp_path / "some", n_workers=1)
     assert sorted(digests(tmp_path / "some")) == [
         "cases.csv",
-        FIXES_FILE,
         "imagesTr/a_0000.nii.gz",
         "labelsTr/a.nii.gz",
+        REPAIRS_FILE,
     ]
 
 

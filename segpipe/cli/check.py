@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 FATAL_EXIT = 3
 _FIRST_CASES = 3  # named in the table; `--json` lists all
+_FIRST_REPAIRS = 20  # told on the screen
 _WIDTH = 80  # where the output is no terminal
 
 
@@ -33,17 +34,22 @@ def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: ob
     from segpipe.cli.main import print_json
     from segpipe.core.progress import say
     from segpipe.data.check import check_dataset
-    from segpipe.data.fix import FIXES_FILE, fix_dataset
+    from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 
     report = check_dataset(data, n_workers)
-    fixes = None
+    repairs = None
     if out is not None:
-        fixes = fix_dataset(data, out, n_workers)
-        n_repaired = sum(fix.is_repaired for fix in fixes)
-        say(f"{n_repaired} file(s) repaired in the copy {out} ({FIXES_FILE} lists them); now checking the copy")
+        repairs = fix_dataset(data, out, n_workers)
+        for repair in repairs[:_FIRST_REPAIRS]:
+            say(repair.text)
+        n_repaired = len({repair.file for repair in repairs if repair.is_repaired})
+        say(
+            f"{n_repaired} file(s) repaired in the copy {out} ({REPAIRS_FILE} lists all {len(repairs)} entries), all "
+            "others copied as they are; now checking the copy"
+        )
         report = check_dataset(out if data.is_dir() else out / data.name, n_workers)
     if as_json:
-        extra = {} if fixes is None else {"fixes": [fix.model_dump(mode="json") for fix in fixes]}
+        extra = {} if repairs is None else {"repairs": [repair.model_dump(mode="json") for repair in repairs]}
         print_json(report.model_dump(mode="json") | {"is_fatal": report.is_fatal} | extra)
     else:
         print_report(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,12 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, GeometryError
-from segpipe.core.grid import Grid
+from segpipe.core.grid import Grid, check_grid
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 _SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
+MAX_GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below
 _MAX_COMPRESSION = 1032  # deflate writes at least one bit for 129 bytes
 
 
@@ -31,6 +33,9 @@ class Header:
         pixdim_zyx_mm: Voxel edges as the header's pixdim says; None for formats without it.
         has_world: False if the header holds no orientation (sform and qform codes are both 0).
         dtype: Type of the stored voxels.
+        unit: Of every length above: mm, or m or µm where the header says so, which is a fault.
+        qform_gap_mm: How far apart sform and qform place a corner voxel; 0 unless both are set. The sform counts.
+        is_scaled: Whether stored voxels are multiplied or shifted when they are read.
     """
 
     path: Path
@@ -39,6 +44,9 @@ class Header:
     pixdim_zyx_mm: tuple[float, float, float] | None
     has_world: bool
     dtype: np.dtype[Any]
+    unit: str = "mm"
+    qform_gap_mm: float = 0.0
+    is_scaled: bool = False
 
     @property
     def contradiction(self) -> str:
@@ -50,6 +58,23 @@ class Header:
             return ""
         affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
         return f"the affine (sform) says voxels of {affine} mm (x, y, z), pixdim says {pixdim} mm"
+
+    @property
+    def two_places(self) -> str:
+        """How sform and qform disagree about the place; empty if they agree, and where pixdim is at fault anyway."""
+        if self.contradiction or self.qform_gap_mm <= MAX_GAP_VOX * min(self.grid.spacing_mm):
+            return ""
+        return f"sform and qform place a corner voxel {self.qform_gap_mm:.3g} mm apart"
+
+    @property
+    def holds_integers(self) -> bool:
+        """Whether voxels are stored as what they mean, whole numbers."""
+        return self.dtype.kind in "iu" and not self.is_scaled
+
+    @property
+    def stored_as(self) -> str:
+        """How voxels are stored, for people."""
+        return f"stored as {self.dtype}" + (" and scaled" if self.is_scaled else "")
 
 
 def ending_of(path: Path) -> str:
@@ -104,6 +129,20 @@ def grid_of(path: Path, shape_xyz: tuple[int, int, int], affine: NDArray[np.floa
         raise GeometryError(f"{path}: {fault} Repair the header.") from None
 
 
+def require_sound_geometry(header: Header) -> None:
+    """Refuse a header whose lengths cannot be trusted.
+
+    Raises:
+        GeometryError: If its unit is not mm, its axes are sheared, or sform and pixdim disagree.
+    """
+    repair = "`segpipe check DATA --fix OUT` writes a repaired copy."
+    if header.unit != "mm":
+        raise GeometryError(f"{header.path}: the header's lengths are in {header.unit}, expected mm. {repair}")
+    check_grid(header.grid, str(header.path))
+    if header.contradiction:
+        raise GeometryError(f"{header.path}: {header.contradiction}; one of them is wrong. {repair}")
+
+
 def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuse a file that cannot hold the voxels of its header, before memory is asked for them.
 
@@ -119,6 +158,32 @@ def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[A
         )
 
 
-def voxel_kind(dtype: np.dtype[Any]) -> str:
-    """The type of voxels, for people."""
-    return "colour (RGB)" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+def require_numbers(path: Path, dtype: np.dtype[Any]) -> None:
+    """Refuse voxels that are no plain numbers.
+
+    Raises:
+        DataError: If they are colours or complex.
+    """
+    if dtype.fields or dtype.kind not in "iuf":
+        kind = "colour (RGB)" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+        raise DataError(f"{path}: holds {kind} voxels, expected one number per voxel. Convert it to grey values.")
+
+
+def unreadable(path: Path, fault: Exception) -> DataError:
+    """The error a user should see when a library cannot read an image: not allowed to, or damaged."""
+    if not may_be_read(path):
+        return DataError(f"{path}: may not be read (permission denied). Ask its owner, or `chmod u+r` it.")
+    last_line = str(fault).strip().splitlines()[-1:] or [type(fault).__name__]
+    size = path.stat().st_size if path.is_file() else 0
+    return DataError(
+        f"{path}: cannot be read as an image ({size} bytes; {last_line[0].strip()[:200]}). "
+        "It is damaged, cut short or of another format: copy or export it again."
+    )
+
+
+def may_be_read(path: Path) -> bool:
+    """False if permissions keep this user from a file that is there, or from its folder."""
+    try:
+        return os.access(path, os.R_OK) or not path.exists()
+    except PermissionError:
+        return False

@@ -1,4 +1,4 @@
-"""Correct the voxel edges that a NIfTI header gives twice. Only header bytes change; voxels are copied as they are."""
+"""Correct what a NIfTI header says twice or in another unit. Only header bytes change, voxels are copied."""
 
 from __future__ import annotations
 
@@ -15,19 +15,51 @@ from segpipe.core.files import whole_file
 from segpipe.core.header import Header
 
 _UNIT_TOLERANCE = 1e-3  # edges this near 1 mm are what a tool writes that knows none
+_MM_OF = {"m": 1e3, "µm": 1e-3}
+_MIN_EDGE_MM, _MAX_EDGE_MM = 1e-4, 100.0  # beyond, a voxel is smaller than light resolves or larger than an organ
+_MM_CODE, _SPACE_BITS = 2, 7  # of xyzt_units; its other bits are the unit of time
 
 
 class _Places(NamedTuple):
-    """Bytes of a NIfTI header: its size, where pixdim and the sform's rows begin, and the number format."""
+    """Bytes of a NIfTI header: its size, where each field begins, and the formats of numbers, codes and units."""
 
     size: int
     pixdim: int
+    qform_code: int
+    qoffset: int
     srow: int
+    xyzt_units: int
     number: str
+    code: str
+    units: str
 
 
-_NIFTI1 = _Places(size=348, pixdim=76, srow=280, number="f")
-_NIFTI2 = _Places(size=540, pixdim=104, srow=400, number="d")
+_NIFTI1 = _Places(348, 76, 252, 268, 280, 123, "f", "h", "b")
+_NIFTI2 = _Places(540, 104, 344, 376, 400, 500, "d", "i", "i")
+
+
+class _Bytes:
+    """A whole NIfTI file in memory, whose header fields can be read and replaced."""
+
+    def __init__(self, path: Path) -> None:
+        content = path.read_bytes()
+        self.content = bytearray(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
+        self.places, self.order = _format(path, self.content)
+
+    def get(self, place: int, kind: str, n_values: int) -> NDArray[np.float64]:
+        return np.array(struct.unpack_from(f"{self.order}{n_values}{kind}", self.content, place), np.float64)
+
+    def put(self, place: int, kind: str, *values: float) -> None:
+        struct.pack_into(f"{self.order}{len(values)}{kind}", self.content, place, *values)
+
+    def put_edges(self, edges_xyz: NDArray[np.float64]) -> None:
+        first = self.places.pixdim + struct.calcsize(self.places.number)  # pixdim[0] is the qform's handedness
+        self.put(first, self.places.number, *edges_xyz)
+
+    def write(self, target: Path) -> None:
+        with whole_file(target) as temporary:
+            is_zipped = target.name.lower().endswith(".gz")
+            temporary.write_bytes(gzip.compress(self.content, 6, mtime=0) if is_zipped else self.content)
 
 
 def repair_edges(source: Header, target: Path) -> str:
@@ -47,31 +79,79 @@ def repair_edges(source: Header, target: Path) -> str:
         DataError: If the file is not NIfTI.
         ResourceError, SetupError: If the copy cannot be written.
     """
-    content = bytearray(_unzipped(source.path))
-    places, order = _format(source.path, content)
-    pixdim_xyz = np.array(source.pixdim_zyx_mm[::-1] if source.pixdim_zyx_mm else (0.0, 0.0, 0.0))
-    edges_xyz = np.array(source.grid.spacing_mm[::-1])
+    file = _Bytes(source.path)
+    pixdim_xyz, edges_xyz = _pixdim(source), np.array(source.grid.spacing_mm[::-1])
     if (pixdim_xyz <= 0).any() or (_is_unit(pixdim_xyz) and not _is_unit(edges_xyz)):
-        first = places.pixdim + struct.calcsize(places.number)  # pixdim[0] is the qform's handedness
-        struct.pack_into(f"{order}3{places.number}", content, first, *edges_xyz)
+        file.put_edges(edges_xyz)
         done = f"pixdim {_text(pixdim_xyz)} became {_text(edges_xyz)} mm as in the sform"
     else:
         affine = source.grid.affine_ras_mm[:3].copy()
         affine[:, :3] *= pixdim_xyz / np.linalg.norm(affine[:, :3], axis=0)
-        struct.pack_into(f"{order}12{places.number}", content, places.srow, *affine.ravel())
+        file.put(file.places.srow, file.places.number, *affine.ravel())
         done = f"sform of {_text(edges_xyz)} mm rescaled to {_text(pixdim_xyz)} mm as in pixdim"
-    with whole_file(target) as temporary:
-        is_zipped = target.name.lower().endswith(".gz")
-        temporary.write_bytes(gzip.compress(content, 6, mtime=0) if is_zipped else content)
+    file.write(target)
     return done
 
 
-def _unzipped(path: Path) -> bytes:
-    content = path.read_bytes()
-    return gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content
+def repair_unit(source: Header, target: Path) -> str:
+    """Write a copy of a NIfTI file in mm.
+
+    The header's unit is taken at its word, unless a voxel would then be absurd: then only the unit was wrong.
+
+    Args:
+        source: Header of a file in another unit.
+        target: The copy; may be the file itself.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        DataError: If the file is not NIfTI.
+        ResourceError, SetupError: If the copy cannot be written.
+    """
+    file = _Bytes(source.path)
+    places = file.places
+    edges_xyz = _pixdim(source)
+    edges_mm = edges_xyz * _MM_OF[source.unit]
+    is_plausible = bool((edges_mm >= _MIN_EDGE_MM).all() and (edges_mm <= _MAX_EDGE_MM).all())
+    if is_plausible:
+        for place, n_values in ((places.qoffset, 3), (places.srow, 12)):
+            values = file.get(place, places.number, n_values) * _MM_OF[source.unit]
+            file.put(place, places.number, *values)
+        file.put_edges(edges_mm)
+    units = int(file.get(places.xyzt_units, places.units, 1)[0])
+    file.put(places.xyzt_units, places.units, units & ~_SPACE_BITS | _MM_CODE)
+    file.write(target)
+    if is_plausible:
+        return f"voxels of {_text(edges_xyz)} {source.unit} are now {_text(edges_mm)} mm"
+    return f"unit {source.unit} became mm: voxels of {_text(edges_mm)} mm cannot be"
 
 
-def _format(path: Path, content: bytes | bytearray) -> tuple[_Places, str]:
+def drop_qform(source: Header, target: Path) -> str:
+    """Write a copy of a NIfTI file that has one place: the sform's, which segpipe reads.
+
+    Args:
+        source: Header of a file whose qform names another place.
+        target: The copy; may be the file itself.
+
+    Returns:
+        What was done, for people.
+
+    Raises:
+        DataError: If the file is not NIfTI.
+        ResourceError, SetupError: If the copy cannot be written.
+    """
+    file = _Bytes(source.path)
+    file.put(file.places.qform_code, file.places.code, 0)
+    file.write(target)
+    return "qform switched off (its code is 0 now), the sform stays"
+
+
+def _pixdim(source: Header) -> NDArray[np.float64]:
+    return np.array(source.pixdim_zyx_mm[::-1] if source.pixdim_zyx_mm else (0.0, 0.0, 0.0))
+
+
+def _format(path: Path, content: bytearray) -> tuple[_Places, str]:
     """Version and byte order, told by the first number, which is the header's size."""
     for order in "<>":
         (size,) = struct.unpack_from(f"{order}i", content)

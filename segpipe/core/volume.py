@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
-from segpipe.core.grid import Grid, check_grid
+from segpipe.core.grid import Grid
 from segpipe.core.grid import require_same_grid as require_same_grid
 from segpipe.core.header import (
     ITK_ENDINGS,
@@ -26,15 +26,19 @@ from segpipe.core.header import (
     Header,
     checked_ending,
     grid_of,
+    require_numbers,
     require_plausible_size,
+    require_sound_geometry,
     space_and_channels,
-    voxel_kind,
+    unreadable,
 )
 from segpipe.core.header import ending_of as ending_of
 from segpipe.core.header import stem_of as stem_of
+from segpipe.core.label_values import whole_numbers
 
-_MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
-_MAX_LABEL = np.iinfo(np.int32).max
+_BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is LPS+
+_UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,25 +59,7 @@ def read_header(path: Path) -> Header:
     with _file_faults(path):
         if checked_ending(path) in ITK_ENDINGS:
             return _itk_header(path)
-        image = _nifti(path)
-        shape, n_channels = space_and_channels(path, image.shape)
-        dtype = np.dtype(image.get_data_dtype())
-        if dtype.fields or dtype.kind not in "iuf":
-            raise DataError(
-                f"{path}: holds {voxel_kind(dtype)} voxels, expected one number per voxel. Convert it to grey values."
-            )
-        require_plausible_size(path, image.shape, dtype)
-        header, grid = image.header, grid_of(path, shape, image.affine)
-        edges = header.get_zooms()[:3]
-        edges = (*edges, *grid.spacing_mm[::-1][len(edges) :])  # of an axis the file has not, pixdim says nothing
-        return Header(
-            path=path,
-            grid=grid,
-            n_channels=n_channels,
-            pixdim_zyx_mm=(float(edges[2]), float(edges[1]), float(edges[0])),
-            has_world=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
-            dtype=dtype,
-        )
+        return _nifti_header(path)
 
 
 def read_image(path: Path) -> Volume:
@@ -84,7 +70,7 @@ def read_image(path: Path) -> Volume:
         GeometryError: If its grid is unusable, sheared, or contradicts pixdim.
     """
     header = read_header(path)
-    _check_geometry(header)
+    require_sound_geometry(header)
     return Volume(np.ascontiguousarray(read_voxels(header)), header.grid)
 
 
@@ -114,7 +100,7 @@ def read_labels(path: Path) -> tuple[NDArray[np.int32], Grid]:
         GeometryError: If its grid is unusable, sheared, or contradicts pixdim.
     """
     header = read_header(path)
-    _check_geometry(header)
+    require_sound_geometry(header)
     return read_label_values(header), header.grid
 
 
@@ -129,30 +115,14 @@ def read_label_values(header: Header) -> NDArray[np.int32]:
             f"{header.path}: a label map with {header.n_channels} volumes, expected one integer per voxel. "
             "Merge one-hot channels into one map."
         )
-    values = read_voxels(header, None)[0]
-    wrong = _no_labels(values)
-    if wrong.any():
-        raise DataError(
-            f"{header.path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below "
-            f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it "
-            "again with nearest neighbour."
-        )
-    return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, np.int32)
-
-
-def _no_labels(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Voxels that are no label: not near an integer, not finite, or beyond int32."""
-    if values.dtype.kind in "iu":
-        return (values > _MAX_LABEL) | (values < -_MAX_LABEL)
-    with np.errstate(invalid="ignore"):  # inf - inf
-        return ~(np.abs(values - np.rint(values)) <= _MAX_ROUNDING) | (np.abs(values) > _MAX_LABEL)
+    return whole_numbers(read_voxels(header, None)[0], header.path)
 
 
 def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> None:
-    """Write a mask as NIfTI with the exact header geometry of the image file `like`.
+    """Write a mask with the exact header geometry of the image file `like`.
 
     Args:
-        path: Output, `.nii.gz` or `.nii`.
+        path: Output, in any format that is read.
         mask_zyx: (Z, Y, X), any integer type; it is the type in the file.
         like: The image whose grid the mask lies on.
 
@@ -165,6 +135,9 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
     header = read_header(like)
     if mask_zyx.shape != header.grid.shape_zyx:
         raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
+    if ending_of(path) in ITK_ENDINGS:
+        _write_itk(path, mask_zyx, header.grid)
+        return
     data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
     kind: Any = nib.Nifti1Image
     template: Any = None
@@ -184,6 +157,22 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
         nib.save(image, temporary)
 
 
+def _write_itk(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> None:
+    """Write NRRD or MetaImage; a `.mhd` holds its voxels itself, as the format allows."""
+    import SimpleITK as sitk
+
+    affine = _LPS @ grid.affine_ras_mm
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(mask_zyx)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    with whole_file(path) as temporary:
+        written = temporary.with_suffix(".mha" if ending_of(path) == ".mhd" else ending_of(path))
+        sitk.WriteImage(image, str(written), useCompression=True)
+        written.replace(temporary)
+
+
 def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> None:
     """Write an image as NIfTI, 3D for one channel and 4D for more; the type in the file is the array's.
 
@@ -198,15 +187,6 @@ def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np
     image.header.set_xyzt_units("mm")
     with whole_file(path) as temporary:
         nib.save(image, temporary)
-
-
-def _check_geometry(header: Header) -> None:
-    check_grid(header.grid, str(header.path))
-    if header.contradiction:
-        raise GeometryError(
-            f"{header.path}: {header.contradiction}; one of them is wrong. "
-            "`segpipe check DATA --fix OUT` writes a copy whose affine follows pixdim."
-        )
 
 
 def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
@@ -250,6 +230,40 @@ def _nifti(path: Path) -> Any:
     return image
 
 
+def _nifti_header(path: Path) -> Header:
+    image = _nifti(path)
+    shape, n_channels = space_and_channels(path, image.shape)
+    dtype = np.dtype(image.get_data_dtype())
+    require_numbers(path, dtype)
+    require_plausible_size(path, image.shape, dtype)
+    header, grid = image.header, grid_of(path, shape, image.affine)
+    edges = header.get_zooms()[:3]
+    edges = (*edges, *grid.spacing_mm[::-1][len(edges) :])  # of an axis the file has not, pixdim says nothing
+    return Header(
+        path=path,
+        grid=grid,
+        n_channels=n_channels,
+        pixdim_zyx_mm=(float(edges[2]), float(edges[1]), float(edges[0])),
+        has_world=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
+        dtype=dtype,
+        unit=_UNITS.get(int(header["xyzt_units"]) % 8, "mm"),
+        qform_gap_mm=_qform_gap_mm(header, grid),
+        is_scaled=(image.dataobj.slope, image.dataobj.inter) != (1, 0),
+    )
+
+
+def _qform_gap_mm(header: Any, grid: Grid) -> float:
+    """How far apart sform and qform place a corner voxel; 0 unless both are set, inf if the qform is no rotation."""
+    from nibabel.spatialimages import HeaderDataError
+
+    if int(header["sform_code"]) == 0 or int(header["qform_code"]) == 0:
+        return 0.0
+    try:
+        return grid.corner_gap_mm(Grid(grid.shape_zyx, header.get_qform()))
+    except (HeaderDataError, GeometryError, ValueError):
+        return float("inf")
+
+
 def _itk_header(path: Path) -> Header:
     import SimpleITK as sitk
 
@@ -265,7 +279,7 @@ def _itk_header(path: Path) -> Header:
     origin = np.array([*reader.GetOrigin(), 0.0][:3])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction * spacing, origin
-    affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # ITK's world is LPS+
+    affine = _LPS @ affine
     x, y, z = [*reader.GetSize(), 1][:3]
     pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
     dtype = np.dtype(np.float32 if "float" in pixel else np.int32)
@@ -280,19 +294,5 @@ def _file_faults(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (
-        ImageFileError,
-        HeaderDataError,
-        EOFError,
-        zlib.error,
-        OSError,
-        ValueError,
-        RuntimeError,
-        OverflowError,
-    ) as fault:
-        first_line = str(fault).strip().splitlines()[-1:] or [type(fault).__name__]
-        size = path.stat().st_size if path.is_file() else 0
-        raise DataError(
-            f"{path}: cannot be read as an image ({size} bytes; {first_line[0].strip()[:200]}). "
-            "It is damaged, cut short or of another format: copy or export it again."
-        ) from None
+    except (ImageFileError, HeaderDataError, *_BROKEN) as fault:
+        raise unreadable(path, fault) from None

@@ -53,6 +53,12 @@ KINDS: dict[str, Kind] = {
     "unreadable": Kind(
         "fatal", "File cannot be read", "a whole image file", "Copy, export or convert it again, or move the case away."
     ),
+    "no_permission": Kind(
+        "fatal",
+        "File may not be read",
+        "a file that you may read",
+        "Ask its owner, or `chmod u+r` it; it is not said to be damaged.",
+    ),
     "too_large": Kind(
         "fatal",
         "Larger than the memory",
@@ -75,6 +81,18 @@ KINDS: dict[str, Kind] = {
         "the same voxel edges in both",
         "`segpipe check DATA --fix OUT` writes a repaired copy; look at one case of it.",
     ),
+    "unit": Kind(
+        "fatal",
+        "Lengths not in mm",
+        "a header in mm",
+        "`segpipe check DATA --fix OUT` writes a copy in mm; look at one case of it.",
+    ),
+    "two_places": Kind(
+        "warning",
+        "sform and qform disagree",
+        "one place for each voxel",
+        "segpipe reads the sform, other programs may not. `--fix OUT` writes a copy without the qform.",
+    ),
     "sheared": Kind(
         "fatal", "Sheared grid", "axes at right angles", "Resample image and label map to a rectangular grid."
     ),
@@ -86,6 +104,18 @@ KINDS: dict[str, Kind] = {
         "Files of a case lie apart",
         "corner voxels within a tenth of a voxel",
         "Find out which header is right and copy it, or resample.",
+    ),
+    "label_turned": Kind(
+        "fatal",
+        "Label map turned against its image",
+        "the image's order and direction of axes",
+        "`segpipe check DATA --fix OUT` turns it in a copy; no voxel leaves its place.",
+    ),
+    "label_shifted": Kind(
+        "fatal",
+        "Label map shifted against its image",
+        "the place of the image",
+        "If their voxels belong together, `--fix OUT` writes a copy with the image's header; look at one case of it.",
     ),
     "channel_count": Kind(
         "fatal",
@@ -119,7 +149,7 @@ KINDS: dict[str, Kind] = {
     ),
     "label_float": Kind(
         "warning",
-        "Label map stored as floats",
+        "Label map stored as floats or scaled",
         "whole numbers",
         "Nothing: they are rounded. `--fix OUT` stores them as integers.",
     ),

@@ -1,76 +1,107 @@
-"""A repaired copy of a dataset: contradictory headers and labels stored as floats. The input is never touched."""
+"""A repaired copy of a dataset, in its own layout. The input is never touched: files are copied, never linked."""
 
 from __future__ import annotations
 
 import csv
 import io
 import shutil
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import whole_folder, write_text
-from segpipe.core.header import NIFTI_ENDINGS, Header, ending_of
-from segpipe.core.header_repair import repair_edges
+from segpipe.core.files import remove_leftovers, whole_folder, write_text
+from segpipe.core.grid import MAX_SHEAR
+from segpipe.core.header import NIFTI_ENDINGS, Header, ending_of, may_be_read, stem_of
+from segpipe.core.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
-from segpipe.data.found import Found
+from segpipe.data.described import DESCRIPTION_FILE
+from segpipe.data.found import Found, FoundCase
 from segpipe.data.layouts import find_layout
+from segpipe.data.patients import PATIENTS_FILE
+from segpipe.data.placement import Placement, placement
 
-FIXES_FILE = "fixes.csv"
+REPAIRS_FILE = "repairs.csv"
+_RAW_ENDINGS = (".raw", ".zraw")  # voxels of a .mhd, which is their header
+_HEADER_REPAIRS: dict[str, tuple[Callable[[Header], str], Callable[[Header, Path], str]]] = {  # in this order
+    "unit": (lambda header: "" if header.unit == "mm" else f"lengths in {header.unit}", repair_unit),
+    "header_contradiction": (lambda header: header.contradiction, repair_edges),
+    "two_places": (lambda header: "" if header.grid.shear > MAX_SHEAR else header.two_places, drop_qform),
+}
 
 
-class Fix(Record):
+class Repair(Record):
     """What was done to one file.
 
     Args:
+        case_id: Its case; None if it belongs to none.
         file: Path below the copy.
         kind: The kind of fault.
+        found: What was wrong, with values and units.
         done: What was done, or why nothing could be.
-        is_repaired: False if the file is as it was.
+        is_repaired: False if the file is as it was, or was not copied.
     """
 
+    case_id: str | None
     file: str
     kind: str
+    found: str
     done: str
     is_repaired: bool
 
+    @property
+    def text(self) -> str:
+        """One line for people."""
+        return f"{self.file}: {self.found}: {self.done}"
 
-def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Fix, ...]:
-    """Write a copy of a dataset in its own layout, repaired where that needs no judgement, and `fixes.csv` in it.
 
-    Where sform and pixdim disagree, see `core.header_repair.repair_edges`; label maps stored as floats near
-    integers are stored as integers. All else is copied as it is, unreadable files too.
+def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
+    """Write a copy of a dataset, repaired where that needs no judgement, and `repairs.csv` in it.
+
+    Headers in other units, with an sform that contradicts pixdim, or with two places: see `core.header_repair`. Label
+    maps stored as floats or scaled become integers; those that are turned or shifted against their image
+    (`data.placement`) get its axes and its header. Everything else is copied byte by byte, damaged files too.
 
     Args:
-        path: A dataset's folder, a CSV manifest (it and the files it names are copied), or one image.
-        out: The copy's folder; it must not exist or be empty.
+        path: A dataset's folder or `dataset.json`, a CSV manifest (it and the files it names are copied), or one image.
+        out: The copy's folder; it must not exist or be empty. It appears when the copy is whole.
         n_workers: Files worked on side by side.
 
     Returns:
-        One entry for each file that had such a fault.
+        One entry for each fault of a file that was repaired or could not be, in the order of the files.
 
     Raises:
         UsageError: If `out` is in the dataset or around it, or holds something.
-        DataError: If the dataset names files outside its folder, which a copy could not name the same way.
+        DataError: If the dataset names files outside its folder or by absolute paths, which a copy could not.
+        ResourceError, SetupError: If the copy cannot be written.
     """
     path, out = path.absolute(), out.absolute()
+    if path.name == DESCRIPTION_FILE and path.is_file():
+        path = path.parent
     _check_places(path, out)
     try:
         found = find_layout(path)
     except DataError:
         found = None  # the headers can be repaired all the same
     root, files = _files(path, found)
-    labels = {case.label for case in found.cases} if found else set()
+    remove_leftovers(out.parent)
     with whole_folder(out) as copy:
-        results = map_threads(
-            partial(_copy_one, root=root, copy=copy, labels=frozenset(labels)), files, "copying", n_workers
-        )
-        fixes = tuple(fix for per_file in results for fix in per_file)
-        write_text(copy / FIXES_FILE, _table(fixes))
-    return fixes
+        cases = found.cases if found else ()
+        job = _Job(root, copy, {file: case for case in cases for file in (*case.images, case.label) if file})
+        labels = [case.label for case in cases if case.label]
+        per_file = map_threads(job.copy_file, files, f"copying {path.name}", n_workers)
+        per_label = map_threads(job.repair_label, list(dict.fromkeys(labels)), "looking at the label maps", n_workers)
+        _refuse_absolute(copy if path.is_dir() else copy / path.name, path)
+        repairs = sorted((one for group in (*per_file, *per_label) for one in group), key=lambda one: one.file)
+        write_text(copy / REPAIRS_FILE, _table(repairs))
+    return tuple(repairs)
 
 
 def _check_places(path: Path, out: Path) -> None:
@@ -94,49 +125,91 @@ def _files(path: Path, found: Found | None) -> tuple[Path, list[Path]]:
         )
     if path.is_dir():
         return root, list(walk(path))
-    if path.suffix.lower() == ".csv":
-        return root, sorted({path, *named})
-    return (root, list(walk(root))) if found else (root, [path])
+    raw = [file.with_name(stem_of(file) + ending) for file in (path, *named) for ending in _RAW_ENDINGS]
+    beside = [file for file in (root / PATIENTS_FILE, *raw) if file.is_file()]
+    return root, sorted({path, *named, *beside}) if found else sorted({path, *set(beside) & set(raw)})
 
 
-def _copy_one(file: Path, root: Path, copy: Path, labels: frozenset[Path | None]) -> list[Fix]:
-    target = copy / file.relative_to(root)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    name = str(file.relative_to(root))
-    header = _header(file)
-    if header is None:
-        if file.exists():
-            shutil.copy2(file, target)
-        return []
-    fixes = []
-    if header.contradiction:
-        fixes.append(Fix(file=name, kind="header_contradiction", done=repair_edges(header, target), is_repaired=True))
-    else:
+@dataclass(frozen=True)
+class _Job:
+    """What every file of a copy needs to know: where it comes from, where it goes, what it is."""
+
+    root: Path
+    copy: Path
+    case_of: dict[Path, FoundCase]
+
+    def target(self, file: Path) -> Path:
+        return self.copy / file.relative_to(self.root)
+
+    def repair(self, file: Path, kind: str, found: str, done: str, *, is_repaired: bool = True) -> Repair:
+        case_id = self.case_of[file].case_id if file in self.case_of else None
+        name = str(file.relative_to(self.root))
+        return Repair(case_id=case_id, file=name, kind=kind, found=found, done=done, is_repaired=is_repaired)
+
+    def copy_file(self, file: Path) -> list[Repair]:
+        """Copy a file and repair the copy's header."""
+        target = self.target(file)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():  # a link that leads nowhere
+            return [self.repair(file, "file_missing", "no such file", "not copied", is_repaired=False)]
+        if not may_be_read(file):
+            return [self.repair(file, "no_permission", "permission denied", "not copied", is_repaired=False)]
         shutil.copy2(file, target)
-    if file in labels and header.dtype.kind == "f":
-        fixes.append(_as_integers(name, target))
-    return fixes
+        repairs = []
+        for kind, (trouble, repair) in _HEADER_REPAIRS.items():
+            header = _header(target) if ending_of(target) in NIFTI_ENDINGS else None
+            if header and (found := trouble(header)):
+                repairs.append(self.repair(file, kind, found, repair(header, target)))
+        return repairs
+
+    def repair_label(self, file: Path) -> list[Repair]:
+        """Repair the copy of a label map against the copy of its image."""
+        target, images = self.target(file), self.case_of[file].images
+        label, like = _header(target), _header(self.target(images[0])) if images else None
+        if label is None or label.n_channels != 1:
+            return []
+        place = placement(like, label) if like else None
+        displacement = _displacement(place, like, label) if place and like else None
+        if label.holds_integers and displacement is None:
+            return []
+        try:
+            values = read_label_values(label)
+        except DataError as problem:
+            found = str(problem).removeprefix(f"{target}: ")
+            return [self.repair(file, "label_not_integer", found, "copied as it was", is_repaired=False)]
+        repairs = []
+        dtype = _smallest(values)
+        if not label.holds_integers:
+            done = f"stored as {dtype.name}"
+            repairs.append(self.repair(file, "label_float", label.stored_as, done))
+        if displacement and place and place.turn:
+            values = place.turn.apply(values)
+            repairs.append(self.repair(file, f"label_{place.kind}", *displacement))
+        write_mask(target, values.astype(dtype), like=like.path if displacement and like else target)
+        return repairs
 
 
-def _as_integers(name: str, target: Path) -> Fix:
-    """Store the copy of a label map as integers of the smallest type."""
-    import numpy as np
+def _displacement(place: Placement, image: Header, label: Header) -> tuple[str, str] | None:
+    """What is wrong with the place of a label map and what is done; None if nothing is or can be."""
+    if place.kind == "turned":
+        axes = f"axes {label.grid.orientation}, those of the image are {image.grid.orientation}"
+        return axes, "turned to the image's axes and given its header; no voxel left its place"
+    if place.kind == "shifted":
+        found = f"a corner voxel is {place.gap_mm:.3g} mm from that of the image; shape, edges and axes are equal"
+        return found, f"given the image's header: moved by {place.gap_mm:.3g} mm"
+    return None
 
-    header = read_header(target)
-    try:
-        values = read_label_values(header)
-    except DataError as problem:
-        return Fix(file=name, kind="label_float", done=f"copied as it was ({problem})", is_repaired=False)
+
+def _smallest(values: NDArray[np.int32]) -> np.dtype[np.integer[Any]]:
+    """The smallest type that holds the values."""
     low, high = int(values.min()), int(values.max())
     kinds = (np.uint8, np.int16, np.int32)
-    kind = next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max)
-    write_mask(target, values.astype(kind), like=target)
-    return Fix(file=name, kind="label_float", done=f"{header.dtype} stored as {np.dtype(kind).name}", is_repaired=True)
+    return np.dtype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
 
 
 def _header(file: Path) -> Header | None:
-    """Header of a NIfTI file; None for other files and those that cannot be read, which `check` reports."""
-    if ending_of(file) not in NIFTI_ENDINGS:
+    """Header of an image; None for other files and those that cannot be read, which `check` reports."""
+    if not ending_of(file):
         return None
     try:
         return read_header(file)
@@ -144,9 +217,27 @@ def _header(file: Path) -> Header | None:
         return None
 
 
-def _table(fixes: tuple[Fix, ...]) -> str:
+def _refuse_absolute(copy: Path, path: Path) -> None:
+    """A list with absolute paths still names the input's files."""
+    try:
+        found = find_layout(copy)
+    except DataError:  # as wrong as the input's
+        return
+    root = copy if copy.is_dir() else copy.parent
+    named = [file for case in found.cases for file in (*case.images, case.label) if file] if found else []
+    outside = [file for file in named if not file.is_relative_to(root)]
+    if outside:
+        raise DataError(
+            f"{path}: names {len(outside)} file(s) by absolute paths, e.g. {outside[0]}: a copy of the list would "
+            "still name the input's files. Expected paths relative to the list: correct them."
+        )
+
+
+def _table(repairs: list[Repair]) -> str:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(Fix.model_fields)
-    writer.writerows([fix.file, fix.kind, fix.done, str(fix.is_repaired).lower()] for fix in fixes)
+    writer.writerow(Repair.model_fields)
+    writer.writerows(
+        [one.case_id or "", one.file, one.kind, one.found, one.done, str(one.is_repaired).lower()] for one in repairs
+    )
     return stream.getvalue()

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import MAX_SHEAR, Grid, require_same_grid
-from segpipe.core.header import Header
+from segpipe.core.header import Header, may_be_read
 from segpipe.core.volume import read_header, read_label_values, read_voxels
 from segpipe.data.faults import Fault, fault
 from segpipe.data.found import FoundCase
 from segpipe.data.label_lists import value_counts
+from segpipe.data.placement import placement
 
 Result = TypeVar("Result")
 
@@ -55,14 +56,14 @@ def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
         faults += _channel_faults(case, headers, n_channels)
     hashes = {}
     for header in headers:
-        faults += _geometry_faults(case, header, grid)
+        faults += [*_header_faults(case, header), *_image_place_faults(case, header, headers[0].grid)]
         digest, found = _in_memory(_inspect_voxels, case, header)
         faults += found
         if digest is not None:
             hashes[header.path] = digest
     n_label_vox = None
     if case.label is not None and (label := _header(case, case.label, faults)) is not None:
-        faults += _geometry_faults(case, label, grid)
+        faults += [*_header_faults(case, label), *(_label_place_faults(case, label, headers[0]) if headers else [])]
         n_label_vox, found = _in_memory(_inspect_labels, case, label)
         faults += found
     return CaseFacts(case.case_id, tuple(faults), grid, hashes, n_label_vox)
@@ -74,7 +75,8 @@ def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
     except GeometryError as problem:
         faults.append(fault("grid_unusable", _without_path(problem, path), case.case_id, path))
     except DataError as problem:
-        faults.append(fault("unreadable", _without_path(problem, path), case.case_id, path))
+        kind = "unreadable" if may_be_read(path) else "no_permission"
+        faults.append(fault(kind, _without_path(problem, path), case.case_id, path))
     return None
 
 
@@ -95,29 +97,54 @@ def _channel_faults(case: FoundCase, headers: list[Header], n_channels: int) -> 
     return [fault("channel_count", found, case.case_id, headers[0].path, expected)]
 
 
-def _geometry_faults(case: FoundCase, header: Header, first: Grid | None) -> list[Fault]:
-    """Faults of a header by itself and against the first image of the case."""
-    faults = []
+def _header_faults(case: FoundCase, header: Header) -> list[Fault]:
+    """Faults of a header by itself."""
+    found = {}
+    if header.unit != "mm":
+        found["unit"] = f"lengths in {header.unit}"
     if header.contradiction:
-        faults.append(fault("header_contradiction", header.contradiction, case.case_id, header.path))
+        found["header_contradiction"] = header.contradiction
+    if header.two_places:
+        found["two_places"] = header.two_places
+    if not header.has_world:
+        found["no_orientation"] = "sform and qform codes are 0"
+    faults = [fault(kind, text, case.case_id, header.path) for kind, text in found.items()]
     if header.grid.shear > MAX_SHEAR:
         text = f"cosine {header.grid.shear:.3f} between two axes"
         faults.append(fault("sheared", text, case.case_id, header.path, f"at most {MAX_SHEAR}"))
-    if not header.has_world:
-        faults.append(fault("no_orientation", "sform and qform codes are 0", case.case_id, header.path))
-    if first is None or first is header.grid:
-        return faults
+    return faults
+
+
+def _image_place_faults(case: FoundCase, header: Header, first: Grid) -> list[Fault]:
+    """Where an image lies against the first one of its case."""
     try:
         require_same_grid(first, header.grid, header.path.name)
     except GeometryError:
-        gap_mm = first.corner_gap_mm(header.grid)
-        if np.isinf(gap_mm):
-            found, expected = _shape(header.grid), f"{_shape(first)} as the first image"
-            faults.append(fault("shape_mismatch", found, case.case_id, header.path, expected))
-        else:
-            text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image"
-            faults.append(fault("place_mismatch", text, case.case_id, header.path))
-    return faults
+        return [_apart(case, header, first)]
+    return []
+
+
+def _label_place_faults(case: FoundCase, label: Header, image: Header) -> list[Fault]:
+    """Where a label map lies against the first image of its case."""
+    place = placement(image, label)
+    if place.kind == "same":
+        return []
+    if place.kind == "turned":
+        text, expected = f"axes {label.grid.orientation}", f"{image.grid.orientation} as the image"
+        return [fault("label_turned", text, case.case_id, label.path, expected)]
+    if place.kind == "shifted":
+        text = f"equal shape, edges and axes, but a corner voxel is {place.gap_mm:.3g} mm from that of the image"
+        return [fault("label_shifted", text, case.case_id, label.path)]
+    return [_apart(case, label, image.grid)]
+
+
+def _apart(case: FoundCase, header: Header, first: Grid) -> Fault:
+    gap_mm = first.corner_gap_mm(header.grid)
+    if np.isinf(gap_mm):
+        expected = f"{_shape(first)} as the first image"
+        return fault("shape_mismatch", _shape(header.grid), case.case_id, header.path, expected)
+    text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image"
+    return fault("place_mismatch", text, case.case_id, header.path)
 
 
 def _in_memory(
@@ -161,8 +188,8 @@ def _inspect_labels(case: FoundCase, header: Header) -> tuple[dict[int, int] | N
         kind = "label_not_integer" if "label values" in str(problem) else "unreadable"
         return None, [fault(kind, _without_path(problem, header.path), case.case_id, header.path)]
     faults = []
-    if header.dtype.kind == "f":
-        faults.append(fault("label_float", f"stored as {header.dtype}", case.case_id, header.path))
+    if not header.holds_integers:
+        faults.append(fault("label_float", header.stored_as, case.case_id, header.path))
     return value_counts(values), faults
 
 

@@ -1,0 +1,86 @@
+"""How a label map lies to its image: on its grid, turned, shifted, or apart in a way that nobody can mend unseen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.grid import Grid, Reorientation
+from segpipe.core.header import MAX_GAP_VOX, Header
+
+_MAX_TURN = 1e-3  # sine of the angle between axes taken for parallel: cosines rounded to three decimals
+_MAX_EDGE_RATIO = 1e-2  # edges as different as this were rounded: 0.7 for 0.703125
+_STILL = Reorientation((0, 1, 2), (False, False, False))
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a label map lies to its image.
+
+    Args:
+        kind: `same` place and axes; `turned`: the same place, axes in another order or direction; `shifted`: the same
+            shape, edges and axes at another place; `apart`: anything else.
+        turn: What brings the label map's array onto the image's axes; None if `apart`.
+        gap_mm: Largest distance of a corner voxel after the turn; inf if `apart` and shapes differ.
+    """
+
+    kind: Literal["same", "turned", "shifted", "apart"]
+    turn: Reorientation | None
+    gap_mm: float
+
+
+def placement(image: Header, label: Header) -> Placement:
+    """How a label map lies to its image.
+
+    A file without orientation in its header is never called turned or shifted: its axes are a guess of the reader.
+    Nor is one that would have to be both: whether its array or its header is wrong cannot be told.
+    """
+    gap_mm = image.grid.corner_gap_mm(label.grid)
+    allowed_mm = MAX_GAP_VOX * min(image.grid.spacing_mm)
+    if gap_mm <= allowed_mm:
+        return Placement("same", _STILL, gap_mm)
+    turn = _turn(image.grid, label.grid)
+    if turn is None or not (image.has_world and label.has_world):
+        return Placement("apart", None, gap_mm)
+    turned = turned_grid(label.grid, turn)
+    turned_gap_mm = image.grid.corner_gap_mm(turned)
+    if turned_gap_mm <= allowed_mm:
+        return Placement("turned", turn, turned_gap_mm)
+    edges = np.divide(label.grid.spacing_mm, image.grid.spacing_mm)
+    is_shift = np.isfinite(gap_mm) and turn == _STILL and bool((np.abs(edges - 1) <= _MAX_EDGE_RATIO).all())
+    return Placement("shifted", turn, gap_mm) if is_shift else Placement("apart", None, gap_mm)
+
+
+def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
+    """The grid of a turned array: every voxel keeps its place in the world."""
+    shape_zyx = turn.permute(grid.shape_zyx)
+    affine = np.eye(4)
+    origin_xyz = np.zeros(3)
+    for axis_zyx, (source_zyx, is_flipped) in enumerate(zip(turn.axes_zyx, turn.flips_zyx, strict=True)):
+        source_xyz, axis_xyz = 2 - source_zyx, 2 - axis_zyx
+        column = grid.affine_ras_mm[:3, source_xyz]
+        affine[:3, axis_xyz] = -column if is_flipped else column
+        origin_xyz[source_xyz] = grid.shape_zyx[source_zyx] - 1 if is_flipped else 0
+    affine[:3, 3] = grid.affine_ras_mm[:3, :3] @ origin_xyz + grid.affine_ras_mm[:3, 3]
+    return Grid(shape_zyx, affine)
+
+
+def _turn(image: Grid, label: Grid) -> Reorientation | None:
+    """The turn from the label map's axes to the image's; None if they are not parallel in pairs."""
+    cosines = _directions(image).T @ _directions(label)  # image axis (x, y, z), label axis (x, y, z)
+    whole = np.rint(cosines)
+    is_permutation = (np.abs(whole).sum(0) == 1).all() and (np.abs(whole).sum(1) == 1).all()
+    if not is_permutation or np.abs(cosines - whole).max() > _MAX_TURN:
+        return None
+    source_xyz = np.abs(whole).argmax(1)
+    signs = whole.sum(1)
+    z, y, x = (2 - int(source_xyz[axis]) for axis in (2, 1, 0))
+    return Reorientation((z, y, x), (bool(signs[2] < 0), bool(signs[1] < 0), bool(signs[0] < 0)))
+
+
+def _directions(grid: Grid) -> NDArray[np.float64]:
+    affine = grid.affine_ras_mm[:3, :3]
+    return affine / np.linalg.norm(affine, axis=0)
