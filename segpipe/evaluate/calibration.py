@@ -20,11 +20,33 @@ from scipy.ndimage import distance_transform_edt
 from segpipe.core.errors import DataError
 from segpipe.core.header import stem_of
 from segpipe.core.labels import LabelSet
+from segpipe.evaluate.case import Case, GroupScores, is_one_of
 from segpipe.evaluate.metrics import Mask
 
 N_BINS = 15  # Guo et al. 2017, ICML, and most papers since
 NEAR_MM = 10.0  # far from every mask all is background, which any network knows: it would hide every fault
 _MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
+
+
+def calibration_group(case: Case) -> GroupScores:
+    """Calibration of every label: near it, and in the whole image (`_image`, where easy background outweighs all).
+
+    Raises:
+        DataError: If there is no file of probabilities, or it is wrong.
+    """
+    if case.probabilities is None:
+        raise DataError(f"{case.case_id}: calibration needs probabilities, none were given. Predict it with them.")
+    shape, values = case.reference.shape, {}
+    outputs = read_probabilities(case.probabilities, case.labels, shape)
+    counts = np.ones(shape, bool) if case.is_ignored is None else ~case.is_ignored
+    for label, probabilities in zip(case.labels.labels, outputs, strict=True):
+        indices = case.labels.indices_of(label)
+        masks = is_one_of(case.reference, indices), is_one_of(case.prediction, indices)
+        near = near_masks(*masks, case.grid.spacing_mm) & counts
+        scores = calibration_scores(tally(probabilities[near], masks[0][near]))
+        of_image = calibration_scores(tally(probabilities[counts], masks[0][counts]))
+        values[label.name] = scores | {f"{name}_image": value for name, value in of_image.items()}
+    return GroupScores(values)
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
-from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, Mask, Overlap
+from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, Mask, Overlap, Status
 
 Box = tuple[slice, slice, slice]
 
@@ -93,10 +93,13 @@ class GroupScores:
     Args:
         values: By label, then by metric; a label may be `scores.IMAGE_LABEL`, for what is of the whole image.
         details: Rows of a further table, e.g. one for each lesion.
+        statuses: By label, then by metric, where the status is not that of the label's voxels: a lesion too small to
+            count leaves voxels, but no lesion.
     """
 
     values: Mapping[str, Mapping[str, float]]
     details: tuple[Any, ...] = field(default=())
+    statuses: Mapping[str, Mapping[str, Status]] = field(default_factory=dict)
 
 
 def is_one_of(array: NDArray[Any], indices: tuple[int, ...]) -> Mask:

@@ -7,7 +7,13 @@ from math import nan
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.evaluate.case import Case, GroupScores
 from segpipe.evaluate.metrics import Mask
+
+
+def centreline_group(case: Case) -> GroupScores:
+    """`centreline_scores` of every label."""
+    return GroupScores({name: centreline_scores(*case.masks(name)) for name in case.labels.names})
 
 
 def centreline_scores(reference: Mask, prediction: Mask) -> dict[str, float]:

@@ -46,6 +46,7 @@ class LesionRule:
     missed_mm: float | None = None
 
 
+SCORES = ("sensitivity", "precision", "f1", "dice", "hd95", "sq", "pq")
 _BRATS_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
 RULES: dict[str, LesionRule] = {  # by the end of the metric's name
     "": LesionRule("many"),
@@ -160,7 +161,7 @@ def lesion_scores(lesions: Lesions, missed_mm: float) -> dict[str, float]:
     """
     status, all_lesions = lesions.status, lesions.lesions
     if status == "both_empty":
-        return dict.fromkeys(("sensitivity", "precision", "f1", "dice", "hd95", "sq", "pq"), nan)
+        return dict.fromkeys(SCORES, nan)
     n_found, n_missed, n_alone = (lesions.count(s) for s in ("ok", "missed", "spurious"))
     sensitivity = n_found / (n_found + n_missed) if n_found + n_missed else nan
     precision = 1 - n_alone / lesions.n_predicted if lesions.n_predicted else nan

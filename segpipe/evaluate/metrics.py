@@ -30,11 +30,13 @@ class Metric:
     Args:
         name: As in scores.csv.
         unit: `1` for a share, `mm`, `mm3`.
-        kind: `overlap` (0 worst, 1 best), `distance` (0 best, no upper bound) or `difference` (signed, 0 best).
+        kind: `overlap` (0 worst, 1 best), `distance` (0 best, no upper bound) or `difference` (0 best, either sign; it
+            is defined where a mask is empty too, so no policy replaces it).
         title: For tables that people read.
         group: What it is computed from, together with the others of its group: `counts` of voxels, one of the surface
             models `lattice`, `voxel`, `mc` (see `surface.py`), or a name in `groups.GROUPS`.
         is_default: Whether it is computed when nobody asked for anything.
+        missed_mm: Of a distance that says itself what a missed structure counts; None leaves it to the policy.
     """
 
     name: str
@@ -43,6 +45,39 @@ class Metric:
     title: str
     group: str
     is_default: bool = True
+    missed_mm: float | None = None
+
+
+_BRATS_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
+_LESION_RULES: dict[str, tuple[str, float | None]] = {  # end of the name (see `lesions.RULES`): in titles, missed_mm
+    "": ("", None),
+    "_overlap50": (" ov50", None),
+    "_iou10": (" IoU10", None),
+    "_iou25": (" IoU25", None),
+    "_iou50": (" IoU50", None),
+    "_brats": (" GLI", _BRATS_MM),
+    "_brats_men": (" MEN", _BRATS_MM),
+    "_brats_met": (" MET", _BRATS_MM),
+}
+
+
+def _lesion_metrics(rule: str) -> list[Metric]:
+    """What `lesions.py` gives for one rule of matching."""
+    short, missed_mm = _LESION_RULES[rule]
+    shares = {"sensitivity": "sens.", "precision": "prec.", "f1": "F1", "dice": "Dice"}
+    if rule == "_iou50":
+        shares |= {"sq": "SQ", "pq": "PQ"}
+    rows = [
+        Metric(f"lesion_{n}{rule}", "1", "overlap", f"les. {t}{short}", "lesions", False) for n, t in shares.items()
+    ]
+    title = f"les. HD95 mm{short}"
+    return [*rows, Metric(f"lesion_hd95{rule}", "mm", "distance", title, "lesions", False, missed_mm)]
+
+
+def _calibration_metrics(suffix: str, where: str) -> list[Metric]:
+    """What `calibration.py` gives for one part of the image."""
+    titles = {"ece": "ECE", "ece_equal_mass": "ECE eq. mass", "mce": "MCE", "brier": "Brier", "nll": "NLL"}
+    return [Metric(f"{n}{suffix}", "1", "difference", f"{t}{where}", "calibration", False) for n, t in titles.items()]
 
 
 METRICS: dict[str, Metric] = {
@@ -65,6 +100,12 @@ METRICS: dict[str, Metric] = {
         Metric("masd_voxel", "mm", "distance", "MASD voxel mm", "voxel", is_default=False),
         Metric("volume_difference", "mm3", "difference", "volume diff. mm³", "counts"),
         Metric("relative_volume_difference", "1", "difference", "volume diff. rel.", "counts"),
+        Metric("cldice", "1", "overlap", "clDice", "centreline", is_default=False),
+        Metric("cldice_sensitivity", "1", "overlap", "clDice sens.", "centreline", is_default=False),
+        Metric("cldice_precision", "1", "overlap", "clDice prec.", "centreline", is_default=False),
+        *(metric for rule in _LESION_RULES for metric in _lesion_metrics(rule)),
+        *_calibration_metrics("", ""),
+        *_calibration_metrics("_image", " img"),
     )
 }
 DEFAULT_METRICS = tuple(name for name, metric in METRICS.items() if metric.is_default)

@@ -20,7 +20,7 @@ from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
 from segpipe.evaluate.case import Box, Case, ScoreSettings, is_one_of
 from segpipe.evaluate.groups import GROUPS
-from segpipe.evaluate.metrics import METRICS, Overlap, measure
+from segpipe.evaluate.metrics import METRICS, Overlap, Status, measure
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
 
 _MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
@@ -167,14 +167,19 @@ def score_case(
     diagonal_mm = float(np.linalg.norm(np.multiply(grid.shape_zyx, grid.spacing_mm)))
     for name in (*labels.names, IMAGE_LABEL):
         overlap = case.overlaps.get(name, Overlap(n_counted_vox, n_counted_vox, n_counted_vox))
-        values = dict(surfaces.get(name, {}))
+        values, statuses = dict(surfaces.get(name, {})), dict[str, Status]()
         for group in groups:
             values |= group.values.get(name, {})
+            statuses |= group.statuses.get(name, {})
         make = _row_maker(origin, name)
         sizes = (overlap.n_reference_vox, overlap.n_prediction_vox)
         if name == IMAGE_LABEL:
             rows.append(make(DIAGONAL, diagonal_mm, "mm", "ok", *sizes))
-        rows += [make(m, values[m], METRICS[m].unit, overlap.status, *sizes) for m in settings.metrics if m in values]
+        rows += [
+            make(m, values[m], METRICS[m].unit, statuses.get(m, overlap.status), *sizes)
+            for m in settings.metrics
+            if m in values
+        ]
     return CaseScores(tuple(rows), tuple(row for group in groups for row in group.details))
 
 

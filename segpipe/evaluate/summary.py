@@ -182,6 +182,8 @@ def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None
         return row.value if isfinite(row.value) else float("nan")
 
     def diagonal_mm() -> float:
+        if metric.missed_mm is not None:
+            return metric.missed_mm
         if row.case_key not in diagonals:
             raise DataError(
                 f"case {row.case_id}, label {row.label}: {row.status}, and the table has no row {DIAGONAL} of label "
