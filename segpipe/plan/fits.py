@@ -39,11 +39,10 @@ def _smaller(configuration: Configuration) -> Iterator[Configuration]:
     for batch_size in range(configuration.batch_size - 1, _MIN_BATCH - 1, -1):
         configuration = configuration.model_copy(update={"batch_size": batch_size})
         yield configuration
-    n_axes = configuration.network.n_axes
-    divisors = (*(1,) * (3 - n_axes), *configuration.network.divisors_zyx)
+    divisors = (*(1,) * (3 - configuration.network.n_axes), *configuration.network.divisors_zyx)
     while True:
         patch, median = configuration.patch_zyx, configuration.median_shape_zyx
-        free = [a for a in range(3 - n_axes, 3) if patch[a] > _MIN_COARSE_VOX * divisors[a]]
+        free = [a for a in range(3) if patch[a] > _MIN_COARSE_VOX * divisors[a]]
         if not free:
             return
         longest = max(free, key=lambda a: (patch[a] / median[a], a))
