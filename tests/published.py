@@ -8,4 +8,4 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("SEGPIPE_SHARED", REPOSITORY.parent / "shared" / "data"))
 PUBLISHED = ("acdc", "hippocampus", "odd_nifti", "sts_multi")
-GOLDEN_PLANS = SHARED_DATA.parent / "golden_synthetic.json"
+PUBLISHED_PLANS = SHARED_DATA.parent / "nnunet_msd"

@@ -15,7 +15,8 @@ import pytest
 from datasets import write_nnunet
 from test_pipeline import MACHINE, QUICK
 
-from segpipe.pipeline import plan_data, prepare, train
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.stages import prepare, train
 from segpipe.prepare.store import open_cases
 
 CASES = [f"case_{i:03d}" for i in range(60)]
@@ -44,7 +45,7 @@ def finish(arguments: list[str]) -> None:
 def test_prepare_goes_on(tmp_path: Path) -> None:
     write_nnunet(tmp_path / "data", CASES)
     for name in ("whole", "killed"):
-        plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2)
+        plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2))
     expected = prepare(tmp_path / "whole", None, MACHINE)
     folder = tmp_path / "killed" / "prepared" / expected.name
     arguments = ["prepare", str(tmp_path / "killed")]
@@ -58,7 +59,7 @@ def test_prepare_goes_on(tmp_path: Path) -> None:
 
 def test_predict_goes_on(tmp_path: Path) -> None:
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
     train(tmp_path / "work", None, [0], MACHINE)
     common = ["predict", "-m", str(tmp_path / "work"), "-i", str(tmp_path / "data" / "imagesTr"), "-o"]
     finish([*common, str(tmp_path / "whole")])

@@ -23,7 +23,9 @@ from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.pipeline import Machine, plan_data, predict, train
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.stages import predict, train
 from segpipe.plan.schema import Plan
 
 MACHINE = Machine("cpu", 1)
@@ -41,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dataset, planned and trained on two folds."""
     folder = tmp_path_factory.mktemp("trained")
     write_nnunet(folder / "data", CASES)
-    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
+    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
     train(folder / "work", None, None, MACHINE)
     return folder
 
@@ -189,11 +191,11 @@ def test_a_training_of_unknown_cases_is_not_thrown_away(trained, tmp_path, capsy
 
 def test_run_keeps_the_splits_that_plan_made(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=3, edits=QUICK)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=3, edits=QUICK))
     before = (tmp_path / "work" / "splits.json").read_bytes()
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, seed=1, keep=True)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(seed=1), keep=True)
     assert (tmp_path / "work" / "splits.json").read_bytes() == before
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
     assert (tmp_path / "work" / "splits.previous.json").read_bytes() == before
 
 
@@ -228,7 +230,7 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_
     write_nnunet(tmp_path / "data", CASES)
     edits = (*QUICK, "training.epochs=3", "training.iterations_per_epoch=40", "training.weight_average=0.9")
     for name in ("whole", "killed"):
-        plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2, edits=edits)
+        plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2, edits=edits))
     train(tmp_path / "whole", None, [0], MACHINE)
     command = [
         sys.executable,
@@ -260,7 +262,9 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_
 
 def test_sigterm_saves_and_exits_75(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
+    plan_data(
+        tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
+    )
     command = [
         sys.executable,
         "-m",
@@ -288,7 +292,7 @@ def test_sigterm_saves_and_exits_75(tmp_path):
 
 def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK[2:])
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK[2:]))
     train(tmp_path / "work", None, [0], MACHINE, time_budget_seconds=6)
     rows = Work(tmp_path / "work").fold("3d_fullres", "0").history.read_text().splitlines()
     header, last = rows[0].split(","), rows[-1].split(",")
@@ -305,8 +309,8 @@ def test_another_plan_does_not_go_on_with_a_training(trained, capsys):
 
 def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, capsys):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset="nnunet")
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset="nnunet"))
     assert "the data are unchanged" in capsys.readouterr().err
     assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "cpu"
 
@@ -351,7 +355,7 @@ def test_wrong_commands_say_what_is_wrong(trained, tmp_path, capsys, arguments, 
 def test_other_presets_and_2d_train_and_predict(tmp_path, preset, configuration):
     write_nnunet(tmp_path / "data", CASES)
     edits = ("training.epochs=1", *QUICK[1:], f"configurations.{configuration}.batch_size=2")
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset=preset, edits=edits)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset=preset, edits=edits))
     name, table = train(tmp_path / "work", configuration, [0], MACHINE)
     assert name == configuration and {row.label for row in table.rows} == {"a", "b", "(image)"}
 
@@ -366,7 +370,7 @@ def test_regions_and_ignored_voxels_go_through_every_stage(tmp_path):
     labels = tiny_labels()
     labels[:, :2] = 7
     write_tiny(tmp_path / "data" / "labelsTr" / "p1.nii.gz", labels)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
     _, table = train(tmp_path / "work", None, None, MACHINE)
     assert {row.label for row in table.rows} == {"whole", "core", "(image)"}
     masks = Work(tmp_path / "work").run("3d_fullres").glob("fold_*/validation/*.nii.gz")
@@ -378,6 +382,6 @@ def test_a_fold_trains_and_predicts_on_a_gpu_with_mixed_precision(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
     machine = Machine("cuda", 1)
     edits = (*QUICK[:3], "training.precision=auto")
-    plan_data(tmp_path / "data", tmp_path / "work", machine, n_folds=2, edits=edits)
+    plan_data(tmp_path / "data", tmp_path / "work", machine, Choices(n_folds=2, edits=edits))
     _, table = train(tmp_path / "work", None, [0], machine)
     assert table.rows

@@ -26,7 +26,8 @@ def command(output: Path, as_json: bool, device: str, n_workers: int, seed: int)
     from segpipe.cli.run import run_all
     from segpipe.core.progress import say
     from segpipe.data.phantom import make_phantom
-    from segpipe.pipeline import Machine
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices
 
     data = make_phantom(output / "data", _N_CASES, seed)
     say(f"{data}: {_N_CASES} made-up scans.")
@@ -34,8 +35,7 @@ def command(output: Path, as_json: bool, device: str, n_workers: int, seed: int)
         data,
         output / "work",
         Machine(device, n_workers),
-        n_folds=_N_FOLDS,
+        Choices(n_folds=_N_FOLDS, seed=seed),
         time_budget=_BUDGET_SECONDS,
-        seed=seed,
         as_json=as_json,
     )

@@ -73,6 +73,12 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
         return tuple(dict.fromkeys(int(part) for part in value.split(",")))
 
 
+preset = click.option(
+    "--preset", default="auto", show_default=True, help="auto, nnunet, resenc_m, resenc_l, resenc_xl, cpu."
+)
+gpu_memory = click.option(
+    "--gpu-memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Plan for a GPU with this much memory."
+)
 folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
 configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …; default: 3d_fullres if planned.")
 time_budget = click.option(

@@ -6,23 +6,34 @@ from pathlib import Path
 
 import click
 
+from segpipe.cli import options
 from segpipe.cli.options import edits, shared
+
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command("plan")
-@click.argument("data", type=click.Path(path_type=Path))
+@click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
-@click.option("--preset", default="auto", show_default=True, help="auto, nnunet, resenc_m, resenc_l, resenc_xl, cpu.")
+@options.preset
+@options.gpu_memory
 @click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="Folds to split into.")
 @click.option("--splits", type=click.Path(path_type=Path), help="nnU-Net's splits_final.json to use instead.")
+@click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
+@click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
+@click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, also an old one.")
 @edits
 @shared
 def command(
-    data: Path,
+    data: Path | None,
     work: Path,
     preset: str,
+    gpu_memory: float | None,
     n_folds: int,
     splits: Path | None,
+    nnunet_fingerprint: Path | None,
+    nnunet_dataset: Path | None,
+    nnunet_plans: Path | None,
     edits: tuple[str, ...],
     as_json: bool,
     device: str,
@@ -34,13 +45,21 @@ def command(
     The plan is WORK/plan.yaml, made to be read and edited.
     """
     from segpipe.cli.main import print_json
-    from segpipe.cli.tables import plan_text
-    from segpipe.pipeline import Machine, plan_data
+    from segpipe.cli.plan_tables import plan_text
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
 
     machine = Machine(device, n_workers)
-    plan = plan_data(data, work, machine, preset=preset, edits=edits, n_folds=n_folds, splits_file=splits, seed=seed)
+    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed)
+    if data is not None and nnunet_fingerprint is None and nnunet_dataset is None:
+        plan = plan_data(data, work, machine, choices)
+    elif data is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
+        plan = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
+    else:
+        raise click.UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
     if as_json:
         print_json({"plan": str(work / "plan.yaml"), **plan.model_dump(mode="json")})
         return
     click.echo(plan_text(plan))
-    click.echo(f"Plan: {work / 'plan.yaml'}. Next: segpipe train {work}")
+    following = f" Next: segpipe train {work}" if data is not None else ""
+    click.echo(f"Plan: {work / 'plan.yaml'}.{following}")

@@ -40,7 +40,8 @@ def command(
     Folds are averaged. A killed run goes on with the same command.
     """
     from segpipe.cli.main import print_json
-    from segpipe.pipeline import Machine, predict
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.stages import predict
 
     masks = predict(
         model,

@@ -23,7 +23,8 @@ def command(
 ) -> None:
     """Prepare the cases of a planned WORK folder; cases that are prepared already are left alone."""
     from segpipe.cli.main import print_json
-    from segpipe.pipeline import Machine, prepare
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.stages import prepare
 
     folder = prepare(work, configuration, Machine(device, n_workers))
     if as_json:

@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING
 
 import click
 
+from segpipe.cli import options
 from segpipe.cli.options import configuration, edits, folds, shared, time_budget
 
 if TYPE_CHECKING:
-    from segpipe.pipeline import Machine
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices
 
 
 @click.command("run")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
-@click.option("--preset", default="auto", show_default=True, help="auto, nnunet, resenc_m, resenc_l, resenc_xl, cpu.")
+@options.preset
+@options.gpu_memory
 @configuration
 @folds
 @time_budget
@@ -26,6 +29,7 @@ def command(
     data: Path,
     work: Path,
     preset: str,
+    gpu_memory: float | None,
     configuration: str | None,
     folds: tuple[int, ...],
     time_budget: float | None,
@@ -39,18 +43,17 @@ def command(
 
     A killed run goes on with the same command.
     """
-    from segpipe.pipeline import Machine
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices
 
     run_all(
         data,
         work,
         Machine(device, n_workers),
-        preset=preset,
+        Choices(preset=preset, gpu_memory_gb=gpu_memory, edits=edits, seed=seed),
         configuration=configuration,
         folds=folds,
         time_budget=time_budget,
-        edits=edits,
-        seed=seed,
         as_json=as_json,
     )
 
@@ -59,25 +62,24 @@ def run_all(
     data: Path,
     work: Path,
     machine: Machine,
+    choices: Choices,
     *,
-    preset: str = "auto",
-    n_folds: int = 5,
     configuration: str | None = None,
     folds: tuple[int, ...] = (),
     time_budget: float | None = None,
-    edits: tuple[str, ...] = (),
-    seed: int = 0,
     as_json: bool = False,
 ) -> None:
     """Every stage in order, then the table of scores and the report's path."""
     from segpipe.cli.main import print_json
-    from segpipe.cli.tables import plan_text, summary_record, summary_text
+    from segpipe.cli.plan_tables import plan_text
+    from segpipe.cli.tables import summary_record, summary_text
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
-    from segpipe.pipeline import plan_data, train
+    from segpipe.pipeline.planning import plan_data
+    from segpipe.pipeline.stages import train
     from segpipe.report.build import build_report
 
     _check(data, machine.n_workers, quiet=as_json)
-    plan = plan_data(data, work, machine, preset=preset, edits=edits, n_folds=n_folds, seed=seed, keep=True)
+    plan = plan_data(data, work, machine, choices, keep=True)
     if not as_json:
         click.echo(plan_text(plan))
     name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget)

@@ -7,13 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
-
-if TYPE_CHECKING:
-    from segpipe.plan.schema import Plan
 
 SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
 _WIDTH = 80
@@ -48,20 +45,6 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     Console(file=text, width=_WIDTH, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*lines, *_notes(shown)])
-
-
-def plan_text(plan: Plan) -> str:
-    """What was decided, and why."""
-    lines = [f"Plan {plan.preset} for {plan.dataset}: {plan.reasons.get('preset', '')}"]
-    for name, found in plan.configurations.items():
-        spacing = " × ".join("own" if s is None else f"{s:.3g}" for s in found.spacing_mm)
-        patch = " × ".join(map(str, found.patch_zyx))
-        network = found.network
-        lines.append(
-            f"  {name}: {spacing} mm, patch {patch}, batch {found.batch_size}, {network.kind} U-Net, "
-            f"{len(network.features)} stages, {network.features[0]}–{network.features[-1]} features"
-        )
-    return "\n".join(lines)
 
 
 def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:

@@ -58,6 +58,15 @@ class Record(BaseModel):
         return cls.parse(values, str(path), kind)
 
     @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Values of a file before they are checked; a record whose files may leave things out fills them in here.
+
+        Raises:
+            ValueError: If what is left out cannot be found.
+        """
+        return values
+
+    @classmethod
     def parse(cls, values: Mapping[str, Any], where: str, kind: type[SegpipeError] = PlanError) -> Self:
         """Check values that were read from `where`.
 
@@ -65,6 +74,7 @@ class Record(BaseModel):
             kind: With one line for each fault: its place, what was found, what was expected.
         """
         try:
+            values = cls.completed(values)
             return cls.model_validate_json(json.dumps(values))  # JSON mode: a list becomes a tuple, 2.0 stays no int
         except ValidationError as fault:
             raise kind(_explain(fault, cls, where)) from None

@@ -31,7 +31,7 @@ def read_described(folder: Path) -> Found:
             f"{file}: neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (MSD), found the keys "
             f"{', '.join(values) or 'none'}. Add what is missing; data_readme.md shows both."
         )
-    channels = _channels(values.get("modality" if is_msd else "channel_names"), file)
+    channels = channels_of(values.get("modality" if is_msd else "channel_names"), file)
     listed = values.get("labels")
     labels = None if listed is None else parse_labels(listed, values.get("regions_class_order"), str(file))
     ending = values.get("file_ending", ".nii.gz")
@@ -59,7 +59,12 @@ def read_described(folder: Path) -> Found:
     )
 
 
-def _channels(listed: Any, file: Path) -> tuple[str, ...]:
+def channels_of(listed: Any, file: Path) -> tuple[str, ...]:
+    """Channel names of a `dataset.json`: `{"0": "CT", …}`.
+
+    Raises:
+        DataError: If it is something else.
+    """
     names = listed.values() if isinstance(listed, Mapping) else listed
     keys = sorted(listed, key=lambda k: (len(str(k)), str(k))) if isinstance(listed, Mapping) else []
     if isinstance(listed, Mapping) and keys == [str(i) for i in range(len(keys))]:

@@ -41,6 +41,12 @@ def device_kind(name: str) -> str:
     return resolve_device(name).type
 
 
+def gpu_memory_gb(name: str) -> float | None:
+    """Memory of a `--device` option in GiB; None if it is no CUDA device."""
+    device = resolve_device(name)
+    return round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if device.type == "cuda" else None
+
+
 def set_processors(n_processors: int) -> None:
     """Let torch compute on this many processors."""
     torch.set_num_threads(n_processors)

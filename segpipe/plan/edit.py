@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean, parse_yaml
+from segpipe.plan.inherit import KEY
 from segpipe.plan.schema import Plan
 
 
@@ -18,31 +19,54 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
     Args:
         plan: Stays as it is.
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
+            `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
+            edited configuration follows it.
 
     Raises:
-        PlanError: If a key does not exist or the value is not allowed there.
+        PlanError: If a key does not exist, two edits contradict each other, or the plan would not be valid: a patch
+            that is no multiple of the strides, lists that differ in their number of stages, …
     """
     values = plan.model_dump(mode="json")
+    given: dict[str, Any] = {}
     for assignment in assignments:
-        key, equals, text = assignment.partition("=")
+        key, equals, text = (part.strip() for part in assignment.partition("="))
         if not equals:
             raise PlanError(f"--set {assignment}: expected KEY=VALUE, e.g. training.learning_rate=0.003.")
         try:
             value = parse_yaml(text)
         except yaml.YAMLError as fault:
             raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
-        _assign(values, key.strip(), value)
+        _refuse_contradiction(given, key, value)
+        given[key] = value
+        _assign(values, key, value)
     return Plan.parse(values, f"--set {' '.join(assignments)}") if assignments else plan
 
 
+def _refuse_contradiction(given: Mapping[str, Any], key: str, value: Any) -> None:
+    for other, known in given.items():
+        inside = other.startswith(f"{key}.") or key.startswith(f"{other}.")
+        if inside or (other == key and known != value):
+            raise PlanError(f"--set {key}={value}: contradicts --set {other}={known}. Give one of them.")
+
+
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
+    """Put a value in its place; keys that no record knows are found when the plan is checked."""
     *path, last = key.split(".")
     place: Any = values
-    for step in [*path, last]:
-        if not isinstance(place, dict) or step not in place:
-            known = list(place) if isinstance(place, dict) else []
-            raise PlanError(f"--set {key}: there is no {step!r} in the plan.{did_you_mean(step, known)}")
-        if step is last:
-            place[step] = value
-        else:
-            place = place[step]
+    for step in path:
+        if isinstance(place, dict) and step not in place and place is not values["configurations"]:
+            place[step] = {}  # inherited, or left out of files while it holds its default
+        place = _below(place, step, key)
+    if not isinstance(place, dict):
+        raise PlanError(f"--set {key}: {'.'.join(path)} is a list; give all of it, e.g. --set {path[-1]}=[1, 2].")
+    is_new = isinstance(value, Mapping) and KEY in value
+    if place is values["configurations"] and not is_new:
+        _below(place, last, key)
+    place[last] = value
+
+
+def _below(place: Any, step: str, key: str) -> Any:
+    known = list(place) if isinstance(place, dict) else []
+    if step not in known:
+        raise PlanError(f"--set {key}: there is no {step!r} in the plan.{did_you_mean(step, known)}")
+    return place[step]

@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
-from segpipe.fingerprint import Fingerprint
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.auto import auto_preset
+from segpipe.plan.measured import Measured, seen_by_rules
 from segpipe.plan.presets import Preset, preset_named
+from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import Configuration, Normalisation, Plan
-from segpipe.plan.spacing import Floats, axis_order, resampled_shape, spacings_and_shapes, target_spacing
+from segpipe.plan.sides import sided_labels, sideways_axis
+from segpipe.plan.spacing import Floats
 from segpipe.plan.topology import fit
 
-_MASKED_BELOW = 0.75  # share of voxels that cropping keeps
+MASKED_BELOW = 0.75  # share of voxels that cropping keeps
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers
 _LOWRES_STEP = 1.03
 _LOWRES_MIN_GAIN = 2.0
 _SCHEMES = {"ct": "ct", "nonorm": "none", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """The dataset as the rules see it, axes in the plan's order."""
-
-    spacing_mm: Floats
-    median_shape: Floats
-    n_cases: int
-    n_label_entries: int
-
-    @property
-    def voxels(self) -> float:
-        return float(np.prod(self.median_shape) * self.n_cases)
-
-
-def make_plan(fingerprint: Fingerprint, labels: LabelSet, dataset: str, preset_name: str, device: str) -> Plan:
+def make_plan(
+    fingerprint: Fingerprint,
+    labels: LabelSet,
+    dataset: str,
+    preset_name: str,
+    device: str,
+    gpu_memory_gb: float | None = None,
+) -> Plan:
     """Decide everything.
 
     Args:
@@ -44,40 +40,38 @@ def make_plan(fingerprint: Fingerprint, labels: LabelSet, dataset: str, preset_n
         labels: Its structures.
         dataset: Its name.
         preset_name: A row of `PRESETS`, or `auto`.
-        device: `cpu`, `cuda`…: what `auto` plans for.
+        device: `cpu`, or the kind of a GPU: what `auto` plans for where no memory is given.
+        gpu_memory_gb: Memory to plan for; None: what the preset stands for.
 
     Raises:
         PlanError: If the preset is unknown or the images are too small for any network.
     """
-    name, preset = preset_named(preset_name, device)
-    spacings, shapes = spacings_and_shapes(fingerprint)
-    target = target_spacing(spacings, shapes)
-    order = axis_order(np.where(np.median(shapes, axis=0) == 1, np.inf, target))  # a lone slice is the coarsest
-    resampled = [
-        resampled_shape(n, s, target.tolist())
-        for n, s in zip(shapes.astype(int).tolist(), spacings.tolist(), strict=True)
-    ]
-    median_shape = np.median(resampled, axis=0)[list(order)]
-    n_entries = len(labels.labels) + 1 + (labels.ignore_value is not None)
-    measured = _Measured(target[list(order)], median_shape, len(fingerprint.cases), n_entries)
+    is_auto = preset_name == "auto"
+    named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gb)
+    measured = seen_by_rules(fingerprint, labels, exact=named is not None and named.is_exact)
+    preset = named or auto_preset(measured, device, gpu_memory_gb)
     configurations = _configurations(preset, measured)
+    normalisation = _normalisation(fingerprint)
+    sided = () if preset.is_exact else sided_labels(labels.names)
+    sideways = sideways_axis(fingerprint.orientation, measured.axis_order)
     return Plan(
-        preset=name,
+        preset=preset_name,
         dataset=dataset,
-        fingerprint=fingerprint.digest(),
+        fingerprint=fingerprint.content_digest(),
         channels=fingerprint.channels,
         labels=labels,
         orientation=fingerprint.orientation,
-        axis_order=order,
-        normalisation=_normalisation(fingerprint),
-        mirror_axes=(0, 1, 2) if preset.mirrors else (),
+        axis_order=measured.axis_order,
+        normalisation=normalisation,
+        mirror_axes=tuple(axis for axis in (0, 1, 2) if preset.mirrors and not (sided and axis == sideways)),
         configurations=configurations,
         training=preset.training,
-        reasons=_reasons(preset, fingerprint, measured, configurations),
+        reasons=reasons_for(preset, fingerprint, measured, configurations, normalisation, sided),
+        gpu_memory_gb=gpu_memory_gb if preset.reference_gb is not None else None,
     )
 
 
-def _configurations(preset: Preset, measured: _Measured) -> dict[str, Configuration]:
+def _configurations(preset: Preset, measured: Measured) -> dict[str, Configuration]:
     """Every configuration that the rules ask for and the images are large enough for."""
     found = {
         "2d": _configuration(preset, measured.spacing_mm[1:], measured.median_shape[1:], measured, batch_dice=True)
@@ -89,6 +83,8 @@ def _configurations(preset: Preset, measured: _Measured) -> dict[str, Configurat
         found["3d_fullres"] = _configuration(
             preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=batch_dice
         )
+        if lowres is not None and (full := found["3d_fullres"]) is not None:
+            found["3d_cascade"] = full.model_copy(update={"inherits": "3d_fullres", "previous": "3d_lowres"})
     possible = {name: configuration for name, configuration in found.items() if configuration is not None}
     if not possible:
         edges = " × ".join(f"{m:g}" for m in measured.median_shape)
@@ -104,7 +100,7 @@ def _configuration(
     preset: Preset,
     spacing_mm: Sequence[float] | Floats,
     median_shape: Sequence[float] | Floats,
-    measured: _Measured,
+    measured: Measured,
     *,
     batch_dice: bool,
     voxels: float | None = None,
@@ -116,10 +112,10 @@ def _configuration(
         return None
     flat = len(spacing) == 2
     z, y, x = (1, *fitted.patch) if flat else fitted.patch
-    edges_zyx = [max(1, round(float(m))) for m in (measured.median_shape if flat else median_shape)]
+    median_z, median_y, median_x = (float(n) for n in (measured.median_shape if flat else median_shape))
     return Configuration(
         spacing_mm=(None if flat else spacing[0], spacing[-2], spacing[-1]),
-        median_shape_zyx=(edges_zyx[0], edges_zyx[1], edges_zyx[2]),
+        median_shape_zyx=(median_z, median_y, median_x),
         patch_zyx=(z, y, x),
         batch_size=fitted.batch_size,
         batch_dice=batch_dice,
@@ -127,7 +123,7 @@ def _configuration(
     )
 
 
-def _lowres(preset: Preset, measured: _Measured) -> Configuration | None:
+def _lowres(preset: Preset, measured: Measured) -> Configuration | None:
     """A coarser configuration whose patch covers a quarter of the median image; None if the full one does already."""
     full = _configuration(preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=True)
     if full is None:
@@ -155,11 +151,14 @@ def _lowres(preset: Preset, measured: _Measured) -> Configuration | None:
 
 
 def _normalisation(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
-    masked = fingerprint.median_relative_size_after_cropping < _MASKED_BELOW
+    masked = fingerprint.median_relative_size_after_cropping < MASKED_BELOW
     result = []
-    for channel, seen in zip(fingerprint.channels, fingerprint.intensities, strict=True):
+    known = fingerprint.intensities or (None,) * len(fingerprint.channels)
+    for channel, seen in zip(fingerprint.channels, known, strict=True):
         scheme = _SCHEMES.get(channel.casefold(), "zscore")
-        if scheme == "ct":
+        if scheme == "ct" and seen is None:
+            raise PlanError(f"channel {channel}: intensities are not in the fingerprint, and CT is clipped by them.")
+        if scheme == "ct" and seen is not None:
             result.append(
                 Normalisation(
                     scheme="ct",
@@ -174,28 +173,3 @@ def _normalisation(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
                 Normalisation.model_validate({"scheme": scheme, "within_nonzero": masked and scheme == "zscore"})
             )
     return tuple(result)
-
-
-def _reasons(
-    preset: Preset, fingerprint: Fingerprint, measured: _Measured, configurations: dict[str, Configuration]
-) -> dict[str, str]:
-    kept = fingerprint.median_relative_size_after_cropping
-    edges = " × ".join(f"{s:.3g}" for s in measured.spacing_mm)
-    reasons = {
-        "preset": preset.why,
-        "orientation": f"{fingerprint.orientation} is the most frequent orientation of the {measured.n_cases} cases.",
-        "axis_order": "The axis with the longest voxels comes first, so that anisotropic rules apply to axis 0.",
-        "spacing": f"{edges} mm is the median voxel (a coarse axis with few slices: its 10th percentile).",
-        "normalisation": f"By channel name; cropping keeps {kept:.0%} of the median case, so zeros are "
-        + ("left out." if kept < _MASKED_BELOW else "counted."),
-        "mirror_axes": "All axes, as nnU-Net; remove an axis if labels differ only by side."
-        if preset.mirrors
-        else "None: all cases are turned to one orientation, and few steps are not spent on anatomy that never occurs.",
-    }
-    for name, c in configurations.items():
-        patch, median = (" × ".join(map(str, v)) for v in (c.patch_zyx, c.median_shape_zyx))
-        reasons[name] = (
-            f"A patch of {patch} of a median image of {median} voxels, {c.batch_size} in a batch, is what fits the "
-            f"preset's budget with {len(c.network.features)} stages."
-        )
-    return reasons

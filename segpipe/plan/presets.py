@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
@@ -21,13 +21,16 @@ class Preset:
         decoder_convolutions: Convolutions of each decoder stage.
         base_features: Of the first stage; doubled at each stage up to `max_features`.
         max_features: By the number of axes.
-        reference_voxels: Feature-map voxels (2.3 of nnU-Net's rules) that fit at `reference_batch`, by axes.
+        reference_voxels: Feature-map voxels (see `topology.feature_voxels`) that fit at `reference_batch`, by axes.
         reference_batch: By the number of axes.
+        reference_gb: GPU memory that `reference_voxels` stand for; None: not planned by GPU memory.
         coverage: Largest share of the dataset's voxels in one batch.
         max_batch: Largest batch.
         batch_in_shrink: Whether the patch shrinks until a batch of 2 fits (True) or until the reference batch
             does (False: nnU-Net's residual presets, whose 2D patches become about 6 times smaller).
-        mirrors: Whether training and prediction mirror along every axis.
+        mirrors: Whether training and prediction mirror: along every axis, but never against labels with sides.
+        is_exact: Whether every decision is nnunetv2's, also where we would decide otherwise: cases are counted by
+            `numTraining`, all axes are mirrored, a lone slice is no coarse axis.
         training: The recipe.
         why: One sentence.
     """
@@ -40,11 +43,20 @@ class Preset:
     base_features: int = 32
     max_features: dict[int, int] = field(default_factory=lambda: {2: 512, 3: 320})
     reference_batch: dict[int, int] = field(default_factory=lambda: {2: 12, 3: 2})
+    reference_gb: float | None = None
     coverage: float = 0.05
-    max_batch: int | None = None
+    max_batch: dict[int, int] | None = None
     batch_in_shrink: bool = True
     mirrors: bool = True
+    is_exact: bool = False
     training: Training = field(default_factory=Training)
+
+    def for_memory(self, gpu_memory_gb: float | None) -> Preset:
+        """The row with its budget scaled to this GPU memory; None: as it stands."""
+        if gpu_memory_gb is None or self.reference_gb is None:
+            return self
+        factor = gpu_memory_gb / self.reference_gb
+        return replace(self, reference_voxels={n: v * factor for n, v in self.reference_voxels.items()})
 
 
 def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
@@ -53,8 +65,10 @@ def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
         blocks=_RESIDUAL_BLOCKS,
         decoder_convolutions=1,
         reference_voxels={2: voxels_2d, 3: voxels_3d},
+        reference_gb=gigabytes,
         coverage=1.0,
         batch_in_shrink=False,
+        is_exact=True,
         why=f"nnU-Net's residual encoder preset for {gigabytes:.0f} GB.",
     )
 
@@ -65,6 +79,8 @@ PRESETS: dict[str, Preset] = {
         blocks=(2,) * 14,
         decoder_convolutions=2,
         reference_voxels={2: 85e6, 3: 560e6},
+        reference_gb=8,
+        is_exact=True,
         why="nnU-Net's default planner.",
     ),
     "resenc_m": _residual(680e6, 135e6, 8),
@@ -77,7 +93,7 @@ PRESETS: dict[str, Preset] = {
         base_features=16,
         max_features={2: 256, 3: 160},
         reference_voxels={2: 2.4e6, 3: 16e6},
-        max_batch=2,
+        max_batch={2: 2, 3: 2},
         mirrors=False,
         training=Training(
             epochs=50,
@@ -95,14 +111,12 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_named(name: str, device: str) -> tuple[str, Preset]:
-    """A row of the table; `auto` is `cpu` on a CPU and `nnunet` elsewhere.
+def preset_named(name: str) -> Preset:
+    """A row of the table.
 
     Raises:
         PlanError: If there is none of that name.
     """
-    if name == "auto":
-        name = "cpu" if device == "cpu" else "nnunet"
     if name not in PRESETS:
         raise PlanError(f"preset {name!r} is unknown.{did_you_mean(name, ['auto', *PRESETS])}")
-    return name, PRESETS[name]
+    return PRESETS[name]

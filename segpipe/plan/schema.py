@@ -5,13 +5,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.inherit import completed, shortened
 
 Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
 
@@ -48,33 +59,43 @@ class Configuration(Record):
 
     Args:
         spacing_mm: Target voxel edge along Z, Y, X after `axis_order`; None keeps each case's own (2D: between slices).
-        median_shape_zyx: Median over cases at that spacing, for people and for the planner.
+        median_shape_zyx: Median over cases at that spacing, voxels; half voxels occur between an even number of cases.
         patch_zyx: Voxels the network sees at once; Z is 1 for a 2D network.
         batch_size: Patches in a step.
         batch_dice: Dice loss over the whole batch instead of each patch.
         network: The network.
+        inherits: Name of the configuration that gives every value which the file leaves out here.
+        previous: Name of the coarser configuration whose predicted labels are further input channels (a cascade).
     """
 
     spacing_mm: tuple[PositiveFloat | None, PositiveFloat, PositiveFloat]
-    median_shape_zyx: tuple[PositiveInt, PositiveInt, PositiveInt]
+    median_shape_zyx: tuple[PositiveFloat, PositiveFloat, PositiveFloat]
     patch_zyx: tuple[PositiveInt, PositiveInt, PositiveInt]
     batch_size: PositiveInt
     batch_dice: bool
     network: NetworkSpec
+    inherits: str | None = None
+    previous: str | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> Configuration:
         patch = self.patch_zyx[-self.network.n_axes :]
-        wrong = [p for p, d in zip(patch, self.network.divisors_zyx, strict=True) if p % d]
-        if wrong:
+        if any(p % d for p, d in zip(patch, self.network.divisors_zyx, strict=True)):
+            near = [max(1, round(p / d)) * d for p, d in zip(patch, self.network.divisors_zyx, strict=True)]
             raise ValueError(
-                f"patch_zyx {self.patch_zyx} must be a multiple of the network's strides {self.network.divisors_zyx}"
+                f"patch_zyx {self.patch_zyx} must be a multiple of the network's strides {self.network.divisors_zyx}; "
+                f"near: {near}"
             )
         if all(p == d for p, d in zip(patch, self.network.divisors_zyx, strict=True)):
             raise ValueError(f"patch_zyx {self.patch_zyx} leaves one voxel in the coarsest stage; double an edge")
         if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
             raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
         return self
+
+    @model_serializer(mode="wrap")
+    def _without_unused_links(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value is not None or key not in ("inherits", "previous")}
 
 
 class Training(Record):
@@ -131,9 +152,10 @@ class Plan(Record):
         axis_order: Then the axes are put in this order; the axis with the longest voxels comes first.
         normalisation: One for each channel.
         mirror_axes: Axes mirrored in training and prediction, after `axis_order` (0, 1, 2).
-        configurations: By name: 2d, 3d_fullres, 3d_lowres.
+        configurations: By name: 2d, 3d_lowres, 3d_fullres, 3d_cascade; in a file one may inherit from another.
         training: The recipe.
         reasons: One sentence for each decision.
+        gpu_memory_gb: What the plan was made for; None for a CPU.
     """
 
     segpipe_plan: Literal[1] = 1
@@ -149,6 +171,20 @@ class Plan(Record):
     configurations: dict[str, Configuration]
     training: Training
     reasons: dict[str, str]
+    gpu_memory_gb: PositiveFloat | None = None
+
+    @classmethod
+    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a file holds, with inherited values filled in."""
+        configurations = values.get("configurations")
+        if not isinstance(configurations, Mapping):
+            return values
+        return {**values, "configurations": completed(configurations)}
+
+    @model_serializer(mode="wrap")
+    def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        return values | {"configurations": shortened(values["configurations"])}
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -160,4 +196,9 @@ class Plan(Record):
             raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
         if not self.configurations:
             raise ValueError("configurations is empty")
+        for name, configuration in self.configurations.items():
+            previous = configuration.previous
+            if previous is not None and (previous == name or previous not in self.configurations):
+                others = ", ".join(other for other in self.configurations if other != name)
+                raise ValueError(f"configurations.{name}.previous is {previous!r}, expected one of {others or 'none'}")
         return self

@@ -7,11 +7,24 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.fingerprint import Fingerprint
+from segpipe.fingerprint.record import Fingerprint
 
 ANISOTROPY = 3.0  # an axis this many times coarser than the others is treated apart
 _COARSE_AXIS_PERCENTILE = 10
 Floats = NDArray[np.float64]
+
+
+def uses_fine_tenth(spacings_mm: Floats, shapes: Floats) -> bool:
+    """Whether one axis has voxels so long and so few that their median would blur the finer cases.
+
+    Args:
+        spacings_mm: (cases, 3).
+        shapes: (cases, 3) after cropping.
+    """
+    target, size = np.percentile(spacings_mm, 50, axis=0), np.percentile(shapes, 50, axis=0)
+    worst = int(np.argmax(target))
+    others = [a for a in range(3) if a != worst]
+    return bool(target[worst] > ANISOTROPY * target[others].max() and size[worst] * ANISOTROPY < size[others].min())
 
 
 def target_spacing(spacings_mm: Floats, shapes: Floats) -> Floats:
@@ -25,11 +38,9 @@ def target_spacing(spacings_mm: Floats, shapes: Floats) -> Floats:
         (3,) mm. The coarse axis never becomes finer than the others.
     """
     target = np.percentile(spacings_mm, 50, axis=0)
-    size = np.percentile(shapes, 50, axis=0)
-    worst = int(np.argmax(target))
-    others = [a for a in range(3) if a != worst]
-    coarsest_other = target[others].max()
-    if target[worst] > ANISOTROPY * coarsest_other and size[worst] * ANISOTROPY < size[others].min():
+    if uses_fine_tenth(spacings_mm, shapes):
+        worst = int(np.argmax(target))
+        coarsest_other = np.delete(target, worst).max()
         fine = np.percentile(spacings_mm[:, worst], _COARSE_AXIS_PERCENTILE)
         target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
     return target
@@ -37,7 +48,7 @@ def target_spacing(spacings_mm: Floats, shapes: Floats) -> Floats:
 
 def resampled_shape(shape: Sequence[int], spacing_mm: Sequence[float], target_mm: Sequence[float]) -> tuple[int, ...]:
     """Voxels after resampling: each edge keeps its length in mm, rounded, at least 1."""
-    return tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
+    return tuple(max(1, round(s / t * n)) for n, s, t in zip(shape, spacing_mm, target_mm, strict=True))
 
 
 def axis_order(target_mm: Floats) -> tuple[int, int, int]:

@@ -141,7 +141,8 @@ def fit(
         found = _shrunk(spacing_mm, found, longest)
         network = network_for(preset, found)
     cap = round(dataset_voxels * preset.coverage / math.prod(found.patch))
-    batch = min(round(budget / cost * reference_batch), cap, preset.max_batch or cap)
+    largest = preset.max_batch[n_axes] if preset.max_batch else cap
+    batch = min(round(budget / cost * reference_batch), cap, largest)
     return Fitted(found.patch, network, max(batch, _MIN_BATCH))
 
 

@@ -1,27 +1,21 @@
-"""The line of stages: each function runs one stage on a work folder and hands over files."""
+"""The stages after planning: prepare, train, predict; each runs on a work folder."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import make_folder, write_text
-from segpipe.core.progress import say
-from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
-from segpipe.data.dataset import Dataset, signature_of
-from segpipe.data.layouts import list_inputs, load_dataset
-from segpipe.data.splits import Fold, Splits, make_splits, read_nnunet_splits
+from segpipe.data.dataset import Dataset
+from segpipe.data.layouts import list_inputs
+from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
-from segpipe.fingerprint.measure import measure
-from segpipe.fingerprint.record import Fingerprint
-from segpipe.networks.device import device_kind, resolve_device, set_processors
+from segpipe.networks.device import resolve_device, set_processors
+from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
-from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import find_folds, load_model
 from segpipe.predict.run import mask_path, predict_cases
@@ -29,114 +23,7 @@ from segpipe.prepare.store import open_cases, prepare_dataset
 from segpipe.train.fold import FoldData
 from segpipe.train.loop import train_fold
 
-_NNUNET_SPLITS = "splits_final.json"
 _MIN_BUDGET_SECONDS = 5.0
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What to compute on: `--device`, `-j`."""
-
-    device: str
-    n_workers: int
-
-
-def plan_data(
-    data: Path,
-    folder: Path,
-    machine: Machine,
-    *,
-    preset: str = "auto",
-    edits: Sequence[str] = (),
-    n_folds: int = 5,
-    splits_file: Path | None = None,
-    seed: int = 0,
-    keep: bool = False,
-) -> Plan:
-    """Fingerprint, splits and plan of a dataset, into a work folder; an old plan is kept as plan.previous.yaml.
-
-    With `keep`, a plan that is there for the same data and preset stays, edits by hand included.
-
-    Raises:
-        DataError: If the dataset cannot be used.
-        PlanError: If the preset or an edit is wrong.
-    """
-    work = Work(folder)
-    _refuse_foreign(work, data)
-    make_folder(folder)
-    dataset = load_dataset(data)
-    fingerprint = _fingerprint(work, dataset, machine.n_workers)
-    splits = _kept_splits(work, dataset) if keep else None
-    if splits is None:
-        file = splits_file or data / _NNUNET_SPLITS
-        splits = _splits(dataset, fingerprint, n_folds, file, seed, splits_file is not None)
-    plan = make_plan(fingerprint, dataset.labels, dataset.name, preset, device_kind(machine.device))
-    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"seed": seed})})
-    plan = edited(_kept(work, plan) if keep else plan, edits)
-    fingerprint.save(work.fingerprint)
-    dataset.save(work.dataset)  # after the fingerprint: a kill between them makes the next run measure again
-    _save_keeping(work.splits, splits.to_json())
-    _save_keeping(work.plan, plan.to_yaml())
-    for warning in splits.warnings:
-        say(f"warning: {warning}")
-    return plan
-
-
-def _save_keeping(path: Path, text: str) -> None:
-    """Write a file that a person may have edited; what it held before stays beside it."""
-    if path.is_file() and (before := path.read_text(encoding="utf-8")) != text:
-        previous = path.with_name(f"{path.stem}.previous{path.suffix}")
-        write_text(previous, before)
-        say(f"{path}: replaced; the one before is {previous.name}.")
-    write_text(path, text)
-
-
-def _kept_splits(work: Work, dataset: Dataset) -> Splits | None:
-    """The splits in the work folder if they are of these cases."""
-    if not work.splits.is_file():
-        return None
-    splits = Splits.load(work.splits)
-    named = {case_id for fold in splits.folds for case_id in (*fold.train, *fold.validation)}
-    return splits if named == set(dataset.by_id) else None
-
-
-def _refuse_foreign(work: Work, data: Path) -> None:
-    """Never write a work folder's files over a dataset's.
-
-    Raises:
-        UsageError: If the work folder is the dataset, or holds a dataset.json that is not segpipe's.
-    """
-    if work.path.resolve() == (data.parent if data.is_file() else data).resolve():
-        raise UsageError(
-            f"-o {work.path}: is the dataset itself. Choose another folder, so that nothing is overwritten."
-        )
-    if work.dataset.is_file() and "patients_from" not in read_mapping(work.dataset, UsageError):
-        raise UsageError(f"{work.dataset}: is not a work folder's. Choose another output folder.")
-
-
-def _kept(work: Work, plan: Plan) -> Plan:
-    """The plan in the work folder if it was made for the same data and preset, else `plan`."""
-    if not work.plan.is_file():
-        return plan
-    old = Plan.load(work.plan)
-    return old if (old.fingerprint, old.preset) == (plan.fingerprint, plan.preset) else plan
-
-
-def _fingerprint(work: Work, dataset: Dataset, n_workers: int) -> Fingerprint:
-    """The one in the work folder if no file has changed since, else a new one."""
-    if work.fingerprint.is_file() and work.dataset.is_file() and Dataset.load(work.dataset) == dataset:
-        known = Fingerprint.load(work.fingerprint)
-        if [(c.case_id, c.signature) for c in known.cases] == [(c.case_id, signature_of(c)) for c in dataset.cases]:
-            say(f"{work.fingerprint}: the data are unchanged, measured before.")
-            return known
-    return measure(dataset, n_workers)
-
-
-def _splits(dataset: Dataset, fingerprint: Fingerprint, n_folds: int, file: Path, seed: int, required: bool) -> Splits:
-    if file.is_file() or required:
-        say(f"{file}: its folds are used.")
-        return read_nnunet_splits(file, dataset)
-    return make_splits(dataset, {case.case_id: case.present for case in fingerprint.cases}, seed, n_folds)
 
 
 def default_configuration(plan: Plan, name: str | None) -> str:

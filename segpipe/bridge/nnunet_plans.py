@@ -1,0 +1,149 @@
+"""nnU-Net's `plans.json`, written from our plan."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from segpipe.bridge.nnunet_names import (
+    CASCADE,
+    DATA_RESAMPLING,
+    LOGIT_RESAMPLING,
+    NETWORK_CLASSES,
+    PLANNERS,
+    RESAMPLING,
+    SCHEMES,
+    SEGMENTATION_RESAMPLING,
+    architecture_settings,
+    reader_for,
+)
+from segpipe.core.errors import DataError, PlanError
+from segpipe.core.files import write_text
+from segpipe.core.header import ending_of
+from segpipe.core.records import read_mapping
+from segpipe.core.work import Work
+from segpipe.data.dataset import Dataset
+from segpipe.fingerprint.record import Fingerprint, Intensities
+from segpipe.plan.schema import Configuration, Plan
+
+_EXPRESSIBLE = {"kind", "features", "strides_zyx", "kernels_zyx", "blocks", "decoder_convolutions"}
+
+
+def export_nnunet_plans(folder: Path, output: Path) -> None:
+    """Write the plan of a work folder as nnunetv2 2.8.1 would.
+
+    Raises:
+        UsageError: If the folder holds no plan.
+        PlanError: If nnU-Net cannot express the plan.
+    """
+    work = Work(folder)
+    work.require_plan()
+    plan, fingerprint = Plan.load(work.plan), Fingerprint.load(work.fingerprint)
+    write_text(output, json.dumps(nnunet_plans(plan, fingerprint, _reader(work)), indent=4) + "\n")
+
+
+def _reader(work: Work) -> str:
+    """nnU-Net's reader of the images, as its own dataset.json or the file names say."""
+    if work.nnunet_dataset.is_file():
+        described = read_mapping(work.nnunet_dataset, DataError)
+        named = described.get("overwrite_image_reader_writer")
+        return str(named) if named not in (None, "None") else reader_for(str(described.get("file_ending", "")))
+    cases = Dataset.load(work.dataset).cases
+    return reader_for(ending_of(cases[0].image_paths[0]))
+
+
+def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str) -> dict[str, Any]:
+    """A plan as nnU-Net's, keys in nnU-Net's order.
+
+    Args:
+        plan: Plain or residual networks without further parts.
+        fingerprint: What the plan follows from.
+        reader: Class with which nnU-Net reads the images.
+
+    Raises:
+        PlanError: If nnU-Net cannot express the plan.
+    """
+    if fingerprint.content_digest() != plan.fingerprint:
+        raise PlanError(
+            f"the plan follows from fingerprint {plan.fingerprint}, found {fingerprint.content_digest()}: they belong "
+            "to different data. Plan again."
+        )
+    planner, plans_name = PLANNERS.get(plan.preset, ("segpipe", "segpipePlans"))
+    order = list(plan.axis_order)
+    spacings = np.array([case.spacing_mm for case in fingerprint.cases], np.float64)
+    shapes = np.array([case.cropped_shape_zyx for case in fingerprint.cases], np.float64)
+    return {
+        "dataset_name": plan.dataset,
+        "plans_name": plans_name,
+        "original_median_spacing_after_transp": np.median(spacings, 0)[order].tolist(),
+        "original_median_shape_after_transp": [round(n) for n in np.median(shapes, 0)[order].tolist()],
+        "image_reader_writer": reader,
+        "transpose_forward": order,
+        "transpose_backward": [order.index(axis) for axis in range(3)],
+        "configurations": {
+            CASCADE.get(name, name): _written(name, configuration, plan, plans_name)
+            for name, configuration in plan.configurations.items()
+        },
+        "experiment_planner_used": planner,
+        "label_manager": "LabelManager",
+        "foreground_intensity_properties_per_channel": {
+            str(channel): _properties(seen) for channel, seen in enumerate(fingerprint.intensities)
+        },
+    }
+
+
+def _properties(seen: Intensities) -> dict[str, float]:
+    names = ("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std")
+    return {name: getattr(seen, name) for name in names}
+
+
+def _written(name: str, configuration: Configuration, plan: Plan, plans_name: str) -> dict[str, Any]:
+    if configuration.previous is not None:
+        return {"inherits_from": configuration.inherits, "previous_stage": configuration.previous}
+    n_axes = configuration.network.n_axes
+    shared = plans_name.startswith("nnUNet") and name in ("2d", "3d_fullres")  # residual presets share these data
+    values = {
+        "data_identifier": f"{'nnUNetPlans' if shared else plans_name}_{name}",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": configuration.batch_size,
+        "patch_size": list(configuration.patch_zyx[-n_axes:]),
+        "median_image_size_in_voxels": list(configuration.median_shape_zyx[-n_axes:]),
+        "spacing": list(configuration.spacing_mm[-n_axes:]),
+        "normalization_schemes": [SCHEMES[n.scheme] for n in plan.normalisation],
+        "use_mask_for_norm": [n.within_nonzero for n in plan.normalisation],
+        "resampling_fn_data": RESAMPLING,
+        "resampling_fn_seg": RESAMPLING,
+        "resampling_fn_data_kwargs": DATA_RESAMPLING,
+        "resampling_fn_seg_kwargs": SEGMENTATION_RESAMPLING,
+        "resampling_fn_probabilities": RESAMPLING,
+        "resampling_fn_probabilities_kwargs": LOGIT_RESAMPLING,
+        "architecture": _architecture(name, configuration),
+        "batch_dice": configuration.batch_dice,
+    }
+    following = [other for other, c in plan.configurations.items() if c.previous == name]
+    if following:
+        values["next_stage"] = CASCADE.get(following[0], following[0])
+    return values
+
+
+def _architecture(name: str, configuration: Configuration) -> dict[str, Any]:
+    network = configuration.network
+    further = sorted(set(network.model_dump(mode="json")) - _EXPRESSIBLE)
+    if network.kind not in NETWORK_CLASSES or further:
+        raise PlanError(
+            f"configurations.{name}.network: found {network.kind}{' with ' if further else ''}{', '.join(further)}; "
+            "nnU-Net's plans hold plain and residual U-Nets only. Export a plan of --preset nnunet or resenc_m."
+        )
+    class_name, blocks_key = NETWORK_CLASSES[network.kind]
+    stages = {
+        "n_stages": len(network.features),
+        "features_per_stage": list(network.features),
+        "kernel_sizes": [list(kernel) for kernel in network.kernels_zyx],
+        "strides": [list(stride) for stride in network.strides_zyx],
+        blocks_key: list(network.blocks),
+        "n_conv_per_stage_decoder": list(network.decoder_convolutions),
+    }
+    return {"network_class_name": class_name, **architecture_settings(network.n_axes, stages)}

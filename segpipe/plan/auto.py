@@ -1,0 +1,56 @@
+"""`auto`: which network for which dataset and machine, by published evidence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from segpipe.plan.measured import Measured
+from segpipe.plan.presets import PRESETS, Preset
+from segpipe.plan.topology import fit
+
+_MAX_GB = 24.0  # 40 GB gave +0.02 Dice on six datasets for twice the time (L 87.56, XL 87.58)
+_ROOMY_BATCH = 8  # a residual network with room for this many whole patches is not short of capacity
+_COVERAGE = 0.05
+_MAX_BATCH = {2: 48, 3: 8}  # four times the batches that nnU-Net's budgets were set with
+
+
+def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) -> Preset:
+    """The preset for a dataset and a machine.
+
+    Args:
+        measured: The dataset.
+        device: `cpu`, or the kind of a GPU.
+        gpu_memory_gb: Memory of the GPU; None: not known, then as much as is used at most.
+
+    Source:
+        Sizes of networks: Isensee et al. 2024 (nnU-Net Revisited), table of presets; plain against residual on ten
+        datasets: AutoNNUnet's full cross-validations of nnU-Net's presets. Differs from nnU-Net's residual presets:
+        the batch is bounded, and 2D patches shrink only until a batch of 2 fits.
+    """
+    if device == "cpu" and gpu_memory_gb is None:
+        return PRESETS["cpu"]
+    gigabytes = min(gpu_memory_gb or _MAX_GB, _MAX_GB)
+    residual = _bounded(PRESETS["resenc_l"].for_memory(gigabytes))
+    found = fit(
+        replace(residual, coverage=1.0, max_batch=None),
+        measured.spacing_mm.tolist(),
+        measured.median_shape.tolist(),
+        measured.voxels * 1e6,  # the batch by memory alone
+        measured.n_label_entries,
+    )
+    memory = f"{gigabytes:g} GB of GPU memory" + (" (more brings no more Dice)" if gigabytes == _MAX_GB else "")
+    if found is not None and found.batch_size >= _ROOMY_BATCH:
+        return replace(
+            _bounded(PRESETS["nnunet"].for_memory(gigabytes)),
+            why=f"A plain U-Net, since {found.batch_size} patches of a residual one would fit into {memory}: on such "
+            "small images deeper networks were slower and no better (Hippocampus: 89.0 plain, 88.8 and 88.6 residual).",
+        )
+    return replace(
+        residual,
+        why=f"A residual encoder U-Net for {memory}: on large images it was ahead of the plain one (six datasets: "
+        "87.6 against 86.8 Dice), elsewhere equal.",
+    )
+
+
+def _bounded(preset: Preset) -> Preset:
+    return replace(preset, coverage=_COVERAGE, max_batch=_MAX_BATCH, batch_in_shrink=True, is_exact=False)
