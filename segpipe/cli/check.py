@@ -28,8 +28,8 @@ _WIDTH = 80  # where the output is no terminal
 def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: object) -> int:
     """List every fault of every case of a dataset.
 
-    DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest), any folder of images, or one
-    image. Ends with exit code 3 if a fault is fatal.
+    DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or
+    one image. Ends with exit code 3 if a fault is fatal.
     """
     from segpipe.cli.main import print_json
     from segpipe.core.progress import say

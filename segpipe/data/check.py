@@ -18,7 +18,7 @@ from segpipe.data.folders import read_folders
 from segpipe.data.found import Found, FoundCase
 from segpipe.data.inspect import CaseFacts, inspect_case
 from segpipe.data.label_lists import checked_found
-from segpipe.data.layouts import find_layout, patients_of, to_dataset, unknown_layout
+from segpipe.data.layouts import find_layout, for_training, patients_of, to_dataset, unknown_layout
 from segpipe.data.understood import understood
 
 _MIN_PATIENTS = 2
@@ -125,7 +125,7 @@ def _found(path: Path) -> tuple[Found, list[Fault]]:
         fallback = read_folders(path) if path.is_dir() else None
         return fallback or _loose(path if path.is_dir() else path.parent), faults
     if found is not None:
-        return found, []
+        return for_training(found), []
     loose = _loose(path)
     foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS)]
     faults = [fault("other_format", p.suffix, str(p.relative_to(path)), p) for p in foreign]

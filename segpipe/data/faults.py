@@ -36,6 +36,12 @@ KINDS: dict[str, Kind] = {
     "image_without_label": Kind(
         "fatal", "Image without label", "a label map for each case", "Add the label map, or move the image away."
     ),
+    "unlabelled": Kind(
+        "warning",
+        "Scan without label map",
+        "a label map, if it is to be trained on",
+        "Nothing, if the derivative covers some scans only: the others are left out of training.",
+    ),
     "label_without_image": Kind(
         "fatal", "Label without image", "an image for each label map", "Add the image, or move the label map away."
     ),

@@ -41,7 +41,7 @@ class Found:
 
     Args:
         name: Of the dataset, for people.
-        layout: nnunet, msd, folders, csv or files.
+        layout: nnunet, msd, folders, csv, bids or files.
         root: The folder that paths are relative to.
         channels: Channel names in order.
         labels: The structures; None if the layout does not list them.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError
@@ -10,6 +11,7 @@ from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_o
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import cpu_count
 from segpipe.core.volume import read_header
+from segpipe.data.bids import read_bids
 from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name
 from segpipe.data.described import DESCRIPTION_FILE, read_described
 from segpipe.data.faults import Fault, refuse
@@ -38,6 +40,7 @@ def load_dataset(path: Path, n_workers: int | None = None) -> Dataset:
     found = find_layout(path)
     if found is None:
         raise DataError(unknown_layout(path))
+    found = for_training(found)
     refuse(found.faults, path)
     if not found.cases:
         raise DataError(f"{path}: a {found.layout} layout without a case, expected images. Check its folders.")
@@ -68,7 +71,14 @@ def find_layout(path: Path) -> Found | None:
             f"{path}: {len(manifests)} CSV manifests ({', '.join(m.name for m in manifests[:5])}), expected one. "
             "Name the file itself."
         )
-    return read_manifest(manifests[0]) if manifests else read_folders(path)
+    return read_manifest(manifests[0]) if manifests else read_folders(path) or read_bids(path)
+
+
+def for_training(found: Found) -> Found:
+    """The cases to train on: of BIDS those that the derivative covers, of other layouts all, as they should be."""
+    if found.layout != "bids" or all(case.label is None for case in found.cases):
+        return found
+    return replace(found, cases=tuple(case for case in found.cases if case.label is not None))
 
 
 def unknown_layout(path: Path) -> str:
@@ -78,7 +88,8 @@ def unknown_layout(path: Path) -> str:
     holds = ", ".join(p.name + ("/" if p.is_dir() else "") for p in listed(path)[:8]) if path.is_dir() else "a file"
     return (
         f"{path}: no dataset was recognised (found {holds or 'nothing'}); expected dataset.json (nnU-Net v2 or MSD), "
-        "a CSV manifest with case_id and image_<channel>, or the folders images/ and labels/. See data_readme.md."
+        "a CSV manifest with case_id and image_<channel>, the folders images/ and labels/, or BIDS (sub-…/anat and "
+        "derivatives/). See data_readme.md."
     )
 
 
@@ -90,7 +101,7 @@ def patients_of(found: Found) -> tuple[dict[str, str], str, list[Fault]]:
     """
     if any(case.patient_id for case in found.cases):
         patients = {case.case_id: case.patient_id or case.case_id for case in found.cases}
-        return patients, "from the column patient_id", []
+        return patients, "the subjects (sub-…)" if found.layout == "bids" else "from the column patient_id", []
     return assign_patients([case.case_id for case in found.cases], found.root)
 
 

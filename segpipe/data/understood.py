@@ -15,6 +15,7 @@ LAYOUT_NAMES = {
     "msd": "Medical Segmentation Decathlon (dataset.json)",
     "folders": "two folders, images and labels",
     "csv": "CSV manifest",
+    "bids": "BIDS (sub-…/anat, derivatives)",
     "files": "no layout: image files one by one",
 }
 _MAX_LABELS = 12
@@ -42,6 +43,8 @@ def understood(
         lines["patients"] = patients
     if found.channels:
         lines["channels"] = ", ".join(found.channels)
+    if found.layout == "bids" and (first := next((case.label for case in found.cases if case.label), None)):
+        lines["label maps"] = f"{first.relative_to(found.root)}, …"
     if labels is not None:
         lines["labels"] = _labels(labels, presence)
     sites = Counter(case.site for case in found.cases if case.site)
