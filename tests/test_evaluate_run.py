@@ -231,7 +231,11 @@ def test_masks_without_reference_are_said(folders, capsys):
         (["-p", "{}/nowhere"], 3, "nowhere: no such file or folder"),
         (["-p", "{}/predictions/sub-0_ses-0.nii.gz"], 2, "a file and a folder"),
         (["-p", "{}/data"], 2, "no mask has the name of a reference"),
-        (["-p", "{}/predictions", "-l", "organ"], 2, "'organ' is no label"),
+        (
+            ["-p", "{}/predictions", "-l", "organs"],
+            2,
+            "'organs' is no label; expected 1,2,3 or name=1,name2=2 or name=1+2 or organ, tumour",
+        ),
         (["-p", "{}/predictions", "-l", "a=1,a=5"], 2, "'a' occurs twice"),
         (["-p", "{}/predictions", "-l", "a=1,b=1"], 2, "two labels have the same value"),
         (["-p", "{}/predictions", "-l", "{}/none.json"], 3, "none.json: no such file"),
@@ -306,7 +310,12 @@ def test_a_label_map_without_image_is_a_reference_too(tmp_path, capsys):
 def test_masks_of_other_values_than_the_labels_are_named(folders, capsys):
     path = folders / "predictions" / "sub-0_ses-0.nii.gz"
     write(path, np.where(example() > 0, 255, 0))
-    _, printed = evaluated(capsys, "-r", folders / "data", "-p", folders / "predictions")
+    args = ["evaluate", "-r", f"{folders}/data", "-p", f"{folders}/predictions"]
+    assert run(args) == 3
+    message = f"values that are of no label: {path} holds 255; expected organ = 1, tumour = 5"
+    assert message in capsys.readouterr().err
+    assert run([*args, "-l", "organ,tumour"]) == 0  # chosen: the others are background
+    printed = capsys.readouterr().err
     assert f"warning: 1 of 3 masks (e.g. {path}) hold values that are of no label and in no reference: 255." in printed
     assert "Expected organ = 1, tumour = 5" in printed
 

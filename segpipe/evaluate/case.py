@@ -25,6 +25,8 @@ class ScoreSettings:
         metrics: Names of `METRICS`.
         nsd_tolerance_mm: Tolerance of every `nsd`, one for all labels or by name of the label. A label without one
             has no `nsd`, since no tolerance fits every organ.
+        only_known_values: Whether a value of no label is a fault of the file. If not, it is background: labels were
+            chosen, and the others left out.
 
     Raises:
         ValueError: If a metric is unknown.
@@ -32,6 +34,7 @@ class ScoreSettings:
 
     metrics: tuple[str, ...] = DEFAULT_METRICS
     nsd_tolerance_mm: float | Mapping[str, float] | None = None
+    only_known_values: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.metrics) - set(METRICS)

@@ -86,6 +86,12 @@ def _rows(lesions: Lesions, case: Case, label_name: str, rule: str) -> list[Lesi
     return rows
 
 
+def lesions_path(scores: Path) -> Path:
+    """Where the lesions of a table of scores go: `lesions.csv` beside `scores.csv`, `b_lesions.csv` beside `b.csv`."""
+    own = scores.stem.removesuffix("scores").rstrip("_-")
+    return scores.with_name(f"{own}_lesions.csv" if own else "lesions.csv")
+
+
 def save_lesions(rows: Sequence[LesionRow], path: Path) -> None:
     """Write rows as CSV, whole or not at all.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
@@ -18,6 +18,9 @@ from segpipe.data.found import Found, image_files, label_name, without_twins
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
+from segpipe.evaluate.calibration import probabilities_beside
+from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.run import MaskPair
 from segpipe.evaluate.scores import Origin
 
@@ -104,13 +107,44 @@ def refuse_missing(pairing: Pairing, is_allowed: bool) -> None:
         say(f"{len(surplus)} masks have no reference and are not scored: {_few(surplus)}")
 
 
+def with_probabilities(
+    pairs: Sequence[MaskPair], settings: ScoreSettings, is_required: bool
+) -> tuple[tuple[MaskPair, ...], ScoreSettings]:
+    """The same pairs with their files of probabilities, if a metric needs them.
+
+    Args:
+        pairs: The masks.
+        settings: What to compute.
+        is_required: Whether calibration was asked for; if not, it is left out where no mask has probabilities.
+
+    Raises:
+        DataError: If masks have none, naming all of them.
+    """
+    if "calibration" not in settings.groups:
+        return tuple(pairs), settings
+    found: list[MaskPair] = []
+    faults: list[str] = []
+    for pair in pairs:
+        try:
+            found.append(replace(pair, probabilities=probabilities_beside(pair.prediction)))
+        except DataError as fault:
+            faults.append(str(fault))
+    if not found and not is_required:
+        say("No mask has probabilities beside it: calibration is left out.")
+        masks_alone = tuple(name for name in settings.metrics if METRICS[name].group != "calibration")
+        return tuple(pairs), replace(settings, metrics=masks_alone)
+    if faults:
+        raise DataError(f"{len(faults)} of {len(pairs)} masks lack probabilities:\n  " + "\n  ".join(faults))
+    return tuple(found), settings
+
+
 def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[LabelSet, str]:
     """The structures to score, and where they come from.
 
     Args:
-        text: `1,2,3`, `name=1,name2=2` (`name=1+2` joins values to a region, `ignore=255`), or the path of a
-            `dataset.json` or of a saved LabelSet. None: the `dataset.json` beside the references, else every value
-            that stands in them.
+        text: `1,2,3`, `name=1,name2=2` (`name=1+2` joins values to a region, `ignore=255`), names of the `dataset.json`
+            beside the references, or the path of such a file or of a saved LabelSet. None: the `dataset.json` beside
+            the references, else every value that stands in them. What that file says to ignore stays ignored.
         pairing: The masks.
         n_workers: References read side by side, if their values must be looked up.
 
@@ -125,23 +159,44 @@ def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[Label
         return labels_in_files(files, n_workers), f"the values found in {len(files)} references"
     if text.endswith(".json"):
         return _labels_in(Path(text)), text
+    described = _described(pairing)
+    known = {} if described is None else {label.name: label.values for label in described.labels}
     named: dict[str, int | list[int]] = {}
     for part in text.split(","):
-        name, _, values = part.rpartition("=")
+        name, _, values = (piece.strip() for piece in part.rpartition("="))
         try:
-            numbers = [int(value) for value in values.split("+")]
+            numbers = list(known[values]) if values in known else [int(value) for value in values.split("+")]
         except ValueError:
+            names = f" or {', '.join(known)}" if known else ""
             raise UsageError(
-                f"labels {text!r}: {part!r} is no label; expected 1,2,3 or name=1,name2=2 or name=1+2, or a .json file."
+                f"labels {text!r}: {part!r} is no label; expected 1,2,3 or name=1,name2=2 or name=1+2{names}, or a "
+                ".json file."
             ) from None
-        name = name.strip() or f"label_{values.strip()}"
+        name = name or (values if values in known else f"label_{values}")
         if name in named:
             raise UsageError(f"labels {text!r}: {name!r} occurs twice; expected every label once.")
         named[name] = numbers if len(numbers) > 1 else numbers[0]
+    if described is not None:
+        named = _special_values(described, named) | named
     try:
         return parse_labels(named, _paint_order(named), "option -l"), "the option -l"
     except DataError as fault:
         raise UsageError(str(fault)) from None
+
+
+def _described(pairing: Pairing) -> LabelSet | None:
+    """Labels of the `dataset.json` beside the references, if it is there and lists any."""
+    try:
+        return None if pairing.description is None else _labels_in(pairing.description)
+    except DataError:
+        return None  # labels were given, so that nobody needs the file
+
+
+def _special_values(described: LabelSet, named: Mapping[str, int | list[int]]) -> dict[str, int | list[int]]:
+    """What a dataset ignores and what is its background, unless these values were given another meaning."""
+    used = {number for value in named.values() for number in (value if isinstance(value, list) else [value])}
+    special = {"background": described.background_value, "ignore": described.ignore_value}
+    return {name: value for name, value in special.items() if value is not None and value not in used}
 
 
 def _labels_in(path: Path) -> LabelSet:

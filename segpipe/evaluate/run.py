@@ -105,10 +105,10 @@ def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
     files = [path for path, values in strange.items() if values]
     if files:
         values = ", ".join(map(str, sorted({value for found in strange.values() for value in found})[:_N_NAMED]))
-        known = ", ".join(f"{label.name} = {'+'.join(map(str, label.values))}" for label in labels.labels[:_N_NAMED])
         say(
             f"warning: {len(files)} of {len(scored)} masks (e.g. {files[0]}) hold values that are of no label and in "
-            f"no reference: {values}. They count as background. Expected {known}: store the masks with these values."
+            f"no reference: {values}. They count as background. Expected "
+            f"{_known(labels)}: store the masks with these values."
         )
 
 
@@ -117,10 +117,30 @@ def _score_pair(pair: MaskPair, labels: LabelSet, settings: ScoreSettings) -> _S
         reference, grid = read_labels(pair.reference)
         prediction, prediction_grid = read_labels(pair.prediction)
         require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
+        strange = [_values_in(values) - labels.known_values for values in (reference, prediction)]
+        if settings.only_known_values:
+            _refuse_strange_values(pair, strange, labels)
         scores = score_case(reference, prediction, grid, labels, pair.origin, settings, pair.probabilities)
     except DataError as fault:
         return fault
-    return _Scored(pair, scores, *(_values_in(values) - labels.known_values for values in (reference, prediction)))
+    return _Scored(pair, scores, *strange)
+
+
+def _refuse_strange_values(pair: MaskPair, strange: Sequence[frozenset[int]], labels: LabelSet) -> None:
+    found = [
+        f"{path} holds {', '.join(map(str, sorted(values)[:_N_NAMED]))}"
+        for path, values in zip((pair.reference, pair.prediction), strange, strict=True)
+        if values
+    ]
+    if found:
+        raise DataError(
+            f"{pair.origin.case_id}: values that are of no label: {'; '.join(found)}; expected {_known(labels)}. Store "
+            "the mask with these values, or choose labels (-l): then others count as background."
+        )
+
+
+def _known(labels: LabelSet) -> str:
+    return ", ".join(f"{label.name} = {'+'.join(map(str, label.values))}" for label in labels.labels[:_N_NAMED])
 
 
 def _values_in(values_zyx: NDArray[np.integer[Any]]) -> frozenset[int]:
