@@ -11,6 +11,9 @@ from pydantic import field_validator, model_validator
 from segpipe.core.errors import DataError
 from segpipe.core.records import Record
 
+_CHUNK_VOX = 1 << 20
+_TABLE_SPAN = 1 << 20  # values closer together than this are looked up in a table, which is faster than searching
+_UNKNOWN = np.int16(-2)
 IGNORE_INDEX = -1  # inside value of voxels that count nowhere; outside it is `ignore_value`
 
 
@@ -119,18 +122,21 @@ class LabelSet(Record):
         Raises:
             DataError: If a value is not in the set.
         """
-        found = np.unique(values)
-        unknown = sorted(set(found.tolist()) - self.known_values)
-        if unknown:
-            raise DataError(
-                f"{where}: label values {unknown[:10]} are not in the dataset's list {sorted(self.known_values)}. "
-                "Add them to the list or correct the file."
-            )
         pairs = {v: i + 1 for i, v in enumerate(self.values)} | {self.background_value: 0}
         if self.ignore_value is not None:
             pairs[self.ignore_value] = IGNORE_INDEX
-        table = np.array([pairs[int(v)] for v in found], np.int16)
-        return table[np.searchsorted(found, values)]
+        flat, indices, unknown = values.reshape(-1), np.empty(values.size, np.int16), set[int]()
+        for start in range(0, flat.size, _CHUNK_VOX):  # of a large map only a piece is held as 64-bit integers
+            part = flat[start : start + _CHUNK_VOX].astype(np.int64)
+            found = _looked_up(pairs, part)
+            indices[start : start + _CHUNK_VOX] = found
+            unknown.update(np.unique(part[found == _UNKNOWN]).tolist())
+        if unknown:
+            raise DataError(
+                f"{where}: label values {sorted(unknown)[:10]} are not in the dataset's list "
+                f"{sorted(self.known_values)}. Add them to the list or correct the file."
+            )
+        return indices.reshape(values.shape)
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[Any]:
         """What the network chose to file values, of `mask_dtype`.
@@ -150,3 +156,16 @@ class LabelSet(Record):
     def masks_of(self, values: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.bool_]]:
         """One mask for each structure from file values; voxels of `ignore_value` are in none."""
         return {label.name: np.isin(values, label.values) for label in self.labels}
+
+
+def _looked_up(pairs: dict[int, int], values: NDArray[np.int64]) -> NDArray[np.int16]:
+    """What stands for each value, `_UNKNOWN` if nothing does."""
+    known = np.array(sorted(pairs), np.int64)
+    indices = np.array([pairs[int(value)] for value in known], np.int16)
+    low, span = int(known[0]), int(known[-1] - known[0]) + 1
+    if span > _TABLE_SPAN:
+        places = np.searchsorted(known, values).clip(max=known.size - 1)
+        return np.where(known[places] == values, indices[places], _UNKNOWN)
+    table = np.full(span + 2, _UNKNOWN, np.int16)  # an entry at each end for all that lies beyond
+    table[known - low + 1] = indices
+    return table[(values - (low - 1)).clip(0, span + 1)]

@@ -12,22 +12,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy import ndimage
 
 from segpipe.core.box import nonzero_box
 from segpipe.core.errors import DataError
 from segpipe.core.grid import turn_between
-from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
 from segpipe.data.dataset import Case, Dataset, signature_of
+from segpipe.fingerprint.components import measure_labels
 from segpipe.fingerprint.intensity import count, pool
-from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.fingerprint.stored import MeasuredCase
 
 _MAX_NAMED = 10  # faulty cases in a message
-_CONNECTIVITY = np.ones((3, 3, 3), bool)  # voxels that share a corner are connected
 
 
 def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
@@ -199,35 +196,3 @@ def _digest(case: Case, files: Sequence[str]) -> str:
         except OSError as fault:
             raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}). Put it back.") from None
     return digest.hexdigest()[:12]
-
-
-def measure_labels(
-    indices: NDArray[np.int16], labels: LabelSet, spacing_mm: tuple[float, float, float]
-) -> dict[str, LabelMeasure]:
-    """Measure every label and region.
-
-    Args:
-        indices: (Z, Y, X) inside values.
-        labels: What they mean.
-        spacing_mm: Voxel edge along Z, Y, X.
-    """
-    boxes = ndimage.find_objects(indices, len(labels.values))
-    measures = {}
-    for label in labels.labels:
-        values = labels.indices_of(label)
-        found = [box for value in values if (box := boxes[value - 1]) is not None]
-        if not found:
-            measures[label.name] = LabelMeasure(voxels=0, volume_mm3=0, n_components=0, extent_mm=(0, 0, 0))
-            continue
-        box = tuple(slice(min(b[a].start for b in found), max(b[a].stop for b in found)) for a in range(3))
-        part = indices[box]
-        mask = part == values[0] if len(values) == 1 else np.isin(part, values)
-        n_voxels = int(np.count_nonzero(mask))
-        z, y, x = (n * mm for n, mm in zip(mask.shape, spacing_mm, strict=True))
-        measures[label.name] = LabelMeasure(
-            voxels=n_voxels,
-            volume_mm3=n_voxels * float(np.prod(spacing_mm)),
-            n_components=ndimage.label(mask, _CONNECTIVITY)[1],
-            extent_mm=(z, y, x),
-        )
-    return measures

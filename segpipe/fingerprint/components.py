@@ -1,0 +1,126 @@
+"""Volume, connected parts and extent of every label in one pass over the map, however many labels there are.
+
+A label map is taken apart into runs: voxels of one value in a row along X. Runs of equal value that touch are
+connected. There are far fewer runs than voxels, and labels spread over the whole volume cost no more than others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from segpipe.core.labels import LabelSet
+from segpipe.fingerprint.record import LabelMeasure
+
+_CHUNK_VOX = 1 << 22
+_ROWS_BEFORE = ((0, -1), (-1, -1), (-1, 0), (-1, 1))  # steps along Z and Y to the rows that touch one and precede it
+_Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class _Runs:
+    """Runs in the order of the array; one entry for each.
+
+    Args:
+        values: Inside value, 1 or more.
+        z, y, first_x, last_x: Index of the row, and of the first and last voxel in it.
+    """
+
+    values: _Ints
+    z: _Ints
+    y: _Ints
+    first_x: _Ints
+    last_x: _Ints
+
+
+def measure_labels(
+    indices: NDArray[np.int16], labels: LabelSet, spacing_mm: tuple[float, float, float]
+) -> dict[str, LabelMeasure]:
+    """Measure every label and region.
+
+    Args:
+        indices: (Z, Y, X) inside values; what is not above 0 is no label.
+        labels: What they mean.
+        spacing_mm: Voxel edge along Z, Y, X.
+    """
+    if not labels.has_regions:
+        measured = _measure_values(indices, len(labels.values), spacing_mm)
+        return dict(zip(labels.names, measured, strict=True))
+    measures = {}
+    for label in labels.labels:  # regions overlap: one after the other
+        inside = np.zeros(len(labels.values) + 1, np.int8)
+        inside[list(labels.indices_of(label))] = 1
+        (measures[label.name],) = _measure_values(inside[indices.clip(0)], 1, spacing_mm)
+    return measures
+
+
+def _measure_values(
+    indices: NDArray[np.signedinteger], n_values: int, spacing_mm: tuple[float, float, float]
+) -> list[LabelMeasure]:
+    """One measure for each of the values 1 to n."""
+    runs = _runs_of(indices)
+    parts = _components_of(runs)
+    value_of_part = np.zeros(int(parts.max(initial=-1)) + 1, np.int64)
+    value_of_part[parts] = runs.values
+    n_parts = np.bincount(value_of_part, minlength=n_values + 1)
+    n_voxels = np.bincount(runs.values, runs.last_x - runs.first_x + 1, n_values + 1)
+    low, high = np.full((n_values + 1, 3), np.iinfo(np.int64).max), np.full((n_values + 1, 3), -1)
+    for axis, (first, last) in enumerate(((runs.z, runs.z), (runs.y, runs.y), (runs.first_x, runs.last_x))):
+        np.minimum.at(low[:, axis], runs.values, first)
+        np.maximum.at(high[:, axis], runs.values, last)
+    measures = []
+    for value in range(1, n_values + 1):
+        edges = (high[value] - low[value] + 1) * np.asarray(spacing_mm) if n_voxels[value] else np.zeros(3)
+        z, y, x = edges.tolist()
+        measures.append(
+            LabelMeasure(
+                voxels=int(n_voxels[value]),
+                volume_mm3=float(n_voxels[value] * np.prod(spacing_mm)),
+                n_components=int(n_parts[value]),
+                extent_mm=(z, y, x),
+            )
+        )
+    return measures
+
+
+def _runs_of(indices: NDArray[np.signedinteger]) -> _Runs:
+    n_y, n_x = indices.shape[1:]
+    rows = np.ascontiguousarray(indices).reshape(-1, n_x)
+    n_rows = max(1, _CHUNK_VOX // n_x)
+    values, firsts, lasts = [], [], []
+    for start in range(0, len(rows), n_rows):
+        part = rows[start : start + n_rows]
+        is_label = part > 0
+        ends = np.ones((len(part), n_x + 1), bool)
+        np.not_equal(part[:, 1:], part[:, :-1], out=ends[:, 1:-1])
+        first = np.flatnonzero(ends[:, :-1] & is_label)
+        values.append(part.reshape(-1)[first].astype(np.int64))
+        firsts.append(first + start * n_x)
+        lasts.append(np.flatnonzero(ends[:, 1:] & is_label) + start * n_x)
+    row, first_x = np.divmod(np.concatenate(firsts), n_x)
+    z, y = np.divmod(row, n_y)
+    return _Runs(np.concatenate(values), z, y, first_x, np.concatenate(lasts) - row * n_x)
+
+
+def _components_of(runs: _Runs) -> _Ints:
+    """Number of the connected part that each run is in; voxels that share a corner are connected."""
+    n_y, n_x = int(runs.y.max(initial=0)) + 1, int(runs.last_x.max(initial=0)) + 1
+    row = runs.z * (n_y + 2) + runs.y + 1  # an empty row and voxel at each end: a step out of the volume meets nothing
+    first, last = (row * (n_x + 2) + x + 1 for x in (runs.first_x, runs.last_x))
+    ones, others = [], []
+    for step_z, step_y in _ROWS_BEFORE:
+        step = (step_z * (n_y + 2) + step_y) * (n_x + 2)
+        start = np.searchsorted(last, first + step - 1)
+        n_touching = np.searchsorted(first, last + step + 1, side="right") - start
+        one = np.repeat(np.arange(first.size), n_touching)
+        other = np.arange(one.size) + np.repeat(start - (np.cumsum(n_touching) - n_touching), n_touching)
+        equal = runs.values[one] == runs.values[other]
+        ones.append(one[equal])
+        others.append(other[equal])
+    one, other = np.concatenate(ones), np.concatenate(others)
+    graph = coo_array((np.ones(one.size, bool), (one, other)), shape=(first.size, first.size))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
