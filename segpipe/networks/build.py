@@ -17,7 +17,7 @@ Most write an encoder and, if theirs is not nnU-Net's, a `DecoderStyle`, and put
 - No parameter may stay without a gradient, and no batch norm hide when `parts.norm` is another.
 
 The rows: the function in `NETWORKS` below, and in `spec.KINDS` the parts that the family uses; a spec with others is
-refused. tests/test_networks.py then runs over it.
+refused. A third, a small spec in tests/specs.py, has tests/test_build.py run over it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from segpipe.networks.blocks import he_initialisation
+from segpipe.networks.monai_kinds import segresnet, swin_unetr
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 
@@ -44,6 +45,8 @@ def residual(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
 NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "plain": plain,
     "residual": residual,
+    "segresnet": segresnet,
+    "swin_unetr": swin_unetr,
 }
 
 

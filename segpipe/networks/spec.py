@@ -16,6 +16,12 @@ _PLAIN |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_sca
 KINDS: dict[str, set[str]] = {  # the parts that each kind uses
     "plain": _PLAIN - {"stem_kernel_zyx", "drop_path_fraction"},
     "residual": _PLAIN,
+    "segresnet": {"dropout_fraction"},
+    "swin_unetr": {"dropout_fraction", "drop_path_fraction", "checkpointing"},
+}
+_OWN_FEATURES: dict[str, tuple[int, ...]] = {  # kinds with a topology of their own: multiples of the first features
+    "segresnet": (1, 2, 4, 8),
+    "swin_unetr": (1, 1, 2, 4, 8, 16),
 }
 _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
 
@@ -70,6 +76,7 @@ class NetworkSpec(Sparse):
         if max(self.strides_zyx[0]) > 1:
             raise ValueError(f"strides_zyx starts with {self.strides_zyx[0]}, expected 1 on every axis")
         self._expect_used_parts()
+        self._expect_own_topology()
         return self
 
     def _expect_used_parts(self) -> None:
@@ -77,6 +84,25 @@ class NetworkSpec(Sparse):
         unused = [name for name in chosen if name not in KINDS[self.kind]]
         if unused:
             raise ValueError(f"kind {self.kind!r} does not use parts.{unused[0]}; leave it out")
+
+    def _expect_own_topology(self) -> None:
+        if self.kind not in _OWN_FEATURES:
+            return
+        features = tuple(self.features[0] * factor for factor in _OWN_FEATURES[self.kind])
+        if self.features != features:
+            raise ValueError(f"features {self.features} of kind {self.kind!r} must be {features}")
+        if any(set(stride) != {2} for stride in self.strides_zyx[1:]):
+            raise ValueError(f"strides_zyx {self.strides_zyx} of kind {self.kind!r} must be 2 on every axis")
+        if any(set(kernel) != {3} for kernel in self.kernels_zyx):
+            raise ValueError(f"kernels_zyx {self.kernels_zyx} of kind {self.kind!r} must be 3 on every axis")
+        if self.kind == "swin_unetr":
+            self._expect_swin()
+
+    def _expect_swin(self) -> None:
+        if self.features[0] % 12:
+            raise ValueError(f"features start with {self.features[0]}; kind 'swin_unetr' needs a multiple of 12")
+        if (self.blocks[0], self.blocks[-1], *self.decoder_convolutions) != (1,) * 7:
+            raise ValueError("kind 'swin_unetr' has blocks [1, a, b, c, d, 1] and decoder_convolutions of 1")
 
     @property
     def n_axes(self) -> int:

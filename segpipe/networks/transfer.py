@@ -1,0 +1,147 @@
+"""Fine-tuning: weights of a segpipe or nnU-Net checkpoint put into a network, with an account of what fitted."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import is_zipfile
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from segpipe.core.errors import UsageError
+
+_WRAPPERS = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile, SliceWise
+_COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registered twice, so its files hold them twice
+_PLACES = ("network_weights", "network", "state_dict", "model")  # of the weights in files of nnU-Net, segpipe, others
+_NUMPY: list[Any] = [  # what nnU-Net's files hold beside tensors: numpy's numbers; nothing here can run code
+    np.dtype,
+    np.ndarray,
+    codecs.encode,
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+    *(
+        (maker.__reduce__()[0], f"numpy.{core}.multiarray.{name}")  # numpy 2 renamed the module
+        for name, maker in (("scalar", np.float64(0)), ("_reconstruct", np.zeros(1)))
+        for core in ("core", "_core")
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """What became of every tensor.
+
+    Args:
+        loaded: Names that were copied as they are.
+        adapted: Names that were fitted to another number of image channels.
+        new: Names in the network that keep their initial weights, and why.
+        unused: Names in the file that have no place in the network.
+    """
+
+    loaded: tuple[str, ...]
+    adapted: tuple[str, ...]
+    new: dict[str, str]
+    unused: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """For a person: the counts, then each reason with the names it concerns."""
+        text = [f"{len(self.loaded)} tensors loaded, {len(self.new)} left new, {len(self.unused)} of the file not used"]
+        text += [f"adapted to the number of channels: {name}" for name in self.adapted]
+        text += [f"left new: {name}: {why}" for name, why in self.new.items()]
+        return text + [f"not used: {name}" for name in self.unused]
+
+
+def transfer_weights(path: Path, network: nn.Module) -> Transferred:
+    """Put what fits of a checkpoint into a network; the rest of the network stays as it is.
+
+    Args:
+        path: `.safetensors` or `state.pt` of segpipe, `.pth` of nnU-Net, or a file of torch.save with a state dict.
+        network: Changed in place. Tensors are matched by name. The first convolution's kernels are fitted to another
+            number of image channels: their mean, scaled so that equal channels give the same sum. Heads for another
+            number of labels do not fit and stay new.
+
+    Returns:
+        What was loaded, what was not, and why.
+
+    Raises:
+        UsageError: If the file is missing, damaged, holds anything but numbers and names, or fits nowhere.
+    """
+    stored = {_plain_name(name): value for name, value in _read(path).items() if not _is_copy(name)}
+    own = network.state_dict()
+    first = next((name for name, value in own.items() if value.ndim >= 4), None)
+    loaded, adapted, new = [], [], {}
+    with torch.no_grad():
+        for name, target in own.items():
+            source = stored.get(_plain_name(name))
+            if source is None:
+                new[name] = "the file has no such tensor"
+            elif source.shape == target.shape:
+                target.copy_(source)
+                loaded.append(name)
+            elif name == first and _differs_in_channels(source, target):
+                mean = source.float().mean(1, keepdim=True) * (source.shape[1] / target.shape[1])
+                target.copy_(mean.expand_as(target))
+                adapted.append(name)
+            else:
+                new[name] = f"has {tuple(source.shape)} in the file, {tuple(target.shape)} here"
+    if not loaded:
+        raise UsageError(
+            f"{path}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
+            f"expected e.g. {next(iter(own))}). Plan the network that the file was trained with."
+        )
+    known = {_plain_name(name) for name in own}
+    return Transferred(tuple(loaded), tuple(adapted), new, tuple(sorted(set(stored) - known)))
+
+
+def _differs_in_channels(source: Tensor, target: Tensor) -> bool:
+    return source.ndim == target.ndim and (source.shape[0], source.shape[2:]) == (target.shape[0], target.shape[2:])
+
+
+def _is_copy(name: str) -> bool:
+    return any(copy in name for copy in _COPIES)
+
+
+def _plain_name(name: str) -> str:
+    while name.startswith(_WRAPPERS):
+        name = name.partition(".")[2]
+    return name
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    """The weights in a file, by the names they have there."""
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; expected a checkpoint (.safetensors of segpipe, .pth of nnU-Net).")
+    try:
+        values: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
+    except (SafetensorError, OSError, RuntimeError, EOFError) as fault:
+        raise UsageError(f"{path}: cannot be read as weights ({str(fault).splitlines()[0]}). Copy it again.") from None
+    for place in _PLACES:
+        if isinstance(values.get(place), Mapping):
+            values = values[place]
+            break
+    weights = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not weights:
+        raise UsageError(f"{path}: holds no tensors by name (found: {', '.join(map(str, values))[:80] or 'nothing'}).")
+    return weights
+
+
+def _read_torch(path: Path) -> Mapping[str, Any]:
+    if not is_zipfile(path):
+        raise UsageError(f"{path}: is no whole file of torch.save. Copy it again, or save it with torch 1.6 or later.")
+    with torch.serialization.safe_globals(_NUMPY):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if foreign:
+            raise UsageError(
+                f"{path}: holds {', '.join(sorted(foreign))}, which would run code when read; expected numbers and "
+                "names. Save its state dict alone."
+            )
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{path}: holds a {type(values).__name__}, expected tensors by name. Save a state dict.")
+    return values

@@ -1,0 +1,56 @@
+"""A small network of every kind, for 2D, isotropic 3D and anisotropic 3D."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from segpipe.networks.parts import Parts
+from segpipe.networks.spec import NetworkSpec
+
+Axes = tuple[tuple[int, ...], ...]
+VIEWS = ("2d", "3d", "anisotropic")
+_FLAT = {"2d": (2, 2), "3d": (2, 2, 2), "anisotropic": (1, 2, 2)}  # stride of the first stages
+
+
+def _axes(view: str, n_stages: int) -> tuple[Axes, Axes]:
+    """Strides and kernels: anisotropic ones leave Z alone until the last stage."""
+    n_axes = len(_FLAT[view])
+    strides = ((1,) * n_axes, *(_FLAT[view],) * (n_stages - 2), (2,) * n_axes)
+    kernel = tuple(1 if step == 1 else 3 for step in _FLAT[view])
+    return strides, (*(kernel,) * (n_stages - 1), (3,) * n_axes)
+
+
+def unet(kind: str, view: str, **parts: Any) -> NetworkSpec:
+    """Three stages of 4, 6 and 8 features."""
+    strides, kernels = _axes(view, 3)
+    return NetworkSpec(
+        kind=kind,
+        features=(4, 6, 8),
+        strides_zyx=strides,
+        kernels_zyx=kernels,
+        blocks=(1, 2, 1),
+        decoder_convolutions=(1, 2),
+        parts=Parts(**parts),
+    )
+
+
+def _monai(kind: str, view: str, factors: tuple[int, ...], blocks: tuple[int, ...]) -> NetworkSpec:
+    """MONAI's networks know one stride only."""
+    strides, kernels = _axes("2d" if view == "2d" else "3d", len(factors))
+    return NetworkSpec(
+        kind=kind,
+        features=tuple(12 * factor for factor in factors),
+        strides_zyx=strides,
+        kernels_zyx=kernels,
+        blocks=blocks,
+        decoder_convolutions=(1,) * (len(factors) - 1),
+    )
+
+
+SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a view
+    "plain": lambda view: unet("plain", view),
+    "residual": lambda view: unet("residual", view),
+    "segresnet": lambda view: _monai("segresnet", view, (1, 2, 4, 8), (1, 1, 1, 1)),
+    "swin_unetr": lambda view: _monai("swin_unetr", view, (1, 1, 2, 4, 8, 16), (1, 1, 1, 1, 1, 1)),
+}
