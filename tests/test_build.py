@@ -82,13 +82,12 @@ def test_every_network_can_be_compiled(kind, view):
 
 @every_network
 def test_the_first_output_is_as_large_as_the_input_whatever_its_size(kind, view):
-    """On the meta device, where only shapes are computed: every size from 33 to 64 on each axis and on all at once."""
+    """On the meta device, where only shapes are computed: each axis runs through every size from 33 to 64."""
     with torch.device("meta"):
         network = fresh(kind, view).eval()
     for size in range(33, 65):
-        for shape in [(size, 64, 48), (64, size, 48), (64, 48, size), (size, size, size)]:
-            x = torch.empty(1, 2, *shape, device="meta")
-            assert network(x)[0].shape == (1, 3, *shape)
+        shape = (size, 97 - size, size)  # Y and X differ in parity
+        assert network(torch.empty(1, 2, *shape, device="meta"))[0].shape == (1, 3, *shape)
 
 
 def big(kind: str, blocks: tuple[int, ...], n_convolutions: int) -> NetworkSpec:

@@ -6,6 +6,7 @@ MONAI takes seconds to import, so only a spec that names it does.
 # B batch, C features, Z Y X voxels; a 2D network has no Z.
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -67,15 +68,16 @@ def swin_unetr(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
     """
     from monai.networks.nets.swin_unetr import SwinUNETR
 
-    network = SwinUNETR(
-        in_channels=n_channels,
-        out_channels=n_outputs,
-        depths=spec.blocks[1:-1],
-        feature_size=spec.features[0],
-        norm_name=_INSTANCE,
-        drop_rate=spec.parts.dropout_fraction,
-        dropout_path_rate=spec.parts.drop_path_fraction,
-        use_checkpoint=spec.parts.checkpointing,
-        spatial_dims=spec.n_axes,
-    )
-    return Padded(network, spec.divisors_zyx)
+    with torch.device("cpu"):  # its constructor reads numbers out of tensors, which other devices may not hold
+        network = SwinUNETR(
+            in_channels=n_channels,
+            out_channels=n_outputs,
+            depths=spec.blocks[1:-1],
+            feature_size=spec.features[0],
+            norm_name=_INSTANCE,
+            drop_rate=spec.parts.dropout_fraction,
+            dropout_path_rate=spec.parts.drop_path_fraction,
+            use_checkpoint=spec.parts.checkpointing,
+            spatial_dims=spec.n_axes,
+        )
+    return Padded(network.to(torch.get_default_device()), spec.divisors_zyx)
