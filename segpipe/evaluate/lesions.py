@@ -18,8 +18,9 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from segpipe.evaluate import surface
 from segpipe.evaluate.metrics import Mask, Overlap, Status, dice, iou
+from segpipe.evaluate.surface import lattice_distances
+from segpipe.evaluate.surface import hausdorff_percentile_mm
 
 Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
 
@@ -66,7 +67,7 @@ class Lesion:
 
     Args:
         overlap: Sizes; its status is `ok` (found), `missed` or `spurious` (a false alarm).
-        hd95_mm: HD95 to its partners (`lattice`); inf without any, NaN if it was not asked for.
+        hd95_mm: HD95 to its partners (`lattice`); inf without any, else NaN if it was not asked for.
         centre_zyx: Centre of the voxels, of the reference where there is one, as an index of the array.
     """
 
@@ -116,26 +117,44 @@ def match_lesions(
         that are not joined do not meet.
     """
     zones, references = _numbered(reference, rule.dilation_vox)
-    predictions = _labelled(prediction)
-    sizes = tuple(np.bincount(ids.ravel(), minlength=1)[1:] for ids in (references, predictions))
+    return match_numbered(references, _labelled(prediction), spacing_mm, rule, with_hd95, zones)
+
+
+def match_numbered(
+    references: Ids,
+    predictions: Ids,
+    spacing_mm: tuple[float, ...],
+    rule: LesionRule,
+    with_hd95: bool = True,
+    zones: Ids | None = None,
+) -> Lesions:
+    """Find which lesions belong together that were told apart before, e.g. by the files.
+
+    Args:
+        references: (Z, Y, X) int32, 0 for background, lesions numbered from 1 without gap.
+        predictions: The same of the prediction.
+        spacing_mm, rule, with_hd95: As in `match_lesions`; nothing is dilated here.
+        zones: Where each lesion of the reference is touched, by its number; None for the lesion itself.
+    """
+    zones = references if zones is None else zones
+    sizes = np.bincount(references.ravel(), minlength=1)[1:], np.bincount(predictions.ravel(), minlength=1)[1:]
     pairs, n_both = _pairs(zones, references, predictions)
     linked = _linked(pairs, n_both, sizes, rule)
+    linked = linked[np.argsort(pairs[linked, 0], kind="stable")]
     pairs, n_both = pairs[linked], n_both[linked]
+    first = np.searchsorted(pairs[:, 0], np.arange(len(sizes[0]) + 1))
     is_counted = sizes[0] * float(np.prod(spacing_mm)) > rule.min_volume_mm3
-    is_alone = np.ones(len(sizes[1]), bool)
-    is_alone[pairs[:, 1]] = False
-    hd95_mm = _hd95_between(references, predictions, spacing_mm)
-    lesions = []
-    order = np.argsort(pairs[:, 0], kind="stable")
-    bounds = np.searchsorted(pairs[order, 0], np.arange(len(sizes[0]) + 1))
+    hd95_mm = _hd95_between(references, predictions, spacing_mm) if with_hd95 and len(pairs) else None
+    lesions: list[Lesion] = []
     centres = _centres(references, sizes[0])
     for number in np.flatnonzero(is_counted).tolist():
-        own = order[bounds[number] : bounds[number + 1]]
+        own = slice(first[number], first[number + 1])
         partners = pairs[own, 1]
         overlap = Overlap(int(sizes[0][number]), int(sizes[1][partners].sum()), int(n_both[own].sum()))
-        distance_mm = hd95_mm(number, partners) if with_hd95 else nan
+        distance_mm = inf if not len(partners) else nan if hd95_mm is None else hd95_mm(number, partners)
         lesions.append(Lesion(overlap, distance_mm, tuple(centres[number].tolist())))
     centres = _centres(predictions, sizes[1])
+    is_alone = ~np.isin(np.arange(len(sizes[1])), pairs[:, 1])
     for number in np.flatnonzero(is_alone).tolist():
         lesions.append(Lesion(Overlap(0, int(sizes[1][number]), 0), inf, tuple(centres[number].tolist())))
     n_true = len(np.unique(pairs[is_counted[pairs[:, 0]], 1]))
@@ -180,6 +199,8 @@ def lesion_scores(lesions: Lesions, missed_mm: float) -> dict[str, float]:
 
 
 def _labelled(mask: Mask) -> Ids:
+    if not mask.size:
+        return np.zeros(mask.shape, np.int32)
     ids: Ids = label(mask, generate_binary_structure(mask.ndim, mask.ndim))[0]
     return ids
 
@@ -255,11 +276,9 @@ def _hd95_between(
     boxes = find_objects(references), find_objects(predictions)
 
     def hd95_mm(number: int, partners: NDArray[np.int64]) -> float:
-        if not len(partners):
-            return inf
         box = _around([boxes[0][number], *(boxes[1][partner] for partner in partners)])
         masks = references[box] == number + 1, np.isin(predictions[box], partners + 1)
-        return surface.hausdorff_percentile_mm(surface.lattice_distances(*masks, spacing_mm), 0.95)
+        return hausdorff_percentile_mm(lattice_distances(*masks, spacing_mm), 0.95)
 
     return hd95_mm
 
