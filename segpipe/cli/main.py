@@ -21,6 +21,7 @@ COMMANDS = {  # name: one line of help; the command is `command` in segpipe/cli/
     "train": "Train folds, then predict and score their validation cases.",
     "predict": "Segment images with a trained model.",
     "evaluate": "Score masks against references.",
+    "compare": "Tell which of several methods is better, and how sure that is.",
     "report": "Write one HTML page with curves, scores and pictures.",
     "export": "Write files that other tools read: nnU-Net's plans.json.",
     "run": "Check, plan, train all folds, evaluate and report.",

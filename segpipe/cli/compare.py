@@ -1,0 +1,78 @@
+"""`segpipe compare`: which of several methods is better, and how sure that is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from segpipe.cli.options import shared
+
+
+@click.command("compare")
+@click.argument("results", nargs=-1, required=True, metavar="RESULT...")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON, CSV and text into this folder.")
+@click.option("-m", "--metric", "metrics", multiple=True, metavar="NAME[=MARGIN]",
+              help="What to compare, and the largest difference that counts as none, e.g. dice=0.01 or hd95=1 (mm); "
+              "repeatable.  [default: dice=0.005]")  # fmt: skip
+@click.option("-l", "--labels", help="Labels to compare, e.g. liver,tumour. Default: all.")
+@click.option("--declare", help="Labels whose verdicts were planned, e.g. tumour. Default: the mean over labels.")
+@click.option("--policy", default="mr", show_default=True, help="What empty masks count: mr, nnunet, brats or omit.")
+@click.option("--cases", type=click.Path(path_type=Path), help="CSV: case_id, patient_id, and columns for --by.")
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also each group of cases, e.g. site; repeatable.")
+@click.option("--allow-missing", is_flag=True, help="Compare the cases that all have, though some lack others.")
+@shared
+def command(
+    results: tuple[str, ...],
+    output: Path | None,
+    metrics: tuple[str, ...],
+    labels: str | None,
+    declare: str | None,
+    policy: str,
+    cases: Path | None,
+    by: tuple[str, ...],
+    allow_missing: bool,
+    as_json: bool,
+    device: str,  # noqa: ARG001 (an option of every command)
+    n_workers: int,  # noqa: ARG001
+    seed: int,
+) -> None:
+    """Compare methods on the same cases: better, worse, no difference that matters, or too little data to tell.
+
+    RESULT is a table of scores (scores.csv, nnU-Net's summary.json, a CSV file with columns case_id, label and a column
+    for each metric) or a folder that holds one, for all folds or for each. The first is the baseline. NAME=RESULT names
+    a method; NAME:SEED=RESULT, repeated, gives the seeds of one, which verdicts on methods need.
+    """
+    from segpipe.cli.main import print_json
+    from segpipe.compare.cases import CaseTable, read_cases
+    from segpipe.compare.results import Source, read_methods
+    from segpipe.compare.run import Question, compare, parse_margins
+    from segpipe.compare.text import comparison_text, save
+    from segpipe.core.errors import UsageError
+    from segpipe.evaluate.summary import check_policy
+
+    check_policy(policy)
+    if by and cases is None:
+        raise UsageError("--by: which cases belong to a group is in a table of cases; name it with --cases.")
+    question = Question(
+        margins=parse_margins(metrics or ("dice",)),
+        declared=_names(declare),
+        labels=_names(labels),
+        policy=policy,
+        allow_missing=allow_missing,
+        cases=read_cases(cases, by) if cases is not None else CaseTable(None, {}),
+        seed=seed,
+    )
+    comparison = compare(read_methods([Source.parse(text) for text in results]), question)
+    if output is not None:
+        save(comparison, output)
+    if as_json:
+        print_json(comparison.model_dump(mode="json") | {"output": output and str(output)})
+        return
+    click.echo(comparison_text(comparison))
+    if output is not None:
+        click.echo(f"Written to {output}.")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name.strip() for name in text.split(","))) if text else ()

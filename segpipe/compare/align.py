@@ -1,0 +1,292 @@
+"""Scores of several methods brought onto the same cases, or a reason why they cannot be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.compare.results import Method
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.progress import say
+from segpipe.core.records import did_you_mean
+from segpipe.evaluate.metrics import METRICS, Metric
+from segpipe.evaluate.scores import Score
+from segpipe.evaluate.summary import counted_values
+
+_N_NAMED = 10
+Training = tuple[int, int]  # seed and fold; fold is -1 if every case was scored once for each seed
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """One metric of several methods on the same cases.
+
+    Args:
+        metric: Which; values of a `difference` are its size, since 0 is best.
+        methods: Names.
+        labels: Structures.
+        case_ids: (n_cases,) names.
+        patients: (n_cases,) number of each case's patient, from 0.
+        values: For each method (n_trainings, n_cases, n_labels); NaN where the policy leaves a score out. A training is
+            a seed, or a seed and fold if the models of all folds scored the same cases.
+        folds: (1, n_cases) fold of each case if every seed has the same folds, (n_seeds, n_cases) if each seed has its
+            own; None if there are none or the methods' folds differ.
+        n_seeds: Seeds of the method that has fewest.
+        notes: What a reader must know, a sentence each.
+    """
+
+    metric: Metric
+    methods: tuple[str, ...]
+    labels: tuple[str, ...]
+    case_ids: tuple[str, ...]
+    patients: NDArray[np.intp]
+    values: tuple[NDArray[np.float64], ...]
+    folds: NDArray[np.intp] | None
+    n_seeds: int
+    notes: tuple[str, ...]
+
+    @property
+    def sign(self) -> int:
+        """1 if more is better, else -1."""
+        return 1 if self.metric.kind == "overlap" else -1
+
+    @property
+    def n_patients(self) -> int:
+        """Independent units."""
+        return int(self.patients.max()) + 1
+
+    @cached_property
+    def model_values(self) -> NDArray[np.float64]:
+        """Means over trainings, (n_methods, n_cases, n_labels); NaN if no training counts."""
+        return np.array([_mean_of_numbers(values) for values in self.values])
+
+    def only(self, is_in: NDArray[np.bool_]) -> Aligned:
+        """Some of the cases, (n_cases,) bool."""
+        return replace(
+            self,
+            case_ids=tuple(case for case, kept in zip(self.case_ids, is_in, strict=True) if kept),
+            patients=np.unique(self.patients[is_in], return_inverse=True)[1],
+            values=tuple(values[:, is_in] for values in self.values),
+            folds=None if self.folds is None else self.folds[:, is_in],
+        )
+
+
+def align(
+    methods: Sequence[Method],
+    metric: str,
+    policy: str,
+    *,
+    labels: Sequence[str] = (),
+    patients: Mapping[str, str] | None = None,
+    allow_missing: bool = False,
+) -> Aligned:
+    """Bring scores onto the same cases.
+
+    Args:
+        methods: Two or more.
+        metric: A name in `METRICS`.
+        policy: What empty masks count, as in `summarise`; applied before anything is paired.
+        labels: Structures to use; all if empty.
+        patients: Patient by case, instead of what the tables say.
+        allow_missing: Use the cases that all have, though some method lacks others.
+
+    Raises:
+        UsageError: If a metric or label is unknown to a table.
+        DataError: If methods have other cases or labels, other references or other patients; all of it at once.
+    """
+    tables = {method.name: _chosen(method, metric, tuple(labels)) for method in methods}
+    by_place = {name: _by_place(table) for name, table in tables.items()}
+    case_ids, notes = _common_cases(by_place, allow_missing)
+    _refuse_other_references(tables, set(case_ids))
+    names = _label_names(by_place, case_ids)
+    owners = _owners(tables, case_ids, patients)
+    values = []
+    for method in methods:
+        counted = counted_values(method.table, metric, policy)
+        size = abs if METRICS[metric].kind == "difference" else float
+        values.append(
+            np.array([
+                [[size(counted[r.case_key, label]) if (r := of.get((case, label))) else np.nan for label in names]
+                 for case in case_ids]
+                for of in by_place[method.name].values()
+            ])
+        )  # fmt: skip
+    folds, fold_notes = _folds(by_place, case_ids)
+    n_seeds = min(len({seed for seed, _ in of}) for of in by_place.values())
+    numbers = np.unique([owners[case] for case in case_ids], return_inverse=True)[1]
+    return Aligned(
+        METRICS[metric], tuple(tables), names, case_ids, numbers, tuple(values), folds, n_seeds, (*notes, *fold_notes)
+    )
+
+
+def _chosen(method: Method, metric: str, labels: tuple[str, ...]) -> list[Score]:
+    """The rows to compare."""
+    table = method.table
+    for wanted, found, what in (((metric,), table.metrics, "metric"), (labels, table.labels, "label")):
+        absent = [name for name in wanted if name not in found]
+        if absent:
+            raise UsageError(
+                f"method {method.name}: has no {what} {absent[0]!r}.{did_you_mean(absent[0], list(found))}"
+            )
+    wanted_labels = set(labels or table.labels)
+    return [row for row in table.rows if row.metric == metric and row.label in wanted_labels]
+
+
+Place = tuple[str, str]  # case and label
+
+
+def _by_place(rows: Sequence[Score]) -> dict[Training, dict[Place, Score]]:
+    """Scores of each training, in ascending order of seed and fold."""
+    folds: dict[tuple[str, int | None], set[int | None]] = {}
+    for row in rows:
+        folds.setdefault((row.case_id, row.seed), set()).add(row.fold)
+    is_fold_a_training = any(len(of) > 1 for of in folds.values())
+    result: dict[Training, dict[Place, Score]] = {}
+    for row in rows:
+        training = (row.seed or 0, (row.fold or 0) if is_fold_a_training else -1)
+        result.setdefault(training, {})[row.case_id, row.label] = row
+    return dict(sorted(result.items()))
+
+
+def _common_cases(
+    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], allow_missing: bool
+) -> tuple[tuple[str, ...], list[str]]:
+    """Cases that every training of every method has, in order of appearance."""
+    cases = {
+        (name, training): dict.fromkeys(case for case, _ in of)
+        for name, trainings in by_place.items()
+        for training, of in trainings.items()
+    }
+    every = dict.fromkeys(case for of in cases.values() for case in of)
+    common = tuple(case for case in every if all(case in of for of in cases.values()))
+    if not common:
+        first = "; ".join(f"{name}: {_few(of)}" for (name, _), of in list(cases.items())[:3])
+        raise DataError(f"no case was scored by all methods ({first}). Cases must be called the same in all tables.")
+    if len(common) == len(every):
+        return common, []
+    lacking = [
+        f"{name}{_training_text(training)} lacks {len(every) - len(of)} of {len(every)} cases: "
+        f"{_few([case for case in every if case not in of])}"
+        for (name, training), of in cases.items()
+        if len(of) < len(every)
+    ]
+    if not allow_missing:
+        raise DataError(
+            "\n".join(lacking) + "\nExpected the same cases in all. A case without score is not left out unasked: "
+            f"score it, or compare the {len(common)} common cases with --allow-missing."
+        )
+    for line in lacking:
+        say(line)
+    return common, [f"{len(every) - len(common)} of {len(every)} cases were not scored by all and are left out."]
+
+
+def _training_text(training: Training) -> str:
+    seed, fold = training
+    return (f", seed {seed}" if seed else "") + (f", fold {fold}" if fold >= 0 else "")
+
+
+def _refuse_other_references(tables: Mapping[str, Sequence[Score]], case_ids: Collection[str]) -> None:
+    """Two scores of one case and label must be of the same reference; its size in voxels tells."""
+    first: dict[Place, tuple[str, int]] = {}
+    other: dict[Place, str] = {}
+    for name, rows in tables.items():
+        for row in rows:
+            is_known = row.status != "ok" or row.n_reference_vox > 0  # else the table had no numbers of voxels
+            if row.case_id not in case_ids or not is_known:
+                continue
+            place = (row.case_id, row.label)
+            first_name, n_vox = first.setdefault(place, (name, row.n_reference_vox))
+            if n_vox != row.n_reference_vox:
+                sizes = f"{n_vox} voxels for {first_name}, {row.n_reference_vox} for {name}"
+                other.setdefault(place, f"case {row.case_id}, label {row.label}: the reference has {sizes}")
+    _refuse(other.values(), "Expected scores against the same references: score the masks again with one of them.")
+
+
+def _label_names(
+    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], case_ids: Sequence[str]
+) -> tuple[str, ...]:
+    """Labels in order of appearance; each case must have the same in every training."""
+    every = [of for trainings in by_place.values() for of in trainings.values()]
+    names = tuple(dict.fromkeys(label for of in every for _, label in of))
+    owners = [(name, training) for name, trainings in by_place.items() for training in trainings]
+    used = {(case, label) for case in case_ids for label in names if any((case, label) in of for of in every)}
+    faults = []
+    for (name, training), of in zip(owners, every, strict=True):
+        for label in names:
+            absent = [case for case in case_ids if (case, label) in used and (case, label) not in of]
+            if absent:
+                faults.append(
+                    f"{name}{_training_text(training)}: no label {label} in {len(absent)} cases: {_few(absent)}"
+                )
+    _refuse(faults, "Expected the same labels in all. Compare the labels that all have with -l, or score them again.")
+    return names
+
+
+def _owners(
+    tables: Mapping[str, Sequence[Score]], case_ids: Sequence[str], patients: Mapping[str, str] | None
+) -> dict[str, str]:
+    """Patient by case; a table that knows of no patients (each case its own) leaves it to the others."""
+    if patients is not None:
+        absent = [case for case in case_ids if case not in patients]
+        _refuse(
+            [f"no patient for {len(absent)} cases: {_few(absent)}"] if absent else [], "Expected one for each case."
+        )
+        return {case: patients[case] for case in case_ids}
+    result: dict[str, str] = {}
+    faults: dict[str, str] = {}
+    for rows in tables.values():
+        for row in rows:
+            known = result.setdefault(row.case_id, row.patient_id)
+            if known == row.case_id:
+                result[row.case_id] = row.patient_id
+            elif row.patient_id not in (known, row.case_id) and row.case_id in case_ids:
+                faults[row.case_id] = f"case {row.case_id}: of patient {known} and of patient {row.patient_id}"
+    _refuse(faults.values(), "Expected one patient for each case: name them in a table with --cases.")
+    return result
+
+
+def _folds(
+    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], case_ids: Sequence[str]
+) -> tuple[NDArray[np.intp] | None, list[str]]:
+    """Fold of each case, by seed if they differ from seed to seed; None if there is nothing to go by."""
+    of_method = []
+    for trainings in by_place.values():
+        by_seed = [{case: row.fold for (case, _), row in of.items()} for of in trainings.values()]
+        of_method.append([tuple(of[case] for case in case_ids) for of in by_seed])
+    if any(fold >= 0 for trainings in by_place.values() for _, fold in trainings):
+        return None, ["The models of all folds scored the same cases: each counts as a training."]
+    if any(fold is None for method in of_method for seed in method for fold in seed):
+        return None, []
+    distinct = {seed for method in of_method for seed in method}
+    seeds = {tuple(seed for seed, _ in trainings) for trainings in by_place.values()}
+    if len(distinct) == 1:
+        folds = np.array(list(distinct))
+    elif len(seeds) == 1 and all(method == of_method[0] for method in of_method):
+        folds = np.array(of_method[0])
+    else:
+        return None, ["The methods were validated in different folds: their training cases differ too."]
+    return (folds, []) if all(len(set(row)) > 1 for row in folds.tolist()) else (None, [])
+
+
+def _mean_of_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean over the first axis of what is not NaN."""
+    has_value = ~np.isnan(values)
+    n_values = has_value.sum(axis=0)
+    total = np.where(has_value, values, 0).sum(axis=0)
+    return np.divide(total, n_values, out=np.full(total.shape, np.nan), where=n_values > 0)
+
+
+def _refuse(faults: Iterable[str], hint: str) -> None:
+    lines = list(faults)
+    if lines:
+        more = [f"… and {len(lines) - _N_NAMED} more"] if len(lines) > _N_NAMED else []
+        raise DataError("\n".join([*lines[:_N_NAMED], *more, hint]))
+
+
+def _few(names: Iterable[str], n_shown: int = 5) -> str:
+    listed = list(names)
+    return ", ".join(listed[:n_shown]) + (", …" if len(listed) > n_shown else "")

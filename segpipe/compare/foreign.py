@@ -1,0 +1,152 @@
+"""Scores that other programs wrote, as a `ScoreTable`."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from math import isfinite, isnan, nan
+from pathlib import Path
+from typing import Any
+
+from segpipe.core.errors import DataError
+from segpipe.core.header import stem_of
+from segpipe.core.records import read_mapping
+from segpipe.data.faults import refuse
+from segpipe.data.patients import assign_patients
+from segpipe.evaluate.metrics import METRICS, Status
+from segpipe.evaluate.scores import Score, ScoreTable
+
+_NNUNET_METRICS = {"Dice": "dice", "IoU": "iou"}  # the others of summary.json are counts
+_OTHER_NAMES = {"method": "run", "case": "case_id", "patient": "patient_id"}  # of columns
+_COUNTS = ("n_reference_vox", "n_prediction_vox")
+
+
+def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
+    """Scores in a `summary.json` of nnU-Net v2.
+
+    Cases are called as their prediction files, patients as the cases' names tell.
+
+    Args:
+        path: The file.
+        fold: Whose validation it is; None if unknown.
+
+    Raises:
+        DataError: If it is no such file.
+    """
+    cases = read_mapping(path, DataError).get("metric_per_case")
+    if not isinstance(cases, list) or not cases:
+        raise DataError(
+            f"{path}: has no list metric_per_case, expected nnU-Net v2's summary. Evaluate the masks again."
+        )
+    rows: list[Score] = []
+    try:
+        patients = _patients([stem_of(Path(case["prediction_file"])) for case in cases], path.parent)
+        for case in cases:
+            case_id = stem_of(Path(case["prediction_file"]))
+            for label, values in case["metrics"].items():
+                counts = (int(values["n_ref"]), int(values["n_pred"]))
+                for theirs, ours in _NNUNET_METRICS.items():
+                    status = _status(*counts)
+                    rows.append(
+                        Score("", case_id, patients[case_id], fold, None, label, ours, float(values[theirs]), "1",
+                              status, *counts)
+                    )  # fmt: skip
+        return ScoreTable(tuple(rows))
+    except (KeyError, TypeError, AttributeError, ValueError) as fault:
+        raise DataError(f"{path}: is no summary of nnU-Net v2 ({fault!r}). Evaluate the masks again.") from None
+
+
+def long_table(path: Path) -> ScoreTable:
+    """Scores in a CSV file with a row for each method, case and label.
+
+    Columns: `case_id` and `label`; a column for each metric (named as in scores.csv), or `metric` and `value`; where
+    known `method` (or `run`), `fold`, `seed`, `patient_id`, `n_reference_vox`, `n_prediction_vox`. Others are not read.
+
+    Returns:
+        Without the numbers of voxels (0 and 0 then) an overlap that is NaN means that both masks were empty. Without
+        `patient_id` patients are taken from the cases' names.
+
+    Raises:
+        DataError: If a column is missing, a value is none, or a row occurs twice.
+    """
+    header, lines = _lines(path)
+    in_cells = [name for name in header if name in METRICS]
+    missing = [name for name in ("case_id", "label") if name not in header]
+    if missing or not (in_cells or {"metric", "value"} <= set(header)):
+        raise DataError(
+            f"{path}, line 1: columns are {', '.join(header)}; expected case_id, label and a column for each metric "
+            f"({', '.join(list(METRICS)[:3])} …), or metric and value. Rename the columns."
+        )
+    patients = {}
+    if "patient_id" not in header:
+        patients = _patients([cells["case_id"] for _, cells in lines], path.parent)
+    rows: list[Score] = []
+    first_line: dict[Any, int] = {}
+    for line, cells in lines:
+        for name in in_cells or [cells["metric"].strip().lower()]:
+            try:
+                row = _parsed(cells, name, cells[name if in_cells else "value"], patients)
+            except ValueError as fault:
+                raise DataError(f"{path}, line {line}: {fault}. Correct the line.") from None
+            key = (*row.case_key, row.label, row.metric)
+            if first_line.setdefault(key, line) != line:
+                raise DataError(
+                    f"{path}, line {line}: the same method, case, fold, label and metric ({row.case_id}, {row.label}, "
+                    f"{name}) as line {first_line[key]}, expected once. Delete one, or tell them apart by seed."
+                )
+            rows.append(row)
+    return ScoreTable(tuple(rows))
+
+
+def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Columns by the names of scores.csv, and number and cells of each line."""
+    try:
+        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        lines = [(reader.line_num, cells) for cells in reader if cells]
+    except (OSError, UnicodeDecodeError, csv.Error) as fault:
+        raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
+    names = [name.strip().lower() for name in lines[0][1]] if lines else []
+    header = [_OTHER_NAMES.get(name, name) for name in names]
+    if len(set(header)) < len(header) or len(lines) < 2:
+        wrong = "has no rows" if len(lines) < 2 else f"a column twice in {', '.join(header)}"
+        raise DataError(f"{path}: {wrong}, expected a row of column names and scores below it.")
+    for line, cells in lines[1:]:
+        if len(cells) != len(header):
+            raise DataError(f"{path}, line {line}: {len(cells)} cells, expected {len(header)}. Correct the line.")
+    return header, [(line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:]]
+
+
+def _parsed(cells: Mapping[str, str], metric: str, text: str, patients: Mapping[str, str]) -> Score:
+    if metric not in METRICS:
+        raise ValueError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
+    value = float(text) if text.strip() else nan
+    fold, seed = (int(cells[name]) if cells.get(name) else None for name in ("fold", "seed"))
+    counts = tuple(int(cells.get(name) or 0) for name in _COUNTS)
+    if all(name in cells for name in _COUNTS):
+        status = _status(*counts)
+    elif isfinite(value):
+        status = "ok"
+    elif isnan(value) and METRICS[metric].kind == "overlap":
+        status = "both_empty"
+    else:
+        raise ValueError(f"{metric} is {value}; which mask is empty is told by columns {' and '.join(_COUNTS)}")
+    case_id = cells["case_id"]
+    return Score(
+        cells.get("run", ""), case_id, cells.get("patient_id") or patients.get(case_id, case_id), fold, seed,
+        cells["label"], metric, value, METRICS[metric].unit, status, counts[0], counts[1],
+    )  # fmt: skip
+
+
+def _status(n_reference_vox: int, n_prediction_vox: int) -> Status:
+    if n_reference_vox and n_prediction_vox:
+        return "ok"
+    if n_reference_vox:
+        return "missed"
+    return "spurious" if n_prediction_vox else "both_empty"
+
+
+def _patients(case_ids: Sequence[str], folder: Path) -> dict[str, str]:
+    patients, _, faults = assign_patients(list(dict.fromkeys(case_ids)), folder)
+    refuse(faults, folder)
+    return patients

@@ -1,0 +1,213 @@
+"""The rows of a comparison: for each pair of methods and each label all tests, then the corrections, then verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.compare.align import Aligned
+from segpipe.compare.mixed import mixed_model
+from segpipe.compare.paired import Estimate, Paired, effect_of, model_estimate, wilcoxon_p_values
+from segpipe.compare.permutation import benjamini_hochberg, holm, sign_flip_p_values
+from segpipe.compare.records import FoldTest, MixedModel, Row
+from segpipe.compare.training import MethodEstimate, fold_differences, method_estimate, nadeau_bengio, posterior
+from segpipe.compare.verdict import Evidence, number, verdict
+from segpipe.core.seeds import generator_for
+from segpipe.evaluate.intervals import means_with_intervals
+from segpipe.evaluate.summary import MEAN_LABEL
+
+ONE_SEED = "one seed: nothing tells the luck of a training"
+ONLY_ALL = "not asked of groups"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A row before its p-values are corrected.
+
+    Args:
+        values: Fields of `Row`.
+        models, methods: What its verdicts rest on.
+    """
+
+    values: dict[str, Any]
+    models: Evidence
+    methods: Evidence | None
+
+
+def draft_rows(
+    aligned: Aligned,
+    margin: float,
+    declared: Sequence[str],
+    seed: int,
+    n_permutations: int,
+    *,
+    grouping: str = "",
+    group: str = "",
+) -> list[Draft]:
+    """Every test of every pair of methods and every endpoint: the labels and their mean, or a single label.
+
+    Args:
+        aligned: Scores.
+        margin: Largest difference that counts as none.
+        declared: Labels that were declared; empty: the mean over labels. Of a group none is.
+        seed: Of bootstrap and permutation.
+        n_permutations: For each test.
+        grouping, group: Which cases these are.
+    """
+    values = aligned.model_values
+    pairs = list(combinations(range(len(aligned.methods)), 2))
+    compared = [Paired(values[second] - values[first], aligned.patients) for first, second in pairs]
+    random = generator_for(seed, len(aligned.case_ids))
+    by_patient = np.hstack([paired.by_patient for paired in compared])
+    p_values = np.split(sign_flip_p_values(by_patient, random, n_permutations), len(pairs))
+    names = (*aligned.labels, MEAN_LABEL) if len(aligned.labels) > 1 else aligned.labels
+    own = {"grouping": grouping, "group": group}
+    declared = () if grouping else declared or names[-1:]
+    drafts: list[Draft] = []
+    for (first, second), paired, permuted in zip(pairs, compared, p_values, strict=True):
+        tests = _tests(aligned, first, second, paired, permuted, seed)
+        drafts += [_draft(tests, index, name, margin, name in declared, own) for index, name in enumerate(names)]
+    return drafts
+
+
+def corrected(drafts: Sequence[Draft]) -> list[Row]:
+    """Rows with p-values corrected: Holm for the declared, Benjamini-Hochberg for the others; models, methods apart."""
+    models = _with_corrections([draft.models for draft in drafts], drafts)
+    has_methods = [draft for draft in drafts if draft.methods is not None]
+    found = _with_corrections([draft.methods for draft in has_methods if draft.methods is not None], has_methods)
+    methods = dict(zip(map(id, has_methods), found, strict=True))
+    return [
+        Row(
+            **draft.values,
+            models=verdict(about_models),
+            methods=verdict(methods[id(draft)]) if id(draft) in methods else None,
+        )
+        for draft, about_models in zip(drafts, models, strict=True)
+    ]
+
+
+def _with_corrections(evidence: Sequence[Evidence], drafts: Sequence[Draft]) -> list[Evidence]:
+    is_declared = np.array([draft.values["is_declared"] for draft in drafts], bool)
+    p_values = np.array([(found.p_value, found.p_equivalence) for found in evidence]).reshape(-1, 2)
+    families: tuple[tuple[NDArray[np.bool_], Callable[[NDArray[np.float64]], NDArray[np.float64]]], ...] = (
+        (is_declared, holm),
+        (~is_declared, benjamini_hochberg),
+    )
+    for family, correct in families:
+        for test in range(2):
+            p_values[family, test] = correct(p_values[family, test])
+    return [
+        replace(found, p_adjusted=float(p[0]), p_equivalence_adjusted=float(p[1]))
+        for found, p in zip(evidence, p_values, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Tests:
+    """What was found for one pair of methods; arrays (n_endpoints,)."""
+
+    aligned: Aligned
+    names: tuple[str, str]
+    paired: Paired
+    alone: tuple[Paired, Paired]  # each method's scores of the pairs
+    trainings: NDArray[np.float64]  # differences of each training, (n_trainings, n_cases, n_labels)
+    intervals: Sequence[Any]
+    permuted: NDArray[np.float64]
+    wilcoxon: NDArray[np.float64]
+    models: Estimate
+    methods: MethodEstimate | None
+    folds: Estimate | None
+
+
+def _tests(
+    aligned: Aligned, first: int, second: int, paired: Paired, permuted: NDArray[np.float64], seed: int
+) -> _Tests:
+    counted = ~np.isnan(paired.differences)
+    alone = [Paired(np.where(counted, aligned.model_values[m], np.nan), aligned.patients) for m in (first, second)]
+    values, folds = (aligned.values[first], aligned.values[second]), aligned.folds
+    n_common = min(map(len, values))
+    return _Tests(
+        aligned=aligned,
+        names=(aligned.methods[first], aligned.methods[second]),
+        paired=paired,
+        alone=(alone[0], alone[1]),
+        trainings=values[1][:n_common] - values[0][:n_common],
+        intervals=means_with_intervals(paired.differences, aligned.patients, seed),
+        permuted=permuted,
+        wilcoxon=wilcoxon_p_values(paired),
+        models=model_estimate(paired),
+        methods=method_estimate(paired, values, folds) if aligned.n_seeds > 1 else None,
+        folds=None if folds is None else nadeau_bengio(fold_differences(paired, values, folds)),
+    )
+
+
+def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bool, own: dict[str, str]) -> Draft:
+    aligned, paired, interval = tests.aligned, tests.paired, tests.intervals[index]
+    effect = effect_of(tests.alone[0].patient_means[:, index], tests.alone[1].patient_means[:, index], aligned.sign)
+    values = {
+        **own,
+        "metric": aligned.metric.name,
+        "unit": aligned.metric.unit,
+        "baseline": tests.names[0],
+        "method": tests.names[1],
+        "label": label,
+        "is_declared": is_declared,
+        "margin": margin,
+        "n_cases": int(paired.n_cases[index]),
+        "n_patients": int((~np.isnan(paired.patient_means[:, index])).sum()),
+        "n_left_out": len(aligned.case_ids) - int(paired.n_cases[index]),
+        "mean_baseline": number(tests.alone[0].estimates[index]),
+        "mean_method": number(tests.alone[1].estimates[index]),
+        "difference": number(paired.estimates[index]),
+        **(asdict(effect) if effect else dict.fromkeys(("standardised", "probability_of_improvement", "cliffs_delta"))),
+        "p_wilcoxon": number(tests.wilcoxon[index]),
+        "methods_basis": tests.methods.basis if tests.methods else ONLY_ALL if own["grouping"] else ONE_SEED,
+        "folds": None if own["grouping"] else _fold_test(tests.folds, index, margin, aligned.sign),
+        "mixed": _mixed(tests, index) if is_declared else None,
+        "note": interval.note,
+    }
+    common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[float("nan")] * 8)
+    models = _evidence(common, tests.models, index)
+    low, high = (float("nan") if limit is None else limit for limit in (interval.low, interval.high))
+    models = replace(models, low=low, high=high, p_value=float(tests.permuted[index]))
+    methods = None
+    if tests.methods is not None and not own["grouping"]:
+        methods = _evidence(replace(common, about="methods"), tests.methods.estimate, index)
+    return Draft(values, models, methods)
+
+
+def _evidence(common: Evidence, estimate: Estimate, index: int) -> Evidence:
+    value, half = float(estimate.value[index]), float(estimate.half_widths[index])
+    return replace(
+        common,
+        difference=value,
+        low=value - half,
+        high=value + half,
+        p_value=float(estimate.p_values[index]),
+        p_equivalence=float(estimate.equivalence_p_values(common.margin)[index]),
+        detectable=float(estimate.detectable[index]),
+    )
+
+
+def _fold_test(estimate: Estimate | None, index: int, margin: float, sign: int) -> FoldTest | None:
+    if estimate is None or not estimate.variance[index] > 0:
+        return None
+    worse, equivalent, better = posterior(estimate, margin, sign)[:, index].tolist()
+    value, half = float(estimate.value[index]), float(estimate.half_widths[index])
+    p_value = float(estimate.p_values[index])
+    return FoldTest(
+        p_value=p_value, low=value - half, high=value + half, worse=worse, equivalent=equivalent, better=better
+    )
+
+
+def _mixed(tests: _Tests, index: int) -> MixedModel | None:
+    of_cases = tests.trainings
+    is_label = index < of_cases.shape[2]
+    number_of = (~np.isnan(of_cases)).sum(axis=2)
+    means = np.where(number_of > 0, np.nansum(of_cases, axis=2) / np.maximum(number_of, 1), np.nan)
+    return mixed_model(of_cases[:, :, index] if is_label else means, tests.aligned.patients, tests.aligned.folds)

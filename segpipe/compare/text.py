@@ -1,0 +1,217 @@
+"""A comparison for people, at most 80 columns wide, and as a table for other programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from math import nan
+from pathlib import Path
+
+from segpipe.compare.records import (
+    Comparison,
+    Description,
+    FoldTest,
+    MetricComparison,
+    MixedModel,
+    Ranking,
+    Row,
+    Suitability,
+    Verdict,
+)
+from segpipe.compare.verdict import p_text, quantity
+from segpipe.core.files import write_text
+from segpipe.core.records import Record
+from segpipe.evaluate.metrics import METRICS, Metric
+from segpipe.evaluate.summary import MEAN_LABEL
+
+WIDTH = 80
+JSON_FILE, CSV_FILE, TEXT_FILE = "comparison.json", "comparisons.csv", "comparison.txt"
+_NESTED: dict[str, type[Record]] = {"models": Verdict, "methods": Verdict, "folds": FoldTest, "mixed": MixedModel}
+
+
+def save(comparison: Comparison, folder: Path) -> None:
+    """Write the record, its rows as CSV and its text into a folder.
+
+    Raises:
+        ResourceError: If the disk is full.
+        SetupError: If the place is not writable.
+    """
+    comparison.save(folder / JSON_FILE)
+    write_text(folder / CSV_FILE, rows_as_csv(comparison))
+    write_text(folder / TEXT_FILE, comparison_text(comparison) + "\n")
+
+
+def rows_as_csv(comparison: Comparison) -> str:
+    """One line for each row; nested values as `models_p_value`, nothing where undefined."""
+    lines = []
+    for row in (row for metric in comparison.metrics for row in metric.rows):
+        line = {name: value for name, value in row.model_dump().items() if name not in _NESTED}
+        for name, kind in _NESTED.items():
+            found = getattr(row, name)
+            line |= {f"{name}_{field}": getattr(found, field, None) for field in kind.model_fields}
+        lines.append(line)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(lines)
+    return text.getvalue()
+
+
+def comparison_text(comparison: Comparison) -> str:
+    """Verdicts, tables and what they rest on."""
+    n_declared = sum(row.is_declared for metric in comparison.metrics for row in metric.rows)
+    blocks = [line for metric in comparison.metrics for line in _metric_lines(metric)]
+    close = (
+        f"Empty masks: policy {comparison.policy}. p-values of the {n_declared} declared comparisons are corrected by "
+        "Holm, those of the others by Benjamini-Hochberg. Intervals: BCa bootstrap over patients for trained models, t "
+        "for methods. Differences are second minus first."
+    )
+    return "\n".join([*blocks, *_wrapped(close)])
+
+
+def _metric_lines(found: MetricComparison) -> Iterator[str]:
+    metric = METRICS[found.metric]
+    direction = "more is better" if metric.kind == "overlap" else "less is better"
+    counts = [(found.n_cases, "case"), (found.n_patients, "patient"), (found.n_folds, "fold"), (found.n_seeds, "seed")]
+    head = ", ".join(f"{n} {name}{'s' * (n != 1)}" for n, name in counts if n)
+    yield from _wrapped(f"{metric.title} ({direction}): {head}.")
+    for note in found.notes:
+        yield from _wrapped(note)
+    yield ""
+    yield from _description_lines(found.descriptions, metric)
+    declared = [row for row in found.rows if row.is_declared]
+    yield "On these trained models (patients vary, trainings do not)"
+    for row in declared:
+        yield from _listed(row.models.sentence, _beside_models(row))
+    yield ""
+    is_told = any(row.methods for row in declared)
+    yield (
+        "On the methods (trainings vary too)"
+        if is_told
+        else f"On the methods: no verdict ({declared[0].methods_basis})"
+    )
+    for row in declared:
+        pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
+        yield from _listed(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row, metric))
+    yield ""
+    yield from _row_lines([row for row in found.rows if not row.is_declared], metric)
+    yield from _ranking_lines(found.rankings)
+    yield from _suitability_lines(found.suitability, declared, metric)
+    yield ""
+
+
+def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[str]:
+    """A table for all cases, then one for each group."""
+    for place in dict.fromkeys((row.grouping, row.group) for row in rows):
+        if place[0]:
+            yield f"{place[0]} {place[1]}"
+        yield f"{'method':18} {'label':12}    mean   95 % interval    median worst 5% failed"
+        for row in rows:
+            if (row.grouping, row.group) == place:
+                numbers = (row.mean, row.low, row.high, row.median, row.worst_5_percent)
+                mean, low, high, median, worst = (_short(value, metric) for value in numbers)
+                names = f"{_cut(row.method, 18)} {_cut(row.label, 12)}"
+                yield f"{names} {mean:>7}  {low:>6} – {high:<6}  {median:>7} {worst:>8} {row.n_failures:>6}"
+        yield ""
+    left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}
+    for (method, label), n_cases in left_out.items():
+        yield f"Left out by the policy: {n_cases} scores of {method}, {label}."
+    for note in dict.fromkeys(row.note for row in rows if row.note and not row.grouping):
+        yield from _wrapped(f"{note[0].upper()}{note[1:]}.")
+
+
+def _listed(sentence: str, beside: Sequence[str]) -> list[str]:
+    """A sentence, and below it what else was found."""
+    lines = textwrap.wrap(sentence, WIDTH, initial_indent="* ", subsequent_indent="  ")
+    text = "; ".join(part for part in beside if part)
+    return lines + textwrap.wrap(f"{text}.", WIDTH, initial_indent="  ", subsequent_indent="  ") if text else lines
+
+
+def _beside_models(row: Row) -> list[str]:
+    share, delta, standardised = row.probability_of_improvement, row.cliffs_delta, row.standardised
+    return [
+        f"permutation {p_text(row.models.p_value)}, Wilcoxon {p_text(row.p_wilcoxon)} before correction",
+        "" if standardised is None else f"standardised {standardised:+.2f}",
+        "" if share is None else f"improves {100 * share:.0f} % of patients",
+        "" if delta is None else f"Cliff's delta {delta:+.2f}",
+    ]
+
+
+def _beside_methods(row: Row, metric: Metric) -> list[str]:
+    parts = []
+    if row.methods is not None:
+        parts.append(f"from {row.methods_basis}, {p_text(row.methods.p_value)} before correction")
+    if row.folds is not None:
+        worse, equal, better = row.folds.worse, row.folds.equivalent, row.folds.better
+        parts.append(f"Nadeau-Bengio {p_text(row.folds.p_value)}")
+        parts.append(f"worse, equal, better with probability {worse:.2f}, {equal:.2f}, {better:.2f}")
+    if row.mixed is not None:
+        low, high = (quantity(limit, metric, signed=True) for limit in (row.mixed.low, row.mixed.high))
+        parts.append(f"mixed model {low} to {high}, {p_text(row.mixed.p_value)}")
+    return parts
+
+
+def _row_lines(rows: Sequence[Row], metric: Metric) -> Iterator[str]:
+    """Exploratory rows, one line each."""
+    if not rows:
+        return
+    yield "Explored, trained models: second minus first"
+    yield f"{'':20} {'label':11} {'diff.':>8} {'low':>8} {'high':>8} {'p':>6} verdict"
+    place = ("", "")
+    for row in rows:
+        if (row.grouping, row.group) != place:
+            place = (row.grouping, row.group)
+            yield f"{row.grouping} {row.group}"
+        numbers = (row.difference, row.models.low, row.models.high)
+        shown = " ".join(f"{_short(value, metric, signed=True):>8}" for value in numbers)
+        half = 9
+        pair = f"{_cut(row.method, half)}-{_cut(row.baseline, half)}"
+        p_value = row.models.p_adjusted
+        p_shown = "–" if p_value is None else f"{p_value:.4f}" if p_value >= 1e-4 else "<.0001"
+        yield f"{pair:20} {_cut(row.label, 11)} {shown} {p_shown:>6} {row.models.answer}"
+    yield ""
+
+
+def _ranking_lines(rankings: Sequence[Ranking]) -> Iterator[str]:
+    for ranking in rankings:
+        yield f"Ranking, {ranking.order}; Kendall's tau with resampled patients {ranking.kendall_tau:.2f}"
+        order = sorted(range(len(ranking.methods)), key=lambda method: ranking.ranks[method])
+        for method in order:
+            low, high = ranking.low[method], ranking.high[method]
+            yield (
+                f"  {ranking.ranks[method]:g}. {_cut(ranking.methods[method], 30)} "
+                f"95 % of ranks {low:g} to {high:g}, first in {100 * ranking.first_fraction[method]:.0f} %"
+            )
+
+
+def _suitability_lines(found: Suitability | None, rows: Sequence[Row], metric: Metric) -> Iterator[str]:
+    if found is not None:
+        ratio = "undefined" if found.ratio is None else f"{100 * found.ratio:.0f} %"
+        share = "undefined" if found.generalisability is None else f"{found.generalisability:.2f}"
+        yield from _wrapped(
+            f"Suitability: SD between {found.n_methods} methods {quantity(found.between_methods, metric)}, SD within a "
+            f"method over {found.n_folds} folds {quantity(found.within_method, metric)}: ratio {ratio}; "
+            f"generalisability without the folds' own difficulty {share}."
+        )
+    for row in rows:
+        pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
+        models, methods = row.models.detectable, row.methods.detectable if row.methods else None
+        text = f"This dataset can show (power 80 %), {pair}: {quantity(nan if models is None else models, metric)}"
+        if methods is not None:
+            text += f" for trained models, {quantity(methods, metric)} for methods"
+        yield from _wrapped(f"{text}.")
+
+
+def _short(value: float | None, metric: Metric, *, signed: bool = False) -> str:
+    """A number without its unit."""
+    return "–" if value is None else quantity(value, metric, signed=signed).split(" ")[0]
+
+
+def _cut(name: str, width: int) -> str:
+    return f"{name if len(name) <= width else name[: width - 1] + '…':{width}}"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, WIDTH)

@@ -1,0 +1,111 @@
+"""From tests to a plain sentence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+from segpipe.compare.paired import ALPHA
+from segpipe.compare.records import Answer, Verdict
+from segpipe.evaluate.metrics import Metric
+from segpipe.evaluate.summary import MEAN_LABEL
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What a verdict rests on; NaN where nothing can be said. Differences are second method minus first.
+
+    Args:
+        baseline, method: The first and the second.
+        label: Structure, or `(mean)`.
+        metric: Of the scores.
+        margin: Largest difference that counts as none, in the metric's unit.
+        about: `models` or `methods`.
+        difference, low, high: Mean difference and its 95 % interval.
+        p_value, p_adjusted: Of no difference.
+        p_equivalence, p_equivalence_adjusted: Of a difference of the margin or more.
+        detectable: Smallest true difference that four of five such datasets would show.
+    """
+
+    baseline: str
+    method: str
+    label: str
+    metric: Metric
+    margin: float
+    about: str
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_adjusted: float
+    p_equivalence: float
+    p_equivalence_adjusted: float
+    detectable: float
+
+
+def verdict(found: Evidence) -> Verdict:
+    """Better, worse, no difference larger than the margin, or that the data cannot tell.
+
+    Equivalence comes first: a difference that is surely smaller than what was said to matter is none, however sure.
+    """
+    is_better = found.difference * (1 if found.metric.kind == "overlap" else -1) > 0
+    answer: Answer
+    if found.p_equivalence_adjusted < ALPHA:
+        answer = "no difference"
+    elif found.p_adjusted < ALPHA:
+        answer = "better" if is_better else "worse"
+    else:
+        answer = "cannot tell"
+    return Verdict(
+        answer=answer,
+        sentence=_sentence(found, answer),
+        p_value=number(found.p_value),
+        p_adjusted=number(found.p_adjusted),
+        p_equivalence=number(found.p_equivalence),
+        p_equivalence_adjusted=number(found.p_equivalence_adjusted),
+        low=number(found.low),
+        high=number(found.high),
+        detectable=number(found.detectable),
+    )
+
+
+def number(value: float) -> float | None:
+    """None instead of NaN or infinity, which JSON does not have."""
+    return float(value) if isfinite(value) else None
+
+
+def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:
+    """A value of a metric as people read it, e.g. `+0.0043` or `1.25 mm`."""
+    if not isfinite(value):
+        return "undefined"
+    n_decimals = 4 if metric.unit == "1" else 2
+    return f"{value:{'+' if signed else ''}.{n_decimals}f}" + ("" if metric.unit == "1" else f" {metric.unit}")
+
+
+def p_text(p_value: float | None) -> str:
+    """A p-value as people read it."""
+    if p_value is None or not isfinite(p_value):
+        return "p –"
+    return "p < 0.0001" if p_value < 1e-4 else f"p {p_value:.4f}" if p_value < 0.01 else f"p {p_value:.2f}"
+
+
+def _sentence(found: Evidence, answer: Answer) -> str:
+    metric = found.metric
+    name = metric.title.removesuffix(" mm").removesuffix(" mm³")
+    what = f"mean {name}" if found.label == MEAN_LABEL else f"{name} of {found.label}"
+    numbers = f"{what} {quantity(found.difference, metric, signed=True)}"
+    if isfinite(found.low):
+        low, high = (quantity(limit, metric, signed=True) for limit in (found.low, found.high))
+        numbers += f", 95 % interval {low} to {high}, {p_text(found.p_adjusted)}"
+    is_about_models = found.about == "models"
+    if answer in ("better", "worse"):
+        who, verb, those = ("The trained models of ", "are", "those of ") if is_about_models else ("", "is", "")
+        return f"{who}{found.method} {verb} {answer} than {those}{found.baseline} ({numbers})."
+    who = "the trained models of " if is_about_models else ""
+    if answer == "no difference":
+        both = f"{who.capitalize()}{found.method} and {found.baseline}"
+        small = ", a sure but smaller difference" if found.p_adjusted < ALPHA else ""
+        return f"{both} differ by no more than {quantity(found.margin, metric)} ({numbers}{small})."
+    shows = f"; it could show {quantity(found.detectable, metric)}" if isfinite(found.detectable) else ""
+    those = "those of " if is_about_models else ""
+    return f"This dataset cannot tell {who}{found.method} from {those}{found.baseline} ({numbers}){shows}."
