@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,35 @@ def test_published_oddities(shared_data: Path):
     assert found["sheared"] == {one["path"] for one in index if one["shear"] > 0.01}
     assert found["header_contradiction"] == {one["path"] for one in index if one["spacing_mismatch"]}
     assert found["unreadable"] == set()
+
+
+def set_header(path: Path, place: int, kind: str, *values: float) -> None:
+    """Write numbers into the header of a NIfTI-1 file."""
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    struct.pack_into(f"<{len(values)}{kind}", content, place, *values)
+    path.write_bytes(gzip.compress(content))
+
+
+def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    """nibabel would read 1 mm. Where the sform knows better the copy can be repaired, else nobody knows."""
+    write_nnunet(tmp_path, CASES)
+    for case in ("a", "b"):
+        set_header(image(tmp_path, case), 80, "f", 0, 0, 0)  # pixdim[1] to pixdim[3]
+    set_header(image(tmp_path, "b"), 252, "h", 1, 0)  # qform, which has its edges from pixdim, and no sform
+    report = check_dataset(tmp_path, n_workers=1)
+    assert [(one.kind, one.case_id, one.found) for one in report.faults] == [
+        ("grid_unusable", "b", "pixdim says voxels of 0 × 0 × 0 mm (x, y, z)"),
+        (
+            "header_contradiction",
+            "a",
+            "the affine (sform) says voxels of 1 × 1.5 × 2.5 mm (x, y, z), pixdim says 0 × 0 × 0 mm",
+        ),
+    ]
+    assert "non-zero" not in capfd.readouterr().err
+
+
+def test_a_fault_keeps_its_value(tmp_path: Path):
+    """`(e.g. 1.2)` was cut at its dot."""
+    broken(write_nnunet(tmp_path, CASES), "label_not_integer")
+    (one,) = check_dataset(tmp_path, n_workers=1).faults
+    assert one.found == "label values are not whole numbers (such as 0.7)"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import Grid
-from segpipe.core.header import Header, ending_of, space_and_channels, stem_of
+from segpipe.core.header import Header, ending_of, space_and_channels, stated_edges, stem_of
 
 
 @pytest.mark.parametrize(
@@ -64,3 +65,29 @@ def test_axes_of_space_and_channels(shape: tuple[int, ...], expected: tuple[tupl
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(DataError, match=r"a\.nii: shape .*expected 2 or 3 axes"):
         space_and_channels(Path("a.nii"), shape)
+
+
+def test_edges_of_axes_with_one_voxel_are_the_grids_where_pixdim_says_none() -> None:
+    """A slice often has no thickness in pixdim, and a 2D file no third axis; an edge of 0 elsewhere is told."""
+    grid = Grid((1, 5, 6), np.diag([2.0, 3.0, 4.0, 1.0]))
+    assert stated_edges(Path("a.nii"), [2.0, -3.0, 0.0], grid, has_sform=False) == (4.0, 3.0, 2.0)
+    assert stated_edges(Path("a.nii"), [2.0, 3.0], grid, has_sform=True) == (4.0, 3.0, 2.0)
+    assert stated_edges(Path("a.nii"), [0.0, 3.0, 0.0], grid, has_sform=True) == (4.0, 3.0, 0.0)
+    with pytest.raises(GeometryError, match=r"voxels of 0 × 3 × 4 mm .* lengths above 0"):
+        stated_edges(Path("a.nii"), [0.0, 3.0, 0.0], grid, has_sform=False)
+
+
+def test_places_further_apart_than_a_tenth_of_a_voxel_are_two() -> None:
+    near = header((1, 1.5, 2.5), (2.5, 1.5, 1.0))
+    assert near.two_places == ""
+    assert replace(near, qform_gap_mm=0.1).two_places == ""
+    assert replace(near, qform_gap_mm=0.11).two_places == "sform and qform place a corner voxel 0.11 mm apart"
+    contradictory = header((1, 1, 1), (10.0, 1.56, 1.56))
+    assert replace(contradictory, qform_gap_mm=50.0).two_places == ""  # it follows from the contradiction
+
+
+def test_scaled_integers_are_no_integers() -> None:
+    plain = header((1, 1, 1), None)
+    assert (plain.holds_integers, plain.stored_as) == (True, "stored as int16")
+    scaled = replace(plain, is_scaled=True)
+    assert (scaled.holds_integers, scaled.stored_as) == (False, "stored as int16 and scaled")

@@ -143,6 +143,28 @@ def require_sound_geometry(header: Header) -> None:
         raise GeometryError(f"{header.path}: {header.contradiction}; one of them is wrong. {repair}")
 
 
+def stated_edges(path: Path, pixdim_xyz: list[float], grid: Grid, has_sform: bool) -> tuple[float, float, float]:
+    """Voxel edges along Z, Y, X as pixdim says; those of the grid for axes of one voxel, where it says nothing of use.
+
+    Args:
+        path: For messages.
+        pixdim_xyz: One length for each axis the file has, as it is stored.
+        grid: What the file's affine says.
+        has_sform: Whether the affine has its lengths from the sform; else it has them from pixdim.
+
+    Raises:
+        GeometryError: If an edge is 0 or not finite and no sform says better.
+    """
+    edges = list(grid.spacing_mm[::-1])
+    for axis, length in enumerate(pixdim_xyz[:3]):
+        if grid.shape_zyx[2 - axis] > 1 or length > 0:
+            edges[axis] = abs(length)
+    if not has_sform and not all(np.isfinite(edge) and edge > 0 for edge in edges):
+        text = " × ".join(f"{edge:.4g}" for edge in edges)
+        raise GeometryError(f"{path}: pixdim says voxels of {text} mm (x, y, z), expected lengths above 0.")
+    return (edges[2], edges[1], edges[0])
+
+
 def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuse a file that cannot hold the voxels of its header, before memory is asked for them.
 

@@ -27,7 +27,7 @@ def whole_numbers(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
     wrong = _no_labels(values)
     if wrong.any():
         raise DataError(
-            f"{path}: label values are not whole numbers (e.g. {values[wrong][0]:g}), expected integers below "
+            f"{path}: label values are not whole numbers (such as {values[wrong][0]:g}), expected integers below "
             f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it "
             "again with nearest neighbour."
         )

@@ -6,6 +6,7 @@ Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only in
 from __future__ import annotations
 
 import gzip
+import logging
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,17 +26,18 @@ from segpipe.core.header import (
     NIFTI_ENDINGS,
     Header,
     checked_ending,
+    ending_of,
     grid_of,
     require_numbers,
     require_plausible_size,
     require_sound_geometry,
     space_and_channels,
+    stated_edges,
     unreadable,
 )
-from segpipe.core.header import ending_of as ending_of
-from segpipe.core.header import stem_of as stem_of
 from segpipe.core.label_values import whole_numbers
 
+logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it mends headers aloud, naming no file
 _BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is LPS+
 _UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
@@ -237,13 +239,15 @@ def _nifti_header(path: Path) -> Header:
     require_numbers(path, dtype)
     require_plausible_size(path, image.shape, dtype)
     header, grid = image.header, grid_of(path, shape, image.affine)
-    edges = header.get_zooms()[:3]
-    edges = (*edges, *grid.spacing_mm[::-1][len(edges) :])  # of an axis the file has not, pixdim says nothing
+    with image.file_map["image"].get_prepare_fileobj() as stream:  # nibabel has put 1 where a length is 0
+        pixdim = type(header).from_fileobj(stream, check=False)["pixdim"]
     return Header(
         path=path,
         grid=grid,
         n_channels=n_channels,
-        pixdim_zyx_mm=(float(edges[2]), float(edges[1]), float(edges[0])),
+        pixdim_zyx_mm=stated_edges(
+            path, pixdim[1 : 1 + len(image.shape)].tolist(), grid, int(header["sform_code"]) > 0
+        ),
         has_world=int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0,
         dtype=dtype,
         unit=_UNITS.get(int(header["xyzt_units"]) % 8, "mm"),
@@ -279,11 +283,9 @@ def _itk_header(path: Path) -> Header:
     origin = np.array([*reader.GetOrigin(), 0.0][:3])
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction * spacing, origin
-    affine = _LPS @ affine
     x, y, z = [*reader.GetSize(), 1][:3]
-    pixel = sitk.GetPixelIDValueAsString(reader.GetPixelIDValue())
-    dtype = np.dtype(np.float32 if "float" in pixel else np.int32)
-    return Header(path, grid_of(path, (x, y, z), affine), reader.GetNumberOfComponents(), None, True, dtype)
+    dtype = np.dtype(np.float32 if "float" in sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()) else np.int32)
+    return Header(path, grid_of(path, (x, y, z), _LPS @ affine), reader.GetNumberOfComponents(), None, True, dtype)
 
 
 @contextmanager

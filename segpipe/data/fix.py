@@ -24,6 +24,7 @@ from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.found import Found, FoundCase
+from segpipe.data.inspect import what_was_found
 from segpipe.data.layouts import find_layout
 from segpipe.data.patients import PATIENTS_FILE
 from segpipe.data.placement import Placement, placement
@@ -59,7 +60,7 @@ class Repair(Record):
     @property
     def text(self) -> str:
         """One line for people."""
-        return f"{self.file}: {self.found}: {self.done}"
+        return f"{self.case_id or 'no case'}: {self.file}: {self.found}; {self.done}"
 
 
 def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
@@ -175,7 +176,7 @@ class _Job:
         try:
             values = read_label_values(label)
         except DataError as problem:
-            found = str(problem).removeprefix(f"{target}: ")
+            found = what_was_found(problem, target)
             return [self.repair(file, "label_not_integer", found, "copied as it was", is_repaired=False)]
         repairs = []
         dtype = _smallest(values)

@@ -74,6 +74,7 @@ def listed(folder: Path) -> list[Path]:
         DataError: If the folder cannot be listed.
     """
     try:
+        next(folder.iterdir(), folder).is_dir()  # fails without the right to enter the folder
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as problem:
         raise DataError(

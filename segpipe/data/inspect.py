@@ -73,10 +73,10 @@ def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
     try:
         return read_header(path)
     except GeometryError as problem:
-        faults.append(fault("grid_unusable", _without_path(problem, path), case.case_id, path))
+        faults.append(fault("grid_unusable", what_was_found(problem, path), case.case_id, path))
     except DataError as problem:
         kind = "unreadable" if may_be_read(path) else "no_permission"
-        faults.append(fault(kind, _without_path(problem, path), case.case_id, path))
+        faults.append(fault(kind, what_was_found(problem, path), case.case_id, path))
     return None
 
 
@@ -143,7 +143,8 @@ def _apart(case: FoundCase, header: Header, first: Grid) -> Fault:
     if np.isinf(gap_mm):
         expected = f"{_shape(first)} as the first image"
         return fault("shape_mismatch", _shape(header.grid), case.case_id, header.path, expected)
-    text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image"
+    edges = " and ".join(" × ".join(f"{edge:.4g}" for edge in grid.spacing_mm[::-1]) for grid in (header.grid, first))
+    text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image; edges of {edges} mm"
     return fault("place_mismatch", text, case.case_id, header.path)
 
 
@@ -163,7 +164,7 @@ def _inspect_voxels(case: FoundCase, header: Header) -> tuple[str | None, list[F
     try:
         voxels = np.ascontiguousarray(read_voxels(header))
     except DataError as problem:
-        return None, [fault("unreadable", _without_path(problem, header.path), case.case_id, header.path)]
+        return None, [fault("unreadable", what_was_found(problem, header.path), case.case_id, header.path)]
     faults = []
     for channel, voxels_zyx in enumerate(voxels):
         where = f" in volume {channel} of {len(voxels)}" if len(voxels) > 1 else ""
@@ -186,7 +187,7 @@ def _inspect_labels(case: FoundCase, header: Header) -> tuple[dict[int, int] | N
         values = read_label_values(header)
     except DataError as problem:
         kind = "label_not_integer" if "label values" in str(problem) else "unreadable"
-        return None, [fault(kind, _without_path(problem, header.path), case.case_id, header.path)]
+        return None, [fault(kind, what_was_found(problem, header.path), case.case_id, header.path)]
     faults = []
     if not header.holds_integers:
         faults.append(fault("label_float", header.stored_as, case.case_id, header.path))
@@ -204,7 +205,7 @@ def _shape(grid: Grid) -> str:
     return " × ".join(map(str, grid.shape_zyx[::-1])) + " voxels (x, y, z)"
 
 
-def _without_path(problem: DataError, path: Path) -> str:
-    """What was found, without the path and the advice that a fault carries anyway."""
+def what_was_found(problem: DataError, path: Path) -> str:
+    """What a message says was found, without the path and the advice that a fault carries anyway."""
     text = str(problem).removeprefix(f"{path}: ").replace(str(path), path.name)
     return text.split(". ")[0].split(", expected ")[0].rstrip(".")
