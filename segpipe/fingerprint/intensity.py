@@ -18,7 +18,7 @@ _CUT_BITS = 12  # of the 24 significant bits of a float32
 _MAGNITUDE = np.int32(0x7FFFFFFF)  # every bit but the sign
 _CHUNK_VOX = 1 << 20
 _N_BINS = 64  # of the picture
-_RANK_DECIMALS = 6  # weights are sums of fractions: without rounding a whole rank would miss itself by 1e-12
+_ROUNDING = 1e-9  # weights are sums of fractions: a half may be a little more or less
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +54,7 @@ def count(values: NDArray[np.float32]) -> Foreground:
     for start in range(0, flat.size, _CHUNK_VOX):
         chunk = flat[start : start + _CHUNK_VOX]
         counts += np.bincount(_keys(chunk) - first, minlength=counts.size)
-        squares += float(np.square(chunk - mean, dtype=np.float64).sum())
+        squares += float(np.square(np.subtract(chunk, mean, dtype=np.float64)).sum())
     occupied = np.flatnonzero(counts)
     return Foreground(
         keys=(occupied + first).astype(np.int32),
@@ -73,8 +73,9 @@ def pool(cases: Sequence[Foreground]) -> Intensities:
         cases: At least one.
 
     Returns:
-        Exact mean, SD, minimum and maximum; quantiles of the bins, between two of them interpolated as numpy does:
-        for cases of equal size they are numpy's percentiles of all voxels, to the width of a bin.
+        Exact mean, SD, minimum and maximum; quantiles to the width of a bin. They are what nnU-Net's sample, drawn
+        from every case with replacement, tends to: with few voxels a quantile is one of them, and the mean of two
+        only where it falls between them.
     """
     first = min(int(case.keys[0]) for case in cases)
     weights = np.zeros(max(int(case.keys[-1]) for case in cases) - first + 1)
@@ -83,8 +84,7 @@ def pool(cases: Sequence[Foreground]) -> Intensities:
     occupied = np.flatnonzero(weights)
     low, high = min(case.low for case in cases), max(case.high for case in cases)
     values, weights = _values(occupied + first).clip(low, high), weights[occupied]
-    n_voxels = sum(int(case.counts.sum()) for case in cases)
-    below, middle, above = _quantiles(values, weights * n_voxels, (0.005, 0.5, 0.995))
+    below, middle, above = (_quantile(values, weights, fraction) for fraction in (0.005, 0.5, 0.995))
     means = np.array([case.mean for case in cases])
     variance = float(np.mean([case.variance for case in cases])) + float(means.var())  # within cases, between them
     return Intensities(
@@ -112,20 +112,19 @@ def _values(keys: NDArray[np.integer]) -> NDArray[np.float64]:
     return np.copysign(magnitudes, keys)
 
 
-def _quantiles(
-    values: NDArray[np.float64], weights: NDArray[np.float64], fractions: Sequence[float]
-) -> tuple[float, ...]:
-    """Quantiles of ascending values that stand `weights` times each, as numpy gives them for whole weights."""
-    ends = np.cumsum(weights).round(_RANK_DECIMALS)
-    starts = np.concatenate([[0.0], ends[:-1]])
-    ranks = np.stack([starts, np.maximum(ends - 1, starts)], axis=1).reshape(-1)  # of the first and last of each
-    wanted = np.asarray(fractions) * (ends[-1] - 1)
-    return tuple(np.interp(wanted, ranks, np.repeat(values, 2)).tolist())
+def _quantile(values: NDArray[np.float64], weights: NDArray[np.float64], fraction: float) -> float:
+    """The first of the ascending values up to which the weights, of sum 1, reach `fraction`; between two their mean."""
+    reached = np.cumsum(weights)
+    first = np.searchsorted(reached, fraction - _ROUNDING)
+    beyond = np.searchsorted(reached, fraction + _ROUNDING)
+    return float((values[first] + values[beyond]) / 2)
 
 
 def _histogram(values: NDArray[np.float64], weights: NDArray[np.float64], low: float, high: float) -> Histogram:
     inside = (values >= low) & (values <= high)
-    shares, _ = np.histogram(values[inside], _N_BINS, (low, high), weights=weights[inside])
+    width = (high - low) / _N_BINS or 1.0  # of equal values the first bin has all
+    bins = ((values[inside] - low) / width).astype(int).clip(max=_N_BINS - 1)
+    shares = np.bincount(bins, weights[inside], _N_BINS)
     return Histogram(
         low=low,
         high=high,

@@ -83,7 +83,7 @@ def load_measured(path: Path) -> Measured:
         DataError: If the file is missing, damaged, or of another version.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("facts", "keys", "counts", "n_bins", "moments")}
         facts = _Facts.parse(json.loads(arrays["facts"].tobytes()), str(path), DataError)
         ends = np.cumsum(arrays["n_bins"])[:-1]
