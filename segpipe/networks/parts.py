@@ -45,8 +45,8 @@ class Parts(Sparse):
         drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
         residual_scale: Factor of a residual branch before it is added.
         attention: Gate on channels (se, eca), on channels and voxels (cbam, scse).
-        attention_position: skip: on what the encoder hands to the decoder; block: in every encoder block, before
-            its addition; after_add: behind it.
+        attention_position: skip: on what the encoder hands to the decoder; block: in every block, before its addition
+            (plain: behind the convolutions of a stage); after_add: in every block, behind its addition.
         attention_reduction: Channels of a gate's hidden layer are C / this, at least 4.
         bottleneck: Atrous pyramid behind the deepest stage: aspp_simple as MONAI, aspp_deeplab as DeepLabV3.
         dilations_zyx: One for each dilated branch of the pyramid, from `aspp_dilations`.

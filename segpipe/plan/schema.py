@@ -21,6 +21,7 @@ from pydantic import (
 
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
+from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
 
@@ -155,7 +156,8 @@ class Plan(Record):
         configurations: By name: 2d, 3d_lowres, 3d_fullres, 3d_cascade; in a file one may inherit from another.
         training: The recipe.
         reasons: One sentence for each decision.
-        gpu_memory_gb: What the plan was made for; None for a CPU.
+        gpu_memory_gb: GPU memory that was named for the plan; None: none was.
+        is_for_gpu: Whether the plan is made for a GPU.
     """
 
     segpipe_plan: Literal[1] = 1
@@ -172,6 +174,7 @@ class Plan(Record):
     training: Training
     reasons: dict[str, str]
     gpu_memory_gb: PositiveFloat | None = None
+    is_for_gpu: bool = True
 
     @classmethod
     def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -184,7 +187,12 @@ class Plan(Record):
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        return values | {"configurations": shortened(values["configurations"])}
+        whole = {name: c.model_dump(mode="json", context=WRITE_DEFAULTS) for name, c in self.configurations.items()}
+        brief = shortened(whole)  # what inherits says, must say a default too, or the base's value would be read
+        for name, configuration in self.configurations.items():
+            if configuration.inherits is not None:
+                values["configurations"][name] = brief[name]
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
