@@ -51,6 +51,7 @@ def _monai(kind: str, view: str, factors: tuple[int, ...], blocks: tuple[int, ..
 SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a view
     "plain": lambda view: unet("plain", view),
     "residual": lambda view: unet("residual", view),
+    "convnext": lambda view: unet("convnext", view, expansion=(2, 3, 2), response_norm="sum"),
     "segresnet": lambda view: _monai("segresnet", view, (1, 2, 4, 8), (1, 1, 1, 1)),
     "swin_unetr": lambda view: _monai("swin_unetr", view, (1, 1, 2, 4, 8, 16), (1, 1, 1, 1, 1, 1)),
 }

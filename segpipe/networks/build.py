@@ -27,6 +27,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from segpipe.networks.blocks import he_initialisation
+from segpipe.networks.convnext import convnext
 from segpipe.networks.monai_kinds import segresnet, swin_unetr
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
@@ -45,6 +46,7 @@ def residual(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
 NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "plain": plain,
     "residual": residual,
+    "convnext": convnext,
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
 }

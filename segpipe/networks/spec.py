@@ -16,6 +16,8 @@ _PLAIN |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_sca
 KINDS: dict[str, set[str]] = {  # the parts that each kind uses
     "plain": _PLAIN - {"stem_kernel_zyx", "drop_path_fraction"},
     "residual": _PLAIN,
+    "convnext": _PLAIN - {"activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+    | {"expansion", "decoder_expansion", "response_norm"},
     "segresnet": {"dropout_fraction"},
     "swin_unetr": {"dropout_fraction", "drop_path_fraction", "checkpointing"},
 }
@@ -84,6 +86,12 @@ class NetworkSpec(Sparse):
         unused = [name for name in chosen if name not in KINDS[self.kind]]
         if unused:
             raise ValueError(f"kind {self.kind!r} does not use parts.{unused[0]}; leave it out")
+        scaled = self.parts.residual_scale != 1 and self.parts.decoder == "plain"
+        if self.kind == "plain" and (scaled or self.parts.attention_position == "after_add"):
+            raise ValueError(
+                "there is no addition in kind 'plain' that attention_position after_add or residual_scale could act "
+                "on; take kind residual"
+            )
 
     def _expect_own_topology(self) -> None:
         if self.kind not in _OWN_FEATURES:
