@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from segpipe.evaluate.metrics import DEFAULT_METRICS, Overlap, dice, iou, measure, overlap_of, precision, sensitivity
 
-OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd")
-DISTANCES = ("hd95", "hd", "assd", "hd95_voxel_max", "hd95_voxel_pooled")
+OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_mc")
+DISTANCES = ("hd95", "hd", "assd", "masd", "hd95_voxel_max", "hd95_voxel_pooled", "hd95_mc", "assd_mc")
 
 
 def block(shape, low, high):
@@ -51,7 +51,7 @@ def test_two_boxes_by_hand():
 def test_without_a_tolerance_there_is_no_nsd():
     mask = block((4, 4, 4), (1, 1, 1), (3, 3, 3))
     _, values = measure(mask, mask, (1.0, 1.0, 1.0))
-    assert set(DEFAULT_METRICS) - set(values) == {"nsd"}
+    assert set(DEFAULT_METRICS) - set(values) == {"nsd", "nsd_mc"}
 
 
 def test_equal_masks():
@@ -116,7 +116,7 @@ SPACING = (2.5, 1.0, 0.7)
 def test_swapping_masks_changes_only_what_is_directed(seed):
     first, second = random_pair(seed)
     one, other = (measure(*pair, SPACING, 1.0)[1] for pair in ((first, second), (second, first)))
-    for name in ("dice", "iou", "nsd", *DISTANCES):
+    for name in ("dice", "iou", "nsd", "nsd_mc", *DISTANCES):
         assert one[name] == pytest.approx(other[name], rel=1e-12)
     assert one["sensitivity"] == other["precision"]
     assert one["volume_difference"] == -other["volume_difference"]

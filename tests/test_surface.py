@@ -11,18 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from published import SHARED_DATA
 from scipy.ndimage import binary_erosion, distance_transform_edt
+from scipy.spatial import cKDTree
 
 from segpipe.core.volume import read_labels
-from segpipe.evaluate import surface
-from segpipe.evaluate.surface import (
+from segpipe.evaluate.cells import cell_patches
+from segpipe.evaluate.surface import Directed, SurfaceDistances, lattice_distances, mc_distances, voxel_distances
+from segpipe.evaluate.surface_metrics import (
     hausdorff_interpolated_mm,
     hausdorff_mm,
     hausdorff_percentile_mm,
     hausdorff_pooled_mm,
-    lattice_distances,
+    mean_directed_distance_mm,
     mean_surface_distance_mm,
     surface_dice,
-    voxel_distances,
 )
 
 FIXTURES = SHARED_DATA / "metric_fixtures"
@@ -41,11 +42,17 @@ def ball(radius_mm, centre_mm, spacing=(1.0, 1.0, 1.0), shape=(99, 99, 99)):
     return sum((index * mm - middle) ** 2 for index, middle, mm in axes) <= radius_mm**2
 
 
+def sides(distances):
+    return distances.from_reference, distances.from_prediction
+
+
+def all_mm(side):
+    """Ascending, the zeros of shared elements written out."""
+    return np.sort(np.concatenate([np.zeros(side.n_shared), side.apart_mm]))
+
+
 def directed_means(distances):
-    return (
-        np.average(distances.reference_mm, weights=distances.reference_weights),
-        np.average(distances.prediction_mm, weights=distances.prediction_weights),
-    )
+    return tuple(float(side.apart_mm @ side.apart_weights) / side.weight for side in sides(distances))
 
 
 # Published cases of DeepMind's surface-distance (its tests, tolerance 1e-3)
@@ -54,8 +61,8 @@ def directed_means(distances):
 def test_two_pixels_two_apart():
     one, other = points((1, 128, 128), (0, 50, 70)), points((1, 128, 128), (0, 50, 72))
     distances = lattice_distances(one, other, (7.0, 2.0, 1.0))  # one slice: its thickness plays no part
-    assert sorted(distances.reference_mm) == [1, 1, 2, 2]
-    assert distances.reference_weights == pytest.approx([sqrt(5) / 2] * 4)
+    assert all_mm(distances.from_reference).tolist() == [1, 1, 2, 2]
+    assert distances.from_reference.apart_weights == pytest.approx([sqrt(5) / 2] * 4)
     assert directed_means(distances) == pytest.approx((1.5, 1.5))
     assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
     assert surface_dice(distances, 1.0) == pytest.approx(0.5)
@@ -66,8 +73,8 @@ def test_squares_in_a_plane():
     one[0, 1:3, 1:3] = other[0, 1:4, 1:3] = True
     distances = lattice_distances(one, other, (1.0, 2.0, 1.0))
     # four cut corners each; 2 mm sides along the first axis, one 1 mm side at either end
-    assert distances.reference_weights.sum() == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 2 * 2)
-    assert distances.prediction_weights.sum() == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 4 * 2)
+    assert distances.from_reference.weight == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 2 * 2)
+    assert distances.from_prediction.weight == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 4 * 2)
     assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
 
 
@@ -89,13 +96,13 @@ def test_half_volumes_one_slice_apart():
     assert mean_surface_distance_mm(distances) == pytest.approx((0.3224 + 0.3394) / 2, abs=1e-3)
 
 
-@pytest.mark.parametrize("model", [lattice_distances, voxel_distances])
+@pytest.mark.parametrize("model", [lattice_distances, voxel_distances, mc_distances])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8, 8)])
 def test_empty_masks(model, shape):
     empty, voxel = np.zeros(shape, bool), points(shape, (0, 3, 4))
     for pair in ((voxel, empty), (empty, voxel)):
         distances = model(*pair, (1.0, 3.0, 2.0))
-        for statistic in (hausdorff_mm, mean_surface_distance_mm):
+        for statistic in (hausdorff_mm, mean_surface_distance_mm, mean_directed_distance_mm):
             assert statistic(distances) == inf
         for statistic in (hausdorff_percentile_mm, hausdorff_interpolated_mm, hausdorff_pooled_mm):
             assert statistic(distances, 0.95) == inf
@@ -123,12 +130,12 @@ def test_empty_masks(model, shape):
 def test_balls(one, other, spacing, directed, undirected):
     distances = voxel_distances(ball(*one, spacing), ball(*other, spacing), spacing)
     assert hausdorff_mm(distances) == pytest.approx(undirected, rel=1e-6)
-    assert distances.reference_mm.max() == pytest.approx(directed, rel=1e-6)
+    assert distances.from_reference.apart_mm.max() == pytest.approx(directed, rel=1e-6)
 
 
 def test_concentric_balls_percentile():
     distances = voxel_distances(ball(20, (20, 33, 22)), ball(40, (20, 33, 22)), (1.0, 1.0, 1.0))
-    assert np.quantile(distances.reference_mm, 0.95) == pytest.approx(19.9248588)
+    assert np.quantile(all_mm(distances.from_reference), 0.95) == pytest.approx(19.9248588)
     assert hausdorff_interpolated_mm(distances, 0.95) == pytest.approx(20.0997512)
 
 
@@ -150,10 +157,24 @@ def test_metrics_reloaded_small_squares():
 
 def test_percentile_takes_the_area_not_the_count():
     # 19 elements of weight 1 at 1 mm, one of weight 1 at 9 mm: exactly 95 % lie within 1 mm
-    mm, even = np.array([1.0] * 19 + [9.0]), np.ones(20)
-    assert hausdorff_percentile_mm(surface.SurfaceDistances(mm, mm, even, even), 0.95) == 1.0
-    heavy = np.array([1.0] * 19 + [1.1])
-    assert hausdorff_percentile_mm(surface.SurfaceDistances(mm, mm, even, heavy), 0.95) == 9.0
+    mm = np.array([1.0] * 19 + [9.0])
+    even, heavy = (Directed(mm, np.array([1.0] * 19 + [last]), 0, 0.0) for last in (1.0, 1.1))
+    assert hausdorff_percentile_mm(SurfaceDistances(even, even), 0.95) == 1.0
+    assert hausdorff_percentile_mm(SurfaceDistances(even, heavy), 0.95) == 9.0
+
+
+def test_shared_elements_count_by_their_weight():
+    # areas 3 at 0 mm and 1 at 2 mm, the other way 4 at 0 mm: 6 and 8 elements
+    one = Directed(np.array([2.0, 2.0]), np.array([0.5, 0.5]), 4, 3.0)
+    distances = SurfaceDistances(one, Directed(np.zeros(0), np.zeros(0), 8, 4.0))
+    assert mean_surface_distance_mm(distances) == 2 * 1 / (4 + 4)
+    assert mean_directed_distance_mm(distances) == (2 / 4 + 0) / 2
+    assert surface_dice(distances, 1.9) == (3 + 4) / 8
+    assert hausdorff_percentile_mm(distances, 0.75) == 0  # three quarters of the area lie at 0 mm
+    assert hausdorff_percentile_mm(distances, 0.76) == 2
+    assert hausdorff_pooled_mm(distances, 1.0) == 2
+    assert hausdorff_pooled_mm(distances, 0.9) == pytest.approx(np.quantile([0] * 12 + [2, 2], 0.9)) == 1.4
+    assert hausdorff_interpolated_mm(distances, 0.7) == pytest.approx(np.quantile([0] * 4 + [2, 2], 0.7)) == 1.0
 
 
 def test_nsd_counts_the_tolerance_itself():
@@ -168,8 +189,8 @@ def test_one_slice_of_a_volume_is_no_contour():
     slab[1, 1:5, 1:5] = True
     flat = lattice_distances(slab, slab, (1.0, 1.0, 1.0))
     contour = lattice_distances(slab[1:2], slab[1:2], (1.0, 1.0, 1.0))
-    assert len(flat.reference_mm) == 2 * 5 * 5  # corners above and below the slab
-    assert len(contour.reference_mm) == 4 * 4  # corners on the rim of 5×5
+    assert flat.from_reference.n == 2 * 5 * 5  # corners above and below the slab
+    assert contour.from_reference.n == 4 * 4  # corners on the rim of 5×5
 
 
 def test_masks_must_fit():
@@ -212,8 +233,8 @@ def test_lattice_agrees_with_a_distance_map(drawn):
     reference, prediction = two_masks(*drawn)
     distances = lattice_distances(reference, prediction, SPACING)
     expected = slow_lattice(reference, prediction, SPACING)
-    assert np.sort(distances.reference_mm) == pytest.approx(expected[0], abs=1e-12)
-    assert np.sort(distances.prediction_mm) == pytest.approx(expected[1], abs=1e-12)
+    assert all_mm(distances.from_reference) == pytest.approx(expected[0], abs=1e-12)
+    assert all_mm(distances.from_prediction) == pytest.approx(expected[1], abs=1e-12)
 
 
 @settings(max_examples=30, deadline=None)
@@ -223,9 +244,36 @@ def test_voxel_agrees_with_erosion_and_a_distance_map(drawn):
     distances = voxel_distances(reference, prediction, SPACING)
     rims = [mask & ~binary_erosion(mask) for mask in (reference, prediction)]
     maps = [distance_transform_edt(~rim, sampling=SPACING) for rim in rims[::-1]]
-    assert distances.reference_mm == pytest.approx(maps[0][rims[0]], abs=1e-12)
+    assert all_mm(distances.from_reference) == pytest.approx(np.sort(maps[0][rims[0]]), abs=1e-12)
     pooled = np.concatenate([mm[rim] for mm, rim in zip(maps, rims, strict=True)])
     assert hausdorff_pooled_mm(distances, 0.95) == pytest.approx(np.percentile(pooled, 95))
+
+
+def slow_mc(reference, prediction, spacing):
+    """Points and areas of all cells, and a tree of points."""
+    found = []
+    for mask in (reference, prediction):
+        padded, codes = np.pad(mask, 1).astype(int), 0
+        for k in range(8):
+            corner = (k & 1, k >> 1 & 1, k >> 2 & 1)
+            codes = codes + (padded[tuple(slice(a, n - 1 + a) for a, n in zip(corner, padded.shape, strict=True))] << k)
+        places = np.argwhere((codes > 0) & (codes < 255))
+        patches = cell_patches(spacing)
+        codes = codes[tuple(places.T)]
+        found.append(((places + patches.centres_vox[codes]) * spacing, patches.areas_mm2[codes]))
+    (one, one_areas), (other, other_areas) = found
+    return (cKDTree(other).query(one)[0], one_areas), (cKDTree(one).query(other)[0], other_areas)
+
+
+@settings(max_examples=30)
+@given(random_masks)
+def test_mc_agrees_with_a_tree_of_points(drawn):
+    reference, prediction = two_masks(*drawn)
+    distances = mc_distances(reference, prediction, SPACING)
+    for side, (mm, areas) in zip(sides(distances), slow_mc(reference, prediction, SPACING), strict=True):
+        assert all_mm(side) == pytest.approx(np.sort(mm), abs=1e-12)
+        assert side.weight == pytest.approx(areas.sum())
+        assert side.apart_mm @ side.apart_weights == pytest.approx(mm @ areas)
 
 
 @pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")  # MONAI warns of its own call
@@ -251,10 +299,10 @@ def test_a_mask_a_hundred_voxels_off():
     one, other = ball(9, (37, 15, 12), SPACING, shape), ball(9, (35, 15, 86), SPACING, shape)
     distances = lattice_distances(one, other, SPACING)
     expected = slow_lattice(one, other, SPACING)
-    assert np.sort(distances.reference_mm) == pytest.approx(expected[0], rel=1e-12)
-    assert np.sort(distances.prediction_mm) == pytest.approx(expected[1], rel=1e-12)
-    points_mm = np.argwhere(other) * SPACING  # where the tree would be slow it is not asked
-    assert surface._is_far(surface.cKDTree(np.argwhere(one) * SPACING), points_mm, shape, np.array(SPACING))
+    assert all_mm(distances.from_reference) == pytest.approx(expected[0], rel=1e-12)
+    assert all_mm(distances.from_prediction) == pytest.approx(expected[1], rel=1e-12)
+    for side, (mm, _) in zip(sides(mc_distances(one, other, SPACING)), slow_mc(one, other, SPACING), strict=True):
+        assert all_mm(side) == pytest.approx(np.sort(mm), rel=1e-12)
 
 
 # Published masks

@@ -1,13 +1,14 @@
-"""How much surface runs through the corner where voxels meet: area in 3D, length in 2D.
+"""How much surface runs through the corner where voxels meet, and where its middle is.
 
-A cell is the block of 2×2×2 voxels (2×2 in 2D) around a voxel corner. Its code has one bit for each voxel: bit k is
-the voxel whose offset along axis a is bit a of k. The surface inside a cell is the marching-cubes patch between the
-midpoints of the edges that join a voxel inside to one outside.
+A cell is the block of 2×2×2 voxels around a voxel corner. Its code has one bit for each voxel: bit k is the voxel whose
+offset along axis a is bit a of k. The surface inside a cell is the marching-cubes patch between the midpoints of the
+edges that join a voxel inside to one outside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from math import gcd
@@ -16,68 +17,65 @@ import numpy as np
 from numpy.typing import NDArray
 
 Point = tuple[int, int, int]  # in half voxels, so that midpoints of edges are integers
+Triangle = tuple[Point, Point, Point]
 Edge = frozenset[int]  # of two corners
 _N_CORNERS = 8
 
 
-def cell_measures(spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    """Surface inside a cell, for every code.
+@dataclass(frozen=True, eq=False)
+class CellPatches:
+    """The surface inside a cell, for every code.
 
     Args:
-        spacing_mm: Voxel edge along each axis; one to three axes.
+        areas_mm2: (256,) float64; 0 where all voxels are inside or all outside. A code and its complement have the
+            same area.
+        centres_vox: (256, 3) float64, area-weighted centre of the patch from the middle of the cell, in voxels along
+            Z, Y, X; less than half a voxel, 0 where there is no surface.
+    """
 
-    Returns:
-        (2**(2**n),) float64 over codes: area in mm² for three axes, length in mm for two, 1 for one axis. 0 where
-        all voxels are inside or all outside. A code and its complement have the same measure.
+    areas_mm2: NDArray[np.float64]
+    centres_vox: NDArray[np.float64]
 
-    Raises:
-        ValueError: If there are no or more than three axes.
+
+@lru_cache(maxsize=64)
+def cell_patches(spacing_mm: tuple[float, float, float]) -> CellPatches:
+    """Patches of all codes.
+
+    Args:
+        spacing_mm: Voxel edge along each axis. With 1 for an axis along which nothing changes, areas are lengths.
 
     Source:
         The convention of DeepMind's surface-distance (and so of BraTS), whose table of areas this reproduces; here
         it follows from geometry: where a face is ambiguous, the voxels in the minority (in a tie, those inside) are
-        kept apart, and a loop that is not flat is cut into the fewest flat pieces.
+        kept apart, and a loop that is not flat is cut into the fewest flat pieces; where several cuts do that, the
+        patch is their mean, so that turning an image turns its patches.
     """
-    if len(spacing_mm) == 1:
-        return np.array([0.0, 1.0, 1.0, 0.0])
-    if len(spacing_mm) == 2:
-        return _lengths(*spacing_mm)
-    if len(spacing_mm) != 3:
-        raise ValueError(f"spacing {spacing_mm} has {len(spacing_mm)} axes, expected 1 to 3")
-    codes, normals = _triangles()
-    a, b, c = spacing_mm
-    areas = 0.5 * np.linalg.norm(normals * np.array([b * c, a * c, a * b]), axis=1)
-    measures = np.zeros(2**_N_CORNERS)
-    np.add.at(measures, codes, areas)
-    return measures
-
-
-def _lengths(a_mm: float, b_mm: float) -> NDArray[np.float64]:
-    """Contour length for the 16 codes of four pixels; bit k is the pixel at (k & 1, k >> 1)."""
-    lengths = np.zeros(16)
-    diagonal = 0.5 * np.hypot(a_mm, b_mm)  # between midpoints of neighbouring edges
-    for code in range(1, 15):
-        first, second, third, fourth = (code >> k & 1 for k in range(4))
-        if first == fourth and second == third:  # two opposite pixels, each cut off
-            lengths[code] = 2 * diagonal
-        elif code.bit_count() != 2:
-            lengths[code] = diagonal
-        else:
-            lengths[code] = a_mm if first == second else b_mm
-    return lengths
+    codes, corners, shares = _triangles()
+    points_mm = corners * np.array(spacing_mm)
+    normals = np.cross(points_mm[:, 1] - points_mm[:, 0], points_mm[:, 2] - points_mm[:, 0])
+    areas = 0.5 * np.linalg.norm(normals, axis=1) * shares
+    totals, moments = np.zeros(2**_N_CORNERS), np.zeros((2**_N_CORNERS, 3))
+    np.add.at(totals, codes, areas)
+    np.add.at(moments, codes, areas[:, None] * corners.mean(axis=1))
+    centres = np.divide(moments, totals[:, None], out=np.zeros_like(moments), where=totals[:, None] > 0)
+    for table in (totals, centres):
+        table.flags.writeable = False
+    return CellPatches(totals, centres)
 
 
 @lru_cache(maxsize=1)
-def _triangles() -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-    """Code (n,) and doubled normal (n, 3) at unit spacing of every triangle of every code."""
-    codes, normals = [], []
+def _triangles() -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64]]:
+    """Code (n,), corners (n, 3, 3) in voxels from the middle of the cell, and share (n,) of every triangle."""
+    codes, corners, shares = [], [], []
     for code in range(1, 2**_N_CORNERS - 1):
         minority = code if code.bit_count() <= _N_CORNERS // 2 else 2**_N_CORNERS - 1 - code
         for loop in _loops(minority):
-            for normal in _flattest(loop):
+            cuts = _flattest(loop)
+            for triangle in (triangle for cut in cuts for triangle in cut):
                 codes.append(code)
-                normals.append(normal)
-    return np.array(codes), np.array(normals, np.float64) / 4  # half voxels along two axes
+                corners.append(triangle)
+                shares.append(1 / len(cuts))
+    return np.array(codes), np.array(corners, np.float64) / 2 - 0.5, np.array(shares)
 
 
 def _loops(code: int) -> list[list[Point]]:
@@ -124,10 +122,11 @@ def _midpoint(edge: Edge) -> Point:
     return (z, y, x)
 
 
-def _flattest(loop: list[Point]) -> list[Point]:
-    """Doubled normals of the triangles of a loop, cut so that they lie in the fewest planes."""
-    choices = ([_normal(loop, *t) for t in cut] for cut in _triangulations(0, len(loop) - 1))
-    return min(choices, key=lambda normals: len({_direction(normal) for normal in normals}))
+def _flattest(loop: list[Point]) -> list[list[Triangle]]:
+    """The ways to cut a loop into triangles that lie in the fewest planes."""
+    cuts = [[(loop[i], loop[j], loop[k]) for i, j, k in cut] for cut in _triangulations(0, len(loop) - 1)]
+    n_planes = [len({_direction(*triangle) for triangle in cut}) for cut in cuts]
+    return [cut for cut, n in zip(cuts, n_planes, strict=True) if n == min(n_planes)]
 
 
 def _triangulations(first: int, last: int) -> Iterator[list[tuple[int, int, int]]]:
@@ -140,12 +139,10 @@ def _triangulations(first: int, last: int) -> Iterator[list[tuple[int, int, int]
             yield [*left, (first, middle, last), *right]
 
 
-def _normal(loop: list[Point], i: int, j: int, k: int) -> Point:
-    (a, b, c), (d, e, f) = (tuple(q - p for p, q in zip(loop[i], loop[n], strict=True)) for n in (j, k))
-    return (b * f - c * e, c * d - a * f, a * e - b * d)
-
-
-def _direction(normal: Point) -> Point:
+def _direction(one: Point, two: Point, three: Point) -> Point:
+    """Normal of a triangle as the shortest whole vector."""
+    (a, b, c), (d, e, f) = (tuple(q - p for p, q in zip(one, other, strict=True)) for other in (two, three))
+    normal = (b * f - c * e, c * d - a * f, a * e - b * d)
     divisor = gcd(*normal) or 1
-    a, b, c = (n // divisor for n in normal)
-    return (a, b, c)
+    z, y, x = (n // divisor for n in normal)
+    return (z, y, x)

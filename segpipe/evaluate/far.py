@@ -1,125 +1,110 @@
-"""Exact distances to a set of voxels that lies far away, where searching a tree of points gets slow.
+"""Exact distances to the nearest of many points where it may be far away.
 
-A tree must look at every point that is nearly as near as the nearest one: with surfaces 60 voxels apart these are
-thousands for each query. Here the cost is a few nanoseconds for each voxel of the box, whatever the distance: steps
-to the nearest target along X, then the best row of each slice by a lower envelope, then a search along Z for the
-queries alone. Plain Python, compiled by numba on first use.
+Points are grouped into small blocks of the image. For a group of queries the nearest and the farthest that a block can
+be say which blocks may hold a nearest point; most queries then look at a few of them. A tree of points would be asked
+again for each query, and a distance map fills the whole box.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-NONE = -1  # no target in this row or slice; steps are 0 or more
-MAX_LENGTH = 32767  # of an axis: steps and rows are kept in int16
+from segpipe.evaluate.compiled import kernel
+
+_QUERY_EDGE, _POINT_EDGE = 8.0, 4.0  # of blocks, in voxels of the middle spacing
 
 
-def far_distances_mm(
-    target: NDArray[np.bool_], queries_zyx: NDArray[np.intp], spacing_mm: tuple[float, ...]
+def far_squares(
+    queries_vox: NDArray[np.float64], points_vox: NDArray[np.float64], spacing_mm: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Distance from each query to the nearest True voxel.
+    """Squared distance of each query to the nearest point.
 
     Args:
-        target: (Z, Y, X), bool, not empty, no axis longer than MAX_LENGTH.
-        queries_zyx: (n, 3) indices in `target`.
-        spacing_mm: Voxel edge along Z, Y, X.
+        queries_vox: (n, 3), Z, Y, X in voxels, whole or not.
+        points_vox: (m, 3), not empty.
+        spacing_mm: (3,) voxel edge along Z, Y, X.
 
     Returns:
-        (n,) float64 in mm, exact.
-
-    Source:
-        Felzenszwalb and Huttenlocher 2012, Theory of Computing 8, section 2, for the envelope; the last axis is
-        searched outwards instead, since only the queries need an answer.
+        (n,) float64 in mm², exact.
     """
-    steps_x, rows_y, search_z = _compiled()
-    steps = np.empty(target.shape, np.int16)
-    steps_x(target, steps)
-    rows = np.empty(target.shape, np.int16)
-    rows_y(steps, rows, spacing_mm[1], spacing_mm[2])
-    squares_mm2 = np.empty(len(queries_zyx))
-    search_z(steps, rows, queries_zyx, np.array(spacing_mm), squares_mm2)
-    return np.sqrt(squares_mm2)
+    query_order, query_starts = _blocks(queries_vox, spacing_mm, _QUERY_EDGE)
+    point_order, point_starts = _blocks(points_vox, spacing_mm, _POINT_EDGE)
+    squares = np.empty(len(queries_vox))
+    squares[query_order] = block_squares(
+        queries_vox[query_order], query_starts, points_vox[point_order], point_starts, spacing_mm
+    )
+    return squares
 
 
-@lru_cache(maxsize=1)
-def _compiled() -> tuple[Callable[..., None], ...]:
-    import numba
-
-    functions = (steps_along_x, nearest_rows, search_along_z)
-    try:
-        return tuple(numba.njit(cache=True, nogil=True)(function) for function in functions)
-    except RuntimeError:  # no folder to keep compiled code in: compile again in each process
-        return tuple(numba.njit(nogil=True)(function) for function in functions)
-
-
-def steps_along_x(target: Any, steps: Any) -> None:
-    """Write to `steps` the number of voxels to the nearest target of the same row; NONE where the row has none."""
-    n_z, n_y, n_x = target.shape
-    for z in range(n_z):
-        for y in range(n_y):
-            last = NONE
-            for x in range(n_x):
-                if target[z, y, x]:
-                    last = x
-                steps[z, y, x] = x - last if last != NONE else NONE
-            last = NONE
-            for x in range(n_x - 1, -1, -1):
-                if target[z, y, x]:
-                    last = x
-                if last != NONE and (steps[z, y, x] == NONE or last - x < steps[z, y, x]):
-                    steps[z, y, x] = last - x
+def _blocks(
+    points_vox: NDArray[np.float64], spacing_mm: NDArray[np.float64], edge: float
+) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
+    """Order of points by block, and where each block starts, with the end."""
+    edges_vox = edge * np.median(spacing_mm) / spacing_mm
+    place = ((points_vox - points_vox.min(axis=0)) / np.maximum(edges_vox, 1.0)).astype(np.int64)
+    key = np.ravel_multi_index(tuple(place.T), tuple(place.max(axis=0) + 1))
+    order = np.argsort(key, kind="stable")
+    starts = np.flatnonzero(np.diff(key[order], prepend=-1))
+    return order, np.append(starts, len(key))
 
 
-def nearest_rows(steps: Any, rows: Any, spacing_y_mm: float, spacing_x_mm: float) -> None:
-    """Write to `rows` the row y that holds the nearest target of the same slice; NONE where the slice has none."""
-    n_z, n_y, n_x = steps.shape
-    kept = np.empty(n_y, np.int64)  # rows on the lower envelope, and from where on each is the lowest
-    start = np.empty(n_y + 1)
-    height = np.empty(n_y)
-    for z in range(n_z):
-        for x in range(n_x):
-            n_kept = 0
-            for y in range(n_y):
-                if steps[z, y, x] == NONE:
-                    continue
-                height[y] = (steps[z, y, x] * spacing_x_mm / spacing_y_mm) ** 2
-                crossing = -np.inf
-                while n_kept > 0:
-                    other = kept[n_kept - 1]
-                    crossing = (height[y] - height[other] + y * y - other * other) / (2.0 * (y - other))
-                    if crossing > start[n_kept - 1]:
-                        break
-                    n_kept -= 1
-                    crossing = -np.inf
-                kept[n_kept] = y
-                start[n_kept] = crossing
-                n_kept += 1
-            piece = 0
-            for y in range(n_y):
-                while piece + 1 < n_kept and start[piece + 1] < y:
-                    piece += 1
-                rows[z, y, x] = kept[piece] if n_kept > 0 else NONE
+@kernel
+def block_squares(queries: Any, query_starts: Any, points: Any, point_starts: Any, spacing_mm: Any) -> Any:
+    """Squared distance of each query to the nearest point; both lie in order of blocks."""
+    squares = np.empty(len(queries))
+    boxes = _boxes(points, point_starts, spacing_mm)
+    own = _boxes(queries, query_starts, spacing_mm)
+    least = np.empty(len(boxes))
+    for g in range(len(own)):
+        limit = np.inf
+        for j in range(len(boxes)):
+            near, far = 0.0, 0.0
+            for a in range(3):
+                gap = max(boxes[j, 0, a] - own[g, 1, a], own[g, 0, a] - boxes[j, 1, a], 0.0)
+                span = max(boxes[j, 1, a] - own[g, 0, a], own[g, 1, a] - boxes[j, 0, a])
+                near += gap * gap
+                far += span * span
+            least[j] = near
+            limit = min(limit, far)
+        chosen = np.flatnonzero(least <= limit)
+        chosen = chosen[np.argsort(least[chosen])]
+        for i in range(query_starts[g], query_starts[g + 1]):
+            squares[i] = _nearest(queries[i], chosen, least, boxes, points, point_starts, spacing_mm)
+    return squares
 
 
-def search_along_z(steps: Any, rows: Any, queries: Any, spacing_mm: Any, squares_mm2: Any) -> None:
-    """Write the squared distance of each query to `squares_mm2`, going outwards until a slice is too far away."""
-    n_z = steps.shape[0]
-    for n in range(len(queries)):
-        z, y, x = queries[n]
-        best = np.inf
-        for step in range(n_z):
-            square_z = (step * spacing_mm[0]) ** 2
-            if square_z >= best:
-                break
-            for side in (z - step, z + step):
-                if side < 0 or side >= n_z or rows[side, y, x] == NONE:
-                    continue
-                row = rows[side, y, x]
-                square = square_z + ((row - y) * spacing_mm[1]) ** 2 + (steps[side, row, x] * spacing_mm[2]) ** 2
-                best = min(best, square)
-        squares_mm2[n] = best
+@kernel
+def _nearest(query: Any, chosen: Any, least: Any, boxes: Any, points: Any, point_starts: Any, spacing_mm: Any) -> Any:
+    best = np.inf
+    for j in chosen:
+        if least[j] >= best:
+            break
+        near = 0.0
+        for a in range(3):
+            at = query[a] * spacing_mm[a]
+            gap = max(boxes[j, 0, a] - at, at - boxes[j, 1, a], 0.0)
+            near += gap * gap
+        if near >= best:
+            continue
+        for i in range(point_starts[j], point_starts[j + 1]):
+            z = (points[i, 0] - query[0]) * spacing_mm[0]
+            y = (points[i, 1] - query[1]) * spacing_mm[1]
+            x = (points[i, 2] - query[2]) * spacing_mm[2]
+            best = min(best, z * z + y * y + x * x)
+    return best
+
+
+@kernel
+def _boxes(points: Any, starts: Any, spacing_mm: Any) -> Any:
+    """Lowest and highest corner in mm of each block, (n, 2, 3)."""
+    boxes = np.empty((len(starts) - 1, 2, 3))
+    for j in range(len(starts) - 1):
+        for a in range(3):
+            boxes[j, 0, a], boxes[j, 1, a] = np.inf, -np.inf
+            for i in range(starts[j], starts[j + 1]):
+                boxes[j, 0, a] = min(boxes[j, 0, a], points[i, a] * spacing_mm[a])
+                boxes[j, 1, a] = max(boxes[j, 1, a], points[i, a] * spacing_mm[a])
+    return boxes

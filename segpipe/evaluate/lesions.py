@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import connected_components
 
 from segpipe.evaluate.metrics import Mask, Overlap, Status, dice, iou
 from segpipe.evaluate.surface import lattice_distances
-from segpipe.evaluate.surface import hausdorff_percentile_mm
+from segpipe.evaluate.surface_metrics import hausdorff_percentile_mm
 
 Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
 

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
-from segpipe.evaluate import surface
+from segpipe.evaluate import surface_metrics
+from segpipe.evaluate.surface import SurfaceDistances, mask_distances
 
 Mask = NDArray[np.bool_]
 Status = Literal["ok", "both_empty", "missed", "spurious"]
@@ -98,6 +99,11 @@ METRICS: dict[str, Metric] = {
         Metric("hd_voxel", "mm", "distance", "HD voxel mm", "voxel", is_default=False),
         Metric("assd_voxel", "mm", "distance", "ASSD voxel mm", "voxel", is_default=False),
         Metric("masd_voxel", "mm", "distance", "MASD voxel mm", "voxel", is_default=False),
+        Metric("hd95_mc", "mm", "distance", "HD95 mc mm", "mc"),
+        Metric("nsd_mc", "1", "overlap", "NSD mc", "mc"),
+        Metric("assd_mc", "mm", "distance", "ASSD mc mm", "mc"),
+        Metric("hd_mc", "mm", "distance", "HD mc mm", "mc", is_default=False),
+        Metric("masd_mc", "mm", "distance", "MASD mc mm", "mc", is_default=False),
         Metric("volume_difference", "mm3", "difference", "volume diff. mm³", "counts"),
         Metric("relative_volume_difference", "1", "difference", "volume diff. rel.", "counts"),
         Metric("cldice", "1", "overlap", "clDice", "centreline", is_default=False),
@@ -223,10 +229,9 @@ def measure(
     """
     overlap = overlap_of(reference, prediction)
     values = count_values(overlap, spacing_mm)
-    for model, distances_of in surface.MODELS.items():
-        if any(METRICS[name].group == model for name in metrics):
-            distances = distances_of(reference, prediction, spacing_mm)
-            values |= surface_values(model, distances, nsd_tolerance_mm)
+    models = {METRICS[name].group for name in metrics}
+    for model, distances in mask_distances(reference, prediction, spacing_mm, models).items():
+        values |= surface_values(model, distances, nsd_tolerance_mm)
     return overlap, {name: values[name] for name in METRICS if name in metrics and name in values}
 
 
@@ -242,21 +247,21 @@ def count_values(overlap: Overlap, spacing_mm: tuple[float, ...]) -> dict[str, f
     }
 
 
-def surface_values(model: str, distances: surface.SurfaceDistances, nsd_tolerance_mm: float | None) -> dict[str, float]:
+def surface_values(model: str, distances: SurfaceDistances, nsd_tolerance_mm: float | None) -> dict[str, float]:
     """Every metric of one surface model; those of `lattice` carry no suffix."""
     suffix = "" if model == "lattice" else f"_{model}"
     values = {
-        f"hd{suffix}": surface.hausdorff_mm(distances),
-        f"assd{suffix}": surface.mean_surface_distance_mm(distances),
-        f"masd{suffix}": surface.mean_directed_distance_mm(distances),
+        f"hd{suffix}": surface_metrics.hausdorff_mm(distances),
+        f"assd{suffix}": surface_metrics.mean_surface_distance_mm(distances),
+        f"masd{suffix}": surface_metrics.mean_directed_distance_mm(distances),
     }
     if model == "voxel":
-        values["hd95_voxel_max"] = surface.hausdorff_interpolated_mm(distances, 0.95)
-        values["hd95_voxel_pooled"] = surface.hausdorff_pooled_mm(distances, 0.95)
+        values["hd95_voxel_max"] = surface_metrics.hausdorff_interpolated_mm(distances, 0.95)
+        values["hd95_voxel_pooled"] = surface_metrics.hausdorff_pooled_mm(distances, 0.95)
     else:
-        values[f"hd95{suffix}"] = surface.hausdorff_percentile_mm(distances, 0.95)
+        values[f"hd95{suffix}"] = surface_metrics.hausdorff_percentile_mm(distances, 0.95)
     if nsd_tolerance_mm is not None:
-        values[f"nsd{suffix}"] = surface.surface_dice(distances, nsd_tolerance_mm)
+        values[f"nsd{suffix}"] = surface_metrics.surface_dice(distances, nsd_tolerance_mm)
     return values
 
 

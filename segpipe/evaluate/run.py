@@ -10,20 +10,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid, require_same_grid
-from segpipe.core.labels import LabelSet
+from segpipe.core.labels import Label, LabelSet
 from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
-from segpipe.evaluate.case import Box, Case, ScoreSettings, is_one_of
+from segpipe.evaluate.case import Box, Case, ScoreSettings
 from segpipe.evaluate.groups import GROUPS
-from segpipe.evaluate.metrics import METRICS, Overlap, Status, measure
+from segpipe.evaluate.indexed import IndexedMaps, in_threads, index_maps
+from segpipe.evaluate.metrics import METRICS, Overlap, Status, count_values, surface_values
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
+from segpipe.evaluate.surface import surface_distances
 
-_MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
 DEFAULT_SETTINGS = ScoreSettings()
 _N_NAMED = 8  # values and labels in a message
 
@@ -67,7 +67,12 @@ def score_pairs(
     Raises:
         DataError: After all pairs were tried, with one line for each that cannot be read or whose two grids differ.
     """
-    results = map_threads(partial(_score_pair, labels=labels, settings=settings), pairs, "score", n_workers)
+    results = map_threads(
+        partial(_score_pair, labels=labels, settings=settings, n_threads=max(1, n_workers // max(1, len(pairs)))),
+        pairs,
+        "score",
+        n_workers,
+    )
     faults = [result for result in results if isinstance(result, DataError)]
     if faults:
         lines = "\n  ".join(str(fault) for fault in faults)
@@ -112,15 +117,19 @@ def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
         )
 
 
-def _score_pair(pair: MaskPair, labels: LabelSet, settings: ScoreSettings) -> _Scored | DataError:
+def _score_pair(pair: MaskPair, labels: LabelSet, settings: ScoreSettings, n_threads: int) -> _Scored | DataError:
     try:
         reference, grid = read_labels(pair.reference)
         prediction, prediction_grid = read_labels(pair.prediction)
         require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
-        strange = [_values_in(values) - labels.known_values for values in (reference, prediction)]
+        maps = index_maps(reference, prediction, labels, n_threads)
+        strange = [
+            _values_in(values) - labels.known_values if is_strange else frozenset[int]()
+            for values, is_strange in zip((reference, prediction), maps.has_strange, strict=True)
+        ]
         if settings.only_known_values:
             _refuse_strange_values(pair, strange, labels)
-        scores = score_case(reference, prediction, grid, labels, pair.origin, settings, pair.probabilities)
+        scores = _score_maps(maps, grid, labels, pair.origin, settings, pair.probabilities, n_threads)
     except DataError as fault:
         return fault
     return _Scored(pair, scores, *strange)
@@ -156,6 +165,7 @@ def score_case(
     origin: Origin,
     settings: ScoreSettings = DEFAULT_SETTINGS,
     probabilities: Path | None = None,
+    n_threads: int = 1,
 ) -> CaseScores:
     """Score every label of one case.
 
@@ -167,6 +177,7 @@ def score_case(
         origin: Whose scores these are.
         settings: What to compute.
         probabilities: File of the predicted probabilities, for metrics that need it.
+        n_threads: Labels worked on at once; the result does not depend on it.
 
     Returns:
         For each label one row for each metric, then rows of the image: its diagonal in mm, and what metrics of the
@@ -179,15 +190,35 @@ def score_case(
     shapes = {reference_values.shape, prediction_values.shape, grid.shape_zyx}
     if len(shapes) > 1:
         raise ValueError(f"reference, prediction and grid have the shapes {sorted(shapes)}, expected one")
-    case, n_counted_vox, surfaces = _case(
-        reference_values, prediction_values, grid, labels, origin, settings, probabilities
+    return _score_maps(
+        index_maps(reference_values, prediction_values, labels, n_threads),
+        grid,
+        labels,
+        origin,
+        settings,
+        probabilities,
+        n_threads,
     )
+
+
+def _score_maps(
+    maps: IndexedMaps,
+    grid: Grid,
+    labels: LabelSet,
+    origin: Origin,
+    settings: ScoreSettings,
+    probabilities: Path | None,
+    n_threads: int,
+) -> CaseScores:
+    case = _case(maps, grid, labels, origin, settings, probabilities)
+    measured = dict(zip(labels.names, in_threads(partial(_measure, case), labels.labels, n_threads), strict=True))
     groups = [GROUPS[name](case) for name in GROUPS if name in settings.groups]
     rows: list[Score] = []
     diagonal_mm = float(np.linalg.norm(np.multiply(grid.shape_zyx, grid.spacing_mm)))
+    whole = Overlap(*(maps.n_counted_vox,) * 3)
     for name in (*labels.names, IMAGE_LABEL):
-        overlap = case.overlaps.get(name, Overlap(n_counted_vox, n_counted_vox, n_counted_vox))
-        values, statuses = dict(surfaces.get(name, {})), dict[str, Status]()
+        overlap = case.overlaps.get(name, whole)
+        values, statuses = dict(measured.get(name, {})), dict[str, Status]()
         for group in groups:
             values |= group.values.get(name, {})
             statuses |= group.statuses.get(name, {})
@@ -203,91 +234,44 @@ def score_case(
     return CaseScores(tuple(rows), tuple(row for group in groups for row in group.details))
 
 
+def _measure(case: Case, label: Label) -> dict[str, float]:
+    """Metrics of counts and surfaces of one label."""
+    maps, spacing_mm = (case.reference, case.prediction), case.grid.spacing_mm
+    values = count_values(case.overlaps[label.name], spacing_mm)
+    indices, box = case.labels.indices_of(label), case.boxes[label.name]
+    for model, distances in surface_distances(maps, indices, box, spacing_mm, case.settings.groups).items():
+        values |= surface_values(model, distances, case.settings.tolerance_mm(label.name))
+    return values
+
+
 def _case(
-    reference_values: NDArray[np.integer[Any]],
-    prediction_values: NDArray[np.integer[Any]],
-    grid: Grid,
-    labels: LabelSet,
-    origin: Origin,
-    settings: ScoreSettings,
-    probabilities: Path | None,
-) -> tuple[Case, int, dict[str, dict[str, float]]]:
-    reference, prediction, n_counted_vox = _indexed(reference_values, prediction_values, labels)
-    boxes = [find_objects(indices, max_label=len(labels.values)) for indices in (reference, prediction)]
-    overlaps, label_boxes, surfaces = {}, {}, {}
-    for label in labels.labels:
-        indices = labels.indices_of(label)
-        found = [found[i - 1] for found in boxes for i in indices]
-        box = _union(found, grid.shape_zyx)
-        masks = [is_one_of(array[box], indices) for array in (reference, prediction)]
-        label_boxes[label.name] = box if any(found) else None
-        overlaps[label.name], surfaces[label.name] = measure(
-            masks[0], masks[1], grid.spacing_mm, settings.tolerance_mm(label.name), settings.metrics
-        )
-    is_ignored = None if labels.ignore_value is None else reference_values == labels.ignore_value
-    case = Case(
-        origin.case_id, reference, prediction, is_ignored, grid, labels, overlaps, label_boxes, probabilities, settings
+    maps: IndexedMaps, grid: Grid, labels: LabelSet, origin: Origin, settings: ScoreSettings, probabilities: Path | None
+) -> Case:
+    indices = {label.name: labels.indices_of(label) for label in labels.labels}
+    return Case(
+        origin.case_id,
+        maps.reference,
+        maps.prediction,
+        maps.is_ignored,
+        grid,
+        labels,
+        {name: maps.overlap(own) for name, own in indices.items()},
+        {name: _never_flat(maps.box(own), grid.shape_zyx) for name, own in indices.items()},
+        probabilities,
+        settings,
     )
-    return case, n_counted_vox, surfaces
+
+
+def _never_flat(box: Box | None, shape_zyx: tuple[int, int, int]) -> Box | None:
+    """A box of two slices for one slice of a volume, which is a volume and no contour."""
+    if box is None:
+        return None
+    wide = [
+        side if side.stop - side.start > 1 or n == 1 else slice(max(side.start - 1, 0), max(side.stop, 2))
+        for side, n in zip(box, shape_zyx, strict=True)
+    ]
+    return wide[0], wide[1], wide[2]
 
 
 def _row_maker(origin: Origin, label: str) -> Callable[..., Score]:
     return lambda *rest: Score(origin.run, origin.case_id, origin.patient_id, origin.fold, origin.seed, label, *rest)
-
-
-def _indexed(
-    reference: NDArray[np.integer[Any]], prediction: NDArray[np.integer[Any]], labels: LabelSet
-) -> tuple[NDArray[Any], NDArray[Any], int]:
-    """Both arrays as inside indices (0 for all else and where ignored), and the number of voxels that count.
-
-    Slice by slice: a whole-volume temporary of file values would cost more memory than everything else.
-    """
-    dtype = np.uint8 if len(labels.values) < 256 else np.uint16
-    results = np.zeros(reference.shape, dtype), np.zeros(reference.shape, dtype)
-    index_of = _lookup(labels.values, dtype)
-    n_counted = 0
-    for z in range(reference.shape[0]):
-        for result, values in zip(results, (reference[z], prediction[z]), strict=True):
-            result[z] = index_of(values)
-        if labels.ignore_value is not None:
-            is_ignored = reference[z] == labels.ignore_value
-            n_counted -= int(np.count_nonzero(is_ignored))
-            for result in results:
-                result[z][is_ignored] = 0
-    return *results, n_counted + reference.size
-
-
-def _lookup(values: tuple[int, ...], dtype: Any) -> Callable[[NDArray[np.integer[Any]]], NDArray[Any]]:
-    """A function from file values to places in `values` counted from 1; 0 for values that are not there."""
-    known, order = np.sort(values), np.argsort(values)
-    low, span = int(known[0]), int(known[-1] - known[0]) + 1
-    if span > _MAX_TABLE:
-
-        def searched(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
-            place = np.minimum(np.searchsorted(known, found), len(known) - 1)
-            return np.where(known[place] == found, order[place] + 1, 0).astype(dtype)
-
-        return searched
-    table = np.zeros(span + 1, dtype)  # the last entry is for everything outside
-    table[known - low] = order + 1
-
-    def looked_up(found: NDArray[np.integer[Any]]) -> NDArray[Any]:
-        beyond_is_large = (found.astype(np.int64) - low).view(np.uint64)  # below `low` wraps round to huge
-        return table[np.minimum(beyond_is_large, np.uint64(span)).view(np.int64)]
-
-    return looked_up
-
-
-def _union(boxes: Sequence[Box | None], shape_zyx: tuple[int, int, int]) -> Box:
-    """Smallest box around all boxes; an axis of which the image has only one voxel stays one."""
-    found = [box for box in boxes if box is not None]
-    if not found:
-        z, y, x = (slice(0, min(n, 2)) for n in shape_zyx)
-        return (z, y, x)
-    box = []
-    for axis, n in enumerate(shape_zyx):
-        low, high = min(b[axis].start for b in found), max(b[axis].stop for b in found)
-        if high - low == 1 and n > 1:  # one slice of a volume is a volume, not a contour
-            low, high = (low, high + 1) if high < n else (low - 1, high)
-        box.append(slice(low, high))
-    return (box[0], box[1], box[2])

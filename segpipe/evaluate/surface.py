@@ -1,82 +1,88 @@
-"""Distances between the surfaces of two masks, in two models of what a surface is.
+"""Distances between the surfaces of two masks, in three models of what a surface is.
 
 `lattice`: an element at every voxel corner whose neighbouring voxels are not all alike, weighted by the area of the
 surface that passes it (`cells.py`). `voxel`: the voxels of the mask that have a neighbour outside, all of weight 1.
-Outside the array there is only background. An axis of length 1 is no axis: a mask of one slice is measured as a
-contour in its plane, with lengths for areas; otherwise its flat sides would outweigh the contour.
+`mc`: the elements of `lattice`, each moved to the middle of its piece of surface: nearly as good as a mesh, and what
+comes nearest to the truth where that is known. Outside the array there is only background. An axis of length 1 is no
+axis: a mask of one slice is measured as a contour in its plane, with lengths for areas; otherwise its flat sides would
+outweigh the contour.
+
+Elements that both surfaces have are only counted: their distance is 0, and they are often more than half.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from math import prod
-from typing import Any
+from functools import lru_cache
+from math import inf
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 
-from segpipe.evaluate.cells import cell_measures
-from segpipe.evaluate.far import MAX_LENGTH, far_distances_mm
+from segpipe.evaluate.cells import CellPatches, cell_patches
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 Mask = NDArray[np.bool_]
-_N_PROBES = 64
-_TREE_US, _TREE_FAR_US = 2.0, 0.1  # a query of the tree, and more with the square of the distance in voxels
-_PASS_START_US, _PASS_US = 5e5, 0.016  # the other way: loading compiled code, then each voxel of the box
-_SLACK = 1e-9  # relative; sums of areas in another order differ by 1e-15, and must not move a percentile
+Box = tuple[slice, slice, slice]
+_FLAT = 1e3  # mm in place of the spacing of an axis that is none: no row is searched along it
+_ROUNDING = 1e-9  # of a voxel: what lies within the slack must not be lost
+
+
+@dataclass(frozen=True, eq=False)
+class Directed:
+    """Distances from the elements of one surface to the other surface.
+
+    Args:
+        apart_mm: (n,) float64, of the elements that the other surface does not have; inf if it has none.
+        apart_weights: (n,) float64: area in mm², length in mm for one slice, or 1 for each voxel.
+        n_shared: Elements that the other surface has too; their distance is 0.
+        shared_weight: What they weigh together.
+    """
+
+    apart_mm: NDArray[np.float64]
+    apart_weights: NDArray[np.float64]
+    n_shared: int
+    shared_weight: float
+
+    @property
+    def n(self) -> int:
+        """Number of elements."""
+        return len(self.apart_mm) + self.n_shared
+
+    @property
+    def weight(self) -> float:
+        """What all elements weigh."""
+        return float(self.apart_weights.sum()) + self.shared_weight
 
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
-    """For every element of each surface the distance to the other surface.
+    """Both directions; an empty mask has no elements."""
 
-    Args:
-        reference_mm: (n,) float64, from elements of the reference to the prediction; inf if the prediction is empty.
-        prediction_mm: (m,) float64, from elements of the prediction to the reference.
-        reference_weights: (n,) float64: area in mm², length in mm for one slice, or 1 for each voxel.
-        prediction_weights: (m,) float64.
-    """
-
-    reference_mm: NDArray[np.float64]
-    prediction_mm: NDArray[np.float64]
-    reference_weights: NDArray[np.float64]
-    prediction_weights: NDArray[np.float64]
-
-    @property
-    def pooled_mm(self) -> NDArray[np.float64]:
-        """Both directions together, (n+m,)."""
-        return np.concatenate([self.reference_mm, self.prediction_mm])
-
-    @property
-    def pooled_weights(self) -> NDArray[np.float64]:
-        """Weights of `pooled_mm`."""
-        return np.concatenate([self.reference_weights, self.prediction_weights])
+    from_reference: Directed
+    from_prediction: Directed
 
 
 def lattice_distances(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> SurfaceDistances:
     """Distances between surface elements at voxel corners, weighted by area.
 
     Args:
-        reference: Mask, bool, one to three axes longer than 1.
+        reference: Mask (Z, Y, X), bool.
         prediction: Mask of the same shape.
         spacing_mm: Voxel edge along each axis.
 
     Raises:
-        ValueError: If shapes differ or a mask is not bool.
+        ValueError: If shapes differ or a mask is not bool or has not three axes.
 
     Source:
-        DeepMind's surface-distance, taken over by the BraTS challenges. We search neighbours in a tree where it fills
-        a distance map; elements, areas and distances are the same.
+        DeepMind's surface-distance, taken over by the BraTS challenges. We look for the nearest element where it
+        fills a distance map; elements, areas and distances are the same.
     """
-    reference, prediction, spacing_mm = _boxed(reference, prediction, spacing_mm)
-    measures = cell_measures(spacing_mm)
-    codes = _cell_codes(reference), _cell_codes(prediction)
-    full = len(measures) - 1
-    is_surface = [(code != 0) & (code != full) for code in codes]
-    weights = [measures[code[mixed]] for code, mixed in zip(codes, is_surface, strict=True)]
-    del codes
-    return SurfaceDistances(*_distances(is_surface[0], is_surface[1], spacing_mm), weights[0], weights[1])
+    return mask_distances(reference, prediction, spacing_mm, ("lattice",))["lattice"]
 
 
 def voxel_distances(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> SurfaceDistances:
@@ -88,181 +94,208 @@ def voxel_distances(reference: Mask, prediction: Mask, spacing_mm: tuple[float, 
         The surface of MONAI, MedPy and Metrics Reloaded: a mask less its erosion by one voxel across faces, where
         voxels at the rim of the image count as outermost.
     """
-    reference, prediction, spacing_mm = _boxed(reference, prediction, spacing_mm)
-    rims = _rim(reference), _rim(prediction)
-    distances = _distances(*rims, spacing_mm)
-    return SurfaceDistances(*distances, np.ones(len(distances[0])), np.ones(len(distances[1])))
+    return mask_distances(reference, prediction, spacing_mm, ("voxel",))["voxel"]
 
 
-def hausdorff_mm(distances: SurfaceDistances) -> float:
-    """Largest distance in mm; inf if one mask is empty, NaN if both are."""
-    return _combined(distances, lambda mm, _: float(mm.max()))
+def mc_distances(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> SurfaceDistances:
+    """Distances between the middles of the pieces of the marching-cubes surface, weighted by their area.
 
-
-def hausdorff_percentile_mm(distances: SurfaceDistances, fraction: float) -> float:
-    """Maximum over the two directions of the distance that a share `fraction` of the surface does not exceed.
-
-    Args:
-        fraction: 0 (excluded) to 1; 0.95 for HD95.
-
-    Returns:
-        mm; a distance that occurs, nothing is interpolated; inf if one mask is empty, NaN if both are.
+    Args, Raises: As `lattice_distances`.
 
     Source:
-        DeepMind's surface-distance, compute_robust_hausdorff. At an exact tie of the share its answer depends on
-        rounding; here the smaller distance wins.
+        Lorensen and Cline 1987, Computer Graphics 21(4), for the surface. No tool defines its metrics so: taking the
+        corner for the piece of surface, as `lattice` does, scatters elements by half a voxel to both sides, and the
+        nearest one is then always one that sticks out, so that ASSD comes out too small and NSD too large.
     """
-
-    def percentile(mm: NDArray[np.float64], weights: NDArray[np.float64]) -> float:
-        order = np.argsort(mm, kind="stable")
-        area = np.cumsum(weights[order])
-        return float(mm[order[np.searchsorted(area, fraction * area[-1] * (1 - _SLACK))]])
-
-    return _combined(distances, percentile)
+    return mask_distances(reference, prediction, spacing_mm, ("mc",))["mc"]
 
 
-def hausdorff_interpolated_mm(distances: SurfaceDistances, fraction: float) -> float:
-    """Maximum over the two directions of the interpolated percentile, weights ignored: MONAI's HD95 with `voxel`."""
-    return _combined(distances, lambda mm, _: float(np.quantile(mm, fraction)))
+def mask_distances(
+    reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...], models: Collection[str]
+) -> dict[str, SurfaceDistances]:
+    """Distances between the surfaces of two masks in several models.
 
-
-def hausdorff_pooled_mm(distances: SurfaceDistances, fraction: float) -> float:
-    """Interpolated percentile of both directions pooled, weights ignored: MedPy's HD95 with `voxel`."""
-    return _pooled(distances, lambda mm, _: float(np.quantile(mm, fraction)))
-
-
-def mean_surface_distance_mm(distances: SurfaceDistances) -> float:
-    """Weighted mean of both directions pooled (ASSD) in mm; inf if one mask is empty, NaN if both are."""
-    return _pooled(distances, lambda mm, weights: float(np.average(mm, weights=weights)))
-
-
-def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
-    """Mean of the two directed weighted means (MASD) in mm; inf if one mask is empty, NaN if both are."""
-    if not len(distances.reference_mm) or not len(distances.prediction_mm):
-        return float("inf") if len(distances.pooled_mm) else float("nan")
-    one = np.average(distances.reference_mm, weights=distances.reference_weights)
-    return float(one + np.average(distances.prediction_mm, weights=distances.prediction_weights)) / 2
-
-
-def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
-    """Share of both surfaces that lies within a tolerance of the other one (NSD).
-
-    Args:
-        tolerance_mm: 0 or more; a distance equal to it is within.
+    Args, Raises: As `lattice_distances`.
 
     Returns:
-        0 to 1; 0 if one mask is empty, NaN if both are.
-
-    Source:
-        Nikolov et al. 2021, J Med Internet Res 23(7):e26151, eq. 1.
+        By model, in the order of `MODELS`.
     """
-    if len(distances.pooled_mm) == 0:
-        return float("nan")
-    is_within = distances.pooled_mm <= tolerance_mm * (1 + _SLACK) + _SLACK
-    return float(distances.pooled_weights[is_within].sum() / distances.pooled_weights.sum())
-
-
-MODELS: dict[str, Callable[[Mask, Mask, tuple[float, ...]], SurfaceDistances]] = {
-    "lattice": lattice_distances,
-    "voxel": voxel_distances,
-}
-Statistic = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
-
-
-def _combined(distances: SurfaceDistances, statistic: Statistic) -> float:
-    """Larger of the two directed values."""
-    if not len(distances.reference_mm) or not len(distances.prediction_mm):
-        return float("inf") if len(distances.pooled_mm) else float("nan")
-    return max(
-        statistic(distances.reference_mm, distances.reference_weights),
-        statistic(distances.prediction_mm, distances.prediction_weights),
-    )
-
-
-def _pooled(distances: SurfaceDistances, statistic: Statistic) -> float:
-    if not len(distances.reference_mm) or not len(distances.prediction_mm):
-        return float("inf") if len(distances.pooled_mm) else float("nan")
-    return statistic(distances.pooled_mm, distances.pooled_weights)
-
-
-def _boxed(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> tuple[Mask, Mask, tuple[float, ...]]:
-    """Both masks cut to the box of their union, padded by one voxel of background, without axes of length 1."""
     if reference.shape != prediction.shape or reference.dtype != bool or prediction.dtype != bool:
         found = f"{reference.shape} {reference.dtype} and {prediction.shape} {prediction.dtype}"
         raise ValueError(f"masks are {found}, expected two bool arrays of one shape")
-    if len(spacing_mm) != reference.ndim:
-        raise ValueError(f"spacing {spacing_mm} for masks with {reference.ndim} axes")
-    spacing_mm = tuple(s for s, n in zip(spacing_mm, reference.shape, strict=True) if n > 1) or spacing_mm[-1:]
-    axes = tuple(n for n in reference.shape if n > 1) or (1,)
-    reference, prediction = reference.reshape(axes), prediction.reshape(axes)
-    box = _union_box(reference, prediction)
-    return np.pad(reference[box], 1), np.pad(prediction[box], 1), spacing_mm
+    if reference.ndim != 3 or len(spacing_mm) != 3:
+        raise ValueError(f"spacing {spacing_mm} for masks with {reference.ndim} axes, expected three")
+    maps = (np.ascontiguousarray(reference).view(np.uint8), np.ascontiguousarray(prediction).view(np.uint8))
+    return surface_distances(maps, (1,), _union_box(reference, prediction), spacing_mm, models)
 
 
-def _union_box(reference: Mask, prediction: Mask) -> tuple[slice, ...]:
+def surface_distances(
+    maps: tuple[NDArray[Any], NDArray[Any]],
+    values: Collection[int],
+    box: Box | None,
+    spacing_mm: tuple[float, ...],
+    models: Collection[str],
+) -> dict[str, SurfaceDistances]:
+    """Distances between the surfaces of one structure in two maps of labels.
+
+    Args:
+        maps: Reference and prediction, (Z, Y, X) unsigned integers.
+        values: Those of the structure.
+        box: A box that holds the structure in both maps; None if it is in neither.
+        spacing_mm: Voxel edge along Z, Y, X.
+        models: Names in `MODELS`.
+
+    Returns:
+        By model, in the order of `MODELS`.
+    """
+    chosen = [model for model in MODELS if model in models]
+    if box is None or not chosen:
+        return {model: SurfaceDistances(_NOTHING, _NOTHING) for model in chosen}
+    is_flat = np.array([n == 1 for n in maps[0].shape])
+    low, size = np.array([s.start for s in box]), np.array([s.stop - s.start for s in box])
+    wanted = np.array(sorted(values), maps[0].dtype)
+    reference, prediction = (_bits().mask_bits(labels, wanted, low, size, is_flat) for labels in maps)
+    pair = _Pair(reference, prediction, is_flat, spacing_mm)
+    is_empty = [not mask.any() for mask in pair.masks]
+    if any(is_empty):
+        found = [_NOTHING if empty else _ALONE for empty in is_empty]
+        return {model: SurfaceDistances(found[0], found[1]) for model in chosen}
+    return {model: SurfaceDistances(*MODELS[model](pair)) for model in chosen}
+
+
+_NOTHING = Directed(np.zeros(0), np.zeros(0), 0, 0.0)
+_ALONE = Directed(np.array([inf]), np.ones(1), 0, 0.0)  # where there is nothing to be near to, one element says it
+
+
+class _Pair:
+    """Bits of two masks in one box, and what is computed from both."""
+
+    def __init__(
+        self,
+        reference: NDArray[np.uint64],
+        prediction: NDArray[np.uint64],
+        is_flat: NDArray[np.bool_],
+        spacing_mm: tuple[float, ...],
+    ) -> None:
+        self.masks = (reference, prediction)
+        self.is_flat = is_flat
+        z, y, x = (_FLAT if flat else mm for mm, flat in zip(spacing_mm, is_flat, strict=True))
+        self.search_mm = (z, y, x)
+        z, y, x = (1.0 if flat else mm for mm, flat in zip(spacing_mm, is_flat, strict=True))
+        self.patches: CellPatches = cell_patches((z, y, x))
+        self._cells: tuple[NDArray[np.uint64], ...] = ()
+
+    @property
+    def cells(self) -> tuple[NDArray[np.uint64], ...]:
+        """Bits of the mixed cells of both masks."""
+        if not self._cells:
+            self._cells = tuple(_bits().mixed_cells(mask, self.is_flat) for mask in self.masks)
+        return self._cells
+
+
+def _lattice(pair: _Pair) -> tuple[Directed, Directed]:
+    one, other = pair.cells
+    return _lattice_from(pair, 0, one, other), _lattice_from(pair, 1, other, one)
+
+
+def _lattice_from(pair: _Pair, side: int, own: NDArray[np.uint64], other: NDArray[np.uint64]) -> Directed:
+    bits, mask, areas = _bits(), pair.masks[side], pair.patches.areas_mm2
+    places, n_shared = _apart(own, other)
+    shared = float(bits.code_counts(own, other, mask) @ areas)
+    return Directed(_nearest_mm(places, other, pair), areas[bits.codes_of(mask, places)], n_shared, shared)
+
+
+def _voxel(pair: _Pair) -> tuple[Directed, Directed]:
+    one, other = (_bits().rim_voxels(mask, pair.is_flat) for mask in pair.masks)
+    return _voxel_from(pair, one, other), _voxel_from(pair, other, one)
+
+
+def _voxel_from(pair: _Pair, own: NDArray[np.uint64], other: NDArray[np.uint64]) -> Directed:
+    places, n_shared = _apart(own, other)
+    return Directed(_nearest_mm(places, other, pair), np.ones(len(places)), n_shared, float(n_shared))
+
+
+def _mc(pair: _Pair) -> tuple[Directed, Directed]:
+    same = _bits().equal_cells(*pair.masks, pair.cells[0])
+    return _mc_from(pair, 0, same), _mc_from(pair, 1, same)
+
+
+def _mc_from(pair: _Pair, side: int, same: NDArray[np.uint64]) -> Directed:
+    """Cells with the same code have the same point; all others are searched for."""
+    from segpipe.evaluate.far import far_squares
+    from segpipe.evaluate.nearest import near_point_squares
+
+    bits, patches = _bits(), pair.patches
+    (own, other), (mask, other_mask) = pair.cells[:: 1 - 2 * side], pair.masks[:: 1 - 2 * side]
+    places, n_shared = _apart(own, same)
+    codes = bits.codes_of(mask, places)
+    slack_vox = 2 * float(np.abs(patches.centres_vox).max()) + _ROUNDING
+    rows, spacing = _rows(pair.search_mm, slack_vox), np.array(pair.search_mm)
+    squares = near_point_squares(places, codes, other, other_mask, *rows, spacing, patches.centres_vox, slack_vox)
+    is_far = np.isinf(squares)
+    if is_far.any():
+        goals = _all_places(other)
+        points = goals + patches.centres_vox[bits.codes_of(other_mask, goals)]
+        starts = places[is_far] + patches.centres_vox[codes[is_far]]
+        squares[is_far] = far_squares(starts, points, spacing)
+    shared = float(bits.code_counts(own, same, mask) @ patches.areas_mm2)
+    return Directed(np.sqrt(squares), patches.areas_mm2[codes], n_shared, shared)
+
+
+MODELS: dict[str, Callable[[_Pair], tuple[Directed, Directed]]] = {"lattice": _lattice, "voxel": _voxel, "mc": _mc}
+
+
+def _apart(own: NDArray[np.uint64], other: NDArray[np.uint64]) -> tuple[NDArray[np.int32], int]:
+    """Places of the elements that `other` has not, and the number of the rest."""
+    n_own, n_shared = (int(n) for n in _bits().count_both(own, other))
+    return _bits().places_of(own, other, n_own - n_shared), n_shared
+
+
+def _all_places(elements: NDArray[np.uint64]) -> NDArray[np.int32]:
+    return _bits().places_of(elements, np.zeros_like(elements), int(_bits().count_both(elements, elements)[0]))
+
+
+def _nearest_mm(places: NDArray[np.int32], target: NDArray[np.uint64], pair: _Pair) -> NDArray[np.float64]:
+    from segpipe.evaluate.far import far_squares
+    from segpipe.evaluate.nearest import near_squares
+
+    spacing = np.array(pair.search_mm)
+    squares = near_squares(places, target, *_rows(pair.search_mm, 0.0), spacing)
+    is_far = np.isinf(squares)
+    if is_far.any():
+        squares[is_far] = far_squares(
+            places[is_far].astype(np.float64), _all_places(target).astype(np.float64), spacing
+        )
+    return np.sqrt(squares)
+
+
+@lru_cache(maxsize=64)
+def _rows(spacing_mm: tuple[float, float, float], slack_vox: float) -> tuple[Any, Any, float]:
+    from segpipe.evaluate.nearest import rows_near
+
+    return rows_near(spacing_mm, slack_vox)
+
+
+@lru_cache(maxsize=1)
+def _bits() -> ModuleType:
+    """The compiled loops, with a word to the person who waits if they are to be compiled first."""
+    from segpipe.core.progress import say
+    from segpipe.evaluate import bits
+    from segpipe.evaluate.compiled import first_use_text
+
+    text = first_use_text(bits.mask_bits)
+    if text:
+        say(text)
+    return bits
+
+
+def _union_box(reference: Mask, prediction: Mask) -> Box | None:
+    """Smallest box around two masks (Z, Y, X); None if both are empty."""
     box = []
-    for axis in range(reference.ndim):
-        others = tuple(a for a in range(reference.ndim) if a != axis)
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
         filled = np.flatnonzero(reference.any(axis=others) | prediction.any(axis=others))
-        box.append(slice(filled[0], filled[-1] + 1) if len(filled) else slice(0, 1))
-    return tuple(box)
-
-
-def _cell_codes(mask: Mask) -> NDArray[np.uint8]:
-    """Code of every cell, one shorter than `mask` along each axis (see `cells.py` for the bits)."""
-    codes = mask.view(np.uint8)
-    for axis in range(mask.ndim):
-        before, after = (np.moveaxis(codes, axis, 0)[s] for s in (slice(None, -1), slice(1, None)))
-        codes = np.moveaxis(before | after << np.uint8(1 << axis), 0, axis)
-    return codes
-
-
-def _rim(mask: Mask) -> Mask:
-    """Voxels of a mask, padded by background, that have a neighbour across a face outside it."""
-    inner = mask.copy()
-    for axis in range(mask.ndim):
-        kept, source = np.moveaxis(inner, axis, 0), np.moveaxis(mask, axis, 0)
-        kept[1:] &= source[:-1]
-        kept[:-1] &= source[1:]
-    return mask & ~inner
-
-
-def _distances(
-    reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """From every True of one array to the nearest True of the other, in C order of the elements, in mm."""
-    shared = reference & prediction
-    return _nearest_mm(reference, prediction, shared, spacing_mm), _nearest_mm(
-        prediction, reference, shared, spacing_mm
-    )
-
-
-def _nearest_mm(source: Mask, target: Mask, shared: Mask, spacing_mm: tuple[float, ...]) -> NDArray[np.float64]:
-    elements = np.flatnonzero(source)
-    is_apart = ~shared.ravel()[elements]  # elements of both surfaces are at distance 0 and need no search
-    result = np.zeros(len(elements))
-    if not is_apart.any():
-        return result
-    if not target.any():
-        result[:] = np.inf
-        return result
-    spacing = np.array(spacing_mm)
-    found = np.flatnonzero(target), elements[is_apart]
-    goals, starts = (np.stack(np.unravel_index(places, target.shape), axis=1) for places in found)
-    tree = cKDTree(goals * spacing)
-    if _is_far(tree, starts * spacing, target.shape, spacing):
-        result[is_apart] = far_distances_mm(target, starts, spacing_mm)
-        return result
-    _, nearest = tree.query(starts * spacing)
-    steps = goals[nearest] - starts
-    result[is_apart] = np.sqrt(((steps * spacing) ** 2).sum(axis=1))  # from whole steps: the same wherever the box lies
-    return result
-
-
-def _is_far(tree: Any, points_mm: NDArray[np.float64], shape: tuple[int, ...], spacing_mm: NDArray[np.float64]) -> bool:
-    """Whether the tree would take longer than a pass over the box; either way the distances are the same."""
-    if len(shape) != 3 or max(shape) > MAX_LENGTH or len(points_mm) < _N_PROBES:
-        return False
-    probed_mm, _ = tree.query(points_mm[:: len(points_mm) // _N_PROBES])
-    distance_vox = float(probed_mm.mean()) / float(np.prod(spacing_mm)) ** (1 / 3)
-    return len(points_mm) * (_TREE_US + _TREE_FAR_US * distance_vox**2) > _PASS_START_US + _PASS_US * prod(shape)
+        if not len(filled):
+            return None
+        box.append(slice(int(filled[0]), int(filled[-1]) + 1))
+    return box[0], box[1], box[2]
