@@ -26,7 +26,7 @@ def plan_files(folder: Path, fingerprint: Mapping[str, Any], dataset: Mapping[st
     (folder / "dataset.json").write_text(json.dumps(dataset))
     files = ["--nnunet-fingerprint", str(folder / "dataset_fingerprint.json")]
     files += ["--nnunet-dataset", str(folder / "dataset.json")]
-    assert run(["plan", *files, "-o", str(folder / "work"), *options]) == 0
+    assert run(["plan", "--no-cost", *files, "-o", str(folder / "work"), *options]) == 0
     return folder / "work"
 
 

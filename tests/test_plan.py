@@ -92,22 +92,23 @@ def test_every_plan_is_a_plan(shape, spacing, preset):
     assert plan.preset == preset and set(plan.configurations) <= set(plan.reasons)
 
 
-def test_a_lone_slice_is_the_coarsest_axis_however_thin_it_is():
-    plan = make_plan(fingerprint([(1, 64, 80)] * 5, [(1.0, 1.5, 1.5)] * 5), LABELS, "x", "nnunet", "cpu")
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_lone_slice_is_the_coarsest_axis_however_thin_it_is(device):
+    plan = make_plan(fingerprint([(1, 64, 80)] * 5, [(1.0, 1.5, 1.5)] * 5), LABELS, "x", "auto", device)
     assert plan.axis_order == (0, 1, 2) and list(plan.configurations) == ["2d"]
-    turned = make_plan(fingerprint([(64, 80, 1)] * 5, [(1.5, 1.5, 1.0)] * 5), LABELS, "x", "nnunet", "cpu")
+    turned = make_plan(fingerprint([(64, 80, 1)] * 5, [(1.5, 1.5, 1.0)] * 5), LABELS, "x", "auto", device)
     assert turned.axis_order == (2, 0, 1) and turned.configurations["2d"].patch_zyx == (1, 64, 80)
 
 
-def test_images_too_small_for_any_network_are_refused():
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_images_too_small_for_any_network_are_refused(device):
     with pytest.raises(PlanError, match=r"too small for a U-Net: median 3 × 5 × 7 voxels"):
-        make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "nnunet", "cpu")
+        make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "auto", device)
 
 
-def test_auto_follows_the_device_and_unknown_presets_are_explained():
-    assert preset_named("auto", "cpu")[0] == "cpu" and preset_named("auto", "cuda")[0] == "nnunet"
+def test_unknown_presets_are_explained():
     with pytest.raises(PlanError, match=r"preset 'nnunett' is unknown. Did you mean 'nnunet'"):
-        preset_named("nnunett", "cpu")
+        preset_named("nnunett")
 
 
 def test_ct_is_clipped_to_what_was_seen_and_other_channels_are_not():
@@ -129,7 +130,15 @@ def test_edits_change_one_value_and_nothing_else():
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ("training.lerning_rate=1", "there is no 'lerning_rate' in the plan. Did you mean 'learning_rate'"),
+        ("training.lerning_rate=1", "training.lerning_rate: unknown key. Did you mean 'learning_rate'?"),
+        ("trainin.epochs=1", "trainin: unknown key. Did you mean 'training'?"),
+        ("configurations.3d_fullres.network.feature=[4, 8]", "network.feature: unknown key. Did you mean 'features'?"),
+        ("configurations.3d_fullres.network.blocks=[1]", "blocks has 1 entries, expected 2"),
+        ("configurations.mine={batch_size: 3}", "there is no 'mine' in the plan. Known: 3d_fullres"),
+        ("configurations.mine={inherits: 3d_full}", "mine inherits from '3d_full', expected one of 3d_fullres"),
+        ("configurations.mine={inherits: mine}", "mine → mine: configurations inherit in a circle"),
+        ("configurations.3d_fullres.previous=2d", "configurations.3d_fullres.previous is '2d', expected one of none"),
+        ("labels.labels.0=x", "labels.labels is a list; give all of it"),
         ("training.epochs=2.0", "training.epochs: found 2.0"),
         ("training.learning_rate", "expected KEY=VALUE"),
         ("configurations.3d_full.batch_size=2", "Did you mean '3d_fullres'"),
@@ -142,6 +151,36 @@ def test_wrong_edits_are_explained(edit, message):
     with pytest.raises(PlanError) as caught:
         edited(small_plan(), [edit])
     assert message in str(caught.value)
+
+
+def test_edits_that_contradict_each_other_are_refused():
+    key = "configurations.3d_fullres.network.features"
+    with pytest.raises(PlanError, match=r"training.epochs=4: contradicts --set training.epochs=3. Give one of them"):
+        edited(small_plan(), ["training.epochs=3", "training.epochs=4"])
+    with pytest.raises(PlanError, match=r"contradicts --set configurations.3d_fullres.network.features="):
+        edited(small_plan(), [f"{key}=[4, 8]", "configurations.3d_fullres.network={kind: plain}"])
+    assert edited(small_plan(), ["training.epochs=3", "training.epochs=3"]).training.epochs == 3
+
+
+def test_what_inherits_follows_its_base_until_it_says_otherwise(tmp_path):
+    plan = edited(small_plan(), ["configurations.mine={inherits: 3d_fullres, batch_size: 5}"])
+    assert plan.configurations["mine"].patch_zyx == (8, 8, 12) and plan.configurations["mine"].batch_size == 5
+    wider = edited(plan, ["configurations.3d_fullres.network.features=[6, 12]", "configurations.mine.batch_dice=true"])
+    assert wider.configurations["mine"].network.features == (6, 12) and wider.configurations["mine"].batch_dice
+    deeper = edited(plan, ["configurations.mine.network.blocks=[2, 2]"])
+    assert deeper.configurations["mine"].network.blocks == (2, 2)
+    assert deeper.configurations["3d_fullres"].network.blocks == (1, 1)
+    deeper.save(tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text()
+    assert "  mine:\n    inherits: 3d_fullres\n    batch_size: 5\n    network:\n      blocks: [2, 2]\ntraining:" in text
+    assert Plan.load(tmp_path / "plan.yaml") == deeper
+
+
+def test_a_circle_of_inheritance_is_named(tmp_path):
+    text = small_plan().to_yaml().replace("configurations:", "configurations:\n  a: {inherits: b}\n  b: {inherits: a}")
+    (tmp_path / "plan.yaml").write_text(text)
+    with pytest.raises(PlanError, match=r"a → b → a: configurations inherit in a circle"):
+        Plan.load(tmp_path / "plan.yaml")
 
 
 def test_a_plan_with_a_misspelt_key_names_the_file_and_the_key(tmp_path):

@@ -22,6 +22,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
 @click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
 @click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, also an old one.")
+@click.option("--cost/--no-cost", "with_cost", default=True, help="Predict memory, time and disk (a second or two).")
 @edits
 @shared
 def command(
@@ -34,6 +35,7 @@ def command(
     nnunet_fingerprint: Path | None,
     nnunet_dataset: Path | None,
     nnunet_plans: Path | None,
+    with_cost: bool,
     edits: tuple[str, ...],
     as_json: bool,
     device: str,
@@ -42,7 +44,14 @@ def command(
 ) -> None:
     """Measure DATA, split it by patient, and write a plan with its reasons.
 
-    The plan is WORK/plan.yaml, made to be read and edited.
+    The plan is WORK/plan.yaml, made to be read and edited. What does not fit the memory is refused.
+
+    \b
+    Examples:
+      segpipe plan DATA -o WORK
+      segpipe plan DATA -o WORK --preset resenc_m --gpu-memory 12
+      segpipe plan DATA -o WORK --set configurations.3d_fullres.batch_size=4
+      segpipe plan --nnunet-fingerprint F.json --nnunet-dataset D.json -o WORK --preset nnunet
     """
     from segpipe.cli.main import print_json
     from segpipe.cli.plan_tables import plan_text
@@ -50,16 +59,17 @@ def command(
     from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
 
     machine = Machine(device, n_workers)
-    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed)
+    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost)
     if data is not None and nnunet_fingerprint is None and nnunet_dataset is None:
-        plan = plan_data(data, work, machine, choices)
+        planned = plan_data(data, work, machine, choices)
     elif data is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
-        plan = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
+        planned = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
     else:
         raise click.UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
     if as_json:
-        print_json({"plan": str(work / "plan.yaml"), **plan.model_dump(mode="json")})
+        costs = [cost.model_dump() for cost in planned.costs]
+        print_json({"plan": str(work / "plan.yaml"), **planned.plan.model_dump(mode="json"), "costs": costs})
         return
-    click.echo(plan_text(plan))
+    click.echo(plan_text(planned))
     following = f" Next: segpipe train {work}" if data is not None else ""
     click.echo(f"Plan: {work / 'plan.yaml'}.{following}")

@@ -79,9 +79,9 @@ def run_all(
     from segpipe.report.build import build_report
 
     _check(data, machine.n_workers, quiet=as_json)
-    plan = plan_data(data, work, machine, choices, keep=True)
+    planned = plan_data(data, work, machine, choices, keep=True)
     if not as_json:
-        click.echo(plan_text(plan))
+        click.echo(plan_text(planned))
     name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
     report, rows = build_report(work), summarise(table)
     if as_json:

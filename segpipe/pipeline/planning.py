@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segpipe.bridge.nnunet_fingerprint import read_nnunet_dataset, read_nnunet_fingerprint
 from segpipe.bridge.nnunet_plans_read import read_nnunet_plans
-from segpipe.core.errors import UsageError
+from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.files import make_folder, write_text
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
@@ -22,6 +22,8 @@ from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.presets import PRESETS
 from segpipe.plan.schema import Plan
 
 _NNUNET_SPLITS = "splits_final.json"
@@ -39,6 +41,8 @@ class Choices:
         splits_file: nnU-Net's splits_final.json to use instead.
         nnunet_plans: nnU-Net's plans.json to take the decisions from instead of a preset.
         seed: Of everything random.
+        predict_costs: Whether memory, time and disk are predicted, which needs torch and a second or two; a plan that
+            does not fit the memory is refused then.
     """
 
     preset: str = "auto"
@@ -48,16 +52,25 @@ class Choices:
     splits_file: Path | None = None
     nnunet_plans: Path | None = None
     seed: int = 0
+    predict_costs: bool = True
 
 
-def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, keep: bool = False) -> Plan:
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it will take; no costs if they were not asked for."""
+
+    plan: Plan
+    costs: Sequence[PlannedCost]
+
+
+def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, keep: bool = False) -> Planned:
     """Fingerprint, splits and plan of a dataset, into a work folder; an old plan is kept as plan.previous.yaml.
 
     With `keep`, a plan that is there for the same data and preset stays, edits by hand included.
 
     Raises:
         DataError: If the dataset cannot be used.
-        PlanError: If the preset or an edit is wrong.
+        PlanError: If the preset or an edit is wrong, or the plan does not fit the memory.
     """
     work = Work(folder)
     _refuse_foreign(work, data)
@@ -68,35 +81,36 @@ def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, k
     if splits is None:
         splits = _splits(dataset, fingerprint, choices, choices.splits_file or data / _NNUNET_SPLITS)
     plan = _decided(fingerprint, dataset.labels, dataset.name, machine, choices)
-    plan = edited(_kept(work, plan) if keep else plan, choices.edits)
+    planned = _affordable(edited(_kept(work, plan) if keep else plan, choices.edits), fingerprint, machine, choices)
     fingerprint.save(work.fingerprint)
     dataset.save(work.dataset)
     _save_keeping(work.splits, splits.to_json())
-    _save_keeping(work.plan, plan.to_yaml())
+    _save_keeping(work.plan, planned.plan.to_yaml())
     for warning in splits.warnings:
         say(f"warning: {warning}")
-    return plan
+    return planned
 
 
 def plan_nnunet_files(
     fingerprint_file: Path, dataset_file: Path, folder: Path, machine: Machine, choices: Choices
-) -> Plan:
+) -> Planned:
     """The same from nnU-Net's two files, without any image: fingerprint and plan into a work folder.
 
     Raises:
         DataError: If the files are not nnU-Net's, or belong to different datasets.
-        PlanError: If the preset or an edit is wrong.
+        PlanError: If the preset or an edit is wrong, or the plan does not fit the memory.
     """
     work = Work(folder)
     _refuse_foreign(work, fingerprint_file.parent)
     described = read_nnunet_dataset(dataset_file)
     fingerprint = read_nnunet_fingerprint(fingerprint_file, described)
     plan = edited(_decided(fingerprint, described.labels, described.name, machine, choices), choices.edits)
+    planned = _affordable(plan, fingerprint, machine, choices)
     make_folder(folder)
     fingerprint.save(work.fingerprint)
     write_text(work.nnunet_dataset, dataset_file.read_text(encoding="utf-8"))
-    _save_keeping(work.plan, plan.to_yaml())
-    return plan
+    _save_keeping(work.plan, planned.plan.to_yaml())
+    return planned
 
 
 def _decided(fingerprint: Fingerprint, labels: LabelSet, name: str, machine: Machine, choices: Choices) -> Plan:
@@ -107,6 +121,30 @@ def _decided(fingerprint: Fingerprint, labels: LabelSet, name: str, machine: Mac
         device, memory = _planned_device(machine, choices)
         plan = make_plan(fingerprint, labels, name, choices.preset, device, memory)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": choices.seed})})
+
+
+def _affordable(plan: Plan, fingerprint: Fingerprint, machine: Machine, choices: Choices) -> Planned:
+    """What the plan will take. `auto` makes it smaller until it fits; a preset or an edit is refused if it does not.
+
+    Raises:
+        PlanError: If it does not fit the memory.
+    """
+    if not choices.predict_costs:
+        return Planned(plan, ())
+    from segpipe.pipeline.costs import fitted, misfits, planned_costs  # late: this needs torch
+
+    costs = planned_costs(plan, fingerprint, machine)
+    faults = misfits(plan, costs, machine)
+    if not faults:
+        return Planned(plan, costs)
+    if choices.preset == "auto" and not choices.edits:
+        plan = fitted(plan, costs, machine)
+        return Planned(plan, planned_costs(plan, fingerprint, machine))
+    if choices.edits or not PRESETS[plan.preset].is_exact:
+        raise PlanError("\n  ".join(faults))
+    for fault in faults:  # nnU-Net's own figure stays nnU-Net's
+        say(f"warning: {fault}")
+    return Planned(plan, costs)
 
 
 def _planned_device(machine: Machine, choices: Choices) -> tuple[str, float | None]:

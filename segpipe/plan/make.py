@@ -68,6 +68,7 @@ def make_plan(
         training=preset.training,
         reasons=reasons_for(preset, fingerprint, measured, configurations, normalisation, sided),
         gpu_memory_gb=gpu_memory_gb if preset.reference_gb is not None else None,
+        is_for_gpu=preset.reference_gb is not None,
     )
 
 

@@ -52,10 +52,13 @@ class Preset:
     training: Training = field(default_factory=Training)
 
     def for_memory(self, gpu_memory_gb: float | None) -> Preset:
-        """The row with its budget scaled to this GPU memory; None: as it stands."""
+        """The row with its budget scaled to this GPU memory, as nnU-Net does; None: as it stands."""
         if gpu_memory_gb is None or self.reference_gb is None:
             return self
-        factor = gpu_memory_gb / self.reference_gb
+        return self.scaled(gpu_memory_gb / self.reference_gb)
+
+    def scaled(self, factor: float) -> Preset:
+        """The row with a budget that is larger or smaller by a factor."""
         return replace(self, reference_voxels={n: v * factor for n, v in self.reference_voxels.items()})
 
 

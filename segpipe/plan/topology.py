@@ -124,7 +124,7 @@ def fit(
         n_label_entries: As in `feature_voxels`.
 
     Returns:
-        None if the images are too small for two stages.
+        None if the images are too small for two stages; an exact preset plans one stage, as nnU-Net does.
     """
     n_axes = len(spacing_mm)
     budget = preset.reference_voxels[n_axes]
@@ -132,8 +132,8 @@ def fit(
     scale = 2 / reference_batch if preset.batch_in_shrink else 1
     density = 1 / np.asarray(spacing_mm, np.float64)
     edge = (_SEARCH_VOXELS[n_axes] / np.prod(density)) ** (1 / n_axes)
-    found = topology(spacing_mm, [min(round(d * edge), m) for d, m in zip(density, median_shape, strict=True)])
-    if len(found.strides) < 2:
+    found = topology(spacing_mm, [min(max(1, round(d * edge)), m) for d, m in zip(density, median_shape, strict=True)])
+    if len(found.strides) < 2 and not preset.is_exact:
         return None
     network = network_for(preset, found)
     while (cost := feature_voxels(network, found.patch, n_label_entries)) * scale > budget:

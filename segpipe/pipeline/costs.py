@@ -1,0 +1,132 @@
+"""What a plan will take before anything runs: memory, time of a step, disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+
+from segpipe.core.errors import PlanError
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
+from segpipe.networks.device import resolve_device, resolve_precision
+from segpipe.pipeline.machine import Machine
+from segpipe.plan.disk import prepared_bytes
+from segpipe.plan.fits import nearest_fit
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.train.losses import supervised_loss
+
+_GB = 2**30
+_SHARE_OF_RAM = 0.9  # the rest is for reading cases
+
+
+def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> list[PlannedCost]:
+    """What each configuration will take; those with a single stage, which cannot be built, are left out."""
+    buildable = {n: c for n, c in plan.configurations.items() if c.previous is None and len(c.network.features) > 1}
+    device = resolve_device(machine.device)
+    is_here = plan.is_for_gpu == (device.type != "cpu")
+    result = []
+    for name, configuration in buildable.items():
+        taken = _cost(plan, configuration, machine)
+        seconds = seconds_per_step(taken, device, _precision(plan, machine)) if is_here else None
+        result.append(
+            PlannedCost(
+                configuration=name,
+                memory="GPU" if plan.is_for_gpu else "CPU",
+                training_gb=taken.training_bytes / _GB,
+                prediction_gb=taken.inference_bytes / _GB,
+                tera_macs_per_step=taken.n_macs_step / 1e12,
+                seconds_per_step=seconds,
+                parameters=taken.n_parameters,
+                prepared_gb=prepared_bytes(fingerprint, plan, configuration) / _GB,
+            )
+        )
+    return result
+
+
+def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[str]:
+    """One sentence for each configuration that does not fit, with the edits that give the nearest one that does."""
+    limit_gb = _limit_gb(plan)
+    return [
+        f"{taken.configuration}: training needs about {taken.training_gb:.1f} GB of {taken.memory} memory, there are "
+        f"{limit_gb:.3g}. {_advice(plan, taken.configuration, machine)}"
+        for taken in costs
+        if taken.training_gb > limit_gb
+    ]
+
+
+def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
+    """The plan with the nearest configuration that fits in place of each that does not.
+
+    Raises:
+        PlanError: If there is none.
+    """
+    limit_gb, configurations, reasons = _limit_gb(plan), dict(plan.configurations), dict(plan.reasons)
+    for name in (taken.configuration for taken in costs if taken.training_gb > limit_gb):
+        nearest = _nearest(plan, name, machine)
+        if nearest is None:
+            raise PlanError(f"{name}: {_advice(plan, name, machine)} There are {limit_gb:.3g} GB.")
+        configurations[name] = nearest
+        reasons[name] += f" Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
+    followed = {  # a cascade has its base's patch and network
+        name: configurations[c.inherits].model_copy(update={"inherits": c.inherits, "previous": c.previous})
+        for name, c in configurations.items()
+        if c.inherits is not None
+    }
+    return plan.model_copy(update={"configurations": configurations | followed, "reasons": reasons})
+
+
+def _limit_gb(plan: Plan) -> float:
+    if plan.is_for_gpu:
+        return plan.gpu_memory_gb or math.inf
+    return _SHARE_OF_RAM * _ram_bytes() / _GB
+
+
+def _nearest(plan: Plan, name: str, machine: Machine) -> Configuration | None:
+    limit_bytes = int(_limit_gb(plan) * _GB)
+    return nearest_fit(plan.configurations[name], lambda c: _cost(plan, c, machine).training_bytes, limit_bytes)
+
+
+def _advice(plan: Plan, name: str, machine: Machine) -> str:
+    wanted, nearest = plan.configurations[name], _nearest(plan, name, machine)
+    if nearest is None:
+        return "Not even the smallest patch fits; choose a smaller network."
+    values = {"patch_zyx": list(nearest.patch_zyx), "batch_size": nearest.batch_size}
+    edits = [
+        f"--set configurations.{name}.{key}={str(value).replace(' ', '')}"
+        for key, value in values.items()
+        if value != wanted.model_dump(mode="json")[key]
+    ]
+    return f"The nearest that fits: {' '.join(edits)}"
+
+
+def _cost(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
+    training = plan.training
+    return cost(
+        configuration.network,
+        len(plan.channels),
+        plan.labels.n_outputs,
+        configuration.patch_zyx,
+        configuration.batch_size,
+        optimizer=training.optimizer,
+        averages_weights=bool(training.weight_average),
+        precision=_precision(plan, machine),
+        loss=partial(supervised_loss, labels=plan.labels, batch_dice=configuration.batch_dice),
+        calibration=CUDA if plan.is_for_gpu else CPU,
+    )
+
+
+def _precision(plan: Plan, machine: Machine) -> Precision:
+    if plan.is_for_gpu and plan.training.precision == "auto":
+        return "bf16"
+    names: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    device = torch.device("cuda") if plan.is_for_gpu else resolve_device(machine.device)
+    return names[resolve_precision(plan.training.precision, device)]
+
+
+def _ram_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

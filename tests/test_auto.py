@@ -1,0 +1,105 @@
+"""plan/auto.py, plan/sides.py: our own decisions."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_plan import fingerprint
+
+from segpipe.core.labels import Label, LabelSet
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.make import make_plan
+from segpipe.plan.schema import Plan
+from segpipe.plan.sides import sided_labels, sideways_axis, words_of
+
+HIPPOCAMPUS = fingerprint([(36, 50, 35)] * 260, [(1.0, 1.0, 1.0)] * 260)
+LIVER = fingerprint([(482, 512, 512)] * 131, [(1.0, 0.77, 0.77)] * 131)
+
+
+def labels(*names: str) -> LabelSet:
+    return LabelSet(labels=tuple(Label(name=name, values=(i,)) for i, name in enumerate(names, 1)))
+
+
+def planned(dataset: Fingerprint, device: str = "cuda", gpu_memory_gb: float | None = None, *names: str) -> Plan:
+    return make_plan(dataset, labels(*(names or ("a",))), "x", "auto", device, gpu_memory_gb)
+
+
+def test_small_images_get_a_plain_network_and_a_bounded_batch():
+    full = planned(HIPPOCAMPUS).configurations["3d_fullres"]
+    assert (full.network.kind, full.patch_zyx, full.batch_size) == ("plain", (40, 56, 40), 8)  # residual L takes 178
+    assert planned(HIPPOCAMPUS).configurations["2d"].batch_size == 48  # nnU-Net 366, its residual presets 1618, 4554
+    assert "patches of a residual one would fit" in planned(HIPPOCAMPUS).reasons["preset"]
+
+
+def test_large_images_get_a_residual_network_and_the_memory_that_is_there():
+    plans = {gb: planned(LIVER, "cuda", gb) for gb in (8.0, 24.0, 80.0)}
+    edges = {gb: plan.configurations["3d_fullres"].patch_zyx for gb, plan in plans.items()}
+    assert edges[24.0] == (192, 192, 192)  # as nnU-Net's residual preset for 24 GB plans the published dataset
+    assert edges[8.0] == (112, 128, 128) and edges[80.0] == edges[24.0]
+    assert all(plan.configurations["3d_fullres"].network.kind == "residual" for plan in plans.values())
+    assert list(plans[8.0].configurations) == ["2d", "3d_lowres", "3d_fullres", "3d_cascade"]
+
+
+def test_two_dimensional_patches_shrink_no_further_than_memory_asks():
+    plan = make_plan(fingerprint([(1, 3000, 4000)] * 50, [(999.0, 1.0, 1.0)] * 50), labels("a"), "x", "auto", "cuda", 8)
+    theirs = make_plan(fingerprint([(1, 3000, 4000)] * 50, [(999.0, 1.0, 1.0)] * 50), labels("a"), "x", "resenc_m", "")
+    assert theirs.configurations["2d"].patch_zyx == (1, 448, 576)  # the published defect
+    assert plan.configurations["2d"].patch_zyx[1] >= 2 * 448 and plan.configurations["2d"].batch_size >= 2
+
+
+def test_cases_are_counted_whatever_is_declared():
+    declared = HIPPOCAMPUS.model_copy(update={"declared_cases": 10})
+    theirs = make_plan(declared, labels("a"), "x", "nnunet", "cuda")
+    assert theirs.configurations["3d_fullres"].batch_size == 2  # 5 % of ten cases
+    assert planned(declared).configurations == planned(HIPPOCAMPUS).configurations
+
+
+def test_no_gpu_means_the_plan_for_a_cpu_and_memory_that_is_named_means_a_gpu():
+    cpu = planned(HIPPOCAMPUS, "cpu")
+    assert cpu.training.optimizer == "adamw" and cpu.configurations["3d_fullres"].network.features[0] == 16
+    assert cpu.gpu_memory_gb is None and "no GPU" in cpu.reasons["preset"]
+    assert planned(HIPPOCAMPUS, "cpu", 8.0).configurations == planned(HIPPOCAMPUS, "cuda", 8.0).configurations
+
+
+def test_an_axis_is_not_mirrored_if_labels_name_its_sides():
+    assert planned(LIVER, "cuda", 8.0, "liver", "spleen").mirror_axes == (0, 1, 2)
+    plan = planned(LIVER, "cuda", 8.0, "kidney_left", "kidney_right")
+    assert plan.mirror_axes == (0, 1)  # RAS: x runs from left to right and is the last axis
+    assert "kidney_left, kidney_right say a side" in plan.reasons["mirror_axes"]
+    exact = make_plan(LIVER, labels("kidney_left", "kidney_right"), "x", "nnunet", "cuda")
+    assert exact.mirror_axes == (0, 1, 2)
+
+
+def test_the_axis_of_the_sides_follows_orientation_and_order():
+    assert sideways_axis("LPS", (0, 1, 2)) == 2 and sideways_axis("RAS", (2, 0, 1)) == 0
+    assert sideways_axis("PIR", (0, 1, 2)) == 0  # z runs to the right: a sagittal stack
+    assert sideways_axis("ARS", (1, 0, 2)) == 0
+
+
+@pytest.mark.parametrize(
+    ("names", "sided"),
+    [
+        (("Left-Hippocampus", "Right-Hippocampus", "Brain-Stem"), ("Left-Hippocampus", "Right-Hippocampus")),
+        (("femur_l", "femur_r", "l"), ("femur_l", "femur_r")),
+        (("LungUpperLeft", "LungUpperRight"), ("LungUpperLeft", "LungUpperRight")),
+        (("LH amygdala", "RH amygdala"), ("LH amygdala", "RH amygdala")),
+        (("left kidney", "liver"), ("left kidney",)),  # mirrored, the unlabelled right kidney looks like it
+        (("left atrium",), ()),  # the chambers of the heart differ in shape
+        (("heart_atrium_left", "heart_atrium_right", "heart_ventricle_left", "heart_ventricle_right"), ()),
+        (("Left-Lateral-Ventricle", "Right-Lateral-Ventricle"), ("Left-Lateral-Ventricle", "Right-Lateral-Ventricle")),
+        (("vertebra_L1", "vertebra L2", "RV", "LV", "MYO"), ()),
+        (("upright", "leftover", "bright spot", "copyright"), ()),
+        (("left", "right"), ()),  # words alone name no structure
+        (("lobe_r", "lobe_x"), ()),  # one letter without its partner may be anything
+    ],
+)
+def test_sides_by_hand(names, sided):
+    assert sided_labels(names) == sided
+
+
+@given(st.lists(st.text("abclr_ LR-1", min_size=1), unique=True, max_size=6))
+def test_any_names_have_sides_or_not(names):
+    found = sided_labels(names)
+    assert set(found) <= set(names) and len(found) == len(set(found))
+    assert all(words_of(name) for name in found)
