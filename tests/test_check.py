@@ -13,11 +13,13 @@ import pytest
 from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
 
 from segpipe.cli.main import run
+from segpipe.core.errors import DataError
 from segpipe.core.volume import read_header, write_image
-from segpipe.data.check import CheckReport, check_dataset
+from segpipe.data.check import CheckReport, check_dataset, refuse_bad_headers
 from segpipe.data.faults import KINDS
 from segpipe.data.found import FoundCase
 from segpipe.data.inspect import _in_memory
+from segpipe.data.layouts import load_dataset
 
 CASES = ["a", "b", "c", "d", "e"]
 README = Path(__file__).resolve().parent.parent / "data_readme.md"
@@ -291,6 +293,18 @@ def test_published_oddities(shared_data: Path):
     assert found["sheared"] == {one["path"] for one in index if one["shear"] > 0.01}
     assert found["header_contradiction"] == {one["path"] for one in index if one["spacing_mismatch"]}
     assert found["unreadable"] == set()
+
+
+def test_headers_alone_tell_all_that_is_wrong_with_them(tmp_path: Path):
+    write_nnunet(tmp_path, CASES)
+    dataset = load_dataset(tmp_path, n_workers=1)
+    refuse_bad_headers(dataset, n_workers=1)
+    broken(tmp_path, "label_turned")
+    image(tmp_path, "b").write_text("no image")
+    write_tiny(image(tmp_path, "c"), np.zeros_like(tiny_image(0)))  # only its voxels tell
+    with pytest.raises(DataError, match="2 faults") as caught:
+        refuse_bad_headers(dataset, n_workers=1)
+    assert "a.nii.gz: axes" in str(caught.value) and "b_0000.nii.gz: cannot be read" in str(caught.value)
 
 
 def set_header(path: Path, place: int, kind: str, *values: float) -> None:

@@ -382,6 +382,17 @@ def test_four_dimensional_images_keep_their_channels(tmp_path: Path):
     assert nib.load(tmp_path / "out/labelsTr/a.nii.gz").shape == (12, 10, 8)
 
 
+def test_a_label_map_of_two_cases_stays_as_it_is(tmp_path: Path):
+    """It lies on the grid of one image; turned to the other's it would leave the first."""
+    data = write_nnunet(tmp_path / "data", ["a", "b"])
+    turned = turned_grid(Grid(SHAPE_ZYX, oblique_affine()), Reorientation((0, 1, 2), (True, False, False)))
+    write_tiny(data / "imagesTr/b_0000.nii.gz", tiny_image(5), turned.affine_ras_mm)
+    (data / "dataset.json").unlink()
+    rows = [f"{case},imagesTr/{case}_0000.nii.gz,labelsTr/a.nii.gz" for case in ("a", "b")]
+    (data / "list.csv").write_text("\n".join(["case_id,image,label", *rows]))
+    assert fix_dataset(data, tmp_path / "out", n_workers=1) == ()
+
+
 def test_what_a_killed_run_left_is_removed(tmp_path: Path):
     data = write_nnunet(tmp_path / "data", CASES)
     process = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)

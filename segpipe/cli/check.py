@@ -36,9 +36,10 @@ def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: ob
     from segpipe.data.check import check_dataset
     from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 
-    report = check_dataset(data, n_workers)
     repairs = None
-    if out is not None:
+    if out is None:
+        report = check_dataset(data, n_workers)
+    else:
         repairs = fix_dataset(data, out, n_workers)
         for repair in repairs[:_FIRST_REPAIRS]:
             say(repair.text)

@@ -13,10 +13,10 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.data.dataset import Dataset
-from segpipe.data.faults import Fault, fault
+from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.folders import read_folders
 from segpipe.data.found import Found, FoundCase
-from segpipe.data.inspect import CaseFacts, inspect_case
+from segpipe.data.inspect import CaseFacts, inspect_case, inspect_headers
 from segpipe.data.label_lists import checked_found
 from segpipe.data.layouts import find_layout, for_training, patients_of, to_dataset, unknown_layout
 from segpipe.data.understood import understood
@@ -86,6 +86,25 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     dataset = to_dataset(found, labels, patients, how) if labels is not None and is_whole else None
     lines = understood(found, facts, labels, presence, None if is_loose else f"{len(set(patients.values()))}, {how}")
     return _report(path, lines, dataset, presence, faults)
+
+
+def refuse_bad_headers(dataset: Dataset, n_workers: int) -> None:
+    """Read every header of a dataset, which takes seconds, before its voxels are, which may take hours.
+
+    Args:
+        dataset: All its files are named.
+        n_workers: Cases read side by side.
+
+    Raises:
+        DataError: With the fatal faults of all cases.
+    """
+    cases = [
+        FoundCase(case.case_id, tuple(case.image_paths), None if case.label is None else Path(case.label))
+        for case in dataset.cases
+    ]
+    n_channels = len(dataset.channels)
+    per_case = map_threads(lambda case: inspect_headers(case, n_channels)[2], cases, "reading headers", n_workers)
+    refuse((one for faults in per_case for one in faults), Path(dataset.root))
 
 
 def _facts(found: Found, n_channels: int | None, name: str, n_workers: int) -> list[CaseFacts]:

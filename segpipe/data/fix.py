@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +97,10 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
     with whole_folder(out) as copy:
         cases = found.cases if found else ()
         job = _Job(root, copy, {file: case for case in cases for file in (*case.images, case.label) if file})
-        labels = [case.label for case in cases if case.label]
+        n_cases = Counter(case.label for case in cases if case.label)
+        labels = [label for label, n in n_cases.items() if n == 1]  # what suits one image may not suit the other
         per_file = map_threads(job.copy_file, files, f"copying {path.name}", n_workers)
-        per_label = map_threads(job.repair_label, list(dict.fromkeys(labels)), "looking at the label maps", n_workers)
+        per_label = map_threads(job.repair_label, labels, "looking at the label maps", n_workers)
         _refuse_absolute(copy if path.is_dir() else copy / path.name, path)
         repairs = sorted((one for group in (*per_file, *per_label) for one in group), key=lambda one: one.file)
         write_text(copy / REPAIRS_FILE, _table(repairs))
@@ -122,7 +124,7 @@ def _files(path: Path, found: Found | None) -> tuple[Path, list[Path]]:
     if outside:
         raise DataError(
             f"{path}: names {len(outside)} file(s) outside its folder, e.g. {outside[0]}; a copy could not name them "
-            "the same way. Repair those files themselves (`segpipe check FILE --fix OUT`)."
+            "the same way. Name the folder that holds all, or repair single files (`segpipe check FILE --fix OUT`)."
         )
     if path.is_dir():
         return root, list(walk(path))

@@ -49,24 +49,37 @@ def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
         case: Its files; the missing ones have been reported already.
         n_channels: What the dataset has; None if any number is right (images without a dataset).
     """
-    faults: list[Fault] = []
-    headers = [header for path in case.images if (header := _header(case, path, faults)) is not None]
-    grid = headers[0].grid if headers else None
-    if n_channels is not None and len(headers) == len(case.images):
-        faults += _channel_faults(case, headers, n_channels)
+    headers, label, faults = inspect_headers(case, n_channels)
     hashes = {}
     for header in headers:
-        faults += [*_header_faults(case, header), *_image_place_faults(case, header, headers[0].grid)]
         digest, found = _in_memory(_inspect_voxels, case, header)
         faults += found
         if digest is not None:
             hashes[header.path] = digest
     n_label_vox = None
-    if case.label is not None and (label := _header(case, case.label, faults)) is not None:
-        faults += [*_header_faults(case, label), *(_label_place_faults(case, label, headers[0]) if headers else [])]
+    if label is not None:
         n_label_vox, found = _in_memory(_inspect_labels, case, label)
         faults += found
-    return CaseFacts(case.case_id, tuple(faults), grid, hashes, n_label_vox)
+    return CaseFacts(case.case_id, tuple(faults), headers[0].grid if headers else None, hashes, n_label_vox)
+
+
+def inspect_headers(case: FoundCase, n_channels: int | None) -> tuple[list[Header], Header | None, list[Fault]]:
+    """Headers of a case's images and of its label map, as far as they can be read, and what is wrong with them.
+
+    Args:
+        case: Its files.
+        n_channels: What the dataset has; None if any number is right.
+    """
+    faults: list[Fault] = []
+    headers = [header for path in case.images if (header := _header(case, path, faults)) is not None]
+    if n_channels is not None and len(headers) == len(case.images):
+        faults += _channel_faults(case, headers, n_channels)
+    for header in headers:
+        faults += [*_header_faults(case, header), *_image_place_faults(case, header, headers[0].grid)]
+    label = None if case.label is None else _header(case, case.label, faults)
+    if label is not None:
+        faults += [*_header_faults(case, label), *(_label_place_faults(case, label, headers[0]) if headers else [])]
+    return headers, label, faults
 
 
 def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
