@@ -22,7 +22,8 @@ from segpipe.evaluate.metrics import METRICS, Overlap
 from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, POLICIES, summarise
-from segpipe.evaluate.surface import hausdorff_percentile_mm, lattice_distances
+from segpipe.evaluate.surface import lattice_distances
+from segpipe.evaluate.surface_metrics import hausdorff_percentile_mm
 
 MM = (1.0, 1.0, 1.0)
 SPACING = (2.0, 1.0, 0.5)
