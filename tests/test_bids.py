@@ -57,6 +57,7 @@ def test_scans_become_cases_and_subjects_patients(tmp_path: Path, raw: str):
     assert {label.name: label.values for label in dataset.labels.labels} == {"heart": (1,), "left lung": (2,)}
     report = check_dataset(root, n_workers=1)
     assert report.faults == ()
+    assert load_dataset(root / raw, n_workers=1) == dataset  # the images' folder stands for the dataset
     assert report.understood["layout"] == "BIDS (sub-…/anat, derivatives)"
     assert report.understood["patients"] == "5, the subjects (sub-…)"
     assert report.understood["label maps"].startswith("derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_desc")

@@ -120,9 +120,12 @@ def test_what_cannot_be_repaired_is_copied_and_said(tmp_path: Path):
     data = write_nnunet(tmp_path / "data", CASES)
     write_tiny(data / "labelsTr/a.nii.gz", tiny_labels() * np.float32(0.6))
     (data / "imagesTr/b_0000.nii.gz").write_text("no image")
-    (fix,) = fix_dataset(data, tmp_path / "out", n_workers=1)
+    cut = write_tiny(data / "labelsTr/c.nii.gz", tiny_labels().astype(np.float32))
+    cut.write_bytes(gzip.compress(gzip.decompress(cut.read_bytes())[:-400]))
+    fix, unreadable = fix_dataset(data, tmp_path / "out", n_workers=1)
     assert (fix.file, fix.is_repaired) == ("labelsTr/a.nii.gz", False)
-    assert fix.done == "copied as it was"
+    assert (fix.kind, fix.done) == ("label_not_integer", "copied as it was")
+    assert (unreadable.kind, unreadable.case_id, unreadable.is_repaired) == ("unreadable", "c", False)
     assert (tmp_path / "out/imagesTr/b_0000.nii.gz").read_text() == "no image"
 
 

@@ -56,6 +56,8 @@ def read_bids(folder: Path) -> Found | None:
         DataError: If folders or tables cannot be read, or it cannot be told which files are the label maps.
     """
     root, chosen = (folder.parent.parent, folder) if folder.parent.name == "derivatives" else (folder, None)
+    if folder.name == "rawdata" and not (folder / "derivatives").is_dir():
+        root = folder.parent
     raw = next((place for place in (root, root / "rawdata") if place.is_dir() and _subjects(place)), None)
     if raw is None:
         return None

@@ -25,7 +25,7 @@ from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.found import Found, FoundCase
-from segpipe.data.inspect import what_was_found
+from segpipe.data.inspect import kind_of, what_was_found
 from segpipe.data.layouts import find_layout
 from segpipe.data.patients import PATIENTS_FILE
 from segpipe.data.placement import Placement, placement
@@ -179,7 +179,7 @@ class _Job:
             values = read_label_values(label)
         except DataError as problem:
             found = what_was_found(problem, target)
-            return [self.repair(file, "label_not_integer", found, "copied as it was", is_repaired=False)]
+            return [self.repair(file, kind_of(problem), found, "copied as it was", is_repaired=False)]
         repairs = []
         dtype = _smallest(values)
         if not label.holds_integers:

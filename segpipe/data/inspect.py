@@ -199,8 +199,7 @@ def _inspect_labels(case: FoundCase, header: Header) -> tuple[dict[int, int] | N
     try:
         values = read_label_values(header)
     except DataError as problem:
-        kind = "label_not_integer" if "label values" in str(problem) else "unreadable"
-        return None, [fault(kind, what_was_found(problem, header.path), case.case_id, header.path)]
+        return None, [fault(kind_of(problem), what_was_found(problem, header.path), case.case_id, header.path)]
     faults = []
     if not header.holds_integers:
         faults.append(fault("label_float", header.stored_as, case.case_id, header.path))
@@ -216,6 +215,11 @@ def _digest(voxels_czyx: NDArray[np.float32]) -> str:
 
 def _shape(grid: Grid) -> str:
     return " × ".join(map(str, grid.shape_zyx[::-1])) + " voxels (x, y, z)"
+
+
+def kind_of(problem: DataError) -> str:
+    """The kind of fault of a label map whose values could not be had."""
+    return "label_not_integer" if "label values" in str(problem) else "unreadable"
 
 
 def what_was_found(problem: DataError, path: Path) -> str:
