@@ -64,7 +64,7 @@ class ConvNeXtBlock(nn.Module):
 
     Args:
         make: Makes layers.
-        shape: Channels, kernel, stride. An axis with a stride has a kernel that spans it, so that no voxel is left out.
+        shape: Channels, kernel, stride. With a stride the kernel reaches the next voxel that is kept: none is left out.
         expansion: Hidden channels as a multiple of `shape.n_in`.
         drop_path_fraction: In training, share of samples without the branch.
         is_up: Edges are multiplied by the stride, not divided.
@@ -75,7 +75,7 @@ class ConvNeXtBlock(nn.Module):
     ) -> None:
         super().__init__()
         n_in, n_out, stride = shape.n_in, shape.n_out, shape.stride
-        kernel = tuple(max(k, step | 1) for k, step in zip(shape.kernel, stride, strict=True))
+        kernel = tuple(max(k, 2 * step - 1) for k, step in zip(shape.kernel, stride, strict=True))
         resample = _raising if is_up else make.convolution
         self.depthwise = resample(n_in, n_in, kernel, stride, groups=n_in, bias=True)
         self.norm = make.norm(n_in)
@@ -139,10 +139,11 @@ def upkern(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[st
     """
     fitted = dict(weights)
     for name in weights.keys() & like.keys():
-        source, kernel = weights[name], like[name].shape[2:]
-        if like[name].shape == source.shape[:2] + kernel != source.shape and source.ndim - 2 in _LINEAR:
-            mode = _LINEAR[source.ndim - 2]
-            resized = functional.interpolate(source.float(), tuple(kernel), mode=mode, align_corners=False)
+        source, target = weights[name], like[name]
+        n_axes = source.ndim - 2
+        is_kernel = n_axes in _LINEAR and source.ndim == target.ndim and source.shape[:2] == target.shape[:2]
+        if is_kernel and source.shape != target.shape:
+            resized = functional.interpolate(source.float(), tuple(target.shape[2:]), mode=_LINEAR[n_axes])
             fitted[name] = resized.to(source.dtype)
     return fitted
 
