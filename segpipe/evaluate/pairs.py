@@ -7,14 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.header import stem_of
+from segpipe.core.header import ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.faults import refuse
 from segpipe.data.folders import LABEL_FOLDERS, subfolder
-from segpipe.data.found import Found, image_files, label_name, without_twins
+from segpipe.data.found import Found, image_files, label_name, listed, without_twins
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
@@ -47,7 +47,8 @@ class Pairing:
 def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
     """Pair masks with references: by case where the references are a dataset, else by file name without its ending.
 
-    A mask may be called as the case or as the case's label file (`p01` or `p01_seg`).
+    A mask may be called as the case or as the case's label file (`p01` or `p01_seg`). Files that lie in subfolders
+    alone are called by their own names, or by the subfolders' where each holds one of the same name (`p01/mask.nrrd`).
 
     Args:
         reference: A file, a folder of label maps, or a dataset in a layout of data_readme.md.
@@ -240,15 +241,28 @@ def _label_files(folder: Path, masks: set[str]) -> dict[str, Path]:
     """Label maps by the name of their case, in a folder or its subfolder of label maps."""
     if not image_files(folder):
         folder = subfolder(folder, LABEL_FOLDERS) or folder
-    files, twins = without_twins((label_name(stem_of(path), masks), path) for path in image_files(folder))
+    files = _files(folder)
+    named, twins = without_twins((label_name(name, masks), path) for name, path in files.items())
     refuse(twins, folder)
-    return files
+    return named
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    files, twins = without_twins((stem_of(path), path) for path in image_files(folder))
+    """Image files by name; if all of them lie in subfolders, one in each, by the subfolder if their names repeat."""
+    paths = image_files(folder) or _nested(folder)
+    names = [stem_of(path) for path in paths]
+    homes = [path.parent.relative_to(folder).as_posix().replace("/", "_") for path in paths]
+    if len(set(names)) < len(names) and "." not in homes and len(set(homes)) == len(homes):
+        names = homes
+    files, twins = without_twins(zip(names, paths, strict=True))
     refuse(twins, folder)
     return files
+
+
+def _nested(folder: Path) -> list[Path]:
+    """Image files anywhere below a folder, without hidden ones."""
+    inside = [path for path in listed(folder) if path.is_dir() and not ending_of(path)]
+    return [path for one in inside for path in (*image_files(one), *_nested(one))]
 
 
 def _by_case(masks: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path]:
