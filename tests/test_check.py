@@ -314,7 +314,7 @@ def set_header(path: Path, place: int, kind: str, *values: float) -> None:
     path.write_bytes(gzip.compress(content))
 
 
-def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     """nibabel would read 1 mm. Where the sform knows better the copy can be repaired, else nobody knows."""
     write_nnunet(tmp_path, CASES)
     for case in ("a", "b"):
@@ -329,7 +329,7 @@ def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, capfd: pytest
             "the affine (sform) says voxels of 1 × 1.5 × 2.5 mm (x, y, z), pixdim says 0 × 0 × 0 mm",
         ),
     ]
-    assert "non-zero" not in capfd.readouterr().err
+    assert caplog.records == []  # nibabel says it without a name
 
 
 def test_a_fault_keeps_its_value(tmp_path: Path):
