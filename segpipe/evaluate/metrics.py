@@ -71,7 +71,7 @@ def _lesion_metrics(rule: str) -> list[Metric]:
     rows = [
         Metric(f"lesion_{n}{rule}", "1", "overlap", f"les. {t}{short}", "lesions", False) for n, t in shares.items()
     ]
-    title = f"les. HD95 mm{short}"
+    title = f"les. HD95{short or ' mm'}"
     return [*rows, Metric(f"lesion_hd95{rule}", "mm", "distance", title, "lesions", False, missed_mm)]
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.header import ending_of, stem_of
+from segpipe.core.header import stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.faults import refuse
-from segpipe.data.folders import LABEL_FOLDERS, subfolder
+from segpipe.data.folders import IMAGE_FOLDERS, LABEL_FOLDERS, subfolder
 from segpipe.data.found import Found, image_files, label_name, listed, without_twins
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts import find_layout, patients_of
@@ -260,8 +260,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _nested(folder: Path) -> list[Path]:
-    """Image files anywhere below a folder, without hidden ones."""
-    inside = [path for path in listed(folder) if path.is_dir() and not ending_of(path)]
+    """Image files anywhere below a folder, without hidden ones and without a dataset's own folders."""
+    own = {*IMAGE_FOLDERS, *LABEL_FOLDERS}
+    inside = [path for path in listed(folder) if path.is_dir() and path.name.lower() not in own]
     return [path for one in inside for path in (*image_files(one), *_nested(one))]
 
 
