@@ -135,11 +135,11 @@ def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
     if case.label is None:
         raise DataError(f"{case.case_id}: has no label map, expected one. Add it, or take the image away.")
     signature, content = signature_of(case), content_of(case)  # before reading: a later change is then seen
-    volume = _read_image(case, dataset.channels)
-    values, grid = read_labels(Path(case.label))
-    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
+    values, grid = read_labels(Path(case.label))  # before the image, so that it is small by the time that one is there
     indices = dataset.labels.encode(values, case.label)
     del values
+    volume = _read_image(case, dataset.channels)
+    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
     box = nonzero_box(volume.voxels_czyx)
     foreground = indices[box.slices] > 0  # never the ignore label (nnU-Net counts it, its issue #3055)
     fingerprint = CaseFingerprint(
