@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from math import isfinite, isnan, nan
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ _COUNTS = ("n_reference_vox", "n_prediction_vox")
 def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
     """Scores in a `summary.json` of nnU-Net v2.
 
-    Cases are called as their prediction files, patients as the cases' names tell.
+    Cases are called as their prediction files, and each is its own patient.
 
     Args:
         path: The file.
@@ -41,7 +42,6 @@ def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
         )
     rows: list[Score] = []
     try:
-        patients = _patients([stem_of(Path(case["prediction_file"])) for case in cases], path.parent)
         for case in cases:
             case_id = stem_of(Path(case["prediction_file"]))
             for label, values in case["metrics"].items():
@@ -49,7 +49,7 @@ def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
                 for theirs, ours in _NNUNET_METRICS.items():
                     status = _status(*counts)
                     rows.append(
-                        Score("", case_id, patients[case_id], fold, None, label, ours, float(values[theirs]), "1",
+                        Score("", case_id, case_id, fold, None, label, ours, float(values[theirs]), "1",
                               status, *counts)
                     )  # fmt: skip
         return ScoreTable(tuple(rows))
@@ -65,7 +65,7 @@ def long_table(path: Path) -> ScoreTable:
 
     Returns:
         Without the numbers of voxels (0 and 0 then) an overlap that is NaN means that both masks were empty. Without
-        `patient_id` patients are taken from the cases' names.
+        `patient_id` each case is its own patient.
 
     Raises:
         DataError: If a column is missing, a value is none, or a row occurs twice.
@@ -78,15 +78,12 @@ def long_table(path: Path) -> ScoreTable:
             f"{path}, line 1: columns are {', '.join(header)}; expected case_id, label and a column for each metric "
             f"({', '.join(list(METRICS)[:3])} …), or metric and value. Rename the columns."
         )
-    patients = {}
-    if "patient_id" not in header:
-        patients = _patients([cells["case_id"] for _, cells in lines], path.parent)
     rows: list[Score] = []
     first_line: dict[Any, int] = {}
     for line, cells in lines:
         for name in in_cells or [cells["metric"].strip().lower()]:
             try:
-                row = _parsed(cells, name, cells[name if in_cells else "value"], patients)
+                row = _parsed(cells, name, cells[name if in_cells else "value"])
             except ValueError as fault:
                 raise DataError(f"{path}, line {line}: {fault}. Correct the line.") from None
             key = (*row.case_key, row.label, row.metric)
@@ -117,7 +114,7 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return header, [(line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:]]
 
 
-def _parsed(cells: Mapping[str, str], metric: str, text: str, patients: Mapping[str, str]) -> Score:
+def _parsed(cells: Mapping[str, str], metric: str, text: str) -> Score:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
     value = float(text) if text.strip() else nan
@@ -133,7 +130,7 @@ def _parsed(cells: Mapping[str, str], metric: str, text: str, patients: Mapping[
         raise ValueError(f"{metric} is {value}; which mask is empty is told by columns {' and '.join(_COUNTS)}")
     case_id = cells["case_id"]
     return Score(
-        cells.get("run", ""), case_id, cells.get("patient_id") or patients.get(case_id, case_id), fold, seed,
+        cells.get("run", ""), case_id, cells.get("patient_id") or case_id, fold, seed,
         cells["label"], metric, value, METRICS[metric].unit, status, counts[0], counts[1],
     )  # fmt: skip
 
@@ -146,7 +143,17 @@ def _status(n_reference_vox: int, n_prediction_vox: int) -> Status:
     return "spurious" if n_prediction_vox else "both_empty"
 
 
-def _patients(case_ids: Sequence[str], folder: Path) -> dict[str, str]:
-    patients, _, faults = assign_patients(list(dict.fromkeys(case_ids)), folder)
+def with_patients(table: ScoreTable, folder: Path) -> ScoreTable:
+    """The table with patients as a `patients.json` in the folder tells, else as the cases' names tell in words.
+
+    Returns:
+        The table itself if it knows of patients.
+
+    Raises:
+        DataError: If `patients.json` is no such file or leaves out a case.
+    """
+    if any(row.patient_id != row.case_id for row in table.rows):
+        return table
+    patients, _, faults = assign_patients(list(table.case_ids), folder)
     refuse(faults, folder)
-    return patients
+    return ScoreTable(tuple(replace(row, patient_id=patients[row.case_id]) for row in table.rows))

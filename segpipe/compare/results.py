@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from segpipe.compare.foreign import long_table, nnunet_table
+from segpipe.compare.foreign import long_table, nnunet_table, with_patients
 from segpipe.core.errors import DataError, UsageError
 from segpipe.evaluate.scores import COLUMNS, Score, ScoreTable
 
@@ -94,12 +94,12 @@ def read_table(path: Path) -> ScoreTable:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Check the path.")
-    if path.is_dir():
-        try:
-            return ScoreTable.joined(_read_file(file) for file in _files_in(path))
-        except ValueError as fault:
-            raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
-    return _read_file(path)
+    files = _files_in(path) if path.is_dir() else [path]
+    try:
+        table = ScoreTable.joined(_read_file(file) for file in files)
+    except ValueError as fault:
+        raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
+    return table if _is_ours(files[0]) else with_patients(table, files[0].parent)
 
 
 def _read_file(path: Path) -> ScoreTable:
@@ -108,12 +108,16 @@ def _read_file(path: Path) -> ScoreTable:
         return nnunet_table(path, fold)
     if path.suffix != ".csv":
         raise DataError(f"{path}: expected a .csv table, nnU-Net's {SUMMARY_FILE} or a folder with either.")
+    return ScoreTable.load(path) if _is_ours(path) else long_table(path)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a scores.csv."""
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            header = file.readline().strip()
+        with path.open(encoding="utf-8") as file:
+            return file.readline().strip() == ",".join(COLUMNS)
     except (OSError, UnicodeDecodeError) as fault:
         raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
-    return ScoreTable.load(path) if header == ",".join(COLUMNS) else long_table(path)
 
 
 def _files_in(folder: Path) -> list[Path]:
