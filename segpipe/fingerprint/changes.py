@@ -57,12 +57,6 @@ class Changes:
                 parts.append(f"{len(cases)} case{'s' * (len(cases) > 1)} {what} ({_named(cases)})")
         return "; ".join(parts)
 
-    def concerns(self, case_id: str) -> bool:
-        """Whether what was measured of a case no longer holds."""
-        return bool(self.channels or self.labels) or any(
-            case_id in cases for cases in (self.added, self.image_changed, self.label_changed)
-        )
-
 
 def changes(known: Measured, dataset: Dataset, n_workers: int = 1) -> Changes:
     """Compare a dataset with what was measured; bytes are read only of cases whose files have another signature.
@@ -125,11 +119,9 @@ def _still_true(path: Path, dataset: Dataset, n_workers: int) -> dict[str, Measu
         say(f"{fault} All cases are measured.")
         return {}
     found = changes(known, dataset, n_workers)
-    kept = {
-        measured.case.case_id: measured
-        for measured in known.cases
-        if measured.case.case_id in dataset.by_id and not found.concerns(measured.case.case_id)
-    }
+    gone = {*found.removed, *found.image_changed, *found.label_changed}
+    cases = () if found.channels or found.labels else known.cases
+    kept = {measured.case.case_id: measured for measured in cases if measured.case.case_id not in gone}
     n_missing = len(dataset.cases) - len(kept)
     say(
         f"{dataset.root}: changed since it was measured: {found}. {n_missing} of {len(dataset.cases)} cases to measure."
