@@ -15,8 +15,10 @@ from scipy.spatial import cKDTree
 
 from segpipe.core.volume import read_labels
 from segpipe.evaluate.cells import cell_patches
-from segpipe.evaluate.surface import Directed, SurfaceDistances, lattice_distances, mc_distances, voxel_distances
+from segpipe.evaluate.surface import lattice_distances, mc_distances, voxel_distances
 from segpipe.evaluate.surface_metrics import (
+    Directed,
+    SurfaceDistances,
     hausdorff_interpolated_mm,
     hausdorff_mm,
     hausdorff_percentile_mm,

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate import surface_metrics
-from segpipe.evaluate.surface import SurfaceDistances, mask_distances
+from segpipe.evaluate.surface import mask_distances
+from segpipe.evaluate.surface_metrics import SurfaceDistances
 
 Mask = NDArray[np.bool_]
 Status = Literal["ok", "both_empty", "missed", "spurious"]

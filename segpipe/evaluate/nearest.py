@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.bits import code_at
-from segpipe.evaluate.compiled import kernel, leading_zeros, trailing_zeros
+from segpipe.evaluate.compiled import count_ones, kernel, leading_zeros, trailing_zeros
 
 _N_ROWS = 512  # a search that ends in vain costs about as much as the far path then takes
 _SIDE = 32  # bits of the window to the left of a place; to its right one less
-_LOW, _SIXTY_FOUR, _ONE = np.uint64((1 << _SIDE) - 1), np.uint64(64), np.uint64(1)
+_LEFT, _ONE, _SIXTY_THREE = np.uint64((1 << _SIDE) - 1), np.uint64(1), np.uint64(63)
 UNKNOWN = np.inf  # squared distance of an element whose nearest one was not found
 
 
@@ -64,30 +63,23 @@ def near_squares(places: Any, target: Any, steps: Any, least_mm2: Any, limit_mm2
         (n,) float64 in mm²; UNKNOWN where it is not below `limit_mm2`.
     """
     squares = np.empty(len(places))
-    n_z, n_y, _ = target.shape
+    words, (n_z, n_y, n_w) = target.ravel(), target.shape
     for i in range(len(places)):
-        z, y, bit = places[i]
-        start = bit - _SIDE
-        w, b = start >> 6, np.uint64(start & 63)
+        z, y, start = np.int64(places[i, 0]), np.int64(places[i, 1]), np.int64(places[i, 2]) - _SIDE
         best = limit_mm2
-        for k in range(len(steps)):
+        for k in range(len(least_mm2)):
             if least_mm2[k] >= best:
                 break
             row_z, row_y = z + steps[k, 0], y + steps[k, 1]
-            if not (0 <= row_z < n_z and 0 <= row_y < n_y):
+            if row_z < 0 or row_z >= n_z or row_y < 0 or row_y >= n_y:
                 continue
-            window = target[row_z, row_y, w] >> b
-            if b:
-                window |= target[row_z, row_y, w + 1] << (_SIXTY_FOUR - b)
+            at = np.uint64((row_z * n_y + row_y) * n_w + (start >> 6))  # unsigned: no check for places from the end
+            window = _window(words, at, start)
             if window == 0:
                 continue
-            right, left = window >> np.uint64(_SIDE), window & _LOW
-            step: Any = _SIDE
-            if right:
-                step = np.int64(trailing_zeros(right))
-            if left:
-                step = min(step, np.int64(leading_zeros(left)) - (_SIDE - 1))
-            best = min(best, least_mm2[k] + (step * spacing_mm[2]) ** 2)
+            to_left = np.int64(leading_zeros(window & _LEFT)) - (_SIDE - 1)
+            step = min(np.int64(trailing_zeros(window >> np.uint64(_SIDE))), to_left) * spacing_mm[2]
+            best = min(best, least_mm2[k] + step * step)
         squares[i] = best if best < limit_mm2 else UNKNOWN
     return squares
 
@@ -95,65 +87,82 @@ def near_squares(places: Any, target: Any, steps: Any, least_mm2: Any, limit_mm2
 @kernel
 def near_point_squares(
     places: Any,
-    codes: Any,
+    own_points: Any,
     target: Any,
-    mask: Any,
+    points: Any,
     steps: Any,
     least_mm2: Any,
     limit_mm2: Any,
     spacing_mm: Any,
-    points_vox: Any,
     slack_vox: Any,
 ) -> Any:
-    """As `near_squares`, but each cell stands for the point of its code.
+    """As `near_squares`, but each cell stands for a point in it.
 
     Args:
-        places, codes: (n, 3) and (n,) of the cells to start from.
-        target, mask: Cells of the other surface, and the mask that they are of.
+        places: (n, 3) of the cells to start from.
+        own_points: (n, 3) of their points, in voxels from the middle of the cell.
+        target: Bits of the other surface.
+        points: (m, 3) of its points, likewise, in the order of its bits.
         steps, least_mm2, limit_mm2: From `rows_near` with `slack_vox`.
         spacing_mm: (3,).
-        points_vox: (256, 3), from the cell's centre, by code.
-        slack_vox: Twice the largest step in `points_vox` along an axis.
+        slack_vox: Twice the most that a point is away from the middle along an axis.
     """
     squares = np.empty(len(places))
-    n_z, n_y, _ = target.shape
+    words, first_point, (n_z, n_y, n_w) = target.ravel(), _points_before(target), target.shape
+    steps_vox, reach, (mm_z, mm_y, mm_x) = steps.astype(np.float64), 0.5 * slack_vox, spacing_mm
     for i in range(len(places)):
-        z, y, bit = places[i]
-        own = points_vox[codes[i]]
-        start = bit - _SIDE
-        w, b = start >> 6, np.uint64(start & 63)
-        best = limit_mm2
-        for k in range(len(steps)):
+        z, y, start = np.int64(places[i, 0]), np.int64(places[i, 1]), np.int64(places[i, 2]) - _SIDE
+        own_z, own_y, own_x, best = own_points[i, 0], own_points[i, 1], own_points[i, 2], limit_mm2
+        for k in range(len(least_mm2)):
             if least_mm2[k] >= best:
                 break
             row_z, row_y = z + steps[k, 0], y + steps[k, 1]
-            if not (0 <= row_z < n_z and 0 <= row_y < n_y):
+            if row_z < 0 or row_z >= n_z or row_y < 0 or row_y >= n_y:
                 continue
-            window = target[row_z, row_y, w] >> b
-            if b:
-                window |= target[row_z, row_y, w + 1] << (_SIXTY_FOUR - b)
-            right, left = window >> np.uint64(_SIDE), window & _LOW
-            while right:
-                step = np.int64(trailing_zeros(right))
-                if least_mm2[k] + (max(step - slack_vox, 0.0) * spacing_mm[2]) ** 2 >= best:
+            to_z, to_y = steps_vox[k, 0] - own_z, steps_vox[k, 1] - own_y
+            least = (max(abs(to_z) - reach, 0.0) * mm_z) ** 2 + (max(abs(to_y) - reach, 0.0) * mm_y) ** 2
+            at = np.uint64((row_z * n_y + row_y) * n_w + (start >> 6))
+            window = _window(words, at, start)
+            if least >= best or window == 0:
+                continue
+            right, left = window >> np.uint64(_SIDE), window & _LEFT
+            before = words[at] & ((_ONE << np.uint64(start & 63)) - _ONE)
+            middle = np.uint64(first_point[at]) + count_ones(before) + count_ones(left)
+            j = middle
+            while right:  # the same twice: as a function of both sides it takes half as long again
+                to_x = np.float64(np.int64(trailing_zeros(right))) - own_x
+                if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
-                right &= right - _ONE
-                other = points_vox[code_at(mask, row_z, row_y, bit + step)]
-                best = min(best, _square(steps[k, 0], steps[k, 1], step, own, other, spacing_mm))
+                d_z, d_y, d_x = to_z + points[j, 0], to_y + points[j, 1], to_x + points[j, 2]
+                best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
+                right, j = right & (right - _ONE), j + _ONE
+            j = middle
             while left:
-                step = np.int64(leading_zeros(left)) - (_SIDE - 1)
-                if least_mm2[k] + (max(step - slack_vox, 0.0) * spacing_mm[2]) ** 2 >= best:
+                n_left = np.int64(leading_zeros(left)) - (_SIDE - 1)
+                to_x = np.float64(n_left) + own_x
+                if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
-                left &= ~(_ONE << np.uint64(_SIDE - step))
-                other = points_vox[code_at(mask, row_z, row_y, bit - step)]
-                best = min(best, _square(steps[k, 0], steps[k, 1], -step, own, other, spacing_mm))
+                left, j = left & ~(_ONE << np.uint64(_SIDE - n_left)), j - _ONE
+                d_z, d_y, d_x = to_z + points[j, 0], to_y + points[j, 1], points[j, 2] - to_x
+                best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
         squares[i] = best if best < limit_mm2 else UNKNOWN
     return squares
 
 
 @kernel
-def _square(step_z: Any, step_y: Any, step_x: Any, own: Any, other: Any, spacing_mm: Any) -> Any:
-    z = (step_z + other[0] - own[0]) * spacing_mm[0]
-    y = (step_y + other[1] - own[1]) * spacing_mm[1]
-    x = (step_x + other[2] - own[2]) * spacing_mm[2]
-    return z * z + y * y + x * x
+def _window(words: Any, at: Any, start: Any) -> Any:
+    """64 bits from a place on, which lies in word `at`."""
+    shift = np.uint64(start & 63)
+    return words[at] >> shift | words[at + _ONE] << _ONE << (_SIXTY_THREE - shift)
+
+
+@kernel
+def _points_before(target: Any) -> Any:
+    """Number of bits before each word."""
+    words = target.ravel()
+    first = np.empty(len(words), np.int32)
+    n: Any = 0
+    for i in range(len(words)):
+        first[i] = n
+        n += np.int64(count_ones(words[i]))
+    return first

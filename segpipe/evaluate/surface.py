@@ -13,7 +13,6 @@ Elements that both surfaces have are only counted: their distance is 0, and they
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.evaluate.cells import CellPatches, cell_patches
+from segpipe.evaluate.surface_metrics import Directed, SurfaceDistances
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,41 +30,6 @@ Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 _FLAT = 1e3  # mm in place of the spacing of an axis that is none: no row is searched along it
 _ROUNDING = 1e-9  # of a voxel: what lies within the slack must not be lost
-
-
-@dataclass(frozen=True, eq=False)
-class Directed:
-    """Distances from the elements of one surface to the other surface.
-
-    Args:
-        apart_mm: (n,) float64, of the elements that the other surface does not have; inf if it has none.
-        apart_weights: (n,) float64: area in mm², length in mm for one slice, or 1 for each voxel.
-        n_shared: Elements that the other surface has too; their distance is 0.
-        shared_weight: What they weigh together.
-    """
-
-    apart_mm: NDArray[np.float64]
-    apart_weights: NDArray[np.float64]
-    n_shared: int
-    shared_weight: float
-
-    @property
-    def n(self) -> int:
-        """Number of elements."""
-        return len(self.apart_mm) + self.n_shared
-
-    @property
-    def weight(self) -> float:
-        """What all elements weigh."""
-        return float(self.apart_weights.sum()) + self.shared_weight
-
-
-@dataclass(frozen=True, eq=False)
-class SurfaceDistances:
-    """Both directions; an empty mask has no elements."""
-
-    from_reference: Directed
-    from_prediction: Directed
 
 
 def lattice_distances(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...]) -> SurfaceDistances:
@@ -225,19 +190,19 @@ def _mc_from(pair: _Pair, side: int, same: NDArray[np.uint64]) -> Directed:
     from segpipe.evaluate.far import far_squares
     from segpipe.evaluate.nearest import near_point_squares
 
-    bits, patches = _bits(), pair.patches
+    bits, patches, spacing = _bits(), pair.patches, np.array(pair.search_mm)
     (own, other), (mask, other_mask) = pair.cells[:: 1 - 2 * side], pair.masks[:: 1 - 2 * side]
     places, n_shared = _apart(own, same)
     codes = bits.codes_of(mask, places)
+    starts = patches.centres_vox[codes]
+    goals = _all_places(other)
+    ends = patches.centres_vox[bits.codes_of(other_mask, goals)]
     slack_vox = 2 * float(np.abs(patches.centres_vox).max()) + _ROUNDING
-    rows, spacing = _rows(pair.search_mm, slack_vox), np.array(pair.search_mm)
-    squares = near_point_squares(places, codes, other, other_mask, *rows, spacing, patches.centres_vox, slack_vox)
+    rows = _rows(pair.search_mm, slack_vox)
+    squares = near_point_squares(places, starts, other, ends, *rows, spacing, slack_vox)
     is_far = np.isinf(squares)
     if is_far.any():
-        goals = _all_places(other)
-        points = goals + patches.centres_vox[bits.codes_of(other_mask, goals)]
-        starts = places[is_far] + patches.centres_vox[codes[is_far]]
-        squares[is_far] = far_squares(starts, points, spacing)
+        squares[is_far] = far_squares(places[is_far] + starts[is_far], goals + ends, spacing)
     shared = float(bits.code_counts(own, same, mask) @ patches.areas_mm2)
     return Directed(np.sqrt(squares), patches.areas_mm2[codes], n_shared, shared)
 

@@ -6,13 +6,48 @@ All of them: inf (NSD 0) if one mask is empty, NaN if both are.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from math import floor, inf, nan
 
 import numpy as np
-
-from segpipe.evaluate.surface import Directed, SurfaceDistances
+from numpy.typing import NDArray
 
 _SLACK = 1e-9  # relative; sums of areas in another order differ by 1e-15, and must not move a percentile
+
+
+@dataclass(frozen=True, eq=False)
+class Directed:
+    """Distances from the elements of one surface to the other surface.
+
+    Args:
+        apart_mm: (n,) float64, of the elements that the other surface does not have; inf if it has none.
+        apart_weights: (n,) float64: area in mm², length in mm for one slice, or 1 for each voxel.
+        n_shared: Elements that the other surface has too; their distance is 0.
+        shared_weight: What they weigh together.
+    """
+
+    apart_mm: NDArray[np.float64]
+    apart_weights: NDArray[np.float64]
+    n_shared: int
+    shared_weight: float
+
+    @property
+    def n(self) -> int:
+        """Number of elements."""
+        return len(self.apart_mm) + self.n_shared
+
+    @property
+    def weight(self) -> float:
+        """What all elements weigh."""
+        return float(self.apart_weights.sum()) + self.shared_weight
+
+
+@dataclass(frozen=True, eq=False)
+class SurfaceDistances:
+    """Both directions; an empty mask has no elements."""
+
+    from_reference: Directed
+    from_prediction: Directed
 
 
 def hausdorff_mm(distances: SurfaceDistances) -> float:
