@@ -70,11 +70,13 @@ def test_no_batch_norm_hides_in_a_network_with_instance_norm(kind, view):
 
 
 @pytest.mark.slow
-@every_network
-def test_every_network_can_be_compiled(kind, view):
-    network, x = fresh(kind, view).eval(), torch.randn(1, 2, *PATCH[view])
+@pytest.mark.parametrize("kind", {function: kind for kind, function in reversed(NETWORKS.items())}.values())
+def test_every_family_can_be_compiled(kind):
+    network, x = fresh(kind, "anisotropic").eval(), torch.randn(1, 2, *PATCH["anisotropic"])
+    ours = kind not in ("segresnet", "swin_unetr")  # MONAI's: captured, but not in one piece, nor translated
+    compiled = torch.compile(network, fullgraph=ours, backend="inductor" if ours else "aot_eager")
     with torch.no_grad():
-        expected, found = network(x), torch.compile(network)(x)
+        expected, found = network(x), compiled(x)
     torch._dynamo.reset()
     for one, other in zip(expected, found, strict=True):
         torch.testing.assert_close(other, one, atol=1e-3, rtol=1e-3)

@@ -9,8 +9,9 @@ import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from specs import VIEWS, unet
 from torch import Tensor, nn
+from torch.nn import functional
 
-from segpipe.networks.blocks import ChannelNorm, DropPath, Layers, ResidualBlock, drop_paths
+from segpipe.networks.blocks import BlockShape, ChannelNorm, DropPath, Layers, ResidualBlock, drop_paths
 from segpipe.networks.build import build
 from segpipe.networks.parts import Parts
 from segpipe.networks.spec import NetworkSpec
@@ -134,6 +135,15 @@ def test_a_residual_block_starts_as_the_identity_on_what_is_positive():
     assert torch.equal(same(x), x)
 
 
+def test_a_residual_branch_is_scaled_before_it_is_added():
+    torch.manual_seed(0)
+    shape = BlockShape(3, 3, (3, 3), (1, 1))
+    whole, half = (ResidualBlock(Layers(2, Parts(residual_scale=scale)), shape) for scale in (1.0, 0.5))
+    half.load_state_dict(stirred(whole).state_dict())
+    x = torch.randn(1, 3, 4, 4)
+    torch.testing.assert_close(half(x), functional.leaky_relu(x + 0.5 * whole.conv2(whole.conv1(x)), 0.01))
+
+
 def test_the_skip_of_a_residual_block_averages_what_is_there_by_hand():
     # one channel of 1, 2, 3 at stride 2: the means are (1 + 2) / 2 and 3
     make = Layers(2, Parts())
@@ -156,7 +166,7 @@ def test_drop_paths_rise_to_the_deepest_block():
 
 def test_channel_norm_is_layer_norm_of_each_voxel():
     norm, x = stirred(ChannelNorm(5)), torch.randn(2, 5, 3, 4, 2)
-    expected = nn.functional.layer_norm(x[1, :, 2, 3, 1], (5,), norm.weight, norm.bias)
+    expected = functional.layer_norm(x[1, :, 2, 3, 1], (5,), norm.weight, norm.bias)
     torch.testing.assert_close(norm(x)[1, :, 2, 3, 1], expected)
 
 
