@@ -30,7 +30,7 @@ class Aligned:
         methods: Names.
         labels: Structures.
         case_ids: (n_cases,) names.
-        patients: (n_cases,) number of each case's patient, from 0.
+        patient_ids: (n_cases,) name of each case's patient.
         values: For each method (n_trainings, n_cases, n_labels); NaN where the policy leaves a score out. A training is
             a seed, or a seed and fold if the models of all folds scored the same cases.
         folds: (1, n_cases) fold of each case if every seed has the same folds, (n_seeds, n_cases) if each seed has its
@@ -43,7 +43,7 @@ class Aligned:
     methods: tuple[str, ...]
     labels: tuple[str, ...]
     case_ids: tuple[str, ...]
-    patients: NDArray[np.intp]
+    patient_ids: tuple[str, ...]
     values: tuple[NDArray[np.float64], ...]
     folds: NDArray[np.intp] | None
     n_seeds: int
@@ -54,10 +54,15 @@ class Aligned:
         """1 if more is better, else -1."""
         return 1 if self.metric.kind == "overlap" else -1
 
+    @cached_property
+    def patients(self) -> NDArray[np.intp]:
+        """(n_cases,) number of each case's patient, from 0."""
+        return np.unique(self.patient_ids, return_inverse=True)[1]
+
     @property
     def n_patients(self) -> int:
         """Independent units."""
-        return int(self.patients.max()) + 1
+        return len(set(self.patient_ids))
 
     @cached_property
     def model_values(self) -> NDArray[np.float64]:
@@ -68,8 +73,8 @@ class Aligned:
         """Some of the cases, (n_cases,) bool."""
         return replace(
             self,
-            case_ids=tuple(case for case, kept in zip(self.case_ids, is_in, strict=True) if kept),
-            patients=np.unique(self.patients[is_in], return_inverse=True)[1],
+            case_ids=tuple(np.array(self.case_ids)[is_in].tolist()),
+            patient_ids=tuple(np.array(self.patient_ids)[is_in].tolist()),
             values=tuple(values[:, is_in] for values in self.values),
             folds=None if self.folds is None else self.folds[:, is_in],
         )
@@ -117,9 +122,17 @@ def align(
         )  # fmt: skip
     folds, fold_notes = _folds(by_place, case_ids)
     n_seeds = min(len({seed for seed, _ in of}) for of in by_place.values())
-    numbers = np.unique([owners[case] for case in case_ids], return_inverse=True)[1]
+    patient_ids = tuple(owners[case] for case in case_ids)
     return Aligned(
-        METRICS[metric], tuple(tables), names, case_ids, numbers, tuple(values), folds, n_seeds, (*notes, *fold_notes)
+        METRICS[metric],
+        tuple(tables),
+        names,
+        case_ids,
+        patient_ids,
+        tuple(values),
+        folds,
+        n_seeds,
+        (*notes, *fold_notes),
     )
 
 

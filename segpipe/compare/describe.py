@@ -22,12 +22,12 @@ def describe(
     Raises:
         DataError: As `summarise`.
     """
-    patient_of = dict(zip(aligned.case_ids, map(str, aligned.patients.tolist()), strict=True))
+    patient_of = dict(zip(aligned.case_ids, aligned.patient_ids, strict=True))
     labels = set(aligned.labels)
     result: list[Description] = []
     for method in methods:
         rows = tuple(
-            replace(row, patient_id=patient_of[row.case_id])
+            row if row.patient_id == patient_of[row.case_id] else replace(row, patient_id=patient_of[row.case_id])
             for row in method.table.rows
             if row.case_id in patient_of
             and ((row.metric == aligned.metric.name and row.label in labels) or row.metric == DIAGONAL)

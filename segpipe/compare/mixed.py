@@ -11,7 +11,7 @@ from scipy import stats
 from segpipe.compare.paired import ALPHA
 from segpipe.compare.records import MixedModel
 
-_MAX_ROWS = 3000  # time and memory grow with the square of the rows in a fold
+_MAX_ROWS = 1000  # time grows with the cube of the rows in a fold
 
 
 def mixed_model(
@@ -20,21 +20,24 @@ def mixed_model(
     """Fit difference ~ 1 + (1|fold) + (1|fold:seed) + (1|patient) by REML.
 
     Args:
-        differences: (n_seeds, n_cases) of one endpoint; NaN is left out. Cases of one patient are averaged.
+        differences: (n_seeds, n_cases) of one endpoint; NaN is left out. Cases of one patient are averaged, and where
+            there are very many, neighbouring patients of a fold: means of bundles follow the same model.
         patients: (n_cases,) number of each case's patient.
-        folds: (1 or n_seeds, n_cases) fold of each case; None without.
+        folds: (n_cases,) fold of each case, the same for every seed; None without.
 
     Returns:
-        None if neither folds nor seeds repeat, if there are too many rows, if differences do not vary, or if the fit
-        fails.
+        None if neither folds nor seeds repeat, if differences do not vary, or if the fit fails. The SDs of patients and
+        of the rest are those of single patients.
 
     Source:
         statsmodels MixedLM. Variances near 0 make its standard error too small: a second opinion, not the verdict.
     """
-    rows = _rows(differences, patients, folds)
+    folds = np.zeros(len(patients), np.intp) if folds is None else folds
+    n_bundled = -(-differences.shape[0] * len(np.unique(patients)) // _MAX_ROWS)
+    rows = _rows(differences, _rank_in_fold(patients, folds) // n_bundled, folds)
     n_folds, n_seeds = len(np.unique(rows[:, 1])), len(np.unique(rows[:, 2]))
     spread = float(rows[:, 0].std()) if len(rows) else 0.0
-    if n_folds * n_seeds < 2 or len(rows) > _MAX_ROWS or spread <= 0:
+    if n_folds * n_seeds < 2 or spread <= 0:
         return None
     fit, note = _fit(rows / [spread, 1, 1, 1], n_folds, n_seeds)
     if fit is None:
@@ -44,7 +47,8 @@ def mixed_model(
         return None
     df = n_folds * n_seeds - 1
     half = float(stats.t.ppf(1 - ALPHA / 2, df)) * error
-    sds = {name: float(np.sqrt(max(0.0, value))) * spread for name, value in variances.items()}
+    scales = {"patient": n_bundled, "rest": n_bundled}
+    sds = {name: float(np.sqrt(max(0.0, v) * scales.get(name, 1))) * spread for name, v in variances.items()}
     return MixedModel(
         estimate=estimate * spread,
         standard_error=error * spread,
@@ -60,17 +64,23 @@ def mixed_model(
     )
 
 
-def _rows(
-    differences: NDArray[np.float64], patients: NDArray[np.intp], folds: NDArray[np.intp] | None
-) -> NDArray[np.float64]:
+def _rows(differences: NDArray[np.float64], patients: NDArray[np.intp], folds: NDArray[np.intp]) -> NDArray[np.float64]:
     """Mean difference, fold, seed and patient, one row for each patient in each training."""
     n_seeds, n_cases = differences.shape
-    fold = np.broadcast_to(0 if folds is None else folds, (n_seeds, n_cases))
+    fold = np.broadcast_to(folds, (n_seeds, n_cases))
     seed, patient = np.indices((n_seeds, n_cases))[0], np.broadcast_to(patients, (n_seeds, n_cases))
     keys = np.stack([fold, seed, patient], axis=-1)[~np.isnan(differences)]
     places, inverse, n_values = np.unique(keys, axis=0, return_inverse=True, return_counts=True)
     sums = np.bincount(inverse.ravel(), weights=differences[~np.isnan(differences)], minlength=len(places))
     return np.column_stack([sums / n_values, places])
+
+
+def _rank_in_fold(patients: NDArray[np.intp], folds: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Number of each case's patient among the patients of its fold, from 0."""
+    ranks = np.zeros(len(patients), np.intp)
+    for fold in np.unique(folds):
+        ranks[folds == fold] = np.unique(patients[folds == fold], return_inverse=True)[1]
+    return ranks
 
 
 def _fit(

@@ -206,8 +206,12 @@ def _fold_test(estimate: Estimate | None, index: int, margin: float, sign: int) 
 
 
 def _mixed(tests: _Tests, index: int) -> MixedModel | None:
-    of_cases = tests.trainings
+    of_cases, folds = tests.trainings, tests.aligned.folds
+    if folds is not None and len(folds) > 1:
+        return None  # in repeated cross-validation patients change folds: Nadeau-Bengio's is the test
     is_label = index < of_cases.shape[2]
     number_of = (~np.isnan(of_cases)).sum(axis=2)
     means = np.where(number_of > 0, np.nansum(of_cases, axis=2) / np.maximum(number_of, 1), np.nan)
-    return mixed_model(of_cases[:, :, index] if is_label else means, tests.aligned.patients, tests.aligned.folds)
+    return mixed_model(
+        of_cases[:, :, index] if is_label else means, tests.aligned.patients, None if folds is None else folds[0]
+    )
