@@ -8,8 +8,8 @@ operation, backward included, and counts the storages that are alive, as an allo
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,7 +91,7 @@ def trace_training(network: nn.Module, work: Workload, loss: Loss, scratch_share
         scratch_share: Memory of a convolution besides its operands and results, as a share of those.
     """
     live = _LiveStorages(scratch_share)
-    with FakeTensorMode(allow_non_fake_inputs=True), live, _autocast_rules(work):
+    with FakeTensorMode(allow_non_fake_inputs=True), live, _autocast_rules(work), _mode(network, training=True):
         parameters, buffers = _like(network.named_parameters()), _like(network.named_buffers())
         batch = _batch(work)
         fixed = [live.mark_fixed(tensors) for tensors in (parameters.values(), buffers.values(), batch)]
@@ -113,7 +113,8 @@ def trace_training(network: nn.Module, work: Workload, loss: Loss, scratch_share
 def trace_inference(network: nn.Module, work: Workload, scratch_share: float) -> int:
     """Most bytes alive at one moment of a forward pass without gradients, parameters and images included."""
     live = _LiveStorages(scratch_share)
-    with FakeTensorMode(allow_non_fake_inputs=True), live, _autocast_rules(work), torch.no_grad():
+    rules, mode = _autocast_rules(work), _mode(network, training=False)
+    with FakeTensorMode(allow_non_fake_inputs=True), live, rules, mode, torch.no_grad():
         named = _like(network.named_parameters()) | _like(network.named_buffers())
         images, _ = _batch(work)
         live.mark_fixed((*named.values(), images))
@@ -216,7 +217,19 @@ def _as_float32(value: Any) -> Any:
     return value.float() if is_short else value
 
 
-def _autocast_rules(work: Workload) -> Any:
+@contextmanager
+def _mode(network: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training or evaluation mode, and every module's own again afterwards."""
+    before = {module: module.training for module in network.modules()}
+    try:
+        network.train(training)
+        yield
+    finally:
+        for module, was_training in before.items():
+            module.training = was_training
+
+
+def _autocast_rules(work: Workload) -> AbstractContextManager[Any]:
     return _CudaAutocast() if work.on_cuda else nullcontext()
 
 
