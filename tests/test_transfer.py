@@ -57,13 +57,26 @@ def test_other_channels_and_labels_are_adapted_or_left_new(tmp_path):
     theirs, ours = nnunet_checkpoint(tmp_path / "c.pth", spec), build(spec, 4, 5)
     heads = {n: v.clone() for n, v in ours.state_dict().items() if "seg_layers" in n}
     found = transfer_weights(tmp_path / "c.pth", ours)
-    assert found.adapted == ("encoder.stem.convs.0.conv.weight",)
+    assert found.adapted == {"encoder.stem.convs.0.conv.weight": "(4, 2, 3, 3, 3) to (4, 4, 3, 3, 3)"}
     assert set(found.new) == set(heads)
     assert found.new["decoder.seg_layers.0.bias"] == "has (3,) in the file, (5,) here"
     assert all(torch.equal(ours.state_dict()[name], value) for name, value in heads.items())
     grey = torch.randn(1, 1, 4, 8, 8)  # the same in all channels: the encoder must see the same
     one, other = theirs.encoder(grey.expand(-1, 2, -1, -1, -1))[-1], ours.encoder(grey.expand(-1, 4, -1, -1, -1))[-1]
     torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-4)
+
+
+def test_kernels_of_another_size_are_interpolated(tmp_path):
+    one = build(unet("convnext", "3d"), 2, 3)
+    save_weights(tmp_path / "w.safetensors", one, {})
+    spec = NetworkSpec.model_validate(unet("convnext", "3d").model_dump() | {"kernels_zyx": ((5, 5, 5),) * 3})
+    other = build(spec, 2, 3)
+    found = transfer_weights(tmp_path / "w.safetensors", other)
+    assert not found.new and all(how.endswith("5, 5, 5)") for how in found.adapted.values())
+    name = "encoder.stages.0.blocks.0.depthwise.weight"
+    small, large = one.state_dict()[name], other.state_dict()[name]
+    assert f"adapted: {name}: (4, 1, 3, 3, 3) to (4, 1, 5, 5, 5)" in found.lines()
+    torch.testing.assert_close(large[..., 2, 2, 2], small[..., 1, 1, 1])
 
 
 def test_what_a_changed_network_lacks_is_said(tmp_path):

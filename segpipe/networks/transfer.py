@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from segpipe.core.errors import UsageError
+from segpipe.networks.convnext import upkern
 
 _WRAPPERS = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile, SliceWise
 _COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registered twice, so its files hold them twice
@@ -39,20 +40,20 @@ class Transferred:
 
     Args:
         loaded: Names that were copied as they are.
-        adapted: Names that were fitted to another number of image channels.
+        adapted: Names that were fitted to another shape, and how.
         new: Names in the network that keep their initial weights, and why.
         unused: Names in the file that have no place in the network.
     """
 
     loaded: tuple[str, ...]
-    adapted: tuple[str, ...]
+    adapted: dict[str, str]
     new: dict[str, str]
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
         """For a person: the counts, then each reason with the names it concerns."""
         text = [f"{len(self.loaded)} tensors loaded, {len(self.new)} left new, {len(self.unused)} of the file not used"]
-        text += [f"adapted to the number of channels: {name}" for name in self.adapted]
+        text += [f"adapted: {name}: {how}" for name, how in self.adapted.items()]
         text += [f"left new: {name}: {why}" for name, why in self.new.items()]
         return text + [f"not used: {name}" for name in self.unused]
 
@@ -63,8 +64,8 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
     Args:
         path: `.safetensors` or `state.pt` of segpipe, `.pth` of nnU-Net, or a file of torch.save with a state dict.
         network: Changed in place. Tensors are matched by name. The first convolution's kernels are fitted to another
-            number of image channels: their mean, scaled so that equal channels give the same sum. Heads for another
-            number of labels do not fit and stay new.
+            number of image channels: their mean, scaled so that equal channels give the same sum. Kernels of another
+            size are interpolated (UpKern). Heads for another number of labels do not fit and stay new.
 
     Returns:
         What was loaded, what was not, and why.
@@ -75,32 +76,41 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
     stored = {_plain_name(name): value for name, value in _read(path).items() if not _is_copy(name)}
     own = network.state_dict()
     first = next((name for name, value in own.items() if value.ndim >= 4), None)
-    loaded, adapted, new = [], [], {}
-    with torch.no_grad():
-        for name, target in own.items():
-            source = stored.get(_plain_name(name))
-            if source is None:
-                new[name] = "the file has no such tensor"
-            elif source.shape == target.shape:
-                target.copy_(source)
-                loaded.append(name)
-            elif name == first and _differs_in_channels(source, target):
-                mean = source.float().mean(1, keepdim=True) * (source.shape[1] / target.shape[1])
-                target.copy_(mean.expand_as(target))
-                adapted.append(name)
-            else:
-                new[name] = f"has {tuple(source.shape)} in the file, {tuple(target.shape)} here"
-    if not loaded:
+    kept: dict[str, Tensor] = {}
+    adapted: dict[str, str] = {}
+    new: dict[str, str] = {}
+    for name, target in own.items():
+        source = stored.get(_plain_name(name))
+        if source is None:
+            new[name] = "the file has no such tensor"
+        elif source.shape == target.shape:
+            kept[name] = source
+        elif (fitted := _fitted(source, target, name == first)) is not None:
+            kept[name] = fitted
+            adapted[name] = f"{tuple(source.shape)} to {tuple(target.shape)}"
+        else:
+            new[name] = f"has {tuple(source.shape)} in the file, {tuple(target.shape)} here"
+    if not kept:
         raise UsageError(
             f"{path}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
             f"expected e.g. {next(iter(own))}). Plan the network that the file was trained with."
         )
+    network.load_state_dict(kept, strict=False)
     known = {_plain_name(name) for name in own}
-    return Transferred(tuple(loaded), tuple(adapted), new, tuple(sorted(set(stored) - known)))
+    loaded = tuple(name for name in kept if name not in adapted)
+    return Transferred(loaded, adapted, new, tuple(sorted(set(stored) - known)))
 
 
-def _differs_in_channels(source: Tensor, target: Tensor) -> bool:
-    return source.ndim == target.ndim and (source.shape[0], source.shape[2:]) == (target.shape[0], target.shape[2:])
+def _fitted(source: Tensor, target: Tensor, is_first: bool) -> Tensor | None:
+    """A kernel for another number of image channels or of another size; None if it differs otherwise."""
+    if source.ndim != target.ndim or source.ndim < 4 or source.shape[0] != target.shape[0]:
+        return None
+    if source.shape[1] == target.shape[1]:
+        return upkern({"": source}, {"": target})[""]
+    if is_first and source.shape[2:] == target.shape[2:]:
+        mean = source.float().mean(1, keepdim=True) * (source.shape[1] / target.shape[1])
+        return mean.expand_as(target)
+    return None
 
 
 def _is_copy(name: str) -> bool:
