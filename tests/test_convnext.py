@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -76,6 +79,11 @@ def test_the_planners_strides_and_kernels_are_kept():
     assert (spec.decoder_convolutions, spec.parts.expansion) == ((3, 4, 8), (3, 4, 8, 8))
     flat = mednext("s", ((1, 1), (2, 2)), ((3, 3), (3, 3)))
     assert [o.shape for o in build(flat, 1, 2)(torch.zeros(1, 1, 3, 9, 8))] == [(1, 2, 3, 9, 8), (1, 2, 3, 5, 4)]
+
+
+def test_the_sizes_are_read_without_torch():
+    code = "import sys, segpipe.networks.mednext; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 # --- second opinion: MONAI, whose blocks and size S are MedNeXt's ---
@@ -181,6 +189,15 @@ def test_a_stride_leaves_no_voxel_out_though_the_kernel_is_1(step):
     assert raised.shape == x.shape
     moved = (up(below + 1) - raised)[0, 0, 0] != 0
     assert moved.tolist() == [False] * (step - 1) + [True] * (3 * step + 1)  # zeros in front
+
+
+def test_the_branch_is_scaled_and_not_the_skip():
+    full, half = (
+        ConvNeXtBlock(Layers(2, Parts(residual_scale=s)), BlockShape(2, 2, (3, 3), (1, 1)), 2) for s in (1, 0.5)
+    )
+    half.load_state_dict(full.state_dict())
+    x = torch.randn(1, 2, 4, 4)
+    torch.testing.assert_close(half(x) - x, 0.5 * (full(x) - x))
 
 
 def test_response_norm_by_hand():

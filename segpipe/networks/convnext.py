@@ -59,8 +59,8 @@ class ConvNeXtBlock(nn.Module):
     """Depthwise convolution, norm, 1×1×1 to more channels, GELU, 1×1×1 back, added to the input.
 
     With a stride the input is projected by a 1×1×1 convolution with that stride. On the way up both are transposed
-    convolutions, whose (size - 1) × stride + 1 voxels are completed by zeros in front, as MedNeXt does: the first
-    plane of the result is 0, the others lie one voxel behind those that the block down saw.
+    convolutions, whose (size - 1) × stride + 1 voxels are completed by zeros in front, as MedNeXt does: what a block
+    down took from voxel i comes back around voxel i + stride - 1.
 
     Args:
         make: Makes layers.
@@ -116,11 +116,11 @@ class ResponseNorm(nn.Module):
         self.divisor = divisor
 
     def forward(self, x: Tensor) -> Tensor:
-        norms_BC = torch.linalg.vector_norm(x.flatten(2), dim=2, dtype=torch.float32)  # may exceed what fp16 holds
-        others_B1 = norms_BC.mean(1, True) if self.divisor == "mean" else norms_BC.sum(1, True)
-        factor_BC = (1 + self.scale * norms_BC / (others_B1 + 1e-6)).to(x.dtype)
-        voxel = (...,) + (None,) * (x.ndim - 2)
-        return x * factor_BC[voxel] + self.shift.to(x.dtype)[voxel]
+        axes = tuple(range(2, x.ndim))
+        norms = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=torch.float32)  # may exceed what fp16 holds
+        others = norms.mean(1, True) if self.divisor == "mean" else norms.sum(1, True)
+        scale, shift = (values.reshape(-1, *(1,) * len(axes)) for values in (self.scale, self.shift))
+        return x * (1 + scale * norms / (others + 1e-6)).to(x.dtype) + shift.to(x.dtype)
 
 
 def upkern(weights: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
