@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 
@@ -64,6 +65,13 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu" and _cpu_has_bf16():
         return torch.bfloat16
     return torch.float32
+
+
+def precision_name(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The name of what `resolve_precision` gives."""
+    found: dict[torch.dtype, Literal["fp32", "bf16", "fp16"]]
+    found = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
+    return found[resolve_precision(name, device)]
 
 
 def _cpu_has_bf16() -> bool:

@@ -7,12 +7,10 @@ import os
 from collections.abc import Sequence
 from functools import partial
 
-import torch
-
 from segpipe.core.errors import PlanError
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
-from segpipe.networks.device import resolve_device, resolve_precision
+from segpipe.networks.device import precision_name, resolve_device
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.disk import prepared_bytes
 from segpipe.plan.fits import nearest_fit
@@ -123,9 +121,7 @@ def _cost(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
 def _precision(plan: Plan, machine: Machine) -> Precision:
     if plan.is_for_gpu and plan.training.precision == "auto":
         return "bf16"
-    names: dict[torch.dtype, Precision] = {torch.float32: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}
-    device = torch.device("cuda") if plan.is_for_gpu else resolve_device(machine.device)
-    return names[resolve_precision(plan.training.precision, device)]
+    return precision_name(plan.training.precision, resolve_device("cpu" if plan.is_for_gpu else machine.device))
 
 
 def _ram_bytes() -> int:

@@ -14,6 +14,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
+from segpipe.data.check import refuse_bad_headers
 from segpipe.data.dataset import Dataset
 from segpipe.data.layouts import load_dataset
 from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
@@ -76,6 +77,7 @@ def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, k
     _refuse_foreign(work, data)
     make_folder(folder)
     dataset = load_dataset(data)
+    refuse_bad_headers(dataset, machine.n_workers)
     fingerprint = remeasure(work.measured_cases, dataset, machine.n_workers)
     splits = _kept_splits(work, dataset) if keep else None
     if splits is None:
