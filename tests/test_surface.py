@@ -1,19 +1,16 @@
-"""Surface distances: published cases, by hand, and other libraries."""
+"""Surface distances: by hand, properties, and other libraries; published values are in test_metric_fixtures.py."""
 
 from __future__ import annotations
 
-import json
-from math import inf, isnan, sqrt
+from math import inf, isnan
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from published import SHARED_DATA
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import cKDTree
 
-from segpipe.core.volume import read_labels
 from segpipe.evaluate.cells import cell_patches
 from segpipe.evaluate.surface import lattice_distances, mc_distances, voxel_distances
 from segpipe.evaluate.surface_metrics import (
@@ -27,9 +24,6 @@ from segpipe.evaluate.surface_metrics import (
     mean_surface_distance_mm,
     surface_dice,
 )
-
-FIXTURES = SHARED_DATA / "metric_fixtures"
-needs_fixtures = pytest.mark.skipif(not FIXTURES.is_dir(), reason=f"no published masks at {FIXTURES}")
 
 
 def points(shape, *indices):
@@ -53,51 +47,6 @@ def all_mm(side):
     return np.sort(np.concatenate([np.zeros(side.n_shared), side.apart_mm]))
 
 
-def directed_means(distances):
-    return tuple(float(side.apart_mm @ side.apart_weights) / side.weight for side in sides(distances))
-
-
-# Published cases of DeepMind's surface-distance (its tests, tolerance 1e-3)
-
-
-def test_two_pixels_two_apart():
-    one, other = points((1, 128, 128), (0, 50, 70)), points((1, 128, 128), (0, 50, 72))
-    distances = lattice_distances(one, other, (7.0, 2.0, 1.0))  # one slice: its thickness plays no part
-    assert all_mm(distances.from_reference).tolist() == [1, 1, 2, 2]
-    assert distances.from_reference.apart_weights == pytest.approx([sqrt(5) / 2] * 4)
-    assert directed_means(distances) == pytest.approx((1.5, 1.5))
-    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
-    assert surface_dice(distances, 1.0) == pytest.approx(0.5)
-
-
-def test_squares_in_a_plane():
-    one, other = np.zeros((2, 1, 6, 6), bool)
-    one[0, 1:3, 1:3] = other[0, 1:4, 1:3] = True
-    distances = lattice_distances(one, other, (1.0, 2.0, 1.0))
-    # four cut corners each; 2 mm sides along the first axis, one 1 mm side at either end
-    assert distances.from_reference.weight == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 2 * 2)
-    assert distances.from_prediction.weight == pytest.approx(4 * sqrt(5) / 2 + 2 * 1 + 4 * 2)
-    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
-
-
-def test_two_voxels_two_apart():
-    one, other = points((128,) * 3, (50, 60, 70)), points((128,) * 3, (50, 60, 72))
-    distances = lattice_distances(one, other, (3.0, 2.0, 1.0))
-    assert directed_means(distances) == pytest.approx((1.5, 1.5))
-    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
-    assert surface_dice(distances, 1.0) == pytest.approx(0.5)
-
-
-def test_half_volumes_one_slice_apart():
-    one, other = np.zeros((2, 100, 100, 100), bool)
-    one[:50] = other[:51] = True
-    distances = lattice_distances(one, other, (2.0, 1.0, 1.0))
-    assert directed_means(distances) == pytest.approx((0.322, 0.339), abs=1e-3)
-    assert hausdorff_mm(distances) == hausdorff_percentile_mm(distances, 0.95) == 2
-    assert surface_dice(distances, 1.0) == pytest.approx(0.836, abs=1e-3)
-    assert mean_surface_distance_mm(distances) == pytest.approx((0.3224 + 0.3394) / 2, abs=1e-3)
-
-
 @pytest.mark.parametrize("model", [lattice_distances, voxel_distances, mc_distances])
 @pytest.mark.parametrize("shape", [(1, 8, 8), (8, 8, 8)])
 def test_empty_masks(model, shape):
@@ -114,44 +63,6 @@ def test_empty_masks(model, shape):
     assert isnan(mean_surface_distance_mm(neither))
     assert isnan(surface_dice(neither, 1.0))
     assert isnan(hausdorff_percentile_mm(neither, 0.95))
-
-
-# Published cases of MONAI (voxel surface)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "spacing", "directed", "undirected"),
-    [
-        ((20, (20, 20, 20)), (20, (19, 19, 19)), (1.0, 1.0, 1.0), 1.7320508, 1.7320508),
-        ((33, (19, 33, 22)), (33, (20, 33, 22)), (1.0, 1.0, 1.0), 1.0, 1.0),
-        ((20, (20, 33, 22)), (40, (20, 33, 22)), (1.0, 1.0, 1.0), 20.0997512, 20.2237484),
-        ((20, (20, 20, 20)), (20, (19, 19, 19)), (0.85, 1.2, 0.9), 2.0808651, 2.2671568),
-        ((15, (20, 33, 22)), (30, (20, 33, 22)), (0.85, 1.2, 0.9), 15.4396410, 15.62594),
-    ],
-)
-def test_balls(one, other, spacing, directed, undirected):
-    distances = voxel_distances(ball(*one, spacing), ball(*other, spacing), spacing)
-    assert hausdorff_mm(distances) == pytest.approx(undirected, rel=1e-6)
-    assert distances.from_reference.apart_mm.max() == pytest.approx(directed, rel=1e-6)
-
-
-def test_concentric_balls_percentile():
-    distances = voxel_distances(ball(20, (20, 33, 22)), ball(40, (20, 33, 22)), (1.0, 1.0, 1.0))
-    assert np.quantile(all_mm(distances.from_reference), 0.95) == pytest.approx(19.9248588)
-    assert hausdorff_interpolated_mm(distances, 0.95) == pytest.approx(20.0997512)
-
-
-def test_metrics_reloaded_small_squares():
-    reference, inner, outer = np.zeros((3, 1, 14, 14), bool)
-    reference[0, 5:9, 5:9] = inner[0, 6:8, 6:8] = outer[0, 4:10, 4:10] = True
-    # SN2.10 of Metrics Reloaded
-    smaller, larger = (voxel_distances(reference, mask, (1.0, 1.0, 1.0)) for mask in (inner, outer))
-    assert hausdorff_mm(smaller) == pytest.approx(1.41, abs=5e-3)
-    assert np.mean(directed_means(smaller)) == pytest.approx(1.07, abs=5e-3)
-    assert mean_surface_distance_mm(smaller) == pytest.approx(1.10, abs=5e-3)
-    assert surface_dice(smaller, 1.0) == pytest.approx(0.75)
-    assert np.mean(directed_means(larger)) == pytest.approx(1.04, abs=5e-3)
-    assert surface_dice(larger, 1.0) == pytest.approx(0.875)
 
 
 # By hand
@@ -305,29 +216,3 @@ def test_a_mask_a_hundred_voxels_off():
     assert all_mm(distances.from_prediction) == pytest.approx(expected[1], rel=1e-12)
     for side, (mm, _) in zip(sides(mc_distances(one, other, SPACING)), slow_mc(one, other, SPACING), strict=True):
         assert all_mm(side) == pytest.approx(np.sort(mm), rel=1e-12)
-
-
-# Published masks
-
-
-@needs_fixtures
-def test_chaos_liver():
-    folder = FIXTURES / "chaos_ct_liver"
-    expected = json.loads((FIXTURES / "expected.json").read_text())["chaos_ct_liver"]["reproduced"]
-    (reference, grid), (prediction, _) = (read_labels(folder / f"{n}.nii.gz") for n in ("groundtruth", "segmentation"))
-    distances = voxel_distances(reference > 0, prediction > 0, grid.spacing_mm)
-    assert hausdorff_mm(distances) == pytest.approx(expected["MSSD"], abs=1e-4)
-    assert mean_surface_distance_mm(distances) == pytest.approx(expected["ASSD_border_value_0"], rel=1e-5)
-    assert hausdorff_pooled_mm(distances, 0.95) == pytest.approx(expected["HD95_pooled_bv0"], rel=1e-5)
-    assert hausdorff_interpolated_mm(distances, 0.95) == pytest.approx(expected["HD95_max_of_directed_bv0"], rel=1e-5)
-
-
-@needs_fixtures
-def test_spheres_fifteen_mm_apart():
-    """The true distance is 15 mm (MeshMetrics); the lattice may be off by part of a voxel."""
-    expected = json.loads((FIXTURES / "expected.json").read_text())["meshmetrics"]
-    folder = FIXTURES / "meshmetrics" / "data"
-    (reference, grid), (prediction, _) = (read_labels(folder / f"example_3d_{n}_mask.nii.gz") for n in ("ref", "pred"))
-    distances = lattice_distances(reference > 0, prediction > 0, grid.spacing_mm)
-    assert hausdorff_percentile_mm(distances, 0.95) == pytest.approx(expected["ideal"]["distance"], abs=0.5)
-    assert hausdorff_mm(distances) == pytest.approx(expected["mask3d"]["HD100"], abs=0.5)
