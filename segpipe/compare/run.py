@@ -103,6 +103,11 @@ def _of_metric(
         methods, metric, question.policy,
         labels=question.labels, patients=patients, allow_missing=question.allow_missing,
     )  # fmt: skip
+    unknown = [label for label in question.declared if label not in aligned.labels]
+    if unknown:
+        raise UsageError(
+            f"declared label {unknown[0]!r} is not compared.{did_you_mean(unknown[0], list(aligned.labels))}"
+        )
     drafts = draft_rows(aligned, margin, question.declared, question.seed, question.n_permutations)
     descriptions = describe(methods, aligned, question.policy, question.seed, "", "")
     for grouping, group, part in _groups(aligned, question.cases):

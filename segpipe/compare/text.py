@@ -107,12 +107,12 @@ def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[
     for place in dict.fromkeys((row.grouping, row.group) for row in rows):
         if place[0]:
             yield f"{place[0]} {place[1]}"
-        yield f"{'method':18} {'label':12}    mean   95 % interval    median worst 5% failed"
+        yield f"{'method':18} {'label':11}    mean   95 % interval    median worst 5% failed"
         for row in rows:
             if (row.grouping, row.group) == place:
                 numbers = (row.mean, row.low, row.high, row.median, row.worst_5_percent)
                 mean, low, high, median, worst = (_short(value, metric) for value in numbers)
-                names = f"{_cut(row.method, 18)} {_cut(row.label, 12)}"
+                names = f"{_cut(row.method, 18)} {_cut(row.label, 11)}"
                 yield f"{names} {mean:>7}  {low:>6} – {high:<6}  {median:>7} {worst:>8} {row.n_failures:>6}"
         yield ""
     left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}

@@ -86,7 +86,7 @@ def p_text(p_value: float | None) -> str:
     """A p-value as people read it."""
     if p_value is None or not isfinite(p_value):
         return "p –"
-    return "p < 0.0001" if p_value < 1e-4 else f"p {p_value:.4f}" if p_value < 0.01 else f"p {p_value:.2f}"
+    return "p < 0.0001" if p_value < 1e-4 else f"p {p_value:.4f}" if p_value < 0.1 else f"p {p_value:.2f}"
 
 
 def _sentence(found: Evidence, answer: Answer) -> str:

@@ -1,0 +1,93 @@
+"""From tests to a plain sentence."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from math import nan
+
+import pytest
+
+from segpipe.compare.verdict import Evidence, p_text, quantity, verdict
+from segpipe.evaluate.metrics import METRICS
+
+SURE = Evidence(
+    baseline="old",
+    method="new",
+    label="(mean)",
+    metric=METRICS["dice"],
+    margin=0.005,
+    about="methods",
+    difference=0.02,
+    low=0.01,
+    high=0.03,
+    p_value=0.001,
+    p_adjusted=0.003,
+    p_equivalence=0.9,
+    p_equivalence_adjusted=0.95,
+    detectable=0.012,
+)
+
+
+def test_four_answers():
+    assert verdict(SURE).sentence == (
+        "new is better than old (mean Dice +0.0200, 95 % interval +0.0100 to +0.0300, p 0.0030)."
+    )
+    assert verdict(replace(SURE, difference=-0.02)).answer == "worse"
+    small = replace(SURE, difference=0.001, low=-0.001, high=0.003, p_adjusted=0.4, p_equivalence_adjusted=0.01)
+    assert verdict(small).sentence.startswith("new and old differ by no more than 0.0050 (mean Dice +0.0010")
+    unsure = verdict(replace(SURE, p_adjusted=0.2))
+    assert unsure.answer == "cannot tell"
+    assert unsure.sentence.startswith("This dataset cannot tell new from old (mean Dice +0.0200")
+    assert unsure.sentence.endswith("it could show 0.0120.")
+
+
+def test_of_distances_less_is_better():
+    nearer = replace(SURE, metric=METRICS["hd95"], difference=-1.5, low=-2.0, high=-1.0, label="liver", margin=1.0)
+    assert verdict(nearer).answer == "better"
+    assert "HD95 of liver -1.50 mm, 95 % interval -2.00 mm to -1.00 mm" in verdict(nearer).sentence
+
+
+def test_a_sure_difference_within_the_margin_is_none_that_matters():
+    found = verdict(replace(SURE, difference=0.001, p_equivalence_adjusted=0.001))
+    assert found.answer == "no difference"
+    assert "a sure but smaller difference" in found.sentence
+
+
+def test_trained_models_are_called_so():
+    models = replace(SURE, about="models")
+    assert verdict(models).sentence.startswith("The trained models of new are better than those of old")
+    assert (
+        "The trained models of new and old differ by no more"
+        in verdict(replace(models, p_equivalence_adjusted=0.01)).sentence
+    )
+    assert "tell the trained models of new from those of old" in verdict(replace(models, p_adjusted=0.1)).sentence
+
+
+def test_corrected_values_decide():
+    assert verdict(replace(SURE, p_value=0.01, p_adjusted=0.06)).answer == "cannot tell"
+    assert verdict(replace(SURE, p_equivalence=0.01, p_equivalence_adjusted=0.06)).answer == "better"
+
+
+def test_nothing_known():
+    empty = replace(SURE, **dict.fromkeys(("difference", "low", "high", "p_value", "p_adjusted", "detectable"), nan))
+    found = verdict(replace(empty, p_equivalence=nan, p_equivalence_adjusted=nan))
+    assert (found.answer, found.low, found.p_value) == ("cannot tell", None, None)
+    assert found.sentence == "This dataset cannot tell new from old (mean Dice undefined)."
+
+
+@pytest.mark.parametrize(
+    ("value", "metric", "text"),
+    [(0.12345, "dice", "0.1235"), (1.234, "hd95", "1.23 mm"), (12.3, "volume_difference", "12.30 mm3")],
+)
+def test_quantities(value, metric, text):
+    assert quantity(value, METRICS[metric]) == text
+
+
+def test_p_values():
+    assert [p_text(p) for p in (None, 1e-6, 0.00123, 0.0499, 1.0)] == [
+        "p –",
+        "p < 0.0001",
+        "p 0.0012",
+        "p 0.0499",
+        "p 1.00",
+    ]
