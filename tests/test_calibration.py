@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import brier_score_loss, log_loss
 
 from segpipe.core.errors import DataError
+from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.evaluate.calibration import (
     NEAR_MM,
@@ -24,6 +25,11 @@ from segpipe.evaluate.calibration import (
     read_probabilities,
     tally,
 )
+from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.run import score_case
+from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.summary import summarise
 
 P = np.array([0.22, 0.48, 0.49, 0.96, 0.55, 0.64, 0.78, 0.82, 0.34, 0.87])
 TRUE = np.array([0, 1, 0, 0, 1, 1, 1, 1, 1, 0], bool)
@@ -111,6 +117,41 @@ def test_where_a_label_is_judged():
     assert not near_masks(np.zeros_like(reference), np.zeros_like(reference), (1.0, 1.0, 1.0)).any()
 
 
+def test_ignored_voxels_are_not_judged(tmp_path):
+    labels = LabelSet(labels=(Label(name="a", values=(1,)),), ignore_value=9)
+    reference, prediction = np.zeros((2, 2, 3, 40), int)
+    reference[0, 0, 3:5] = prediction[0, 0, 3:5] = 1
+    reference[0, 0, 5:9] = 9  # near the label, and wrong with certainty there
+    reference[0, 0, 30], far = 9, (0, 0, 31)
+    of_label = np.zeros((2, 3, 40), np.float16)
+    of_label[0, 0, 3:9] = of_label[0, 0, 30] = of_label[far] = 1
+    np.savez(tmp_path / "p.npz", probabilities=np.stack([1 - of_label, of_label]))
+    metrics = tuple(name for name, metric in METRICS.items() if metric.group == "calibration")
+    grid, origin = Grid((2, 3, 40), np.eye(4)), Origin("c", "p")
+    rows = score_case(reference, prediction, grid, labels, origin, ScoreSettings(metrics), tmp_path / "p.npz").rows
+    values = {row.metric: row.value for row in rows}
+    assert set(values) > set(metrics)
+    assert values["brier"] == 0  # all that counts within 10 mm is right
+    assert values["brier_image"] == pytest.approx(1 / (2 * 3 * 40 - 5))  # one far voxel is wrong
+    with pytest.raises(DataError, match="c: calibration needs probabilities, none were given"):
+        score_case(reference, prediction, grid, labels, origin, ScoreSettings(metrics))
+
+
+def test_of_a_label_that_is_in_neither_mask(tmp_path):
+    softmax_file(tmp_path / "p.npz")
+    empty = np.zeros(SHAPE, int)
+    settings = ScoreSettings(("brier", "brier_image"))
+    grid = Grid(SHAPE, np.eye(4))
+    rows = score_case(empty, empty, grid, LABELS, Origin("c", "p"), settings, tmp_path / "p.npz").rows
+    found = {(row.label, row.metric): row for row in rows}
+    assert isnan(found["a", "brier"].value)  # there is no place near it
+    assert found["a", "brier"].status == "both_empty"
+    assert found["a", "brier_image"].value > 0
+    means = {(row.label, row.metric): row for row in summarise(ScoreTable(rows))}
+    assert means["a", "brier"].n_left_out == 1
+    assert means["a", "brier_image"].mean == found["a", "brier_image"].value  # no policy replaces it
+
+
 def softmax_file(path, n_outputs=3, dtype=np.float16, shape=SHAPE, **other):
     values = np.random.default_rng(1).random((n_outputs, *shape))
     values = (values / values.sum(axis=0)).astype(dtype)
@@ -167,7 +208,7 @@ def test_a_damaged_file(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
-    with pytest.raises(DataError, match="p.npz: "):  # by its checksum, or sooner by its values
+    with pytest.raises(DataError, match=r"p\.npz: "):  # by its checksum, or sooner by its values
         list(read_probabilities(path, LABELS, (20, 30, 40)))
 
 

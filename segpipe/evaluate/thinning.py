@@ -93,7 +93,7 @@ def _is_simple(values: Any, place: Any, n_least: int, offsets: Any, by_corner: A
     wanted = 0
     for face in faces:
         wanted |= outside & (1 << face)
-    return wanted != 0 and _reaches(inside, inside, by_corner) and _reaches(wanted, outside, by_face)
+    return _reaches(inside, inside, by_corner) and _reaches(wanted, outside, by_face)
 
 
 @kernel
