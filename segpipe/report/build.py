@@ -51,7 +51,7 @@ def _page(work: WorkFolder) -> Page:
         alarms=leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else (),
         notes=tuple(notes),
         sections=sections,
-        decisions=_decisions(work.plan),
+        decisions=plan_decisions(work.plan),
         plan_text=work.folder.plan.read_text(encoding="utf-8") if work.plan else "",
         versions=_versions(),
         commands=_commands(work),
@@ -78,7 +78,7 @@ def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
     return tuple(facts)
 
 
-def _decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
+def plan_decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
     """Decisions with their reasons first as the plan gives them, then the training, which a person chose."""
     reasons = plan.get("reasons")
     configurations = plan.get("configurations")

@@ -103,16 +103,22 @@ class Page:
     commands: tuple[str, ...]
 
 
-def render(page: Page) -> str:
-    """One HTML document; every text is escaped, nothing is loaded from elsewhere."""
+def render(page: object, template: str = "page.html.jinja") -> str:
+    """One HTML document; every text is escaped, nothing is loaded from elsewhere.
+
+    Args:
+        page: What the template calls `page`.
+        template: Name of a template beside this file.
+    """
     import jinja2
 
-    source = resources.files("segpipe.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    folder = resources.files("segpipe.report")
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: folder.joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.from_string(source).render(page=page)
+    return environment.get_template(template).render(page=page)

@@ -25,12 +25,12 @@ SCAN_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00"
 CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as radiologists look at scans
 _MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
-_WINDOW_PERCENTILES = (0.5, 99.8)
+WINDOW_PERCENTILES = (0.5, 99.8)
 _MAX_LEGEND_LABELS = 12
 _MAX_CHANNELS = 2
 _WIDTH_INCHES = 10.0
 _DASHED = (0, (2.2, 1.4))
-_PLANES = (  # name, axis looked along, letters at left, right, top, bottom
+PLANES = (  # name, axis looked along, letters at left, right, top, bottom
     ("axial", 0, "RLAP"),
     ("coronal", 1, "RLSI"),
     ("sagittal", 2, "APSI"),
@@ -83,27 +83,27 @@ def overlay_png(overlay: Overlay) -> bytes:
     on the left), from the left side in sagittal ones. Millimetres are equal in all directions. A plane across which
     the image has a single voxel is left out.
     """
-    planes = [plane for plane in _PLANES if min(_of_plane(overlay.shape_zyx, plane[1])) > 1] or list(_PLANES[:1])
+    planes = [plane for plane in PLANES if min(of_plane(overlay.shape_zyx, plane[1])) > 1] or list(PLANES[:1])
     n_rows = min(len(overlay.image_czyx), _MAX_CHANNELS)
     index_zyx, box_mm = _planes_through(overlay), _box_mm(overlay)
-    sizes_mm = [_of_plane(box_mm[1] - box_mm[0], axis) for _, axis, _ in planes]  # height, width
+    sizes_mm = [of_plane(box_mm[1] - box_mm[0], axis) for _, axis, _ in planes]  # height, width
     inches_per_mm = _WIDTH_INCHES / sum(width for _, width in sizes_mm)
     height_inches = n_rows * (max(height for height, _ in sizes_mm) * inches_per_mm + 0.25) + 0.35
-    figure = _figure(_WIDTH_INCHES, min(height_inches, 2 * _WIDTH_INCHES), dark=True)
+    figure = new_figure(_WIDTH_INCHES, min(height_inches, 2 * _WIDTH_INCHES), dark=True)
     axes = figure.subplots(n_rows, len(planes), squeeze=False, width_ratios=[width for _, width in sizes_mm])
     drawn: set[str] = set()
     for row in range(n_rows):
         for panel, (name, axis, letters) in zip(axes[row], planes, strict=True):
             drawn |= _draw_plane(panel, overlay, row, axis, int(index_zyx[axis]))
-            _frame_plane(panel, _of_plane(box_mm[0], axis), _of_plane(box_mm[1], axis), letters)
+            frame_plane(panel, of_plane(box_mm[0], axis), of_plane(box_mm[1], axis), letters)
             panel.set_title(f"{overlay.channel_names[row]}, {name}", fontsize=9, color="white", pad=3)
     _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
-    return _bytes(figure, "png")
+    return figure_bytes(figure, "png")
 
 
 def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> bytes:
     """Charts side by side, one for each (title, curves)."""
-    figure = _figure(9.6, 3.4)
+    figure = new_figure(9.6, 3.4)
     for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for curve in curves:
             colour = CHART_COLOURS[curve.colour_index % len(CHART_COLOURS)]
@@ -112,10 +112,10 @@ def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> by
             panel.plot(curve.x, curve.y, style, marker=marker, color=colour, label=curve.name, linewidth=1.3)
         panel.set_title(title, fontsize=10, loc="left")
         panel.set_xlabel(x_name, fontsize=9)
-        _tidy(panel)
+        tidy(panel)
         if 0 < len(curves) <= _MAX_LEGEND_LABELS:
             panel.legend(fontsize=7.5, frameon=False, ncols=2)
-    return _bytes(figure, "svg")
+    return figure_bytes(figure, "svg")
 
 
 def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: tuple[float, float | None]) -> bytes:
@@ -126,7 +126,7 @@ def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: t
         name: What is measured, with the unit.
         limits: Ends of the axis; None leaves the upper one free.
     """
-    figure = _figure(9.6, 0.9 + 0.42 * max(2, len(values)))
+    figure = new_figure(9.6, 0.9 + 0.42 * max(2, len(values)))
     panel = figure.subplots()
     for row, found in enumerate(values.values()):
         colour = CHART_COLOURS[row % len(CHART_COLOURS)]
@@ -145,18 +145,19 @@ def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: t
     low, high = limits
     panel.set_xlim(low, high)
     panel.set_xlabel(name, fontsize=9)
-    _tidy(panel)
-    return _bytes(figure, "svg")
+    tidy(panel)
+    return figure_bytes(figure, "svg")
 
 
-def _figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
+def new_figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
+    """An empty figure, white or black."""
     from matplotlib.figure import Figure
 
     colour = "black" if dark else "white"
     return Figure((width_inches, height_inches), layout="constrained", facecolor=colour)
 
 
-def _bytes(figure: Figure, kind: str) -> bytes:
+def figure_bytes(figure: Figure, kind: str) -> bytes:
     """The drawn figure; equal figures give equal bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -170,7 +171,8 @@ def _bytes(figure: Figure, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def _tidy(panel: Axes) -> None:
+def tidy(panel: Axes) -> None:
+    """The look of every chart: no upper and right spine, small ticks, a faint grid."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8.5)
     panel.grid(alpha=0.25)
@@ -210,7 +212,7 @@ def _box_mm(overlay: Overlay) -> NDArray[np.float64]:
     return np.stack([np.maximum(low - margin, whole[0]), np.minimum(high + margin, whole[1])])
 
 
-def _of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
+def of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
     """What belongs to rows and to columns of the plane across `axis`."""
     rows, columns = (float(v) for a, v in enumerate(values_zyx) if a != axis)
     return rows, columns
@@ -218,10 +220,10 @@ def _of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[fl
 
 def _draw_plane(panel: Axes, overlay: Overlay, channel: int, axis: int, index: int) -> set[str]:
     """Draw image and contours; the names of the labels that are in the plane."""
-    row_mm, column_mm = _of_plane(overlay.spacing_mm, axis)
+    row_mm, column_mm = of_plane(overlay.spacing_mm, axis)
     voxels = overlay.image_czyx[channel]
     finite = voxels[np.isfinite(voxels)]
-    low, high = np.percentile(finite, _WINDOW_PERCENTILES) if finite.size else (0.0, 1.0)
+    low, high = np.percentile(finite, WINDOW_PERCENTILES) if finite.size else (0.0, 1.0)
     plane = np.take(voxels, index, axis)
     extent = (0, plane.shape[1] * column_mm, plane.shape[0] * row_mm, 0)
     panel.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="nearest")
@@ -237,7 +239,7 @@ def _draw_plane(panel: Axes, overlay: Overlay, channel: int, axis: int, index: i
     return drawn
 
 
-def _frame_plane(panel: Axes, low: tuple[float, float], high: tuple[float, float], letters: str) -> None:
+def frame_plane(panel: Axes, low: tuple[float, float], high: tuple[float, float], letters: str) -> None:
     """Limits, directions and no ticks; feet are at the bottom."""
     from matplotlib.patheffects import withStroke
 
