@@ -17,6 +17,7 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
+from segpipe.evaluate.ahead import ReadAhead
 from segpipe.evaluate.case import Box, Case, ScoreSettings
 from segpipe.evaluate.groups import GROUPS
 from segpipe.evaluate.indexed import IndexedMaps, in_threads, index_maps
@@ -67,12 +68,10 @@ def score_pairs(
     Raises:
         DataError: After all pairs were tried, with one line for each that cannot be read or whose two grids differ.
     """
-    results = map_threads(
-        partial(_score_pair, labels=labels, settings=settings, n_threads=max(1, n_workers // max(1, len(pairs)))),
-        pairs,
-        "score",
-        n_workers,
-    )
+    n_threads = max(1, n_workers // max(1, len(pairs)))
+    with ReadAhead(partial(_read, labels=labels, settings=settings), pairs, max(1, n_workers)) as ahead:
+        score = partial(_score_pair, pairs, ahead, settings=settings, n_threads=n_threads)
+        results = map_threads(score, range(len(pairs)), "score", n_workers)
     faults = [result for result in results if isinstance(result, DataError)]
     if faults:
         lines = "\n  ".join(str(fault) for fault in faults)
@@ -117,22 +116,40 @@ def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
         )
 
 
-def _score_pair(pair: MaskPair, labels: LabelSet, settings: ScoreSettings, n_threads: int) -> _Scored | DataError:
+@dataclass(frozen=True)
+class _Read:
+    """Two maps on one grid, and the values of no label in each of the two files."""
+
+    maps: IndexedMaps
+    grid: Grid
+    labels: LabelSet
+    strange: tuple[frozenset[int], frozenset[int]]
+
+
+def _read(pair: MaskPair, labels: LabelSet, settings: ScoreSettings) -> _Read:
+    reference, grid = read_labels(pair.reference)
+    prediction, prediction_grid = read_labels(pair.prediction)
+    require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
+    maps = index_maps(reference, prediction, labels)
+    one, other = (
+        _values_in(values) - labels.known_values if is_strange else frozenset[int]()
+        for values, is_strange in zip((reference, prediction), maps.has_strange, strict=True)
+    )
+    if settings.only_known_values:
+        _refuse_strange_values(pair, (one, other), labels)
+    return _Read(maps, grid, labels, (one, other))
+
+
+def _score_pair(
+    pairs: Sequence[MaskPair], ahead: ReadAhead[MaskPair, _Read], index: int, settings: ScoreSettings, n_threads: int
+) -> _Scored | DataError:
+    pair = pairs[index]
     try:
-        reference, grid = read_labels(pair.reference)
-        prediction, prediction_grid = read_labels(pair.prediction)
-        require_same_grid(grid, prediction_grid, f"{pair.prediction} against {pair.reference}")
-        maps = index_maps(reference, prediction, labels, n_threads)
-        strange = [
-            _values_in(values) - labels.known_values if is_strange else frozenset[int]()
-            for values, is_strange in zip((reference, prediction), maps.has_strange, strict=True)
-        ]
-        if settings.only_known_values:
-            _refuse_strange_values(pair, strange, labels)
-        scores = _score_maps(maps, grid, labels, pair.origin, settings, pair.probabilities, n_threads)
+        read = ahead(index)
+        scores = _score_maps(read.maps, read.grid, read.labels, pair.origin, settings, pair.probabilities, n_threads)
     except DataError as fault:
         return fault
-    return _Scored(pair, scores, *strange)
+    return _Scored(pair, scores, *read.strange)
 
 
 def _refuse_strange_values(pair: MaskPair, strange: Sequence[frozenset[int]], labels: LabelSet) -> None:
