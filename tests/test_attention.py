@@ -7,7 +7,13 @@ import torch
 from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 
-from segpipe.networks.attention import ATTENTION, BlockAttention, EfficientChannelAttention, SqueezeExcitation
+from segpipe.networks.attention import (
+    ATTENTION,
+    BlockAttention,
+    EfficientChannelAttention,
+    SpatialAndChannel,
+    SqueezeExcitation,
+)
 
 SHAPES = {2: (2, 8, 5, 6), 3: (2, 8, 3, 5, 6)}
 every_gate = pytest.mark.parametrize(("kind", "n_axes"), [(kind, n) for kind in ATTENTION for n in SHAPES])
@@ -109,3 +115,23 @@ def test_cbam_by_hand():
     assert gated[0, 0].item() == pytest.approx(1 * torch.tensor(0.5).sigmoid().item())
     assert gated[1, 0].item() == pytest.approx(3 * torch.tensor(0.5).sigmoid().item())
     assert gated[0, 8].item() == pytest.approx(1 * torch.tensor(0.15).sigmoid().item())
+
+
+def test_cbam_sees_means_and_maxima_of_channels_by_hand():
+    """Means 1 and 2, maxima 2 and 4: four hidden sums of 3 and 6, weighted by 1/12, are 1 and 2, together 3."""
+    module = BlockAttention(2, 2, 1)
+    nn.init.ones_(module.channels[0].weight)
+    nn.init.constant_(module.channels[2].weight, 1 / 12)
+    nn.init.zeros_(module.voxels.weight)
+    x = torch.tensor([[[[0.0, 2.0]], [[0.0, 4.0]]]])
+    torch.testing.assert_close(module(x), x * torch.tensor(3.0).sigmoid() / 2)
+
+
+def test_scse_takes_the_larger_of_both_gates_by_hand():
+    module = SpatialAndChannel(2, 2, 1)
+    for parameter in module.channels.parameters():
+        nn.init.zeros_(parameter)  # every channel is halved
+    module.voxels.weight.data = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1)
+    x = torch.tensor([[[[3.0, 1.0]], [[1.0, 3.0]]]])  # differences 2 and -2: the first voxel's gate is above a half
+    expected = torch.stack([x[0, :, 0, 0] * torch.tensor(2.0).sigmoid(), x[0, :, 0, 1] / 2], 1)
+    torch.testing.assert_close(module(x)[0, :, 0], expected)
