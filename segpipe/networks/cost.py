@@ -149,7 +149,7 @@ def fits(predicted: Cost, memory_bytes: int) -> bool:
 def seconds_per_step(predicted: Cost, device: torch.device | str, precision: Precision) -> float:
     """About how long a training step takes: its multiplications at the rate of a small network on this device.
 
-    Right to a factor of about two: depthwise convolutions and small feature maps reach less than that rate. Loading
+    A rough guide, and rather too short: depthwise convolutions and small feature maps do not reach that rate; loading
     and augmentation are not counted.
     """
     return predicted.n_macs_step / _macs_per_second(torch.device(device), precision)
