@@ -81,7 +81,7 @@ class Lesions:
     """All lesions of one label in one case.
 
     Args:
-        lesions: Those of the reference, then the false alarms, each in order of their first voxel.
+        lesions: Those of the reference, then the false alarms.
         n_predicted: Lesions of the prediction; with `many` several may belong to one of the reference.
     """
 
