@@ -25,7 +25,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {  # a part may always import itself
     "predict": {"core", "data", "networks", "plan", "prepare", "train"},
     "evaluate": {"core", "data"},
     "compare": {"core", "data", "evaluate"},
-    "report": {"core", "data", "plan", "evaluate", "compare"},
+    "report": {"core", "data", "fingerprint", "plan", "evaluate", "compare"},
     "bridge": _PIPELINE | {"report"},
     "pipeline": _PIPELINE | {"bridge"},
     "cli": _PIPELINE | {"report", "bridge", "pipeline"},

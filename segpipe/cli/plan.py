@@ -23,6 +23,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
 @click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, also an old one.")
 @click.option("--cost/--no-cost", "with_cost", default=True, help="Predict memory, time and disk (a second or two).")
+@click.option("--report/--no-report", "with_report", default=True, help="Write a page with pictures, if DATA is given.")
 @edits
 @shared
 def command(
@@ -36,6 +37,7 @@ def command(
     nnunet_dataset: Path | None,
     nnunet_plans: Path | None,
     with_cost: bool,
+    with_report: bool,
     edits: tuple[str, ...],
     as_json: bool,
     device: str,
@@ -57,6 +59,7 @@ def command(
     from segpipe.cli.plan_tables import plan_text
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
+    from segpipe.report.plan_page import write_plan_page
 
     machine = Machine(device, n_workers)
     choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost)
@@ -66,10 +69,14 @@ def command(
         planned = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
     else:
         raise click.UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
+    page = write_plan_page(work, planned.costs) if with_report and data is not None else None
     if as_json:
         costs = [cost.model_dump() for cost in planned.costs]
-        print_json({"plan": str(work / "plan.yaml"), **planned.plan.model_dump(mode="json"), "costs": costs})
+        paths = {"plan": str(work / "plan.yaml"), "report": None if page is None else str(page)}
+        print_json({**paths, **planned.plan.model_dump(mode="json"), "costs": costs})
         return
     click.echo(plan_text(planned))
+    if page is not None:
+        click.echo(f"Page: {page}")
     following = f" Next: segpipe train {work}" if data is not None else ""
     click.echo(f"Plan: {work / 'plan.yaml'}.{following}")

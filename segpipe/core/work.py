@@ -96,6 +96,11 @@ class Work:
         """The page for people."""
         return self.path / "report" / "index.html"
 
+    @property
+    def plan_page(self) -> Path:
+        """The plan for people: data, decisions, costs."""
+        return self.path / "report" / "plan.html"
+
     def prepared(self, digest: str) -> Path:
         """Prepared cases of one way of preparing."""
         return self.path / "prepared" / digest

@@ -1,0 +1,114 @@
+"""From a planned work folder to `report/plan.html`: the data, what was decided and why, what it will take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.files import write_text
+from segpipe.core.work import Work
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Splits, leaks
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.schema import Plan
+from segpipe.report.build import plan_decisions
+from segpipe.report.html import Decision, Picture, Table, render
+from segpipe.report.plan_pictures import geometry_picture, intensity_picture, volume_pictures
+from segpipe.report.plan_samples import sample_pictures
+from segpipe.report.plan_tables import (
+    configuration_table,
+    cost_table,
+    label_table,
+    listed,
+    rare_labels,
+    split_tables,
+    stage_tables,
+)
+
+
+@dataclass(frozen=True)
+class PlanPage:
+    """What stands on the page; `alarms` are leaks between folds, `notes` what else deserves a look."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    alarms: tuple[str, ...]
+    notes: tuple[str, ...]
+    geometry: Picture
+    intensity: Picture | None
+    labels: Table
+    volumes: tuple[Picture, ...]
+    samples: tuple[Picture, ...]
+    decisions: tuple[Decision, ...]
+    configurations: Table
+    stages: tuple[Table, ...]
+    costs: Table | None
+    splits: tuple[Table, ...]
+    plan_text: str
+
+
+def write_plan_page(folder: Path, costs: Sequence[PlannedCost]) -> Path:
+    """Write the page of a plan: one HTML file that needs nothing else.
+
+    Args:
+        folder: A work folder that was planned from images.
+        costs: What the configurations are predicted to take; empty if it was not predicted.
+
+    Returns:
+        `folder/report/plan.html`.
+
+    Raises:
+        DataError, PlanError: If the folder lacks a dataset, a fingerprint, splits or a plan.
+        ResourceError, SetupError: If the page cannot be written.
+    """
+    work = Work(folder)
+    dataset, fingerprint = Dataset.load(work.dataset), Fingerprint.load(work.fingerprint)
+    plan, splits = Plan.load(work.plan), Splits.load(work.splits)
+    samples, faults = sample_pictures(dataset, fingerprint, plan)
+    page = PlanPage(
+        title=f"{dataset.name}: the plan",
+        facts=_facts(dataset, fingerprint, plan),
+        alarms=leaks(splits.folds, dataset),
+        notes=(*rare_labels(fingerprint, splits.k), *splits.warnings, *faults),
+        geometry=geometry_picture(fingerprint, plan),
+        intensity=intensity_picture(fingerprint, plan),
+        labels=label_table(fingerprint, plan.labels, splits.k),
+        volumes=volume_pictures(fingerprint),
+        samples=samples,
+        decisions=_decisions(plan),
+        configurations=configuration_table(plan),
+        stages=stage_tables(plan),
+        costs=cost_table(costs, plan) if costs else None,
+        splits=split_tables(splits, fingerprint, dataset),
+        plan_text=work.plan.read_text(encoding="utf-8"),
+    )
+    write_text(work.plan_page, render(page, "plan_page.html.jinja"))
+    return work.plan_page
+
+
+def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tuple[str, str], ...]:
+    n_cases, sites = len(fingerprint.cases), fingerprint.sites
+    n_unknown = n_cases - sum(sites.values())
+    places = [f"{site} {n}" for site, n in sites.items()] + ([f"unknown {n_unknown}"] if n_unknown else [])
+    labels = plan.labels
+    facts = [
+        ("Cases", str(n_cases)),
+        ("Patients", f"{len({case.patient_id for case in dataset.cases})} ({dataset.patients_from})"),
+        ("Sites", listed(places) if sites else "not known"),
+        ("Orientations", listed(f"{code} {n}" for code, n in fingerprint.orientations.items())),
+        ("Channels", listed(fingerprint.channels)),
+        ("Regions" if labels.has_regions else "Labels", listed(labels.names)),
+        ("Kept by cropping to what is not 0", f"{fingerprint.median_relative_size_after_cropping:.0%} (median)"),
+    ]
+    if labels.ignore_value is not None:
+        facts.append(("Not annotated", f"voxels of value {labels.ignore_value}, which count nowhere"))
+    memory = f"a GPU with {plan.gpu_memory_gb:g} GB" if plan.gpu_memory_gb else "a GPU" if plan.is_for_gpu else "CPUs"
+    return (*facts, ("Planned for", f"{memory}, preset {plan.preset}"))
+
+
+def _decisions(plan: Plan) -> tuple[Decision, ...]:
+    """Decisions and reasons; what was decided of a configuration stands in a table of its own."""
+    found = plan_decisions(plan.model_dump(mode="json"))
+    return tuple(Decision(d.name, "" if d.name in plan.configurations else d.value, d.reason) for d in found)

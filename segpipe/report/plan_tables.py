@@ -1,0 +1,249 @@
+"""Tables of the plan's page: labels, configurations, network stages, costs, folds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence, Sized
+
+import numpy as np
+
+from segpipe.core.labels import LabelSet
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Splits
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.report.html import Cell, Table
+
+_RARE_SHARE = 0.1  # of the cases; below it a mean over cases rests on few of them
+_FOLDS_SIDE_BY_SIDE = 10  # more would make the table wider than a page
+_MAX_NAMED = 12
+_NONE = "–"
+
+
+def rare_labels(fingerprint: Fingerprint, n_folds: int) -> tuple[str, ...]:
+    """A sentence for the labels in no case, for those in fewer cases than folds, and for other rare ones."""
+    n_cases = len(fingerprint.cases)
+    groups: dict[str, list[str]] = {}
+    for name, share in fingerprint.prevalence.items():
+        n_with = round(share * n_cases)
+        if n_with == 0:
+            consequence = "in no case: nothing can learn it. Add cases, or take it out of the labels."
+        elif n_with < n_folds:
+            consequence = f"in fewer cases than there are folds ({n_folds}): some fold has no case to score it on."
+        elif share < _RARE_SHARE:
+            consequence = f"in less than {_RARE_SHARE:.0%} of the cases: its scores will rest on few of them."
+        else:
+            continue
+        groups.setdefault(consequence, []).append(f"{name} ({n_with} of {n_cases})" if n_with else name)
+    return tuple(f"Rare: {listed(names)}, {consequence}" for consequence, names in groups.items())
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names one after the other; of very many the first ones and how many more."""
+    every = list(names)
+    more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""
+    return ", ".join(every[:_MAX_NAMED]) + more
+
+
+def volume_unit(fingerprint: Fingerprint) -> tuple[float, str]:
+    """Size in mm³ and name of the unit that volumes of this dataset read well in: mL, or mm³ if all are below 1 mL."""
+    largest = max((m.volume_mm3 for case in fingerprint.cases for m in case.labels.values()), default=0.0)
+    return (1000.0, "mL") if largest >= 1000 else (1.0, "mm³")
+
+
+def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Table:
+    """A row for each label; cases without it count in its prevalence alone."""
+    unit_mm3, unit = volume_unit(fingerprint)
+    n_cases = len(fingerprint.cases)
+    rows = []
+    for label in labels.labels:
+        found = [case.labels[label.name] for case in fingerprint.cases if label.name in case.present]
+        is_rare = len(found) < max(n_folds, _RARE_SHARE * n_cases)
+        cells = [
+            Cell(label.name),
+            Cell(", ".join(map(str, label.values))),
+            Cell(f"{len(found)} of {n_cases}" + (" · rare" if is_rare else ""), is_bad=is_rare),
+        ]
+        if found:
+            volumes = np.array([m.volume_mm3 for m in found]) / unit_mm3
+            parts = [m.n_components for m in found]
+            extent = np.median([m.extent_mm for m in found], axis=0)
+            cells += [
+                Cell(f"{short(np.median(volumes))}  [{short(volumes.min())}, {short(volumes.max())}]"),
+                Cell(f"{np.median(parts):g}  [{min(parts)}, {max(parts)}]"),
+                Cell(_times(extent.tolist())),
+            ]
+        rows.append((*cells, *[Cell(_NONE)] * (6 - len(cells))))
+    caption = (
+        "Medians and [smallest, largest] over the cases in which a label occurs. Parts are connected components; "
+        f"extent is the median edge of the box around the label along Z × Y × X of {fingerprint.orientation} images."
+    )
+    columns = ("label", "value in files", "cases", f"volume, {unit}", "parts", "extent, mm")
+    return Table(columns, tuple(rows), caption)
+
+
+def configuration_table(plan: Plan) -> Table:
+    """Configurations side by side."""
+    rows: dict[str, list[str]] = {}
+    for configuration in plan.configurations.values():
+        for name, text in _decided(configuration).items():
+            rows.setdefault(name, []).append(text)
+    lines = tuple((Cell(name), *(Cell(text) for text in texts)) for name, texts in rows.items())
+    axes = " × ".join(axis_names(plan))
+    caption = f"Lengths are along {axes}: the dataset's orientation {plan.orientation} in the plan's order of axes."
+    return Table(("", *plan.configurations), lines, caption)
+
+
+def _decided(configuration: Configuration) -> dict[str, str]:
+    network = configuration.network
+    n_axes = network.n_axes
+    patch, median = configuration.patch_zyx[-n_axes:], configuration.median_shape_zyx[-n_axes:]
+    edges = [s for s in configuration.spacing_mm[-n_axes:] if s is not None]
+    covered = math.prod(min(p / m, 1.0) for p, m in zip(patch, median, strict=True))
+    return {
+        "voxel, mm": _times(edges),
+        "median image, voxels": _times(median),
+        "patch, voxels": _times(patch),
+        "patch, mm": _times(p * s for p, s in zip(patch, edges, strict=True)),
+        "patch / median image": f"{covered:.0%}",
+        "batch": str(configuration.batch_size),
+        "Dice loss over": "the batch" if configuration.batch_dice else "each patch",
+        "network": f"{network.kind}, {len(network.features)} stages",
+        "features": f"{network.features[0]} to {network.features[-1]}",
+        "guided by": configuration.previous or _NONE,
+    }
+
+
+def stage_tables(plan: Plan) -> tuple[Table, ...]:
+    """The stages of each configuration's network; a cascade has those of the configuration it is like."""
+    return tuple(
+        _stage_table(f"Network of {name}", configuration)
+        for name, configuration in plan.configurations.items()
+        if configuration.previous is None
+    )
+
+
+def _stage_table(title: str, configuration: Configuration) -> Table:
+    network = configuration.network
+    size = np.array(configuration.patch_zyx[-network.n_axes :])
+    edges = np.array([s for s in configuration.spacing_mm[-network.n_axes :] if s is not None])
+    decoders = (*network.decoder_convolutions, None)
+    rows = []
+    for number, stride in enumerate(network.strides_zyx):
+        size, edges = size // stride, edges * stride
+        texts = [
+            str(number),
+            _times(edges.tolist()),
+            _times(size.tolist()),
+            str(network.features[number]),
+            _times(stride),
+            _times(network.kernels_zyx[number]),
+            str(network.blocks[number]),
+            _NONE if decoders[number] is None else str(decoders[number]),
+        ]
+        rows.append(tuple(map(Cell, texts)))
+    columns = (
+        "stage",
+        "voxel, mm",
+        "patch, voxels",
+        "features",
+        "stride",
+        "kernel",
+        "encoder blocks",
+        "decoder blocks",
+    )
+    return Table(columns, tuple(rows), f"{title} ({network.kind}), the highest resolution first.")
+
+
+def cost_table(costs: Sequence[PlannedCost], plan: Plan) -> Table:
+    """What each configuration is predicted to take."""
+    n_steps = plan.training.epochs * plan.training.iterations_per_epoch
+    rows = []
+    for taken in costs:
+        seconds = taken.seconds_per_step
+        texts = [
+            taken.configuration,
+            _gib(taken.training_gb),
+            _gib(taken.prediction_gb),
+            f"{taken.parameters / 1e6:.1f}",
+            f"{taken.tera_macs_per_step:.3g}",
+            _NONE if seconds is None else f"{seconds:.2g}",
+            _NONE if seconds is None else _duration(plan.training.time_budget_seconds or seconds * n_steps),
+            _gib(taken.prepared_gb),
+        ]
+        rows.append(tuple(map(Cell, texts)))
+    memory = costs[0].memory
+    columns = (
+        "configuration",
+        f"{memory} memory,\ntraining, GiB",
+        f"{memory} memory,\nprediction, GiB",
+        "parameters,\nmillions",
+        "10¹² MAC\na step",
+        "seconds\na step",
+        "training\na fold",
+        "prepared cases,\nGiB",
+    )
+    caption = (
+        f"Predicted before anything runs. MAC: a multiplication with addition. A fold is {n_steps} steps, validation "
+        "not counted. Time is that of the machine that planned; it is not known (–) if the plan is for another one."
+    )
+    return Table(columns, tuple(rows), caption)
+
+
+def split_tables(splits: Splits, fingerprint: Fingerprint, dataset: Dataset) -> tuple[Table, ...]:
+    """Folds side by side, ten in a table: their cases and patients, and the cases with each label."""
+    numbers = range(splits.k)
+    starts = range(0, splits.k, _FOLDS_SIDE_BY_SIDE)
+    return tuple(
+        _split_table(splits, numbers[start : start + _FOLDS_SIDE_BY_SIDE], fingerprint, dataset) for start in starts
+    )
+
+
+def _split_table(splits: Splits, numbers: Sequence[int], fingerprint: Fingerprint, dataset: Dataset) -> Table:
+    patient_of = {case.case_id: case.patient_id for case in dataset.cases}
+    present = {case.case_id: case.present for case in fingerprint.cases}
+    sides = [(splits.folds[n].train, splits.folds[n].validation) for n in numbers]
+    patients = [[{patient_of.get(c, c) for c in side} for side in pair] for pair in sides]
+    rows = [
+        (Cell("cases"), *(_counts(train, validation) for train, validation in sides)),
+        (Cell("patients"), *(_counts(train, validation) for train, validation in patients)),
+    ]
+    for name, share in fingerprint.prevalence.items():
+        having = [[[c for c in side if name in present.get(c, ())] for side in pair] for pair in sides]
+        is_needed = share > 0
+        rows.append((Cell(f"with {name}"), *(_counts(train, validation, is_needed) for train, validation in having)))
+    drawn = f"{splits.source}" + (f", seed {splits.seed}" if splits.seed is not None else "")
+    caption = f"To train on / to validate with. Folds: {drawn}."
+    return Table(("", *(f"fold {n}" for n in numbers)), tuple(rows), caption)
+
+
+def _counts(train: Sized, validation: Sized, is_needed: bool = False) -> Cell:
+    return Cell(f"{len(train)} / {len(validation)}", is_bad=is_needed and not (train and validation))
+
+
+def axis_names(plan: Plan) -> tuple[str, str, str]:
+    """The plan's axes 0, 1, 2 by the direction of the body they run along."""
+    directions = {"R": "right–left", "L": "right–left", "A": "front–back", "P": "front–back"}
+    first, second, third = (directions.get(plan.orientation[2 - axis_zyx], "feet–head") for axis_zyx in plan.axis_order)
+    return first, second, third
+
+
+def short(value: float) -> str:
+    """Three digits that matter, never with an exponent above 1."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _times(values: Iterable[float]) -> str:
+    return " × ".join(map(short, values))
+
+
+def _gib(gib: float) -> str:
+    return f"{gib:.1f}" if gib >= 1 else f"{gib:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 1.5 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds:.2g} s"
