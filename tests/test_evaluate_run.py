@@ -121,6 +121,29 @@ def test_shapes_must_be_the_grids():
         score_case(example(), example()[1:], GRID, LABELS, ORIGIN)
 
 
+@pytest.mark.parametrize("n_threads", [2, 5])
+def test_threads_change_nothing(n_threads):
+    expected = score_case(example(), example(1), GRID, LABELS, ORIGIN)
+    assert score_case(example(), example(1), GRID, LABELS, ORIGIN, n_threads=n_threads) == expected
+
+
+def test_each_label_has_its_own_tolerance():
+    settings = ScoreSettings(("nsd", "nsd_mc"), {"organ": 0.4, "tumour": 0.6})
+    scores = by_name(score_case(example(), example(1), GRID, LABELS, ORIGIN, settings))
+    assert scores["organ", "nsd"].value < 1  # moved by 0.5 mm
+    assert scores["tumour", "nsd"].value == 1
+    only_organ = ScoreSettings(("nsd", "dice"), {"organ": 0.4})
+    found = by_name(score_case(example(), example(1), GRID, LABELS, ORIGIN, only_organ))
+    assert set(found) == {("organ", "nsd"), ("organ", "dice"), ("tumour", "dice"), (IMAGE_LABEL, DIAGONAL)}
+
+
+def test_other_values_for_the_labels_change_no_score():
+    labels = LabelSet(labels=(Label(name="tumour", values=(1,)), Label(name="organ", values=(300,))))
+    pair = [np.select([v == 1, v == 5], [300, 1], 0) for v in (example(), example(1))]
+    expected = by_name(score_case(example(), example(1), GRID, LABELS, ORIGIN))
+    assert by_name(score_case(*pair, GRID, labels, ORIGIN)) == expected
+
+
 def pairs_in(folders):
     names = sorted(path.name for path in (folders / "predictions").iterdir())
     return [

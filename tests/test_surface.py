@@ -216,3 +216,41 @@ def test_a_mask_a_hundred_voxels_off():
     assert all_mm(distances.from_prediction) == pytest.approx(expected[1], rel=1e-12)
     for side, (mm, _) in zip(sides(mc_distances(one, other, SPACING)), slow_mc(one, other, SPACING), strict=True):
         assert all_mm(side) == pytest.approx(np.sort(mm), rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*always_return_as_numpy:FutureWarning")
+@settings(max_examples=15)
+@given(random_masks)
+def test_monai_agrees_on_means_too(drawn):
+    import torch
+    from monai.metrics import compute_average_surface_distance, compute_surface_dice
+
+    reference, prediction = two_masks(*drawn)
+    a, b = (torch.from_numpy(mask)[None, None].float() for mask in (reference, prediction))
+    distances = voxel_distances(reference, prediction, SPACING)
+    theirs = compute_average_surface_distance(b, a, include_background=True, symmetric=True, spacing=SPACING)
+    assert mean_surface_distance_mm(distances) == pytest.approx(theirs.item(), rel=1e-5)
+    theirs = compute_surface_dice(b, a, [1.1], include_background=True, spacing=SPACING)
+    assert surface_dice(distances, 1.1) == pytest.approx(theirs.item(), rel=1e-5)
+
+
+@settings(max_examples=30)
+@given(random_masks)
+def test_medpy_agrees(drawn):
+    from medpy.metric import binary
+
+    reference, prediction = two_masks(*drawn)
+    distances = voxel_distances(reference, prediction, SPACING)
+    pair = (prediction, reference, SPACING)
+    assert hausdorff_pooled_mm(distances, 0.95) == pytest.approx(binary.hd95(*pair), rel=1e-12)
+    assert hausdorff_mm(distances) == pytest.approx(binary.hd(*pair), rel=1e-12)
+    assert mean_surface_distance_mm(distances) == pytest.approx(binary.assd(*pair), rel=1e-12)
+
+
+@given(random_masks, st.lists(st.floats(0, 9), min_size=2, max_size=5))
+def test_a_larger_tolerance_never_lowers_nsd(drawn, tolerances):
+    for model in (lattice_distances, voxel_distances, mc_distances):
+        distances = model(*two_masks(*drawn), SPACING)
+        shares = [surface_dice(distances, tolerance) for tolerance in sorted(tolerances)]
+        assert shares == sorted(shares)
+        assert 0 <= shares[0] <= shares[-1] <= 1
