@@ -6,6 +6,7 @@ Figures are made without pyplot, so nothing stays open and no window system is a
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as r
 _MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
 WINDOW_PERCENTILES = (0.5, 99.8)
 _MAX_LEGEND_LABELS = 12
+_MAX_NAME_LETTERS = 36
 _MAX_CHANNELS = 2
 _WIDTH_INCHES = 10.0
 _DASHED = (0, (2.2, 1.4))
@@ -96,7 +98,7 @@ def overlay_png(overlay: Overlay) -> bytes:
         for panel, (name, axis, letters) in zip(axes[row], planes, strict=True):
             drawn |= _draw_plane(panel, overlay, row, axis, int(index_zyx[axis]))
             frame_plane(panel, of_plane(box_mm[0], axis), of_plane(box_mm[1], axis), letters)
-            panel.set_title(f"{overlay.channel_names[row]}, {name}", fontsize=9, color="white", pad=3)
+            panel.set_title(f"{drawn_name(overlay.channel_names[row])}, {name}", fontsize=9, color="white", pad=3)
     _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
     return figure_bytes(figure, "png")
 
@@ -140,7 +142,7 @@ def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: t
             )
         else:
             panel.text(0.01, row, "no value", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
-    panel.set_yticks(range(len(values)), list(values), fontsize=9)
+    panel.set_yticks(range(len(values)), [drawn_name(name) for name in values], fontsize=9)
     panel.set_ylim(len(values) - 0.5, -0.5)
     low, high = limits
     panel.set_xlim(low, high)
@@ -163,12 +165,19 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "segpipe"}):
+    with matplotlib.rc_context({"svg.hashsalt": "segpipe"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn; the page's text has the name
         FigureCanvasAgg(figure)
         metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
         figure.savefig(stream, format=kind, dpi=110, metadata=metadata)
     figure.clear()
     return stream.getvalue()
+
+
+def drawn_name(name: str) -> str:
+    """A name as a picture can hold it: dollar signs make no formula, a long one is cut."""
+    cut = name if len(name) <= _MAX_NAME_LETTERS else f"{name[: _MAX_NAME_LETTERS - 1]}…"
+    return cut.replace("$", r"\$")
 
 
 def tidy(panel: Axes) -> None:
@@ -261,6 +270,6 @@ def _draw_legend(figure: Figure, drawn: Sequence[str], names: Sequence[str]) -> 
     colours = [SCAN_COLOURS[names.index(name) % len(SCAN_COLOURS)] for name in shown]
     lines = [Line2D([], [], color=colour, linewidth=3) for colour in colours]
     lines += [Line2D([], [], color="white"), Line2D([], [], color="white", linestyle=_DASHED)]
-    texts = [*shown, "reference", "prediction"]
+    texts = [*map(drawn_name, shown), "reference", "prediction"]
     style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": "white", "handlelength": 2.4}
     figure.legend(lines, texts, loc="outside lower center", ncols=7, **style)

@@ -18,11 +18,13 @@ from segpipe.report.html import Decision, Picture, Table, render
 from segpipe.report.plan_pictures import geometry_picture, intensity_picture, volume_pictures
 from segpipe.report.plan_samples import sample_pictures
 from segpipe.report.plan_tables import (
+    axis_names,
     configuration_table,
     cost_table,
     label_table,
     listed,
     rare_labels,
+    scheme_text,
     split_tables,
     stage_tables,
 )
@@ -95,7 +97,7 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tupl
     labels = plan.labels
     facts = [
         ("Cases", str(n_cases)),
-        ("Patients", f"{len({case.patient_id for case in dataset.cases})} ({dataset.patients_from})"),
+        ("Patients", f"{len({case.patient_id for case in dataset.cases})}, {dataset.patients_from}"),
         ("Sites", listed(places) if sites else "not known"),
         ("Orientations", listed(f"{code} {n}" for code, n in fingerprint.orientations.items())),
         ("Channels", listed(fingerprint.channels)),
@@ -110,5 +112,11 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tupl
 
 def _decisions(plan: Plan) -> tuple[Decision, ...]:
     """Decisions and reasons; what was decided of a configuration stands in a table of its own."""
+    axes = axis_names(plan)
+    texts = dict.fromkeys([*plan.configurations, "spacing"], "")
+    texts["axis_order"] = ", ".join(axes)
+    texts["mirror_axes"] = ", ".join(axes[axis] for axis in plan.mirror_axes) or "none"
+    schemes = zip(plan.channels, plan.normalisation, strict=True)
+    texts["normalisation"] = "; ".join(f"{channel} {scheme_text(scheme)}" for channel, scheme in schemes)
     found = plan_decisions(plan.model_dump(mode="json"))
-    return tuple(Decision(d.name, "" if d.name in plan.configurations else d.value, d.reason) for d in found)
+    return tuple(Decision(d.name, texts.get(d.name, d.value), d.reason) for d in found)

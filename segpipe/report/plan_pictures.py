@@ -11,24 +11,20 @@ import numpy as np
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.html import Picture
-from segpipe.report.pictures import CHART_COLOURS, figure_bytes, new_figure, tidy
-from segpipe.report.plan_tables import axis_names, listed, short, volume_unit
+from segpipe.report.pictures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
+from segpipe.report.plan_tables import axis_names, listed, scheme_text, short, volume_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _BARS, _MARK = CHART_COLOURS[0], CHART_COLOURS[1]
 _N_BINS = 24
+_SAME = 1e-3  # edges that differ by less were rounded
+_PEAK_SHARE = 0.5  # of the voxels in one bar: the others would not be seen beside it
 _COLUMNS = 3
 _LABELS_BY_PICTURE = 20  # more would be taller than a page
 _MAX_DOTS = 2000  # of all pictures; beyond, boxes say enough and the file stays small
 _LOG_RATIO = 100.0  # two decades between the smallest and the largest value ask for a logarithmic axis
-_SCHEME_TEXT = {
-    "zscore": "each case by its own mean and SD",
-    "rescale_0_1": "each case from its minimum to its maximum",
-    "rgb_0_1": "divided by 255",
-    "none": "left as it is",
-}
 
 
 def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
@@ -44,7 +40,7 @@ def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
         targets = {c.spacing_mm[axis] for c in plan.configurations.values()} - {None}
         for target in sorted(t for t in targets if t is not None):
             panels[0][axis].axvline(target, color=_MARK, linestyle="--", linewidth=1.5)
-        _bars(panels[1][axis], shapes[:, axis].tolist(), f"image {names[axis]}, voxels")
+        _bars(panels[1][axis], shapes[:, axis].tolist(), f"image {names[axis]}, voxels", step=1)
     for row in panels:
         row[0].set_ylabel("cases", fontsize=9)
     medians = ", ".join(
@@ -56,19 +52,26 @@ def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
     return Picture("svg", figure_bytes(figure, "svg"), alt, caption)
 
 
-def _bars(panel: Axes, values: Sequence[float], title: str) -> None:
-    """A histogram; of few different values a bar for each."""
+def _bars(panel: Axes, values: Sequence[float], title: str, step: float | None = None) -> None:
+    """A histogram.
+
+    Args:
+        values: At least one; above 0.
+        step: What values are multiples of; None: of nothing. Bins then hold equally many of them.
+    """
     from matplotlib.ticker import MaxNLocator
 
     low, high = min(values), max(values)
-    margin = 0.5 * max(high - low, 0.2 * high)
-    bins = np.linspace(low, high, min(_N_BINS, 4 + len(set(values)))) if high > low * (1 + 1e-6) else 1
-    if isinstance(bins, int):
-        panel.bar([low], [len(values)], width=0.1 * margin, color=_BARS)
-        panel.set_xlim(low - margin, high + margin)
+    if high <= low * (1 + _SAME):
+        panel.bar([low], [len(values)], width=0.02 * low, color=_BARS)
+        panel.set_xlim(0.8 * low, 1.2 * low)
+    elif step is None:
+        panel.hist(values, _N_BINS, color=_BARS)
     else:
-        panel.hist(values, bins.tolist(), color=_BARS)
+        width = step * math.ceil((high - low + step) / step / _N_BINS)
+        panel.hist(values, np.arange(low - step / 2, high + width, width).tolist(), color=_BARS)
     panel.set_title(title, fontsize=9.5, loc="left")
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=step == 1))
     panel.yaxis.set_major_locator(MaxNLocator(5, integer=True))
     tidy(panel)
 
@@ -92,30 +95,20 @@ def intensity_picture(fingerprint: Fingerprint, plan: Plan) -> Picture | None:
         panel.set_axis_off()
     for panel, (name, found, histogram, normalisation) in zip(panels, known, strict=False):
         _draw_intensity(panel, name, found, histogram, normalisation)
-    texts = [f"{n}: median {short(f.median)}, {_scheme(how)}" for n, f, _, how in known]
+    texts = [f"{n}: median {short(f.median)}, {scheme_text(how)}" for n, f, _, how in known]
     caption = (
         "Voxels inside the labels, every case with the same weight, from percentile 0.5 to 99.5; dotted: the median. "
-        "Grey: what is clipped."
+        "Grey: what is clipped. The axis is logarithmic where one bar holds more than half of them."
     )
     alt = f"Histograms of intensities inside the labels. {'; '.join(texts)}."
     return Picture("svg", figure_bytes(figure, "svg"), alt, caption)
 
 
-def _scheme(normalisation: Normalisation) -> str:
-    if normalisation.scheme == "ct":
-        assert normalisation.low is not None and normalisation.high is not None
-        assert normalisation.mean is not None and normalisation.std is not None
-        return (
-            f"clipped to {short(normalisation.low)} … {short(normalisation.high)}, then − {short(normalisation.mean)}, "
-            f"÷ {short(normalisation.std)}"
-        )
-    inside = ", inside what is not 0" if normalisation.within_nonzero else ""
-    return _SCHEME_TEXT[normalisation.scheme] + inside
-
-
 def _draw_intensity(
     panel: Axes, name: str, found: Intensities, histogram: Histogram, normalisation: Normalisation
 ) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     low, high = histogram.low, histogram.high
     width = (high - low) / len(histogram.shares) or max(abs(low), 1.0) * 0.02
     ends = [low, high, *(end for end in (normalisation.low, normalisation.high) if end is not None)]
@@ -131,8 +124,12 @@ def _draw_intensity(
         ):
             panel.axvspan(start, end, color="0.82", zorder=0)
             panel.axvline(edge, color=_MARK, linestyle="--", linewidth=1.5)
+    if max(histogram.shares) > _PEAK_SHARE and np.count_nonzero(histogram.shares) > 1:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(lambda value, _: short(value))
     panel.set_xlim(left, right)
-    panel.set_title(f"{name}\n{_scheme(normalisation)}", fontsize=9, loc="left")
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.set_title(f"{drawn_name(name)}\n{scheme_text(normalisation)}", fontsize=9, loc="left")
     panel.set_ylabel("% of voxels", fontsize=8.5)
     tidy(panel)
 
@@ -169,10 +166,10 @@ def _volumes_svg(
 ) -> bytes:
     figure = new_figure(9.6, 0.9 + 0.3 * max(2, len(values)))
     panel = figure.subplots()
-    for row, (name, found) in enumerate(values.items()):
+    for row, found in enumerate(values.values()):
         colour = CHART_COLOURS[row % len(CHART_COLOURS)]
         if not found:
-            panel.text(0.01, row, f"no {name}", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
+            panel.text(0.01, row, "in no case", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
             continue
         box = panel.boxplot(
             [list(found)], positions=[row], orientation="horizontal", widths=0.55, showfliers=False, whis=(0, 100)
@@ -182,9 +179,11 @@ def _volumes_svg(
         if has_dots:
             spread = 0.18 * np.sin(2.4 * np.arange(len(found)))  # keeps equal values apart, the same every time
             panel.plot(found, row + spread, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
-    panel.set_yticks(range(len(values)), list(values), fontsize=8.5)
+    panel.set_yticks(range(len(values)), [drawn_name(name) for name in values], fontsize=8.5)
     panel.set_ylim(len(values) - 0.5, -0.5)
-    panel.set_xscale("log" if is_log else "linear")
+    if is_log:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, _: short(value))
     panel.set_xlim(*limits)
     panel.set_xlabel(axis_name, fontsize=9)
     tidy(panel)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,6 +24,7 @@ from segpipe.report.pictures import (
     PLANES,
     SCAN_COLOURS,
     WINDOW_PERCENTILES,
+    drawn_name,
     figure_bytes,
     frame_plane,
     new_figure,
@@ -39,9 +40,10 @@ _LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")  # with seven col
 _MAX_LEGEND_LABELS = 12
 _MAX_CHANNELS = 11
 _COLUMNS = 4
-_WIDTH_INCHES, _MAX_PANEL_INCHES = 10.0, 4.2
+_WIDTH_INCHES = 10.0
+_PANEL_INCHES = (1.2, 4.2)  # heights; thinner ones leave no room for letters
+_LEGEND_LETTERS = 130  # in a line
 _MARGIN_FRACTION, _MARGIN_MM = 0.25, 10.0  # around the labels, so that their surroundings can be judged
-_PATCH_COLOURS = ("#F0E442", "#56B4E9", "#D55E00")
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,24 +155,27 @@ def _slice_png(shown: Slice, plan: Plan) -> bytes:
     n_rows = math.ceil(n_panels / n_columns)
     box_mm = _box_mm(shown, plan.labels)
     low_mm, high_mm = ((float(rows), float(columns)) for rows, columns in box_mm)
-    aspect = max(shown.size_mm[0] / shown.size_mm[1], (high_mm[0] - low_mm[0]) / (high_mm[1] - low_mm[1]))
-    panel_inches = min(_MAX_PANEL_INCHES, aspect * _WIDTH_INCHES / n_columns)
-    figure = new_figure(_WIDTH_INCHES, n_rows * (panel_inches + 0.25) + 0.6, dark=True)
+    patches_mm = _patches_mm(shown, box_mm.mean(axis=0), plan)
+    aspect = max(_aspect(*_seen_mm(shown, patches_mm)), _aspect(low_mm, high_mm))
+    panel_inches = float(np.clip(aspect * _WIDTH_INCHES / n_columns, *_PANEL_INCHES))
+    figure = new_figure(_WIDTH_INCHES, n_rows * (panel_inches + 0.25) + 0.5, dark=True)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel in panels[n_panels:]:
         panel.set_axis_off()
-    _draw_channel(panels[0], shown, 0, plan.normalisation[0])
-    frame_plane(panels[0], (0.0, 0.0), shown.size_mm, shown.letters)
-    patches = _draw_patches(panels[0], box_mm.mean(axis=0), plan)
-    panels[0].set_title(f"{plan.channels[0]}, whole {shown.plane} slice", fontsize=9, color="white", pad=3)
+    patch_lines = _draw_whole(panels[0], shown, patches_mm, plan)
     lines: dict[str, Any] = {}
     for number, panel in enumerate(panels[1:n_panels]):
         _draw_channel(panel, shown, number, plan.normalisation[number])
         lines |= _draw_contours(panel, shown, plan.labels)
         frame_plane(panel, low_mm, high_mm, shown.letters)
-        panel.set_title(plan.channels[number], fontsize=9, color="white", pad=3)
-    _draw_legend(figure, lines, patches)
+        panel.set_title(drawn_name(plan.channels[number]), fontsize=9, color="white", pad=3)
+    _draw_legend(figure, lines, patch_lines)
     return figure_bytes(figure, "png")
+
+
+def _aspect(low_mm: tuple[float, float], high_mm: tuple[float, float]) -> float:
+    """Height over width."""
+    return (high_mm[0] - low_mm[0]) / (high_mm[1] - low_mm[1])
 
 
 def _box_mm(shown: Slice, labels: LabelSet) -> NDArray[np.float64]:
@@ -215,32 +220,62 @@ def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any
     return lines
 
 
-def _draw_patches(panel: Axes, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, Any]:
-    """Draw each configuration's patch around the labels; its lines for the legend."""
+def _patches_mm(shown: Slice, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, NDArray[np.float64]]:
+    """Corners (2, rows and columns) in mm of each patch: around the labels, and inside the image if it fits."""
+    _, first, second = _shown_axes(plan)
+    is_turned = first > second  # the plan's second axis runs along rows
+    size_mm, corners = np.array(shown.size_mm), {}
+    for name, configuration in plan.configurations.items():
+        if configuration.previous is not None:
+            continue
+        edges_mm = np.multiply(configuration.patch_zyx[1:], np.array(configuration.spacing_mm[1:], float))
+        edges_mm = edges_mm[::-1] if is_turned else edges_mm
+        free_mm = np.maximum(size_mm - edges_mm, 0)
+        low_mm = np.where(free_mm > 0, np.clip(centre_mm - edges_mm / 2, 0, free_mm), (size_mm - edges_mm) / 2)
+        corners[name] = np.stack([low_mm, low_mm + edges_mm])
+    return corners
+
+
+def _draw_whole(panel: Axes, shown: Slice, patches_mm: Mapping[str, NDArray[np.float64]], plan: Plan) -> dict[str, Any]:
+    """The first channel with all patches, however far they reach beyond it; their lines for the legend."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Rectangle
+    from matplotlib.patheffects import withStroke
 
-    across, first, second = _shown_axes(plan)
+    _draw_channel(panel, shown, 0, plan.normalisation[0])
     lines = {}
-    own = {name: c for name, c in plan.configurations.items() if c.previous is None}
-    for number, (name, configuration) in enumerate(own.items()):
-        colour = _PATCH_COLOURS[number % len(_PATCH_COLOURS)]
-        edges_mm = dict(
-            zip((first, second), np.multiply(configuration.patch_zyx[1:], configuration.spacing_mm[1:]), strict=True)
+    for number, (name, (low_mm, high_mm)) in enumerate(patches_mm.items()):
+        style = _LINES[number % len(_LINES)]
+        height_mm, width_mm = high_mm - low_mm
+        frame = Rectangle(
+            (low_mm[1], low_mm[0]), width_mm, height_mm, fill=False, edgecolor="white", linestyle=style, linewidth=1.8
         )
-        height_mm, width_mm = (float(edges_mm[axis]) for axis in range(3) if axis != across)
-        corner = (centre_mm[1] - width_mm / 2, centre_mm[0] - height_mm / 2)
-        panel.add_patch(Rectangle(corner, width_mm, height_mm, fill=False, edgecolor=colour, linewidth=1.6))
-        lines[f"patch of {name}"] = Line2D([], [], color=colour, linewidth=2)
+        frame.set_path_effects([withStroke(linewidth=3.2, foreground="black")])
+        panel.add_patch(frame)
+        lines[f"patch of {name}"] = Line2D([], [], color="white", linestyle=style, linewidth=1.8)
+    low_mm, high_mm = _seen_mm(shown, patches_mm)
+    frame_plane(panel, low_mm, high_mm, shown.letters)
+    panel.set_title(f"{drawn_name(plan.channels[0])}, whole {shown.plane} slice", fontsize=9, color="white", pad=3)
     return lines
 
 
+def _seen_mm(
+    shown: Slice, patches_mm: Mapping[str, NDArray[np.float64]]
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Lower and upper corner of the image with the patches that reach beyond it, and a little air."""
+    low = np.min([(0.0, 0.0), *(patch[0] for patch in patches_mm.values())], axis=0)
+    high = np.max([shown.size_mm, *(patch[1] for patch in patches_mm.values())], axis=0)
+    air = 0.01 * (high - low).max()
+    return (float(low[0] - air), float(low[1] - air)), (float(high[0] + air), float(high[1] + air))
+
+
 def _draw_legend(figure: Figure, lines: Mapping[str, Any], patches: Mapping[str, Any]) -> None:
-    shown = dict(list(lines.items())[:_MAX_LEGEND_LABELS])
-    n_more = len(lines) - len(shown)
-    texts: Sequence[str] = [*shown, *([f"and {n_more} more"] if n_more else []), *patches]
     from matplotlib.lines import Line2D
 
+    shown = dict(list(lines.items())[:_MAX_LEGEND_LABELS])
+    n_more = len(lines) - len(shown)
+    texts = [*map(drawn_name, shown), *([f"and {n_more} more"] if n_more else []), *patches]
     handles = [*shown.values(), *([Line2D([], [], alpha=0)] if n_more else []), *patches.values()]
+    n_columns = min(_LEGEND_LETTERS // (8 + max(map(len, texts))), 6)
     style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": "white", "handlelength": 2.4}
-    figure.legend(handles, texts, loc="outside lower center", ncols=6, **style)
+    figure.legend(handles, texts, loc="outside lower center", ncols=n_columns, **style)

@@ -12,13 +12,19 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.report.html import Cell, Table
 
 _RARE_SHARE = 0.1  # of the cases; below it a mean over cases rests on few of them
 _FOLDS_SIDE_BY_SIDE = 10  # more would make the table wider than a page
 _MAX_NAMED = 12
 _NONE = "–"
+_SCHEME_TEXTS = {
+    "zscore": "each case by its own mean and SD",
+    "rescale_0_1": "each case from its minimum to its maximum",
+    "rgb_0_1": "divided by 255",
+    "none": "left as it is",
+}
 
 
 def rare_labels(fingerprint: Fingerprint, n_folds: int) -> tuple[str, ...]:
@@ -89,7 +95,7 @@ def configuration_table(plan: Plan) -> Table:
     for configuration in plan.configurations.values():
         for name, text in _decided(configuration).items():
             rows.setdefault(name, []).append(text)
-    lines = tuple((Cell(name), *(Cell(text) for text in texts)) for name, texts in rows.items())
+    lines = tuple((Cell(name), *map(Cell, texts)) for name, texts in rows.items() if set(texts) != {_NONE})
     axes = " × ".join(axis_names(plan))
     caption = f"Lengths are along {axes}: the dataset's orientation {plan.orientation} in the plan's order of axes."
     return Table(("", *plan.configurations), lines, caption)
@@ -220,6 +226,19 @@ def _split_table(splits: Splits, numbers: Sequence[int], fingerprint: Fingerprin
 
 def _counts(train: Sized, validation: Sized, is_needed: bool = False) -> Cell:
     return Cell(f"{len(train)} / {len(validation)}", is_bad=is_needed and not (train and validation))
+
+
+def scheme_text(normalisation: Normalisation) -> str:
+    """What happens to a channel, in words."""
+    if normalisation.scheme == "ct":
+        assert normalisation.low is not None and normalisation.high is not None
+        assert normalisation.mean is not None and normalisation.std is not None
+        return (
+            f"clipped to {short(normalisation.low)} … {short(normalisation.high)}, then − {short(normalisation.mean)}, "
+            f"÷ {short(normalisation.std)}"
+        )
+    inside = ", inside what is not 0" if normalisation.within_nonzero else ""
+    return _SCHEME_TEXTS[normalisation.scheme] + inside
 
 
 def axis_names(plan: Plan) -> tuple[str, str, str]:
