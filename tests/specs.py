@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
+from segpipe.networks.effnet import effnet
 from segpipe.networks.parts import Parts
 from segpipe.networks.spec import NetworkSpec
 
@@ -48,10 +51,18 @@ def _monai(kind: str, view: str, factors: tuple[int, ...], blocks: tuple[int, ..
     )
 
 
+def _effnet(kind: str, view: str) -> NetworkSpec:
+    """All six stages."""
+    strides, kernels = _axes(view, 6)
+    n_axes = len(strides[0])
+    return effnet(kind[-2:], strides, kernels, (1.0,) * n_axes, (64,) * n_axes)
+
+
 SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a view
     "plain": lambda view: unet("plain", view),
     "residual": lambda view: unet("residual", view),
     "convnext": lambda view: unet("convnext", view, expansion=(2, 3, 2), response_norm="sum"),
+    **{kind: partial(_effnet, kind) for kind in KINDS_OF_EFFICIENTNET},
     "segresnet": lambda view: _monai("segresnet", view, (1, 2, 4, 8), (1, 1, 1, 1)),
     "swin_unetr": lambda view: _monai("swin_unetr", view, (1, 1, 2, 4, 8, 16), (1, 1, 1, 1, 1, 1)),
 }

@@ -53,10 +53,11 @@ class Layers:
         bias: bool | None = None,
         groups: int = 1,
         dilation: Sequence[int] | int = 1,
+        is_padded: bool = True,
     ) -> nn.Module:
-        """A convolution whose output has ceil(size / stride) voxels; odd kernels. `bias` None: the spec's."""
+        """A convolution; padded, its output has ceil(size / stride) voxels; odd kernels. `bias` None: the spec's."""
         kernel, dilation = self._per_axis(kernel), self._per_axis(dilation)
-        padding = tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
+        padding = tuple(is_padded * d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
         stride = self._per_axis(stride)
         bias = self.parts.bias if bias is None else bias
         return _CONVOLUTIONS[self.n_axes](n_in, n_out, kernel, stride, padding, dilation, groups, bias)

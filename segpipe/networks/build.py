@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
+from segpipe.networks.efficientnet import efficientnet
+from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.monai_kinds import segresnet, swin_unetr
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
@@ -47,6 +49,7 @@ NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "plain": plain,
     "residual": residual,
     "convnext": convnext,
+    **dict.fromkeys(KINDS_OF_EFFICIENTNET, efficientnet),
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
 }

@@ -58,6 +58,8 @@ class Parts(Sparse):
         expansion: Hidden channels of each encoder stage's blocks as a multiple, deepest stage included.
         decoder_expansion: The same for the decoder, the highest resolution first.
         response_norm: Global response norm in a block, divided by the channels' mean (ConvNeXt V2) or sum (MedNeXt V2).
+        padding: Of strided convolutions: symmetric; tf_same: no more zeros than needed, the larger half behind, as the
+            weights `tf_efficientnet_…` expect.
         stem_kernel_zyx: Kernel of the first convolution; None: the kind's own.
         checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time.
     """
@@ -81,6 +83,7 @@ class Parts(Sparse):
     expansion: tuple[PositiveInt, ...] | None = None
     decoder_expansion: tuple[PositiveInt, ...] | None = None
     response_norm: Literal["mean", "sum"] | None = None
+    padding: Literal["symmetric", "tf_same"] = "symmetric"
     stem_kernel_zyx: tuple[PositiveInt, ...] | None = None
     checkpointing: bool = False
 

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import PositiveInt, field_validator, model_validator
 
 from segpipe.core.records import did_you_mean
+from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET, levels
 from segpipe.networks.parts import InitialWeights, Parts, Sparse
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
@@ -18,6 +19,7 @@ KINDS: dict[str, set[str]] = {  # the parts that each kind uses
     "residual": _PLAIN,
     "convnext": _PLAIN - {"activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
     | {"expansion", "decoder_expansion", "response_norm"},
+    **{kind: (_PLAIN - {"dropout_fraction", "stem_kernel_zyx"}) | {"padding"} for kind in KINDS_OF_EFFICIENTNET},
     "segresnet": {"dropout_fraction"},
     "swin_unetr": {"dropout_fraction", "drop_path_fraction", "checkpointing"},
 }
@@ -61,6 +63,8 @@ class NetworkSpec(Sparse):
     @model_validator(mode="after")
     def _consistent(self) -> NetworkSpec:
         n_stages = len(self.features)
+        if n_stages < 2:
+            raise ValueError(f"features has {n_stages} entries, expected at least 2 stages")
         for name in _PER_STAGE:
             _expect_entries(name, getattr(self, name), n_stages)
         _expect_entries("decoder_convolutions", self.decoder_convolutions, n_stages - 1)
@@ -94,6 +98,8 @@ class NetworkSpec(Sparse):
             )
 
     def _expect_own_topology(self) -> None:
+        if self.kind in KINDS_OF_EFFICIENTNET:
+            self._expect_efficientnet()
         if self.kind not in _OWN_FEATURES:
             return
         features = tuple(self.features[0] * factor for factor in _OWN_FEATURES[self.kind])
@@ -105,6 +111,19 @@ class NetworkSpec(Sparse):
             raise ValueError(f"kernels_zyx {self.kernels_zyx} of kind {self.kind!r} must be 3 on every axis")
         if self.kind == "swin_unetr":
             self._expect_swin()
+
+    def _expect_efficientnet(self) -> None:
+        n_levels = len(self.features) - 1
+        if not 1 <= n_levels <= 5:
+            raise ValueError(f"kind {self.kind!r} has 2 to 6 stages, not {n_levels + 1}")
+        found = levels(self.kind, n_levels)
+        features = (self.features[0], *(level[-1].n_out for level in found))
+        blocks = (self.blocks[0], *(sum(stage.n_blocks for stage in level) for level in found))
+        if (self.features, self.blocks) != (features, blocks):
+            raise ValueError(
+                f"features {self.features} and blocks {self.blocks} of kind {self.kind!r} with {n_levels + 1} stages "
+                f"must be {features} and {blocks}"
+            )
 
     def _expect_swin(self) -> None:
         if self.features[0] % 12:
