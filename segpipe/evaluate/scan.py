@@ -74,10 +74,10 @@ def count_pairs(reference: Any, prediction: Any, n_values: Any) -> Any:
     for z in range(n_z):
         for y in range(n_y):
             row, other = reference[z, y], prediction[z, y]
-            is_used = row[0] | other[0]
-            for x in range(n_x):  # without a branch: the compiler makes this many voxels at a time
-                is_used |= row[x] | other[x]
-            if is_used == 0:
+            largest = row[0]
+            for x in range(n_x):  # a maximum keeps the small type, so that many voxels fit in one step
+                largest = max(largest, row[x], other[x])
+            if largest == 0:
                 counts[0, 0] += n_x
                 continue
             start = 0
