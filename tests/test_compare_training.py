@@ -35,9 +35,9 @@ def test_a_test_set_and_two_seeds_by_hand():
     assert found.basis == "seeds"
     assert found.estimate.value[0] == pytest.approx(0.15)
     # patients: differences 0.1, 0.2, SD² 0.005, over 2 patients 0.0025, 1 degree of freedom
-    # trainings of the second: means 0.67, 0.63, SD² 0.0008, over 2 seeds 0.0004; with those of the first 2 degrees
+    # trainings of the second: means 0.67, 0.63, SD² 0.0008, over 2 seeds 0.0004, 1 degree; the first's do not vary
     assert found.estimate.variance[0] == pytest.approx(0.0029)
-    assert found.estimate.df[0] == pytest.approx(0.0029**2 / (0.0025**2 / 1 + 0.0004**2 / 2))
+    assert found.estimate.df[0] == pytest.approx(0.0029**2 / (0.0025**2 / 1 + 0.0004**2 / 1))
 
 
 def test_folds_and_seeds_by_hand():

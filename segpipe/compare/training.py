@@ -41,7 +41,8 @@ def method_estimate(
     With the same folds for every seed the variance is the larger of two: that of the folds' means, and that of patients
     plus that of trainings (from seeds of one fold, which saw the same cases); t has folds - 1 degrees of freedom, since
     folds share most of their training cases and more seeds do not change that. Without folds it is the sum of the two,
-    with Satterthwaite's degrees of freedom. With folds drawn anew for each seed it is Nadeau and Bengio's.
+    with Satterthwaite's degrees of freedom, each method's trainings by themselves, and no more than trainings - 1: a
+    lucky agreement of two seeds would give many. With folds drawn anew for each seed it is Nadeau and Bengio's.
 
     Args:
         paired: Differences of the methods' means over trainings.
@@ -57,15 +58,16 @@ def method_estimate(
         return MethodEstimate(nadeau_bengio(fold_differences(paired, values, folds)), "repeated cross-validation")
     fold = np.zeros(len(paired.patients), np.intp) if folds is None else folds[0]
     of_patients, n_patients = paired.variance_over(paired.patients)
-    of_trainings = sum(_training_variance(paired, of, fold) for of in values)
-    total = of_patients + of_trainings
+    of_trainings = [_training_variance(paired, of, fold) for of in values]
+    total = of_patients + of_trainings[0] + of_trainings[1]
     if folds is not None:
         of_folds, n_folds = paired.variance_over(fold)
         variance, df = np.maximum(total, of_folds), np.maximum(n_folds - 1.0, 1.0)
         return MethodEstimate(Estimate(paired.estimates, variance, df), "folds and seeds")
-    df_trainings = sum(len(of) - 1 for of in values)
-    squares = of_patients**2 / np.maximum(n_patients - 1, 1) + of_trainings**2 / df_trainings
+    squares = of_patients**2 / np.maximum(n_patients - 1, 1)
+    squares += sum(variance**2 / (len(of) - 1) for variance, of in zip(of_trainings, values, strict=True))
     df = np.divide(total**2, squares, out=np.ones(total.shape), where=squares > 0)
+    df = np.minimum(df, sum(map(len, values)) - 1)
     return MethodEstimate(Estimate(paired.estimates, total, df), "seeds")
 
 
