@@ -11,7 +11,7 @@ from specs import VIEWS, unet
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segpipe.networks.blocks import BlockShape, ChannelNorm, DropPath, Layers, ResidualBlock, drop_paths
+from segpipe.networks.blocks import BlockShape, CellMeans, ChannelNorm, DropPath, Layers, ResidualBlock, drop_paths
 from segpipe.networks.build import build
 from segpipe.networks.parts import Parts
 from segpipe.networks.spec import NetworkSpec
@@ -145,9 +145,24 @@ def test_a_residual_branch_is_scaled_before_it_is_added():
 
 
 def test_the_skip_of_a_residual_block_averages_what_is_there_by_hand():
-    # one channel of 1, 2, 3 at stride 2: the means are (1 + 2) / 2 and 3
-    make = Layers(2, Parts())
-    assert make.pool((1, 2))(torch.tensor([[[[1.0, 2.0, 3.0]]]])).tolist() == [[[[1.5, 3.0]]]]
+    row = torch.tensor([[[[1.0, 2.0, 3.0]]]])
+    assert CellMeans((1, 2))(row).tolist() == [[[[1.5, 3.0]]]]  # (1 + 2) / 2 and 3
+    assert CellMeans((2, 4))(row).tolist() == [[[[2.0]]]]  # smaller than the cell on both axes: (1 + 2 + 3) / 3
+
+
+@pytest.mark.parametrize("kind", ["plain", "residual", "convnext"])
+def test_strides_and_kernels_of_any_size_on_an_axis_that_is_shorter_than_a_stride(kind):
+    spec = NetworkSpec(
+        kind=kind,
+        features=(4, 6, 8),
+        strides_zyx=((1, 1, 1), (3, 1, 2), (2, 4, 3)),
+        kernels_zyx=((1, 3, 5), (1, 1, 3), (3, 5, 3)),
+        blocks=(1, 1, 1),
+        decoder_convolutions=(1, 1),
+    )
+    network = build(spec, 2, 3)
+    for edges in [(18, 12, 24), (7, 9, 13), (2, 3, 40), (1, 50, 5)]:
+        assert network(patch(*edges))[0].shape == (2, 3, *edges)
 
 
 def test_drop_path_keeps_the_mean_and_is_off_in_prediction():

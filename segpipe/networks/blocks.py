@@ -26,7 +26,7 @@ _MakeLayer = Callable[..., nn.Module]
 _CONVOLUTIONS: dict[int, _MakeLayer] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the number of axes, as those below
 _TRANSPOSED: dict[int, _MakeLayer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _DROPOUTS: dict[int, _MakeLayer] = {2: nn.Dropout2d, 3: nn.Dropout3d}
-_POOLS: dict[int, _MakeLayer] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
+_POOLS: dict[int, Callable[..., Tensor]] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
 _INSTANCE: dict[int, _MakeLayer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
 _BATCH: dict[int, _MakeLayer] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
@@ -90,10 +90,6 @@ class Layers:
             case "silu":
                 return nn.SiLU(inplace=True)
 
-    def pool(self, stride: Sequence[int]) -> nn.Module:
-        """Mean over cells of `stride` voxels; ceil(size / stride) of them, the last over the voxels that are there."""
-        return _POOLS[self.n_axes](tuple(stride), tuple(stride), ceil_mode=True)
-
     def unit(
         self,
         n_in: int,
@@ -145,6 +141,18 @@ class BlockShape:
         """The shapes of `n_blocks` that follow each other: all but the first keep channels and size."""
         rest = BlockShape(self.n_out, self.n_out, self.kernel, (1,) * len(self.stride))
         return [self, *[rest] * (n_blocks - 1)]
+
+
+class CellMeans(nn.Module):
+    """Mean over cells of `stride` voxels: ceil(size / stride) of them, the last over the voxels that are there."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        super().__init__()
+        self.stride = tuple(stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        cell = tuple(min(step, size) for step, size in zip(self.stride, x.shape[2:], strict=True))
+        return _POOLS[len(cell)](x, cell, self.stride, ceil_mode=True)
 
 
 class ChannelNorm(nn.Module):
@@ -208,7 +216,7 @@ class ResidualBlock(nn.Module):
         self.drop_path = DropPath(drop_path_fraction)
         self.scale = make.parts.residual_scale
         self.gate_of_sum = make.attention(n_out, "after_add")
-        steps: list[nn.Module] = [make.pool(shape.stride)] if max(shape.stride) > 1 else []
+        steps: list[nn.Module] = [CellMeans(shape.stride)] if max(shape.stride) > 1 else []
         if shape.n_in != n_out:
             steps.append(make.linear_unit(shape.n_in, n_out, 1, bias=False))
         self.skip = nn.Sequential(*steps)
