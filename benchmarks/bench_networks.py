@@ -1,10 +1,11 @@
-"""What every network costs at one patch: parameters, multiplications, kept activations, seconds of a training step.
+"""What every network costs at one patch: parameters, multiplications, kept activations, processor time of a training step.
 
 python benchmarks/bench_networks.py [--patch 64 64 64] [--rounds 3] [--networks nnunet swin_unetr …]
 
 Cubic voxels, one channel, three outputs, batch 1, float32, on the CPU. All but the seconds are computed without
 running anything (`segpipe.networks.cost`). Seconds are of forward, loss and backward: each round times every network
-once, after a first one that is not counted; the median over rounds is given, since a machine is never equally busy.
+once, after a first one that is not counted; the median over rounds is given. They are the processors', all threads
+together, since a machine is never equally busy; with one thread (OMP_NUM_THREADS=1) an idle one takes as long.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ import torch
 from segpipe.core.labels import Label, LabelSet
 from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, cost
-from segpipe.networks.mednext import SIZES, mednext
+from segpipe.networks.effnet import effnet
 from segpipe.networks.parts import Parts, aspp_dilations
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.presets import PRESETS
-from segpipe.plan.topology import Topology, network_for, topology
+from segpipe.plan.topology import Topology, topology
 from segpipe.train.losses import supervised_loss
 
 LABELS = LabelSet(labels=tuple(Label(name=str(value), values=(value,)) for value in (1, 2)))
@@ -52,9 +53,13 @@ def _with(spec: NetworkSpec, **parts: Any) -> NetworkSpec:
 
 def specs(found: Topology) -> dict[str, NetworkSpec]:
     """By name: every preset of the planner, parts one by one on nnU-Net's residual network, what has no preset."""
-    named = {name: network_for(preset, found) for name, preset in PRESETS.items()}
+    named = {name: preset.network(found) for name, preset in PRESETS.items()}
     named = {name: spec for name, spec in named.items() if name not in ("resenc_l", "resenc_xl")}  # resenc_m's network
-    named |= {f"convnext_{size}": mednext(size, found.strides, found.kernels) for size in SIZES if size not in named}
+    edges = dict(spacing_mm=(1.0,) * 3, patch_vox=found.patch)
+    effnets = {
+        f"effnet_{size}": effnet(size, found.strides, found.kernels, **edges) for size in ("b0", "b3", "b5", "b7")
+    }
+    named |= {name: spec for name, spec in effnets.items() if name not in named}
     residual = named["resenc_m"]
     deepest = [p // d for p, d in zip(found.patch, found.divisors, strict=True)]
     pyramid = dict(bottleneck="aspp_deeplab", dilations_zyx=aspp_dilations((1.0,) * 3, deepest))
@@ -69,9 +74,9 @@ def specs(found: Topology) -> dict[str, NetworkSpec]:
 def step_seconds(network: torch.nn.Module, patch: tuple[int, int, int]) -> float:
     images, labels = torch.randn(1, N_CHANNELS, *patch), torch.randint(0, 3, (1, *patch))
     network.zero_grad()
-    start = time.perf_counter()
+    start = time.process_time()
     LOSS(network(images), labels).backward()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def main() -> None:
@@ -90,7 +95,7 @@ def main() -> None:
             seconds[name].append(step_seconds(build(spec, N_CHANNELS, N_OUTPUTS), patch))
     print(f"patch {patch}, {torch.get_num_threads()} threads of {os.cpu_count()}, torch {torch.__version__}, ", end="")
     print(f"{platform.machine()}, load {os.getloadavg()[0]:.0f}\n")
-    print("| network | stages | parameters, million | MACs forward, 10⁹ | kept activations, MiB | step, s |")
+    print("| network | stages | parameters, million | MACs forward, 10⁹ | kept activations, MiB | step, processor s |")
     print("|---|---|---|---|---|---|")
     for name, spec in chosen.items():
         found = cost(spec, N_CHANNELS, N_OUTPUTS, patch, 1, precision="fp32", loss=LOSS, calibration=CPU)
