@@ -21,12 +21,17 @@ PLANNERS = {
 
 
 def nnunet_plans(
-    folder: Path, fingerprint: Mapping[str, Any], dataset: Mapping[str, Any], preset: str, gpu_memory_gb: float | None
+    folder: Path,
+    fingerprint: Mapping[str, Any],
+    dataset: Mapping[str, Any],
+    preset: str,
+    gpu_memory_gb: float | None,
+    device: str = "meta",
 ) -> dict[str, Any]:
     """What nnunetv2 writes as plans.json.
 
     Its networks are made on the meta device, where they take no memory and no time to fill; their own counters of
-    feature maps are asked as always.
+    feature maps are asked as always. On `cpu` it works as when it is called by itself.
     """
     import importlib
 
@@ -51,7 +56,7 @@ def nnunet_plans(
         warnings.simplefilter("ignore")  # about memory targets other than the preset's
         base = importlib.import_module(home + PLANNERS["nnunet"][0])
         planner = getattr(importlib.import_module(home + module), name)
-        with mock.patch.multiple(base, **settings), torch.device("meta"):
+        with mock.patch.multiple(base, **settings), torch.device(device):
             memory = {} if gpu_memory_gb is None else {"gpu_memory_target_in_gb": gpu_memory_gb}
             planner("Dataset001_X", **memory).plan_experiment()
     written = next(preprocessed.glob("nnUNet*Plans.json"))

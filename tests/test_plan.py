@@ -79,8 +79,11 @@ sizes = st.tuples(st.integers(12, 400), st.integers(12, 600), st.integers(12, 60
 edges = st.tuples(*(st.floats(0.3, 8.0),) * 3)
 
 
+COUNTED = sorted(name for name, preset in PRESETS.items() if preset.reference_voxels)
+
+
 @settings(max_examples=40)
-@given(sizes, edges, st.sampled_from(sorted(PRESETS)))
+@given(sizes, edges, st.sampled_from(COUNTED))
 def test_every_plan_is_a_plan(shape, spacing, preset):
     """The schema refuses patches that do not fit the strides; the same input gives the same bytes."""
     first, second = (

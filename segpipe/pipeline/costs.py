@@ -5,17 +5,21 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 
 from segpipe.core.errors import PlanError
+from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
 from segpipe.networks.device import precision_name, resolve_device
+from segpipe.networks.spec import NetworkSpec
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.disk import prepared_bytes
 from segpipe.plan.fits import nearest_fit
+from segpipe.plan.patch import Memory, PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.schema import Configuration, Plan, Training
 from segpipe.train.losses import supervised_loss
 
 _GB = 2**30
@@ -29,7 +33,7 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
     is_here = plan.is_for_gpu == (device.type != "cpu")
     result = []
     for name, configuration in buildable.items():
-        taken = _cost(plan, configuration, machine)
+        taken = _cost_of(plan, configuration, machine)
         seconds = seconds_per_step(taken, device, _precision(plan, machine)) if is_here else None
         result.append(
             PlannedCost(
@@ -86,7 +90,7 @@ def _limit_gb(plan: Plan) -> float:
 
 def _nearest(plan: Plan, name: str, machine: Machine) -> Configuration | None:
     limit_bytes = int(_limit_gb(plan) * _GB)
-    return nearest_fit(plan.configurations[name], lambda c: _cost(plan, c, machine).training_bytes, limit_bytes)
+    return nearest_fit(plan.configurations[name], lambda c: _cost_of(plan, c, machine).training_bytes, limit_bytes)
 
 
 def _advice(plan: Plan, name: str, machine: Machine) -> str:
@@ -102,19 +106,51 @@ def _advice(plan: Plan, name: str, machine: Machine) -> str:
     return f"The nearest that fits: {' '.join(edits)}"
 
 
-def _cost(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
-    training = plan.training
+def predictor(n_channels: int, labels: LabelSet, training: Training) -> PredictMemory:
+    """Predicts what training takes on a GPU; asked again for the same network and patch it remembers."""
+
+    @cache
+    def predict(network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int) -> Memory:
+        task = _Task(n_channels, labels, training, is_for_gpu=True, precision="bf16")
+        taken = _cost(task, network, patch_zyx, batch_size, batch_dice=False)
+        fixed = CUDA.context_bytes + taken.parameter_bytes + taken.gradient_bytes + taken.optimizer_bytes
+        return Memory(total_bytes=taken.training_bytes, fixed_bytes=fixed)
+
+    return predict
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What decides the cost of training besides network, patch and batch."""
+
+    n_channels: int
+    labels: LabelSet
+    training: Training
+    is_for_gpu: bool
+    precision: Precision
+
+
+def _cost_of(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
+    precision = _precision(plan, machine)
+    task = _Task(len(plan.channels), plan.labels, plan.training, plan.is_for_gpu, precision)
+    patch, batch_size = configuration.patch_zyx, configuration.batch_size
+    return _cost(task, configuration.network, patch, batch_size, batch_dice=configuration.batch_dice)
+
+
+def _cost(
+    task: _Task, network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int, *, batch_dice: bool
+) -> Cost:
     return cost(
-        configuration.network,
-        len(plan.channels),
-        plan.labels.n_outputs,
-        configuration.patch_zyx,
-        configuration.batch_size,
-        optimizer=training.optimizer,
-        averages_weights=bool(training.weight_average),
-        precision=_precision(plan, machine),
-        loss=partial(supervised_loss, labels=plan.labels, batch_dice=configuration.batch_dice),
-        calibration=CUDA if plan.is_for_gpu else CPU,
+        network,
+        task.n_channels,
+        task.labels.n_outputs,
+        patch_zyx,
+        batch_size,
+        optimizer=task.training.optimizer,
+        averages_weights=bool(task.training.weight_average),
+        precision=task.precision,
+        loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice),
+        calibration=CUDA if task.is_for_gpu else CPU,
     )
 
 

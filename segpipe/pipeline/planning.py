@@ -23,6 +23,7 @@ from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
+from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.presets import PRESETS
 from segpipe.plan.schema import Plan
@@ -121,7 +122,8 @@ def _decided(fingerprint: Fingerprint, labels: LabelSet, name: str, machine: Mac
         plan = read_nnunet_plans(choices.nnunet_plans, fingerprint.channels, labels, orientation, digest)
     else:
         device, memory = _planned_device(machine, choices)
-        plan = make_plan(fingerprint, labels, name, choices.preset, device, memory)
+        predict = _predictor(fingerprint, labels, choices)
+        plan = make_plan(fingerprint, labels, name, choices.preset, device, memory, predict)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": choices.seed})})
 
 
@@ -147,6 +149,16 @@ def _affordable(plan: Plan, fingerprint: Fingerprint, machine: Machine, choices:
     for fault in faults:  # nnU-Net's own figure stays nnU-Net's
         say(f"warning: {fault}")
     return Planned(plan, costs)
+
+
+def _predictor(fingerprint: Fingerprint, labels: LabelSet, choices: Choices) -> PredictMemory | None:
+    """Predicts memory for the presets that are planned by it."""
+    preset = PRESETS.get(choices.preset)
+    if preset is None or preset.reference_voxels:
+        return None
+    from segpipe.pipeline.costs import predictor  # late: this needs torch
+
+    return predictor(len(fingerprint.channels), labels, preset.training)
 
 
 def _planned_device(machine: Machine, choices: Choices) -> tuple[str, float | None]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from segpipe.plan.measured import Measured
-from segpipe.plan.presets import PRESETS, Preset
-from segpipe.plan.topology import fit
+from segpipe.plan.patch import CountedVoxels, fit
+from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset
 
 _MAX_GB = 24.0  # 40 GB gave +0.02 Dice on six datasets for twice the time (L 87.56, XL 87.58)
 _FIXED_GB, _VOXELS_PER_GB = 2.6, 104e6  # of training, a line through M, L and XL: 9.1, 22.7, 36.6
@@ -14,7 +14,6 @@ _USED_SHARE = 0.95  # of the memory; the rest is the allocator's and the screen'
 _LEAST_SHARE = 0.3  # of a small GPU's memory for feature maps, below which the line is not trusted
 _ROOMY_BATCH = 8  # a residual network with room for this many whole patches is not short of capacity
 _COVERAGE = 0.05
-_MAX_BATCH = {2: 48, 3: 8}  # four times the batches that nnU-Net's budgets were set with
 
 
 def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) -> Preset:
@@ -38,10 +37,10 @@ def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) ->
     axes = slice(1 if measured.median_shape[0] == 1 else 0, None)  # single slices: their 2D network decides
     found = fit(
         replace(residual, coverage=1.0, max_batch=None),
+        CountedVoxels(residual, measured.n_label_entries),
         measured.spacing_mm[axes].tolist(),
         measured.median_shape[axes].tolist(),
         measured.voxels * 1e6,  # the batch by memory alone
-        measured.n_label_entries,
     )
     memory = f"{gigabytes:g} GB of GPU memory" + (" (more brings no more Dice)" if gigabytes == _MAX_GB else "")
     if found is not None and found.batch_size >= _ROOMY_BATCH:
@@ -60,4 +59,4 @@ def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) ->
 def _bounded(preset: Preset, gigabytes: float) -> Preset:
     voxels = _VOXELS_PER_GB * max(_USED_SHARE * gigabytes - _FIXED_GB, _LEAST_SHARE * gigabytes)
     preset = preset.scaled(voxels / preset.reference_voxels[3])
-    return replace(preset, coverage=_COVERAGE, max_batch=_MAX_BATCH, batch_in_shrink=True, is_exact=False)
+    return replace(preset, coverage=_COVERAGE, max_batch=MAX_BATCH, batch_in_shrink=True, is_exact=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,18 +12,27 @@ from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.auto import auto_preset
 from segpipe.plan.measured import Measured, seen_by_rules
+from segpipe.plan.patch import Budget, PredictMemory, budget_of, fit
 from segpipe.plan.presets import Preset, preset_named
 from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.plan.sides import sided_labels, sideways_axis
 from segpipe.plan.spacing import Floats
-from segpipe.plan.topology import fit
 
 MASKED_BELOW = 0.75  # share of voxels that cropping keeps
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers
 _LOWRES_STEP = 1.03
 _LOWRES_MIN_GAIN = 2.0
 _SCHEMES = {"ct": "ct", "nonorm": "none", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
+
+
+@dataclass(frozen=True, eq=False)
+class _Fitting:
+    """What every configuration is fitted with."""
+
+    preset: Preset
+    budget: Budget
+    measured: Measured
 
 
 def make_plan(
@@ -32,6 +42,7 @@ def make_plan(
     preset_name: str,
     device: str,
     gpu_memory_gb: float | None = None,
+    predict: PredictMemory | None = None,
 ) -> Plan:
     """Decide everything.
 
@@ -42,6 +53,7 @@ def make_plan(
         preset_name: A row of `PRESETS`, or `auto`.
         device: `cpu`, or the kind of a GPU: what `auto` plans for where no memory is given.
         gpu_memory_gb: Memory to plan for; None: what the preset stands for.
+        predict: Predicts the memory of training; asked for presets that have no count of nnU-Net's.
 
     Raises:
         PlanError: If the preset is unknown or the images are too small for any network.
@@ -50,7 +62,7 @@ def make_plan(
     named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gb)
     measured = seen_by_rules(fingerprint, labels, exact=named is not None and named.is_exact)
     preset = named or auto_preset(measured, device, gpu_memory_gb)
-    configurations = _configurations(preset, measured)
+    configurations = _configurations(_Fitting(preset, budget_of(preset, measured, predict), measured))
     normalisation = _normalisation(fingerprint)
     sided = () if preset.is_exact else sided_labels(labels.names)
     sideways = sideways_axis(fingerprint.orientation, measured.axis_order)
@@ -72,18 +84,15 @@ def make_plan(
     )
 
 
-def _configurations(preset: Preset, measured: Measured) -> dict[str, Configuration]:
+def _configurations(fitting: _Fitting) -> dict[str, Configuration]:
     """Every configuration that the rules ask for and the images are large enough for."""
-    found = {
-        "2d": _configuration(preset, measured.spacing_mm[1:], measured.median_shape[1:], measured, batch_dice=True)
-    }
+    measured = fitting.measured
+    found = {"2d": _configuration(fitting, measured.spacing_mm[1:], measured.median_shape[1:], batch_dice=True)}
     if measured.median_shape[0] != 1:
-        lowres = _lowres(preset, measured)
+        lowres = _lowres(fitting)
         batch_dice = lowres is not None
         found["3d_lowres"] = lowres
-        found["3d_fullres"] = _configuration(
-            preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=batch_dice
-        )
+        found["3d_fullres"] = _configuration(fitting, measured.spacing_mm, measured.median_shape, batch_dice=batch_dice)
         if lowres is not None and (full := found["3d_fullres"]) is not None:
             found["3d_cascade"] = full.model_copy(update={"inherits": "3d_fullres", "previous": "3d_lowres"})
     possible = {name: configuration for name, configuration in found.items() if configuration is not None}
@@ -98,17 +107,16 @@ def _configurations(preset: Preset, measured: Measured) -> dict[str, Configurati
 
 
 def _configuration(
-    preset: Preset,
+    fitting: _Fitting,
     spacing_mm: Sequence[float] | Floats,
     median_shape: Sequence[float] | Floats,
-    measured: Measured,
     *,
     batch_dice: bool,
     voxels: float | None = None,
 ) -> Configuration | None:
     """One configuration; None if the images are too small for two stages."""
-    spacing = [float(s) for s in spacing_mm]
-    fitted = fit(preset, spacing, list(median_shape), voxels or measured.voxels, measured.n_label_entries)
+    spacing, measured = [float(s) for s in spacing_mm], fitting.measured
+    fitted = fit(fitting.preset, fitting.budget, spacing, list(median_shape), voxels or measured.voxels)
     if fitted is None:
         return None
     flat = len(spacing) == 2
@@ -124,9 +132,10 @@ def _configuration(
     )
 
 
-def _lowres(preset: Preset, measured: Measured) -> Configuration | None:
+def _lowres(fitting: _Fitting) -> Configuration | None:
     """A coarser configuration whose patch covers a quarter of the median image; None if the full one does already."""
-    full = _configuration(preset, measured.spacing_mm, measured.median_shape, measured, batch_dice=True)
+    measured = fitting.measured
+    full = _configuration(fitting, measured.spacing_mm, measured.median_shape, batch_dice=True)
     if full is None:
         return None
     found, spacing = None, measured.spacing_mm.copy()
@@ -137,10 +146,9 @@ def _lowres(preset: Preset, measured: Measured) -> Configuration | None:
         shape = measured.spacing_mm / spacing * measured.median_shape
         image_voxels = float(np.prod(shape))
         found = _configuration(
-            preset,
+            fitting,
             spacing,
             [round(float(n)) for n in shape],
-            measured,
             batch_dice=False,
             voxels=image_voxels * measured.n_cases,
         )

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
+from segpipe.networks.mednext import SIZES, mednext
+from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Training
+from segpipe.plan.topology import Topology
 
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
+_PLAIN_BLOCKS = (2,) * 14
+_MAX_FEATURES = {2: 512, 3: 320}  # by the number of axes
+MAX_BATCH = {2: 48, 3: 8}  # four times the batches that nnU-Net's budgets were set with
 
 
 @dataclass(frozen=True)
@@ -16,16 +24,14 @@ class Preset:
     """What the rules of `make.py` are fed with.
 
     Args:
-        kind: Network kind.
-        blocks: Blocks of each encoder stage, cut to the number of stages.
-        decoder_convolutions: Convolutions of each decoder stage.
-        base_features: Of the first stage; doubled at each stage up to `max_features`.
-        max_features: By the number of axes.
-        reference_voxels: Feature-map voxels (see `topology.feature_voxels`) that fit at `reference_batch`, by axes.
+        network: Makes the network of a topology.
+        reference_voxels: Feature-map voxels (see `topology.feature_voxels`) that fit at `reference_batch`, by the
+            number of axes; empty: the patch is fitted by predicted memory.
         reference_batch: By the number of axes.
-        reference_gb: GPU memory that `reference_voxels` stand for; None: not planned by GPU memory.
+        reference_gb: GPU memory that `reference_voxels` stand for, or that is fitted to; None: not for a GPU.
+        max_stages: Stages that the network has at most; None: as many as the patch allows.
         coverage: Largest share of the dataset's voxels in one batch.
-        max_batch: Largest batch.
+        max_batch: Largest batch, by the number of axes.
         batch_in_shrink: Whether the patch shrinks until a batch of 2 fits (True) or until the reference batch
             does (False: nnU-Net's residual presets, whose 2D patches become about 6 times smaller).
         mirrors: Whether training and prediction mirror: along every axis, but never against labels with sides.
@@ -35,15 +41,12 @@ class Preset:
         why: One sentence.
     """
 
-    kind: str
-    blocks: tuple[int, ...]
-    decoder_convolutions: int
-    reference_voxels: dict[int, float]
+    network: Callable[[Topology], NetworkSpec]
     why: str
-    base_features: int = 32
-    max_features: dict[int, int] = field(default_factory=lambda: {2: 512, 3: 320})
+    reference_voxels: dict[int, float] = field(default_factory=dict)
     reference_batch: dict[int, int] = field(default_factory=lambda: {2: 12, 3: 2})
     reference_gb: float | None = None
+    max_stages: int | None = None
     coverage: float = 0.05
     max_batch: dict[int, int] | None = None
     batch_in_shrink: bool = True
@@ -55,18 +58,42 @@ class Preset:
         """The row with its budget scaled to this GPU memory, as nnU-Net does; None: as it stands."""
         if gpu_memory_gb is None or self.reference_gb is None:
             return self
-        return self.scaled(gpu_memory_gb / self.reference_gb)
+        scaled = self.scaled(gpu_memory_gb / self.reference_gb)
+        return scaled if self.reference_voxels else replace(scaled, reference_gb=gpu_memory_gb)
 
     def scaled(self, factor: float) -> Preset:
-        """The row with a budget that is larger or smaller by a factor."""
+        """The row with a budget of feature maps that is larger or smaller by a factor."""
         return replace(self, reference_voxels={n: v * factor for n, v in self.reference_voxels.items()})
+
+
+def _unet(
+    found: Topology,
+    *,
+    kind: str,
+    blocks: tuple[int, ...],
+    decoder_convolutions: int,
+    base_features: int = 32,
+    max_features: dict[int, int] = _MAX_FEATURES,
+) -> NetworkSpec:
+    """nnU-Net's networks: features double at each stage up to a limit, blocks are cut to the stages."""
+    n_stages, limit = len(found.strides), max_features[len(found.patch)]
+    return NetworkSpec(
+        kind=kind,
+        features=tuple(min(limit, base_features * 2**stage) for stage in range(n_stages)),
+        strides_zyx=found.strides,
+        kernels_zyx=found.kernels,
+        blocks=blocks[:n_stages],
+        decoder_convolutions=(decoder_convolutions,) * (n_stages - 1),
+    )
+
+
+_PLAIN = partial(_unet, kind="plain", blocks=_PLAIN_BLOCKS, decoder_convolutions=2)
+_RESIDUAL = partial(_unet, kind="residual", blocks=_RESIDUAL_BLOCKS, decoder_convolutions=1)
 
 
 def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
     return Preset(
-        kind="residual",
-        blocks=_RESIDUAL_BLOCKS,
-        decoder_convolutions=1,
+        network=_RESIDUAL,
         reference_voxels={2: voxels_2d, 3: voxels_3d},
         reference_gb=gigabytes,
         coverage=1.0,
@@ -76,11 +103,24 @@ def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
     )
 
 
+def _mednext(size: str, found: Topology) -> NetworkSpec:
+    return mednext(size, found.strides, found.kernels)
+
+
+def _convnext(size: str) -> Preset:
+    return Preset(
+        network=partial(_mednext, size),
+        reference_gb=24,
+        max_stages=len(SIZES[size].blocks),
+        max_batch=MAX_BATCH,
+        training=Training(optimizer="adamw", learning_rate=1e-3, momentum=0.9, weight_decay=1e-2),
+        why=f"MedNeXt {size.upper()}, patch and batch by its own predicted memory.",
+    )
+
+
 PRESETS: dict[str, Preset] = {
     "nnunet": Preset(
-        kind="plain",
-        blocks=(2,) * 14,
-        decoder_convolutions=2,
+        network=_PLAIN,
         reference_voxels={2: 85e6, 3: 560e6},
         reference_gb=8,
         is_exact=True,
@@ -89,12 +129,9 @@ PRESETS: dict[str, Preset] = {
     "resenc_m": _residual(680e6, 135e6, 8),
     "resenc_l": _residual(2.1e9, 380e6, 24),
     "resenc_xl": _residual(3.6e9, 560e6, 40),
+    **{f"convnext_{size}": _convnext(size) for size in SIZES},
     "cpu": Preset(
-        kind="plain",
-        blocks=(2,) * 14,
-        decoder_convolutions=2,
-        base_features=16,
-        max_features={2: 256, 3: 160},
+        network=partial(_PLAIN, base_features=16, max_features={2: 256, 3: 160}),
         reference_voxels={2: 2.4e6, 3: 16e6},
         max_batch={2: 2, 3: 2},
         mirrors=False,
