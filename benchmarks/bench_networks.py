@@ -1,4 +1,4 @@
-"""What every network costs at one patch: parameters, multiplications, kept activations, processor time of a training step.
+"""What every network costs at one patch: parameters, multiplications, kept activations, time of a training step.
 
 python benchmarks/bench_networks.py [--patch 64 64 64] [--rounds 3] [--networks nnunet swin_unetr …]
 
