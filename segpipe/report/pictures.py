@@ -185,6 +185,7 @@ def tidy(panel: Axes) -> None:
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8.5)
     panel.grid(alpha=0.25)
+    panel.set_axisbelow(True)
 
 
 def _planes_through(overlay: Overlay) -> tuple[int, ...]:

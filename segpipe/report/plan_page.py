@@ -73,7 +73,7 @@ def write_plan_page(folder: Path, costs: Sequence[PlannedCost]) -> Path:
         title=f"{dataset.name}: the plan",
         facts=_facts(dataset, fingerprint, plan),
         alarms=leaks(splits.folds, dataset),
-        notes=(*rare_labels(fingerprint, splits.k), *splits.warnings, *faults),
+        notes=(*rare_labels(fingerprint), *splits.warnings, *faults),
         geometry=geometry_picture(fingerprint, plan),
         intensity=intensity_picture(fingerprint, plan),
         labels=label_table(fingerprint, plan.labels, splits.k),

@@ -21,7 +21,7 @@ _BARS, _MARK = CHART_COLOURS[0], CHART_COLOURS[1]
 _N_BINS = 24
 _SAME = 1e-3  # edges that differ by less were rounded
 _PEAK_SHARE = 0.5  # of the voxels in one bar: the others would not be seen beside it
-_COLUMNS = 3
+_MAX_COLUMNS = 3
 _LABELS_BY_PICTURE = 20  # more would be taller than a page
 _MAX_DOTS = 2000  # of all pictures; beyond, boxes say enough and the file stays small
 _LOG_RATIO = 100.0  # two decades between the smallest and the largest value ask for a logarithmic axis
@@ -87,8 +87,8 @@ def intensity_picture(fingerprint: Fingerprint, plan: Plan) -> Picture | None:
     ]
     if not known:
         return None
-    n_columns = min(_COLUMNS, max(2, len(known)))
-    n_rows = math.ceil(len(known) / n_columns)
+    n_rows = math.ceil(len(known) / _MAX_COLUMNS)
+    n_columns = max(2, math.ceil(len(known) / n_rows))
     figure = new_figure(9.6, 2.5 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     for panel in panels[len(known) :]:

@@ -36,10 +36,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")  # with seven colours: 21 labels that can be told apart
+_LINES: tuple[Literal["-", "--", ":"], ...] = (
+    "-",
+    "--",
+    ":",
+)  # with seven colours: 21 labels can be told apart, of a dataset or, if it has more, of a slice
 _MAX_LEGEND_LABELS = 12
 _MAX_CHANNELS = 11
-_COLUMNS = 4
+_MAX_COLUMNS = 4
 _WIDTH_INCHES = 10.0
 _PANEL_INCHES = (1.2, 4.2)  # heights; thinner ones leave no room for letters
 _LEGEND_LETTERS = 130  # in a line
@@ -151,8 +155,8 @@ def _shown_axes(plan: Plan) -> tuple[int, ...]:
 def _slice_png(shown: Slice, plan: Plan) -> bytes:
     """The whole slice with patches, then every channel around the labels with contours."""
     n_panels = 1 + len(shown.channels)
-    n_columns = min(_COLUMNS, n_panels)
-    n_rows = math.ceil(n_panels / n_columns)
+    n_rows = math.ceil(n_panels / _MAX_COLUMNS)
+    n_columns = math.ceil(n_panels / n_rows)
     box_mm = _box_mm(shown, plan.labels)
     low_mm, high_mm = ((float(rows), float(columns)) for rows, columns in box_mm)
     patches_mm = _patches_mm(shown, box_mm.mean(axis=0), plan)
@@ -209,9 +213,11 @@ def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any
     row_mm, column_mm = shown.spacing_mm
     rows_mm = (np.arange(-1, shown.values.shape[0] + 1) + 0.5) * row_mm
     columns_mm = (np.arange(-1, shown.values.shape[1] + 1) + 0.5) * column_mm
+    has_own_line = len(labels.names) <= len(_LINES) * len(SCAN_COLOURS)
+    numbers = {name: number for number, name in enumerate(labels.names if has_own_line else masks)}
     lines = {}
     for name in sorted(masks, key=lambda name: -int(masks[name].sum())):
-        number = labels.names.index(name)
+        number = numbers[name]
         colour = SCAN_COLOURS[number % len(SCAN_COLOURS)]
         style = _LINES[number // len(SCAN_COLOURS) % len(_LINES)]
         padded = np.pad(masks[name], 1).astype(np.float32)

@@ -27,16 +27,14 @@ _SCHEME_TEXTS = {
 }
 
 
-def rare_labels(fingerprint: Fingerprint, n_folds: int) -> tuple[str, ...]:
-    """A sentence for the labels in no case, for those in fewer cases than folds, and for other rare ones."""
+def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
+    """A sentence for the labels in no case, and one for rare ones; the splits' warnings tell which folds lack them."""
     n_cases = len(fingerprint.cases)
     groups: dict[str, list[str]] = {}
     for name, share in fingerprint.prevalence.items():
         n_with = round(share * n_cases)
         if n_with == 0:
             consequence = "in no case: nothing can learn it. Add cases, or take it out of the labels."
-        elif n_with < n_folds:
-            consequence = f"in fewer cases than there are folds ({n_folds}): some fold has no case to score it on."
         elif share < _RARE_SHARE:
             consequence = f"in less than {_RARE_SHARE:.0%} of the cases: its scores will rest on few of them."
         else:
