@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segpipe.evaluate.compiled import kernel
 
-_QUERY_EDGE, _POINT_EDGE = 8.0, 4.0  # of blocks, in voxels of the middle spacing
+_QUERY_EDGE, _POINT_EDGE = 12.0, 8.0  # of blocks, in voxels of the middle spacing
 
 
 def far_squares(
