@@ -79,6 +79,12 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
             Source.parse(text)
 
 
+def test_one_file_twice_is_named(tmp_path):
+    table().save(tmp_path / "a.csv")
+    with pytest.raises(DataError, match=r"method .*a\.csv: two scores of case c0"):
+        read_methods([Source(tmp_path / "a.csv")] * 2)
+
+
 def test_one_method_is_not_enough(tmp_path):
     table("plain").save(tmp_path / "a.csv")
     with pytest.raises(UsageError, match=r"1 method \(plain\), expected two or more"):
@@ -177,6 +183,9 @@ def test_what_cannot_be_found(tmp_path):
         read_table(tmp_path)
     with pytest.raises(DataError, match=r"expected a \.csv table"):
         read_table(write(tmp_path / "scores.txt", ""))
+    with pytest.raises(DataError, match="holds no scores of any structure"):
+        ScoreTable(()).save(tmp_path / "empty.csv")
+        read_table(tmp_path / "empty.csv")
     for fold in ("fold_0", "fold_1"):
         table().save(tmp_path / fold / "scores.csv")
     with pytest.raises(DataError, match="two rows for case c0"):

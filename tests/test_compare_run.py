@@ -136,6 +136,13 @@ def test_a_missed_structure_counts_against_its_method():
     assert only_row([first, worse], policy="omit").n_left_out == 10
 
 
+def test_where_nothing_is_left_nothing_is_said():
+    first = method("a", 0)
+    gone = [replace(row, run="b", value=0.0, status="missed", n_prediction_vox=0) for row in first.table.rows]
+    row = only_row([first, Method("b", ScoreTable(tuple(gone)))], policy="omit")
+    assert (row.n_cases, row.difference, row.models.p_value, row.models.answer) == (0, None, None, "cannot tell")
+
+
 def test_margins():
     assert parse_margins(["dice", "hd95=1.5"]) == {"dice": 0.005, "hd95": 1.5}
     for text, message in (

@@ -58,6 +58,7 @@ def test_a_lucky_training_counts():
     found = estimate_of(first, second, folds)
     # each fold: seeds differ by 0.2, SD² 0.02, weight 1/25 each, over 2 seeds: 5 · 0.02/25/2 = 0.002
     assert found.estimate.variance[0] == pytest.approx(0.002)
+    assert estimate_of(second, first, folds).estimate.variance[0] == pytest.approx(0.002)
     values = second.mean(axis=0)[:, None] - 0.5
     assert model_estimate(Paired(values, np.arange(40))).variance[0] == pytest.approx(0)
 

@@ -99,6 +99,8 @@ def read_table(path: Path) -> ScoreTable:
         table = ScoreTable.joined(_read_file(file) for file in files)
     except ValueError as fault:
         raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
+    if not table.labels:
+        raise DataError(f"{path}: holds no scores of any structure, expected some. Score the masks again.")
     return table if _is_ours(files[0]) else with_patients(table, files[0].parent)
 
 
@@ -144,7 +146,7 @@ def _short_names(paths: Sequence[Path]) -> list[str]:
     """The parts of paths that tell them apart, without what all share at the beginning and the end."""
     parts = [path.resolve().parts for path in paths]
     if len(set(parts)) == 1:
-        return [path.parent.name if path.suffix else path.name for path in paths]
+        return [str(path) for path in paths]
     n_first = n_last = 0
     shortest = min(map(len, parts))
     while n_first < shortest and len({p[n_first] for p in parts}) == 1:

@@ -174,7 +174,9 @@ def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bo
     common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[float("nan")] * 8)
     models = _evidence(common, tests.models, index)
     low, high = (float("nan") if limit is None else limit for limit in (interval.low, interval.high))
-    models = replace(models, low=low, high=high, p_value=float(tests.permuted[index]))
+    models = replace(
+        models, low=low, high=high, p_value=float(tests.permuted[index]) if paired.n_cases[index] else float("nan")
+    )
     methods = None
     if tests.methods is not None and not own["grouping"]:
         methods = _evidence(replace(common, about="methods"), tests.methods.estimate, index)
