@@ -169,13 +169,14 @@ class _PlanLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_PlanLoader.add_implicit_resolver(  # YAML 1.1 reads `1e-3` as text, since it has no dot
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
-
-
 class _PlanDumper(yaml.SafeDumper):
     """Lists of numbers on one line, everything else in block style."""
+
+
+for _side in (_PlanLoader, _PlanDumper):  # the dumper too, or a digest such as 120529175e23 would stand without quotes
+    _side.add_implicit_resolver(  # YAML 1.1 reads `1e-3` as text, since it has no dot
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def _short_lists_inline(dumper: _PlanDumper, values: list[Any]) -> yaml.Node:
