@@ -102,6 +102,8 @@ def sample_cases(fingerprint: Fingerprint, labels: LabelSet) -> dict[str, CaseFi
 
     labelled = [case for case in fingerprint.cases if case.present] or list(fingerprint.cases)
     ranked = sorted(labelled, key=lambda case: (volume_mm3(case), case.case_id))
+    if len(ranked) == 1:
+        return {"only": ranked[0]}
     places = {"smallest": 0, "largest": len(ranked) - 1, "median": (len(ranked) - 1) // 2}
     by_place = {place: rank for rank, place in reversed(places.items())}
     return {by_place[place]: ranked[place] for place in sorted(by_place)}
