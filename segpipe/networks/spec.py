@@ -114,8 +114,8 @@ class NetworkSpec(Sparse):
 
     def _expect_efficientnet(self) -> None:
         n_levels = len(self.features) - 1
-        if not 1 <= n_levels <= 5:
-            raise ValueError(f"kind {self.kind!r} has 2 to 6 stages, not {n_levels + 1}")
+        if n_levels > 5:
+            raise ValueError(f"kind {self.kind!r} has at most 6 stages, not {n_levels + 1}")
         found = levels(self.kind, n_levels)
         features = (self.features[0], *(level[-1].n_out for level in found))
         blocks = (self.blocks[0], *(sum(stage.n_blocks for stage in level) for level in found))

@@ -73,30 +73,34 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
     Raises:
         UsageError: If the file is missing, damaged, holds anything but numbers and names, or fits nowhere.
     """
-    stored = {_plain_name(name): value for name, value in _read(path).items() if not _is_copy(name)}
+    return put_weights(str(path), read_weights(path), network)
+
+
+def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -> Transferred:
+    """As `transfer_weights`, from tensors by `plain_name`; `source` names them in errors."""
     own = network.state_dict()
     first = next((name for name, value in own.items() if value.ndim >= 4), None)
     kept: dict[str, Tensor] = {}
     adapted: dict[str, str] = {}
     new: dict[str, str] = {}
     for name, target in own.items():
-        source = stored.get(_plain_name(name))
-        if source is None:
+        found = stored.get(plain_name(name))
+        if found is None:
             new[name] = "the file has no such tensor"
-        elif source.shape == target.shape:
-            kept[name] = source
-        elif (fitted := _fitted(source, target, name == first)) is not None:
+        elif found.shape == target.shape:
+            kept[name] = found
+        elif (fitted := _fitted(found, target, name == first)) is not None:
             kept[name] = fitted
-            adapted[name] = f"{tuple(source.shape)} to {tuple(target.shape)}"
+            adapted[name] = f"{tuple(found.shape)} to {tuple(target.shape)}"
         else:
-            new[name] = f"has {tuple(source.shape)} in the file, {tuple(target.shape)} here"
+            new[name] = f"has {tuple(found.shape)} in the file, {tuple(target.shape)} here"
     if not kept:
         raise UsageError(
-            f"{path}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
+            f"{source}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
             f"expected e.g. {next(iter(own))}). Plan the network that the file was trained with."
         )
     network.load_state_dict(kept, strict=False)
-    known = {_plain_name(name) for name in own}
+    known = {plain_name(name) for name in own}
     loaded = tuple(name for name in kept if name not in adapted)
     return Transferred(loaded, adapted, new, tuple(sorted(set(stored) - known)))
 
@@ -117,14 +121,19 @@ def _is_copy(name: str) -> bool:
     return any(copy in name for copy in _COPIES)
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
+    """Without what torch.compile, DataParallel and our 2D networks put before it."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    """The weights in a file, by the names they have there."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The weights in a file by `plain_name`, each once.
+
+    Raises:
+        UsageError: If it is missing, damaged, or holds anything but numbers and names.
+    """
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected a checkpoint (.safetensors of segpipe, .pth of nnU-Net).")
     try:
@@ -135,7 +144,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         if isinstance(values.get(place), Mapping):
             values = values[place]
             break
-    weights = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    weights = {plain_name(n): v for n, v in values.items() if isinstance(v, Tensor) and not _is_copy(n)}
     if not weights:
         raise UsageError(f"{path}: holds no tensors by name (found: {', '.join(map(str, values))[:80] or 'nothing'}).")
     return weights

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError
+from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import resolve_precision
+from segpipe.networks.inflate import start_from
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augment import STRENGTHS, draw, region_for
@@ -48,13 +50,22 @@ class Progress:
 
 
 class FoldTraining:
-    """A fold in training: network, optimizer, average, and where it stands."""
+    """A fold in training: network, optimizer, average, and where it stands.
 
-    def __init__(self, plan: Plan, configuration: Configuration, data: FoldData, device: torch.device) -> None:
+    A new one begins with the weights that the plan names; one that is going to be restored does not look for them.
+    """
+
+    def __init__(
+        self, plan: Plan, configuration: Configuration, data: FoldData, device: torch.device, *, is_new: bool
+    ) -> None:
         self.plan, self.configuration, self.data, self.device = plan, configuration, data, device
         training = plan.training
         torch.manual_seed(training.seed + 1_000_003 * data.fold)
-        self.network = build(configuration.network, len(plan.channels), plan.labels.n_outputs).to(device)
+        network = build(configuration.network, len(plan.channels), plan.labels.n_outputs)
+        if is_new and configuration.network.weights:
+            for line in start_from(configuration.network.weights, network):
+                say(line)
+        self.network = network.to(device)
         self.optimizer = OPTIMIZERS[training.optimizer](self.network.parameters(), training)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.dtype = resolve_precision(training.precision, device)

@@ -130,7 +130,7 @@ def _train_or_go_on(
     plan.save(folder.plan)
     data.split.save(folder.split)
     with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
-        fold = FoldTraining(plan, plan.configurations[configuration_name], data, device)
+        fold = FoldTraining(plan, plan.configurations[configuration_name], data, device, is_new=state is None)
         if state:
             fold.restore(state)
             say(f"{folder.path}: goes on at iteration {fold.at.iteration}, {fold.at.seconds:.0f} s trained.")
