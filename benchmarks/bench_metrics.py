@@ -180,9 +180,7 @@ def measure_folder(n_cases: int) -> str:
 
 def main(rows: list[str]) -> None:
     """Print the table."""
-    print(
-        "| row | HD95 voxel | counts | lattice | voxel | mc | all | all, wall, 2 threads | extra MB | MONAI | ratio |"
-    )
+    print("| row | HD95 voxel | counts | lattice | voxel | mc | all | wall, 2 threads | extra MB | MONAI | ratio |")
     print("|---|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         if row.startswith("folder:"):

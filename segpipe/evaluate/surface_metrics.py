@@ -128,7 +128,7 @@ def _largest(side: Directed) -> float:
 
 
 def _moment(side: Directed) -> float:
-    return float(side.apart_mm @ side.apart_weights)
+    return float((side.apart_mm * side.apart_weights).sum())  # a dot product would start threads of its own
 
 
 def _percentile(side: Directed, fraction: float) -> float:
