@@ -7,9 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_plan import fingerprint
 
+from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.make import make_plan
+from segpipe.plan.patch import Memory
 from segpipe.plan.schema import Plan
 from segpipe.plan.sides import sided_labels, sideways_axis, words_of
 
@@ -103,3 +105,33 @@ def test_any_names_have_sides_or_not(names):
     found = sided_labels(names)
     assert set(found) <= set(names) and len(found) == len(set(found))
     assert all(words_of(name) for name in found)
+
+
+def thousand_bytes_for_each_voxel(network, patch_zyx, batch_size) -> Memory:  # noqa: ARG001 (the form of a predictor)
+    """A GiB, and 1000 bytes for each voxel of the batch."""
+    z, y, x = patch_zyx
+    return Memory(total_bytes=2**30 + 1000 * batch_size * z * y * x, fixed_bytes=2**30)
+
+
+@pytest.mark.parametrize("preset", ["convnext_b", "effnet_b0"])
+def test_other_families_are_planned_by_their_own_memory(preset):
+    volumes = fingerprint([(300, 300, 300)] * 9, [(1.0, 1.0, 1.0)] * 9)
+    plan = make_plan(volumes, labels("a"), "x", preset, "cuda", 8.0, thousand_bytes_for_each_voxel)
+    full = plan.configurations["3d_fullres"]
+    # 7 GiB over 1000 bytes hold 7.5 million voxels: two patches of up to 3.76 million, about 155 along an edge
+    z, y, x = full.patch_zyx
+    assert 3.0e6 < z * y * x <= 3.76e6 and full.batch_size == 2
+    assert plan.gpu_memory_gb == 8.0 and plan.is_for_gpu
+    small = make_plan(HIPPOCAMPUS, labels("a"), "x", preset, "cuda", 8.0, thousand_bytes_for_each_voxel)
+    assert small.configurations["3d_fullres"].batch_size == 8  # the largest allowed, although 83 would fit
+
+
+def test_too_little_memory_is_told():
+    for preset in ("convnext_b", "effnet_b0"):
+        with pytest.raises(PlanError, match=r"--gpu-memory: not even the smallest patch fits"):
+            make_plan(LIVER, labels("a"), "x", preset, "cuda", 1.0, thousand_bytes_for_each_voxel)
+
+
+def test_a_preset_of_predicted_memory_needs_a_predictor():
+    with pytest.raises(ValueError, match="give `predict`"):
+        make_plan(LIVER, labels("a"), "x", "convnext_s", "cuda")

@@ -74,7 +74,10 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
 
 
 preset = click.option(
-    "--preset", default="auto", show_default=True, help="auto, nnunet, resenc_m, resenc_l, resenc_xl, cpu."
+    "--preset",
+    default="auto",
+    show_default=True,
+    help="auto, cpu, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
 gpu_memory = click.option(
     "--gpu-memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Plan for a GPU with this much memory."

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from segpipe.networks.efficientnet_table import KIND_PREFIX, levels
+from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET, levels
 from segpipe.networks.parts import Parts, aspp_dilations
 from segpipe.networks.spec import NetworkSpec
 
+EFFNET_SIZES = tuple(kind.removeprefix(KIND_PREFIX) for kind in KINDS_OF_EFFICIENTNET)
 _MAX_LEVELS = 5
+EFFNET_STAGES = _MAX_LEVELS + 1  # with that at full resolution
 _TOP_FEATURES = 16  # of the block at full resolution, which EfficientNet has not
 _DECODER_FEATURES = (16, 32, 48, 64, 128)
 _PYRAMID_FEATURES = 256

@@ -8,6 +8,7 @@ from functools import partial
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
+from segpipe.networks.effnet import EFFNET_SIZES, EFFNET_STAGES, effnet
 from segpipe.networks.mednext import SIZES, mednext
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Training
@@ -107,6 +108,20 @@ def _mednext(size: str, found: Topology) -> NetworkSpec:
     return mednext(size, found.strides, found.kernels)
 
 
+def _effnet(size: str, found: Topology) -> NetworkSpec:
+    return effnet(size, found.strides, found.kernels, found.spacing_mm, found.patch)
+
+
+def _efficientnet(size: str) -> Preset:
+    return Preset(
+        network=partial(_effnet, size),
+        reference_gb=24,
+        max_stages=EFFNET_STAGES,
+        max_batch=MAX_BATCH,
+        why=f"EfficientNet {size.upper()} encoder, gated skips and pyramid; patch and batch by predicted memory.",
+    )
+
+
 def _convnext(size: str) -> Preset:
     return Preset(
         network=partial(_mednext, size),
@@ -130,6 +145,7 @@ PRESETS: dict[str, Preset] = {
     "resenc_l": _residual(2.1e9, 380e6, 24),
     "resenc_xl": _residual(3.6e9, 560e6, 40),
     **{f"convnext_{size}": _convnext(size) for size in SIZES},
+    **{f"effnet_{size}": _efficientnet(size) for size in EFFNET_SIZES},
     "cpu": Preset(
         network=partial(_PLAIN, base_features=16, max_features={2: 256, 3: 160}),
         reference_voxels={2: 2.4e6, 3: 16e6},

@@ -17,12 +17,13 @@ _MIN_EDGE = 4  # voxels of the coarsest feature map
 
 @dataclass(frozen=True)
 class Topology:
-    """Strides and kernels of each stage, the patch rounded up to fit them, and its divisors."""
+    """Strides and kernels of each stage, the patch rounded up to fit them, its divisors and its voxels' edges."""
 
     strides: tuple[tuple[int, ...], ...]
     kernels: tuple[tuple[int, ...], ...]
     patch: tuple[int, ...]
     divisors: tuple[int, ...]
+    spacing_mm: tuple[float, ...]
 
 
 def topology(spacing_mm: Sequence[float], size: Sequence[float], max_stages: int | None = None) -> Topology:
@@ -53,7 +54,7 @@ def topology(spacing_mm: Sequence[float], size: Sequence[float], max_stages: int
         kernels.append(tuple(kernel))
     divisors = tuple(2**n for n in pools)
     patch = tuple(int(math.ceil(e / d) * d) if e % d else int(e) for e, d in zip(size, divisors, strict=True))
-    return Topology(tuple(strides), (*kernels, (3,) * n_axes), patch, divisors)
+    return Topology(tuple(strides), (*kernels, (3,) * n_axes), patch, divisors, tuple(spacing_mm))
 
 
 def feature_voxels(network: NetworkSpec, patch: Sequence[int], n_label_entries: int) -> int:
