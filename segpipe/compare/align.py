@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.progress import say
@@ -67,7 +68,7 @@ class Aligned:
     @cached_property
     def model_values(self) -> NDArray[np.float64]:
         """Means over trainings, (n_methods, n_cases, n_labels); NaN if no training counts."""
-        return np.array([_mean_of_numbers(values) for values in self.values])
+        return np.array([mean_of_numbers(values, 0) for values in self.values])
 
     def only(self, is_in: NDArray[np.bool_]) -> Aligned:
         """Some of the cases, (n_cases,) bool."""
@@ -283,14 +284,6 @@ def _folds(
     else:
         return None, ["The methods were validated in different folds: their training cases differ too."]
     return (folds, []) if all(len(set(row)) > 1 for row in folds.tolist()) else (None, [])
-
-
-def _mean_of_numbers(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over the first axis of what is not NaN."""
-    has_value = ~np.isnan(values)
-    n_values = has_value.sum(axis=0)
-    total = np.where(has_value, values, 0).sum(axis=0)
-    return np.divide(total, n_values, out=np.full(total.shape, np.nan), where=n_values > 0)
 
 
 def _refuse(faults: Iterable[str], hint: str) -> None:

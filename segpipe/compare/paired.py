@@ -72,10 +72,7 @@ class Paired:
     @cached_property
     def patient_means(self) -> NDArray[np.float64]:
         """(n_patients, n_endpoints) mean difference of each patient; NaN without a pair."""
-        has_value = ~np.isnan(self.differences)
-        n_labels = has_value.sum(axis=1)
-        total = np.nan_to_num(self.differences).sum(axis=1)
-        of_cases = np.column_stack([self.differences, np.where(n_labels > 0, total / np.maximum(n_labels, 1), np.nan)])
+        of_cases = np.column_stack([self.differences, mean_of_numbers(self.differences, 1)])
         number = sum_by((~np.isnan(of_cases)).astype(float), self.patients)
         sums = sum_by(np.nan_to_num(of_cases), self.patients)
         return np.where(number > 0, sums / np.maximum(number, 1), np.nan)
@@ -200,3 +197,9 @@ def sum_by(rows: NDArray[np.float64], groups: NDArray[np.intp]) -> NDArray[np.fl
     result = np.zeros((int(groups.max()) + 1, rows.shape[1]))
     np.add.at(result, groups, rows)
     return result
+
+
+def mean_of_numbers(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Mean over one axis of what is not NaN; NaN where nothing is."""
+    n_values = (~np.isnan(values)).sum(axis=axis)
+    return np.where(n_values > 0, np.nan_to_num(values).sum(axis=axis) / np.maximum(n_values, 1), np.nan)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned
 from segpipe.compare.mixed import mixed_model
-from segpipe.compare.paired import Estimate, Paired, effect_of, model_estimate, wilcoxon_p_values
+from segpipe.compare.paired import Estimate, Paired, effect_of, mean_of_numbers, model_estimate, wilcoxon_p_values
 from segpipe.compare.permutation import benjamini_hochberg, holm, sign_flip_p_values
 from segpipe.compare.records import FoldTest, MixedModel, Row
 from segpipe.compare.training import MethodEstimate, fold_differences, method_estimate, nadeau_bengio, posterior
@@ -212,8 +212,5 @@ def _mixed(tests: _Tests, index: int) -> MixedModel | None:
     if folds is not None and len(folds) > 1:
         return None  # in repeated cross-validation patients change folds: Nadeau-Bengio's is the test
     is_label = index < of_cases.shape[2]
-    number_of = (~np.isnan(of_cases)).sum(axis=2)
-    means = np.where(number_of > 0, np.nansum(of_cases, axis=2) / np.maximum(number_of, 1), np.nan)
-    return mixed_model(
-        of_cases[:, :, index] if is_label else means, tests.aligned.patients, None if folds is None else folds[0]
-    )
+    of_endpoint = of_cases[:, :, index] if is_label else mean_of_numbers(of_cases, 2)
+    return mixed_model(of_endpoint, tests.aligned.patients, None if folds is None else folds[0])
