@@ -136,6 +136,22 @@ def test_a_missed_structure_counts_against_its_method():
     assert only_row([first, worse], policy="omit").n_left_out == 10
 
 
+def test_models_of_folds_are_no_seeds():
+    def scored_by_every_fold(one):
+        rows = [replace(row, fold=fold) for row in one.table.rows for fold in range(3)]
+        return Method(one.name, ScoreTable(tuple(rows)))
+
+    row = only_row([scored_by_every_fold(method("a", 0)), scored_by_every_fold(method("b", 0.03))])
+    assert (row.models.answer, row.methods) == ("better", None)
+
+
+def test_means_are_over_the_pairs_alone():
+    first, second = method("a", 0), method("b", 0.03)
+    missed = [replace(row, value=0.0, status="missed", n_prediction_vox=0) for row in second.table.rows[:30]]
+    row = only_row([first, Method("b", ScoreTable((*missed, *second.table.rows[30:])))], policy="omit")
+    assert row.mean_baseline == pytest.approx(np.mean([r.value for r in first.table.rows[30:]]))
+
+
 def test_where_nothing_is_left_nothing_is_said():
     first = method("a", 0)
     gone = [replace(row, run="b", value=0.0, status="missed", n_prediction_vox=0) for row in first.table.rows]
