@@ -1,4 +1,4 @@
-"""Pictures of the report, as bytes: scans with contours (PNG), curves and distributions (SVG).
+"""Scans with contours (PNG), and what every picture of the report has in common.
 
 Figures are made without pyplot, so nothing stays open and no window system is asked for.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9
 DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as radiologists look at scans
 _MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
 WINDOW_PERCENTILES = (0.5, 99.8)
-_MAX_LEGEND_LABELS = 12
+MAX_LEGEND_LABELS = 12
 _MAX_NAME_LETTERS = 36
 _MAX_CHANNELS = 2
 _WIDTH_INCHES = 10.0
@@ -67,17 +67,6 @@ class Overlay:
         return self.reference_zyx.shape
 
 
-@dataclass(frozen=True)
-class Curve:
-    """One line of a chart: a name, and y over x; NaN leaves a gap."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    is_dashed: bool = False
-    colour_index: int = 0
-
-
 def overlay_png(overlay: Overlay) -> bytes:
     """Three orthogonal planes with contours: reference solid, prediction dashed, one colour for each label.
 
@@ -101,54 +90,6 @@ def overlay_png(overlay: Overlay) -> bytes:
             panel.set_title(f"{drawn_name(overlay.channel_names[row])}, {name}", fontsize=9, color="white", pad=3)
     _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
     return figure_bytes(figure, "png")
-
-
-def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> bytes:
-    """Charts side by side, one for each (title, curves)."""
-    figure = new_figure(9.6, 3.4)
-    for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for curve in curves:
-            colour = CHART_COLOURS[curve.colour_index % len(CHART_COLOURS)]
-            marker = "." if len(curve.x) < 3 else ""
-            style = "--" if curve.is_dashed else "-"
-            panel.plot(curve.x, curve.y, style, marker=marker, color=colour, label=curve.name, linewidth=1.3)
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.set_xlabel(x_name, fontsize=9)
-        tidy(panel)
-        if 0 < len(curves) <= _MAX_LEGEND_LABELS:
-            panel.legend(fontsize=7.5, frameon=False, ncols=2)
-    return figure_bytes(figure, "svg")
-
-
-def distribution_svg(values: Mapping[str, Sequence[float]], name: str, limits: tuple[float, float | None]) -> bytes:
-    """Every case as a dot beside a box (median, quartiles, whiskers to 1.5 quartile ranges), a row for each label.
-
-    Args:
-        values: By label; finite. A label without values keeps its row.
-        name: What is measured, with the unit.
-        limits: Ends of the axis; None leaves the upper one free.
-    """
-    figure = new_figure(9.6, 0.9 + 0.42 * max(2, len(values)))
-    panel = figure.subplots()
-    for row, found in enumerate(values.values()):
-        colour = CHART_COLOURS[row % len(CHART_COLOURS)]
-        if len(found):
-            box = panel.boxplot([list(found)], positions=[row], orientation="horizontal", widths=0.55, showfliers=False)
-            for line in (line for lines in box.values() for line in lines):
-                line.set(color=colour, linewidth=1.2)
-            spread = 0.18 * np.sin(2.4 * np.arange(len(found)))  # keeps equal values apart, the same every time
-            panel.plot(
-                found, row + spread, "o", color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0, clip_on=False
-            )
-        else:
-            panel.text(0.01, row, "no value", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
-    panel.set_yticks(range(len(values)), [drawn_name(name) for name in values], fontsize=9)
-    panel.set_ylim(len(values) - 0.5, -0.5)
-    low, high = limits
-    panel.set_xlim(low, high)
-    panel.set_xlabel(name, fontsize=9)
-    tidy(panel)
-    return figure_bytes(figure, "svg")
 
 
 def new_figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
@@ -267,7 +208,7 @@ def frame_plane(panel: Axes, low: tuple[float, float], high: tuple[float, float]
 def _draw_legend(figure: Figure, drawn: Sequence[str], names: Sequence[str]) -> None:
     from matplotlib.lines import Line2D
 
-    shown = drawn[:_MAX_LEGEND_LABELS]
+    shown = drawn[:MAX_LEGEND_LABELS]
     colours = [SCAN_COLOURS[names.index(name) % len(SCAN_COLOURS)] for name in shown]
     lines = [Line2D([], [], color=colour, linewidth=3) for colour in colours]
     lines += [Line2D([], [], color="white"), Line2D([], [], color="white", linestyle=_DASHED)]

@@ -110,7 +110,7 @@ def sample_cases(fingerprint: Fingerprint, labels: LabelSet) -> dict[str, CaseFi
 
 
 def _picture(rank: str, case: Case, plan: Plan) -> Picture:
-    shown = _slice(case, plan)
+    shown = read_slice(case, plan)
     present = [name for name, mask in plan.labels.masks_of(shown.values).items() if mask.any()]
     names = listed(present) or "no label"
     alt = f"Case {case.case_id}, {shown.plane} slice of {listed(plan.channels)} with contours of {names}."
@@ -123,7 +123,7 @@ def _picture(rank: str, case: Case, plan: Plan) -> Picture:
     return Picture("png", _slice_png(shown, plan), alt, caption)
 
 
-def _slice(case: Case, plan: Plan) -> Slice:
+def read_slice(case: Case, plan: Plan) -> Slice:
     """Read the slice to be shown; one image file is in memory at a time.
 
     Raises:
@@ -133,7 +133,7 @@ def _slice(case: Case, plan: Plan) -> Slice:
     assert case.label is not None
     values, grid = read_labels(Path(case.label))
     turn = reorientation(grid, DISPLAY_ORIENTATION)
-    name, axis, letters = PLANES[_shown_axes(plan)[0]]
+    name, axis, letters = PLANES[shown_axes(plan)[0]]
     turned = turn.apply(values)
     areas = np.isin(turned, plan.labels.values).sum(axis=tuple(a for a in range(3) if a != axis))
     index = int(areas.argmax()) if areas.any() else len(areas) // 2
@@ -148,7 +148,7 @@ def _slice(case: Case, plan: Plan) -> Slice:
     return Slice(tuple(channels[:_MAX_CHANNELS]), np.take(turned, index, axis), spacing_mm, name, letters)
 
 
-def _shown_axes(plan: Plan) -> tuple[int, ...]:
+def shown_axes(plan: Plan) -> tuple[int, ...]:
     """The plan's axes 0, 1, 2 as axes of `DISPLAY_ORIENTATION`; slices across the first, the coarsest, are shown."""
     turn = turn_between(plan.orientation, DISPLAY_ORIENTATION)  # shown axis i is axis turn.axes_zyx[i] of the images
     return tuple(turn.axes_zyx.index(axis) for axis in plan.axis_order)
@@ -161,7 +161,7 @@ def _slice_png(shown: Slice, plan: Plan) -> bytes:
     n_columns = math.ceil(n_panels / n_rows)
     box_mm = _box_mm(shown, plan.labels)
     low_mm, high_mm = ((float(rows), float(columns)) for rows, columns in box_mm)
-    patches_mm = _patches_mm(shown, box_mm.mean(axis=0), plan)
+    patches_mm = patch_corners_mm(shown, box_mm.mean(axis=0), plan)
     aspect = max(_aspect(*_seen_mm(shown, patches_mm)), _aspect(low_mm, high_mm))
     panel_inches = float(np.clip(aspect * _WIDTH_INCHES / n_columns, *_PANEL_INCHES))
     figure = new_figure(_WIDTH_INCHES, n_rows * (panel_inches + 0.25) + 0.5, dark=True)
@@ -228,9 +228,9 @@ def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any
     return lines
 
 
-def _patches_mm(shown: Slice, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, NDArray[np.float64]]:
+def patch_corners_mm(shown: Slice, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, NDArray[np.float64]]:
     """Corners (2, rows and columns) in mm of each patch: around the labels, and inside the image if it fits."""
-    _, first, second = _shown_axes(plan)
+    _, first, second = shown_axes(plan)
     is_turned = first > second  # the plan's second axis runs along rows
     size_mm, corners = np.array(shown.size_mm), {}
     for name, configuration in plan.configurations.items():
