@@ -85,6 +85,8 @@ def test_shared_elements_count_by_their_weight():
     assert surface_dice(distances, 1.9) == (3 + 4) / 8
     assert hausdorff_percentile_mm(distances, 0.75) == 0  # three quarters of the area lie at 0 mm
     assert hausdorff_percentile_mm(distances, 0.76) == 2
+    graded = Directed(np.array([1.0, 2.0]), np.array([0.5, 0.5]), 4, 3.0)
+    assert hausdorff_percentile_mm(SurfaceDistances(graded, graded), 0.85) == 1  # 3.4 of 4, and 3.5 lie within 1 mm
     assert hausdorff_pooled_mm(distances, 1.0) == 2
     assert hausdorff_pooled_mm(distances, 0.9) == pytest.approx(np.quantile([0] * 12 + [2, 2], 0.9)) == 1.4
     assert hausdorff_interpolated_mm(distances, 0.7) == pytest.approx(np.quantile([0] * 4 + [2, 2], 0.7)) == 1.0
