@@ -59,7 +59,6 @@ def command(
     from segpipe.cli.plan_tables import plan_text
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
-    from segpipe.report.plan_page import write_plan_page
 
     machine = Machine(device, n_workers)
     choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost)
@@ -69,7 +68,11 @@ def command(
         planned = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
     else:
         raise click.UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
-    page = write_plan_page(work, planned.costs) if with_report and data is not None else None
+    page = None
+    if with_report and data is not None:
+        from segpipe.report.plan_page import write_plan_page  # late: pictures take a second to import
+
+        page = write_plan_page(work, planned.costs)
     if as_json:
         costs = [cost.model_dump() for cost in planned.costs]
         paths = {"plan": str(work / "plan.yaml"), "report": None if page is None else str(page)}

@@ -1,0 +1,167 @@
+"""The patch, its network and the batch: as large as a budget allows, in the shape of the body."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from segpipe.core.errors import PlanError
+from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.measured import Measured
+from segpipe.plan.presets import Preset
+from segpipe.plan.topology import Topology, feature_voxels, topology
+
+_SEARCH_VOXELS = {2: 2048**2, 3: 256**3}  # larger than any patch that will fit
+_MIN_BATCH = 2
+_GB = 2**30
+_FAR_TOO_LARGE = 1.05  # times the memory
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Predicted memory of training: all of it, and the part that does not grow with the patches."""
+
+    total_bytes: int
+    fixed_bytes: int
+
+
+class PredictMemory(Protocol):
+    """Predicts what training a network takes; `segpipe.networks.cost` does it for any."""
+
+    def __call__(self, network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int) -> Memory: ...
+
+
+class Budget(Protocol):
+    """What a patch may cost."""
+
+    def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
+        """Whether the smallest batch of such patches is too much."""
+        ...
+
+    def batch_size(self, network: NetworkSpec, patch: tuple[int, ...]) -> int:
+        """As many patches as there is room for."""
+        ...
+
+
+@dataclass(frozen=True)
+class CountedVoxels:
+    """nnU-Net's budget: voxels of all feature maps against a reference. Knows plain and residual networks only."""
+
+    preset: Preset
+    n_label_entries: int
+
+    def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
+        """Whether a batch of 2 is too much, or the reference batch (see `Preset.batch_in_shrink`)."""
+        scale = 2 / self.preset.reference_batch[len(patch)] if self.preset.batch_in_shrink else 1
+        return feature_voxels(network, patch, self.n_label_entries) * scale > self.preset.reference_voxels[len(patch)]
+
+    def batch_size(self, network: NetworkSpec, patch: tuple[int, ...]) -> int:
+        """Patches for which the reference stands."""
+        cost = feature_voxels(network, patch, self.n_label_entries)
+        return round(self.preset.reference_voxels[len(patch)] / cost * self.preset.reference_batch[len(patch)])
+
+
+@dataclass(frozen=True)
+class PredictedBytes:
+    """The memory that training any network is predicted to take against that of a GPU.
+
+    Predicting takes a second, and on the way to the patch that fits there are dozens. What grows, grows with voxels:
+    patches that are far too large by that are not predicted.
+    """
+
+    gigabytes: float
+    predict: PredictMemory
+    _bytes_for_each_voxel: dict[tuple[tuple[int, ...], ...], float] = field(default_factory=dict)
+
+    def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
+        """Whether a batch of 2 is too much."""
+        known = self._bytes_for_each_voxel.get(network.strides_zyx)
+        if known is not None and known * math.prod(patch) > _FAR_TOO_LARGE * self.gigabytes * _GB:
+            return True
+        return self._pair(network, patch).total_bytes > self.gigabytes * _GB
+
+    def batch_size(self, network: NetworkSpec, patch: tuple[int, ...]) -> int:
+        """As many patches as fit, since each takes the same."""
+        pair = self._pair(network, patch)
+        each_bytes = max(1, (pair.total_bytes - pair.fixed_bytes) / _MIN_BATCH)
+        return int((self.gigabytes * _GB - pair.fixed_bytes) / each_bytes)
+
+    def _pair(self, network: NetworkSpec, patch: tuple[int, ...]) -> Memory:
+        """Of two patches, the smallest batch."""
+        z, y, x = (1, *patch) if len(patch) == 2 else patch
+        memory = self.predict(network, (z, y, x), _MIN_BATCH)
+        self._bytes_for_each_voxel[network.strides_zyx] = (memory.total_bytes - memory.fixed_bytes) / math.prod(patch)
+        return memory
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A patch, a network and a batch that fit the memory."""
+
+    patch: tuple[int, ...]
+    network: NetworkSpec
+    batch_size: int
+
+
+def fit(
+    preset: Preset,
+    budget: Budget,
+    spacing_mm: Sequence[float],
+    median_shape: Sequence[float],
+    dataset_voxels: float,
+) -> Fitted | None:
+    """The largest patch with the aspect ratio of the body that fits, and the batch for what memory is left.
+
+    Args:
+        preset: The table row.
+        budget: What may be spent.
+        spacing_mm: Target voxel edges.
+        median_shape: Median over cases at that spacing, same axes.
+        dataset_voxels: Voxels of all cases at the target spacing of the 3D images.
+
+    Returns:
+        None if the images are too small for two stages; an exact preset plans one stage, as nnU-Net does.
+
+    Raises:
+        PlanError: If not even the smallest patch fits.
+    """
+    n_axes = len(spacing_mm)
+    density = 1 / np.asarray(spacing_mm, np.float64)
+    edge = (_SEARCH_VOXELS[n_axes] / np.prod(density)) ** (1 / n_axes)
+    size = [min(max(1, round(d * edge)), m) for d, m in zip(density, median_shape, strict=True)]
+    found = topology(spacing_mm, size, preset.max_stages)
+    if len(found.strides) < 2 and not preset.is_exact:
+        return None
+    network = preset.network(found)
+    while budget.is_exceeded(network, found.patch):
+        longest = int(np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[-1])
+        found = _shrunk(spacing_mm, found, longest, preset.max_stages)
+        if min(found.patch) < 1 or (len(found.strides) < 2 and not preset.is_exact):
+            raise PlanError("--gpu-memory: not even the smallest patch fits. Give more, or choose a smaller preset.")
+        network = preset.network(found)
+    cap = round(dataset_voxels * preset.coverage / math.prod(found.patch))
+    largest = preset.max_batch[n_axes] if preset.max_batch else cap
+    return Fitted(found.patch, network, max(min(budget.batch_size(network, found.patch), cap, largest), _MIN_BATCH))
+
+
+def _shrunk(spacing_mm: Sequence[float], found: Topology, axis: int, max_stages: int | None) -> Topology:
+    """A patch one step smaller along `axis`; the step is what the smaller patch must be a multiple of."""
+    trial = list(found.patch)
+    trial[axis] -= found.divisors[axis]
+    step = topology(spacing_mm, trial, max_stages).divisors[axis]
+    patch = list(found.patch)
+    patch[axis] -= step
+    return topology(spacing_mm, patch, max_stages)
+
+
+def budget_of(preset: Preset, measured: Measured, predict: PredictMemory | None) -> Budget:
+    """The row's budget: feature maps where nnU-Net's reference is known, predicted memory elsewhere."""
+    if preset.reference_voxels:
+        return CountedVoxels(preset, measured.n_label_entries)
+    if predict is None or preset.reference_gb is None:
+        raise ValueError("this preset is planned by predicted memory; give `predict`")
+    return PredictedBytes(preset.reference_gb, predict)
