@@ -19,6 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from segpipe.cli.main import run
+from segpipe.core.errors import UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
@@ -228,7 +229,7 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    edits = (*QUICK, "training.epochs=3", "training.iterations_per_epoch=40", "training.weight_average=0.9")
+    edits = (*QUICK[2:], "training.epochs=3", "training.iterations_per_epoch=40", "training.weight_average=0.9")
     for name in ("whole", "killed"):
         plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2, edits=edits))
     train(tmp_path / "whole", None, [0], MACHINE)
@@ -258,6 +259,14 @@ def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_
     train(tmp_path / "killed", None, [0], MACHINE)
     first, second = final_weights(tmp_path / "whole"), final_weights(tmp_path / "killed")
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_cascade_is_planned_but_says_that_it_is_not_trained(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    cascade = "configurations.mine={inherits: 3d_fullres, previous: 2d}"
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=(*QUICK, cascade)))
+    with pytest.raises(UsageError, match=r"-c mine: is guided by the predictions of 2d, .* Train 2d or 3d_fullres"):
+        train(tmp_path / "work", "mine", [0], MACHINE)
 
 
 def test_sigterm_saves_and_exits_75(tmp_path):
@@ -312,7 +321,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset="nnunet"))
     assert "the data are unchanged" in capsys.readouterr().err
-    assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "cpu"
+    assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "auto"
 
 
 @pytest.mark.parametrize(
