@@ -34,7 +34,7 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {  # a part may always import itself
 }
 _TORCH_PARTS = ("networks/", "prepare/", "train/", "predict/")
 HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be imported (file, or folder ending in /)
-    "torch": _TORCH_PARTS,
+    "torch": (*_TORCH_PARTS, "bridge/"),  # foreign trainers take torch devices and seeds
     "torchvision": _TORCH_PARTS,
     "safetensors": _TORCH_PARTS,
     "monai": _TORCH_PARTS,  # monai and the next import torch

@@ -1,4 +1,7 @@
-"""nnunetv2's trainer with a schedule that ends with a budget of seconds. Nothing else of its recipe is changed."""
+"""nnunetv2's trainer with a schedule that ends with a budget. Nothing else of its recipe is changed.
+
+Imported late, since nnunetv2 reads its folders from the environment at import.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,18 @@ from typing import Any
 import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from benchmarks.nnunet_baseline import ITERATIONS_PER_EPOCH, MAX_EPOCHS, TRAINING_PER_VALIDATION, say
+from segpipe.core.progress import say
+
+_ITERATIONS_PER_EPOCH = 5  # the fewest with one validation iteration each; more epochs give a smoother schedule
+_TRAINING_PER_VALIDATION = 5  # nnU-Net's 250 training to 50 validation iterations
+_MAX_EPOCHS = 1000  # nnU-Net's own
 
 
-class BudgetTrainer(nnUNetTrainer):
+class BudgetTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnunetv2 ships no types
     """`nnUNetTrainer` that chooses its iterations anew before each epoch, so that time and epochs end together."""
 
     budget_seconds = 0.0
+    n_steps = 0
     seconds_per_iteration = 0.0
     n_iterations_done = 0
     started: float | None = None
@@ -22,13 +30,19 @@ class BudgetTrainer(nnUNetTrainer):
 
     def fit_to_budget(self, seconds: float, seconds_per_iteration: float) -> None:
         """Choose the number of epochs; must precede `initialize`, which makes the learning-rate schedule of it."""
-        n_iterations = seconds / seconds_per_iteration
-        self.num_epochs = int(min(MAX_EPOCHS, max(2, n_iterations // ITERATIONS_PER_EPOCH)))
         self.budget_seconds, self.seconds_per_iteration = seconds, seconds_per_iteration
+        self._choose_epochs(seconds / seconds_per_iteration)
+
+    def fit_to_steps(self, n_steps: int) -> None:
+        """The same for a number of iterations, which is kept exactly."""
+        self.n_steps = n_steps
+        self._choose_epochs(n_steps)
+
+    def _choose_epochs(self, n_iterations: float) -> None:
+        self.num_epochs = int(min(_MAX_EPOCHS, max(min(2, n_iterations), n_iterations // _ITERATIONS_PER_EPOCH)))
         self.disable_checkpointing = True  # the final weights are predicted with from memory
         self.logger.plot_progress_png = lambda _folder: None
-        n_epochs = self.num_epochs
-        say(f"{seconds:.0f} s at {seconds_per_iteration:.2f} s: about {n_iterations:.0f} iterations, {n_epochs} epochs")
+        say(f"nnunetv2: about {n_iterations:.0f} iterations, {self.num_epochs} epochs")
 
     def on_epoch_start(self) -> None:
         super().on_epoch_start()
@@ -36,19 +50,23 @@ class BudgetTrainer(nnUNetTrainer):
         if self.started is None:
             self.started = now
         elapsed = now - self.started
-        if self.n_iterations_done:
-            self.seconds_per_iteration = elapsed / self.n_iterations_done
-        share = (self.budget_seconds - elapsed) / (self.num_epochs - self.current_epoch)
-        self.num_iterations_per_epoch = max(1, round(share / self.seconds_per_iteration))
-        self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // TRAINING_PER_VALIDATION)
+        n_epochs_left = self.num_epochs - self.current_epoch
+        if self.n_steps:
+            n_iterations = (self.n_steps - self.n_iterations_done) / n_epochs_left
+        else:
+            if self.n_iterations_done:
+                self.seconds_per_iteration = elapsed / self.n_iterations_done
+            n_iterations = (self.budget_seconds - elapsed) / n_epochs_left / self.seconds_per_iteration
+        self.num_iterations_per_epoch = max(1, round(n_iterations))
+        self.num_val_iterations_per_epoch = max(1, self.num_iterations_per_epoch // _TRAINING_PER_VALIDATION)
         self.n_iterations_done += self.num_iterations_per_epoch
 
     def on_epoch_end(self) -> None:
         super().on_epoch_end()
         self.ended = time.monotonic()
         say(
-            f"epoch {self.current_epoch}/{self.num_epochs}, {self.n_iterations_done} iterations, "
-            f"{self.ended - (self.started or 0):.0f} of {self.budget_seconds:.0f} s"
+            f"nnunetv2: epoch {self.current_epoch}/{self.num_epochs}, {self.n_iterations_done} iterations, "
+            f"{self.ended - (self.started or 0):.0f} s"
         )
 
     def measure(self, seconds: float) -> float:
@@ -67,7 +85,7 @@ class BudgetTrainer(nnUNetTrainer):
         with torch.no_grad():
             self.network.eval()
             self.validation_step(next(self.dataloader_val))
-        return training_seconds + (time.monotonic() - started) / TRAINING_PER_VALIDATION
+        return training_seconds + (time.monotonic() - started) / _TRAINING_PER_VALIDATION
 
     def stop_workers(self) -> None:
         """End the augmentation processes, if there are any."""

@@ -1,0 +1,83 @@
+"""A dataset as nnunetv2 wants it on disk: names and links; and its folds."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from segpipe.core.errors import DataError
+from segpipe.core.files import make_folder, write_text
+from segpipe.core.header import ending_of
+from segpipe.core.labels import LabelSet
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Splits, read_nnunet_splits
+
+
+def read_folds(path: Path, dataset: Dataset) -> list[dict[str, list[str]]]:
+    """Folds as nnU-Net writes them (`train`, `val`), from its file or from segpipe's.
+
+    Raises:
+        DataError: If the file is no splits, or names cases that the dataset lacks.
+    """
+    is_list = path.is_file() and path.read_text(encoding="utf-8").lstrip().startswith("[")
+    splits = read_nnunet_splits(path, dataset) if is_list else Splits.load(path)
+    folds = [{"train": list(fold.train), "val": list(fold.validation)} for fold in splits.folds]
+    unknown = sorted({case for fold in folds for side in fold.values() for case in side} - set(dataset.by_id))
+    if unknown:
+        raise DataError(f"{path}: names cases that the dataset lacks: {', '.join(unknown[:5])}. Give its own splits.")
+    return folds
+
+
+def link_dataset(dataset: Dataset, raw: Path) -> None:
+    """The dataset under the names that nnU-Net wants, in links.
+
+    Args:
+        dataset: In any layout.
+        raw: Folder for dataset.json, imagesTr and labelsTr.
+
+    Raises:
+        DataError: If a case has not one file for each channel, formats are mixed, or label values have gaps.
+    """
+    n_channels = len(dataset.channels)
+    endings = {ending_of(Path(file)) for case in dataset.cases for file in (*case.images, case.label or "")}
+    several = [case.case_id for case in dataset.cases if len(case.images) != n_channels]
+    if several or len(endings) > 1:
+        found = f"case {several[0]} has one file for {n_channels} channels" if several else ", ".join(sorted(endings))
+        raise DataError(
+            f"{dataset.root}: {found}; nnunetv2 expects one file for each channel, all of one format. Convert a copy."
+        )
+    (ending,) = endings
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).unlink(missing_ok=True) if (raw / name).is_symlink() else shutil.rmtree(raw / name, True)
+        make_folder(raw / name)
+    for case in dataset.cases:
+        for channel, image in enumerate(case.images):
+            (raw / "imagesTr" / f"{case.case_id}_{channel:04d}{ending}").symlink_to(image)
+        (raw / "labelsTr" / f"{case.case_id}{ending}").symlink_to(case.label or "")
+    description = {
+        "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
+        **_nnunet_labels(dataset.labels, dataset.root),
+        "numTraining": len(dataset.cases),
+        "file_ending": ending,
+    }
+    write_text(raw / "dataset.json", json.dumps(description))
+
+
+def _nnunet_labels(labels: LabelSet, where: str) -> dict[str, Any]:
+    """Labels as nnU-Net's dataset.json lists them.
+
+    Raises:
+        DataError: If their values are not 0, 1, 2, …, which nnunetv2 needs.
+    """
+    values = sorted(labels.known_values)
+    if values != list(range(len(values))) or labels.background_value != 0:
+        raise DataError(f"{where}: label values {values}; nnunetv2 expects 0, 1, 2, … Renumber them in a copy.")
+    named: dict[str, int | list[int]] = {"background": 0}
+    for label in labels.labels:
+        named[label.name] = list(label.values) if labels.has_regions else label.values[0]
+    if labels.ignore_value is not None:
+        named["ignore"] = labels.ignore_value
+    order = {"regions_class_order": list(labels.paint_values)} if labels.has_regions else {}
+    return {"labels": named, **order}

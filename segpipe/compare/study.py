@@ -1,0 +1,210 @@
+"""A study as a file: arms, folds, seeds and one budget, fixed before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from segpipe.compare.run import DEFAULT_MARGIN
+from segpipe.core.records import Record
+from segpipe.data.dataset import CASE_NAME, is_case_name
+
+SEED_MARK = "{seed}"  # in the path of an arm of masks
+
+
+class Base(Record):
+    """What all arms share that segpipe trains.
+
+    Args:
+        preset: As for `segpipe plan`.
+        set: Values of the plan by their keys, as for `--set`.
+        configuration: Which of the plan's is trained; None: the default one.
+    """
+
+    preset: str = "auto"
+    set: dict[str, Any] = Field(default_factory=dict)
+    configuration: str | None = None
+
+
+class Arm(Record):
+    """One method of a study: what differs from the base, or nnunetv2 itself, or masks that are there already.
+
+    Args:
+        preset: Another preset than the base's, whose `set` then does not count here.
+        set: Values of the plan that differ from the base's; a key replaces the base's keys inside it.
+        configuration: Another than the base's.
+        nnunetv2: Train nnunetv2 with its own plan on the same splits.
+        masks: A folder of masks `<case_id>…`; `{seed}` in it stands for the seed. Without it the masks are of one
+            training, whatever the study's seeds.
+    """
+
+    preset: str | None = None
+    set: dict[str, Any] = Field(default_factory=dict)
+    configuration: str | None = None
+    nnunetv2: bool = False
+    masks: str | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Arm:
+        is_planned = bool(self.preset or self.set or self.configuration)
+        if is_planned + self.nnunetv2 + (self.masks is not None) > 1:
+            raise ValueError("expected one of: plan values (preset, set, configuration), nnunetv2: true, masks")
+        return self
+
+    @property
+    def is_trained_here(self) -> bool:
+        """Whether segpipe trains it."""
+        return not self.nnunetv2 and self.masks is None
+
+
+class Study(Record):
+    """Methods × folds × seeds under one budget, and what is asked of them.
+
+    Args:
+        name: For people.
+        question: What the study is to answer, in words.
+        data: The dataset, relative to the study's file; None: named on the command line.
+        base: What all arms share.
+        arms: By name; the first is the baseline.
+        n_folds: Folds that the data are split into.
+        split_seed: Of the split, the same for all arms and seeds.
+        folds: Which of them are trained.
+        seeds: Of trainings. A verdict on methods needs two or more.
+        minutes: Wall-clock time of one training, that is of one arm, fold and seed.
+        steps: Instead: optimizer steps of one training.
+        margins: Metrics to compare, each with the largest difference that counts as none, in its unit.
+    """
+
+    name: str
+    question: str
+    data: str | None = None
+    base: Base = Field(default_factory=Base)
+    arms: dict[str, Arm]
+    n_folds: int = Field(default=5, ge=2)
+    split_seed: NonNegativeInt = 0
+    folds: tuple[NonNegativeInt, ...]
+    seeds: tuple[NonNegativeInt, ...]
+    minutes: PositiveFloat | None = None
+    steps: PositiveInt | None = None
+    margins: dict[str, PositiveFloat] = Field(default_factory=lambda: {"dice": DEFAULT_MARGIN})
+
+    @field_validator("arms")
+    @classmethod
+    def _comparable(cls, arms: dict[str, Arm]) -> dict[str, Arm]:
+        if len(arms) < 2:
+            raise ValueError(f"{len(arms)} arm, expected two or more")
+        wrong = [name for name in arms if not is_case_name(name)]
+        if wrong:
+            raise ValueError(f"arm {wrong[0]!r}, expected {CASE_NAME}")
+        return arms
+
+    @field_validator("folds", "seeds")
+    @classmethod
+    def _distinct(cls, numbers: tuple[int, ...]) -> tuple[int, ...]:
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ValueError("expected at least one number, none twice")
+        return numbers
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> Study:
+        if (self.minutes is None) == (self.steps is None):
+            raise ValueError("expected one of minutes and steps: the budget of one training")
+        if max(self.folds) >= self.n_folds:
+            raise ValueError(f"fold {max(self.folds)}, but there are {self.n_folds} folds, counted from 0")
+        return self
+
+    @property
+    def trainings(self) -> tuple[Training, ...]:
+        """Every training, those that are compared with each other next to each other."""
+        return tuple(
+            Training(name, fold, seed)
+            for seed in self.seeds
+            for fold in self.folds
+            for name, arm in self.arms.items()
+            if arm.masks is None
+        )
+
+    @property
+    def budget(self) -> str:
+        """Of one training, for people."""
+        return f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} min"
+
+    def assignments(self, arm: Arm, seed: int) -> tuple[str, ...]:
+        """The edits of an arm's plan for one seed, as `edited` takes them."""
+        shared = {} if arm.preset else self.base.set
+        kept = {key: value for key, value in shared.items() if not any(_is_inside(key, own) for own in arm.set)}
+        values = kept | arm.set | self._budget_values() | {"training.seed": seed}
+        return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
+
+    def _budget_values(self) -> dict[str, Any]:
+        if self.steps is None:
+            return {"training.time_budget_seconds": 60.0 * (self.minutes or 0)}
+        n_epochs = max(n for n in range(1, _MAX_EPOCHS + 1) if self.steps % n == 0)
+        return {
+            "training.time_budget_seconds": None,
+            "training.epochs": n_epochs,
+            "training.iterations_per_epoch": self.steps // n_epochs,
+        }
+
+
+_MAX_EPOCHS = 20  # points of the learning curve
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training of a study."""
+
+    arm: str
+    fold: int
+    seed: int
+
+
+def _is_inside(key: str, other: str) -> bool:
+    return key == other or key.startswith(f"{other}.")
+
+
+def described(study: Study) -> Iterator[str]:
+    """What a study will do, a line each."""
+    yield f"{study.name}: {study.question}"
+    for number, (name, arm) in enumerate(study.arms.items()):
+        yield f"  {name}{' (baseline)' if number == 0 else ''}: {_about(study, arm)}"
+    n_trainings = len(study.trainings)
+    folds, seeds = (", ".join(map(str, numbers)) for numbers in (study.folds, study.seeds))
+    time = "" if study.minutes is None else f", {_hours(n_trainings * study.minutes)} of training in all"
+    yield f"{n_trainings} trainings: folds {folds} of {study.n_folds} × seeds {seeds}, {study.budget} each{time}."
+    if len(study.seeds) < 2:
+        yield "One seed: the verdict is on these trained models. A verdict on the methods needs two or more seeds."
+
+
+def _about(study: Study, arm: Arm) -> str:
+    if arm.nnunetv2:
+        return "nnunetv2 itself, on the same splits"
+    if arm.masks is not None:
+        return f"masks in {arm.masks}"
+    name = arm.configuration or study.base.configuration
+    head = [f"preset {arm.preset or study.base.preset}", *([name] if name else [])]
+    return ", ".join([*head, *(f"{key}={json.dumps(value)}" for key, value in arm.set.items())])
+
+
+def _hours(minutes: float) -> str:
+    return f"{minutes:.3g} min" if minutes < 120 else f"{minutes / 60:.3g} h"
+
+
+def read_study(path: Path) -> Study:
+    """A study from its file; data and masks are found from where it lies.
+
+    Raises:
+        PlanError: If it is no study.
+    """
+    study, home = Study.load(path), path.absolute().parent
+    arms = {
+        name: arm if arm.masks is None else arm.model_copy(update={"masks": str(home / arm.masks)})
+        for name, arm in study.arms.items()
+    }
+    data = None if study.data is None else str(home / study.data)
+    return study.model_copy(update={"arms": arms, "data": data})

@@ -1,0 +1,233 @@
+"""Run a study: every arm on the same folds and seeds under one budget, resumable, then the comparison."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segpipe.bridge.nnunet_train import NnunetJob, train_nnunet
+from segpipe.compare.records import Comparison
+from segpipe.compare.results import Method
+from segpipe.compare.run import Question, compare
+from segpipe.compare.study import SEED_MARK, Study, Training
+from segpipe.compare.text import save
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import make_folder
+from segpipe.core.lock import only_process
+from segpipe.core.progress import say
+from segpipe.core.records import Record
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Fold, Splits
+from segpipe.evaluate.pairs import find_pairs
+from segpipe.evaluate.run import MaskPair, score_folder
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.networks.device import device_kind
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.stages import default_configuration, train
+from segpipe.plan.schema import Plan
+
+_STUDY_FILE = "study.yaml"
+_JOB_FILE = "job.json"
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where things of a study lie."""
+
+    path: Path
+
+    @property
+    def base(self) -> Work:
+        """Fingerprint, splits, prepared data, and the plan before any arm changes it."""
+        return Work(self.path / "base")
+
+    def seed(self, arm: str, seed: int) -> Work:
+        """One seed of an arm: a work folder that every command takes."""
+        return Work(self.path / "arms" / arm / f"seed_{seed}")
+
+    def scores(self, arm: str) -> Path:
+        """Scores of all folds and seeds of an arm."""
+        return self.path / "arms" / arm / "scores.csv"
+
+
+class _Job(Record):
+    """What masks of nnunetv2 were trained with and on."""
+
+    job: NnunetJob
+    split: Fold
+
+
+def run_study(study: Study, data: Path, output: Path, machine: Machine) -> Comparison:
+    """Train what is not trained yet, score it, compare. All arms are planned before one is trained.
+
+    Args:
+        study: What to do.
+        data: The dataset.
+        output: Where to; a study that was killed goes on here.
+        machine: What to compute on.
+
+    Raises:
+        UsageError: If the folder holds other trainings than the study's.
+        DataError: If the dataset or an arm's masks cannot be used.
+        PlanError: If an arm's plan is wrong.
+        Interrupted: If it was asked to stop; the same command goes on.
+    """
+    make_folder(output)
+    with only_process(output):
+        running = _Running(study, data, StudyFolder(output), machine)
+        running.plan()
+        running.train()
+        comparison = running.compare()
+        save(comparison, output)
+        return comparison
+
+
+class _Running:
+    """A study at work."""
+
+    def __init__(self, study: Study, data: Path, folder: StudyFolder, machine: Machine) -> None:
+        self.study, self.data, self.folder, self.machine = study, data, folder, machine
+
+    def plan(self) -> None:
+        """The base, then each arm and seed on the same fingerprint and splits."""
+        study, base = self.study, self.folder.base
+        choices = Choices(preset=study.base.preset, n_folds=study.n_folds, seed=study.split_seed, predict_costs=False)
+        plan_data(self.data, base.path, self.machine, choices)
+        self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
+        if max(study.folds) >= self.splits.k:
+            raise UsageError(f"folds {study.folds}: the data have {self.splits.k} folds, counted from 0. Name fewer.")
+        for name, arm in study.arms.items():
+            for seed in study.seeds if arm.is_trained_here else ():
+                say(f"arm {name}, seed {seed}")
+                work = self.folder.seed(name, seed)
+                _share(base, work)
+                changed = replace(
+                    choices,
+                    preset=arm.preset or study.base.preset,
+                    edits=study.assignments(arm, seed),
+                    predict_costs=seed == study.seeds[0],
+                )
+                plan_data(self.data, work.path, self.machine, changed)
+        self.given = {name: self._scored_masks(name, arm.masks) for name, arm in study.arms.items() if arm.masks}
+        study.save(self.folder.path / _STUDY_FILE)
+
+    def train(self) -> None:
+        """Every training that is not finished."""
+        trainings = self.study.trainings
+        for number, training in enumerate(trainings, 1):
+            place = f"arm {training.arm}, fold {training.fold}, seed {training.seed}"
+            say(f"study {self.study.name}: {number}/{len(trainings)}, {place}")
+            if self.study.arms[training.arm].nnunetv2:
+                self._train_nnunet(training)
+            else:
+                self._train_planned(training)
+
+    def compare(self) -> Comparison:
+        """The verdict on all scores, which are written arm by arm."""
+        methods = []
+        for name, arm in self.study.arms.items():
+            own = [training for training in self.study.trainings if training.arm == name]
+            table = (
+                self.given[name]
+                if arm.masks is not None
+                else ScoreTable.joined(self._scores(training) for training in own)
+            )
+            table.save(self.folder.scores(name))
+            methods.append(Method(name, table))
+        return compare(methods, Question(margins=dict(self.study.margins)))
+
+    def _fold(self, training: Training) -> FoldFolder:
+        work, arm = self.folder.seed(training.arm, training.seed), self.study.arms[training.arm]
+        if arm.nnunetv2:
+            return FoldFolder(work.path / f"fold_{training.fold}")
+        name = default_configuration(Plan.load(work.plan), arm.configuration or self.study.base.configuration)
+        return work.fold(name, str(training.fold))
+
+    def _scores(self, training: Training) -> ScoreTable:
+        rows = ScoreTable.load(self._fold(training).scores).rows
+        return ScoreTable(tuple(replace(row, run=training.arm, seed=training.seed) for row in rows))
+
+    def _train_planned(self, training: Training) -> None:
+        work, fold, split = (
+            self.folder.seed(training.arm, training.seed),
+            self._fold(training),
+            self.splits.folds[training.fold],
+        )
+        is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
+        if is_done and Plan.load(fold.plan) == Plan.load(work.plan) and Fold.load(fold.split) == split:
+            say(f"{fold.path}: is trained and scored already.")
+            return
+        train(work.path, fold.path.parent.name, [training.fold], self.machine)
+
+    def _train_nnunet(self, training: Training) -> None:
+        fold, split = self._fold(training), self.splits.folds[training.fold]
+        job = NnunetJob(
+            fold=training.fold,
+            seed=training.seed,
+            minutes=self.study.minutes,
+            steps=self.study.steps,
+            device=device_kind(self.machine.device),
+            n_threads=self.machine.n_workers,
+        )
+        about, made = fold.path / _JOB_FILE, _Job(job=job, split=split)
+        if fold.scores.is_file() and about.is_file() and _Job.load(about) == made:
+            say(f"{fold.path}: is trained and scored already.")
+            return
+        if fold.scores.is_file():
+            raise UsageError(f"{fold.path}: holds nnunetv2 trained otherwise. Use another folder, or delete this one.")
+        make_folder(fold.path)
+        masks = train_nnunet(self.data, self.folder.base.splits, job, fold.path, self.folder.path / "nnunet")
+        made.save(about)
+        pairs = self._pairs(masks, training)
+        score_folder(pairs, self.dataset.labels, self.machine.n_workers).save(fold.scores)
+
+    def _scored_masks(self, name: str, masks: str) -> ScoreTable:
+        """Scores of masks that are there already, in the study's folds."""
+        seeds = self.study.seeds if SEED_MARK in masks else self.study.seeds[:1]
+        pairs = [
+            pair
+            for seed in seeds
+            for fold in self.study.folds
+            for pair in self._pairs(Path(masks.replace(SEED_MARK, str(seed))), Training(name, fold, seed))
+        ]
+        return score_folder(pairs, self.dataset.labels, self.machine.n_workers)
+
+    def _pairs(self, masks: Path, training: Training) -> list[MaskPair]:
+        """A fold's validation cases.
+
+        Raises:
+            DataError: If one has no mask.
+        """
+        found = {pair.origin.case_id: pair for pair in find_pairs(self.data, masks, training.arm).pairs}
+        cases = self.splits.folds[training.fold].validation
+        if missing := [case for case in cases if case not in found]:
+            raise DataError(
+                f"{masks}: lacks masks of {len(missing)} of {len(cases)} validation cases of fold {training.fold} "
+                f"({', '.join(missing[:5])}). Add them; no case is left out of a comparison unasked."
+            )
+        return [
+            replace(found[case], origin=replace(found[case].origin, fold=training.fold, seed=training.seed))
+            for case in cases
+        ]
+
+
+def is_finished(study: Study, output: Path, training: Training) -> bool:
+    """Whether a training is scored, as far as its files tell."""
+    work = StudyFolder(output).seed(training.arm, training.seed)
+    fold = f"fold_{training.fold}/scores.csv"
+    return any(work.path.glob(fold if study.arms[training.arm].nnunetv2 else f"runs/*/{fold}"))
+
+
+def _share(base: Work, work: Work) -> None:
+    """Let an arm find what was measured and prepared; how a case is prepared names its folder, so none is mixed up."""
+    make_folder(work.path)
+    shutil.copyfile(base.measured_cases, work.measured_cases)
+    shutil.copyfile(base.splits, work.splits)
+    prepared = work.path / "prepared"
+    if not prepared.is_symlink():
+        make_folder(base.path / "prepared")
+        prepared.symlink_to(os.path.relpath(base.path / "prepared", work.path))
