@@ -264,8 +264,8 @@ def measured(volumes_mm3: Sequence[dict[str, float]]) -> Fingerprint:
 
 def test_samples_are_the_smallest_the_median_and_the_largest_case():
     labels = small_plan().labels
-    by_rank = {"smallest": "c3", "median": "c0", "largest": "c1"}
-    volumes = [{"a": 5.0, "b": 1.0}, {"a": 1.0, "b": 9.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": 0.0}]
+    by_rank = {"smallest": "c3", "median": "c1", "largest": "c0"}
+    volumes = [{"a": 5.0, "b": 5.0}, {"a": 1.0, "b": 8.0}, {"a": 0.0, "b": 0.0}, {"a": 2.0, "b": 0.0}]
     found = sample_cases(measured(volumes), labels)
     assert {rank: case.case_id for rank, case in found.items()} == by_rank  # c2 has no label
     assert list(sample_cases(measured(volumes[:1]), labels)) == ["only"]
