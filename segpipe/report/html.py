@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from importlib import resources
-from math import isfinite
+from math import isfinite, isnan
 from typing import Literal
+
+STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Section:
     scores: Table | None
     curves: Picture | None
     distributions: tuple[Picture, ...]
+    more_distributions: tuple[Picture, ...]
+    volumes: Picture | None
+    volume_table: Table | None
     overlays: tuple[Picture, ...]
     cases: Table | None
 
@@ -101,6 +106,13 @@ class Page:
     plan_text: str
     versions: tuple[tuple[str, str], ...]
     commands: tuple[str, ...]
+
+
+def number_text(value: float, unit: str) -> str:
+    """A score as pages show it, without its unit."""
+    if not isfinite(value):
+        return "–" if isnan(value) else "∞"
+    return f"{value:.3f}" if unit == "1" else f"{value:.2f}" if unit == "mm" else f"{value:.0f}"
 
 
 def render(page: object, template: str = "page.html.jinja") -> str:

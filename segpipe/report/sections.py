@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite, isnan
-from pathlib import Path
+from math import isfinite
 
 import numpy as np
 
-from segpipe.core.errors import DataError, SegpipeError
-from segpipe.core.grid import reorientation
-from segpipe.core.volume import read_image_channels, read_labels, require_same_grid
+from segpipe.core.errors import SegpipeError
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
-from segpipe.report.html import Cell, Headline, Picture, Section, Table
-from segpipe.report.inputs import FoldRun, Run, WorkFolder
-from segpipe.report.pictures import (
-    DISPLAY_ORIENTATION,
-    Curve,
-    Overlay,
-    curves_svg,
-    distribution_svg,
-    overlay_png,
-)
+from segpipe.report.cases import case_dice, case_pictures
+from segpipe.report.charts import Curve, curves_svg
+from segpipe.report.distributions import distributions, volume_picture, volume_table
+from segpipe.report.html import STATUS_TEXT, Cell, Headline, Picture, Section, Table, number_text
+from segpipe.report.inputs import Run, WorkFolder
+from segpipe.report.volumes import volume_agreements
 
-CaseKey = tuple[str, str, int | None, int | None]  # run, case, fold, seed
 _HEADLINES = ("dice", "hd95")
 _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precision")
 _MAX_LABELS_BY_CASE = 6  # more would make the table of cases wider than a page
-_STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
 
 
 def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
@@ -40,18 +31,27 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
         own_notes.append(f"scores.csv holds the runs {', '.join(table.runs)}; only {table.runs[0]!r} is shown.")
         table = table.of_run(table.runs[0])
     rows = _summary(table, own_notes) if table is not None else ()
+    volumes = volume_agreements(table) if table is not None else ()
     section = Section(
         title=run.configuration,
         headlines=_headlines(rows, table),
         warnings=(*_interval_notes(rows), *_plan_changes(run)),
         scores=_score_table(rows),
         curves=_curves(run),
-        distributions=_distributions(table) if table is not None else (),
-        overlays=_overlays(work, run, table, own_notes) if table is not None else (),
+        distributions=distributions(table, _HEADLINES) if table is not None else (),
+        more_distributions=distributions(table, _others(table)) if table is not None else (),
+        volumes=volume_picture(volumes),
+        volume_table=volume_table(volumes),
+        overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
     )
     notes += [f"{run.configuration}: {note}" for note in own_notes]
     return section
+
+
+def _others(table: ScoreTable) -> tuple[str, ...]:
+    """Metrics that are no headline."""
+    return tuple(name for name in table.metrics if name not in _HEADLINES)
 
 
 def _summary(table: ScoreTable, notes: list[str]) -> tuple[SummaryRow, ...]:
@@ -78,16 +78,10 @@ def _plan_changes(run: Run) -> tuple[str, ...]:
     )
 
 
-def _number(value: float, unit: str) -> str:
-    if not isfinite(value):
-        return "–" if isnan(value) else "∞"
-    return f"{value:.3f}" if unit == "1" else f"{value:.2f}" if unit == "mm" else f"{value:.0f}"
-
-
 def _interval(row: SummaryRow) -> str:
     if row.low is None or row.high is None:
         return ""
-    return f"[{_number(row.low, row.unit)}, {_number(row.high, row.unit)}]"
+    return f"[{number_text(row.low, row.unit)}, {number_text(row.high, row.unit)}]"
 
 
 def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[Headline, ...]:
@@ -98,7 +92,7 @@ def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[He
             interval = f"95 % interval {_interval(row)}{unit}" if _interval(row) else row.note
             basis = f"{len(table.case_ids)} cases of {row.n_patients} patients, {len(table.labels)} labels"
             name = f"Mean {METRICS[row.metric].title.removesuffix(' mm')}"
-            result.append(Headline(name, _number(row.mean, row.unit) + unit, interval, basis))
+            result.append(Headline(name, number_text(row.mean, row.unit) + unit, interval, basis))
     return tuple(result)
 
 
@@ -111,7 +105,7 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     lines = []
     for label in dict.fromkeys(row.label for row in rows):
         found = [by_place[label, name] for name in metrics if (label, name) in by_place]
-        cells = [Cell(f"{_number(row.mean, row.unit)}\n{_interval(row)}".strip()) for row in found]
+        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}".strip()) for row in found]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
         number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
@@ -159,103 +153,9 @@ def _mean_of_columns(columns: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
     return tuple(np.where(n_known > 0, total / np.maximum(n_known, 1), np.nan).tolist())
 
 
-def _distributions(table: ScoreTable) -> tuple[Picture, ...]:
-    pictures = []
-    for metric in _HEADLINES:
-        rows = [row for row in table.rows if row.metric == metric]
-        if not rows:
-            continue
-        values = {label: [r.value for r in rows if r.label == label and isfinite(r.value)] for label in table.labels}
-        hidden = [
-            f"{row.label} in {row.case_id} ({_STATUS_TEXT[row.status]})" for row in rows if not isfinite(row.value)
-        ]
-        medians = [f"{label} {_number(float(np.median(v)), rows[0].unit)}" for label, v in values.items() if v]
-        title, limits = METRICS[metric].title, (0.0, 1.0 if metric == "dice" else None)
-        caption = f"{title} of every case; boxes show median and quartiles."
-        if hidden:
-            more = f" and {len(hidden) - 6} more" if len(hidden) > 6 else ""
-            caption += f" Without a value: {', '.join(hidden[:6])}{more}."
-        alt = f"Distribution of {title} over cases by label. Medians: {', '.join(medians) or 'none'}."
-        pictures.append(Picture("svg", distribution_svg(values, title, limits), alt, caption))
-    return tuple(pictures)
-
-
-def _case_dice(table: ScoreTable) -> dict[CaseKey, float]:
-    """Mean Dice over labels of each case, both masks empty as 1; from the worst to the best."""
-    values: dict[CaseKey, list[float]] = {}
-    for row in table.rows:
-        if row.metric == "dice":
-            values.setdefault(row.case_key, []).append(1.0 if row.status == "both_empty" else row.value)
-    means = {key: float(np.mean(v)) for key, v in values.items()}
-    return dict(sorted(means.items(), key=lambda item: (item[1], item[0][1])))
-
-
-def _overlays(work: WorkFolder, run: Run, table: ScoreTable, notes: list[str]) -> tuple[Picture, ...]:
-    """The worst, the median and the best case; each case once."""
-    dice_of = _case_dice(table)
-    keys = list(dice_of)
-    chosen = {"Worst": keys[0], "Median": keys[(len(keys) - 1) // 2], "Best": keys[-1]} if keys else {}
-    pictures: list[Picture] = []
-    shown: set[CaseKey] = set()
-    for rank, key in chosen.items():
-        if key in shown or work.dataset is None:
-            continue
-        shown.add(key)
-        folds = [fold for fold in run.folds if key[2] is None or fold.name == str(key[2])]
-        try:
-            overlay, file_text = _overlay(work, folds, key[1], through_error=rank == "Worst")
-        except SegpipeError as fault:
-            notes.append(f"no picture of {key[1]} ({rank.lower()} case): {fault}")
-            continue
-        through = "largest error" if rank == "Worst" else "largest cross-sections of the reference"
-        caption = f"{rank} case: {key[1]}, mean Dice {dice_of[key]:.3f}. Planes through the {through}."
-        names = ", ".join(overlay.labels.names[:8])
-        alt = (
-            f"{rank} case {key[1]}, mean Dice {dice_of[key]:.3f}: orthogonal planes of {file_text} with contours of "
-            f"{names}; reference solid, prediction dashed."
-        )
-        pictures.append(Picture("png", overlay_png(overlay), alt, caption))
-    return tuple(pictures)
-
-
-def _overlay(work: WorkFolder, folds: Sequence[FoldRun], case_id: str, through_error: bool) -> tuple[Overlay, str]:
-    """One case, turned for display, and the names of its channels.
-
-    Raises:
-        DataError: If a file is missing or broken, or image and masks lie on different grids.
-    """
-    assert work.dataset is not None
-    case = work.dataset.by_id.get(case_id)
-    if case is None or case.label is None:
-        raise DataError(f"{case_id}: has no label in dataset.json.")
-    files = [fold.folder.validation / f"{case_id}.nii.gz" for fold in folds]
-    file = next((path for path in files if path.exists()), None)
-    if file is None:
-        raise DataError(
-            f"no mask validation/{case_id}.nii.gz in {', '.join(f.folder.path.name for f in folds) or 'any fold'}."
-        )
-    image = read_image_channels(case.image_paths[:2])
-    reference, grid = read_labels(Path(case.label))
-    prediction, prediction_grid = read_labels(file)
-    require_same_grid(image.grid, grid, case.label)
-    require_same_grid(grid, prediction_grid, str(file))
-    turn = reorientation(grid, DISPLAY_ORIENTATION)
-    z_mm, y_mm, x_mm = turn.permute(grid.spacing_mm)
-    overlay = Overlay(
-        image_czyx=turn.apply(image.voxels_czyx),
-        channel_names=work.dataset.channels,
-        reference_zyx=turn.apply(reference),
-        prediction_zyx=turn.apply(prediction),
-        labels=work.dataset.labels,
-        spacing_mm=(z_mm, y_mm, x_mm),
-        through_error=through_error,
-    )
-    return overlay, " and ".join(work.dataset.channels[:2])
-
-
 def _case_table(table: ScoreTable) -> Table:
     """A row for each case, the worst first; HD95 and Dice of each label if there are few."""
-    dice_of = _case_dice(table)
+    dice_of = case_dice(table)
     by_place = {(row.case_key, row.label, row.metric): row for row in table.rows}
     labels = table.labels if len(table.labels) <= _MAX_LABELS_BY_CASE else ()
     patient_of = {row.case_key: row.patient_id for row in table.rows}
@@ -275,5 +175,5 @@ def _score_cell(row: Score | None) -> Cell:
     if row is None:
         return Cell("–")
     if row.status == "ok":
-        return Cell(_number(row.value, row.unit), row.value)
-    return Cell(_STATUS_TEXT[row.status], row.value, is_bad=row.status != "both_empty")
+        return Cell(number_text(row.value, row.unit), row.value)
+    return Cell(STATUS_TEXT[row.status], row.value, is_bad=row.status != "both_empty")
