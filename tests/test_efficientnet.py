@@ -9,9 +9,9 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from segpipe.networks.blocks import DropPath, Layers
+from segpipe.networks.blocks import BlockShape, Layers
 from segpipe.networks.build import build
-from segpipe.networks.efficientnet import LatePadding
+from segpipe.networks.efficientnet import LatePadding, MobileBlock
 from segpipe.networks.efficientnet_table import levels, stem_features
 from segpipe.networks.effnet import effnet
 from segpipe.networks.inflate import start_from
@@ -233,7 +233,20 @@ def test_drop_path_rises_to_the_fraction_and_only_where_there_is_an_addition():
     assert fractions[1] == pytest.approx(0.2 / 22)
     assert [block.adds for stage in network.encoder.stages for block in stage.blocks[:1]] == [False] * 7
     assert all(block.adds for stage in network.encoder.stages for block in stage.blocks[1:])
-    assert all(isinstance(block.drop_path, DropPath) for block in blocks)
+
+
+def test_a_block_adds_its_scaled_branch_or_drops_it():
+    """In training each sample has none or, at a fraction of a half, twice the branch."""
+    torch.manual_seed(0)
+    parts, shape = spec_of(residual_scale=0.25).parts, BlockShape(8, 8, (3, 3, 3), (1, 1, 1))
+    block, x = MobileBlock(Layers(3, parts), shape, 6, 0.5), torch.randn(16, 8, 4, 4, 4)
+    with torch.no_grad():
+        branch = block.project(block.squeeze(block.depthwise(block.expand(x))))
+        torch.testing.assert_close(block.eval()(x), x + 0.25 * branch)
+        added = (block.train()(x) - x).flatten(1)
+    kept = added.any(1)
+    assert 0 < kept.sum() < 16
+    torch.testing.assert_close(added[kept], 0.5 * branch.flatten(1)[kept], atol=1e-5, rtol=1e-5)
 
 
 def test_new_weights_keep_the_variance_backwards():

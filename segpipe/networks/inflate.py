@@ -104,7 +104,7 @@ def _from_timm(name: str) -> tuple[Path, str]:
             f"{_TIMM}{name}: the package timm is not installed. `pip install 'segpipe[timm]'`, or give a file "
             f"({_HUB_FILE} of the model) instead."
         ) from None
-    known = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    known = timm.get_pretrained_cfg(name)
     if known is None or not known.hf_hub_id:
         names = timm.list_models("*efficientnet_b[0-7]*", pretrained=True)
         raise UsageError(f"{_TIMM}{name}: timm {timm.__version__} has no such weights.{did_you_mean(name, names)}")
