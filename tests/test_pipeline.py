@@ -394,3 +394,24 @@ def test_a_fold_trains_and_predicts_on_a_gpu_with_mixed_precision(tmp_path):
     plan_data(tmp_path / "data", tmp_path / "work", machine, Choices(n_folds=2, edits=edits))
     _, table = train(tmp_path / "work", None, [0], machine)
     assert table.rows
+
+
+def test_masks_are_postprocessed_by_a_file_or_by_what_was_chosen_for_the_model(trained, tmp_path, capsys):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    image = str(trained / "data" / "imagesTr" / "p1_0000.nii.gz")
+    common = ["predict", "-m", str(tmp_path / "work"), "-i", image, "-o"]
+    file = tmp_path / "all_gone.yaml"
+    file.write_text("labels: {a: {min_volume_mm3: 1e9}, b: {min_volume_mm3: 1e9}}")
+    assert run([*common, str(tmp_path / "raw")]) == 0
+    assert run([*common, str(tmp_path / "given"), "--postprocess", str(file)]) == 0
+    shutil.copy(file, tmp_path / "work" / "runs" / "3d_fullres" / "postprocessing.yaml")
+    assert run([*common, str(tmp_path / "chosen")]) == 0
+    assert run([*common, str(tmp_path / "none"), "--no-postprocess"]) == 0
+    found = {name: read_labels(tmp_path / name / "p1.nii.gz")[0] for name in ("raw", "given", "chosen", "none")}
+    assert found["raw"].any() and not found["given"].any() and not found["chosen"].any()
+    assert np.array_equal(found["raw"], found["none"])
+    assert run([*common, str(tmp_path / "raw")]) == 2  # postprocessed now, the masks there are not
+    assert "postprocessing" in capsys.readouterr().err
+    file.write_text("labels: {c: {keep_largest: true}}")
+    assert run([*common, str(tmp_path / "wrong"), "--postprocess", str(file)]) == 2
+    assert "label 'c' is unknown" in capsys.readouterr().err

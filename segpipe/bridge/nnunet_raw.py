@@ -10,7 +10,6 @@ from typing import Any
 from segpipe.core.errors import DataError
 from segpipe.core.files import make_folder, write_text
 from segpipe.core.header import ending_of
-from segpipe.core.labels import LabelSet
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits, read_nnunet_splits
 
@@ -38,19 +37,12 @@ def link_dataset(dataset: Dataset, raw: Path) -> None:
         raw: Folder for dataset.json, imagesTr and labelsTr.
 
     Raises:
-        DataError: If a case has not one file for each channel, formats are mixed, or label values have gaps.
+        DataError: If nnunetv2 cannot read the files or the labels.
     """
-    n_channels = len(dataset.channels)
-    endings = {ending_of(Path(file)) for case in dataset.cases for file in (*case.images, case.label or "")}
-    several = [case.case_id for case in dataset.cases if len(case.images) != n_channels]
-    if several or len(endings) > 1:
-        found = f"case {several[0]} has one file for {n_channels} channels" if several else ", ".join(sorted(endings))
-        raise DataError(
-            f"{dataset.root}: {found}; nnunetv2 expects one file for each channel, all of one format. Convert a copy."
-        )
-    (ending,) = endings
+    ending = file_ending(dataset)
     for name in ("imagesTr", "labelsTr"):
-        (raw / name).unlink(missing_ok=True) if (raw / name).is_symlink() else shutil.rmtree(raw / name, True)
+        if (raw / name).exists():
+            shutil.rmtree(raw / name)  # links alone
         make_folder(raw / name)
     for case in dataset.cases:
         for channel, image in enumerate(case.images):
@@ -58,22 +50,41 @@ def link_dataset(dataset: Dataset, raw: Path) -> None:
         (raw / "labelsTr" / f"{case.case_id}{ending}").symlink_to(case.label or "")
     description = {
         "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
-        **_nnunet_labels(dataset.labels, dataset.root),
+        **nnunet_labels(dataset),
         "numTraining": len(dataset.cases),
         "file_ending": ending,
     }
     write_text(raw / "dataset.json", json.dumps(description))
 
 
-def _nnunet_labels(labels: LabelSet, where: str) -> dict[str, Any]:
+def file_ending(dataset: Dataset) -> str:
+    """The ending of all files of a dataset that nnunetv2 can read.
+
+    Raises:
+        DataError: If a case has not one file for each channel, or formats are mixed.
+    """
+    n_channels = len(dataset.channels)
+    endings = {ending_of(Path(file)) for case in dataset.cases for file in (*case.images, case.label or "")}
+    packed = [case for case in dataset.cases if len(case.images) != n_channels]
+    if packed or len(endings) > 1:
+        found = f"case {packed[0].case_id} has {len(packed[0].images)} files for {n_channels} channels"
+        raise DataError(
+            f"{dataset.root}: {found if packed else f'formats {sorted(endings)}'}; nnunetv2 expects one file for each "
+            "channel, all of one format. Convert a copy."
+        )
+    return endings.pop()
+
+
+def nnunet_labels(dataset: Dataset) -> dict[str, Any]:
     """Labels as nnU-Net's dataset.json lists them.
 
     Raises:
         DataError: If their values are not 0, 1, 2, …, which nnunetv2 needs.
     """
+    labels = dataset.labels
     values = sorted(labels.known_values)
     if values != list(range(len(values))) or labels.background_value != 0:
-        raise DataError(f"{where}: label values {values}; nnunetv2 expects 0, 1, 2, … Renumber them in a copy.")
+        raise DataError(f"{dataset.root}: label values {values}; nnunetv2 expects 0, 1, 2, … Renumber them in a copy.")
     named: dict[str, int | list[int]] = {"background": 0}
     for label in labels.labels:
         named[label.name] = list(label.values) if labels.has_regions else label.values[0]

@@ -21,6 +21,11 @@ from segpipe.cli.options import configuration, folds, shared
 @folds
 @click.option("--tta/--no-tta", default=True, show_default=True, help="Average over mirrored copies.")
 @click.option("--save-probabilities", is_flag=True, help="Also write <case>_probabilities.npz.")
+@click.option(
+    "--postprocess", "postprocessing", type=click.Path(path_type=Path), metavar="FILE",
+    help="Steps for the masks, as YAML.  [default: what `segpipe select` chose for the model]",
+)  # fmt: skip
+@click.option("--no-postprocess", is_flag=True, help="Leave the masks as the network gives them.")
 @shared
 def command(
     model: Path,
@@ -30,6 +35,8 @@ def command(
     folds: tuple[int, ...],
     tta: bool,
     save_probabilities: bool,
+    postprocessing: Path | None,
+    no_postprocess: bool,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -43,6 +50,8 @@ def command(
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.stages import predict
 
+    if postprocessing is not None and no_postprocess:
+        raise click.UsageError("--postprocess and --no-postprocess: give one of them.")
     masks = predict(
         model,
         inputs,
@@ -52,6 +61,8 @@ def command(
         folds=[str(fold) for fold in folds] or None,
         mirror=tta,
         probabilities=save_probabilities,
+        postprocessing=postprocessing,
+        postprocesses=not no_postprocess,
     )
     if as_json:
         print_json({"masks": [str(mask) for mask in masks]})

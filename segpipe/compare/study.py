@@ -11,8 +11,9 @@ from typing import Any
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from segpipe.compare.run import DEFAULT_MARGIN
-from segpipe.core.records import Record
+from segpipe.core.records import Record, did_you_mean
 from segpipe.data.dataset import CASE_NAME, is_case_name
+from segpipe.evaluate.metrics import METRICS
 
 SEED_MARK = "{seed}"  # in the path of an arm of masks
 
@@ -109,6 +110,16 @@ class Study(Record):
         if not numbers or len(set(numbers)) != len(numbers):
             raise ValueError("expected at least one number, none twice")
         return numbers
+
+    @field_validator("margins")
+    @classmethod
+    def _known(cls, margins: dict[str, float]) -> dict[str, float]:
+        unknown = [name for name in margins if name not in METRICS]
+        if unknown or not margins:
+            raise ValueError(
+                f"metric {(unknown or [''])[0]!r} is unknown.{did_you_mean((unknown or [''])[0], METRICS)}"
+            )
+        return margins
 
     @model_validator(mode="after")
     def _one_budget(self) -> Study:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.progress import say
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.layouts import list_inputs
@@ -18,7 +19,8 @@ from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import find_folds, load_model
-from segpipe.predict.run import mask_path, predict_cases
+from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.run import NO_POSTPROCESSING, mask_path, predict_cases
 from segpipe.prepare.store import open_cases, prepare_dataset
 from segpipe.train.fold import FoldData
 from segpipe.train.loop import train_fold
@@ -165,11 +167,26 @@ def predict(
     folds: Sequence[str] | None = None,
     mirror: bool = True,
     probabilities: bool = False,
+    postprocessing: Path | None = None,
+    postprocesses: bool = True,
 ) -> list[Path]:
     """Predict images with trained folds; returns the masks.
 
+    Args:
+        model: A work folder, a configuration's folder or a fold's.
+        inputs: A file, a folder of images or a dataset.
+        output: Folder for the masks.
+        machine: What to compute on.
+        configuration: Which; None for the default one.
+        folds: Which; None for all that are trained.
+        mirror: Average over mirrored copies.
+        probabilities: Also write probabilities.
+        postprocessing: File of what is done to the masks; None: the one chosen for the model, if there is one.
+        postprocesses: Whether anything is done to the masks.
+
     Raises:
         UsageError: If there is no such model, or the output folder holds another model's masks.
+        PlanError: If the postprocessing is wrong.
         DataError: If images cannot be read or predicted; the others are done.
     """
     folders = find_folds(model, configuration, folds)
@@ -178,4 +195,10 @@ def predict(
     cases = list_inputs(inputs, loaded.plan.channels)
     if not cases:
         raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
-    return predict_cases(loaded, cases, output, mirror=mirror, probabilities=probabilities)
+    wanted = NO_POSTPROCESSING
+    chosen = postprocessing or folders[0].path.parent / POSTPROCESSING_FILE
+    if postprocesses and (postprocessing is not None or chosen.is_file()):
+        wanted = Postprocessing.load(chosen)
+        wanted.require_known(loaded.plan.labels, chosen)
+        say(f"postprocessing: {chosen}")
+    return predict_cases(loaded, cases, output, mirror=mirror, probabilities=probabilities, postprocessing=wanted)

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from segpipe.bridge.nnunet_raw import file_ending, nnunet_labels
 from segpipe.bridge.nnunet_train import NnunetJob, train_nnunet
 from segpipe.compare.records import Comparison
 from segpipe.compare.results import Method
@@ -111,7 +112,11 @@ class _Running:
                     edits=study.assignments(arm, seed),
                     predict_costs=seed == study.seeds[0],
                 )
-                plan_data(self.data, work.path, self.machine, changed)
+                planned = plan_data(self.data, work.path, self.machine, changed)
+                default_configuration(planned.plan, self._configuration(name))
+        if any(arm.nnunetv2 for arm in study.arms.values()):
+            file_ending(self.dataset)
+            nnunet_labels(self.dataset)
         self.given = {name: self._scored_masks(name, arm.masks) for name, arm in study.arms.items() if arm.masks}
         study.save(self.folder.path / _STUDY_FILE)
 
@@ -140,11 +145,14 @@ class _Running:
             methods.append(Method(name, table))
         return compare(methods, Question(margins=dict(self.study.margins)))
 
+    def _configuration(self, arm: str) -> str | None:
+        return self.study.arms[arm].configuration or self.study.base.configuration
+
     def _fold(self, training: Training) -> FoldFolder:
         work, arm = self.folder.seed(training.arm, training.seed), self.study.arms[training.arm]
         if arm.nnunetv2:
             return FoldFolder(work.path / f"fold_{training.fold}")
-        name = default_configuration(Plan.load(work.plan), arm.configuration or self.study.base.configuration)
+        name = default_configuration(Plan.load(work.plan), self._configuration(training.arm))
         return work.fold(name, str(training.fold))
 
     def _scores(self, training: Training) -> ScoreTable:

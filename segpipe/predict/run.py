@@ -17,10 +17,12 @@ from segpipe.core.volume import write_mask
 from segpipe.data.dataset import Case, signature_of
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.predict.model import Model
+from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.window import mirrors_of, sliding_logits
 from segpipe.prepare.case import Prepared, prepare_case, restore_mask, restore_probabilities
 
 _ABOUT = "prediction.json"
+NO_POSTPROCESSING = Postprocessing()
 
 
 class _Made(Record):
@@ -30,11 +32,13 @@ class _Made(Record):
         model: Digest of the weights.
         mirrored: Whether mirrored copies were averaged.
         images: Signature of each case's image files.
+        postprocessing: What was done to the masks afterwards.
     """
 
     model: str
     mirrored: bool
     images: dict[str, str]
+    postprocessing: Postprocessing = NO_POSTPROCESSING
 
 
 def mask_path(folder: Path, case_id: str) -> Path:
@@ -48,7 +52,13 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
 
 
 def predict_cases(
-    model: Model, cases: Sequence[Case], folder: Path, *, mirror: bool = True, probabilities: bool = False
+    model: Model,
+    cases: Sequence[Case],
+    folder: Path,
+    *,
+    mirror: bool = True,
+    probabilities: bool = False,
+    postprocessing: Postprocessing = NO_POSTPROCESSING,
 ) -> list[Path]:
     """Predict cases that are not there yet.
 
@@ -58,6 +68,7 @@ def predict_cases(
         folder: Where the masks go, `<case_id>.nii.gz`.
         mirror: Average over mirrored copies.
         probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
+        postprocessing: What is done to the masks; probabilities stay as they are.
 
     Returns:
         The masks, in the order of the cases.
@@ -69,14 +80,15 @@ def predict_cases(
     """
     make_folder(folder)
     remove_leftovers(folder)
-    _claim(folder, cases, model.digest, mirrored=mirror)
+    made = _Made(model=model.digest, mirrored=mirror, images={}, postprocessing=postprocessing)
+    _claim(folder, cases, made)
     missing = [c for c in cases if not _is_done(folder, c, probabilities=probabilities)]
     if len(missing) < len(cases):
         say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
     faults = []
     for case, prepared in track(_prepared_ahead(missing, model), "predicting", len(missing)):
         try:
-            _predict_case(model, case, prepared.result(), folder, mirror=mirror, probabilities=probabilities)
+            _predict_case(model, case, prepared.result(), folder, made, probabilities=probabilities)
         except DataError as fault:
             faults.append(str(fault) if str(fault).startswith(case.case_id) else f"{case.case_id}: {fault}")
             say(faults[-1])
@@ -86,7 +98,7 @@ def predict_cases(
 
 
 def _predict_case(
-    model: Model, case: Case, prepared: Prepared, folder: Path, *, mirror: bool, probabilities: bool
+    model: Model, case: Case, prepared: Prepared, folder: Path, made: _Made, *, probabilities: bool
 ) -> None:
     patch = model.configuration.patch_zyx
     device = next(model.networks[0].parameters()).device
@@ -96,12 +108,15 @@ def _predict_case(
             model.networks,
             prepared.image_czyx,
             patch,
-            mirrors_of(model.plan.mirror_axes if mirror else (), patch),
+            mirrors_of(model.plan.mirror_axes if made.mirrored else (), patch),
             resolve_precision(model.plan.training.precision, device),
         )
     if probabilities:
         _write_probabilities(folder, case, restore_probabilities(logits, prepared.trace, model.plan.labels))
     mask = restore_mask(logits, prepared.trace, model.plan.labels)
+    if made.postprocessing.labels:
+        voxel_mm3 = float(np.prod(prepared.trace.spacing_mm))
+        mask = postprocess(mask, voxel_mm3, model.plan.labels, made.postprocessing)
     write_mask(mask_path(folder, case.case_id), mask, case.image_paths[0])
 
 
@@ -133,7 +148,7 @@ def _is_done(folder: Path, case: Case, *, probabilities: bool) -> bool:
     return mask_path(folder, case.case_id).is_file() and (extra.is_file() or not probabilities)
 
 
-def _claim(folder: Path, cases: Sequence[Case], model: str, *, mirrored: bool) -> None:
+def _claim(folder: Path, cases: Sequence[Case], made: _Made) -> None:
     """Note what the folder's masks are made with and of; masks of images that changed since are removed.
 
     Raises:
@@ -143,10 +158,11 @@ def _claim(folder: Path, cases: Sequence[Case], model: str, *, mirrored: bool) -
     places = {Path(image).resolve().parent for case in cases for image in case.images}
     if folder.resolve() in places:
         raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
-    known = _Made.load(about) if about.is_file() else _Made(model=model, mirrored=mirrored, images={})
-    if (known.model, known.mirrored) != (model, mirrored):
+    known = _Made.load(about) if about.is_file() else made
+    if known.model_copy(update={"images": {}}) != made:
         raise UsageError(
-            f"{folder}: holds masks of another model (or with other mirroring). Choose another output folder."
+            f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "
+            "output folder."
         )
     current = {case.case_id: _images_signature(case) for case in cases}
     there = [case_id for case_id in current if mask_path(folder, case_id).exists()]

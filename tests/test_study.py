@@ -1,0 +1,214 @@
+"""Studies: the record, a whole study on phantom scans, resumed, with wrong input."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from published import REPOSITORY
+
+from segpipe.cli.main import run
+from segpipe.compare.study import Arm, Base, Study, described, read_study
+from segpipe.core.errors import PlanError
+from segpipe.data.phantom import make_phantom
+from segpipe.data.splits import Splits
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.plan.edit import edited
+from segpipe.plan.schema import Plan
+
+NETWORK = "configurations.3d_fullres.network"
+TINY = {
+    "training.precision": "fp32",
+    "training.validation_iterations": 1,
+    "configurations.3d_fullres.patch_zyx": [8, 16, 16],
+    f"{NETWORK}.features": [4, 8],
+    f"{NETWORK}.strides_zyx": [[1, 1, 1], [2, 2, 2]],
+    f"{NETWORK}.kernels_zyx": [[3, 3, 3], [3, 3, 3]],
+    f"{NETWORK}.blocks": [1, 1],
+    f"{NETWORK}.decoder_convolutions": [1],
+}
+ARMS = {"plain": {}, "residual": {"set": {f"{NETWORK}.kind": "residual"}}, "truth": {"masks": "data/labelsTr"}}
+STUDY = {
+    "name": "two",
+    "question": "Does a residual encoder help?",
+    "data": "data",
+    "base": {"preset": "cpu", "set": TINY},
+    "arms": ARMS,
+    "n_folds": 2,
+    "folds": [0, 1],
+    "seeds": [0],
+    "steps": 2,
+}
+
+
+def written(folder: Path, **changed: object) -> Path:
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY | changed, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def command(folder: Path, *more: str) -> int:
+    return run(["study", str(folder / "study.yaml"), "-o", str(folder / "out"), "--device", "cpu", "-j", "1", *more])
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Two networks trained for two steps on two folds of four phantom scans, beside masks that are the truth."""
+    folder = tmp_path_factory.mktemp("study")
+    make_phantom(folder / "data", 4, 0)
+    written(folder)
+    assert command(folder) == 0
+    return folder
+
+
+def copied(finished: Path, folder: Path) -> Path:
+    """A copy to change; the dataset stays where it is, so that its files keep their times."""
+    shutil.copytree(finished / "out", folder / "out", symlinks=True)
+    (folder / "data").symlink_to(finished / "data")
+    shutil.copy(finished / "study.yaml", folder)
+    return folder
+
+
+def test_a_study_ends_in_a_comparison_of_all_arms_on_the_same_cases(finished):
+    out = finished / "out"
+    comparison = json.loads((out / "comparison.json").read_text())
+    assert comparison["methods"] == list(ARMS)
+    tables = [ScoreTable.load(out / "arms" / name / "scores.csv") for name in ARMS]
+    assert len({tuple((row.case_id, row.fold, row.label, row.metric) for row in table.rows) for table in tables}) == 1
+    assert len(tables[0].case_ids) == 4 and {row.run for row in tables[1].rows} == {"residual"}
+    assert {row.value for row in tables[2].rows if row.metric == "dice"} <= {1.0} | {
+        row.value for row in tables[2].rows if row.status == "both_empty"
+    }
+    (answer,) = [r for r in comparison["metrics"][0]["rows"] if (r["method"], r["label"]) == ("truth", "(mean)")][:1]
+    assert answer["difference"] > 0.5
+
+
+def test_arms_share_splits_and_prepared_cases_and_differ_where_the_study_says(finished):
+    out = finished / "out"
+    assert len(list((out / "base" / "prepared").iterdir())) == 1
+    plans = [Plan.load(out / "arms" / name / "seed_0" / "plan.yaml") for name in ("plain", "residual")]
+    kinds = [plan.configurations["3d_fullres"].network.kind for plan in plans]
+    assert kinds == ["plain", "residual"] and plans[0].training == plans[1].training
+    assert len({(out / "arms" / name / "seed_0" / "splits.json").read_bytes() for name in ("plain", "residual")}) == 1
+
+
+def test_what_is_finished_is_not_done_again_and_what_is_missing_is(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    folds = sorted((folder / "out" / "arms").glob("*/seed_0/runs/3d_fullres/fold_*"))
+    before = [(fold / "checkpoint.safetensors").stat().st_mtime_ns for fold in folds]
+    (folds[1] / "scores.csv").unlink()  # as if killed before the scores
+    shutil.rmtree(folds[2])  # as if killed before the training
+    assert command(folder) == 0
+    assert capsys.readouterr().err.count("is trained and scored already") == 2
+    after = [(fold / "checkpoint.safetensors").stat().st_mtime_ns for fold in folds]
+    assert [a == b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
+    first, again = (json.loads((f / "out" / "comparison.json").read_text()) for f in (finished, folder))
+    assert first == again  # the same seed trains the same
+
+
+def test_a_fold_trained_otherwise_is_refused(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    written(folder, steps=3)
+    assert command(folder) == 2
+    assert "training with another plan" in capsys.readouterr().err
+
+
+def test_a_dry_run_prints_arms_trainings_and_time_and_writes_nothing(tmp_path, capsys):
+    written(tmp_path, minutes=30, steps=None, seeds=[0, 1], data="nowhere")
+    assert command(tmp_path, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "plain (baseline): preset cpu" in said and 'kind="residual"' in said
+    assert "8 trainings" in said and "4 h of training" in said  # 2 arms × 2 folds × 2 seeds × 30 min
+    assert "0 of them are finished" in said and not (tmp_path / "out").exists()
+    assert command(tmp_path, "--dry-run", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["n_trainings"] == 8
+
+
+@pytest.mark.parametrize(
+    ("changed", "code", "message"),
+    [
+        ({"arms": {"plain": {}}}, 2, "1 arm, expected two or more"),
+        ({"arms": {"a": {"st": {}}, "b": {}}}, 2, "Did you mean 'set'?"),
+        ({"arms": {"a": {"masks": "m", "nnunetv2": True}, "b": {}}}, 2, "expected one of: plan values"),
+        ({"arms": {"a/b": {}, "b": {}}}, 2, "a name without slash"),
+        ({"minutes": 5}, 2, "one of minutes and steps"),
+        ({"steps": None}, 2, "one of minutes and steps"),
+        ({"steps": 2.0}, 2, "steps: found 2.0"),
+        ({"folds": [2]}, 2, "there are 2 folds"),
+        ({"folds": [0, 0]}, 2, "none twice"),
+        ({"seeds": []}, 2, "at least one number"),
+        ({"margins": {"dise": 0.1}}, 2, "Did you mean 'dice'?"),
+        ({"data": None}, 2, "names no data"),
+        ({"data": "nowhere"}, 3, "No such file or directory"),
+        ({"arms": {"a": {}, "b": {"preset": "cpuu"}}}, 2, "preset 'cpuu' is unknown"),
+        ({"arms": {"a": {}, "b": {"set": {"training.learning_rat": 1}}}}, 2, "Did you mean 'learning_rate'?"),
+        ({"arms": {"a": {}, "b": {"configuration": "3d_lowres"}}}, 2, "the plan has 2d, 3d_fullres"),
+        ({"arms": {"a": {}, "b": {"masks": "few"}}}, 3, "lacks masks of 2 of 2 validation cases of fold 1"),
+        ({"arms": {"a": {}, "b": {"masks": "nowhere"}}}, 3, "no such file or folder"),
+    ],
+)
+def test_wrong_studies_say_what_is_wrong_before_anything_is_trained(finished, tmp_path, capsys, changed, code, message):
+    (tmp_path / "data").symlink_to(finished / "data")
+    (tmp_path / "few").mkdir()
+    for case_id in Splits.load(finished / "out" / "base" / "splits.json").folds[0].validation:
+        shutil.copy(finished / "data" / "labelsTr" / f"{case_id}.nii.gz", tmp_path / "few")
+    written(tmp_path, **changed)
+    assert command(tmp_path) == code
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.rglob("checkpoint.safetensors"))
+
+
+def study_of(arm: Arm, base: Base, **changed: object) -> Study:
+    return Study.parse(
+        STUDY | {"base": base.model_dump(), "arms": {"a": arm.model_dump(), "b": {}}} | changed, "a test"
+    )
+
+
+def test_an_arms_key_replaces_the_bases_keys_inside_it():
+    base = Base(preset="cpu", set={"x.y": 1, "x.y.z": 2, "x.yy": 3, "w": 4})
+    study = study_of(Arm(set={"x.y": {"z": 5}, "w": 6}), base, steps=None, minutes=0.5)
+    budget = ("training.time_budget_seconds=30.0", "training.seed=7")
+    assert study.assignments(study.arms["a"], 7) == ("x.yy=3", 'x.y={"z": 5}', "w=6", *budget)
+    other = study_of(Arm(preset="nnunet", set={"w": 6}), base, steps=None, minutes=0.5)
+    assert other.assignments(other.arms["a"], 7) == ("w=6", *budget)  # the base's values are for its own preset
+
+
+@given(st.integers(1, 5000))
+def test_steps_are_kept_exactly(n_steps):
+    study = study_of(Arm(), Base(), steps=n_steps)
+    values = dict(text.split("=") for text in study.assignments(study.arms["a"], 0))
+    assert int(values["training.epochs"]) * int(values["training.iterations_per_epoch"]) == n_steps
+    assert values["training.time_budget_seconds"] == "null" and 1 <= int(values["training.epochs"]) <= 20
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "plans" / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_arm_of_the_stored_studies_has_a_valid_plan(path):
+    study = read_study(path)
+    plan = Plan.load(REPOSITORY / "plans" / "hippocampus_220_auto_cpu.yaml")  # what preset cpu says of that dataset
+    arms = [arm for arm in study.arms.values() if arm.is_trained_here]
+    plans = [edited(plan, study.assignments(arm, 1)) for arm in arms]
+    assert len({plan.digest() for plan in plans}) == len(arms) and all(plan.training.seed == 1 for plan in plans)
+    assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()
+
+
+def test_the_ladder_adds_one_part_at_a_time_and_then_all_of_them():
+    arms = read_study(REPOSITORY / "plans" / "studies" / "brain_tumour_ladder.yaml").arms
+    parts = [arms[name].set for name in ("efficientnet_b0", "attention", "aspp")]
+    assert sum(map(len, parts)) == len(arms["all"].set) and arms["all"].set == parts[0] | parts[1] | parts[2]
+    assert arms["resunet"] == Arm()
+
+
+def test_a_study_is_saved_as_it_was_read(finished):
+    assert read_study(finished / "study.yaml") == Study.load(finished / "out" / "study.yaml")
+    with pytest.raises(PlanError, match="no such file"):
+        read_study(finished / "other.yaml")
+
+
+def test_one_seed_is_said_to_tell_nothing_of_the_method():
+    lines = list(described(study_of(Arm(), Base())))
+    assert "trained models" in lines[-1]
