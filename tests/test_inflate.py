@@ -7,10 +7,10 @@ import sys
 import warnings
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -199,8 +199,8 @@ class TestTimm:
 
     @pytest.fixture(autouse=True)
     def offline(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def test_what_was_downloaded_is_used(self, photographic, tmp_path):
         store = tmp_path / "hub" / f"models--timm--{TAUGHT}.ra_in1k"
@@ -209,29 +209,38 @@ class TestTimm:
         (store / "refs" / "main").write_text("0a")
         save_file(photographic[1].state_dict(), store / "snapshots" / "0a" / "model.safetensors")
         network = build(spec_of(), 3, 2)
-        lines = start_from(InitialWeights(source=f"timm:{TAUGHT}"), network)
-        assert lines[0] == (
-            "starts from timm:efficientnet_b0 (licence unknown, stated by timm: apache-2.0); kernels made 3D: centre"
-        )
+        lines = start_from(InitialWeights(source=f"timm:{TAUGHT}.ra_in1k"), network)
+        stated = "(licence unknown, stated by timm: apache-2.0)"
+        assert lines[0] == f"starts from timm:{TAUGHT}.ra_in1k {stated}; kernels made 3D: centre"
         assert torch.equal(network.encoder.stem.conv.weight[:, :, 1], photographic[1].conv_stem.weight)
-        assert start_from(InitialWeights(source=f"timm:{TAUGHT}", licence="apache-2.0"), network)[0].endswith(
+        assert start_from(InitialWeights(source=f"timm:{TAUGHT}.ra_in1k", licence="apache-2.0"), network)[0].endswith(
             "(licence apache-2.0); kernels made 3D: centre"
         )
 
     def test_without_a_network_the_way_round_is_told(self):
         with pytest.raises(SetupError, match=r"cannot be downloaded .* https://huggingface.co/timm/efficientnet_b0"):
-            start_from(InitialWeights(source="timm:efficientnet_b0"), nn.Conv2d(1, 1, 1))
+            start_from(InitialWeights(source="timm:efficientnet_b0.ra_in1k"), nn.Conv2d(1, 1, 1))
 
-    def test_an_unknown_model_has_a_neighbour(self):
-        with pytest.raises(UsageError, match=r"has no such weights\. Did you mean 'efficientnet_b0"):
-            start_from(InitialWeights(source="timm:efficientnt_b0.ra_in1k"), nn.Conv2d(1, 1, 1))
-        with pytest.raises(UsageError, match=r"timm:efficientnet_b7: timm .* has no such weights"):  # never trained
-            start_from(InitialWeights(source="timm:efficientnet_b7"), nn.Conv2d(1, 1, 1))
+    @pytest.mark.parametrize(
+        ("name", "near"),
+        [
+            ("efficientnt_b0.ra_in1k", " Did you mean 'efficientnet_b0.ra_in1k'"),
+            ("efficientnet_b0", " Known: efficientnet_b0.ra"),  # which of its weights?
+            ("efficientnet_b0.nonsense", " Known: efficientnet_b0.ra"),
+            ("efficientnet_b7", " Known: tf_efficientnet_b7."),  # timm has not trained its own
+            ("", " Known: efficientnet_b0.ra"),
+            ("../x", " Known: efficientnet_b0.ra"),
+        ],
+    )
+    def test_an_unknown_model_has_a_neighbour(self, name, near):
+        with pytest.raises(UsageError) as fault:
+            start_from(InitialWeights(source=f"timm:{name}"), nn.Conv2d(1, 1, 1))
+        assert f"timm:{name}: timm {timm.__version__} has no such weights of an EfficientNet.{near}" in str(fault.value)
 
     def test_without_timm_the_extra_is_named(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "timm", None)  # as if it were not installed
         with pytest.raises(SetupError, match=r"pip install 'segpipe\[timm\]'"):
-            start_from(InitialWeights(source="timm:efficientnet_b0"), nn.Conv2d(1, 1, 1))
+            start_from(InitialWeights(source="timm:efficientnet_b0.ra_in1k"), nn.Conv2d(1, 1, 1))
 
 
 def test_training_starts_from_them_and_goes_on_without_them(photographic, tmp_path, capsys):

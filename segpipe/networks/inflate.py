@@ -37,8 +37,9 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
     """Put the weights that a plan names into a new network.
 
     Args:
-        weights: A file that `transfer_weights` can read, or `timm:` and a model, which is downloaded once. A 2D
-            EfficientNet in timm's names goes into the encoder of the same size, its kernels made 3D.
+        weights: A file that `transfer_weights` can read, or `timm:` and a model with its tag, which is downloaded
+            once. A 2D EfficientNet in timm's names goes into the encoder of the same size, its kernels made 3D; of
+            batch norms, scale and shift are taken by any norm, statistics by a batch norm alone.
         network: Changed in place.
 
     Returns:
@@ -104,10 +105,12 @@ def _from_timm(name: str) -> tuple[Path, str]:
             f"{_TIMM}{name}: the package timm is not installed. `pip install 'segpipe[timm]'`, or give a file "
             f"({_HUB_FILE} of the model) instead."
         ) from None
-    known = timm.get_pretrained_cfg(name)
+    names = timm.list_models("*efficientnet_b[0-7].*", pretrained=True)  # with the tag, whose default may change
+    known = timm.get_pretrained_cfg(name) if name in names else None
     if known is None or not known.hf_hub_id:
-        names = timm.list_models("*efficientnet_b[0-7]*", pretrained=True)
-        raise UsageError(f"{_TIMM}{name}: timm {timm.__version__} has no such weights.{did_you_mean(name, names)}")
+        alike = [other for other in names if _architecture(other) == _architecture(name)]
+        hint = f" Known: {', '.join(alike)}." if alike else did_you_mean(name, names)
+        raise UsageError(f"{_TIMM}{name}: timm {timm.__version__} has no such weights of an EfficientNet.{hint}")
     try:
         path = hf_hub_download(known.hf_hub_id, _HUB_FILE)
     except OSError as fault:
@@ -116,6 +119,11 @@ def _from_timm(name: str) -> tuple[Path, str]:
             f"https://huggingface.co/{known.hf_hub_id} where there is a network, and give its path as the source."
         ) from None
     return Path(path), known.license or "unknown"
+
+
+def _architecture(name: str) -> str:
+    """`efficientnet_b0` of `tf_efficientnet_b0.in1k`."""
+    return name.removeprefix("tf_").partition(".")[0]
 
 
 def _renamed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -112,8 +112,8 @@ class InitialWeights(Sparse):
     """Where the weights before training come from.
 
     Args:
-        source: A file, or `timm:` and the name of a model.
-        licence: Of the weights, as their author states it.
+        source: A file, or `timm:` and the name of a model with its tag, e.g. timm:efficientnet_b0.ra_in1k.
+        licence: Of the weights, as their author states it. ImageNet itself is for research that is not commercial.
         inflation: How a 2D kernel becomes 3D: centre, mean or axial.
     """
 
