@@ -154,6 +154,22 @@ def codes_of(mask: Any, places: Any) -> Any:
 
 
 @kernel
+def codes_in(cells: Any, mask: Any, n: Any) -> Any:
+    """Codes (n,) uint8 of the cells of a mask, in the order of their bits."""
+    codes = np.empty(n, np.uint8)
+    k = 0
+    for z in range(cells.shape[0]):
+        for y in range(cells.shape[1]):
+            for w in range(cells.shape[2]):
+                word = cells[z, y, w]
+                while word:
+                    codes[k] = code_at(mask, z, y, 64 * w + np.int64(trailing_zeros(word)))
+                    word &= word - _ONE
+                    k += 1
+    return codes
+
+
+@kernel
 def code_counts(own: Any, within: Any, mask: Any) -> Any:
     """How many cells of `own` that `within` has too have each of the 256 codes in a mask."""
     counts = np.zeros(256, np.int64)

@@ -6,8 +6,9 @@ are infinite. What that means for a mean is decided when aggregating (`summary.p
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from math import inf, nan, prod
 from typing import Literal
 
@@ -232,7 +233,7 @@ def measure(
     values = count_values(overlap, spacing_mm)
     models = {METRICS[name].group for name in metrics}
     for model, distances in mask_distances(reference, prediction, spacing_mm, models).items():
-        values |= surface_values(model, distances, nsd_tolerance_mm)
+        values |= surface_values(model, distances, nsd_tolerance_mm, metrics)
     return overlap, {name: values[name] for name in METRICS if name in metrics and name in values}
 
 
@@ -248,22 +249,24 @@ def count_values(overlap: Overlap, spacing_mm: tuple[float, ...]) -> dict[str, f
     }
 
 
-def surface_values(model: str, distances: SurfaceDistances, nsd_tolerance_mm: float | None) -> dict[str, float]:
-    """Every metric of one surface model; those of `lattice` carry no suffix."""
+def surface_values(
+    model: str, distances: SurfaceDistances, nsd_tolerance_mm: float | None, metrics: Collection[str]
+) -> dict[str, float]:
+    """Those of some metrics that one surface model gives; those of `lattice` carry no suffix."""
     suffix = "" if model == "lattice" else f"_{model}"
-    values = {
-        f"hd{suffix}": surface_metrics.hausdorff_mm(distances),
-        f"assd{suffix}": surface_metrics.mean_surface_distance_mm(distances),
-        f"masd{suffix}": surface_metrics.mean_directed_distance_mm(distances),
+    statistics: dict[str, Callable[[SurfaceDistances], float]] = {
+        f"hd{suffix}": surface_metrics.hausdorff_mm,
+        f"assd{suffix}": surface_metrics.mean_surface_distance_mm,
+        f"masd{suffix}": surface_metrics.mean_directed_distance_mm,
     }
     if model == "voxel":
-        values["hd95_voxel_max"] = surface_metrics.hausdorff_interpolated_mm(distances, 0.95)
-        values["hd95_voxel_pooled"] = surface_metrics.hausdorff_pooled_mm(distances, 0.95)
+        statistics["hd95_voxel_max"] = partial(surface_metrics.hausdorff_interpolated_mm, fraction=0.95)
+        statistics["hd95_voxel_pooled"] = partial(surface_metrics.hausdorff_pooled_mm, fraction=0.95)
     else:
-        values[f"hd95{suffix}"] = surface_metrics.hausdorff_percentile_mm(distances, 0.95)
+        statistics[f"hd95{suffix}"] = partial(surface_metrics.hausdorff_percentile_mm, fraction=0.95)
     if nsd_tolerance_mm is not None:
-        values[f"nsd{suffix}"] = surface_metrics.surface_dice(distances, nsd_tolerance_mm)
-    return values
+        statistics[f"nsd{suffix}"] = partial(surface_metrics.surface_dice, tolerance_mm=nsd_tolerance_mm)
+    return {name: statistic(distances) for name, statistic in statistics.items() if name in metrics}
 
 
 def _share(part: int, whole: int) -> float:

@@ -87,9 +87,10 @@ def near_squares(places: Any, target: Any, steps: Any, least_mm2: Any, limit_mm2
 @kernel
 def near_point_squares(
     places: Any,
-    own_points: Any,
+    own_codes: Any,
     target: Any,
-    points: Any,
+    codes: Any,
+    centres: Any,
     steps: Any,
     least_mm2: Any,
     limit_mm2: Any,
@@ -100,9 +101,10 @@ def near_point_squares(
 
     Args:
         places: (n, 3) of the cells to start from.
-        own_points: (n, 3) of their points, in voxels from the middle of the cell.
+        own_codes: (n,) uint8, their codes.
         target: Bits of the other surface.
-        points: (m, 3) of its points, likewise, in the order of its bits.
+        codes: (m,) uint8 of its cells, in the order of its bits.
+        centres: (256, 3), the point of a cell of each code, in voxels from the middle of the cell.
         steps, least_mm2, limit_mm2: From `rows_near` with `slack_vox`.
         spacing_mm: (3,).
         slack_vox: Twice the most that a point is away from the middle along an axis.
@@ -112,7 +114,8 @@ def near_point_squares(
     steps_vox, reach, (mm_z, mm_y, mm_x) = steps.astype(np.float64), 0.5 * slack_vox, spacing_mm
     for i in range(len(places)):
         z, y, start = np.int64(places[i, 0]), np.int64(places[i, 1]), np.int64(places[i, 2]) - _SIDE
-        own_z, own_y, own_x, best = own_points[i, 0], own_points[i, 1], own_points[i, 2], limit_mm2
+        own = own_codes[i]
+        own_z, own_y, own_x, best = centres[own, 0], centres[own, 1], centres[own, 2], limit_mm2
         for k in range(len(least_mm2)):
             if least_mm2[k] >= best:
                 break
@@ -133,7 +136,8 @@ def near_point_squares(
                 to_x = np.float64(np.int64(trailing_zeros(right))) - own_x
                 if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
-                d_z, d_y, d_x = to_z + points[j, 0], to_y + points[j, 1], to_x + points[j, 2]
+                code = codes[j]
+                d_z, d_y, d_x = to_z + centres[code, 0], to_y + centres[code, 1], to_x + centres[code, 2]
                 best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
                 right, j = right & (right - _ONE), j + _ONE
             j = middle
@@ -143,7 +147,8 @@ def near_point_squares(
                 if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
                 left, j = left & ~(_ONE << np.uint64(_SIDE - n_left)), j - _ONE
-                d_z, d_y, d_x = to_z + points[j, 0], to_y + points[j, 1], points[j, 2] - to_x
+                code = codes[j]
+                d_z, d_y, d_x = to_z + centres[code, 0], to_y + centres[code, 1], centres[code, 2] - to_x
                 best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
         squares[i] = best if best < limit_mm2 else UNKNOWN
     return squares

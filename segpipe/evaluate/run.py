@@ -256,8 +256,9 @@ def _measure(case: Case, label: Label) -> dict[str, float]:
     maps, spacing_mm = (case.reference, case.prediction), case.grid.spacing_mm
     values = count_values(case.overlaps[label.name], spacing_mm)
     indices, box = case.labels.indices_of(label), case.boxes[label.name]
-    for model, distances in surface_distances(maps, indices, box, spacing_mm, case.settings.groups).items():
-        values |= surface_values(model, distances, case.settings.tolerance_mm(label.name))
+    settings = case.settings
+    for model, distances in surface_distances(maps, indices, box, spacing_mm, settings.groups).items():
+        values |= surface_values(model, distances, settings.tolerance_mm(label.name), settings.metrics)
     return values
 
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.compiled import kernel
+from segpipe.evaluate.compiled import kernel, trailing_zeros
+
+_ONE, _BYTE = np.uint64(1), np.uint64(3)
 
 
 @kernel
@@ -71,6 +73,9 @@ def count_pairs(reference: Any, prediction: Any, n_values: Any) -> Any:
     counts = np.zeros((n_values, n_values), np.int64)
     boxes = np.zeros((n_values, 6), np.int64)
     boxes[:, :3] = max(n_z, n_y, n_x)
+    ends = np.zeros((n_x // 8 + 1) * 8, np.uint8)  # where a run of equal pairs ends
+    ends[n_x] = 1
+    eights = ends.view(np.uint64)
     for z in range(n_z):
         for y in range(n_y):
             row, other = reference[z, y], prediction[z, y]
@@ -80,15 +85,20 @@ def count_pairs(reference: Any, prediction: Any, n_values: Any) -> Any:
             if largest == 0:
                 counts[0, 0] += n_x
                 continue
-            start = 0
-            for x in range(1, n_x + 1):
-                if x < n_x and row[x] == row[start] and other[x] == other[start]:
-                    continue
-                counts[row[start], other[start]] += x - start
-                _widen(boxes[row[start]], z, y, start, x)
-                if other[start] != row[start]:
-                    _widen(boxes[other[start]], z, y, start, x)
-                start = x
+            for x in range(1, n_x):
+                ends[x] = (row[x] != row[x - 1]) | (other[x] != other[x - 1])
+            start: Any = 0
+            for i in range(len(eights)):
+                word = eights[i]
+                while word:
+                    stop = 8 * i + np.int64(trailing_zeros(word) >> _BYTE)
+                    word &= word - _ONE
+                    one, two = row[start], other[start]
+                    counts[one, two] += stop - start
+                    _widen(boxes[one], z, y, start, stop)
+                    if two != one:
+                        _widen(boxes[two], z, y, start, stop)
+                    start = stop
     return counts, boxes
 
 

@@ -193,16 +193,15 @@ def _mc_from(pair: _Pair, side: int, same: NDArray[np.uint64]) -> Directed:
     bits, patches, spacing = _bits(), pair.patches, np.array(pair.search_mm)
     (own, other), (mask, other_mask) = pair.cells[:: 1 - 2 * side], pair.masks[:: 1 - 2 * side]
     places, n_shared = _apart(own, same)
-    codes = bits.codes_of(mask, places)
-    starts = patches.centres_vox[codes]
-    goals = _all_places(other)
-    ends = patches.centres_vox[bits.codes_of(other_mask, goals)]
-    slack_vox = 2 * float(np.abs(patches.centres_vox).max()) + _ROUNDING
+    centres, codes = patches.centres_vox, bits.codes_of(mask, places)
+    goals = bits.codes_in(other, other_mask, int(bits.count_both(other, other)[0]))
+    slack_vox = 2 * float(np.abs(centres).max()) + _ROUNDING
     rows = _rows(pair.search_mm, slack_vox)
-    squares = near_point_squares(places, starts, other, ends, *rows, spacing, slack_vox)
+    squares = near_point_squares(places, codes, other, goals, centres, *rows, spacing, slack_vox)
     is_far = np.isinf(squares)
     if is_far.any():
-        squares[is_far] = far_squares(places[is_far] + starts[is_far], goals + ends, spacing)
+        starts, ends = places[is_far] + centres[codes[is_far]], _all_places(other) + centres[goals]
+        squares[is_far] = far_squares(starts, ends, spacing)
     shared = float(bits.code_counts(own, same, mask) @ patches.areas_mm2)
     return Directed(np.sqrt(squares), patches.areas_mm2[codes], n_shared, shared)
 

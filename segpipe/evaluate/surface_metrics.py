@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import floor, inf, nan
 
 import numpy as np
@@ -36,10 +37,15 @@ class Directed:
         """Number of elements."""
         return len(self.apart_mm) + self.n_shared
 
-    @property
+    @cached_property
     def weight(self) -> float:
         """What all elements weigh."""
         return float(self.apart_weights.sum()) + self.shared_weight
+
+    @cached_property
+    def moment(self) -> float:
+        """Sum of weights times distances."""
+        return float((self.apart_mm * self.apart_weights).sum())  # a dot product would start threads of its own
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +89,7 @@ def hausdorff_pooled_mm(distances: SurfaceDistances, fraction: float) -> float:
 
 def mean_surface_distance_mm(distances: SurfaceDistances) -> float:
     """Weighted mean of both directions pooled (ASSD) in mm."""
-    return _combined(distances, lambda one, other: (_moment(one) + _moment(other)) / (one.weight + other.weight))
+    return _combined(distances, lambda one, other: (one.moment + other.moment) / (one.weight + other.weight))
 
 
 def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
@@ -92,7 +98,7 @@ def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
     Source:
         Metrics Reloaded, MASD. Unlike ASSD the larger surface does not count more.
     """
-    return _combined(distances, lambda one, other: (_moment(one) / one.weight + _moment(other) / other.weight) / 2)
+    return _combined(distances, lambda one, other: (one.moment / one.weight + other.moment / other.weight) / 2)
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
@@ -127,17 +133,13 @@ def _largest(side: Directed) -> float:
     return float(side.apart_mm.max()) if len(side.apart_mm) else 0.0
 
 
-def _moment(side: Directed) -> float:
-    return float((side.apart_mm * side.apart_weights).sum())  # a dot product would start threads of its own
-
-
 def _percentile(side: Directed, fraction: float) -> float:
+    from segpipe.evaluate.quantile import least_reaching
+
     wanted = fraction * side.weight * (1 - _SLACK)
     if side.shared_weight >= wanted:
         return 0.0
-    order = np.argsort(side.apart_mm, kind="stable")
-    area = np.cumsum(side.apart_weights[order]) + side.shared_weight
-    return float(side.apart_mm[order[min(int(np.searchsorted(area, wanted)), len(order) - 1)]])
+    return float(least_reaching(side.apart_mm, side.apart_weights, wanted - side.shared_weight))
 
 
 def _interpolated(fraction: float, *sides: Directed) -> float:
