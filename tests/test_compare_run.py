@@ -200,6 +200,7 @@ def test_the_command(tmp_path, capsys):
         "comparison.json",
         "comparison.txt",
         "comparisons.csv",
+        "index.html",
     ]
     assert run(["compare", *paths, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"][0]["rows"][0]["models"]["answer"] == "better"

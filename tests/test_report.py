@@ -141,6 +141,7 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
         "Agreement of volumes",
         "Worst, median and best case",
         "Every case",
+        "Methods paragraph",
         "The plan and its reasons",
         "How to get this again",
         "Where this report was written",
@@ -292,7 +293,7 @@ def test_a_sortable_cell_without_a_finite_number_has_no_key():
 def test_an_empty_page_can_be_rendered_and_a_table_keeps_its_sort_keys():
     assert "<h1>t</h1>" in render(Page("t", (), (), (), (), (), "", (), ()))
     table = Table(("case", "Dice"), ((Cell("a & b"), Cell("0.50", 0.5)),), "c", is_sortable=True)
-    section = Section("s", (), (), None, None, (), (), None, None, (), table)
+    section = Section("s", (), (), None, None, (), (), None, None, (), table, None)
     text = render(Page("t", (), (), (), (section,), (), "", (), ()))
     assert '<td data-key="">a &amp; b</td><td data-key="0.5">0.50</td>' in text
 

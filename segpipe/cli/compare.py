@@ -21,6 +21,7 @@ from segpipe.cli.options import shared
 @click.option("--cases", type=click.Path(path_type=Path), help="CSV: case_id, patient_id, and columns for --by.")
 @click.option("--by", multiple=True, metavar="COLUMN", help="Also each group of cases, e.g. site; repeatable.")
 @click.option("--allow-missing", is_flag=True, help="Compare the cases that all have, though some lack others.")
+@click.option("--report/--no-report", "with_report", default=True, help="With -o: also a page with pictures.")
 @shared
 def command(
     results: tuple[str, ...],
@@ -32,6 +33,7 @@ def command(
     cases: Path | None,
     by: tuple[str, ...],
     allow_missing: bool,
+    with_report: bool,
     as_json: bool,
     device: str,  # noqa: ARG001 (an option of every command)
     n_workers: int,  # noqa: ARG001
@@ -63,15 +65,22 @@ def command(
         cases=read_cases(cases, by) if cases is not None else CaseTable(None, {}),
         seed=seed,
     )
-    comparison = compare(read_methods([Source.parse(text) for text in results]), question)
+    methods = read_methods([Source.parse(text) for text in results])
+    comparison = compare(methods, question)
+    page: Path | None = None
     if output is not None:
         save(comparison, output)
+        if with_report:
+            from segpipe.report.compare_page import write_compare_page
+
+            page = write_compare_page(comparison, methods, question, output)
     if as_json:
-        print_json(comparison.model_dump(mode="json") | {"output": output and str(output)})
+        paths = {"output": output and str(output), "report": page and str(page)}
+        print_json(comparison.model_dump(mode="json") | paths)
         return
     click.echo(comparison_text(comparison))
     if output is not None:
-        click.echo(f"Written to {output}.")
+        click.echo(f"Written to {output}{f', page {page.name}' if page else ''}.")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -21,10 +21,10 @@ from segpipe.report.volumes import Estimate, VolumeAgreement
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_MAX_VECTOR_DOTS = 2000  # of a picture; more are drawn as pixels, since each costs 100 bytes
+MAX_VECTOR_DOTS = 2000  # of a picture; more are drawn as pixels, since each costs 100 bytes
 _LIMIT_COLOUR, _BIAS_COLOUR, _DOT_COLOUR = CHART_COLOURS[1], CHART_COLOURS[2], CHART_COLOURS[0]
 _COLUMNS = 3
-_WIDTH_INCHES = 9.6
+WIDTH_INCHES = 9.6
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Spread:
 
 def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> bytes:
     """Charts side by side, one for each (title, curves)."""
-    figure = new_figure(_WIDTH_INCHES, 3.4)
+    figure = new_figure(WIDTH_INCHES, 3.4)
     for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for curve in curves:
             colour = CHART_COLOURS[curve.colour_index % len(CHART_COLOURS)]
@@ -72,9 +72,9 @@ def distribution_svg(rows: Sequence[Spread], name: str, limits: tuple[float | No
         name: What is measured, with the unit.
         limits: Ends of the axis; None leaves one free.
     """
-    figure = new_figure(_WIDTH_INCHES, 0.9 + 0.42 * max(2, len(rows)))
+    figure = new_figure(WIDTH_INCHES, 0.9 + 0.42 * max(2, len(rows)))
     panel = figure.subplots()
-    is_dense = sum(len(row.values) for row in rows) > _MAX_VECTOR_DOTS
+    is_dense = sum(len(row.values) for row in rows) > MAX_VECTOR_DOTS
     for place, row in enumerate(rows):
         colour = CHART_COLOURS[place % len(CHART_COLOURS)]
         if row.values:
@@ -119,9 +119,9 @@ def agreement_svg(found: Sequence[VolumeAgreement], unit: str, unit_mm3: float) 
     """
     n_columns = min(_COLUMNS, len(found))
     n_rows = -(-len(found) // n_columns)
-    figure = new_figure(_WIDTH_INCHES, 2.9 * n_rows)
+    figure = new_figure(WIDTH_INCHES, 2.9 * n_rows)
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
-    is_dense = sum(len(one.means_mm3) for one in found) > _MAX_VECTOR_DOTS
+    is_dense = sum(len(one.means_mm3) for one in found) > MAX_VECTOR_DOTS
     for panel, one in zip(panels, found, strict=False):
         for estimate, colour, style in (
             (one.bias, _BIAS_COLOUR, "-"),

@@ -8,6 +8,8 @@ from importlib import resources
 from math import isfinite, isnan
 from typing import Literal
 
+from segpipe.report.methods_text import MethodsText
+
 STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
 
 
@@ -82,6 +84,7 @@ class Section:
     volume_table: Table | None
     overlays: tuple[Picture, ...]
     cases: Table | None
+    methods: MethodsText | None
 
 
 @dataclass(frozen=True)

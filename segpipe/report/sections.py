@@ -17,6 +17,7 @@ from segpipe.report.distributions import distributions, volume_picture, volume_t
 from segpipe.report.html import STATUS_TEXT, Cell, Headline, Picture, Section, Table, number_text
 from segpipe.report.inputs import Run, WorkFolder
 from segpipe.report.volumes import volume_agreements
+from segpipe.report.work_protocol import work_methods
 
 _HEADLINES = ("dice", "hd95")
 _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precision")
@@ -44,6 +45,7 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
         volume_table=volume_table(volumes),
         overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
+        methods=work_methods(work, run, table, _shown_metrics(rows)) if table is not None else None,
     )
     notes += [f"{run.configuration}: {note}" for note in own_notes]
     return section
@@ -96,9 +98,13 @@ def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[He
     return tuple(result)
 
 
+def _shown_metrics(rows: Sequence[SummaryRow]) -> tuple[str, ...]:
+    return tuple(name for name in _TABLE_METRICS if any(row.metric == name for row in rows))
+
+
 def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     """Labels by metrics, the mean last; the cases are counted in the row of their Dice."""
-    metrics = [name for name in _TABLE_METRICS if any(row.metric == name for row in rows)]
+    metrics = _shown_metrics(rows)
     if not metrics:
         return None
     by_place = {(row.label, row.metric): row for row in rows}

@@ -1,0 +1,176 @@
+"""The protocol in words, ready for a paper: plain text, and the same in LaTeX."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from segpipe import __version__
+from segpipe.compare.permutation import MAX_EXACT_PATIENTS
+from segpipe.compare.records import Comparison, MetricComparison
+from segpipe.compare.verdict import quantity
+from segpipe.evaluate.intervals import ENOUGH_PATIENTS, N_RESAMPLES
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.summary import MEAN_LABEL
+
+_DEFINITIONS = {
+    "dice": "Dice is twice the overlap of reference and prediction divided by the sum of their sizes (Dice 1945)",
+    "iou": "IoU is the overlap divided by the union (Jaccard index)",
+    "sensitivity": "sensitivity is the share of the reference that was found",
+    "precision": "precision is the share of the prediction that is right",
+    "hd95": "HD95 is the larger of the two directed 95th percentiles of distances between the surfaces in mm, weighted "
+    "by surface area (the convention of DeepMind's surface-distance and of BraTS)",
+    "hd": "HD is the largest distance between the surfaces in mm",
+    "assd": "ASSD is the mean distance between the surfaces in mm, weighted by area, both directions pooled",
+    "masd": "MASD is the mean of the two directed mean surface distances in mm",
+    "nsd": "NSD is the share of both surfaces within a tolerance of the other one (Nikolov et al. 2021)",
+    "hd95_voxel_max": "HD95 (voxel max) is the larger of the two directed 95th percentiles of distances between "
+    "surface voxels in mm (MONAI's convention)",
+    "hd95_voxel_pooled": "HD95 (voxel pooled) is the 95th percentile of the distances of both directions between "
+    "surface voxels in mm (MedPy's convention)",
+    "cldice": "clDice is the harmonic mean of the shares of each centreline that lies in the other mask",
+    "volume_difference": "the volume difference is prediction minus reference in mm³",
+    "relative_volume_difference": "the relative volume difference is prediction minus reference by reference",
+}
+_POLICIES = {
+    "mr": "the best value if both masks of a structure were empty, and the worst if one was: 0, or the diagonal of the "
+    "image for a distance (Metrics Reloaded)",
+    "nnunet": "nothing if both masks of a structure were empty (the case was left out), and the worst value if one "
+    "was: 0, or the diagonal of the image for a distance (nnU-Net)",
+    "brats": "the best value if both masks of a structure were empty, and 0 or 374 mm if one was (BraTS)",
+    "omit": "nothing: cases in which either mask of a structure was empty were left out of its mean and counted",
+}
+_LATEX: dict[str, str | int | None] = {
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+    "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "|": "$|$",
+    "<": "$<$", ">": "$>$", "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
+    "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}",
+}  # fmt: skip
+_FOREIGN = "Scores that another program computed follow its own definitions."
+_PACKAGES = ("numpy", "scipy", "statsmodels")
+
+
+@dataclass(frozen=True)
+class MethodsText:
+    """Paragraphs, each a heading and its text; both forms are made of the same words."""
+
+    paragraphs: tuple[tuple[str, str], ...]
+
+    @property
+    def plain(self) -> str:
+        """For any editor."""
+        return "\n\n".join(f"{heading}. {text}" for heading, text in self.paragraphs)
+
+    @property
+    def latex(self) -> str:
+        """For LaTeX with UTF-8, its default; needs no package and no bibliography."""
+        return "\n\n".join(f"\\paragraph{{{_escaped(heading)}.}} {_escaped(text)}" for heading, text in self.paragraphs)
+
+
+def _escaped(text: str) -> str:
+    return text.translate(str.maketrans(_LATEX)).replace(" \\%", "\\,\\%")
+
+
+def metrics_text(metrics: Iterable[str]) -> str:
+    """What the metrics are, by whose definition."""
+    parts = (
+        _DEFINITIONS.get(name, f"{METRICS[name].title} is the metric {name} of segpipe {__version__}")
+        for name in metrics
+    )
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def policy_text(policy: str) -> str:
+    """What empty masks counted."""
+    return f"In means a score counted {_POLICIES[policy]}."
+
+
+def interval_text(n_patients: int, seed: int) -> str:
+    """How intervals were made, and whether they can be trusted."""
+    few = (
+        f" With {n_patients} patients, fewer than {ENOUGH_PATIENTS}, they may cover less than 95 %."
+        if n_patients < ENOUGH_PATIENTS
+        else ""
+    )
+    return (
+        "Means were taken over cases for each label, then over labels. 95 % confidence intervals are bias-corrected "
+        f"and accelerated bootstrap intervals (Efron 1987) of {N_RESAMPLES} resamples of patients, who kept all their "
+        f"cases (seed {seed}).{few}"
+    )
+
+
+def software_text() -> str:
+    """Versions of what computed the statistics."""
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES]
+    return f"Statistics were computed with segpipe {__version__} ({', '.join(versions)})."
+
+
+def comparison_methods(comparison: Comparison) -> MethodsText:
+    """The protocol of a comparison."""
+    names, metrics = comparison.methods, comparison.metrics
+    data = f"{', '.join(names[:-1])} and {names[-1]} were compared on the same cases. "
+    data += " ".join(dict.fromkeys(_counts(found) for found in metrics))
+    n_patients = min(found.n_patients for found in metrics)
+    return MethodsText((
+        ("Data", data),
+        ("Metrics", f"{metrics_text(found.metric for found in metrics)} {_FOREIGN} {policy_text(comparison.policy)}"),
+        ("Intervals", interval_text(n_patients, comparison.seed)),
+        ("Tests", _tests(comparison)),
+        ("Claims", " ".join(_claims(comparison))),
+        ("Software", software_text()),
+    ))  # fmt: skip
+
+
+def _counts(found: MetricComparison) -> str:
+    folds = f" validated in {found.n_folds} common folds," if found.n_folds else ""
+    seeds = "a single training seed" if found.n_seeds == 1 else f"{found.n_seeds} training seeds"
+    text = f"There were {found.n_cases} cases of {found.n_patients} patients,{folds} and {seeds} for each method."
+    return " ".join([text, *found.notes])
+
+
+def _tests(comparison: Comparison) -> str:
+    rows = [row for found in comparison.metrics for row in found.rows]
+    declared = [row for row in rows if row.is_declared]
+    labels = ", ".join(dict.fromkeys("the mean over labels" if r.label == MEAN_LABEL else r.label for r in declared))
+    margins = ", ".join(dict.fromkeys(f"{quantity(r.margin, METRICS[r.metric])} ({r.metric})" for r in declared))
+    n_patients = max((row.n_patients for row in rows), default=0)
+    patterns = (
+        "all patterns of signs" if n_patients <= MAX_EXACT_PATIENTS else f"{comparison.n_permutations} drawn patterns"
+    )
+    return (
+        "Differences were paired by case. The p-value is that of a two-sided sign-flip permutation test, in which the "
+        f"cases of a patient flipped together ({patterns}; {MAX_EXACT_PATIENTS} patients or fewer: exact). Wilcoxon's "
+        "signed-rank test of patients' means is secondary. Equivalence was tested by two one-sided t-tests with "
+        f"variances clustered by patient (Schuirmann 1987); the largest difference that counts as none was {margins}. "
+        f"The family of {len(declared)} declared comparisons ({labels}, every pair of methods) was corrected by Holm's "
+        f"method at 5 %; the {len(rows) - len(declared)} others are exploratory and were corrected by "
+        "Benjamini and Hochberg's."
+    )
+
+
+def _claims(comparison: Comparison) -> list[str]:
+    """What verdicts are about, and what rankings rest on."""
+    bases = dict.fromkeys(r.methods_basis for found in comparison.metrics for r in found.rows if r.is_declared)
+    is_told = any(r.methods is not None for found in comparison.metrics for r in found.rows)
+    claims = ["Verdicts on trained models allow for other patients, not for other trainings."]
+    if is_told:
+        claims.append(
+            f"Verdicts on methods rest on {', '.join(bases)}: their variance has a term for trainings beside that for "
+            "patients, or is that of Nadeau and Bengio (2003) where folds were drawn anew."
+        )
+    else:
+        claims.append(f"No claim is made on the methods themselves ({', '.join(bases)}).")
+    if any(found.rankings for found in comparison.metrics):
+        claims.append(
+            f"Rankings were repeated on {N_RESAMPLES} resamples of patients; their agreement with the ranking by all "
+            "patients is Kendall's tau-b."
+        )
+    if any(found.suitability for found in comparison.metrics):
+        claims.append(
+            "Suitability of the data is the SD between methods of their means over folds divided by the SD within a "
+            "method over folds (Isensee et al. 2024), beside a generalisability coefficient without the folds' own "
+            "difficulty."
+        )
+    return claims

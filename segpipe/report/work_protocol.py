@@ -1,0 +1,120 @@
+"""The protocol of a work folder: data, folds, training and scoring, as they stand in its files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from segpipe.data.splits import leaks
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.evaluate.summary import DEFAULT_POLICY
+from segpipe.report.inputs import Run, WorkFolder
+from segpipe.report.methods_text import MethodsText, interval_text, metrics_text, policy_text, software_text
+from segpipe.report.plan_tables import listed
+
+_OWN_GRID = "Masks were scored on the grid of their image."
+_SEED = 0  # of the report's own bootstrap, the default of `summarise`
+
+
+def work_methods(work: WorkFolder, run: Run, table: ScoreTable, metrics: Iterable[str]) -> MethodsText:
+    """What was done for one configuration; what its folder does not tell is left out.
+
+    Args:
+        work: The folder.
+        run: The configuration.
+        table: Its scores, of one run.
+        metrics: Those whose means are shown.
+    """
+    n_patients = len({row.patient_id for row in table.rows})
+    agreement = (
+        " Volumes were compared by bias and 95 % limits of agreement (Bland and Altman 1986) with intervals that are "
+        "exact for normal differences, patients counted as independent units."
+        if "volume_difference" in table.metrics
+        else ""
+    )
+    paragraphs = (
+        ("Data and splits", " ".join(filter(None, (_data(work), _folds(work, run, table))))),
+        ("Training", _training(work, run)),
+        ("Metrics", f"{metrics_text(metrics)} {_OWN_GRID} {policy_text(DEFAULT_POLICY)}"),
+        ("Statistics", interval_text(n_patients, _SEED) + agreement),
+        ("Software", software_text()),
+    )
+    return MethodsText(tuple(paragraph for paragraph in paragraphs if paragraph[1]))
+
+
+def _data(work: WorkFolder) -> str:
+    if work.dataset is None:
+        return ""
+    cases = work.dataset.cases
+    n_sites = len({case.site for case in cases if case.site})
+    sites = f" from {n_sites} sites" if n_sites > 1 else ""
+    return (
+        f"{work.dataset.name} has {len(cases)} cases of {len({c.patient_id for c in cases})} patients{sites}, channels "
+        f"{listed(work.dataset.channels)}, and labels {listed(work.dataset.labels.names)}."
+    )
+
+
+def _folds(work: WorkFolder, run: Run, table: ScoreTable) -> str:
+    scored = f"Scores are of {len(table.case_ids)} cases of {len({row.patient_id for row in table.rows})} patients"
+    if work.splits is None:
+        return f"{scored}."
+    names = [fold.name for fold in run.folds if fold.name != "all"]
+    if len(names) < work.splits.k:
+        scored += f", validated in fold{'s' * (len(names) != 1)} {', '.join(names)} (counted from 0) of {work.splits.k}"
+    drawn = "" if work.splits.seed is None else f", drawn with seed {work.splits.seed}"
+    parts = [f"Cross-validation used {work.splits.source}{drawn}."]
+    if work.dataset is not None:
+        is_mixed = bool(leaks(work.splits.folds, work.dataset))
+        parts.append(
+            "SOME PATIENTS HAD CASES ON BOTH SIDES OF A FOLD, so that scores are too good."
+            if is_mixed
+            else "No patient had cases on both sides of a fold."
+        )
+    return " ".join([*parts, f"{scored}, each predicted by a model that was not trained on it."])
+
+
+def _training(work: WorkFolder, run: Run) -> str:
+    """Network and recipe, with every value that any fold was trained with."""
+    own = f"configurations.{run.configuration}"
+    wanted = {  # how a value is said, by its key in the plan
+        f"{own}.network.kind": "network {}",
+        f"{own}.patch_zyx": "patches of {} voxels (Z×Y×X)",
+        f"{own}.spacing_mm": "voxels of {} mm",
+        f"{own}.batch_size": "{} patches in a step",
+        "training.optimizer": "optimizer {}",
+        "training.learning_rate": "learning rate {}",
+        "training.weight_decay": "weight decay {}",
+        "training.schedule": "schedule {}",
+        "training.iterations_per_epoch": "epochs of {} steps",
+        "training.epochs": "{} epochs planned",
+        "training.time_budget_seconds": "a time budget of {} s for a fold",
+        "training.augmentation": "augmentation {}",
+        "training.foreground_fraction": "a fraction of {} of the patches centred on a label",
+        "training.seed": "training seed {}",
+    }
+    said = []
+    for key, text in wanted.items():
+        values = [value for value in _values(work.plan, run, key) if value is not None]
+        if values:
+            said.append(text.format(" or ".join(dict.fromkeys(map(_written, values)))))
+    n_epochs = {len(fold.history.columns["epoch"]) for fold in run.folds if fold.history and fold.name != "all"}
+    if n_epochs:
+        low, high = min(n_epochs), max(n_epochs)
+        said.append(f"{low} epochs run" if low == high else f"{low} to {high} epochs run")
+    preset = f" (preset {work.plan['preset']})" if "preset" in work.plan else ""
+    return f"Configuration {run.configuration}{preset}: {', '.join(said)}." if said else ""
+
+
+def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
+    """What a key of the plan was in each fold that was validated."""
+    planned: Any = plan
+    for step in key.split("."):
+        planned = planned.get(step) if isinstance(planned, Mapping) else None
+    changed = [{change.key: change.value for change in fold.changes} for fold in run.folds if fold.name != "all"]
+    return [of.get(key, planned) for of in changed] or [planned]
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, list):
+        return "×".join("any" if part is None else _written(part) for part in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)
