@@ -260,10 +260,10 @@ def test_new_weights_keep_the_variance_backwards():
 
 
 def test_parts_reach_the_mobile_blocks():
-    spec = spec_of(attention="eca", attention_position="block", residual_scale=0.5, checkpointing=True)
+    spec = spec_of(attention="eca", attention_position="after_add", residual_scale=0.5, checkpointing=True)
     network = on_meta(spec, 1, 2)
     block = network.encoder.stages[1].blocks[1]
-    assert n_parameters(block.gate) == 3 and block.scale == 0.5  # ECA has 3 weights for 24 channels
+    assert n_parameters(block.gate_of_sum) == 3 and block.scale == 0.5  # ECA has 3 weights for 24 channels
     assert all(stage.checkpointing for stage in network.encoder.stages)
 
 
@@ -289,7 +289,7 @@ def test_more_than_five_halvings_are_refused():
         spec[name] = (*spec[name], spec[name][-1])
     spec["decoder_convolutions"] = (1,) * 6
     spec["parts"]["decoder_features"] = (16,) * 6
-    with pytest.raises(ValidationError, match="has at most 6 stages, not 7"):
+    with pytest.raises(ValidationError, match="6 stages, not 7"):
         NetworkSpec.model_validate(spec)
 
 
