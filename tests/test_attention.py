@@ -6,6 +6,7 @@ import pytest
 import torch
 from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
+from torch.nn import functional
 
 from segpipe.networks.attention import (
     ATTENTION,
@@ -84,12 +85,31 @@ def test_channel_gates_do_not_see_where_voxels_are(kind):
     torch.testing.assert_close(module(shuffled(x)), shuffled(module(x)))
 
 
+@pytest.mark.parametrize("kind", ["se", "eca"])
+def test_right_behind_an_instance_norm_channel_gates_see_nothing(kind):
+    """The norm makes every channel's mean its own bias: why a spec with such a gate is refused."""
+    module, norm = gate(kind, 3), nn.InstanceNorm3d(8, affine=True)
+    nn.init.normal_(norm.bias)
+    gates = [module(x) / x for x in (norm(torch.randn(1, 8, 4, 4, 4)), norm(100 * torch.rand(1, 8, 3, 5, 6) ** 4))]
+    torch.testing.assert_close(gates[0][..., 0, 0, 0], gates[1][..., 0, 0, 0])
+
+
 def test_squeeze_and_excitation_equals_monais():
     torch.manual_seed(0)
-    theirs, ours = ChannelSELayer(3, 8, r=2), SqueezeExcitation(8, 2)
+    theirs, ours = ChannelSELayer(3, 8, r=2, acti_type_1="swish"), SqueezeExcitation(8, 2)
     ours.gate.load_state_dict(theirs.fc.state_dict())
     x = torch.randn(2, 8, 3, 4, 5)
     torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("kind", ["se", "cbam", "scse"])
+def test_no_hidden_channel_begins_dead(kind):
+    """Behind an instance norm the means are about the same in every image, so what is closed once is closed always."""
+    for seed in range(20):
+        torch.manual_seed(seed)
+        module, x = ATTENTION[kind](3, 16, 8), functional.instance_norm(torch.randn(2, 16, 6, 6, 6))
+        module(functional.leaky_relu(x)).square().sum().backward()
+        assert all(p.grad.ne(0).all() for p in module.parameters())
 
 
 def test_eca_by_hand():
@@ -118,13 +138,14 @@ def test_cbam_by_hand():
 
 
 def test_cbam_sees_means_and_maxima_of_channels_by_hand():
-    """Means 1 and 2, maxima 2 and 4: four hidden sums of 3 and 6, weighted by 1/12, are 1 and 2, together 3."""
+    """Means 1 and 2, maxima 2 and 4: four hidden sums of 3 and 6, s · sigmoid(s) of each weighted by 1/12."""
     module = BlockAttention(2, 2, 1)
     nn.init.ones_(module.channels[0].weight)
     nn.init.constant_(module.channels[2].weight, 1 / 12)
     nn.init.zeros_(module.voxels.weight)
     x = torch.tensor([[[[0.0, 2.0]], [[0.0, 4.0]]]])
-    torch.testing.assert_close(module(x), x * torch.tensor(3.0).sigmoid() / 2)
+    sums = torch.tensor([3.0, 6.0])
+    torch.testing.assert_close(module(x), x * (4 / 12 * (sums * sums.sigmoid()).sum()).sigmoid() / 2)
 
 
 def test_scse_takes_the_larger_of_both_gates_by_hand():
