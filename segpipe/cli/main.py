@@ -22,6 +22,7 @@ COMMANDS = {  # name: one line of help; the command is `command` in segpipe/cli/
     "predict": "Segment images with a trained model.",
     "evaluate": "Score masks against references.",
     "compare": "Tell which of several methods is better, and how sure that is.",
+    "select": "Choose configuration, ensemble and postprocessing, scored nested.",
     "study": "Train several methods under one budget and compare them.",
     "report": "Write one HTML page with curves, scores and pictures.",
     "export": "Write files that other tools read: nnU-Net's plans.json.",

@@ -1,0 +1,220 @@
+"""Choose configuration, ensemble and postprocessing of a work folder by its out-of-fold masks, nested."""
+
+from __future__ import annotations
+
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.compare.selection import Candidates, Choice, Mask, select
+from segpipe.core.errors import UsageError
+from segpipe.core.progress import say
+from segpipe.core.records import Record
+from segpipe.core.work import Work
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Fold, Splits
+from segpipe.evaluate.intervals import Interval
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.summary import DEFAULT_POLICY
+from segpipe.networks.device import resolve_device
+from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
+from segpipe.pipeline.machine import Machine
+from segpipe.predict.model import load_model
+from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.run import predict_cases
+
+
+class Chosen(Record):
+    """A model and its postprocessing.
+
+    Args:
+        model: A configuration, or several that are averaged, joined by ` + `.
+        postprocessing: By label; what stays as it is, is not named.
+    """
+
+    model: str
+    postprocessing: Postprocessing
+
+
+class Worth(Record):
+    """A mean over labels of means over cases, with its 95 % interval over patients; None if undefined."""
+
+    mean: float | None
+    low: float | None
+    high: float | None
+    note: str
+
+
+class SelectionReport(Record):
+    """selection.json.
+
+    Args:
+        metric, policy: What was chosen by.
+        n_cases, folds: What was looked at.
+        models: Mean of every model without postprocessing, over all labels and cases.
+        left_out: Configurations that are not trained and scored on all of these folds.
+        chosen: On all cases.
+        without_fold: What was chosen without each fold.
+        naive: Of `chosen` on the cases that it was chosen on; too good.
+        nested: Each case scored with what was chosen without its fold: the number to report.
+    """
+
+    metric: str
+    policy: str
+    n_cases: int
+    folds: tuple[int, ...]
+    models: dict[str, float | None]
+    left_out: tuple[str, ...]
+    chosen: Chosen
+    without_fold: dict[str, Chosen]
+    naive: Worth
+    nested: Worth
+
+
+def select_model(folder: Path, metric: str, machine: Machine, *, ensembles: bool = False) -> SelectionReport:
+    """Choose, write selection/selection.json, and put the postprocessing beside the model that was chosen.
+
+    Args:
+        folder: A work folder with at least two folds trained and scored.
+        metric: What to choose by; one that every label of every case has, such as dice or hd95.
+        machine: What to compute on.
+        ensembles: Also predict the probabilities that ensembles need; without, those that are there are used.
+
+    Raises:
+        UsageError: If fewer than two folds are scored.
+        DataError: If masks or references cannot be read.
+    """
+    work = Work(folder)
+    work.require_plan()
+    dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
+    scored = {path.name: _scored_folds(work, path.name, splits) for path in sorted(work.path.glob("runs/*"))}
+    folds = sorted(set[int]().union(*scored.values()))
+    names = [name for name, of in scored.items() if of == set(folds)]
+    if len(folds) < 2 or not names:
+        raise UsageError(
+            f"{folder}: trained and scored are {_folds_text(scored)}; expected two or more folds of one configuration: "
+            f"what is chosen must be scored on another fold. Train them: `segpipe train {folder}`."
+        )
+    left_out = tuple(name for name in scored if name not in names)
+    if left_out:
+        say(f"left out, since not all of the folds {folds} are trained and scored: {', '.join(left_out)}")
+    cases = tuple(Validated(dataset.by_id[case], fold) for fold in folds for case in splits.folds[fold].validation)
+    masks = OutOfFold(work, dataset.labels, cases, metric, machine.n_workers)
+    if ensembles and len(names) > 1:
+        _predict_probabilities(masks, names, machine)
+    report = _chosen(masks, masks.with_ensembles(names)).model_copy(update={"left_out": left_out})
+    _keep(work, names, report)
+    return report
+
+
+def selection_text(report: SelectionReport) -> str:
+    """What was chosen and both numbers, for people."""
+    metric = METRICS[report.metric]
+    lines = [f"{metric.title} of {report.n_cases} cases in folds {', '.join(map(str, report.folds))}"]
+    lines += [f"  {name}: {_number(mean, metric.unit)}" for name, mean in report.models.items()]
+    lines.append(f"Chosen: {_choice_text(report.chosen)}")
+    lines += [f"  without fold {fold}: {_choice_text(choice)}" for fold, choice in report.without_fold.items()]
+    naive, nested = (_worth_text(worth, metric.unit) for worth in (report.naive, report.nested))
+    lines.append(f"Naive, on the cases it was chosen on: {naive}")
+    lines.append(f"Nested, each fold scored with what the others chose: {nested}")
+    lines.append("Report the nested number; the naive one is the best of many and too good.")
+    return "\n".join(lines)
+
+
+def _scored_folds(work: Work, name: str, splits: Splits) -> set[int]:
+    """Folds whose scores are of the present splits."""
+    folders = [work.fold(name, str(number)) for number in range(splits.k)]
+    return {
+        number
+        for number, (folder, split) in enumerate(zip(folders, splits.folds, strict=True))
+        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
+    }
+
+
+def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine) -> None:
+    """Of every fold's validation cases; what is there stays."""
+    for name in names:
+        for fold in sorted({one.fold for one in masks.cases}):
+            folder = masks.work.fold(name, str(fold))
+            cases = [one.case for one in masks.cases if one.fold == fold]
+            predict_cases(
+                load_model([folder], resolve_device(machine.device)), cases, folder.validation, probabilities=True
+            )
+
+
+def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
+    kept = masks.work.path / "selection" / "scores"
+    values = np.array([masks.values_of_steps(model, kept / model) for model in models])
+    patients = np.unique([one.case.patient_id for one in masks.cases], return_inverse=True)[1]
+    folds = np.array([one.fold for one in masks.cases])
+    sign = 1 if METRICS[masks.metric].kind == "overlap" else -1
+
+    def named(choice: Choice) -> Chosen:
+        steps = zip(masks.labels.names, (STEPS[number] for number in choice.steps), strict=True)
+        wanted = {name: of for name, of in steps if not of.is_nothing}
+        return Chosen(model=models[choice.model], postprocessing=Postprocessing(labels=wanted))
+
+    def score(choice: Choice, is_in: Mask) -> NDArray[np.float64]:
+        return masks.values(named(choice).model, named(choice).postprocessing, is_in)
+
+    found = select(Candidates(values, folds, patients, sign), score)
+    return SelectionReport(
+        metric=masks.metric,
+        policy=DEFAULT_POLICY,
+        n_cases=len(masks.cases),
+        folds=tuple(sorted(set(folds.tolist()))),
+        models={model: _mean(values[number, 0]) for number, model in enumerate(models)},
+        left_out=(),
+        chosen=named(found.chosen),
+        without_fold={str(fold): named(choice) for fold, choice in found.without_fold.items()},
+        naive=_worth(found.naive),
+        nested=_worth(found.nested),
+    )
+
+
+def _keep(work: Work, names: list[str], report: SelectionReport) -> None:
+    """Write the report, and the postprocessing beside its model; that of an earlier choice goes."""
+    for name in names:
+        (work.run(name) / POSTPROCESSING_FILE).unlink(missing_ok=True)
+    chosen = report.chosen
+    folder = work.run(chosen.model) if chosen.model in names else work.path / "selection"
+    if chosen.postprocessing.labels:
+        chosen.postprocessing.save(folder / POSTPROCESSING_FILE)
+    report.save(work.path / "selection" / "selection.json")
+
+
+def _mean(values: NDArray[np.float64]) -> float | None:
+    """Over labels of the means over cases."""
+    of_labels = [column[~np.isnan(column)].mean() for column in values.T if not np.isnan(column).all()]
+    return float(np.mean(of_labels)) if of_labels else None
+
+
+def _worth(found: Interval) -> Worth:
+    return Worth(mean=None if isnan(found.mean) else found.mean, low=found.low, high=found.high, note=found.note)
+
+
+def _folds_text(scored: dict[str, set[int]]) -> str:
+    return "; ".join(f"{name}: folds {sorted(folds)}" for name, folds in scored.items()) or "none"
+
+
+def _choice_text(chosen: Chosen) -> str:
+    parts = []
+    for name, steps in chosen.postprocessing.labels.items():
+        done = [f"parts of {steps.min_volume_mm3:g} mm³ or more"] if steps.min_volume_mm3 else []
+        done += ["the largest part"] if steps.keep_largest else []
+        done += ["holes filled"] if steps.fill_holes else []
+        parts.append(f"{name}: {', '.join(done)}")
+    return f"{chosen.model}; {'; '.join(parts) or 'no postprocessing'}"
+
+
+def _worth_text(worth: Worth, unit: str) -> str:
+    interval = "" if worth.low is None else f" (95 % {_number(worth.low, unit)} – {_number(worth.high, unit)})"
+    return f"{_number(worth.mean, unit)}{interval}{f'; {worth.note}' if worth.note else ''}"
+
+
+def _number(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if unit == "1" else f"{value:.2f} {unit}"
