@@ -9,6 +9,7 @@ from specs import SPECS, VIEWS
 from torch import nn
 
 from plans import LABELS, small_spec
+from segpipe.core.errors import PlanError
 from segpipe.networks.build import NETWORKS, build
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.train.checkpoint import load_weights, save_weights
@@ -124,6 +125,19 @@ def test_published_numbers_of_parameters(spec, channels, outputs, expected):
 
 def test_the_tables_know_the_same_kinds():
     assert set(NETWORKS) == set(KINDS) == set(SPECS)
+
+
+def test_a_single_stage_is_refused():
+    spec = NetworkSpec(
+        kind="plain",
+        features=(4,),
+        strides_zyx=((1, 1, 1),),
+        kernels_zyx=((3, 3, 3),),
+        blocks=(2,),
+        decoder_convolutions=(),
+    )
+    with pytest.raises(PlanError, match="1 stage, expected at least 2"):
+        build(spec, 1, 2)
 
 
 def test_a_2d_network_sees_every_slice_alone():

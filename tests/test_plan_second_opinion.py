@@ -69,3 +69,16 @@ def test_every_fingerprint_gives_nnunets_plan(
         expected = nnunet_plans(Path(folder), fingerprint, dataset, preset, gpu_memory_gb)
         found = exported(plan_files(Path(folder) / "ours", fingerprint, dataset, "--preset", preset, *options))
     assert {**found, "dataset_name": ""} == {**expected, "dataset_name": ""}
+
+
+@pytest.mark.parametrize("preset", PLANNERS)
+@pytest.mark.parametrize("shape", [(3, 3, 3), (8, 8, 4), (11, 11, 1)])  # of 3D, 2D or both, one stage is all there is
+def test_images_too_small_for_two_stages_give_nnunets_plan(
+    shape: tuple[int, int, int], preset: str, tmp_path: Path
+) -> None:
+    lists = {"spacings": [[1.0, 1.0, 1.0]] * 20, "shapes_after_crop": [list(shape)] * 20}
+    fingerprint = with_intensities({**lists, "median_relative_size_after_cropping": 1.0}, 1)
+    dataset = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "a": 1}, "numTraining": 20}
+    expected = nnunet_plans(tmp_path, fingerprint, {**dataset, "file_ending": ".nii.gz"}, preset, None)
+    found = exported(plan_files(tmp_path / "ours", fingerprint, dataset, "--preset", preset))
+    assert {**found, "dataset_name": ""} == {**expected, "dataset_name": ""}

@@ -65,6 +65,7 @@ REFUSED = [  # change of a two-stage 3D network, and what is said
     ("parts.bottleneck_features=8", "belongs to a bottleneck"),
     ("parts.attention_position=block", "needs an attention"),
     ("parts={attention: se, attention_position: after_add}", "there is no addition"),
+    ("parts={attention: eca, attention_position: block, decoder: residual}", "just behind norm 'instance'"),
     ("parts.expansion=[2, 2]", "kind 'plain' does not use parts.expansion"),
     ("parts.drop_path_fraction=0.1", "kind 'plain' does not use parts.drop_path_fraction"),
     ("parts.residual_scale=0.1", "there is no addition"),
@@ -74,6 +75,7 @@ REFUSED = [  # change of a two-stage 3D network, and what is said
     ("kernels_zyx=[[3, 3, 3], [3, 2, 3]]", "must be odd"),
     ("kernels_zyx=[[3, 3, 3], [3, 3]]", "two entries \\(2D\\) or all three"),
     ("blocks=[1]", "blocks has 1 entries, expected 2"),
+    ("features=[4]", "strides_zyx has 2 entries, expected 1"),
     ("kind=segresnet", "must be \\(4, 8, 16, 32\\)"),
     ("kind=swin_unetr", "must be \\(4, 4, 8, 16, 32, 64\\)"),
 ]

@@ -116,7 +116,7 @@ def _cases(values: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
                 **unknown,
                 "case_id": f"case_{number}",
                 "spacing_mm": spacing,
-                "cropped_shape_zyx": [int(n) if n == int(n) else n for n in shape],
+                "cropped_shape_zyx": [int(n) if isinstance(n, float) and n.is_integer() else n for n in shape],
                 "content": "",
                 "signature": "",
             },

@@ -42,9 +42,9 @@ def reader_for(file_ending: str) -> str:
     return next((name for name, endings in _READERS.items() if file_ending.lower() in endings), "SimpleITKIO")
 
 
-def architecture_settings(n_axes: int, stages: Mapping[str, Any]) -> dict[str, Any]:
-    """The rest of an `architecture`, keys in nnU-Net's order; its networks differ in `stages` alone."""
-    fixed: dict[str, Any] = {
+def layer_settings(n_axes: int) -> dict[str, Any]:
+    """What all networks of nnU-Net's planners share."""
+    return {
         "conv_op": f"torch.nn.modules.conv.Conv{n_axes}d",
         "conv_bias": True,
         "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{n_axes}d",
@@ -54,6 +54,11 @@ def architecture_settings(n_axes: int, stages: Mapping[str, Any]) -> dict[str, A
         "nonlin": "torch.nn.LeakyReLU",
         "nonlin_kwargs": {"inplace": True},
     }
+
+
+def architecture_settings(n_axes: int, stages: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of an `architecture`, keys in nnU-Net's order; its networks differ in `stages` alone."""
+    fixed = layer_settings(n_axes)
     first = ("n_stages", "features_per_stage")
     order = (*first, "conv_op", *(key for key in stages if key not in first), *list(fixed)[1:])
     return {

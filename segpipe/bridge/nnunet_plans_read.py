@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.bridge.nnunet_names import CASCADE, NETWORK_CLASSES, PLANNERS, SCHEMES
+from segpipe.bridge.nnunet_names import CASCADE, NETWORK_CLASSES, PLANNERS, SCHEMES, layer_settings
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import did_you_mean, read_mapping
@@ -17,6 +17,8 @@ _LINKS = {_INHERITS: "inherits", "previous_stage": "previous"}
 _NAMES = {theirs: ours for ours, theirs in CASCADE.items()}
 _KINDS = {class_name.rsplit(".", 1)[1]: (kind, key) for kind, (class_name, key) in NETWORK_CLASSES.items()}
 _OURS = {theirs: ours for ours, theirs in SCHEMES.items()}
+_CT_KEYS = ("percentile_00_5", "percentile_99_5", "mean", "std")
+_KINDS_OF_VALUES = {dict: "keys and values", list: "a list", int: "an integer", float: "a number"}
 
 
 def read_nnunet_plans(
@@ -39,12 +41,9 @@ def read_nnunet_plans(
         PlanError: If it is not a `plans.json`, or holds what segpipe cannot do.
     """
     values = read_mapping(path, PlanError)
-    configurations = _mapping(values, "configurations", str(path))
-    for key in ("transpose_forward", "foreground_intensity_properties_per_channel"):
-        if key not in values:
-            raise PlanError(f"{path}: {key} is missing; found the keys {', '.join(values)}. Give nnU-Net's plans.json.")
+    configurations = _part(values, "configurations", dict, str(path))
+    properties = _part(values, "foreground_intensity_properties_per_channel", dict, str(path))
     full = {name: _inherited(name, configurations, path) for name in configurations}
-    some = next(iter(full.values()), {})
     planners = {planner: preset for preset, (planner, _) in PLANNERS.items()}
     record = {
         "preset": planners.get(str(values.get("experiment_planner_used")), "nnunet"),
@@ -53,8 +52,8 @@ def read_nnunet_plans(
         "channels": list(channels),
         "labels": labels.model_dump(mode="json"),
         "orientation": orientation,
-        "axis_order": values["transpose_forward"],
-        "normalisation": _normalisation(some, values["foreground_intensity_properties_per_channel"], path),
+        "axis_order": _part(values, "transpose_forward", list, str(path)),
+        "normalisation": _only_normalisation(full, properties, path),
         "mirror_axes": [0, 1, 2],
         "configurations": {
             _NAMES.get(name, name): _configuration(name, own, full[name], path) for name, own in configurations.items()
@@ -66,42 +65,44 @@ def read_nnunet_plans(
 
 
 def _inherited(name: str, configurations: Mapping[str, Any], path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
-    own = _mapping(configurations, name, f"{path}: configurations")
+    own: dict[str, Any] = _part(configurations, name, dict, f"{path}: configurations")
     base = own.get(_INHERITS)
     if base is None:
-        return dict(own)
-    if base not in configurations or base in (name, *below):
+        return own
+    if not isinstance(base, str) or base not in configurations or base in (name, *below):
         raise PlanError(
             f"{path}: configurations.{name}.{_INHERITS}: found {base!r}, expected another configuration that does not "
             f"inherit from it.{did_you_mean(str(base), list(configurations))}"
         )
-    return _inherited(base, configurations, path, (*below, name)) | dict(own)
+    return _inherited(base, configurations, path, (*below, name)) | own
 
 
 def _configuration(name: str, own: Mapping[str, Any], full: Mapping[str, Any], path: Path) -> dict[str, Any]:
     where = f"{path}: configurations.{name}"
-    links = {ours: _NAMES.get(own[theirs], own[theirs]) for theirs, ours in _LINKS.items() if own.get(theirs)}
+    links = {ours: _NAMES.get(str(own[theirs]), own[theirs]) for theirs, ours in _LINKS.items() if own.get(theirs)}
     if set(own) <= set(_LINKS):
         return links
+    patch, spacing, median = (
+        _part(full, key, list, where) for key in ("patch_size", "spacing", "median_image_size_in_voxels")
+    )
+    flat = len(patch) == 2
     try:
-        flat = len(full["patch_size"]) == 2
-        spacing, median = list(full["spacing"]), list(full["median_image_size_in_voxels"])
         return links | {
             "spacing_mm": [None, *spacing] if flat else spacing,
             "median_shape_zyx": [1, *median] if flat else median,
-            "patch_zyx": [1, *full["patch_size"]] if flat else list(full["patch_size"]),
+            "patch_zyx": [1, *patch] if flat else patch,
             "batch_size": full["batch_size"],
             "batch_dice": full["batch_dice"],
-            "network": _network(full, where),
+            "network": _network(full, len(patch), where),
         }
     except KeyError as fault:
         raise PlanError(f"{where}: {fault} is missing. Give a plans.json of nnU-Net v2.") from None
 
 
-def _network(full: Mapping[str, Any], where: str) -> dict[str, Any]:
+def _network(full: Mapping[str, Any], n_axes: int, where: str) -> dict[str, Any]:
     if "architecture" not in full:  # before version 2.4
-        n_stages = len(full["n_conv_per_stage_encoder"])
-        base, limit = full["UNet_base_num_features"], full["unet_max_num_features"]
+        n_stages = len(_part(full, "n_conv_per_stage_encoder", list, where))
+        base, limit = (_part(full, key, int, where) for key in ("UNet_base_num_features", "unet_max_num_features"))
         kind, _ = _kind(str(full["UNet_class_name"]), where)
         return {
             "kind": kind,
@@ -111,10 +112,16 @@ def _network(full: Mapping[str, Any], where: str) -> dict[str, Any]:
             "blocks": full["n_conv_per_stage_encoder"],
             "decoder_convolutions": full["n_conv_per_stage_decoder"],
         }
-    architecture = full["architecture"]
+    architecture = _part(full, "architecture", dict, where)
     kind, blocks_key = _kind(str(architecture["network_class_name"]).rsplit(".", 1)[-1], where)
-    stages = architecture["arch_kwargs"]
-    n_stages = stages["n_stages"]
+    stages = _part(architecture, "arch_kwargs", dict, f"{where}.architecture")
+    for key, usual in layer_settings(n_axes).items():
+        if stages.get(key, usual) != usual:
+            raise PlanError(
+                f"{where}.architecture.arch_kwargs.{key}: found {stages[key]!r}, expected {usual!r}, as nnU-Net's "
+                "planners write; others cannot be read."
+            )
+    n_stages = _part(stages, "n_stages", int, f"{where}.architecture.arch_kwargs")
     return {
         "kind": kind,
         "features": stages["features_per_stage"],
@@ -135,24 +142,48 @@ def _kind(class_name: str, where: str) -> tuple[str, str]:
     return _KINDS[class_name]
 
 
-def _normalisation(configuration: Mapping[str, Any], properties: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+def _only_normalisation(
+    full: Mapping[str, Mapping[str, Any]], properties: Mapping[str, Any], path: Path
+) -> list[dict[str, Any]]:
+    """The normalisation of all configurations; they may not differ in it, since our plans hold one."""
+    found = {name: _normalisation(own, properties, f"{path}: configurations.{name}") for name, own in full.items()}
+    first = next(iter(found), "")
+    for name, schemes in found.items():
+        if schemes != found[first]:
+            raise PlanError(
+                f"{path}: configurations.{name}: normalises otherwise than {first}, expected one way for all. Make a "
+                "plans.json of each."
+            )
+    return found.get(first, [])
+
+
+def _normalisation(own: Mapping[str, Any], properties: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    names, masked = (_part(own, key, list, where) for key in ("normalization_schemes", "use_mask_for_norm"))
+    if len(names) != len(masked):
+        raise PlanError(
+            f"{where}: {len(names)} normalization_schemes, but {len(masked)} use_mask_for_norm; expected one of each "
+            "for a channel. Correct it."
+        )
     result = []
-    names, masked = configuration.get("normalization_schemes", []), configuration.get("use_mask_for_norm", [])
     for channel, (name, within) in enumerate(zip(names, masked, strict=True)):
-        if name not in _OURS:
-            raise PlanError(f"{path}: normalization_schemes: found {name!r}.{did_you_mean(str(name), list(_OURS))}")
-        scheme = _OURS[name]
+        scheme = _OURS.get(str(name))
+        if scheme is None:
+            raise PlanError(f"{where}.normalization_schemes: found {name!r}.{did_you_mean(str(name), list(_OURS))}")
         values: dict[str, Any] = {"scheme": scheme, "within_nonzero": bool(within) and scheme == "zscore"}
         if scheme == "ct":
-            seen = _mapping(properties, str(channel), f"{path}: foreground_intensity_properties_per_channel")
-            values |= {"low": seen["percentile_00_5"], "high": seen["percentile_99_5"]}
-            values |= {"mean": seen["mean"], "std": max(seen["std"], 1e-8)}
+            inside = f"{where}: foreground_intensity_properties_per_channel"
+            seen = _part(properties, str(channel), dict, inside)
+            low, high, mean, std = (_part(seen, key, float, f"{inside}.{channel}") for key in _CT_KEYS)
+            values |= {"low": low, "high": high, "mean": mean, "std": max(std, 1e-8)}
         result.append(values)
     return result
 
 
-def _mapping(values: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
+def _part(values: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    """A value whose kind is needed to read on; all others are checked with the whole plan."""
     found = values.get(key)
-    if not isinstance(found, Mapping):
-        raise PlanError(f"{where}: {key}: found {str(found)[:60]!r}, expected keys and values. Is it a plans.json?")
+    if not isinstance(found, (int, float) if kind is float else kind):
+        raise PlanError(
+            f"{where}: {key}: found {str(found)[:60]!r}, expected {_KINDS_OF_VALUES[kind]}. Give nnU-Net's plans.json."
+        )
     return found

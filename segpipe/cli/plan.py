@@ -60,6 +60,8 @@ def command(
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
 
+    if nnunet_plans is not None and (preset != "auto" or gpu_memory is not None):
+        raise click.UsageError("--nnunet-plans takes all decisions from the file; leave out --preset and --gpu-memory.")
     machine = Machine(device, n_workers)
     choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost)
     if data is not None and nnunet_fingerprint is None and nnunet_dataset is None:

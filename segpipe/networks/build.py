@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from segpipe.core.errors import PlanError
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
 from segpipe.networks.efficientnet import efficientnet
@@ -80,6 +81,14 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
     Returns:
         A module from (B, C, Z, Y, X) float to a list of logits (B, n_outputs, z, y, x), one for each decoder stage,
         the highest resolution first and as large as the input. A 2D network treats every slice by itself.
+
+    Raises:
+        PlanError: If there is a single stage, which nnU-Net plans for tiny images and cannot build either.
     """
+    if len(spec.features) < 2:
+        raise PlanError(
+            "network: 1 stage, expected at least 2: the images are too small for a U-Net. Choose another configuration "
+            "or plan with --preset auto."
+        )
     network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
     return SliceWise(network) if spec.n_axes == 2 else network

@@ -12,6 +12,7 @@ from segpipe.networks.parts import InitialWeights, Parts, Sparse
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
 _ATTENTION = {"attention", "attention_position", "attention_reduction"}
+_MEANS = {"se", "eca"}  # gates that see the channels' means and nothing else
 _PLAIN = _PYRAMID | _ATTENTION | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
 _PLAIN |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
 KINDS: dict[str, set[str]] = {  # the parts that each kind uses
@@ -32,6 +33,8 @@ _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
 
 class NetworkSpec(Sparse):
     """A U-Net, stage by stage, the highest resolution first.
+
+    One stage can be written, since nnU-Net's planner does so for tiny images, but not built.
 
     Args:
         kind: The family of the encoder, one of `KINDS`.
@@ -63,8 +66,8 @@ class NetworkSpec(Sparse):
     @model_validator(mode="after")
     def _consistent(self) -> NetworkSpec:
         n_stages = len(self.features)
-        if n_stages < 2:
-            raise ValueError(f"features has {n_stages} entries, expected at least 2 stages")
+        if not n_stages:
+            raise ValueError("features is empty, expected one entry for each stage")
         for name in _PER_STAGE:
             _expect_entries(name, getattr(self, name), n_stages)
         _expect_entries("decoder_convolutions", self.decoder_convolutions, n_stages - 1)
@@ -96,6 +99,18 @@ class NetworkSpec(Sparse):
                 "there is no addition in kind 'plain' that attention_position after_add or residual_scale could act "
                 "on; take kind residual"
             )
+        self._expect_seeing_gates()
+
+    def _expect_seeing_gates(self) -> None:
+        parts, adds_norms = (
+            self.parts,
+            "residual" in (self.kind, self.parts.decoder) or self.kind in KINDS_OF_EFFICIENTNET,
+        )
+        if adds_norms and (parts.norm, parts.attention_position) == ("instance", "block") and parts.attention in _MEANS:
+            raise ValueError(
+                f"attention {parts.attention!r} in position block sees channels' means just behind norm 'instance', "
+                "which makes them the same for every image; take attention_position after_add or skip, or another norm"
+            )
 
     def _expect_own_topology(self) -> None:
         if self.kind in KINDS_OF_EFFICIENTNET:
@@ -114,8 +129,8 @@ class NetworkSpec(Sparse):
 
     def _expect_efficientnet(self) -> None:
         n_levels = len(self.features) - 1
-        if n_levels > 5:
-            raise ValueError(f"kind {self.kind!r} has at most 6 stages, not {n_levels + 1}")
+        if not 1 <= n_levels <= 5:
+            raise ValueError(f"kind {self.kind!r} has 2 to 6 stages, not {n_levels + 1}")
         found = levels(self.kind, n_levels)
         features = (self.features[0], *(level[-1].n_out for level in found))
         blocks = (self.blocks[0], *(sum(stage.n_blocks for stage in level) for level in found))
