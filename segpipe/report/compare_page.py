@@ -92,6 +92,9 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
     declared = [row for row in found.rows if row.is_declared]
     if not any(row.methods for row in declared):
         notes.append(f"No verdict on the methods themselves: {declared[0].methods_basis}.")
+    shown = _shown(declared)
+    if len(shown) < len(declared):
+        notes.append(f"Shown are the pairs with {shown[0].baseline}; the other pairs stand in the table.")
     return MetricPart(
         title=f"{metric.title} ({direction})",
         facts=(
@@ -99,8 +102,8 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
             *_suitability(found.suitability, metric),
         ),
         notes=tuple(notes),
-        verdicts=tuple((v.answer, v.sentence) for row in declared for v in (row.models, row.methods) if v is not None),
-        differences=_difference_pictures(found.rows, aligned, metric),
+        verdicts=tuple((v.answer, v.sentence) for row in shown for v in (row.models, row.methods) if v is not None),
+        differences=_difference_pictures(found.rows, shown, aligned, metric),
         rows=_row_table(found.rows, metric),
         rankings=_ranking_picture(found),
         distribution=_distribution(aligned, metric),
@@ -121,12 +124,17 @@ def _suitability(found: Suitability | None, metric: Metric) -> tuple[tuple[str, 
     )
 
 
-def _difference_pictures(rows: Sequence[Row], aligned: Aligned, metric: Metric) -> tuple[Picture, ...]:
-    """The declared rows of all pairs, then the labels of each pair with the first method."""
+def _shown(declared: Sequence[Row]) -> list[Row]:
+    """Declared rows of all pairs, or of very many those with the first method."""
+    first = declared[0].baseline
+    return [row for row in declared if len(declared) <= _MAX_PAIRS or row.baseline == first][:_N_ROWS]
+
+
+def _difference_pictures(
+    rows: Sequence[Row], declared: Sequence[Row], aligned: Aligned, metric: Metric
+) -> tuple[Picture, ...]:
+    """The declared rows, then the labels of each pair with the first method."""
     own = [row for row in rows if not row.grouping]
-    declared = [row for row in own if row.is_declared]
-    if len(declared) > _MAX_PAIRS:
-        declared = [row for row in declared if row.baseline == aligned.methods[0]]
     names = [
         f"{row.method} − {row.baseline}" + ("" if row.label == MEAN_LABEL else f", {row.label}") for row in declared
     ]
@@ -135,7 +143,7 @@ def _difference_pictures(rows: Sequence[Row], aligned: Aligned, metric: Metric) 
         "Thick bars: trained models, patients vary; thin bars, where there are several seeds: methods. The margin is "
         f"{quantity(own[0].margin, metric)}; the word is the verdict on trained models."
     )
-    pictures = [_differences(declared[:_N_ROWS], names[:_N_ROWS], aligned, metric, caption)]
+    pictures = [_differences(declared, names, aligned, metric, caption)]
     for method in aligned.methods[1 : 1 + _MAX_PAIRS_BY_LABEL] if len(aligned.labels) > 1 else ():
         labels = [row for row in own if (row.baseline, row.method) == (aligned.methods[0], method)][:_N_ROWS]
         caption = f"{method} − {aligned.methods[0]}, each label."
@@ -151,8 +159,8 @@ def _differences(rows: Sequence[Row], names: Sequence[str], aligned: Aligned, me
 
 
 def _text(value: float | None, metric: Metric, *, signed: bool = False) -> str:
-    """A number without its unit."""
-    return "–" if value is None else quantity(value, metric, signed=signed).split(" ")[0]
+    """A number without its unit; -0.0 is 0."""
+    return "–" if value is None else quantity(value + 0.0, metric, signed=signed).split(" ")[0]
 
 
 def _bounds(interval: tuple[float | None, float | None] | None, metric: Metric, *, signed: bool = True) -> str:

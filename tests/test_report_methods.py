@@ -1,0 +1,88 @@
+"""The methods paragraph, plain and in LaTeX."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
+from test_report_compare import method
+
+from segpipe.compare.run import Question, compare, parse_margins
+from segpipe.core.work import Work
+from segpipe.data.splits import Splits
+from segpipe.evaluate.intervals import N_RESAMPLES
+from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.summary import POLICIES
+from segpipe.report.inputs import read_work
+from segpipe.report.methods_text import MethodsText, comparison_methods, interval_text, metrics_text, policy_text
+from segpipe.report.work_protocol import work_methods
+
+
+def text_of(folder: Path) -> str:
+    found = read_work(folder)
+    (run,) = found.runs
+    assert run.scores is not None
+    return work_methods(found, run, run.scores, ("dice", "hd95")).plain
+
+
+def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
+    text = text_of(work)
+    assert "Phantom has 6 cases of 5 patients" in text
+    assert f"Cross-validation used {Splits.load(Work(work).splits).source}, drawn with seed 0." in text
+    assert "No patient had cases on both sides of a fold. Scores are of 6 cases of 5 patients, each predicted" in text
+    assert "1000 epochs planned" in text and "20 epochs run" in text and "training seed 0" in text
+    assert "HD95 is the larger of the two directed 95th percentiles" in text
+    assert f"{N_RESAMPLES} resamples of patients" in text and "With 5 patients, fewer than 50" in text
+    assert "Bland and Altman 1986" in text
+
+
+def test_what_folds_were_trained_with_comes_before_what_was_planned(work: Path):  # noqa: F811
+    plan = (work / "plan.yaml").read_text()
+    for fold, seconds in enumerate((60.0, 90.0, 60.0)):
+        changed = plan.replace("time_budget_seconds: null", f"time_budget_seconds: {seconds}")
+        (work / "runs" / CONFIGURATION / f"fold_{fold}" / "plan.yaml").write_text(changed)
+    assert "a time budget of 60 or 90 s for a fold" in text_of(work)
+
+
+@pytest.mark.parametrize("content", ["", "a: [1", "configurations: [1]\ntraining: x\n", "preset: p\n"])
+def test_a_broken_plan_is_left_out(work: Path, content: str):  # noqa: F811
+    (work / "plan.yaml").write_text(content)
+    assert "patches of" not in text_of(work)
+
+
+def test_a_comparison_tells_its_family_its_margin_and_its_claims():
+    found = compare([method("a", 0, 60), method("b", 0.1, 60), method("c", 0, 60)], Question(parse_margins(["dice"])))
+    text = comparison_methods(found).plain
+    assert "a, b and c were compared" in text
+    assert "There were 60 cases of 30 patients, validated in 5 common folds, and a single training seed" in text
+    assert "10000 drawn patterns" in text and "was 0.0050 (dice)" in text
+    assert "family of 3 declared comparisons (organ, every pair of methods)" in text
+    assert "No claim is made on the methods themselves (one seed" in text
+
+
+def test_every_policy_and_every_metric_has_words():
+    assert len({policy_text(policy) for policy in POLICIES}) == len(POLICIES)
+    for name in METRICS:
+        assert len(metrics_text([name])) > 20
+    assert "fewer than 50" not in interval_text(50, 0)
+
+
+def test_latex_by_hand():
+    text = MethodsText((("A", r"5 % of a_b & 3×3 mm³, $1 #2 {x} ~ ^ \ – < |"),))
+    assert text.latex == (
+        r"\paragraph{A.} 5\,\% of a\_b \& 3$\times$3 mm\textsuperscript{3}, \$1 \#2 \{x\} \textasciitilde{} "
+        r"\textasciicircum{} \textbackslash{} -- $<$ $|$"
+    )
+    assert text.plain.startswith("A. 5 % of a_b")
+
+
+@given(st.text("ab %&$#_{}\\~^<>|", max_size=30))
+def test_latex_has_no_bare_special_letter_and_closes_what_it_opens(words: str):
+    latex = MethodsText((("T", words),)).latex.removeprefix(r"\paragraph{T.} ")
+    latex = re.sub(r"\$[<>|]\$", "", latex)
+    bare = re.sub(r"\\(textbackslash|textasciitilde|textasciicircum)\{\}", "", latex)
+    assert not re.search(r"(?<!\\)[&%$#_{}~^]", bare)
