@@ -66,11 +66,12 @@ def file_ending(dataset: Dataset) -> str:
     n_channels = len(dataset.channels)
     endings = {ending_of(Path(file)) for case in dataset.cases for file in (*case.images, case.label or "")}
     packed = [case for case in dataset.cases if len(case.images) != n_channels]
-    if packed or len(endings) > 1:
-        found = f"case {packed[0].case_id} has {len(packed[0].images)} files for {n_channels} channels"
+    found = [f"case {case.case_id} has {len(case.images)} files for {n_channels} channels" for case in packed[:1]]
+    found += [f"formats {', '.join(sorted(endings))}"] if len(endings) > 1 else []
+    if found:
         raise DataError(
-            f"{dataset.root}: {found if packed else f'formats {sorted(endings)}'}; nnunetv2 expects one file for each "
-            "channel, all of one format. Convert a copy."
+            f"{dataset.root}: {found[0]}; nnunetv2 expects one file for each channel, all in one format. "
+            "Convert a copy."
         )
     return endings.pop()
 

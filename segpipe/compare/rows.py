@@ -46,6 +46,7 @@ def draft_rows(
     seed: int,
     n_permutations: int,
     *,
+    against_first: bool = False,
     grouping: str = "",
     group: str = "",
 ) -> list[Draft]:
@@ -57,6 +58,7 @@ def draft_rows(
         declared: Labels that were declared; empty: the mean over labels. Of a group none is.
         seed: Of bootstrap and permutation.
         n_permutations: For each test.
+        against_first: Whether only the pairs with the first method were declared.
         grouping, group: Which cases these are.
     """
     values = aligned.model_values
@@ -71,7 +73,8 @@ def draft_rows(
     drafts: list[Draft] = []
     for (first, second), paired, permuted in zip(pairs, compared, p_values, strict=True):
         tests = _tests(aligned, first, second, paired, permuted, seed)
-        drafts += [_draft(tests, index, name, margin, name in declared, own) for index, name in enumerate(names)]
+        own_declared = declared if first == 0 or not against_first else ()
+        drafts += [_draft(tests, index, name, margin, name in own_declared, own) for index, name in enumerate(names)]
     return drafts
 
 

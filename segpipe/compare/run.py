@@ -31,6 +31,7 @@ class Question:
     Args:
         margins: Metrics in order, each with the largest difference that counts as none, in its unit.
         declared: Labels of the family that is corrected by Holm; empty: the mean over labels.
+        against_first: Whether that family is the comparisons with the first method; if not, of every pair.
         labels: Labels to compare; empty: all.
         policy: What empty masks count, as in `summarise`.
         allow_missing: Compare the cases that all have.
@@ -41,6 +42,7 @@ class Question:
 
     margins: dict[str, float]
     declared: tuple[str, ...] = ()
+    against_first: bool = False
     labels: tuple[str, ...] = ()
     policy: str = DEFAULT_POLICY
     allow_missing: bool = False
@@ -108,11 +110,14 @@ def _of_metric(
         raise UsageError(
             f"declared label {unknown[0]!r} is not compared.{did_you_mean(unknown[0], list(aligned.labels))}"
         )
-    drafts = draft_rows(aligned, margin, question.declared, question.seed, question.n_permutations)
+    against_first = question.against_first
+    drafts = draft_rows(
+        aligned, margin, question.declared, question.seed, question.n_permutations, against_first=against_first
+    )
     descriptions = describe(methods, aligned, question.policy, question.seed, "", "")
     for grouping, group, part in _groups(aligned, question.cases):
-        place = {"grouping": grouping, "group": group}
-        drafts += draft_rows(part, margin, (), question.seed, question.n_permutations, **place)
+        own = draft_rows(part, margin, (), question.seed, question.n_permutations, grouping=grouping, group=group)
+        drafts += own
         descriptions += describe(methods, part, question.policy, question.seed, grouping, group)
     folds, values = aligned.folds, aligned.model_values
     one_split = folds[0] if folds is not None and len(folds) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from segpipe.core.records import Record, did_you_mean
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.evaluate.metrics import METRICS
 
+_MAX_EPOCHS = 20  # points of the learning curve
+_WIDTH = 80
 SEED_MARK = "{seed}"  # in the path of an arm of masks
 
 
@@ -71,7 +74,7 @@ class Study(Record):
         question: What the study is to answer, in words.
         data: The dataset, relative to the study's file; None: named on the command line.
         base: What all arms share.
-        arms: By name; the first is the baseline.
+        arms: By name; the first is the baseline: what is declared beforehand is that the others are compared with it.
         n_folds: Folds that the data are split into.
         split_seed: Of the split, the same for all arms and seeds.
         folds: Which of them are trained.
@@ -163,9 +166,6 @@ class Study(Record):
         }
 
 
-_MAX_EPOCHS = 20  # points of the learning curve
-
-
 @dataclass(frozen=True)
 class Training:
     """One training of a study."""
@@ -180,16 +180,19 @@ def _is_inside(key: str, other: str) -> bool:
 
 
 def described(study: Study) -> Iterator[str]:
-    """What a study will do, a line each."""
-    yield f"{study.name}: {study.question}"
+    """What a study will do, in lines of at most 80 columns but for long values."""
+    yield from textwrap.wrap(f"{study.name}: {study.question}", _WIDTH)
     for number, (name, arm) in enumerate(study.arms.items()):
         yield f"  {name}{' (baseline)' if number == 0 else ''}: {_about(study, arm)}"
+        yield from (f"    {key} = {json.dumps(value)}" for key, value in arm.set.items())
     n_trainings = len(study.trainings)
     folds, seeds = (", ".join(map(str, numbers)) for numbers in (study.folds, study.seeds))
     time = "" if study.minutes is None else f", {_hours(n_trainings * study.minutes)} of training in all"
-    yield f"{n_trainings} trainings: folds {folds} of {study.n_folds} × seeds {seeds}, {study.budget} each{time}."
+    total = f"{n_trainings} trainings: folds {folds} of {study.n_folds}, seeds {seeds}, {study.budget} each{time}."
+    yield from textwrap.wrap(total, _WIDTH)
     if len(study.seeds) < 2:
-        yield "One seed: the verdict is on these trained models. A verdict on the methods needs two or more seeds."
+        alone = "One seed: the verdict is on these trained models; one on the methods needs two or more seeds."
+        yield from textwrap.wrap(alone, _WIDTH)
 
 
 def _about(study: Study, arm: Arm) -> str:
@@ -198,8 +201,7 @@ def _about(study: Study, arm: Arm) -> str:
     if arm.masks is not None:
         return f"masks in {arm.masks}"
     name = arm.configuration or study.base.configuration
-    head = [f"preset {arm.preset or study.base.preset}", *([name] if name else [])]
-    return ", ".join([*head, *(f"{key}={json.dumps(value)}" for key, value in arm.set.items())])
+    return f"preset {arm.preset or study.base.preset}{f', {name}' if name else ''}"
 
 
 def _hours(minutes: float) -> str:

@@ -143,7 +143,7 @@ class _Running:
             )
             table.save(self.folder.scores(name))
             methods.append(Method(name, table))
-        return compare(methods, Question(margins=dict(self.study.margins)))
+        return compare(methods, Question(margins=dict(self.study.margins), against_first=True))
 
     def _configuration(self, arm: str) -> str | None:
         return self.study.arms[arm].configuration or self.study.base.configuration
@@ -234,7 +234,6 @@ def _share(base: Work, work: Work) -> None:
     """Let an arm find what was measured and prepared; how a case is prepared names its folder, so none is mixed up."""
     make_folder(work.path)
     shutil.copyfile(base.measured_cases, work.measured_cases)
-    shutil.copyfile(base.splits, work.splits)
     prepared = work.path / "prepared"
     if not prepared.is_symlink():
         make_folder(base.path / "prepared")
