@@ -23,7 +23,6 @@ import torch
 from segpipe.core.labels import Label, LabelSet
 from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, cost
-from segpipe.networks.effnet import effnet
 from segpipe.networks.parts import Parts, aspp_dilations
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.presets import PRESETS
@@ -55,11 +54,6 @@ def specs(found: Topology) -> dict[str, NetworkSpec]:
     """By name: every preset of the planner, parts one by one on nnU-Net's residual network, what has no preset."""
     named = {name: preset.network(found) for name, preset in PRESETS.items()}
     named = {name: spec for name, spec in named.items() if name not in ("resenc_l", "resenc_xl")}  # resenc_m's network
-    edges = dict(spacing_mm=(1.0,) * 3, patch_vox=found.patch)
-    effnets = {
-        f"effnet_{size}": effnet(size, found.strides, found.kernels, **edges) for size in ("b0", "b3", "b5", "b7")
-    }
-    named |= {name: spec for name, spec in effnets.items() if name not in named}
     residual = named["resenc_m"]
     deepest = [p // d for p, d in zip(found.patch, found.divisors, strict=True)]
     pyramid = dict(bottleneck="aspp_deeplab", dilations_zyx=aspp_dilations((1.0,) * 3, deepest))

@@ -66,7 +66,8 @@ def test_outputs_equal_nnunets_with_the_same_weights(kind, view):
 
 
 PARTS = [
-    *({"attention": a, "attention_position": p} for a in ("se", "eca", "cbam", "scse") for p in ("skip", "block")),
+    *({"attention": a} for a in ("se", "eca", "cbam", "scse")),
+    *({"attention": a, "attention_position": "block", "norm": "batch"} for a in ("se", "eca", "cbam", "scse")),
     {"attention": "se", "attention_position": "after_add"},
     {"norm": "batch"},
     {"norm": "group"},
