@@ -158,7 +158,7 @@ def test_of_twelve_methods_the_pairs_with_the_first_are_drawn_and_all_are_listed
     page = page_of([method(f"m{i}", 0.01 * i) for i in range(12)], tmp_path)
     n_rows = sum(tag == "tr" for tag, _ in page.tags)
     assert n_rows == 1 + 66 + 1 + 12  # comparisons and methods with their headings
-    assert "Shown are the pairs with m0" in page.text
+    assert "11 of 66 verdicts are shown, on m0" in page.text
     assert page.alts[0].count("− m0") == 11 and "− m1 " not in page.alts[0]
 
 

@@ -94,7 +94,7 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
         notes.append(f"No verdict on the methods themselves: {declared[0].methods_basis}.")
     shown = _shown(declared)
     if len(shown) < len(declared):
-        notes.append(f"Shown are the pairs with {shown[0].baseline}; the other pairs stand in the table.")
+        notes.append(f"{len(shown)} of {len(declared)} verdicts are shown, on {shown[0].baseline}; the table has all.")
     return MetricPart(
         title=f"{metric.title} ({direction})",
         facts=(
