@@ -141,6 +141,8 @@ def test_a_dry_run_prints_arms_trainings_and_time_and_writes_nothing(tmp_path, c
         ({"minutes": 5}, 2, "one of minutes and steps"),
         ({"steps": None}, 2, "one of minutes and steps"),
         ({"steps": 2.0}, 2, "steps: found 2.0"),
+        ({"arms": {"a": {"set": {"training.seed": 3}}, "b": {}}}, 2, "a sets training.seed, which follows from seeds"),
+        ({"arms": {"a": {"set": {"training.epochs": 3}}, "b": {}}}, 2, "a sets training.epochs"),
         ({"folds": [2]}, 2, "there are 2 folds"),
         ({"folds": [0, 0]}, 2, "none twice"),
         ({"seeds": []}, 2, "at least one number"),

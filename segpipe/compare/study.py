@@ -125,6 +125,14 @@ class Study(Record):
         return margins
 
     @model_validator(mode="after")
+    def _own_keys(self) -> Study:
+        for name, values in {"base": self.base.set, **{name: arm.set for name, arm in self.arms.items()}}.items():
+            taken = [key for key in values if key in ("training.seed", *self._budget_values())]
+            if taken:
+                raise ValueError(f"{name} sets {taken[0]}, which follows from seeds, minutes and steps; leave it out")
+        return self
+
+    @model_validator(mode="after")
     def _one_budget(self) -> Study:
         if (self.minutes is None) == (self.steps is None):
             raise ValueError("expected one of minutes and steps: the budget of one training")
