@@ -102,8 +102,10 @@ def _index(
     n_threads: int,
 ) -> tuple[bool, bool]:
     """Write indices and what is ignored; returns which map has unknown values."""
+    from segpipe.evaluate.compiled import say_first_use
     from segpipe.evaluate.scan import index_pair
 
+    say_first_use(index_pair)
     known = {labels.background_value: 0} | {value: i + 1 for i, value in enumerate(labels.values)}
     if labels.ignore_value is not None:
         known[labels.ignore_value] = _IGNORED
@@ -149,8 +151,10 @@ def _in_kind(values: NDArray[Any]) -> NDArray[Any]:
 def _count(
     reference: NDArray[Any], prediction: NDArray[Any], n_values: int, n_threads: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    from segpipe.evaluate.compiled import say_first_use
     from segpipe.evaluate.scan import count_pairs
 
+    say_first_use(count_pairs)
     step = max(-(-len(reference) // n_threads), 1)
     firsts = range(0, len(reference), step)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from segpipe.evaluate.compiled import kernel
 
-_N_BINS = 4096  # of weights stay in the nearest cache of a processor
+_MAX_BINS = 4096  # of weights stay in the nearest cache of a processor
 
 
 @kernel
@@ -21,14 +21,15 @@ def least_reaching(values: Any, weights: Any, wanted: Any) -> Any:
         wanted: Weight to reach. Where all together do not, the largest value that weighs something is returned.
     """
     low, high, before = values.min(), values.max(), 0.0
+    n_bins = min(len(values), _MAX_BINS)  # two or more where values differ, so that each round leaves fewer of them
     while low < high:
-        scale = (_N_BINS - 1) / (high - low)
-        bins = np.zeros(_N_BINS)
+        scale = (n_bins - 1) / (high - low)
+        bins = np.zeros(n_bins)
         for i in range(len(values)):
             if low <= values[i] <= high:
                 bins[np.int64((values[i] - low) * scale)] += weights[i]
         chosen, total = 0, before
-        for k in range(_N_BINS):
+        for k in range(n_bins):
             if bins[k] > 0:
                 chosen, before = k, total
                 total += bins[k]

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 _FLAT = 1e3  # mm in place of the spacing of an axis that is none: no row is searched along it
+_EVERY = 32  # of so many elements one is tried before the search among near rows, which is slow where it is in vain
 _ROUNDING = 1e-9  # of a voxel: what lies within the slack must not be lost
 
 
@@ -197,11 +198,14 @@ def _mc_from(pair: _Pair, side: int, same: NDArray[np.uint64]) -> Directed:
     goals = bits.codes_in(other, other_mask, int(bits.count_both(other, other)[0]))
     slack_vox = 2 * float(np.abs(centres).max()) + _ROUNDING
     rows = _rows(pair.search_mm, slack_vox)
-    squares = near_point_squares(places, codes, other, goals, centres, *rows, spacing, slack_vox)
-    is_far = np.isinf(squares)
-    if is_far.any():
-        starts, ends = places[is_far] + centres[codes[is_far]], _all_places(other) + centres[goals]
-        squares[is_far] = far_squares(starts, ends, spacing)
+
+    def near(part: Any) -> NDArray[np.float64]:
+        return near_point_squares(places[part], codes[part], other, goals, centres, *rows, spacing, slack_vox)
+
+    def far(part: Any) -> NDArray[np.float64]:
+        return far_squares(places[part] + centres[codes[part]], _all_places(other) + centres[goals], spacing)
+
+    squares = _near_or_far(near, far, len(places))
     shared = float(bits.code_counts(own, same, mask) @ patches.areas_mm2)
     return Directed(np.sqrt(squares), patches.areas_mm2[codes], n_shared, shared)
 
@@ -223,14 +227,29 @@ def _nearest_mm(places: NDArray[np.int32], target: NDArray[np.uint64], pair: _Pa
     from segpipe.evaluate.far import far_squares
     from segpipe.evaluate.nearest import near_squares
 
-    spacing = np.array(pair.search_mm)
-    squares = near_squares(places, target, *_rows(pair.search_mm, 0.0), spacing)
+    spacing, rows = np.array(pair.search_mm), _rows(pair.search_mm, 0.0)
+
+    def near(part: Any) -> NDArray[np.float64]:
+        return near_squares(places[part], target, *rows, spacing)
+
+    def far(part: Any) -> NDArray[np.float64]:
+        return far_squares(places[part].astype(np.float64), _all_places(target).astype(np.float64), spacing)
+
+    return np.sqrt(_near_or_far(near, far, len(places)))
+
+
+def _near_or_far(
+    near: Callable[[Any], NDArray[np.float64]], far: Callable[[Any], NDArray[np.float64]], n: int
+) -> NDArray[np.float64]:
+    """Squared distances of n elements, by `far` where `near` does not find any; both take indices or a slice."""
+    sample = np.arange(0, n, _EVERY)
+    if len(sample) >= _EVERY and np.isinf(near(sample)).mean() > 0.5:
+        return far(slice(None))
+    squares = near(slice(None))
     is_far = np.isinf(squares)
     if is_far.any():
-        squares[is_far] = far_squares(
-            places[is_far].astype(np.float64), _all_places(target).astype(np.float64), spacing
-        )
-    return np.sqrt(squares)
+        squares[is_far] = far(is_far)
+    return squares
 
 
 @lru_cache(maxsize=64)
@@ -243,13 +262,10 @@ def _rows(spacing_mm: tuple[float, float, float], slack_vox: float) -> tuple[Any
 @lru_cache(maxsize=1)
 def _bits() -> ModuleType:
     """The compiled loops, with a word to the person who waits if they are to be compiled first."""
-    from segpipe.core.progress import say
     from segpipe.evaluate import bits
-    from segpipe.evaluate.compiled import first_use_text
+    from segpipe.evaluate.compiled import say_first_use
 
-    text = first_use_text(bits.mask_bits)
-    if text:
-        say(text)
+    say_first_use(bits.mask_bits)
     return bits
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.evaluate.compiled import kernel
+from segpipe.evaluate.compiled import kernel, say_first_use
 
 
 def _neighbours(max_steps: int, reach: int) -> NDArray[np.int64]:
@@ -58,6 +58,7 @@ def centreline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     values = np.ascontiguousarray(padded).ravel()
     places = np.flatnonzero(values)
     z, y, x = ((axis - axis.min(initial=len(values))) % 2 for axis in np.unravel_index(places, shape))
+    say_first_use(_thin)
     _thin(values, places, 4 * z + 2 * y + x, offsets, _BY_CORNER, _BY_FACE, np.array(_FACES))
     return values.reshape(shape)[1:-1, 1:-1, 1:-1].astype(bool)
 
