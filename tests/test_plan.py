@@ -141,6 +141,8 @@ def test_edits_change_one_value_and_nothing_else():
         ("configurations.mine={inherits: 3d_full}", "mine inherits from '3d_full', expected one of 3d_fullres"),
         ("configurations.mine={inherits: mine}", "mine → mine: configurations inherit in a circle"),
         ("configurations.3d_fullres.previous=2d", "configurations.3d_fullres.previous is '2d', expected one of none"),
+        ("configurations.mine={inherits: [1]}", "mine inherits from [1], expected one of 3d_fullres"),
+        ("orientation=LLS", "orientation 'LLS' has not one letter each of"),
         ("labels.labels.0=x", "labels.labels is a list; give all of it"),
         ("training.epochs=2.0", "training.epochs: found 2.0"),
         ("training.learning_rate", "expected KEY=VALUE"),
@@ -183,6 +185,12 @@ def test_a_circle_of_inheritance_is_named(tmp_path):
     text = small_plan().to_yaml().replace("configurations:", "configurations:\n  a: {inherits: b}\n  b: {inherits: a}")
     (tmp_path / "plan.yaml").write_text(text)
     with pytest.raises(PlanError, match=r"a → b → a: configurations inherit in a circle"):
+        Plan.load(tmp_path / "plan.yaml")
+
+
+def test_a_configuration_named_like_a_path_is_refused(tmp_path):
+    (tmp_path / "plan.yaml").write_text(small_plan().to_yaml().replace("  3d_fullres:", "  ../../outside:"))
+    with pytest.raises(PlanError, match=r"configurations.../../outside: expected a name of letters"):
         Plan.load(tmp_path / "plan.yaml")
 
 

@@ -26,7 +26,7 @@ def _complete(name: str, configurations: Mapping[str, Any], below: tuple[str, ..
     base = own.get(KEY) if isinstance(own, Mapping) else None
     if base is None:
         return own
-    if base not in configurations:
+    if not isinstance(base, str) or base not in configurations:
         raise ValueError(
             f"{name} inherits from {base!r}, expected one of {', '.join(sorted({*configurations} - {name}))}"
         )

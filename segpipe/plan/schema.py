@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -25,6 +26,8 @@ from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
 
+_PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
+_NAME = re.compile(r"\w[\w-]*")
 Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
 
 
@@ -198,6 +201,8 @@ class Plan(Record):
     def _consistent(self) -> Plan:
         if len(self.normalisation) != len(self.channels):
             raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")
+        if len(self.orientation) != 3 or not all(pair & {*self.orientation} for pair in _PAIRS):
+            raise ValueError(f"orientation {self.orientation!r} has not one letter each of L or R, P or A, I or S")
         if sorted(self.axis_order) != [0, 1, 2]:
             raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
@@ -205,6 +210,8 @@ class Plan(Record):
         if not self.configurations:
             raise ValueError("configurations is empty")
         for name, configuration in self.configurations.items():
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"configurations.{name}: expected a name of letters, digits, _ and -: folders have it")
             previous = configuration.previous
             if previous is not None and (previous == name or previous not in self.configurations):
                 others = ", ".join(other for other in self.configurations if other != name)
