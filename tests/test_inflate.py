@@ -180,6 +180,13 @@ def test_another_size_is_refused_by_its_numbers(photographic):
         start_from(InitialWeights(source=str(path)), build(small_plan().configurations["3d_fullres"].network, 1, 2))
 
 
+def test_a_file_with_a_number_for_a_kernel_is_of_another_network(photographic, tmp_path):
+    odd = photographic[1].state_dict() | {"blocks.1.0.conv_dw.weight": torch.tensor(1.0)}
+    torch.save(odd, tmp_path / "odd.pth")
+    with pytest.raises(UsageError, match=r"odd\.pth: is an EfficientNet with 15 blocks.* expected one with 16 blocks"):
+        start_from(InitialWeights(source=str(tmp_path / "odd.pth")), build(spec_of(), 1, 2))
+
+
 def test_a_checkpoint_of_the_same_network_is_taken_whole(tmp_path):
     torch.manual_seed(0)
     one, other = build(spec_of(), 1, 2), build(spec_of(), 1, 2)

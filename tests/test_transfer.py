@@ -120,6 +120,7 @@ FAULTS = {
     "text.safetensors": (b"weights", "cannot be read as weights"),
     "list.pth": ([1], "holds a list"),
     "empty.pth": ({}, "holds no tensors by name \\(found: nothing\\)"),
+    "numbered.pth": ({0: torch.zeros(2)}, "holds no tensors by name \\(found: 0\\)"),
     "other.pth": (OrderedDict(fc=torch.zeros(2)), "none of its 1 tensors fits this network \\(e.g. fc, expected e.g."),
 }
 
@@ -133,6 +134,15 @@ def test_a_wrong_file_is_told_by_its_fault(name, tmp_path):
         torch.save(content, tmp_path / name)
     with pytest.raises(UsageError, match=message):
         transfer_weights(tmp_path / name, build(unet("plain", "3d"), 2, 3))
+
+
+def test_weights_of_a_training_that_failed_are_refused(tmp_path):
+    one, other = build(unet("plain", "3d"), 2, 3), build(unet("plain", "3d"), 2, 3)
+    one.decoder.seg_layers[1].bias.data[2] = float("nan")
+    save_weights(tmp_path / "w.safetensors", one, {})
+    with pytest.raises(UsageError, match=r"decoder\.seg_layers\.1\.bias holds numbers that are not finite"):
+        transfer_weights(tmp_path / "w.safetensors", other)
+    assert all(p.isfinite().all() for p in other.parameters())
 
 
 def test_half_a_file_is_refused(tmp_path):

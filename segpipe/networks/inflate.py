@@ -165,7 +165,7 @@ def _for_encoder(weights: InitialWeights, stored: Mapping[str, Tensor], network:
 
 def _channels_of_blocks(weights: Mapping[str, Tensor]) -> dict[str, int]:
     """Hidden channels of each block, which tell one size from all others."""
-    return {name: len(value) for name, value in weights.items() if name.endswith(_DEPTHWISE)}
+    return {name: len(value) for name, value in weights.items() if name.endswith(_DEPTHWISE) and value.ndim}
 
 
 def _told(channels: Mapping[str, int]) -> str:

@@ -99,6 +99,12 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
             f"{source}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
             f"expected e.g. {next(iter(own))}). Plan the network that the file was trained with."
         )
+    broken = next((name for name, value in kept.items() if not value.isfinite().all()), None)
+    if broken is not None:
+        raise UsageError(
+            f"{source}: {broken} holds numbers that are not finite, expected weights of a training that went well. "
+            "Take an earlier checkpoint."
+        )
     network.load_state_dict(kept, strict=False)
     known = {plain_name(name) for name in own}
     loaded = tuple(name for name in kept if name not in adapted)
@@ -144,7 +150,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if isinstance(values.get(place), Mapping):
             values = values[place]
             break
-    weights = {plain_name(n): v for n, v in values.items() if isinstance(v, Tensor) and not _is_copy(n)}
+    named = {n: v for n, v in values.items() if isinstance(n, str) and isinstance(v, Tensor)}
+    weights = {plain_name(n): v for n, v in named.items() if not _is_copy(n)}
     if not weights:
         raise UsageError(f"{path}: holds no tensors by name (found: {', '.join(map(str, values))[:80] or 'nothing'}).")
     return weights
