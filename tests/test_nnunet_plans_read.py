@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import write_nnunet
 from hypothesis import given
 from hypothesis import strategies as st
 from nnunet_files import exported, plan_files, with_intensities
@@ -75,6 +76,17 @@ def test_a_preset_beside_a_plans_file_is_a_contradiction(plans: dict[str, Any], 
     for option in (["--preset", "resenc_l"], ["--gpu-memory", "24"]):
         assert run(["plan", "data", "-o", str(tmp_path / "work"), "--nnunet-plans", str(file), *option]) == 2
         assert "leave out --preset and --gpu-memory" in capsys.readouterr().err
+
+
+def test_a_folder_holds_the_plan_of_images_or_of_nnunets_files_never_of_both(tmp_path: Path, capsys):
+    data = write_nnunet(tmp_path / "data", [f"c{i}" for i in range(6)])
+    work = plan_files(tmp_path, with_intensities(LARGE, 2), DATASET, "--preset", "nnunet")
+    images = ["plan", str(data), "-o", str(work), "--preset", "nnunet", "--no-cost", "--no-report"]
+    assert run(images) == 0 and not (work / "nnunet_dataset.json").exists()
+    files = ["--nnunet-fingerprint", str(tmp_path / "dataset_fingerprint.json")]
+    files += ["--nnunet-dataset", str(tmp_path / "dataset.json")]
+    assert run(["plan", *files, "-o", str(work)]) == 2
+    assert "holds the plan of a dataset with images" in capsys.readouterr().err
 
 
 REFUSED = [  # place in plans.json, value, what is said

@@ -87,6 +87,7 @@ def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, k
     planned = _affordable(edited(_kept(work, plan) if keep else plan, choices.edits), fingerprint, machine, choices)
     fingerprint.save(work.fingerprint)
     dataset.save(work.dataset)
+    work.nnunet_dataset.unlink(missing_ok=True)  # of a plan without images that was here before
     _save_keeping(work.splits, splits.to_json())
     _save_keeping(work.plan, planned.plan.to_yaml())
     for warning in splits.warnings:
@@ -100,11 +101,14 @@ def plan_nnunet_files(
     """The same from nnU-Net's two files, without any image: fingerprint and plan into a work folder.
 
     Raises:
+        UsageError: If the folder holds the plan of a dataset with images.
         DataError: If the files are not nnU-Net's, or belong to different datasets.
         PlanError: If the preset or an edit is wrong, or the plan does not fit the memory.
     """
     work = Work(folder)
     _refuse_foreign(work, fingerprint_file.parent)
+    if work.dataset.is_file():
+        raise UsageError(f"-o {folder}: holds the plan of a dataset with images. Choose another folder.")
     described = read_nnunet_dataset(dataset_file)
     fingerprint = read_nnunet_fingerprint(fingerprint_file, described)
     plan = edited(_decided(fingerprint, described.labels, described.name, machine, choices), choices.edits)
