@@ -45,8 +45,8 @@ def test_less_is_better_for_distances():
 
 
 def test_of_equal_candidates_the_first_is_taken():
-    found = candidates([[[[0.1 + 0.2], [0.3]], [[0.3], [0.1 + 0.2]]]] * 2, [0, 1])
-    assert selected(found).chosen == Choice(0, (0,))
+    first, second = [[0.3], [0.3]], [[0.1 + 0.2], [0.3]]  # 0.1 + 0.2 is 0.30000000000000004
+    assert selected(candidates([[first, second], [second, second]], [0, 1])).chosen == Choice(0, (0,))
 
 
 def test_labels_without_a_case_keep_the_first_step_and_one_fold_is_refused():
