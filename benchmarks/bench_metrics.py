@@ -6,13 +6,15 @@ Rows are SIZE:LABELS (organs), noise:SIZE:LABELS, shifted:SIZE:LABELS, or folder
 voxel of noise at their boundary, predictions are moved by a voxel or two, and in one label of four (the first, the
 fifth, …) a blob lies far away. `shifted` moves the prediction by 60 voxels, in `noise` both maps are random. Times are
 seconds of the processor, the least of several repeats, ours and MONAI's in turn, so that a busy machine disturbs them
-little; only `wall, 2 threads` is by the clock. MONAI gets each label's masks ready made, we the map of labels.
+little; only `wall, 2 threads` is by the clock. `extra MB` is the most memory beyond the two maps, on two threads and
+with every metric of counts and surfaces, in a process of its own (`memory:SIZE:LABELS`).
+MONAI gets each label's masks ready made, we the map of labels.
 """
 
 from __future__ import annotations
 
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,7 +28,7 @@ from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels, write_image
 from segpipe.evaluate.case import ScoreSettings
-from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS
 from segpipe.evaluate.run import MaskPair, score_case, score_folder
 from segpipe.evaluate.scores import Origin
 
@@ -94,25 +96,26 @@ def monai_hd95_seconds(reference: NDArray[np.uint8], prediction: NDArray[np.uint
     return total
 
 
-def resident_mb() -> float:
-    """Memory of this process now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+def memory_line(field: str) -> float:
+    """A line of this process's status in MB: VmRSS, what it holds now, or VmHWM, the most it held."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
-def extra_mb(function: Callable[[], object]) -> float:
-    """Most memory during a call beyond that before it."""
-    before, most, done = resident_mb(), [0.0], threading.Event()
+def extra_mb(row: str) -> float:
+    """Most memory during the scoring of a row beyond that before it, in a process of its own."""
+    command = [sys.executable, __file__, f"memory:{row}"]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
-    def watch() -> None:
-        while not done.wait(0.002):
-            most[0] = max(most[0], resident_mb())
 
-    thread = threading.Thread(target=watch)
-    thread.start()
-    function()
-    done.set()
-    thread.join()
-    return max(most[0] - before, 0.0)
+def measure_memory(row: str) -> float:
+    """As `extra_mb`, in this process: the loops are loaded first, and the mark of the most memory is set back."""
+    scoring("64:2", EVERY, n_threads=2)()
+    run = scoring(row, EVERY, n_threads=2)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory_line("VmRSS")
+    run()
+    return memory_line("VmHWM") - before
 
 
 def masks_of(row: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
@@ -129,40 +132,55 @@ def masks_of(row: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
     return reference, prediction, n
 
 
-def measure_row(row: str, with_monai: bool) -> str:
-    """One line of the table."""
-    reference, prediction, n_labels = masks_of(row)
+def names_of(*groups: str) -> tuple[str, ...]:
+    """Metrics of some groups."""
+    return tuple(name for name, metric in METRICS.items() if metric.group in groups)
+
+
+EVERY = names_of("counts", "lattice", "voxel", "mc")
+COLUMNS = (("hd95_voxel_max",), *(names_of(group) for group in ("counts", "lattice", "voxel", "mc")), DEFAULT_METRICS)
+
+
+def scoring(
+    row: str,
+    metrics: tuple[str, ...],
+    n_threads: int = 1,
+    masks: tuple[NDArray[np.uint8], NDArray[np.uint8], int] | None = None,
+) -> Callable[[], object]:
+    """A call that scores a row."""
+    reference, prediction, n_labels = masks or masks_of(row)
     labels = LabelSet(labels=tuple(Label(name=f"l{i}", values=(i,)) for i in range(1, n_labels + 1)))
     grid = Grid(reference.shape, np.diag([*SPACING_MM[::-1], 1.0]))
+    case = (reference, prediction, grid, labels, Origin("a", "a"), ScoreSettings(metrics, 1.0))
+    return lambda: score_case(*case, n_threads=n_threads)
 
-    def ours(*groups: str, names: tuple[str, ...] = (), n_threads: int = 1) -> Callable[[], object]:
-        chosen = names or tuple(name for name, metric in METRICS.items() if metric.group in groups)
-        case = (reference, prediction, grid, labels, Origin("a", "a"), ScoreSettings(chosen, 1.0))
-        return lambda: score_case(*case, n_threads=n_threads)
 
-    every = ("counts", "lattice", "voxel", "mc")
-    mine = [ours(names=("hd95_voxel_max",)), *(ours(group) for group in every), ours(*every)]
+def measure_row(row: str, with_monai: bool) -> str:
+    """One line of the table."""
+    masks = reference, prediction, n_labels = masks_of(row)
+    mine = [scoring(row, names, masks=masks) for names in COLUMNS]
     n_repeats = 3 if reference.size > 2**25 else 7
     seconds, theirs = [np.inf] * len(mine), np.inf
-    mine[-1]()  # compiled, or read from disk
+    for run in mine:
+        run()  # compiled, or read from disk
     for repeat in range(n_repeats):
         seconds = [min(pair) for pair in zip(seconds, least_seconds(mine, [1] * len(mine)), strict=True)]
         if with_monai and (repeat == 0 or reference.size < 2**23):
             theirs = min(theirs, monai_hd95_seconds(reference, prediction, n_labels))
-    both = ours(*every, n_threads=2)
+    both = scoring(row, DEFAULT_METRICS, n_threads=2, masks=masks)
     wall = least_seconds([both], [n_repeats], time.perf_counter)[0]
-    cells = [*(f"{s:.3f}" for s in (*seconds, wall)), f"{extra_mb(both):.0f}"]
+    cells = [*(f"{s:.3f}" for s in (*seconds, wall)), f"{extra_mb(row):.0f}"]
     cells += [f"{theirs:.2f}", f"**{theirs / seconds[0]:.0f}**"] if with_monai else ["", ""]
     return f"| {row} | " + " | ".join(cells) + " |"
 
 
 def measure_folder(n_cases: int) -> str:
-    """Share of reading in scoring a folder of small cases (64 slices of 128 × 128, 3 labels), one worker."""
-    labels = LabelSet(labels=tuple(Label(name=f"l{i}", values=(i,)) for i in range(1, 4)))
+    """Share of reading in scoring a folder of small cases (50 slices of 35 × 35, 2 labels), one worker."""
+    labels = LabelSet(labels=tuple(Label(name=f"l{i}", values=(i,)) for i in range(1, 3)))
     with TemporaryDirectory() as name:
         pairs = []
         for case in range(n_cases):
-            maps = [values[:64] for values in organs(128, 3, seed=case)]
+            maps = [values[:, :35, :35] for values in organs(50, 2, seed=case)]
             files = [Path(name) / f"{case}_{side}.nii.gz" for side in ("reference", "prediction")]
             for file, values in zip(files, maps, strict=True):
                 write_image(file, values[None], np.diag([*SPACING_MM[::-1], 1.0]))
@@ -180,10 +198,16 @@ def measure_folder(n_cases: int) -> str:
 
 def main(rows: list[str]) -> None:
     """Print the table."""
-    print("| row | HD95 voxel | counts | lattice | voxel | mc | all | wall, 2 threads | extra MB | MONAI | ratio |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    if not rows[0].startswith("memory:"):
+        print(
+            "| row | HD95 voxel | counts | lattice | voxel | mc | default | wall, 2 threads | extra MB | MONAI | ratio",
+            "|",
+        )
+        print("|---" * 11 + "|")
     for row in rows:
-        if row.startswith("folder:"):
+        if row.startswith("memory:"):
+            print(measure_memory(row.removeprefix("memory:")))
+        elif row.startswith("folder:"):
             print(measure_folder(int(row.removeprefix("folder:"))), flush=True)
         else:
             print(measure_row(row, with_monai=row != "512:20"), flush=True)  # MONAI would take many minutes
