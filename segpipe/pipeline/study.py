@@ -61,6 +61,11 @@ class _Job(Record):
     job: NnunetJob
     split: Fold
 
+    def is_of(self, other: _Job) -> bool:
+        """Whether another one asks for these masks; processors may differ when a study goes on elsewhere."""
+        job = self.job.model_copy(update={"n_threads": other.job.n_threads})
+        return (job, self.split) == (other.job, other.split)
+
 
 def run_study(study: Study, data: Path, output: Path, machine: Machine) -> Comparison:
     """Train what is not trained yet, score it, compare. All arms are planned before one is trained.
@@ -160,11 +165,8 @@ class _Running:
         return ScoreTable(tuple(replace(row, run=training.arm, seed=training.seed) for row in rows))
 
     def _train_planned(self, training: Training) -> None:
-        work, fold, split = (
-            self.folder.seed(training.arm, training.seed),
-            self._fold(training),
-            self.splits.folds[training.fold],
-        )
+        work, fold = self.folder.seed(training.arm, training.seed), self._fold(training)
+        split = self.splits.folds[training.fold]
         is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
         if is_done and Plan.load(fold.plan) == Plan.load(work.plan) and Fold.load(fold.split) == split:
             say(f"{fold.path}: is trained and scored already.")
@@ -182,7 +184,7 @@ class _Running:
             n_threads=self.machine.n_workers,
         )
         about, made = fold.path / _JOB_FILE, _Job(job=job, split=split)
-        if fold.scores.is_file() and about.is_file() and _Job.load(about) == made:
+        if fold.scores.is_file() and about.is_file() and _Job.load(about).is_of(made):
             say(f"{fold.path}: is trained and scored already.")
             return
         if fold.scores.is_file():
