@@ -113,8 +113,7 @@ def near_point_squares(
     words, first_point, (n_z, n_y, n_w) = target.ravel(), _points_before(target), target.shape
     steps_vox, reach, (mm_z, mm_y, mm_x) = steps.astype(np.float64), 0.5 * slack_vox, spacing_mm
     for i in range(len(places)):
-        z, y, start = np.int64(places[i, 0]), np.int64(places[i, 1]), np.int64(places[i, 2]) - _SIDE
-        own = own_codes[i]
+        z, y, start, own = np.int64(places[i, 0]), np.int64(places[i, 1]), np.int64(places[i, 2]) - _SIDE, own_codes[i]
         own_z, own_y, own_x, best = centres[own, 0], centres[own, 1], centres[own, 2], limit_mm2
         for k in range(len(least_mm2)):
             if least_mm2[k] >= best:
@@ -136,18 +135,16 @@ def near_point_squares(
                 to_x = np.float64(np.int64(trailing_zeros(right))) - own_x
                 if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
-                code = codes[j]
+                code, right, j = codes[j], right & (right - _ONE), j + _ONE
                 d_z, d_y, d_x = to_z + centres[code, 0], to_y + centres[code, 1], to_x + centres[code, 2]
                 best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
-                right, j = right & (right - _ONE), j + _ONE
             j = middle
             while left:
                 n_left = np.int64(leading_zeros(left)) - (_SIDE - 1)
                 to_x = np.float64(n_left) + own_x
                 if least + (max(to_x - reach, 0.0) * mm_x) ** 2 >= best:
                     break
-                left, j = left & ~(_ONE << np.uint64(_SIDE - n_left)), j - _ONE
-                code = codes[j]
+                code, left, j = codes[j - _ONE], left & ~(_ONE << np.uint64(_SIDE - n_left)), j - _ONE
                 d_z, d_y, d_x = to_z + centres[code, 0], to_y + centres[code, 1], centres[code, 2] - to_x
                 best = min(best, (d_z * mm_z) ** 2 + (d_y * mm_y) ** 2 + (d_x * mm_x) ** 2)
         squares[i] = best if best < limit_mm2 else UNKNOWN
