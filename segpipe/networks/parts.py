@@ -61,7 +61,8 @@ class Parts(Sparse):
         padding: Of strided convolutions: symmetric; tf_same: no more zeros than needed, the larger half behind, as the
             weights `tf_efficientnet_…` expect.
         stem_kernel_zyx: Kernel of the first convolution; None: the kind's own.
-        checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time.
+        checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time. Batch
+            norms then see each batch twice, so that their running statistics move nearly twice as fast.
     """
 
     norm: Literal["instance", "batch", "group", "layer"] = "instance"
