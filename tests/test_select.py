@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,8 @@ def test_a_second_run_scores_only_what_changed(tmp_path, capsys):
     files[0].unlink()  # as if killed
     before = files[1].stat().st_mtime_ns
     assert selected(work, capsys) == first and files[0].is_file() and files[1].stat().st_mtime_ns == before
+    os.utime(next(work.run("2d").rglob("p1.nii.gz")))  # written anew, if only with the same number of bytes
+    assert selected(work, capsys) == first and not files[0].exists()
     validated(work, "2d", dict.fromkeys(CASES, tiny_labels()))
     assert selected(work, capsys)["models"] == {"2d": 1.0}
     assert not (work.run("2d") / "postprocessing.yaml").exists()  # of the earlier choice
@@ -171,3 +174,12 @@ def test_a_mask_that_is_gone_is_named(tmp_path, capsys):
     mask.unlink()
     assert run(["select", str(work.path)]) == 3
     assert str(mask) in capsys.readouterr().err
+
+
+def test_masks_of_other_splits_do_not_count(tmp_path, capsys):
+    work = planned(tmp_path)
+    validated(work, "2d", dict.fromkeys(CASES, tiny_labels()))
+    splits = Splits.load(work.splits)
+    splits.model_copy(update={"folds": splits.folds[::-1]}).save(work.splits)
+    assert run(["select", str(work.path)]) == 2
+    assert "2d: folds []" in capsys.readouterr().err
