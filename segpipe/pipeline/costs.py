@@ -62,24 +62,32 @@ def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[
 
 
 def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
-    """The plan with the nearest configuration that fits in place of each that does not.
+    """The plan with the nearest configuration that fits in place of each that does not; without those that never fit.
 
     Raises:
-        PlanError: If there is none.
+        PlanError: If nothing is left.
     """
     limit_gb, configurations, reasons = _limit_gb(plan), dict(plan.configurations), dict(plan.reasons)
     for name in (taken.configuration for taken in costs if taken.training_gb > limit_gb):
         nearest = _nearest(plan, name, machine)
         if nearest is None:
-            raise PlanError(f"{name}: {_advice(plan, name, machine)} There are {limit_gb:.3g} GB.")
+            del configurations[name]
+            reasons[name] = f"Left out: not even its smallest patch fits {limit_gb:.3g} GB by the predicted memory."
+            continue
         configurations[name] = nearest
         reasons[name] += f" Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
     followed = {  # a cascade has its base's patch and network
         name: configurations[c.inherits].model_copy(update={"inherits": c.inherits, "previous": c.previous})
         for name, c in configurations.items()
-        if c.inherits is not None
+        if c.inherits in configurations and c.previous in configurations
     }
-    return plan.model_copy(update={"configurations": configurations | followed, "reasons": reasons})
+    kept = {name: c for name, c in configurations.items() if c.inherits is None or name in followed}
+    if not kept:
+        raise PlanError(
+            f"--gpu-memory: {limit_gb:.3g} GB do not suffice for any configuration ({', '.join(plan.configurations)}). "
+            "Give more, plan without a GPU (--device cpu), or choose a smaller network."
+        )
+    return plan.model_copy(update={"configurations": kept | followed, "reasons": reasons})
 
 
 def _limit_gb(plan: Plan) -> float:

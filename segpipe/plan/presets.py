@@ -60,7 +60,9 @@ class Preset:
         if gpu_memory_gb is None or self.reference_gb is None:
             return self
         scaled = self.scaled(gpu_memory_gb / self.reference_gb)
-        return scaled if self.reference_voxels else replace(scaled, reference_gb=gpu_memory_gb)
+        if not self.reference_voxels:
+            return replace(scaled, reference_gb=gpu_memory_gb)
+        return replace(scaled, why=f"{self.why} Here its budget is scaled to {gpu_memory_gb:g} GB.")
 
     def scaled(self, factor: float) -> Preset:
         """The row with a budget of feature maps that is larger or smaller by a factor."""

@@ -43,6 +43,8 @@ def reasons_for(
 
 
 def _orientation(fingerprint: Fingerprint) -> str:
+    if all(case.shape_zyx is None for case in fingerprint.cases):  # nnU-Net's file
+        return f"{fingerprint.orientation} is assumed: nnU-Net's files do not tell, since it turns no image."
     counts = fingerprint.orientations
     n_same, n_cases = counts.get(fingerprint.orientation, 0), len(fingerprint.cases)
     if n_same == n_cases:

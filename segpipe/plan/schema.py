@@ -216,4 +216,6 @@ class Plan(Record):
             if previous is not None and (previous == name or previous not in self.configurations):
                 others = ", ".join(other for other in self.configurations if other != name)
                 raise ValueError(f"configurations.{name}.previous is {previous!r}, expected one of {others or 'none'}")
+            if previous is not None and self.configurations[previous].previous is not None:
+                raise ValueError(f"configurations.{name}.previous is {previous!r}, which has a previous one itself")
         return self
