@@ -10,7 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.report.pictures import Curve, Overlay, curves_svg, distribution_svg, overlay_png
+from segpipe.report.charts import Curve, Spread, curves_svg, distribution_svg
+from segpipe.report.pictures import Overlay, overlay_png
 
 LABELS = LabelSet(labels=(Label(name="organ", values=(1,)), Label(name="core", values=(2,))))
 
@@ -90,5 +91,5 @@ def test_charts_accept_one_point_nothing_and_gaps():
     one = Curve("fold 0", (0.0,), (0.5,))
     gap = Curve("fold 1", (0.0, 1.0, 2.0), (0.5, float("nan"), 0.3))
     assert b"<svg" in curves_svg([("Loss", [one, gap]), ("Dice", [])], "minutes")
-    assert b"<svg" in distribution_svg({"organ": [0.5], "node": []}, "Dice", (0.0, 1.0))
-    assert b"<svg" in distribution_svg({"organ": [0.0, 0.0]}, "HD95 mm", (0.0, None))
+    assert b"<svg" in distribution_svg([Spread("organ", (0.5,)), Spread("node", ())], "Dice", (0.0, 1.0))
+    assert b"<svg" in distribution_svg([Spread("organ", (0.0, 0.0))], "HD95 mm", (0.0, None))
