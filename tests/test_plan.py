@@ -16,7 +16,7 @@ from segpipe.plan.make import make_plan
 from segpipe.plan.presets import PRESETS, preset_named
 from segpipe.plan.schema import Plan
 from segpipe.plan.spacing import axis_order, resampled_shape, target_spacing
-from segpipe.plan.topology import topology
+from segpipe.plan.topology import feature_voxels, topology
 
 
 def fingerprint(shapes, spacings, channel: str = "T1") -> Fingerprint:
@@ -107,6 +107,11 @@ def test_a_lone_slice_is_the_coarsest_axis_however_thin_it_is(device):
 def test_images_too_small_for_any_network_are_refused(device):
     with pytest.raises(PlanError, match=r"too small for a U-Net: median 3 × 5 × 7 voxels"):
         make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "auto", device)
+
+
+def test_small_flat_images_keep_two_stages_while_the_patch_shrinks():
+    plan = make_plan(fingerprint([(12, 192, 33)] * 7, [(1.0, 3.0, 3.0)] * 7), LABELS, "x", "cpu", "cpu")
+    assert all(len(c.network.features) >= 2 for c in plan.configurations.values())
 
 
 def test_unknown_presets_are_explained():
@@ -206,3 +211,11 @@ def test_a_plan_with_a_misspelt_key_names_the_file_and_the_key(tmp_path):
 def test_a_plan_is_read_back_as_it_was_written(tmp_path):
     small_plan().save(tmp_path / "plan.yaml")
     assert Plan.load(tmp_path / "plan.yaml") == small_plan()
+
+
+def test_a_network_of_one_stage_has_no_decoder_and_no_outputs_to_count():
+    found = topology((1.9, 0.85, 1.9), (170, 8, 196))
+    assert len(found.strides) == 1
+    voxels = 170 * 8 * 196
+    network = PRESETS["resenc_xl"].network(found)
+    assert feature_voxels(network, found.patch, 84) == (32 + 2 * 32) * voxels  # stem, and two maps of its one block

@@ -138,18 +138,35 @@ def fit(
         return None
     network = preset.network(found)
     while budget.is_exceeded(network, found.patch):
-        longest = int(np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[-1])
-        found = _shrunk(spacing_mm, found, longest, preset.max_stages)
-        if min(found.patch) < 1 or (len(found.strides) < 2 and not preset.is_exact):
+        smaller = _shrunk(preset, spacing_mm, found, median_shape)
+        if smaller is None and preset.reference_voxels:
+            break  # nnU-Net's count is no limit of the memory
+        if smaller is None:
             raise PlanError("--gpu-memory: not even the smallest patch fits. Give more, or choose a smaller preset.")
+        found = smaller
         network = preset.network(found)
     cap = round(dataset_voxels * preset.coverage / math.prod(found.patch))
     largest = preset.max_batch[n_axes] if preset.max_batch else cap
     return Fitted(found.patch, network, max(min(budget.batch_size(network, found.patch), cap, largest), _MIN_BATCH))
 
 
-def _shrunk(spacing_mm: Sequence[float], found: Topology, axis: int, max_stages: int | None) -> Topology:
-    """A patch one step smaller along `axis`; the step is what the smaller patch must be a multiple of."""
+def _shrunk(
+    preset: Preset, spacing_mm: Sequence[float], found: Topology, median_shape: Sequence[float]
+) -> Topology | None:
+    """A patch one step smaller along the axis that covers most of the body; None if two stages would not be left.
+
+    nnU-Net takes that axis even if the network loses its second stage; ours then goes on with the next.
+    """
+    covered = np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[::-1]
+    for axis in covered[:1] if preset.is_exact else covered:
+        smaller = _one_step(spacing_mm, found, int(axis), preset.max_stages)
+        if min(smaller.patch) >= 1 and (preset.is_exact or len(smaller.strides) > 1):
+            return smaller
+    return None
+
+
+def _one_step(spacing_mm: Sequence[float], found: Topology, axis: int, max_stages: int | None) -> Topology:
+    """The step is what the smaller patch must be a multiple of."""
     trial = list(found.patch)
     trial[axis] -= found.divisors[axis]
     step = topology(spacing_mm, trial, max_stages).divisors[axis]

@@ -71,7 +71,7 @@ def feature_voxels(network: NetworkSpec, patch: Sequence[int], n_label_entries: 
         voxels.append(math.prod(edges))
     maps = [f * v for f, v in zip(network.features, voxels, strict=True)]
     decoder = sum((n + 1) * m for n, m in zip(network.decoder_convolutions, maps[:-1], strict=True))
-    total = decoder + n_label_entries * voxels[0]
+    total = decoder + (n_label_entries * voxels[0] if len(voxels) > 1 else 0)  # outputs are the decoder's
     if network.kind == "plain":
         return total + sum(b * m for b, m in zip(network.blocks, maps, strict=True))
     projected = [
