@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError
 from segpipe.core.progress import say
-from segpipe.core.seeds import generator_for
+from segpipe.core.seeds import generator_for, seed_for
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import resolve_precision
@@ -26,7 +26,7 @@ from segpipe.train.optim import OPTIMIZERS, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 from segpipe.train.transforms import apply
 
-TRAIN, VALIDATE, _AUGMENT = 0, 1, 2  # places of the random streams
+TRAIN, VALIDATE, _AUGMENT, _INITIAL = 0, 1, 2, 3  # places of the random streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ class FoldTraining:
     ) -> None:
         self.plan, self.configuration, self.data, self.device = plan, configuration, data, device
         training = plan.training
-        torch.manual_seed(training.seed + 1_000_003 * data.fold)
+        torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
         network = build(configuration.network, len(plan.channels), plan.labels.n_outputs)
         if is_new and configuration.network.weights:
             for line in start_from(configuration.network.weights, network):
