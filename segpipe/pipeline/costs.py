@@ -50,14 +50,19 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
     return result
 
 
+def too_large(plan: Plan, costs: Sequence[PlannedCost]) -> list[PlannedCost]:
+    """Those that do not fit the memory."""
+    limit_gb = _limit_gb(plan)
+    return [taken for taken in costs if taken.training_gb > limit_gb]
+
+
 def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[str]:
     """One sentence for each configuration that does not fit, with the edits that give the nearest one that does."""
     limit_gb = _limit_gb(plan)
     return [
         f"{taken.configuration}: training needs about {taken.training_gb:.1f} GB of {taken.memory} memory, there are "
         f"{limit_gb:.3g}. {_advice(plan, taken.configuration, machine)}"
-        for taken in costs
-        if taken.training_gb > limit_gb
+        for taken in too_large(plan, costs)
     ]
 
 
@@ -68,7 +73,7 @@ def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
         PlanError: If nothing is left.
     """
     limit_gb, configurations, reasons = _limit_gb(plan), dict(plan.configurations), dict(plan.reasons)
-    for name in (taken.configuration for taken in costs if taken.training_gb > limit_gb):
+    for name in (taken.configuration for taken in too_large(plan, costs)):
         nearest = _nearest(plan, name, machine)
         if nearest is None:
             del configurations[name]

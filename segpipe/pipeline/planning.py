@@ -139,15 +139,15 @@ def _affordable(plan: Plan, fingerprint: Fingerprint, machine: Machine, choices:
     """
     if not choices.predict_costs:
         return Planned(plan, ())
-    from segpipe.pipeline.costs import fitted, misfits, planned_costs  # late: this needs torch
+    from segpipe.pipeline.costs import fitted, misfits, planned_costs, too_large  # late: this needs torch
 
     costs = planned_costs(plan, fingerprint, machine)
-    faults = misfits(plan, costs, machine)
-    if not faults:
+    if not too_large(plan, costs):
         return Planned(plan, costs)
     if choices.preset == "auto" and not choices.edits:
         plan = fitted(plan, costs, machine)
         return Planned(plan, planned_costs(plan, fingerprint, machine))
+    faults = misfits(plan, costs, machine)
     if choices.edits or not PRESETS[plan.preset].is_exact:
         raise PlanError("\n  ".join(faults))
     for fault in faults:  # nnU-Net's own figure stays nnU-Net's
