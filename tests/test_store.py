@@ -15,7 +15,8 @@ from segpipe.core.errors import DataError
 from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset
 from segpipe.fingerprint.measure import measure
-from segpipe.prepare.store import open_cases, prepare_dataset
+from segpipe.prepare.dataset import prepare_dataset
+from segpipe.prepare.store import open_cases
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ from segpipe.bridge.nnunet_names import CASCADE, NETWORK_CLASSES, PLANNERS, SCHE
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import did_you_mean, read_mapping
-from segpipe.plan.schema import Plan, Training
+from segpipe.plan.schema import Plan
+from segpipe.plan.training import Training
 
 _INHERITS = "inherits_from"
 _LINKS = {_INHERITS: "inherits", "previous_stage": "previous"}

@@ -19,7 +19,8 @@ from segpipe.plan.disk import prepared_bytes
 from segpipe.plan.fits import nearest_fit
 from segpipe.plan.patch import Memory, PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Configuration, Plan, Training
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.training import Training
 from segpipe.train.losses import supervised_loss
 
 _GB = 2**30

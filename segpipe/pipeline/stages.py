@@ -21,7 +21,8 @@ from segpipe.plan.schema import Plan
 from segpipe.predict.model import find_folds, load_model
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import NO_POSTPROCESSING, mask_path, predict_cases
-from segpipe.prepare.store import open_cases, prepare_dataset
+from segpipe.prepare.dataset import prepare_dataset
+from segpipe.prepare.store import open_cases
 from segpipe.train.fold import FoldData
 from segpipe.train.loop import train_fold
 

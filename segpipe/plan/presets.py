@@ -11,8 +11,8 @@ from segpipe.core.records import did_you_mean
 from segpipe.networks.effnet import EFFNET_SIZES, EFFNET_STAGES, effnet
 from segpipe.networks.mednext import SIZES, mednext
 from segpipe.networks.spec import NetworkSpec
-from segpipe.plan.schema import Training
 from segpipe.plan.topology import Topology
+from segpipe.plan.training import Training
 
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 _PLAIN_BLOCKS = (2,) * 14

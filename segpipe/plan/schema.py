@@ -10,9 +10,6 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializerFunctionWrapHandler,
@@ -25,6 +22,7 @@ from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
+from segpipe.plan.training import Training
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 _NAME = re.compile(r"\w[\w-]*")
@@ -100,46 +98,6 @@ class Configuration(Record):
     def _without_unused_links(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         return {key: value for key, value in values.items() if value is not None or key not in ("inherits", "previous")}
-
-
-class Training(Record):
-    """What a person may choose; the defaults are the preset's.
-
-    Args:
-        epochs, iterations_per_epoch: Length of training when no time budget is given.
-        validation_iterations: Batches of validation patches at the end of each epoch.
-        time_budget_seconds: Wall-clock time of training one fold; the schedule is laid over it. None: by epochs.
-        optimizer: sgd (Nesterov), adamw.
-        learning_rate: At the start.
-        momentum: sgd: momentum; adamw: first beta.
-        weight_decay: L2 (sgd) or decoupled (adamw).
-        warmup_fraction: Share of the training in which the learning rate rises linearly from 0.
-        schedule: poly: (1 - progress)^0.9, as nnU-Net; cosine.
-        gradient_clip: Largest gradient norm.
-        weight_average: Decay of the exponential moving average of the weights used for prediction, for each step,
-            0 (none) to below 1.
-        foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
-        augmentation: none, light or nnunet (strengths: train/augment.py).
-        precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
-        seed: Of everything random in training.
-    """
-
-    epochs: PositiveInt = 1000
-    iterations_per_epoch: PositiveInt = 250
-    validation_iterations: NonNegativeInt = 50
-    time_budget_seconds: PositiveFloat | None = None
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    learning_rate: PositiveFloat = 1e-2
-    momentum: float = Field(default=0.99, ge=0, lt=1)
-    weight_decay: NonNegativeFloat = 3e-5
-    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
-    schedule: Literal["poly", "cosine"] = "poly"
-    gradient_clip: PositiveFloat = 12.0
-    weight_average: float = Field(default=0.0, ge=0, lt=1)
-    foreground_fraction: float = Field(default=0.33, ge=0, le=1)
-    augmentation: Literal["none", "light", "nnunet"] = "nnunet"
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    seed: NonNegativeInt = 0
 
 
 class Plan(Record):

@@ -19,7 +19,8 @@ from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.predict.model import Model
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.window import mirrors_of, sliding_logits
-from segpipe.prepare.case import Prepared, prepare_case, restore_mask, restore_probabilities
+from segpipe.prepare.case import Prepared, prepare_case
+from segpipe.prepare.restore import restore_mask, restore_probabilities
 
 _ABOUT = "prediction.json"
 NO_POSTPROCESSING = Postprocessing()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +11,13 @@ from numpy.typing import NDArray
 from segpipe.core.box import Box, nonzero_box
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid, Reorientation, reorientation, require_same_grid
-from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.core.volume import Volume, read_image_channels, read_labels
 from segpipe.data.dataset import Case
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.normalise import normalise
-from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample, resample_image, resample_indices
+from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image, resample_indices
 
 
 class Trace(Record):
@@ -122,48 +120,3 @@ def turn_for(grid: Grid, plan: Plan) -> Reorientation:
     first, second, third = plan.axis_order
     axes, flips = turn.axes_zyx, turn.flips_zyx
     return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))
-
-
-def restore_mask(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[Any]:
-    """Logits on the prepared grid to file values on the image's grid.
-
-    Args:
-        logits: (outputs, Z, Y, X) float32 on the prepared grid.
-        trace: How the case was prepared.
-        labels: The structures.
-
-    Returns:
-        (Z, Y, X) of `labels.mask_dtype` on the grid of the image file; background outside the crop. One output is
-        resampled at a time, so memory does not grow with their number.
-    """
-    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
-    shape = trace.box.shape_zyx
-    if labels.has_regions:
-        chosen = np.stack([resample(channel, shape, orders) > 0 for channel in logits])
-    else:
-        best = resample(logits[0], shape, orders)
-        chosen = np.zeros(shape, np.int16)
-        for index, channel in enumerate(logits[1:], 1):
-            value = resample(channel, shape, orders)
-            wins = value > best
-            best[wins], chosen[wins] = value[wins], index
-    turned = np.full(trace.turn.permute(trace.shape_zyx), labels.background_value, labels.mask_dtype)
-    turned[trace.box.slices] = labels.decode(chosen)
-    return np.ascontiguousarray(trace.turn.undo(turned))
-
-
-def restore_probabilities(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[np.float16]:
-    """Probabilities (outputs, Z, Y, X) float16 on the image's grid; background is 1 outside the crop."""
-    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
-    values = resample(logits, trace.box.shape_zyx, orders)
-    if labels.has_regions:
-        shares = 1 / (1 + np.exp(-values))
-    else:
-        values -= values.max(axis=0)
-        shares = np.exp(values)
-        shares /= shares.sum(axis=0)
-    turned = np.zeros((len(logits), *(int(n) for n in trace.turn.permute(trace.shape_zyx))), np.float16)
-    if not labels.has_regions:
-        turned[0] = 1
-    turned[trace.box.slices] = shares
-    return np.ascontiguousarray(trace.turn.undo(turned))

@@ -20,7 +20,8 @@ from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import memory_faults
-from segpipe.plan.schema import Plan, Training
+from segpipe.plan.schema import Plan
+from segpipe.plan.training import Training
 from segpipe.train.checkpoint import load_state, save_state, save_weights, write_history
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Progress
 from segpipe.train.optim import learning_rate

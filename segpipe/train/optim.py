@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn, optim
 
-from segpipe.plan.schema import Training
+from segpipe.plan.training import Training
 
 
 def _sgd(parameters: Iterable[nn.Parameter], training: Training) -> optim.Optimizer:
