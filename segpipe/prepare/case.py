@@ -68,6 +68,22 @@ def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepar
         DataError: If a file cannot be read or does not fit the plan.
         GeometryError: If the grids are unusable or do not agree.
     """
+    volume = read_case_image(case, plan)
+    image, trace = prepare_image(volume, plan, configuration)
+    if case.label is None:
+        return Prepared(image, None, trace)
+    values, grid = read_labels(Path(case.label))
+    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
+    return Prepared(image, prepare_indices(plan.labels.encode(values, case.label), trace), trace)
+
+
+def read_case_image(case: Case, plan: Plan) -> Volume:
+    """The channels of a case as they lie in its files, finite and as many as the plan has.
+
+    Raises:
+        DataError: If a file cannot be read or does not fit the plan.
+        GeometryError: If the grids are unusable or do not agree.
+    """
     volume = read_image_channels(case.image_paths)
     if volume.voxels_czyx.shape[0] != len(plan.channels):
         raise DataError(
@@ -76,12 +92,7 @@ def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepar
         )
     if not np.isfinite(volume.voxels_czyx).all():
         raise DataError(f"{case.case_id}: holds NaN or infinite voxels. Replace them; `segpipe check` lists the files.")
-    image, trace = prepare_image(volume, plan, configuration)
-    if case.label is None:
-        return Prepared(image, None, trace)
-    values, grid = read_labels(Path(case.label))
-    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
-    return Prepared(image, prepare_indices(plan.labels.encode(values, case.label), trace), trace)
+    return volume
 
 
 def prepare_image(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
