@@ -173,5 +173,4 @@ class FoldTraining:
         return supervised_loss(outputs, indices, self.plan.labels, batch_dice=self.configuration.batch_dice)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(batch.images).to(self.device, non_blocking=True)
-        return images, torch.from_numpy(batch.indices).to(self.device, non_blocking=True).long()
+        return batch.to(self.device)

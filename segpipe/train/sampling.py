@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from segpipe.core.grid import ZYX
 from segpipe.prepare.store import PatchCase
@@ -17,15 +18,26 @@ PAD_LABEL = 0  # beyond the image there is background
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Patches as numpy arrays.
+    """Patches, where the cases lie: in memory, or on the training device.
 
     Args:
         images: (B, C, Z, Y, X) float32, 0 beyond the image.
-        indices: (B, Z, Y, X) int16, background beyond the image.
+        indices: (B, Z, Y, X) signed integers, background beyond the image.
     """
 
-    images: NDArray[np.float32]
-    indices: NDArray[np.int16]
+    images: Tensor
+    indices: Tensor
+
+    def pinned(self) -> Batch:
+        """In page-locked memory if there is CUDA, from where copies run beside computing; itself elsewhere."""
+        if not torch.cuda.is_available() or self.images.is_cuda:
+            return self
+        return Batch(self.images.pin_memory(), self.indices.pin_memory())
+
+    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images and int64 indices on a device, of which the copy may still run."""
+        images, indices = (t.to(device, non_blocking=True) for t in (self.images, self.indices))
+        return images, indices.long()
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ def draw_batch(cases: Sequence[PatchCase], sampling: Sampling, generator: np.ran
         start = [s - m for s, m in zip(patch_start, margin, strict=True)]
         images.append(cut(case.image, start, sampling.region_zyx, 0))
         indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
-    return Batch(np.stack(images), np.stack(indices))
+    return Batch(torch.stack(images), torch.stack(indices))
 
 
 def _start(case: PatchCase, patch_zyx: ZYX, generator: np.random.Generator, *, on_label: bool) -> list[int]:
@@ -87,8 +99,8 @@ def _limits(n_voxels: int, patch: int) -> tuple[int, int]:
     return 0, n_voxels - patch
 
 
-def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> NDArray[Any]:
-    """A region of the last three axes, filled where it leaves the array.
+def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> Tensor:
+    """A region of the last three axes of a numpy, blosc2 or torch array, filled where it leaves the array.
 
     Example:
         >>> cut(np.ones((1, 1, 3)), (0, 0, -1), (1, 1, 4), 0).tolist()
@@ -100,6 +112,10 @@ def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> NDArray
         low, high = max(first, 0), min(first + edge, n_voxels)
         inside.append(slice(low, high))
         place.append(slice(low - first, high - first))
-    result = np.full((*array.shape[:lead], *region_zyx), fill, array.dtype)
-    result[tuple(slice(None) for _ in range(lead)) + tuple(place)] = array[(*(slice(None),) * lead, *inside)]
+    found = torch.as_tensor(array[(*(slice(None),) * lead, *inside)])
+    if found.shape[lead:] == tuple(region_zyx):
+        return found
+    result = found.new_full((*found.shape[:lead], *region_zyx), fill)
+    z, y, x = place
+    result[..., z, y, x] = found
     return result
