@@ -9,6 +9,8 @@ import yaml
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean, parse_yaml
+from segpipe.networks.parts import WRITE_DEFAULTS
+from segpipe.plan.augmentation import PRESET
 from segpipe.plan.inherit import KEY
 from segpipe.plan.schema import Plan
 
@@ -27,6 +29,7 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
             that is no multiple of the strides, lists that differ in their number of stages, …
     """
     values = plan.model_dump(mode="json")
+    values["training"] = plan.training.model_dump(mode="json", context=WRITE_DEFAULTS)  # what a name stands for
     given: dict[str, Any] = {}
     for assignment in assignments:
         key, equals, text = (part.strip() for part in assignment.partition("="))
@@ -56,6 +59,8 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     for step in path:
         if isinstance(place, dict) and step not in place and place is not values["configurations"]:
             place[step] = {}  # inherited, or left out of files while it holds its default
+        if place is values["training"] and step == "augmentation" and isinstance(place[step], str):
+            place[step] = {PRESET: place[step]}  # below a name stands what differs from it
         place = _below(place, step, key)
     if not isinstance(place, dict):
         raise PlanError(f"--set {key}: {'.'.join(path)} is a list; give all of it, e.g. --set {path[-1]}=[1, 2].")

@@ -7,6 +7,8 @@ from typing import Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from segpipe.core.records import Record
+from segpipe.plan.augmentation import Augmentation
+from segpipe.plan.loss import Loss
 
 
 class Training(Record):
@@ -33,7 +35,8 @@ class Training(Record):
         foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
         foreground_unit: What such a patch is centred on: a voxel of a label that is present, each label as likely
             (label), or of a connected component of it, each component as likely (component; for lesions).
-        augmentation: none, light or nnunet (strengths: train/augment.py).
+        loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
+        augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
         compiled: Whether the network is compiled; None: on CUDA.
         channels_last: Whether a voxel's channels lie side by side in memory; None: where it was measured faster.
@@ -59,7 +62,8 @@ class Training(Record):
     weight_average: float = Field(default=0.0, ge=0, lt=1)
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     foreground_unit: Literal["label", "component"] = "label"
-    augmentation: Literal["none", "light", "nnunet"] = "nnunet"
+    loss: Loss = Loss()
+    augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     compiled: bool | None = None
     channels_last: bool | None = None

@@ -1,0 +1,75 @@
+"""What a network is trained to make small, as a value; the formulas are in train/loss_terms.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, get_args
+
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from segpipe.plan.named import Named
+
+Term = Literal["dice", "tversky", "focal_tversky", "ce", "topk", "focal", "cldice", "skeleton_recall"]
+TERMS: tuple[Term, ...] = get_args(Term)
+LOSSES: dict[str, dict[Term, float]] = {  # a name, and the weights of its terms; the rest is at its default
+    "dice_ce": {"dice": 1.0, "ce": 1.0},
+    "dice": {"dice": 1.0},
+    "ce": {"ce": 1.0},
+    "topk": {"topk": 1.0},
+    "dice_topk": {"dice": 1.0, "topk": 1.0},
+    "focal": {"focal": 1.0},
+    "dice_focal": {"dice": 1.0, "focal": 1.0},
+    "tversky": {"tversky": 1.0},
+    "tversky_ce": {"tversky": 1.0, "ce": 1.0},
+    "focal_tversky": {"focal_tversky": 1.0},
+    "focal_tversky_ce": {"focal_tversky": 1.0, "ce": 1.0},
+    "dice_ce_cldice": {"dice": 1.0, "ce": 1.0, "cldice": 1.0},
+    "dice_ce_skeleton_recall": {"dice": 1.0, "ce": 1.0, "skeleton_recall": 1.0},
+}
+_READ_BY: dict[str, tuple[Term, ...]] = {
+    "label_smoothing": ("ce", "topk"),
+    "topk_fraction": ("topk",),
+    "focal_gamma": ("focal",),
+    "tversky_alpha": ("tversky", "focal_tversky"),
+    "tversky_beta": ("tversky", "focal_tversky"),
+    "focal_tversky_exponent": ("focal_tversky",),
+    "cldice_iterations": ("cldice",),
+}
+
+
+class Loss(Named):
+    """A weighted sum of terms; the default is nnU-Net's.
+
+    Args:
+        terms: Weight of each term.
+        label_smoothing: ce, topk: share of the target that is spread over all labels; of a region, over yes and no.
+        topk_fraction: topk: share of the voxels that count, the worst ones.
+        focal_gamma: focal: the larger, the less a voxel counts that is nearly right; 0: cross-entropy.
+        tversky_alpha, tversky_beta: tversky, focal_tversky: weight of false positives and of false negatives; both
+            0.5 are Dice.
+        focal_tversky_exponent: focal_tversky: of 1 - Tversky; below 1 labels that are nearly right pull harder.
+        cldice_iterations: cldice: erosions of the soft skeleton; as many as the thickest tube's radius has voxels.
+    """
+
+    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"terms": terms} for name, terms in LOSSES.items()}
+
+    terms: dict[Term, PositiveFloat] = Field(default=LOSSES["dice_ce"], min_length=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    topk_fraction: float = Field(default=0.1, gt=0, le=1)
+    focal_gamma: float = Field(default=2.0, ge=0)
+    tversky_alpha: PositiveFloat = 0.3
+    tversky_beta: PositiveFloat = 0.7
+    focal_tversky_exponent: PositiveFloat = 0.75
+    cldice_iterations: PositiveInt = 3
+
+    @field_validator("terms")
+    @classmethod
+    def _ordered(cls, terms: dict[Term, float]) -> dict[Term, float]:
+        return {term: terms[term] for term in TERMS if term in terms}  # equal records write equal bytes
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Loss:
+        for key, terms in _READ_BY.items():
+            if getattr(self, key) != type(self).model_fields[key].default and not set(terms) & set(self.terms):
+                raise ValueError(f"{key} belongs to {' and '.join(terms)}; terms are {', '.join(self.terms)}")
+        return self
