@@ -10,8 +10,8 @@ import yaml
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
-from segpipe.plan.augmentation import PRESET
 from segpipe.plan.inherit import KEY
+from segpipe.plan.named import PRESET
 from segpipe.plan.schema import Plan
 
 
@@ -59,14 +59,14 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     for step in path:
         if isinstance(place, dict) and step not in place and place is not values["configurations"]:
             place[step] = {}  # inherited, or left out of files while it holds its default
-        if place is values["training"] and step == "augmentation" and isinstance(place[step], str):
-            place[step] = {PRESET: place[step]}  # below a name stands what differs from it
         place = _below(place, step, key)
     if not isinstance(place, dict):
         raise PlanError(f"--set {key}: {'.'.join(path)} is a list; give all of it, e.g. --set {path[-1]}=[1, 2].")
     is_new = isinstance(value, Mapping) and KEY in value
     if place is values["configurations"] and not is_new:
         _below(place, last, key)
+    if path and last == PRESET:
+        place.clear()  # a name stands for every value
     place[last] = value
 
 

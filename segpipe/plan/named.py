@@ -9,7 +9,7 @@ from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_ser
 
 from segpipe.core.records import Record, did_you_mean
 
-_KEY = "name"
+PRESET = "preset"  # key beside which stands what differs from a name
 
 
 class Named(Record):
@@ -23,16 +23,16 @@ class Named(Record):
     @classmethod
     def named(cls, name: str, **changes: Any) -> Any:
         """The record of a name, with changes."""
-        return cls.model_validate({_KEY: name, **changes})
+        return cls.model_validate({PRESET: name, **changes})
 
     @model_validator(mode="before")
     @classmethod
     def _spelt_out(cls, values: Any) -> Any:
-        given = {_KEY: values} if isinstance(values, str) else values
+        given = {PRESET: values} if isinstance(values, str) else values
         if not isinstance(given, Mapping):
             return values
         rest = dict(_as_tuples(given))
-        name = rest.pop(_KEY, None)
+        name = rest.pop(PRESET, None)
         if name is None:
             return rest
         if name not in cls.NAMES:
@@ -49,7 +49,7 @@ class Named(Record):
         for name in self.NAMES:
             other = type(self).named(name)
             changes = {key: value for key, value in values.items() if getattr(self, key) != getattr(other, key)}
-            forms.append((1 + len(changes), {_KEY: name, **changes}) if changes else (0, name))
+            forms.append((1 + len(changes), {PRESET: name, **changes}) if changes else (0, name))
         fields = type(self).model_fields
         chosen = {key: value for key, value in values.items() if getattr(self, key) != fields[key].default}
         return min([*forms, (len(chosen), chosen)], key=lambda form: form[0])[1]

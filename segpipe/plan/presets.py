@@ -11,6 +11,7 @@ from segpipe.core.records import did_you_mean
 from segpipe.networks.effnet import EFFNET_SIZES, EFFNET_STAGES, effnet
 from segpipe.networks.mednext import SIZES, mednext
 from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.topology import Topology
 from segpipe.plan.training import Training
 
@@ -162,7 +163,7 @@ PRESETS: dict[str, Preset] = {
             weight_decay=1e-2,
             warmup_fraction=0.05,
             weight_average=0.99,
-            augmentation="light",
+            augmentation=Augmentation.named("light"),
         ),
         why="A network a quarter as costly and a recipe that gets far in few steps, since there is no GPU.",
     ),

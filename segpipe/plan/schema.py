@@ -22,6 +22,7 @@ from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
+from segpipe.plan.sides import swapped_indices
 from segpipe.plan.training import Training
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
@@ -114,6 +115,7 @@ class Plan(Record):
         axis_order: Then the axes are put in this order; the axis with the longest voxels comes first.
         normalisation: One for each channel.
         mirror_axes: Axes mirrored in training and prediction, after `axis_order` (0, 1, 2).
+        mirror_swaps: Names of labels that change places when left and right are mirrored, e.g. [[left, right]].
         configurations: By name: 2d, 3d_lowres, 3d_fullres, 3d_cascade; in a file one may inherit from another.
         training: The recipe.
         reasons: One sentence for each decision.
@@ -131,6 +133,7 @@ class Plan(Record):
     axis_order: tuple[int, int, int]
     normalisation: tuple[Normalisation, ...]
     mirror_axes: tuple[int, ...]
+    mirror_swaps: tuple[tuple[str, str], ...] = ()
     configurations: dict[str, Configuration]
     training: Training
     reasons: dict[str, str]
@@ -153,7 +156,7 @@ class Plan(Record):
         for name, configuration in self.configurations.items():
             if configuration.inherits is not None:
                 values["configurations"][name] = brief[name]
-        return values
+        return {key: value for key, value in values.items() if value or key != "mirror_swaps"}
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
@@ -165,6 +168,7 @@ class Plan(Record):
             raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
+        swapped_indices(self.labels, self.mirror_swaps)
         if not self.configurations:
             raise ValueError("configurations is empty")
         for name, configuration in self.configurations.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from segpipe.core.labels import LabelSet
+
 _SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
 _SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
 _WRITTEN_OUT = {"left", "right"}  # one letter may be anything; without a partner only the word is a side
@@ -66,3 +68,52 @@ def sideways_axis(orientation: str, axis_order: Sequence[int]) -> int:
     """
     along_xyz = next(i for i, letter in enumerate(orientation) if letter in "LR")
     return list(axis_order).index(2 - along_xyz)
+
+
+def swapped_outputs(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Output channel of the network that each output becomes in a mirror image of left and right.
+
+    Args:
+        labels: Of the plan.
+        swaps: Pairs of names that change places, each name at most once.
+
+    Returns:
+        A permutation of 0 … n_outputs-1, its own inverse.
+
+    Raises:
+        ValueError: If a name is unknown or stands twice.
+    """
+    first = 0 if labels.has_regions else 1  # background is an output unless labels are regions
+    result = list(range(labels.n_outputs))
+    names = [name for pair in swaps for name in pair]
+    for name in names:
+        if name not in labels.names or names.count(name) > 1:
+            raise ValueError(f"mirror_swaps {swaps}: {name!r} must be one of {', '.join(labels.names)}, and stand once")
+    for left, right in swaps:
+        there, back = first + labels.names.index(left), first + labels.names.index(right)
+        result[there], result[back] = back, there
+    return tuple(result)
+
+
+def swapped_indices(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple[int, ...]:
+    """Inside label that each inside label 0, 1, … becomes; the values of two regions change places in their order.
+
+    Raises:
+        ValueError: As `swapped_outputs`, or if a region would no longer hold the same structure.
+    """
+    outputs = swapped_outputs(labels, swaps)
+    if not labels.has_regions:
+        return outputs
+    result = list(range(len(labels.values) + 1))
+    by_name = {label.name: labels.indices_of(label) for label in labels.labels}
+    for left, right in swaps:
+        for there, back in zip(by_name[left], by_name[right], strict=False):
+            result[there], result[back] = back, there
+    for place, label in enumerate(labels.labels):
+        mirrored = labels.labels[outputs[place]]
+        if {result[index] for index in by_name[label.name]} != {*by_name[mirrored.name]}:
+            raise ValueError(
+                f"mirror_swaps {swaps}: mirrored, the values {label.values} of region {label.name!r} are not those of "
+                f"{mirrored.name!r}, {mirrored.values}; pair regions with equally many values, in the same order"
+            )
+    return tuple(result)

@@ -8,7 +8,7 @@ from typing import Any
 from segpipe.data.splits import leaks
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY
-from segpipe.report.inputs import Run, WorkFolder
+from segpipe.report.inputs import Change, Run, WorkFolder
 from segpipe.report.methods_text import MethodsText, interval_text, metrics_text, policy_text, software_text
 from segpipe.report.plan_tables import listed
 
@@ -110,11 +110,23 @@ def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
     planned: Any = plan
     for step in key.split("."):
         planned = planned.get(step) if isinstance(planned, Mapping) else None
-    changed = [{change.key: change.value for change in fold.changes} for fold in run.folds if fold.name != "all"]
-    return [of.get(key, planned) for of in changed] or [planned]
+    return [_changed(planned, key, fold.changes) for fold in run.folds if fold.name != "all"] or [planned]
+
+
+def _changed(planned: Any, key: str, changes: Iterable[Change]) -> Any:
+    """A value of the plan as a fold had it, changed as a whole or in its parts."""
+    value = planned
+    for change in changes:
+        if change.key == key:
+            value = change.value
+        elif change.key.startswith(f"{key}.") and isinstance(value, Mapping):
+            value = {**value, change.key.removeprefix(f"{key}."): change.value}
+    return value
 
 
 def _written(value: Any) -> str:
     if isinstance(value, list):
         return "×".join("any" if part is None else _written(part) for part in value)
+    if isinstance(value, Mapping):
+        return " ".join(f"{key} {_written(part)}" for key, part in value.items() if part is not None)
     return f"{value:g}" if isinstance(value, float) else str(value)

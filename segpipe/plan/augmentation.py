@@ -1,0 +1,104 @@
+"""How strongly training patches are altered: values of the plan, from which `train/augment` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
+
+from segpipe.plan.named import Named
+
+_Probability = Annotated[float, Field(ge=0, le=1)]
+_Angle = Annotated[float, Field(ge=0, le=180)]
+
+
+def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+    if limits[0] > limits[1]:
+        raise ValueError(f"expected the smaller number first, [{limits[1]:g}, {limits[0]:g}]")
+    return limits
+
+
+_Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+
+
+_CHANCES = (
+    "p_rotation", "p_scale", "p_elastic", "p_mirror", "p_noise", "p_blur", "p_brightness", "p_contrast", "p_lowres",
+    "p_gamma_inverted", "p_gamma",
+)  # fmt: skip
+AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the defaults
+    "none": dict.fromkeys(_CHANCES, 0.0),
+    "light": dict(
+        rotation_degrees=15.0, scale=(0.85, 1.2), p_blur=0.0, p_lowres=0.0, p_gamma_inverted=0.0, p_gamma=0.15
+    ),
+    "nnunet": {},
+    # Ranges of nnunetv2's nnUNetTrainerDA5 where it has the same transform. It has no elastic deformation, and others
+    # that are not here: quarter turns, median filter, sharpening, blank boxes, brightness and gamma that vary in space.
+    "strong": dict(
+        p_rotation=0.4, p_rotation_axis=0.5, p_scale_apart=1.0, p_elastic=0.2, p_contrast=0.2, p_lowres=0.15,
+        scale=(0.7, 1.43), blur_vox=(0.3, 1.5), contrast=(0.5, 2.0), lowres_zoom=(0.25, 1.0),
+    ),
+}  # fmt: skip
+
+
+class Augmentation(Named):
+    """Probabilities (p_, of a sample) and ranges. The defaults are nnU-Net's.
+
+    In a file it is a name of `AUGMENTATIONS`, or a mapping of what differs: `{preset: nnunet, p_rotation: 0.4}`.
+    Factors of brightness, contrast and gamma are as often below 1 as above it, evenly on either side.
+
+    Args:
+        p_rotation_axis: Of each axis of a sample that is turned.
+        p_scale_apart: Of a sample that is scaled: each axis by a factor of its own.
+        p_mirror: Of each axis that may be mirrored.
+        rotation_degrees: Largest angle about each axis.
+        rotation_flat_degrees: The same for patches that are turned in-plane only, about the axis across the planes.
+        rotation_long_degrees: The same for patches of one slice that is longer than wide.
+        scale: Smallest and largest extent that is seen, as a multiple of the patch's: above 1 things look smaller.
+        elastic: Smallest and largest share of the distance between control points by which these move; below 0.4
+            nothing folds.
+        noise_std: Largest standard deviation, in units of the normalised image.
+        blur_vox: Smallest and largest standard deviation, drawn for each axis.
+        brightness, contrast, gamma: Smallest and largest factor, for each channel.
+        lowres_zoom: Smallest and largest share of the voxels along an axis, for each channel.
+
+    Source:
+        nnU-Net's list of transforms, probabilities and ranges (nnunetv2 2.8.1).
+    """
+
+    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = AUGMENTATIONS
+
+    p_rotation: _Probability = 0.2
+    p_rotation_axis: _Probability = 1.0
+    p_scale: _Probability = 0.2
+    p_scale_apart: _Probability = 0.0
+    p_elastic: _Probability = 0.0
+    p_mirror: _Probability = 0.5
+    p_noise: _Probability = 0.1
+    p_blur: _Probability = 0.2
+    p_brightness: _Probability = 0.15
+    p_contrast: _Probability = 0.15
+    p_lowres: _Probability = 0.25
+    p_gamma_inverted: _Probability = 0.1
+    p_gamma: _Probability = 0.3
+    rotation_degrees: _Angle = 30.0
+    rotation_flat_degrees: _Angle = 180.0
+    rotation_long_degrees: _Angle = 15.0
+    scale: _Range = (0.7, 1.4)
+    elastic: tuple[NonNegativeFloat, Annotated[float, Field(ge=0, lt=0.4)]] = (0.0, 0.25)
+    noise_std: NonNegativeFloat = 0.1
+    blur_vox: _Range = (0.5, 1.0)
+    brightness: _Range = (0.75, 1.25)
+    contrast: _Range = (0.75, 1.25)
+    gamma: _Range = (0.7, 1.5)
+    lowres_zoom: Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], AfterValidator(_ascending)] = (0.5, 1.0)
+
+    @property
+    def alters(self) -> bool:
+        """Whether anything is ever changed."""
+        return any(getattr(self, name) for name in _CHANCES)
+
+    @property
+    def moves(self) -> bool:
+        """Whether voxels are looked up between voxels, so that more than the patch must be cut."""
+        return bool(self.p_rotation or self.p_scale or self.p_elastic)
