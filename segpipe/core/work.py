@@ -35,6 +35,11 @@ class FoldFolder:
         return self.path / "state.pt"
 
     @property
+    def previous_state(self) -> Path:
+        """The state before, in case the newest is damaged."""
+        return self.path / "state.previous.pt"
+
+    @property
     def history(self) -> Path:
         """One line for each epoch."""
         return self.path / "history.csv"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,6 +17,10 @@ from torch import Tensor, nn
 from segpipe.core.errors import UsageError
 from segpipe.core.files import whole_file, write_text
 from segpipe.core.progress import say
+from segpipe.core.work import FoldFolder
+
+Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
+_HASH_LENGTH = 64  # hexadecimal SHA-256
 
 
 def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> None:
@@ -68,35 +72,55 @@ def load_weights(path: Path, network: nn.Module) -> None:
             own[name].copy_(value)
 
 
-def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state to go on from, whole or not at all."""
+def save_state(folder: FoldFolder, state: Mapping[str, Any]) -> None:
+    """Write the state to go on from, whole or not at all, with its SHA-256; the one before is kept.
+
+    The hash is the comment of the zip archive that torch writes, so that file and hash are one and `torch.load` still
+    reads it. Between the two renames there is only the older state, from which training goes on as well.
+    """
     packed = io.BytesIO()
     torch.save(dict(state), packed)
-    with whole_file(path) as temporary:
-        temporary.write_bytes(packed.getbuffer())
+    content = packed.getbuffer()
+    content[-2:] = _HASH_LENGTH.to_bytes(2, "little")  # the archive's last field: how long its comment is
+    with whole_file(folder.state) as temporary:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.write(hashlib.sha256(content).hexdigest().encode())
+        if folder.state.is_file():
+            folder.state.replace(folder.previous_state)
 
 
-def load_state(path: Path) -> dict[str, Any] | None:
-    """State to go on from; None if there is none. A damaged file is set aside with a line that says so."""
-    if not path.is_file():
-        return None
-    if not _is_whole(path):
-        damaged = path.with_suffix(".damaged")
-        path.replace(damaged)
-        say(f"warning: {path} is damaged; kept as {damaged.name}, training starts anew.")
-        return None
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    assert isinstance(state, dict)
-    return state
+def load_state(folder: FoldFolder) -> dict[str, Any] | None:
+    """The newest whole state; None if there is none. What is damaged is set aside with a line that says so."""
+    damaged: list[Path] = []
+    for path in (folder.state, folder.previous_state):
+        if not path.is_file():
+            continue
+        content = path.read_bytes()
+        if hashlib.sha256(content[:-_HASH_LENGTH]).hexdigest().encode() == content[-_HASH_LENGTH:]:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            assert isinstance(state, dict)
+            if damaged:
+                _tell_of_loss(folder, damaged, state["iteration"])
+            return state
+        path.replace(path.with_suffix(".damaged"))
+        damaged.append(path)
+    if damaged:
+        _tell_of_loss(folder, damaged, 0)
+    return None
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether the checksums in a file of torch.save, which is a zip archive, are right."""
+def _tell_of_loss(folder: FoldFolder, damaged: Sequence[Path], iteration: int) -> None:
+    """Weights are written just before a state, so they know how far the damaged state was."""
+    files = " and ".join(path.name for path in damaged)
+    kept = " and ".join(path.with_suffix(".damaged").name for path in damaged)
     try:
-        with ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (BadZipFile, OSError, EOFError):
-        return False
+        reached = about_weights(folder.weights).get("iteration", "")
+    except UsageError:
+        reached = ""
+    lost = f"{max(0, int(reached) - iteration)} iterations are lost" if reached.isdecimal() else "some work is lost"
+    way = f"training goes on from the state before, at iteration {iteration}" if iteration else "training starts anew"
+    say(f"warning: {folder.path}: {files} is damaged (its SHA-256 is wrong), kept as {kept}; {way}; {lost}.")
 
 
 def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -104,9 +128,10 @@ def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in tensors.items()}
 
 
-def write_history(path: Path, rows: Sequence[Mapping[str, float | int]]) -> None:
-    """One line for each epoch."""
+def write_history(path: Path, rows: Sequence[Row]) -> None:
+    """One line for each epoch; no file before the first one ends."""
     if not rows:
+        path.unlink(missing_ok=True)
         return
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")

@@ -1,0 +1,52 @@
+"""Being asked to stop: SIGTERM and SIGUSR1 (a cluster's notice), Ctrl-C."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segpipe.core.errors import Interrupted
+
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Stop:
+    """Remembers that somebody asked, so that training can finish its step and save its state."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note the signals inside; outside of the main thread nobody can ask."""
+
+        def note(number: int, _: object) -> None:
+            self.signal = number
+
+        try:
+            old = {s: signal.signal(s, note) for s in _SIGNALS}
+        except ValueError:  # not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def obey(self, folder: Path, iteration: int) -> None:
+        """End the training, whose state is saved, if somebody asked.
+
+        Raises:
+            Interrupted: After SIGTERM or SIGUSR1.
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Interrupted(
+                f"{folder}: stopped by {signal.Signals(self.signal).name} at iteration {iteration}, state saved. "
+                "The same command goes on."
+            )
