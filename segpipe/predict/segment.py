@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from segpipe.networks.device import resolve_precision
 from segpipe.predict.model import Model
-from segpipe.predict.window import mirrors_of, sliding_logits
+from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared
-from segpipe.prepare.restore import restore_mask, restore_probabilities
+from segpipe.prepare.restore import restore
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,14 @@ class SegmentOptions:
         mirror: Average over mirrored copies, along the axes that the plan allows.
         batch_windows: Windows in one forward pass.
         accumulate_on: Where windows are added up; None for the networks' device.
-        with_probabilities: Keep probabilities as well.
+        half_sums: Add them up in float16, in half the memory.
+        with_probabilities: Keep probabilities as well, which takes memory for outputs × volume.
     """
 
     mirror: bool = True
     batch_windows: int = 1
     accumulate_on: torch.device | None = None
+    half_sums: bool = False
     with_probabilities: bool = False
 
 
@@ -50,18 +54,28 @@ def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmen
     """Predict a prepared case with every network of a model.
 
     Raises:
-        torch.OutOfMemoryError: If the device's memory is not enough; smaller options may do.
+        DataError: If the network's output is not finite.
+        torch.OutOfMemoryError: If the device's memory is not enough; other options may do.
     """
+    mask, probabilities = restore(
+        logit_rows(model, prepared, options),
+        prepared.trace,
+        model.plan.labels,
+        with_probabilities=options.with_probabilities,
+    )
+    return Segmentation(mask, probabilities)
+
+
+def logit_rows(model: Model, prepared: Prepared, options: SegmentOptions) -> Iterator[Tensor]:
+    """(outputs, Y, X) for each z of the prepared grid, mean over the model's networks."""
     patch = model.configuration.patch_zyx
     device = next(model.networks[0].parameters()).device
-    logits = sliding_logits(
-        model.networks,
-        prepared.image_czyx,
-        patch,
-        mirrors_of(model.plan.mirror_axes if options.mirror else (), patch),
-        resolve_precision(model.plan.training.precision, device),
-        options.batch_windows,
+    sliding = Sliding(
+        patch_zyx=patch,
+        mirrors=mirrors_of(model.plan.mirror_axes if options.mirror else (), patch),
+        precision=resolve_precision(model.plan.training.precision, device),
+        n_batch=options.batch_windows,
+        sum_on=options.accumulate_on,
+        sum_in=torch.float16 if options.half_sums else torch.float32,
     )
-    labels, trace = model.plan.labels, prepared.trace
-    chances = restore_probabilities(logits, trace, labels) if options.with_probabilities else None
-    return Segmentation(restore_mask(logits, trace, labels), chances)
+    return sliding_rows(model.networks, prepared.image_czyx, sliding)

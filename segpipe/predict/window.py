@@ -1,10 +1,15 @@
-"""Sliding-window prediction: overlapping patches, weighted by a Gaussian, mirrored, averaged over networks."""
+"""Sliding-window prediction: overlapping patches, weighted by a Gaussian, mirrored, averaged over networks.
+
+Windows move along the first axis last, so what lies behind the current one is final: rows leave as soon as they are,
+and no more than a patch of them is held.
+"""
 
 # B batch, O outputs, C channels, Z Y X voxels.
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
@@ -13,10 +18,34 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch import Tensor, nn
 
+from segpipe.core.errors import DataError
 from segpipe.core.grid import ZYX
 
 _STEP = 0.5  # of a patch, at most
 _SIGMA = 1 / 8  # of a patch
+
+Image = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """How windows are computed and added up.
+
+    Args:
+        patch_zyx: Window.
+        mirrors: Sets of axes to flip, of which the mean is taken.
+        precision: For autocast; float32 for none.
+        n_batch: Windows in one forward pass.
+        sum_on: Where windows are added up; None for the networks' device.
+        sum_in: Type of the sums. Weights add up to 1, so float16 overflows only where a logit does.
+    """
+
+    patch_zyx: ZYX
+    mirrors: Sequence[tuple[int, ...]] = ((),)
+    precision: torch.dtype = torch.float32
+    n_batch: int = 1
+    sum_on: torch.device | None = None
+    sum_in: torch.dtype = torch.float32
 
 
 def window_starts(n_voxels: int, patch: int) -> list[int]:
@@ -27,29 +56,38 @@ def window_starts(n_voxels: int, patch: int) -> list[int]:
         [0, 20, 40, 60]
 
     Source:
-        nnU-Net's compute_steps_for_sliding_window.
+        nnU-Net's compute_steps_for_sliding_window; a patch of one voxel moves by one, as nnU-Net's in 2D does.
     """
     if n_voxels <= patch:
         return [0]
+    if patch == 1:
+        return list(range(n_voxels))
     n_windows = int(np.ceil((n_voxels - patch) / (patch * _STEP))) + 1
     return [round(i * (n_voxels - patch) / (n_windows - 1)) for i in range(n_windows)]
 
 
-@lru_cache(maxsize=4)
-def gaussian_weights(patch_zyx: ZYX) -> NDArray[np.float32]:
-    """Weight of each voxel of a window: a Gaussian of an eighth of the patch about its centre, at most 1, above 0.
+def gaussian_line(patch: int) -> NDArray[np.float64]:
+    """Weights along one axis of a window: a Gaussian of an eighth of it about its centre, at most 1, above 0.
 
     Source:
-        nnU-Net's compute_gaussian.
+        nnU-Net's compute_gaussian, whose weights are the products of three such lines.
     """
-    lines = []
-    for edge in patch_zyx:
-        line = np.zeros(edge)
-        line[edge // 2] = 1
-        lines.append(ndimage.gaussian_filter1d(line, edge * _SIGMA, mode="constant"))
-    weights = np.einsum("z,y,x->zyx", *lines)
-    weights /= weights.max()
-    return np.maximum(weights, weights[weights > 0].min()).astype(np.float32)
+    line = np.zeros(patch)
+    line[patch // 2] = 1
+    line = ndimage.gaussian_filter1d(line, patch * _SIGMA, mode="constant")
+    return np.maximum(line, line[line > 0].min()) / line.max()
+
+
+def window_shares(n_voxels: int, patch: int) -> dict[int, NDArray[np.float32]]:
+    """By start of each window its share in the mean, (patch,); at every voxel the shares add up to 1.
+
+    Windows lie on a grid and weights are products along the axes, so their sum is one too: sharing along each axis
+    is the same as dividing the weighted sum of all windows by the sum of their weights.
+    """
+    line, total = gaussian_line(patch), np.zeros(n_voxels)
+    for start in window_starts(n_voxels, patch):
+        total[start : start + patch] += line
+    return {start: (line / total[start : start + patch]).astype(np.float32) for start in window_starts(n_voxels, patch)}
 
 
 def mirrors_of(mirror_axes: Sequence[int], patch_zyx: ZYX) -> list[tuple[int, ...]]:
@@ -64,60 +102,129 @@ def mirrors_of(mirror_axes: Sequence[int], patch_zyx: ZYX) -> list[tuple[int, ..
 
 
 def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[tuple[int, ...]]) -> Tensor:
-    """Mean logits (B, O, Z, Y, X) over mirrored copies of a patch; `mirrors` are axes of (Z, Y, X)."""
-    total = torch.zeros(())
+    """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch; `mirrors` are axes of (Z, Y, X)."""
+    total: Tensor | None = None
     for axes in mirrors:
         dims = [a + 2 for a in axes]
-        logits = network(x_BCZYX.flip(dims) if dims else x_BCZYX)[0].float()
-        total = total.to(logits.device) + (logits.flip(dims) if dims else logits)
-    return total / len(mirrors)
+        logits = network(x_BCZYX.flip(dims))[0].flip(dims).float()  # flip copies, so adding in place is safe
+        total = logits if total is None else total.add_(logits)
+    assert total is not None
+    return total.div_(len(mirrors))
 
 
 @torch.inference_mode()
+def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding) -> Iterator[Tensor]:
+    """Logits of a whole image row by row, averaged over networks.
+
+    Args:
+        networks: In evaluation mode, on one device.
+        image_czyx: (C, Z, Y, X) prepared; smaller than the patch is padded with 0.
+        sliding: How.
+
+    Yields:
+        (O, Y, X) of `sum_in` on `sum_on` for each z in order. A constant network gives constant rows, whatever the
+        window. At most a patch of rows is held, whatever the image's length.
+
+    Raises:
+        DataError: If a logit is not finite.
+    """
+    size = image_czyx.shape[1:]
+    spare = [max(p - n, 0) for p, n in zip(sliding.patch_zyx, size, strict=True)]
+    image = np.pad(image_czyx, [(0, 0), *((s // 2, s - s // 2) for s in spare)]) if any(spare) else image_czyx
+    (z0, z1), *plane = ((s // 2, s // 2 + n) for s, n in zip(spare, size, strict=True))
+    for z, row in enumerate(_padded_rows(networks, image, sliding)):
+        if not z0 <= z < z1:
+            continue
+        if not row.sum(dtype=torch.float32).isfinite():  # NaN and infinity survive every sum
+            raise DataError(
+                f"slice {z - z0} of {size[0]}: the network's output is not finite. Look for odd values in the image "
+                "or predict in full precision (`training.precision: fp32` in the model's plan)."
+            )
+        yield row[:, slice(*plane[0]), slice(*plane[1])]
+
+
+def _padded_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding) -> Iterator[Tensor]:
+    """Rows of an image that is at least as large as the patch."""
+    _, n_rows, n_lines, n_columns = image_czyx.shape
+    edges = zip((n_rows, n_lines, n_columns), sliding.patch_zyx, strict=True)
+    shares_z, shares_y, shares_x = (window_shares(n, p) for n, p in edges)
+    rows, first = deque[Tensor](), 0
+    for (z, y, x), logits_OZYX in _windows(networks, image_czyx, sliding, list(product(shares_z, shares_y, shares_x))):
+        for _ in range(z - first):
+            yield rows.popleft()
+        first = z
+        device = sliding.sum_on or logits_OZYX.device
+        plane = torch.from_numpy(np.outer(shares_y[y], shares_x[x])).to(logits_OZYX.device)
+        _, n_z, n_y, n_x = logits_OZYX.shape
+        while len(rows) < n_z:
+            shape = (len(logits_OZYX), n_lines, n_columns)
+            rows.append(torch.zeros(shape, dtype=sliding.sum_in, device=device))
+        for row, share, logits_OYX in zip(rows, shares_z[z].tolist(), logits_OZYX.unbind(1), strict=True):
+            row[:, y : y + n_y, x : x + n_x].add_((logits_OYX * (plane * share)).to(device))
+    yield from rows
+
+
+def _windows(
+    networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding, starts: Sequence[ZYX]
+) -> Iterator[tuple[ZYX, Tensor]]:
+    """Start and logits (O, Z, Y, X) of each window.
+
+    A window that holds one value throughout is computed once and its logits are taken again for the next such
+    window: the same input has the same output. Air that was clipped is such a value.
+    """
+    known: tuple[bytes, Tensor] | None = None
+    for first in range(0, len(starts), sliding.n_batch):
+        batch = starts[first : first + sliding.n_batch]
+        windows = [_window(image_czyx, start, sliding.patch_zyx) for start in batch]
+        values = [_one_value(window) for window in windows]
+        is_known = [known is not None and value == known[0] for value in values]
+        fresh = [window for window, skip in zip(windows, is_known, strict=True) if not skip]
+        computed = iter(_mean_logits(networks, fresh, sliding) if fresh else ())
+        for start, value, skip in zip(batch, values, is_known, strict=True):
+            if skip:
+                assert known is not None
+                yield start, known[1]
+                continue
+            logits = next(computed)
+            if value is not None:
+                known = (value, logits.clone())
+            yield start, logits
+
+
+def _window(image_czyx: Image, start_zyx: ZYX, patch_zyx: ZYX) -> Image:
+    z, y, x = (slice(s, s + p) for s, p in zip(start_zyx, patch_zyx, strict=True))
+    return image_czyx[:, z, y, x]
+
+
+def _one_value(window_czyx: Image) -> bytes | None:
+    """The value of each channel if none of them varies, else None."""
+    corner = window_czyx[:, :1, :1, :1]
+    if (window_czyx[:, -1:, -1:, -1:] != corner).any() or (window_czyx != corner).any():  # most vary at once
+        return None
+    return corner.tobytes()
+
+
+def _mean_logits(networks: Sequence[nn.Module], windows: Sequence[Image], sliding: Sliding) -> Tensor:
+    """(B, O, Z, Y, X) float32 on the networks' device, mean over networks and mirrored copies."""
+    device = next(networks[0].parameters()).device
+    x_BCZYX = torch.from_numpy(np.stack(windows)).to(device)
+    total: Tensor | None = None
+    with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
+        for network in networks:
+            logits = mirrored_mean(network, x_BCZYX, sliding.mirrors)
+            total = logits if total is None else total.add_(logits)
+    assert total is not None
+    return total.div_(len(networks))
+
+
 def sliding_logits(
     networks: Sequence[nn.Module],
-    image_czyx: NDArray[np.float32],
+    image_czyx: Image,
     patch_zyx: ZYX,
     mirrors: Sequence[tuple[int, ...]],
     dtype: torch.dtype,
     n_batch: int = 1,
 ) -> NDArray[np.float32]:
-    """Logits of a whole image, averaged over networks.
-
-    Args:
-        networks: In evaluation mode, on one device.
-        image_czyx: (C, Z, Y, X) prepared; smaller than the patch is padded with 0.
-        patch_zyx: Window.
-        mirrors: Sets of axes to flip.
-        dtype: For autocast; float32 for none.
-        n_batch: Windows in one forward pass.
-
-    Returns:
-        (O, Z, Y, X) float32 on the CPU. A constant network gives a constant volume, whatever the window.
-    """
-    device = next(networks[0].parameters()).device
-    size = image_czyx.shape[1:]
-    spare = [max(p - n, 0) for p, n in zip(patch_zyx, size, strict=True)]
-    padding = [(0, 0), *((s // 2, s - s // 2) for s in spare)]
-    image = torch.from_numpy(np.pad(image_czyx, padding)).to(device)
-    starts = list(product(*(window_starts(n, p) for n, p in zip(image.shape[1:], patch_zyx, strict=True))))
-    weights = torch.from_numpy(gaussian_weights(patch_zyx)).to(device)
-    total, weight = None, torch.zeros(image.shape[1:], device=device)
-    for first in range(0, len(starts), n_batch):
-        boxes = [
-            (slice(None), *(slice(s, s + p) for s, p in zip(start, patch_zyx, strict=True)))
-            for start in starts[first : first + n_batch]
-        ]
-        windows = torch.stack([image[box] for box in boxes])
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = sum(mirrored_mean(network, windows, mirrors) for network in networks)
-        assert isinstance(logits, Tensor)
-        if total is None:
-            total = torch.zeros((logits.shape[1], *image.shape[1:]), device=device)
-        for box, window in zip(boxes, logits, strict=True):
-            total[box] += window * weights
-            weight[box[1:]] += weights
-    assert total is not None
-    total /= weight * len(networks)
-    kept = tuple(slice(low, low + n) for (low, _), n in zip(padding[1:], size, strict=True))
-    return total[(slice(None), *kept)].cpu().numpy()
+    """`sliding_rows` as one array (O, Z, Y, X) float32 on the CPU."""
+    rows = list(sliding_rows(networks, image_czyx, Sliding(patch_zyx, mirrors, dtype, n_batch)))
+    return torch.stack(rows, 1).float().cpu().numpy()

@@ -1,57 +1,171 @@
-"""What the network says about a case, back on its image's grid."""
+"""What the network says about a case, back on its image's grid: slab by slab along the first axis.
 
+Rows of logits come in one by one, and a slab of the image is a mixture of the few rows beside it. Nothing of the size
+outputs × volume exists on either grid, unless probabilities are asked for.
+"""
+
+# O outputs, N rows of a slab, Z Y X voxels.
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
-from segpipe.prepare.resample import LABEL_ORDER, orders_for, resample
+from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
+
+_SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
+_BLOCK_BYTES = 8 << 20  # of the logits that are compared at once: what a processor's cache holds
+
+
+@dataclass(frozen=True, eq=False)
+class Slab:
+    """Rows of a turned and cropped image, whose logits are computed when asked for.
+
+    Args:
+        start, stop: Which rows.
+        rows_OYX: The prepared rows beside them.
+        mixture: (stop - start, prepared rows), the share of each.
+        shape_yx: Voxels of a row of the image.
+        orders: Along each axis, as `orders_for` says.
+    """
+
+    start: int
+    stop: int
+    rows_OYX: Sequence[Tensor]
+    mixture: NDArray[np.floating[Any]]
+    shape_yx: tuple[int, int]
+    orders: ZYX
+
+    @property
+    def n_outputs(self) -> int:
+        """Channels of the network."""
+        return len(self.rows_OYX[0])
+
+    def logits(self, outputs: slice = slice(None)) -> Tensor:
+        """(O, N, Y, X) float32 of some outputs: a new tensor on the device of the rows."""
+        parts = [row_OYX[outputs] for row_OYX in self.rows_OYX]
+        n_outputs, *plane = parts[0].shape
+        mixed_ONYX = torch.zeros((n_outputs, self.stop - self.start, *plane), device=parts[0].device)
+        for n, shares in enumerate(self.mixture.tolist()):
+            for part_OYX, share in zip(parts, shares, strict=True):
+                if share:
+                    mixed_ONYX[:, n].add_(part_OYX, alpha=share)
+        return resample(mixed_ONYX, (self.stop - self.start, *self.shape_yx), self.orders)
+
+
+def _span(matrix: NDArray[np.floating[Any]]) -> slice:
+    """From the first to the last column that is not 0."""
+    used = np.flatnonzero(matrix.any(axis=0))
+    return slice(int(used[0]), int(used[-1]) + 1)
+
+
+def slabs(rows: Iterable[Tensor], trace: Trace, rows_per_slab: int) -> Iterator[Slab]:
+    """The image in slabs, linear along each axis, nearest along one that is much coarser.
+
+    Args:
+        rows: (outputs, Y, X) for each z of the prepared grid, in order, on one device.
+        trace: How the case was prepared.
+        rows_per_slab: Rows of each slab but the last: the same for models that are to be averaged slab by slab.
+
+    Yields:
+        Slabs that cover the crop of the turned image from its first row to its last.
+    """
+    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
+    n_rows, n_y, n_x = trace.box.shape_zyx
+    along_z = axis_matrix(trace.prepared_shape_zyx[0], n_rows, orders[0])
+    held, first, coming = deque[Tensor](), 0, iter(rows)
+    for start in range(0, n_rows, rows_per_slab):
+        stop = min(start + rows_per_slab, n_rows)
+        beside = _span(along_z[start:stop])
+        while first + len(held) < beside.stop:
+            held.append(next(coming))
+        for _ in range(beside.start - first):
+            held.popleft()
+        first = beside.start
+        yield Slab(start, stop, tuple(held), along_z[start:stop, beside], (n_y, n_x), orders)
+
+
+def rows_per_slab(n_outputs: int, trace: Trace) -> int:
+    """Rows of the image whose logits of all outputs are held at once."""
+    _, n_y, n_x = trace.box.shape_zyx
+    return max(1, _SLAB_BYTES // (4 * n_outputs * n_y * n_x))
+
+
+def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
+    """(N, Y, X) file values of `labels.mask_dtype`: the strongest output, or regions painted in order.
+
+    Of equal outputs the first wins; a region whose logit is 0, a probability of one half, is not painted.
+    """
+    block = slab.logits(slice(1))
+    kind = torch.uint8 if labels.n_outputs < 255 else torch.int32
+    chosen_NYX = torch.zeros(block.shape[1:], dtype=kind, device=block.device)
+    best_NYX = torch.full_like(block[0], 0 if labels.has_regions else -torch.inf)
+    at_once = max(1, _BLOCK_BYTES // (4 * best_NYX.numel()))
+    for first in range(0, slab.n_outputs, at_once):
+        for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
+            wins = logits_NYX > best_NYX
+            torch.maximum(chosen_NYX, wins.to(kind).mul_(place), out=chosen_NYX)  # places rise, so the last one stays
+            if not labels.has_regions:
+                torch.maximum(best_NYX, logits_NYX, out=best_NYX)
+    values = labels.paint_values if labels.has_regions else labels.values
+    return np.array([labels.background_value, *values], labels.mask_dtype)[chosen_NYX.cpu().numpy()]
+
+
+def probabilities(slab: Slab, labels: LabelSet) -> NDArray[np.float16]:
+    """(O, N, Y, X): softmax over outputs that exclude each other, or each region's sigmoid."""
+    logits = slab.logits()
+    shares: Tensor = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
+    return shares.half().cpu().numpy()
+
+
+def restore(
+    rows: Iterable[Tensor], trace: Trace, labels: LabelSet, *, with_probabilities: bool = False
+) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
+    """Logits on the prepared grid to a mask on the image's grid.
+
+    Args:
+        rows: (outputs, Y, X) for each z of the prepared grid, in order.
+        trace: How the case was prepared.
+        labels: The structures.
+        with_probabilities: Whether to keep them, which takes memory for outputs × volume.
+
+    Returns:
+        (Z, Y, X) of `labels.mask_dtype` on the grid of the image file, background outside the crop; and probabilities
+        (outputs, Z, Y, X), in which background is 1 outside the crop, or None.
+    """
+    mask = np.full(trace.shape_zyx, labels.background_value, labels.mask_dtype)
+    chances = None
+    if with_probabilities:
+        chances = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
+        chances[0] = not labels.has_regions
+    for slab in slabs(rows, trace, rows_per_slab(labels.n_outputs, trace)):
+        _place(mask, trace, slab)[...] = winners(slab, labels)
+        if chances is not None:
+            _place(chances, trace, slab)[...] = probabilities(slab, labels)
+    return mask, chances
+
+
+def _place(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
+    """Where a slab lies in an array on the image file's grid: a view."""
+    return trace.turn.apply(array)[trace.box.slices][..., slab.start : slab.stop, :, :]
 
 
 def restore_mask(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[Any]:
-    """Logits on the prepared grid to file values on the image's grid.
-
-    Args:
-        logits: (outputs, Z, Y, X) float32 on the prepared grid.
-        trace: How the case was prepared.
-        labels: The structures.
-
-    Returns:
-        (Z, Y, X) of `labels.mask_dtype` on the grid of the image file; background outside the crop. One output is
-        resampled at a time, so memory does not grow with their number.
-    """
-    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
-    shape = trace.box.shape_zyx
-    if labels.has_regions:
-        chosen = np.stack([resample(channel, shape, orders) > 0 for channel in logits])
-    else:
-        best = resample(logits[0], shape, orders)
-        chosen = np.zeros(shape, np.int16)
-        for index, channel in enumerate(logits[1:], 1):
-            value = resample(channel, shape, orders)
-            wins = value > best
-            best[wins], chosen[wins] = value[wins], index
-    turned = np.full(trace.turn.permute(trace.shape_zyx), labels.background_value, labels.mask_dtype)
-    turned[trace.box.slices] = labels.decode(chosen)
-    return np.ascontiguousarray(trace.turn.undo(turned))
+    """`restore` of logits (outputs, Z, Y, X) that are there as a whole."""
+    return restore(torch.from_numpy(logits).unbind(1), trace, labels)[0]
 
 
 def restore_probabilities(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[np.float16]:
-    """Probabilities (outputs, Z, Y, X) float16 on the image's grid; background is 1 outside the crop."""
-    orders = orders_for(trace.target_mm, trace.spacing_mm, LABEL_ORDER)
-    values = resample(logits, trace.box.shape_zyx, orders)
-    if labels.has_regions:
-        shares = 1 / (1 + np.exp(-values))
-    else:
-        values -= values.max(axis=0)
-        shares = np.exp(values)
-        shares /= shares.sum(axis=0)
-    turned = np.zeros((len(logits), *(int(n) for n in trace.turn.permute(trace.shape_zyx))), np.float16)
-    if not labels.has_regions:
-        turned[0] = 1
-    turned[trace.box.slices] = shares
-    return np.ascontiguousarray(trace.turn.undo(turned))
+    """Probabilities of logits (outputs, Z, Y, X) that are there as a whole."""
+    chances = restore(torch.from_numpy(logits).unbind(1), trace, labels, with_probabilities=True)[1]
+    assert chances is not None
+    return chances
