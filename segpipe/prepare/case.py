@@ -17,7 +17,8 @@ from segpipe.data.dataset import Case
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.normalise import normalise
-from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image, resample_indices
+from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image
+from segpipe.prepare.resample_labels import resample_indices
 
 
 class Trace(Record):

@@ -23,7 +23,7 @@ class _HowPrepared(Record):
     `method` goes up whenever the code prepares differently.
     """
 
-    method: int = 2
+    method: int = 3
     orientation: str
     axis_order: tuple[int, int, int]
     normalisation: tuple[Normalisation, ...]
