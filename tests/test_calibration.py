@@ -223,7 +223,7 @@ def test_the_file_beside_a_mask(tmp_path):
 
 
 def test_predictions_name_it_the_same_way(tmp_path):
-    from segpipe.predict.run import mask_path, probabilities_path
+    from segpipe.predict.outputs import mask_path, probabilities_path
 
     probabilities_path(tmp_path, "case").touch()
     assert probabilities_beside(mask_path(tmp_path, "case")) == probabilities_path(tmp_path, "case")

@@ -49,9 +49,9 @@ def test_every_odd_file_gives_a_mask_on_its_grid_or_a_reason(shared_data: Path, 
         reason = REFUSED.get(file.name)
         if reason:
             with pytest.raises(DataError, match=reason):
-                predict_cases(model, list_inputs(file, model.plan.channels), tmp_path / str(number))
+                predict_cases(model, list_inputs(file, model.plan.channels), tmp_path / str(number)).require_all()
             continue
-        (path,) = predict_cases(model, list_inputs(file, model.plan.channels), tmp_path / str(number))
+        (path,) = predict_cases(model, list_inputs(file, model.plan.channels), tmp_path / str(number)).require_all()
         image, mask = nib.load(file), nib.load(path)
         assert mask.shape == image.shape[:3], file
         assert mask.header.get_zooms()[:3] == image.header.get_zooms()[:3], file

@@ -26,7 +26,8 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import predict, train
+from segpipe.pipeline.predicting import predict
+from segpipe.pipeline.stages import train
 from segpipe.plan.schema import Plan
 
 MACHINE = Machine("cpu", 1)
@@ -82,13 +83,13 @@ def test_masks_lie_where_their_images_lie(trained):
 
 def test_prediction_takes_files_folders_and_datasets_and_is_not_repeated(trained, tmp_path):
     images = trained / "data" / "imagesTr"
-    masks = predict(trained / "work", images, tmp_path / "a", MACHINE)
+    masks = predict(trained / "work", images, tmp_path / "a", MACHINE).require_all()
     assert [m.name for m in masks] == [f"{case}.nii.gz" for case in CASES]
     before = [m.stat().st_mtime_ns for m in masks]
     masks[2].unlink()  # as if killed
-    again = predict(trained / "work", images, tmp_path / "a", MACHINE)
+    again = predict(trained / "work", images, tmp_path / "a", MACHINE).require_all()
     assert [m.stat().st_mtime_ns == b for m, b in zip(again, before, strict=True)] == [True, True, False, True, True]
-    (alone,) = predict(trained / "work", images / "p1_0000.nii.gz", tmp_path / "b", MACHINE)
+    (alone,) = predict(trained / "work", images / "p1_0000.nii.gz", tmp_path / "b", MACHINE).require_all()
     assert (read_labels(alone)[0] == read_labels(masks[2])[0]).all()
 
 
@@ -99,14 +100,18 @@ def test_a_turned_copy_of_an_image_gives_the_same_mask_turned(trained, tmp_path)
     (tmp_path / "in").mkdir()
     nib.save(image, tmp_path / "in" / "a.nii.gz")
     nib.save(turned, tmp_path / "in" / "b.nii.gz")
-    first, second = (nib.load(m) for m in predict(trained / "work", tmp_path / "in", tmp_path / "out", MACHINE))
+    first, second = (
+        nib.load(m) for m in predict(trained / "work", tmp_path / "in", tmp_path / "out", MACHINE).require_all()
+    )
     assert np.allclose(second.affine, turned.affine)
     back = nib.as_closest_canonical(second)
     assert np.array_equal(np.asarray(back.dataobj), np.asarray(nib.as_closest_canonical(first).dataobj))
 
 
 def test_probabilities_are_on_the_images_grid(trained, tmp_path):
-    predict(trained / "work", trained / "data" / "imagesTr" / "p1_0000.nii.gz", tmp_path, MACHINE, probabilities=True)
+    predict(
+        trained / "work", trained / "data" / "imagesTr" / "p1_0000.nii.gz", tmp_path, MACHINE, probabilities=True
+    ).require_all()
     with np.load(tmp_path / "p1_probabilities.npz") as stored:
         shares = stored["probabilities"]
     assert shares.shape == (3, 8, 10, 12) and shares.dtype == np.float16
@@ -152,10 +157,10 @@ def test_a_model_may_be_copied_and_renamed(trained, tmp_path):
     shutil.copytree(trained / "work" / "runs" / "3d_fullres", tmp_path / "my_model")
     shutil.copytree(tmp_path / "my_model" / "fold_0", tmp_path / "my_model" / "fold_0_old")
     image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
-    (first,) = predict(tmp_path / "my_model", image, tmp_path / "a", MACHINE)
-    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE)
+    (first,) = predict(tmp_path / "my_model", image, tmp_path / "a", MACHINE).require_all()
+    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE).require_all()
     assert first.read_bytes() == second.read_bytes()
-    assert len(predict(tmp_path / "my_model" / "fold_1", image, tmp_path / "c", MACHINE)) == 1
+    assert len(predict(tmp_path / "my_model" / "fold_1", image, tmp_path / "c", MACHINE).require_all()) == 1
 
 
 def test_an_unfinished_fold_is_left_out_with_a_word(trained, tmp_path, capsys):
@@ -165,9 +170,9 @@ def test_an_unfinished_fold_is_left_out_with_a_word(trained, tmp_path, capsys):
         about = stored.metadata()
     save_file(load_file(weights), weights, about | {"finished": "0"})
     image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
-    (first,) = predict(tmp_path / "work", image, tmp_path / "a", MACHINE)
+    (first,) = predict(tmp_path / "work", image, tmp_path / "a", MACHINE).require_all()
     assert "fold 1 is not trained to the end; left out" in capsys.readouterr().err
-    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE, folds=["0"])
+    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE, folds=["0"]).require_all()
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -207,17 +212,6 @@ def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
     assert run(["plan", str(data), "-o", str(other)]) == 2
     assert "not a work folder's" in capsys.readouterr().err
     assert (data / "dataset.json").read_bytes() == before == (other / "dataset.json").read_bytes()
-
-
-def test_a_damaged_state_is_set_aside_and_training_starts_anew(trained, tmp_path, capsys):
-    shutil.copytree(trained / "work", tmp_path / "work")
-    state = Work(tmp_path / "work").fold("3d_fullres", "0").state
-    packed = bytearray(state.read_bytes())
-    packed[len(packed) // 2] ^= 0xFF
-    state.write_bytes(packed)
-    train(tmp_path / "work", None, [0], MACHINE)
-    assert "is damaged; kept as state.damaged" in capsys.readouterr().err
-    assert final_weights(tmp_path / "work")
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

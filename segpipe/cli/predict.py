@@ -41,18 +41,18 @@ def command(
     device: str,
     n_workers: int,
     seed: int,  # noqa: ARG001 (an option of every command)
-) -> None:
+) -> int:
     """Write one mask for each image, on the image's own grid.
 
     Folds are averaged. A killed run goes on with the same command.
     """
     from segpipe.cli.main import print_json
     from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.stages import predict
+    from segpipe.pipeline.predicting import predict
 
     if postprocessing is not None and no_postprocess:
         raise click.UsageError("--postprocess and --no-postprocess: give one of them.")
-    masks = predict(
+    outcome = predict(
         model,
         inputs,
         output,
@@ -65,6 +65,15 @@ def command(
         postprocesses=not no_postprocess,
     )
     if as_json:
-        print_json({"masks": [str(mask) for mask in masks]})
-        return
-    click.echo(f"{len(masks)} masks: {output}")
+        print_json(
+            {
+                "masks": [str(mask) for mask in outcome.masks],
+                "cases": [row.to_json() for row in outcome.rows],
+                "failed": [{"case_id": fault.case_id, "message": fault.text} for fault in outcome.faults],
+            }
+        )
+    else:
+        click.echo(f"{len(outcome.masks)} masks: {output}")
+    if outcome.faults:
+        click.echo(outcome.summary, err=True)
+    return outcome.exit_code

@@ -24,8 +24,8 @@ from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, counted_values
+from segpipe.predict.outputs import mask_path, probabilities_path
 from segpipe.predict.postprocess import Postprocessing, Steps, postprocess
-from segpipe.predict.run import mask_path, probabilities_path
 
 _VOLUMES_MM3 = (0.0, 10.0, 30.0, 100.0, 300.0, 1000.0)  # fixed, since volumes taken from the data would know the answer
 STEPS = tuple(

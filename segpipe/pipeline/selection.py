@@ -23,7 +23,7 @@ from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.predict.model import load_model
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.run import predict_cases
+from segpipe.predict.run import Wanted, predict_cases
 
 
 class Chosen(Record):
@@ -139,9 +139,8 @@ def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine)
         for fold in sorted({one.fold for one in masks.cases}):
             folder = masks.work.fold(name, str(fold))
             cases = [one.case for one in masks.cases if one.fold == fold]
-            predict_cases(
-                load_model([folder], resolve_device(machine.device)), cases, folder.validation, probabilities=True
-            )
+            model = load_model([folder], resolve_device(machine.device))
+            predict_cases(model, cases, folder.validation, Wanted(probabilities=True)).require_all()
 
 
 def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:

@@ -1,4 +1,4 @@
-"""The stages after planning: prepare, train, predict; each runs on a work folder."""
+"""Prepare and train: the stages that run on a planned work folder."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from segpipe.core.errors import DataError, UsageError
-from segpipe.core.progress import say
+from segpipe.core.errors import UsageError
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.layouts import list_inputs
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
@@ -18,9 +16,9 @@ from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
-from segpipe.predict.model import find_folds, load_model
-from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.run import NO_POSTPROCESSING, mask_path, predict_cases
+from segpipe.predict.model import load_model
+from segpipe.predict.outputs import mask_path
+from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
 from segpipe.train.fold import FoldData
@@ -131,7 +129,7 @@ def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Sp
     folder = work.fold(name, str(fold))
     model = load_model([folder], resolve_device(machine.device))
     cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
-    predict_cases(model, cases, folder.validation)
+    predict_cases(model, cases, folder.validation).require_all()
     pairs = [
         MaskPair(
             reference=Path(case.label or ""),
@@ -156,50 +154,3 @@ def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable
     table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
     table.save(work.scores(configuration))
     return table
-
-
-def predict(
-    model: Path,
-    inputs: Path,
-    output: Path,
-    machine: Machine,
-    *,
-    configuration: str | None = None,
-    folds: Sequence[str] | None = None,
-    mirror: bool = True,
-    probabilities: bool = False,
-    postprocessing: Path | None = None,
-    postprocesses: bool = True,
-) -> list[Path]:
-    """Predict images with trained folds; returns the masks.
-
-    Args:
-        model: A work folder, a configuration's folder or a fold's.
-        inputs: A file, a folder of images or a dataset.
-        output: Folder for the masks.
-        machine: What to compute on.
-        configuration: Which; None for the default one.
-        folds: Which; None for all that are trained.
-        mirror: Average over mirrored copies.
-        probabilities: Also write probabilities.
-        postprocessing: File of what is done to the masks; None: the one chosen for the model, if there is one.
-        postprocesses: Whether anything is done to the masks.
-
-    Raises:
-        UsageError: If there is no such model, or the output folder holds another model's masks.
-        PlanError: If the postprocessing is wrong.
-        DataError: If images cannot be read or predicted; the others are done.
-    """
-    folders = find_folds(model, configuration, folds)
-    set_processors(machine.n_workers)
-    loaded = load_model(folders, resolve_device(machine.device))
-    cases = list_inputs(inputs, loaded.plan.channels)
-    if not cases:
-        raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
-    wanted = NO_POSTPROCESSING
-    chosen = postprocessing or folders[0].path.parent / POSTPROCESSING_FILE
-    if postprocesses and (postprocessing is not None or chosen.is_file()):
-        wanted = Postprocessing.load(chosen)
-        wanted.require_known(loaded.plan.labels, chosen)
-        say(f"postprocessing: {chosen}")
-    return predict_cases(loaded, cases, output, mirror=mirror, probabilities=probabilities, postprocessing=wanted)

@@ -1,184 +1,285 @@
-"""Predict cases: one mask for each, on its image's own grid; resumable."""
+"""Predict cases: one mask for each, on its image's own grid; resumable, and no case ends the others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import make_folder, remove_leftovers, whole_file
+from segpipe.core.errors import DataError, ResourceError
+from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.grid import Grid
+from segpipe.core.lock import only_process
 from segpipe.core.progress import say, track
-from segpipe.core.records import Record
 from segpipe.core.volume import write_mask
-from segpipe.data.dataset import Case, signature_of
-from segpipe.networks.device import memory_faults, resolve_precision
+from segpipe.data.dataset import Case
+from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
+from segpipe.predict.memory import segment_in_memory
 from segpipe.predict.model import Model
+from segpipe.predict.outputs import (
+    CaseRow,
+    PredictionTable,
+    label_sizes,
+    mask_path,
+    probabilities_path,
+    row_of_mask,
+    write_label_table,
+    write_probabilities,
+)
 from segpipe.predict.postprocess import Postprocessing, postprocess
-from segpipe.predict.window import mirrors_of, sliding_logits
-from segpipe.prepare.case import Prepared, prepare_case
-from segpipe.prepare.restore import restore_mask, restore_probabilities
+from segpipe.predict.segment import Segmentation, SegmentOptions
+from segpipe.prepare.case import Prepared, prepare_image, read_case_image
 
-_ABOUT = "prediction.json"
-NO_POSTPROCESSING = Postprocessing()
+Result = TypeVar("Result")
+ERROR_LOG = "errors.log"
+_MEMORY_EXIT = ResourceError.exit_code
+# What one image can bring about, in segpipe or in a library; what a machine or a command is not fit for ends the run.
+_UNEXPECTED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
-class _Made(Record):
-    """What the masks of a folder were made with and of; another model must not go on in it.
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be made of each case.
 
     Args:
-        model: Digest of the weights.
-        mirrored: Whether mirrored copies were averaged.
-        images: Signature of each case's image files.
-        postprocessing: What was done to the masks afterwards.
+        mirror: Average over mirrored copies.
+        probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
+        postprocessing: What is done to the masks; probabilities stay as they are.
     """
 
-    model: str
-    mirrored: bool
-    images: dict[str, str]
+    mirror: bool = True
+    probabilities: bool = False
     postprocessing: Postprocessing = NO_POSTPROCESSING
 
 
-def mask_path(folder: Path, case_id: str) -> Path:
-    """Where the mask of a case lies."""
-    return folder / f"{case_id}.nii.gz"
+@dataclass(frozen=True)
+class CaseFault:
+    """A case that could not be predicted: why, and the exit code that stands for it."""
+
+    case_id: str
+    text: str
+    exit_code: int
 
 
-def probabilities_path(folder: Path, case_id: str) -> Path:
-    """Where the probabilities of a case lie."""
-    return folder / f"{case_id}_probabilities.npz"
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the cases.
+
+    Args:
+        folder: Where the masks are.
+        rows: Of the cases whose masks are there, in the order of the cases.
+        faults: Of the others.
+    """
+
+    folder: Path
+    rows: tuple[CaseRow, ...]
+    faults: tuple[CaseFault, ...]
+
+    @property
+    def masks(self) -> list[Path]:
+        """The masks, in the order of the cases."""
+        return [mask_path(self.folder, row.case_id) for row in self.rows]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all masks are there; else that of wrong data, or of memory if it was the only reason."""
+        if not self.faults:
+            return 0
+        return _MEMORY_EXIT if all(f.exit_code == _MEMORY_EXIT for f in self.faults) else DataError.exit_code
+
+    @property
+    def summary(self) -> str:
+        """The list of the cases that could not be predicted."""
+        n_cases = len(self.rows) + len(self.faults)
+        lines = [f"{len(self.faults)} of {n_cases} cases could not be predicted:", *(f.text for f in self.faults)]
+        return "\n  ".join(lines)
+
+    def require_all(self) -> list[Path]:
+        """The masks of all cases.
+
+        Raises:
+            DataError: If some could not be predicted; it lists them.
+            ResourceError: The same, if memory was the only reason.
+        """
+        if self.faults:
+            raise (ResourceError if self.exit_code == _MEMORY_EXIT else DataError)(self.summary)
+        return self.masks
 
 
-def predict_cases(
-    model: Model,
-    cases: Sequence[Case],
-    folder: Path,
-    *,
-    mirror: bool = True,
-    probabilities: bool = False,
-    postprocessing: Postprocessing = NO_POSTPROCESSING,
-) -> list[Path]:
-    """Predict cases that are not there yet.
+def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wanted | None = None) -> Outcome:
+    """Predict the cases that are not there yet; one that cannot be predicted does not keep the others from it.
+
+    The next case is read and the last one written while one is predicted.
 
     Args:
         model: Folds to average.
         cases: Images; labels are not read.
-        folder: Where the masks go, `<case_id>.nii.gz`.
-        mirror: Average over mirrored copies.
-        probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
-        postprocessing: What is done to the masks; probabilities stay as they are.
-
-    Returns:
-        The masks, in the order of the cases.
+        folder: Where the masks go, `<case_id>.nii.gz`, with `predictions.csv`, `dseg.tsv` and, if something
+            unforeseen happened to a case, `errors.log`.
+        wanted: What to make; None: masks, mirrored.
 
     Raises:
-        DataError: At the end, naming every case that could not be predicted; the others are done.
         UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
-        ResourceError: If memory or disk runs out.
+        ResourceError: If the disk is full.
+        SetupError: If the folder is not writable.
     """
+    wanted = wanted or Wanted()
     make_folder(folder)
-    remove_leftovers(folder)
-    made = _Made(model=model.digest, mirrored=mirror, images={}, postprocessing=postprocessing)
-    _claim(folder, cases, made)
-    missing = [c for c in cases if not _is_done(folder, c, probabilities=probabilities)]
-    if len(missing) < len(cases):
-        say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
-    faults = []
-    for case, prepared in track(_prepared_ahead(missing, model), "predicting", len(missing)):
+    with only_process(folder):
+        remove_leftovers(folder)
+        made = Made(model=model.digest, mirrored=wanted.mirror, images={}, postprocessing=wanted.postprocessing)
+        claim(folder, cases, made)
+        write_label_table(folder, model.plan.labels)
+        run = _Run(model, folder, wanted)
+        missing = [case for case in cases if not _is_done(folder, case, wanted)]
+        run.take_up([case.case_id for case in cases if case not in missing])
+        if len(missing) < len(cases):
+            say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
+        run.predict(missing)
+        rows = tuple(run.table.rows[case.case_id] for case in cases if case.case_id in run.table.rows)
+        faults = tuple(run.faults[case.case_id] for case in cases if case.case_id in run.faults)
+        return Outcome(folder, rows, faults)
+
+
+@dataclass(frozen=True, eq=False)
+class _Ready:
+    """A case that is read and prepared."""
+
+    prepared: Prepared
+    grid: Grid
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+class _Run:
+    """One command's work on a folder: what is done, and what went wrong."""
+
+    def __init__(self, model: Model, folder: Path, wanted: Wanted) -> None:
+        self.model, self.folder, self.wanted = model, folder, wanted
+        self.options = SegmentOptions(mirror=wanted.mirror, with_probabilities=wanted.probabilities)
+        self.table = PredictionTable(folder, model.plan.labels)
+        self.faults: dict[str, CaseFault] = {}
+
+    def take_up(self, done: Sequence[str]) -> None:
+        """Begin with the rows of the masks that are there; a row that is gone is made of its mask."""
+        self.table.keep([*done, *(c for c in self.table.rows if mask_path(self.folder, c).is_file())])
+        for case_id in done:
+            if case_id not in self.table.rows:
+                row = self._attempt(case_id, partial(row_of_mask, self.folder, case_id, self.model.plan.labels))
+                if row is not None:
+                    self.table.add(row)
+
+    def predict(self, cases: Sequence[Case]) -> None:
+        """Predict cases one after the other."""
+        with ThreadPoolExecutor(1) as writer:
+            writing: Future[None] | None = None
+            for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
+                computed = self._attempt(case.case_id, partial(self._compute, case.case_id, reading), is_memory=True)
+                if writing:
+                    writing.result()  # at most one mask waits, and a full disk ends the run
+                writing = None
+                if computed is not None:
+                    write = partial(self._write, case, *computed)
+                    writing = writer.submit(self._attempt, case.case_id, write)
+            if writing:
+                writing.result()
+
+    def _compute(self, case_id: str, reading: Future[_Ready]) -> tuple[_Ready, Segmentation, float]:
+        ready = reading.result()
+        started = time.monotonic()
+        found, taken = segment_in_memory(self.model, ready.prepared, self.options, case_id)
+        self.options = replace(self.options, batch_windows=taken.batch_windows)
+        return ready, found, time.monotonic() - started
+
+    def _write(self, case: Case, ready: _Ready, found: Segmentation, seconds_network: float) -> None:
+        started = time.monotonic()
+        if found.probabilities_ozyx is not None:
+            write_probabilities(self.folder, case.case_id, found.probabilities_ozyx)
+        mask = self._postprocessed(found.mask_zyx, ready.grid)
+        write_mask(mask_path(self.folder, case.case_id), mask, case.image_paths[0])
+        self.table.add(
+            CaseRow(
+                case_id=case.case_id,
+                seconds_prepare=ready.seconds,
+                seconds_network=seconds_network,
+                seconds_export=time.monotonic() - started,
+                sizes=label_sizes(mask, ready.grid, self.model.plan.labels),
+                warnings=ready.warnings,
+            )
+        )
+
+    def _postprocessed(self, mask_zyx: NDArray[Any], grid: Grid) -> NDArray[Any]:
+        if not self.wanted.postprocessing.labels:
+            return mask_zyx
+        voxel_mm3 = float(np.prod(grid.spacing_mm))
+        return postprocess(mask_zyx, voxel_mm3, self.model.plan.labels, self.wanted.postprocessing)
+
+    def _read_ahead(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Future[_Ready]]]:
+        """Read and prepare the next case while one is predicted."""
+        with ThreadPoolExecutor(1) as reader:
+            upcoming = reader.submit(self._read, cases[0]) if cases else None
+            for index, case in enumerate(cases):
+                assert upcoming is not None
+                current = upcoming
+                current.exception()  # wait, so that at most one prepared case is held ahead
+                if index + 1 < len(cases):
+                    upcoming = reader.submit(self._read, cases[index + 1])
+                yield case, current
+
+    def _read(self, case: Case) -> _Ready:
+        started = time.monotonic()
+        volume = read_case_image(case, self.model.plan)
+        image, trace = prepare_image(volume, self.model.plan, self.model.configuration)
+        return _Ready(Prepared(image, None, trace), volume.grid, (), time.monotonic() - started)
+
+    def _attempt(self, case_id: str, work: Callable[[], Result], *, is_memory: bool = False) -> Result | None:
+        """What `work` on a case gives; None if it failed, which is noted instead of ending the run.
+
+        Args:
+            case_id: Which.
+            work: What to do.
+            is_memory: Whether a ResourceError is of this case; else it is the disk, which no other case would escape.
+        """
         try:
-            _predict_case(model, case, prepared.result(), folder, made, probabilities=probabilities)
+            return work()
         except DataError as fault:
-            faults.append(str(fault) if str(fault).startswith(case.case_id) else f"{case.case_id}: {fault}")
-            say(faults[-1])
-    if faults:
-        raise DataError(f"{len(faults)} of {len(cases)} cases could not be predicted:\n  " + "\n  ".join(faults))
-    return [mask_path(folder, case.case_id) for case in cases]
+            self._note(case_id, str(fault), DataError.exit_code)
+        except MemoryError as fault:
+            self._note(case_id, f"memory is not enough ({fault}). Use a machine with more.", _MEMORY_EXIT)
+        except ResourceError as fault:
+            if not is_memory:
+                raise
+            self._note(case_id, str(fault), _MEMORY_EXIT)
+        except _UNEXPECTED as fault:
+            with (self.folder / ERROR_LOG).open("a", encoding="utf-8") as log:
+                log.write(f"{case_id}\n{''.join(traceback.format_exception(fault))}\n")
+            text = f"unexpected {type(fault).__name__} ({fault}); the whole of it is in {ERROR_LOG}."
+            self._note(case_id, text, DataError.exit_code)
+        return None
+
+    def _note(self, case_id: str, text: str, exit_code: int) -> None:
+        line = text if text.startswith(f"{case_id}:") else f"{case_id}: {text}"
+        self.faults[case_id] = CaseFault(case_id, line, exit_code)
+        say(line)
 
 
-def _predict_case(
-    model: Model, case: Case, prepared: Prepared, folder: Path, made: _Made, *, probabilities: bool
-) -> None:
-    patch = model.configuration.patch_zyx
-    device = next(model.networks[0].parameters()).device
-    advice = "Use --no-tta, a smaller image, or another device."
-    with memory_faults(f"predicting {case.case_id}", advice):
-        logits = sliding_logits(
-            model.networks,
-            prepared.image_czyx,
-            patch,
-            mirrors_of(model.plan.mirror_axes if made.mirrored else (), patch),
-            resolve_precision(model.plan.training.precision, device),
-        )
-    if probabilities:
-        _write_probabilities(folder, case, restore_probabilities(logits, prepared.trace, model.plan.labels))
-    mask = restore_mask(logits, prepared.trace, model.plan.labels)
-    if made.postprocessing.labels:
-        voxel_mm3 = float(np.prod(prepared.trace.spacing_mm))
-        mask = postprocess(mask, voxel_mm3, model.plan.labels, made.postprocessing)
-    write_mask(mask_path(folder, case.case_id), mask, case.image_paths[0])
-
-
-def _prepared_ahead(cases: Sequence[Case], model: Model) -> Iterator[tuple[Case, Future[Prepared]]]:
-    """Read and prepare the next case while one is predicted."""
-    with ThreadPoolExecutor(1) as ahead:
-
-        def submit(case: Case) -> Future[Prepared]:
-            unlabelled = case.model_copy(update={"label": None})
-            return ahead.submit(prepare_case, unlabelled, model.plan, model.configuration)
-
-        upcoming = submit(cases[0]) if cases else None
-        for index, case in enumerate(cases):
-            assert upcoming is not None
-            current = upcoming
-            current.exception()  # wait, so that at most one prepared case is held ahead
-            if index + 1 < len(cases):
-                upcoming = submit(cases[index + 1])
-            yield case, current
-
-
-def _write_probabilities(folder: Path, case: Case, values: NDArray[np.float16]) -> None:
-    with whole_file(probabilities_path(folder, case.case_id)) as temporary:
-        np.savez_compressed(temporary, probabilities=values)
-
-
-def _is_done(folder: Path, case: Case, *, probabilities: bool) -> bool:
+def _is_done(folder: Path, case: Case, wanted: Wanted) -> bool:
     extra = probabilities_path(folder, case.case_id)
-    return mask_path(folder, case.case_id).is_file() and (extra.is_file() or not probabilities)
-
-
-def _claim(folder: Path, cases: Sequence[Case], made: _Made) -> None:
-    """Note what the folder's masks are made with and of; masks of images that changed since are removed.
-
-    Raises:
-        UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
-    """
-    about = folder / _ABOUT
-    places = {Path(image).resolve().parent for case in cases for image in case.images}
-    if folder.resolve() in places:
-        raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
-    known = _Made.load(about) if about.is_file() else made
-    if known.model_copy(update={"images": {}}) != made:
-        raise UsageError(
-            f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "
-            "output folder."
-        )
-    current = {case.case_id: _images_signature(case) for case in cases}
-    there = [case_id for case_id in current if mask_path(folder, case_id).exists()]
-    if foreign := [case_id for case_id in there if case_id not in known.images]:
-        raise UsageError(
-            f"{mask_path(folder, foreign[0])}: is there already, and not from this command ({len(foreign)} such files)."
-            " Choose another output folder."
-        )
-    for case_id in there:
-        if known.images[case_id] != current[case_id]:
-            say(f"{mask_path(folder, case_id)}: was made of another image of this name; it is made anew.")
-            mask_path(folder, case_id).unlink()
-            probabilities_path(folder, case_id).unlink(missing_ok=True)
-    known.model_copy(update={"images": known.images | current}).save(about)
-
-
-def _images_signature(case: Case) -> str:
-    return signature_of(case.model_copy(update={"label": None}))
+    return mask_path(folder, case.case_id).is_file() and (extra.is_file() or not wanted.probabilities)

@@ -1,0 +1,71 @@
+"""Whose masks a folder holds: those of one model, of known images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.progress import say
+from segpipe.core.records import Record
+from segpipe.data.dataset import Case, signature_of
+from segpipe.predict.outputs import mask_path, probabilities_path
+from segpipe.predict.postprocess import Postprocessing
+
+_ABOUT = "prediction.json"
+NO_POSTPROCESSING = Postprocessing()
+
+
+class Made(Record):
+    """What the masks of a folder were made with and of; another model must not go on in it.
+
+    Args:
+        model: Digest of the weights.
+        mirrored: Whether mirrored copies were averaged.
+        images: Signature of each case's image files.
+        postprocessing: What was done to the masks afterwards.
+    """
+
+    model: str
+    mirrored: bool
+    images: dict[str, str]
+    postprocessing: Postprocessing = NO_POSTPROCESSING
+
+
+def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
+    """Note what the folder's masks are made with and of; masks of images that changed since are removed.
+
+    Raises:
+        UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
+    """
+    about = folder / _ABOUT
+    places = {Path(image).resolve().parent for case in cases for image in case.images}
+    if folder.resolve() in places:
+        raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
+    known = Made.load(about) if about.is_file() else made
+    if known.model_copy(update={"images": {}}) != made:
+        raise UsageError(
+            f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "
+            "output folder."
+        )
+    current = {case.case_id: _images_signature(case) for case in cases}
+    there = [case_id for case_id in current if mask_path(folder, case_id).exists()]
+    if foreign := [case_id for case_id in there if case_id not in known.images]:
+        raise UsageError(
+            f"{mask_path(folder, foreign[0])}: is there already, and not from this command ({len(foreign)} such files)."
+            " Choose another output folder."
+        )
+    for case_id in there:
+        if known.images[case_id] != current[case_id]:
+            say(f"{mask_path(folder, case_id)}: was made of another image of this name; it is made anew.")
+            mask_path(folder, case_id).unlink()
+            probabilities_path(folder, case_id).unlink(missing_ok=True)
+    known.model_copy(update={"images": known.images | current}).save(about)
+
+
+def _images_signature(case: Case) -> str:
+    """Of the image files; empty if one is gone, which is said when it is read."""
+    try:
+        return signature_of(case.model_copy(update={"label": None}))
+    except DataError:
+        return ""

@@ -1,0 +1,176 @@
+"""What a prediction leaves in its folder: masks, probabilities, the list of labels, one row for each case."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.files import disk_fault, whole_file, write_text
+from segpipe.core.grid import Grid
+from segpipe.core.labels import LabelSet
+from segpipe.core.volume import read_labels
+from segpipe.data.label_lists import value_counts
+
+LABEL_TABLE = "dseg.tsv"
+PREDICTIONS = "predictions.csv"
+UNKNOWN_WARNING = "made by an earlier command whose row is gone: seconds and warnings are not known"
+_MM3_IN_ML = 1000.0
+_SEPARATOR = "; "  # between warnings
+
+
+def mask_path(folder: Path, case_id: str) -> Path:
+    """Where the mask of a case lies."""
+    return folder / f"{case_id}.nii.gz"
+
+
+def probabilities_path(folder: Path, case_id: str) -> Path:
+    """Where the probabilities of a case lie."""
+    return folder / f"{case_id}_probabilities.npz"
+
+
+def write_probabilities(folder: Path, case_id: str, values_ozyx: NDArray[np.float16]) -> None:
+    """Write probabilities (outputs, Z, Y, X) on the image's grid, compressed, under the key `probabilities`."""
+    with whole_file(probabilities_path(folder, case_id)) as temporary:
+        np.savez_compressed(temporary, probabilities=values_ozyx)
+
+
+def write_label_table(folder: Path, labels: LabelSet) -> None:
+    """Write what the values of the folder's masks mean, as BIDS does: `dseg.tsv` with the columns index and name.
+
+    One file for the folder, since its masks share one list of labels. With regions a value is named after the region
+    that is painted with it last.
+    """
+    values = labels.paint_values if labels.has_regions else labels.values
+    names = {labels.background_value: "background"} | dict(zip(values, labels.names, strict=True))
+    rows = [f"{value}\t{' '.join(name.split())}" for value, name in sorted(names.items())]
+    write_text(folder / LABEL_TABLE, "\n".join(["index\tname", *rows, ""]))
+
+
+@dataclass(frozen=True)
+class LabelSize:
+    """Voxels of a label or region in a mask, and their volume."""
+
+    voxels: int
+    volume_ml: float
+
+
+@dataclass(frozen=True)
+class CaseRow:
+    """What is told of a predicted case.
+
+    Args:
+        case_id: Which.
+        seconds_prepare, seconds_network, seconds_export: Reading and preparing; windows and the way back to the
+            image's grid; postprocessing and writing. They overlap between cases. None if not known.
+        sizes: Of every label by name, in the dataset's order.
+        warnings: What is odd about the image.
+    """
+
+    case_id: str
+    seconds_prepare: float | None
+    seconds_network: float | None
+    seconds_export: float | None
+    sizes: dict[str, LabelSize]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The row for `--json`."""
+        return asdict(self)
+
+
+def label_sizes(mask_zyx: NDArray[np.integer[Any]], grid: Grid, labels: LabelSet) -> dict[str, LabelSize]:
+    """Voxels and millilitres of every label and region in a mask of file values."""
+    counts: Counter[int] = Counter()
+    for slice_yx in mask_zyx:  # counting takes eight bytes a voxel
+        counts.update(value_counts(slice_yx))
+    voxel_ml = float(np.prod(grid.spacing_mm)) / _MM3_IN_ML
+    voxels = {label.name: sum(counts[value] for value in label.values) for label in labels.labels}
+    return {name: LabelSize(n, n * voxel_ml) for name, n in voxels.items()}
+
+
+def row_of_mask(folder: Path, case_id: str, labels: LabelSet) -> CaseRow:
+    """The row of a mask that is there already, as far as the mask tells it."""
+    values, grid = read_labels(mask_path(folder, case_id))
+    return CaseRow(case_id, None, None, None, label_sizes(values, grid, labels), (UNKNOWN_WARNING,))
+
+
+class PredictionTable:
+    """`predictions.csv`: one row for each mask of a folder, added as the masks are.
+
+    A row is added by one write at the file's end, so that a run of many cases does not write them all again and
+    again. A killed run leaves at most one incomplete row, which is dropped when the table is next opened.
+
+    Args:
+        folder: Where the masks are.
+        labels: The structures; they give the columns.
+    """
+
+    def __init__(self, folder: Path, labels: LabelSet) -> None:
+        self.path, self.names = folder / PREDICTIONS, labels.names
+        self.rows: dict[str, CaseRow] = {}
+        if self.path.is_file():
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+            ended = [line for line in lines if line.endswith("\n")]
+            whole = [cells for cells in csv.reader(ended) if len(cells) == len(self.columns) and cells != self.columns]
+            self.rows = {cells[0]: row for cells in whole if (row := self._parsed(cells)) is not None}
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the columns."""
+        seconds = [f"seconds_{part}" for part in ("prepare", "network", "export")]
+        sizes = [f"{what}_{name}" for name in self.names for what in ("voxels", "volume_ml")]
+        return ["case_id", *seconds, *sizes, "warnings"]
+
+    def keep(self, case_ids: Sequence[str]) -> None:
+        """Write the table anew with the rows of these cases alone."""
+        self.rows = {case_id: self.rows[case_id] for case_id in case_ids if case_id in self.rows}
+        write_text(self.path, _csv_text([self.columns, *map(self._cells, self.rows.values())]))
+
+    def add(self, row: CaseRow) -> None:
+        """Add a row to the table and its file.
+
+        Raises:
+            ResourceError, SetupError: If it cannot be written.
+        """
+        self.rows[row.case_id] = row
+        try:
+            with self.path.open("ab", buffering=0) as file:
+                file.write(_csv_text([self._cells(row)]).encode())
+                os.fsync(file.fileno())
+        except OSError as fault:
+            raise disk_fault(fault, self.path) from fault
+
+    def _cells(self, row: CaseRow) -> list[str]:
+        seconds = (row.seconds_prepare, row.seconds_network, row.seconds_export)
+        sizes = [text for name in self.names for text in _size_cells(row.sizes[name])]
+        return [row.case_id, *("" if s is None else f"{s:.3f}" for s in seconds), *sizes, _SEPARATOR.join(row.warnings)]
+
+    def _parsed(self, cells: list[str]) -> CaseRow | None:
+        case_id, prepare, network, export, *sizes, warnings = cells
+        try:
+            prepare_s, network_s, export_s = (float(text) if text else None for text in (prepare, network, export))
+            pairs = zip(map(int, sizes[::2]), map(float, sizes[1::2]), strict=True)
+            of_label = {name: LabelSize(*pair) for name, pair in zip(self.names, pairs, strict=True)}
+        except ValueError:  # cut off by a kill, or edited by hand: made anew from the mask
+            return None
+        known = tuple(warnings.split(_SEPARATOR)) if warnings else ()
+        return CaseRow(case_id, prepare_s, network_s, export_s, of_label, known)
+
+
+def _size_cells(size: LabelSize) -> tuple[str, str]:
+    return str(size.voxels), f"{size.volume_ml:.6g}"
+
+
+def _csv_text(rows: Sequence[Sequence[str]]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
