@@ -5,19 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.prepare.store import PatchCase
-from segpipe.train.sampling import Sampling, cut, draw_batch
+from plans import LABELS, REGIONS
+from segpipe.core.labels import LabelSet
+from segpipe.prepare.places import find_places
+from segpipe.prepare.store import PatchCase, on_device
+from segpipe.train.sampling import Batch, Sampling, cut, draw_batch, n_on_label
 
 
 def case(shape=(8, 10, 12), voxel=(7, 0, 11)) -> PatchCase:
     """Voxels hold their own flat number plus one; one labelled voxel, in a corner."""
-    image = np.arange(1, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape)
     indices = np.zeros(shape, np.int16)
     indices[voxel] = 2
-    return PatchCase(Path("c"), image, indices, {"1": np.array([voxel], np.int32)})
+    return labelled(indices)
+
+
+def labelled(indices, labels: LabelSet = LABELS) -> PatchCase:
+    """A case with a map of labels, whose voxels hold their own flat number plus one."""
+    image = np.arange(1, 1 + indices.size, dtype=np.float32).reshape(1, *indices.shape)
+    return PatchCase(Path("c"), image, indices, find_places(indices, labels).by_label())
 
 
 def plain(patch, batch_size: int, foreground_fraction: float) -> Sampling:
@@ -28,7 +38,7 @@ def plain(patch, batch_size: int, foreground_fraction: float) -> Sampling:
 def test_the_last_third_of_a_batch_shows_a_labelled_voxel():
     batch = draw_batch([case()], plain((4, 4, 4), 6, 0.33), np.random.default_rng(0))
     assert batch.images.shape == (6, 1, 4, 4, 4) and batch.indices.shape == (6, 4, 4, 4)
-    assert (batch.indices[4:] == 2).any(axis=(1, 2, 3)).all()  # round(6 × 0.33) = 2
+    assert (batch.indices[4:] == 2).flatten(1).any(dim=1).all()  # round(6 × 0.33) = 2
 
 
 def test_a_region_at_the_border_stays_inside_the_image():
@@ -40,7 +50,7 @@ def test_a_region_at_the_border_stays_inside_the_image():
 def test_regions_hold_all_that_fits_and_nothing_else(shape, region, seed):
     found = draw_batch([case(shape, (0, 0, 0))], plain(region, 2, 0.5), np.random.default_rng(seed))
     n_kept = np.prod([min(a, b) for a, b in zip(shape, region, strict=True)])
-    assert ((found.images > 0).sum(axis=(1, 2, 3, 4)) == n_kept).all()
+    assert ((found.images > 0).sum(dim=(1, 2, 3, 4)) == n_kept).all()
 
 
 def test_the_same_seed_gives_the_same_batch():
@@ -48,9 +58,111 @@ def test_the_same_seed_gives_the_same_batch():
     assert (first.images == second.images).all()
 
 
+def centres(cases, sampling: Sampling, seed: int = 0) -> list[int]:
+    """Flat numbers of the voxels that patches of odd edges are centred on."""
+    batch = draw_batch(cases, sampling, np.random.default_rng(seed))
+    middle = tuple(p // 2 for p in sampling.patch_zyx)
+    return (batch.images[(slice(None), 0, *middle)] - 1).int().tolist()
+
+
+def shares(values: list[int]) -> dict[int, float]:
+    return {value: values.count(value) / len(values) for value in set(values)}
+
+
+def test_labels_are_as_likely_however_large_and_voxels_of_a_label_too():
+    indices = np.zeros((1, 3, 30), np.int16)
+    indices[0, 1, 1:9] = 1  # 8 voxels of the first label in two parts of 6 and 2: flat numbers 31 to 36 and 38, 39
+    indices[0, 1, 7] = 0
+    indices[0, 1, 9] = 1
+    indices[0, 1, 20] = 2  # and one of the second, flat number 50
+    found = shares(centres([labelled(indices)], plain((1, 3, 3), 4000, 1.0)))
+    expected = {50: 1 / 2, **dict.fromkeys((31, 32, 33, 34, 35, 36, 38, 39), 1 / 16)}
+    assert found == pytest.approx(expected, abs=0.03)
+
+
+def test_components_are_as_likely_however_large():
+    indices = np.zeros((1, 3, 30), np.int16)
+    indices[0, 1, 1:7] = indices[0, 1, 9] = 1  # parts of 6 voxels and of 1
+    sampling = Sampling((1, 3, 3), (1, 3, 3), 4000, 1.0, foreground_unit="component")
+    expected = {39: 1 / 2, **dict.fromkeys(range(31, 37), 1 / 12)}
+    assert shares(centres([labelled(indices)], sampling)) == pytest.approx(expected, abs=0.03)
+
+
+def test_a_region_is_drawn_as_a_label_is():
+    indices = np.zeros((1, 3, 30), np.int16)
+    indices[0, 1, 5], indices[0, 1, 20] = 1, 2  # whole: both; core: the second
+    found = shares(centres([labelled(indices, REGIONS)], plain((1, 3, 3), 4000, 1.0)))
+    assert found == pytest.approx({35: 1 / 4, 50: 3 / 4}, abs=0.03)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_where_voxels_are_ignored_patches_without_a_wanted_label_are_centred_on_annotated_ones(fraction):
+    indices = np.full((1, 3, 30), -1, np.int16)
+    indices[0, 1, 4:6] = 0  # annotated, and nothing is there
+    found = shares(centres([labelled(indices, REGIONS)], plain((1, 3, 3), 1000, fraction)))
+    assert found == pytest.approx({34: 1 / 2, 35: 1 / 2}, abs=0.06)
+
+
+def test_a_case_that_is_ignored_altogether_is_cut_anywhere():
+    nothing = labelled(np.full((1, 3, 30), -1, np.int16), REGIONS)
+    assert len(shares(centres([nothing], plain((1, 3, 3), 1000, 0.5)))) == 28
+
+
 def test_a_case_without_labels_is_cut_anywhere():
-    empty = PatchCase(Path("e"), np.ones((1, 6, 6, 6), np.float32), np.zeros((6, 6, 6), np.int16), {})
-    assert draw_batch([empty], plain((4, 4, 4), 3, 1.0), np.random.default_rng(0)).indices.sum() == 0
+    empty = labelled(np.zeros((6, 6, 6), np.int16))
+    batch = draw_batch([empty], plain((4, 4, 4), 300, 1.0), np.random.default_rng(0))
+    assert len(batch.images[:, 0, 0, 0, 0].unique()) == 27 and batch.indices.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "fraction", "expected"),
+    [(2, 0.33, {1}), (3, 0.33, {1}), (5, 0.33, {2}), (8, 0.33, {3}), (2, 0.5, {1}), (4, 0.0, {0}), (4, 1.0, {4})],
+)
+def test_patches_on_labels_are_counted_as_nnunet_does(batch_size, fraction, expected):
+    generator = np.random.default_rng(0)
+    assert {n_on_label(batch_size, fraction, generator) for _ in range(20)} == expected
+    assert expected == {batch_size - round(batch_size * (1 - fraction))}  # nnU-Net: the others come first
+
+
+@pytest.mark.parametrize(("batch_size", "fraction"), [(1, 0.33), (2, 0.1), (2, 0.8), (4, 0.95)])
+def test_a_share_that_rounds_to_none_or_all_is_kept_on_average(batch_size, fraction):
+    generator = np.random.default_rng(0)
+    found = [n_on_label(batch_size, fraction, generator) for _ in range(4000)]
+    assert np.mean(found) / batch_size == pytest.approx(fraction, abs=0.025)
+
+
+@given(st.tuples(*(st.integers(1, 9),) * 3), st.tuples(*(st.integers(1, 7),) * 3), st.integers(0, 99))
+def test_a_labelled_voxel_is_in_the_middle_or_the_patch_touches_the_border(shape, patch, seed):
+    generator = np.random.default_rng(seed)
+    voxel = tuple(int(generator.integers(n)) for n in shape)
+    region = tuple(p + int(generator.integers(4)) for p in patch)
+    batch = draw_batch([case(shape, voxel)], Sampling(patch, region, 1, 1.0), generator)
+    margin = [(r - p) // 2 for r, p in zip(region, patch, strict=True)]
+    ((z, y, x),) = (batch.indices[0] == 2).nonzero().tolist()
+    for found, wanted, n_voxels, p, m in zip((z, y, x), voxel, shape, patch, margin, strict=True):
+        start = wanted - (found - m)  # of the patch, in the image
+        if p >= n_voxels:
+            assert start == -((p - n_voxels) // 2)
+        else:
+            assert start == min(max(wanted - p // 2, 0), n_voxels - p)
+
+
+def test_cases_on_a_device_give_the_same_batch():
+    """The CPU stands for the device: what is tested is that tensors are cut as arrays are."""
+    in_memory, placed = case(), on_device(case(), torch.device("cpu"))
+    sampling = Sampling((4, 4, 4), (6, 12, 5), 4, 0.5)
+    first, second = (draw_batch([c], sampling, np.random.default_rng(1)) for c in (in_memory, placed))
+    assert torch.equal(first.images, second.images) and torch.equal(first.indices, second.indices)
+
+
+def test_parts_of_a_batch_share_its_labelled_patches():
+    batch = Batch(torch.arange(6.0).view(6, 1, 1, 1, 1), torch.zeros(6, 1, 1, 1))
+    assert batch.part(1, 3).images.flatten().tolist() == [1, 4]  # of the last two, on labels, one
+
+
+def test_a_batch_is_copied_as_the_network_wants_it():
+    images, indices = draw_batch([case()], plain((4, 4, 4), 2, 1.0), np.random.default_rng(0)).to(torch.device("cpu"))
+    assert images.dtype == torch.float32 and indices.dtype == torch.int64
 
 
 def test_cutting_by_hand():

@@ -22,7 +22,7 @@ _Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class _Runs:
+class Runs:
     """Runs in the order of the array; one entry for each.
 
     Args:
@@ -35,6 +35,10 @@ class _Runs:
     y: _Ints
     first_x: _Ints
     last_x: _Ints
+
+    def chosen(self, which: NDArray[np.bool_]) -> Runs:
+        """Some of them."""
+        return Runs(*(x[which] for x in (self.values, self.z, self.y, self.first_x, self.last_x)))
 
 
 def measure_labels(
@@ -62,8 +66,8 @@ def _measure_values(
     indices: NDArray[np.signedinteger], n_values: int, spacing_mm: tuple[float, float, float]
 ) -> list[LabelMeasure]:
     """One measure for each of the values 1 to n."""
-    runs = _runs_of(indices)
-    parts = _components_of(runs)
+    runs = runs_of(indices)
+    parts = components_of(runs)
     value_of_part = np.zeros(int(parts.max(initial=-1)) + 1, np.int64)
     value_of_part[parts] = runs.values
     n_parts = np.bincount(value_of_part, minlength=n_values + 1)
@@ -87,7 +91,8 @@ def _measure_values(
     return measures
 
 
-def _runs_of(indices: NDArray[np.signedinteger]) -> _Runs:
+def runs_of(indices: NDArray[np.signedinteger]) -> Runs:
+    """Runs of every value above 0 of a map (Z, Y, X)."""
     n_y, n_x = indices.shape[1:]
     rows = np.ascontiguousarray(indices).reshape(-1, n_x)
     n_rows = max(1, _CHUNK_VOX // n_x)
@@ -103,10 +108,10 @@ def _runs_of(indices: NDArray[np.signedinteger]) -> _Runs:
         lasts.append(np.flatnonzero(ends[:, 1:] & is_label) + start * n_x)
     row, first_x = np.divmod(np.concatenate(firsts), n_x)
     z, y = np.divmod(row, n_y)
-    return _Runs(np.concatenate(values), z, y, first_x, np.concatenate(lasts) - row * n_x)
+    return Runs(np.concatenate(values), z, y, first_x, np.concatenate(lasts) - row * n_x)
 
 
-def _components_of(runs: _Runs) -> _Ints:
+def components_of(runs: Runs) -> _Ints:
     """Number of the connected part that each run is in; voxels that share a corner are connected."""
     n_y, n_x = int(runs.y.max(initial=0)) + 1, int(runs.last_x.max(initial=0)) + 1
     row = runs.z * (n_y + 2) + runs.y + 1  # an empty row and voxel at each end: a step out of the volume meets nothing

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import blosc2
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError
 from segpipe.core.files import whole_folder, write_text
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
+from segpipe.core.memory import free_bytes
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
-from segpipe.core.seeds import generator_for
 from segpipe.prepare.case import Prepared, Trace
+from segpipe.prepare.places import LabelPlaces, Places, find_places
 
-_MAX_LOCATIONS = 10_000  # for each label and case; enough places to centre a patch on
 _MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
+_DEVICE_SHARE = 0.1  # of what is free on a GPU: training, which begins later, was planned for all of it
+_BLOCK_EDGE_VOX = 32  # what is decompressed at once; measured in benchmarks/bench_store.py
 
 
 class StoredCase(Record):
@@ -41,21 +42,56 @@ class StoredCase(Record):
     trace: Trace
 
 
+@dataclass(frozen=True)
+class DiskArray:
+    """An array in a file, read where it is indexed. It is opened anew each time: no handle to share between threads.
+
+    Args:
+        path: The file.
+        shape: Of the array.
+        dtype: Of the array.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def ndim(self) -> int:
+        """Axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Decompressed."""
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+    def __getitem__(self, place: Any) -> NDArray[Any]:
+        """Voxels at a place, in memory.
+
+        Raises:
+            DataError: If the file is gone or damaged there.
+        """
+        with _damage_named(self.path):
+            found: NDArray[Any] = _open(self.path)[place]
+            return found
+
+
 @dataclass(frozen=True, eq=False)
 class PatchCase:
-    """A prepared case to cut patches from; arrays in memory or on disk, both sliced alike.
+    """A prepared case to cut patches from; wherever the arrays are, they are sliced alike.
 
     Args:
         folder: Where it is stored; named by the case.
-        image: (C, Z, Y, X) float32.
-        indices: (Z, Y, X) int16.
-        locations: For each label some of its voxels, (n, 3) int32 (z, y, x); labels that are absent are left out.
+        image: (C, Z, Y, X) float32: a `DiskArray`, in memory a numpy array, on a device a tensor.
+        indices: (Z, Y, X) int8, or int16 where labels are many; likewise.
+        places: Voxels of each label that is present, by its position in the label set.
     """
 
     folder: Path
     image: Any
     indices: Any
-    locations: dict[str, NDArray[np.int32]]
+    places: dict[int, LabelPlaces]
 
     @property
     def shape_zyx(self) -> ZYX:
@@ -71,75 +107,93 @@ def store_case(folder: Path, prepared: Prepared, about: StoredCase, labels: Labe
         ResourceError, SetupError: If it cannot be written.
     """
     assert prepared.indices_zyx is not None
-    locations = _locations(prepared, labels)
+    places = find_places(prepared.indices_zyx, labels)
+    smallest = np.int8 if len(labels.values) <= np.iinfo(np.int8).max else np.int16
     with whole_folder(folder) as temporary:
         _write_array(temporary / "image.b2nd", prepared.image_czyx, patch_zyx)
-        _write_array(temporary / "indices.b2nd", prepared.indices_zyx, patch_zyx)
-        np.savez(temporary / "locations.npz", **locations)  # type: ignore[arg-type]  # numpy's stub lacks **arrays
+        _write_array(temporary / "indices.b2nd", prepared.indices_zyx.astype(smallest), patch_zyx)
+        np.save(temporary / "voxels.npy", places.voxels, allow_pickle=False)
+        np.save(temporary / "components.npy", places.components, allow_pickle=False)
         write_text(temporary / "case.json", about.to_json())
-
-
-def _locations(prepared: Prepared, labels: LabelSet) -> dict[str, NDArray[np.int32]]:
-    """Up to `_MAX_LOCATIONS` voxels of each label by its position in the label set."""
-    assert prepared.indices_zyx is not None
-    found = {}
-    for position, label in enumerate(labels.labels):
-        voxels = np.argwhere(np.isin(prepared.indices_zyx, labels.indices_of(label))).astype(np.int32)
-        if len(voxels) > _MAX_LOCATIONS:
-            voxels = voxels[np.sort(generator_for(0, position).choice(len(voxels), _MAX_LOCATIONS, replace=False))]
-        if len(voxels):
-            found[str(position)] = voxels
-    return found
 
 
 def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> None:
     chunks = [min(p, n) for p, n in zip(patch_zyx, array.shape[-3:], strict=True)]
-    chunks = [1, *chunks] if array.ndim == 4 else chunks
-    cparams = {"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1}
-    packed = blosc2.asarray(np.ascontiguousarray(array), chunks=chunks, cparams=cparams, contiguous=True)
+    blocks = [min(c, _BLOCK_EDGE_VOX) for c in chunks]
+    lead = [1] * (array.ndim - 3)
+    packed = blosc2.asarray(
+        np.ascontiguousarray(array),
+        chunks=[*lead, *chunks],
+        blocks=[*lead, *blocks],
+        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
+        contiguous=True,
+    )
     path.write_bytes(packed.to_cframe())  # by Python, since blosc2 does not tell a full disk from other faults
 
 
-def open_cases(folder: Path, case_ids: Sequence[str], n_workers: int) -> list[PatchCase]:
-    """Open prepared cases, kept in memory if all of them fit into a share of what is free.
+def open_cases(
+    folder: Path, case_ids: Sequence[str], n_workers: int, device: torch.device | None = None
+) -> list[PatchCase]:
+    """Open prepared cases: on the training device, in memory or on disk; the first of which a free share suffices.
+
+    Args:
+        folder: Of the prepared cases.
+        case_ids: Which.
+        n_workers: Threads to load with.
+        device: Where training computes; None: they are not wanted there.
 
     Raises:
         DataError: If a case is not there or damaged.
     """
-    files = [folder / case_id for case_id in case_ids]
-    on_disk = [_opened(path) for path in files]
-    in_memory = sum(case.image.nbytes + case.indices.nbytes for case in on_disk) < _MEMORY_SHARE * _free_bytes()
-    return map_threads(_loaded, on_disk, "loading", n_workers) if in_memory else on_disk
+    on_disk = [_opened(folder / case_id) for case_id in case_ids]
+    size_bytes = sum(case.image.nbytes + case.indices.nbytes for case in on_disk)
+    if device is not None and size_bytes < _DEVICE_SHARE * _free_device_bytes(device):
+        return map_threads(lambda case: on_device(_loaded(case), device), on_disk, f"loading to {device}", n_workers)
+    if size_bytes < _MEMORY_SHARE * free_bytes():
+        return map_threads(_loaded, on_disk, "loading", n_workers)
+    return on_disk
+
+
+def on_device(case: PatchCase, device: torch.device) -> PatchCase:
+    """A case in memory as tensors on a device."""
+    image, indices = (torch.from_numpy(array).to(device) for array in (case.image, case.indices))
+    return replace(case, image=image, indices=indices)
+
+
+def _free_device_bytes(device: torch.device) -> int:
+    """Memory that is free on a GPU; 0 for devices of which it is the machine's."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
 def _opened(folder: Path) -> PatchCase:
+    image, indices = (_described(folder / f"{name}.b2nd") for name in ("image", "indices"))
     with _damage_named(folder):
-        image, indices = (blosc2.open(str(folder / f"{name}.b2nd"), mode="r") for name in ("image", "indices"))
-        with np.load(folder / "locations.npz") as stored:
-            locations = {name: stored[name] for name in stored.files}
-        return PatchCase(folder, image, indices, locations)
+        voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
+        places = Places(voxels, np.load(folder / "components.npy", allow_pickle=False))
+        return PatchCase(folder, image, indices, places.by_label())
+
+
+def _described(path: Path) -> DiskArray:
+    with _damage_named(path):
+        array = _open(path)
+        return DiskArray(path, tuple(array.shape), array.dtype)
+
+
+def _open(path: Path) -> Any:
+    return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
 
 
 def _loaded(case: PatchCase) -> PatchCase:
-    with _damage_named(case.folder):
-        return replace(case, image=case.image[...], indices=case.indices[...])
+    return replace(case, image=case.image[...], indices=case.indices[...])
 
 
 @contextmanager
-def _damage_named(folder: Path) -> Iterator[None]:
+def _damage_named(path: Path) -> Iterator[None]:
+    """What a file cannot be read for, with the name of the case's folder in it."""
     try:
         yield
-    except (OSError, RuntimeError, ValueError, KeyError, BadZipFile) as fault:
-        raise DataError(f"{folder}: the prepared case cannot be read ({fault}). Delete it and run again.") from None
-
-
-def _free_bytes() -> int:
-    """Memory that is free here, a container's limit included; 0 where the system does not say."""
-    try:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except ValueError:  # macOS
-        return 0
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
-        free = min(free, int(text) - int(used.read_text()))
-    return free
+    except (OSError, RuntimeError, ValueError, KeyError, EOFError) as fault:
+        folder = path.parent if path.suffix else path
+        raise DataError(
+            f"{path}: the prepared case {folder.name} cannot be read ({fault}). Delete {folder} and run again."
+        ) from None

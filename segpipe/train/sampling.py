@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from segpipe.core.grid import ZYX
+from segpipe.prepare.places import ANNOTATED
 from segpipe.prepare.store import PatchCase
 
 PAD_LABEL = 0  # beyond the image there is background
@@ -34,6 +35,10 @@ class Batch:
             return self
         return Batch(self.images.pin_memory(), self.indices.pin_memory())
 
+    def part(self, number: int, n_parts: int) -> Batch:
+        """Every `n_parts`-th patch from `number` on: those centred on labels, the last ones, are spread."""
+        return Batch(self.images[number::n_parts], self.indices[number::n_parts])
+
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and int64 indices on a device, of which the copy may still run."""
         images, indices = (t.to(device, non_blocking=True) for t in (self.images, self.indices))
@@ -49,46 +54,70 @@ class Sampling:
         region_zyx: What is cut, the patch in its middle; larger than the patch if augmentation turns it.
         batch_size: Regions.
         foreground_fraction: Share of patches centred on a labelled voxel, 0 to 1.
+        foreground_unit: What is as likely as any other in such a patch's label: a voxel (label), or a connected
+            component and in it a voxel (component).
     """
 
     patch_zyx: ZYX
     region_zyx: ZYX
     batch_size: int
     foreground_fraction: float
+    foreground_unit: Literal["label", "component"] = "label"
 
 
 def draw_batch(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> Batch:
     """Draw cases with replacement and a region of each.
 
-    The last round(batch_size × foreground_fraction) patches are centred on a voxel of a label drawn evenly among
-    those present in the case; the others lie anywhere. No patch reaches beyond the image more than it must; the margin
-    around it, from which turned voxels come, may.
+    The last patches of a batch (`n_on_label`) are centred on a voxel of a label drawn evenly among those present in the
+    case. The others lie anywhere; in a dataset with an ignore label, and where a case has no label, they are centred on
+    a voxel that somebody annotated, if there is one. No patch reaches beyond the image more than it must: one larger
+    than the image has it in its middle. The margin around it, from which turned voxels come, may. Beyond the image
+    there are 0 and background.
+
+    Raises:
+        DataError: If a case on disk is damaged, with its name.
 
     Source:
         nnU-Net's data loader. It bounds the place on the lower side only; here both sides are bounded.
     """
-    n_any = sampling.batch_size - round(sampling.batch_size * sampling.foreground_fraction)
+    n_any = sampling.batch_size - n_on_label(sampling.batch_size, sampling.foreground_fraction, generator)
     margin = [(r - p) // 2 for r, p in zip(sampling.region_zyx, sampling.patch_zyx, strict=True)]
     images, indices = [], []
     for place in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
-        patch_start = _start(case, sampling.patch_zyx, generator, on_label=place >= n_any)
+        patch_start = _start(case, sampling, generator, on_label=place >= n_any)
         start = [s - m for s, m in zip(patch_start, margin, strict=True)]
         images.append(cut(case.image, start, sampling.region_zyx, 0))
         indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
     return Batch(torch.stack(images), torch.stack(indices))
 
 
-def _start(case: PatchCase, patch_zyx: ZYX, generator: np.random.Generator, *, on_label: bool) -> list[int]:
+def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator) -> int:
+    """How many patches of a batch are centred on a label.
+
+    Returns:
+        batch_size × fraction, rounded, as nnU-Net does: 1 of 2 at a third. Where that would be none or all of every
+        batch although the fraction is neither, chance rounds up or down, so that the mean is the fraction: a batch of
+        one at a third has a label in every third batch, and not never.
+    """
+    wanted = batch_size * fraction
+    rounded = batch_size - round(batch_size * (1 - fraction))
+    if 0 < rounded < batch_size or fraction in (0, 1):
+        return rounded
+    return int(wanted) + int(generator.random() < wanted - int(wanted))
+
+
+def _start(case: PatchCase, sampling: Sampling, generator: np.random.Generator, *, on_label: bool) -> list[int]:
     """First voxel of a patch; negative where the patch is larger than the image."""
-    limits = [_limits(n, p) for n, p in zip(case.shape_zyx, patch_zyx, strict=True)]
-    if on_label and case.locations:
-        names = sorted(case.locations)
-        voxels = case.locations[names[int(generator.integers(len(names)))]]
-        centre = voxels[int(generator.integers(len(voxels)))]
-        wanted = [int(c) - p // 2 for c, p in zip(centre, patch_zyx, strict=True)]
-        return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
-    return [int(generator.integers(low, high + 1)) for low, high in limits]
+    limits = [_limits(n, p) for n, p in zip(case.shape_zyx, sampling.patch_zyx, strict=True)]
+    labels = sorted(label for label in case.places if label != ANNOTATED)
+    label = labels[int(generator.integers(len(labels)))] if on_label and labels else ANNOTATED
+    if label not in case.places:
+        return [int(generator.integers(low, high + 1)) for low, high in limits]
+    by_component = sampling.foreground_unit == "component"
+    voxel = case.places[label].draw(generator, by_component=by_component)
+    wanted = [int(c) - p // 2 for c, p in zip(np.unravel_index(voxel, case.shape_zyx), sampling.patch_zyx, strict=True)]
+    return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
 
 
 def _limits(n_voxels: int, patch: int) -> tuple[int, int]:
