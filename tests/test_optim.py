@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
@@ -35,15 +38,57 @@ def test_warm_up_rises_in_a_line_and_cosine_ends_at_zero():
     assert learning_rate(training, 1) == pytest.approx(0)
 
 
+def test_a_constant_schedule_stays_after_its_warm_up():
+    training = Training(learning_rate=1.0, warmup_fraction=0.5, schedule="constant")
+    assert [learning_rate(training, share) for share in (0.25, 0.5, 1.0)] == [0.5, 1.0, 1.0]
+
+
 @pytest.mark.parametrize("name", list(OPTIMIZERS))
 def test_every_optimizer_goes_downhill(name):
-    weight = nn.Parameter(torch.tensor([3.0]))
-    optimizer = OPTIMIZERS[name]([weight], Training(optimizer=name, learning_rate=0.05, momentum=0.9))
+    network = nn.Linear(3, 2)
+    optimizer = OPTIMIZERS[name](network, Training(optimizer=name, learning_rate=0.05, momentum=0.9))
+    first = sum(float(p.detach().square().sum()) for p in network.parameters())
     for _ in range(60):
         optimizer.zero_grad()
-        (weight**2).sum().backward()
+        sum(p.square().sum() for p in network.parameters()).backward()
         optimizer.step()
-    assert abs(float(weight.detach())) < 1
+    assert sum(float(p.detach().square().sum()) for p in network.parameters()) < first / 10
+
+
+@pytest.mark.parametrize("name", list(OPTIMIZERS))
+def test_restored_optimizers_go_on_bit_for_bit(name):
+    def steps(network, optimizer, numbers):
+        for number in numbers:
+            optimizer.zero_grad()
+            (network(torch.full((1, 3), number + 1.0)) ** 2).sum().backward()
+            optimizer.step()
+
+    torch.manual_seed(0)
+    whole, training = nn.Linear(3, 2), Training(optimizer=name, learning_rate=0.05, momentum=0.9)
+    first, second = copy.deepcopy(whole), nn.Linear(3, 2)
+    steps(whole, OPTIMIZERS[name](whole, training), range(5))
+    optimizer = OPTIMIZERS[name](first, training)
+    steps(first, optimizer, range(2))
+    saved = io.BytesIO()
+    torch.save([first.state_dict(), optimizer.state_dict()], saved)
+    saved.seek(0)
+    weights, state = torch.load(saved, weights_only=True)
+    restored = OPTIMIZERS[name](second, training)
+    second.load_state_dict(weights)
+    restored.load_state_dict(state)
+    steps(second, restored, range(2, 5))
+    assert all(torch.equal(p, q) for p, q in zip(whole.parameters(), second.parameters(), strict=True))
+
+
+def test_batch_norm_statistics_are_averaged_and_counts_copied_by_hand():
+    network = nn.BatchNorm1d(1)
+    average = WeightAverage(network, 0.5)
+    average.n_steps = 1000
+    network.running_mean.fill_(4.0)
+    network.num_batches_tracked.fill_(7)
+    average.update(network)
+    assert average.network.running_mean.item() == 2  # 0·0.5 + 4·0.5
+    assert average.network.num_batches_tracked.item() == 7
 
 
 def test_the_average_forgets_the_first_weights_by_hand():

@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from segpipe.core.records import Record
 from segpipe.networks.build import build
+from segpipe.networks.kernels import inner_kernels
 from segpipe.networks.memory import Loss, Workload, trace_inference, trace_training
 from segpipe.networks.spec import NetworkSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPTIMIZER_STATES = {"sgd": 1, "adamw": 2}  # numbers kept for each parameter
-_OPTIMIZER_COPIES = {"sgd": 1, "adamw": 0}  # made while stepping: sgd adds the weight decay to a copy of the gradients
+OPTIMIZER_STATES = {"sgd": (1, 1), "adamw": (2, 2), "muon": (1, 2)}  # kept for each number of inner kernels, of others
+# Made while stepping: sgd adds the weight decay to a copy of the gradients; muon's work on one kernel, about six times
+# its size, is below all gradients.
+_OPTIMIZER_COPIES = {"sgd": 1, "adamw": 0, "muon": 1}
 _PROBE_EDGE_VOX = {"cuda": 96}  # large enough to fill the device; 32 elsewhere
 _PROBE_FEATURES = 32
 _PROBE_SECONDS = 1.0
@@ -122,7 +125,7 @@ def cost(
     traced = trace_training(network, work, loss or _sum_of_means, calibration.scratch_share)
     one_patch = trace_inference(network, replace(work, batch_size=1), calibration.scratch_share)
     weight_bytes, gradient_bytes = traced.parameter_bytes + traced.buffer_bytes, traced.trainable_bytes
-    optimizer_bytes = OPTIMIZER_STATES[optimizer] * gradient_bytes + averages_weights * weight_bytes
+    optimizer_bytes = _state_bytes(network, optimizer) + averages_weights * weight_bytes
     stepping_bytes = weight_bytes + traced.batch_bytes + (1 + _OPTIMIZER_COPIES[optimizer]) * gradient_bytes
     peak_bytes = max(traced.peak_bytes, stepping_bytes) + optimizer_bytes
     lasting_bytes = weight_bytes + optimizer_bytes + traced.batch_bytes + traced.kept_bytes
@@ -138,6 +141,15 @@ def cost(
         n_macs_step=traced.n_macs_step,
         training_bytes=_on_device(peak_bytes, calibration),
         inference_bytes=_on_device(one_patch, calibration),
+    )
+
+
+def _state_bytes(network: nn.Module, optimizer: str) -> int:
+    of_kernels, of_others = OPTIMIZER_STATES[optimizer]
+    kernel_bytes = sum(p.nbytes for p in inner_kernels(network) if p.requires_grad)
+    return (
+        of_others * sum(p.nbytes for p in network.parameters() if p.requires_grad)
+        - (of_others - of_kernels) * kernel_bytes
     )
 
 

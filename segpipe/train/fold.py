@@ -19,7 +19,7 @@ from segpipe.networks.device import resolve_precision
 from segpipe.networks.inflate import start_from
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
-from segpipe.train.augment import STRENGTHS, draw, region_for
+from segpipe.train.augment import draw, region_for, scope_of
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
@@ -65,12 +65,18 @@ class FoldTraining:
         if is_new and configuration.network.weights:
             for line in start_from(configuration.network.weights, network):
                 say(line)
+        network = network.to(memory_format=_memory_format(training.channels_last, configuration.network.n_axes))
         self.network = network.to(device)
-        self.optimizer = OPTIMIZERS[training.optimizer](self.network.parameters(), training)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
+        self.optimizer = OPTIMIZERS[training.optimizer](self.network, training)
         self.dtype = resolve_precision(training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
+        self.scope = scope_of(plan, configuration)
         self.at = Progress()
+        if device.type == "cuda":
+            torch.backends.cudnn.benchmark = True  # patches are always of one size
+        if device.type == "cuda" if training.compiled is None else training.compiled:
+            self.network.compile()  # in place: names of weights stay
 
     @property
     def predictor(self) -> nn.Module:
@@ -106,71 +112,113 @@ class FoldTraining:
     def draw(self, stream: int, iteration: int) -> Batch:
         """The batch of an iteration, a function of seed, fold, stream and iteration alone."""
         training, configuration = self.plan.training, self.configuration
-        strength = STRENGTHS[training.augmentation] if stream == TRAIN else None
+        patch_zyx, n_parts = configuration.patch_zyx, training.gradient_accumulation if stream == TRAIN else 1
         sampling = Sampling(
-            patch_zyx=configuration.patch_zyx,
-            region_zyx=region_for(configuration.patch_zyx, strength),
-            batch_size=configuration.batch_size,
+            patch_zyx=patch_zyx,
+            region_zyx=region_for(patch_zyx, training.augmentation) if stream == TRAIN else patch_zyx,
+            batch_size=configuration.batch_size * n_parts,
             foreground_fraction=training.foreground_fraction,
+            foreground_unit=training.foreground_unit,
         )
         cases = self.data.train if stream == TRAIN else self.data.validation
         return draw_batch(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
 
     def step(self, batch: Batch, rate: float) -> float:
-        """One step; returns the loss.
+        """One step of the optimizer.
+
+        Args:
+            batch: Of `draw`. With gradient accumulation it is divided into parts, whose gradients are averaged.
+            rate: Learning rate.
+
+        Returns:
+            The loss. It may be infinite or NaN in float16, where such a step is skipped and the loss scale lowered.
 
         Raises:
-            PlanError: If the loss is not finite.
+            PlanError: If the loss is not finite and no smaller loss scale can help.
         """
-        training, plan = self.plan.training, self.plan
-        images, indices = self._to_device(batch)
-        strength = STRENGTHS[training.augmentation]
-        if strength is not None:
-            generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration)
-            shape = (images.shape[0], images.shape[1])
-            draws = draw(strength, shape, self.configuration.patch_zyx, plan.mirror_axes, generator)
-            images, indices = apply(images, indices, draws, self.configuration.patch_zyx)
+        training = self.plan.training
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
-        loss = self._loss(self.network, images, indices)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise PlanError(
-                f"training.learning_rate: the loss is {value} at iteration {self.at.iteration}. Lower it "
-                f"(now {training.learning_rate:g}, e.g. --set training.learning_rate={training.learning_rate / 3:.2g}) "
-                "or train with --set training.precision=fp32."
-            )
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
+        losses = []
+        for part in range(training.gradient_accumulation):
+            images, indices = self._augmented(batch, part)
+            loss = self._loss(self._outputs(self.network, images), indices) / training.gradient_accumulation
+            losses.append(_Later(loss.detach()))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+        if training.gradient_clip:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
             self.average.update(self.network)
+        value = sum(loss.value() for loss in losses)
+        self._expect_finite(value)
         self.at.iteration += 1
         return value
+
+    def _augmented(self, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a part of this iteration's batch, on the device."""
+        training = self.plan.training
+        images, indices = batch.part(part, training.gradient_accumulation).to(self.device)
+        if not training.augmentation.alters:
+            return images, indices
+        generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
+        draws = draw(self.scope, images.shape[0], images.shape[1], generator)
+        return apply(images, indices, draws, self.scope)
+
+    def _expect_finite(self, loss: float) -> None:
+        if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
+            return
+        rate = self.plan.training.learning_rate
+        raise PlanError(
+            f"training.learning_rate: the loss is {loss} at iteration {self.at.iteration}. Lower it "
+            f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}) or train with --set "
+            "training.precision=fp32."
+        )
 
     @torch.no_grad()
     def validate(self, n_batches: int) -> tuple[float, dict[str, float]]:
         """Loss and Dice of each label, pooled over the same patches in every epoch; NaN where a label is absent."""
         losses, counts = [], torch.zeros(len(self.plan.labels.labels), 3, dtype=torch.float64)
+        self.predictor.eval()
         for index in range(n_batches):
-            images, indices = self._to_device(self.draw(VALIDATE, index))
-            with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-                outputs = self.predictor(images)
-            batch_dice = self.configuration.batch_dice
-            losses.append(float(supervised_loss(outputs, indices, self.plan.labels, batch_dice=batch_dice)))
+            images, indices = self.draw(VALIDATE, index).to(self.device)
+            outputs = self._outputs(self.predictor, images)
+            losses.append(float(self._loss(outputs, indices)))
             counts += overlap_counts(outputs[0].float(), indices, self.plan.labels).cpu()
+        self.network.train()
         hits, spurious, missed = counts.unbind(1)
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
         mean_loss = sum(losses) / len(losses) if losses else math.nan
         return mean_loss, {f"dice_{name}": d for name, d in zip(self.plan.labels.names, dice, strict=True)}
 
-    def _loss(self, network: nn.Module, images: Tensor, indices: Tensor) -> Tensor:
+    def _outputs(self, network: nn.Module, images: Tensor) -> list[Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            outputs = network(images)
-        return supervised_loss(outputs, indices, self.plan.labels, batch_dice=self.configuration.batch_dice)
+            outputs: list[Tensor] = network(images)
+        return outputs
 
-    def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        return batch.to(self.device)
+    def _loss(self, outputs: Sequence[Tensor], indices: Tensor) -> Tensor:
+        labels, batch_dice = self.plan.labels, self.configuration.batch_dice
+        return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=self.plan.training.loss)
+
+
+class _Later:
+    """A number on its way from the device: asked for at once it would stop the queue of work behind it."""
+
+    def __init__(self, value: Tensor) -> None:
+        self._copy = value.to("cpu", non_blocking=True)
+        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+
+    def value(self) -> float:
+        if self._arrived:
+            self._arrived.synchronize()
+        return float(self._copy)
+
+
+def _memory_format(channels_last: bool | None, n_axes: int) -> torch.memory_format:
+    """Order of a kernel's numbers, which the maps made with it follow; None: the usual one, see docs/decisions.md."""
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last_3d if n_axes == 3 else torch.channels_last

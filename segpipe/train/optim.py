@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn, optim
 
+from segpipe.networks.kernels import inner_kernels
 from segpipe.plan.training import Training
+from segpipe.train.muon import Muon
 
 
-def _sgd(parameters: Iterable[nn.Parameter], training: Training) -> optim.Optimizer:
+def _sgd(network: nn.Module, training: Training) -> optim.Optimizer:
     return optim.SGD(
-        parameters,
+        network.parameters(),
         lr=training.learning_rate,
         momentum=training.momentum,
         nesterov=training.momentum > 0,
@@ -22,9 +24,9 @@ def _sgd(parameters: Iterable[nn.Parameter], training: Training) -> optim.Optimi
     )
 
 
-def _adamw(parameters: Iterable[nn.Parameter], training: Training) -> optim.Optimizer:
+def _adamw(network: nn.Module, training: Training) -> optim.Optimizer:
     return optim.AdamW(
-        parameters,
+        network.parameters(),
         lr=training.learning_rate,
         betas=(training.momentum, 0.99),
         weight_decay=training.weight_decay,
@@ -32,11 +34,28 @@ def _adamw(parameters: Iterable[nn.Parameter], training: Training) -> optim.Opti
     )
 
 
-OPTIMIZERS: dict[str, Callable[[Iterable[nn.Parameter], Training], optim.Optimizer]] = {"sgd": _sgd, "adamw": _adamw}
+def _muon(network: nn.Module, training: Training) -> optim.Optimizer:
+    kernels = inner_kernels(network)
+    taken = {id(kernel) for kernel in kernels}
+    return Muon(
+        kernels,
+        [p for p in network.parameters() if id(p) not in taken],
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
 
-SCHEDULES: dict[str, Callable[[float], float]] = {
+
+OPTIMIZERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
+    "sgd": _sgd,
+    "adamw": _adamw,
+    "muon": _muon,
+}
+
+SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the training that is done, 0 to 1
     "poly": lambda progress: (1 - progress) ** 0.9,
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda _: 1.0,
 }
 
 
@@ -52,7 +71,7 @@ def learning_rate(training: Training, progress: float) -> float:
 
 
 class WeightAverage:
-    """Exponential moving average of weights, for prediction.
+    """Exponential moving average of weights, for prediction; the statistics of batch norms are averaged alike.
 
     In the first steps the decay is smaller, (1 + n) / (10 + n), so that random weights are forgotten at once.
     """
@@ -64,9 +83,16 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """Take in the weights after a step."""
+        """Take in the weights after a step; whole numbers, such as a count of batches, are copied."""
         self.n_steps += 1
         decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
-        averages: list[Tensor] = list(self.network.parameters())
-        current: list[Tensor] = list(network.parameters())
-        torch._foreach_lerp_(averages, current, 1 - decay)
+        pairs = list(zip(_tensors(self.network), _tensors(network), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([average for average, _ in floats], [value for _, value in floats], 1 - decay)
+        for average, value in pairs:
+            if not average.is_floating_point():
+                average.copy_(value)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    return [*network.parameters(), *network.buffers()]
