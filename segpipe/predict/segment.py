@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segpipe.networks.device import resolve_precision
+from segpipe.plan.sides import sideways_axis, swapped_outputs
 from segpipe.predict.model import Model
 from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared
@@ -68,12 +69,14 @@ def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmen
 
 def logit_rows(model: Model, prepared: Prepared, options: SegmentOptions) -> Iterator[Tensor]:
     """(outputs, Y, X) for each z of the prepared grid, mean over the model's networks."""
-    patch = model.configuration.patch_zyx
+    plan, patch = model.plan, model.configuration.patch_zyx
     device = next(model.networks[0].parameters()).device
+    sideways = sideways_axis(plan.orientation, plan.axis_order)
+    swapped = {sideways: swapped_outputs(plan.labels, plan.mirror_swaps)} if plan.mirror_swaps else {}
     sliding = Sliding(
         patch_zyx=patch,
-        mirrors=mirrors_of(model.plan.mirror_axes if options.mirror else (), patch),
-        precision=resolve_precision(model.plan.training.precision, device),
+        mirrors=mirrors_of(plan.mirror_axes if options.mirror else (), patch, swapped),
+        precision=resolve_precision(plan.training.precision, device),
         n_batch=options.batch_windows,
         sum_on=options.accumulate_on,
         sum_in=torch.float16 if options.half_sums else torch.float32,

@@ -8,9 +8,10 @@ and no more than a patch of them is held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -28,12 +29,25 @@ Image = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """One mirrored copy.
+
+    Args:
+        axes: Of (Z, Y, X), flipped.
+        outputs: Where in the copy each output's structure is found; empty: in its own place.
+    """
+
+    axes: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
 class Sliding:
     """How windows are computed and added up.
 
     Args:
         patch_zyx: Window.
-        mirrors: Sets of axes to flip, of which the mean is taken.
+        mirrors: Mirrored copies whose mean is taken.
         precision: For autocast; float32 for none.
         n_batch: Windows in one forward pass.
         sum_on: Where windows are added up; None for the networks' device.
@@ -41,7 +55,7 @@ class Sliding:
     """
 
     patch_zyx: ZYX
-    mirrors: Sequence[tuple[int, ...]] = ((),)
+    mirrors: Sequence[Mirror] = (Mirror(),)
     precision: torch.dtype = torch.float32
     n_batch: int = 1
     sum_on: torch.device | None = None
@@ -90,23 +104,33 @@ def window_shares(n_voxels: int, patch: int) -> dict[int, NDArray[np.float32]]:
     return {start: (line / total[start : start + patch]).astype(np.float32) for start in window_starts(n_voxels, patch)}
 
 
-def mirrors_of(mirror_axes: Sequence[int], patch_zyx: ZYX) -> list[tuple[int, ...]]:
+def mirrors_of(
+    mirror_axes: Sequence[int], patch_zyx: ZYX, swapped: Mapping[int, Sequence[int]] = MappingProxyType({})
+) -> list[Mirror]:
     """Every set of axes to flip, the empty one first; axes of one voxel are left out.
 
+    Args:
+        mirror_axes: That may be flipped.
+        patch_zyx: Window.
+        swapped: By axis, the output in which each output's structure is found when it is flipped: left and right.
+
     Example:
-        >>> mirrors_of((0, 2), (8, 8, 8))
+        >>> [mirror.axes for mirror in mirrors_of((0, 2), (8, 8, 8))]
         [(), (0,), (2,), (0, 2)]
     """
     axes = [a for a in mirror_axes if patch_zyx[a] > 1]
-    return [chosen for n in range(len(axes) + 1) for chosen in combinations(axes, n)]
+    chosen = (set_of for n in range(len(axes) + 1) for set_of in combinations(axes, n))
+    return [Mirror(a, next((tuple(swapped[axis]) for axis in a if axis in swapped), ())) for a in chosen]
 
 
-def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[tuple[int, ...]]) -> Tensor:
-    """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch; `mirrors` are axes of (Z, Y, X)."""
+def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]) -> Tensor:
+    """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch."""
     total: Tensor | None = None
-    for axes in mirrors:
-        dims = [a + 2 for a in axes]
+    for mirror in mirrors:
+        dims = [a + 2 for a in mirror.axes]
         logits = network(x_BCZYX.flip(dims))[0].flip(dims).float()  # flip copies, so adding in place is safe
+        if mirror.outputs:
+            logits = logits[:, list(mirror.outputs)]
         total = logits if total is None else total.add_(logits)
     assert total is not None
     return total.div_(len(mirrors))
@@ -215,16 +239,3 @@ def _mean_logits(networks: Sequence[nn.Module], windows: Sequence[Image], slidin
             total = logits if total is None else total.add_(logits)
     assert total is not None
     return total.div_(len(networks))
-
-
-def sliding_logits(
-    networks: Sequence[nn.Module],
-    image_czyx: Image,
-    patch_zyx: ZYX,
-    mirrors: Sequence[tuple[int, ...]],
-    dtype: torch.dtype,
-    n_batch: int = 1,
-) -> NDArray[np.float32]:
-    """`sliding_rows` as one array (O, Z, Y, X) float32 on the CPU."""
-    rows = list(sliding_rows(networks, image_czyx, Sliding(patch_zyx, mirrors, dtype, n_batch)))
-    return torch.stack(rows, 1).float().cpu().numpy()
