@@ -6,6 +6,7 @@ bit for bit. A time budget cannot promise that: how many steps fit depends on th
 
 from __future__ import annotations
 
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -87,12 +88,22 @@ def _train_or_go_on(
 
 @dataclass
 class _Epoch:
-    """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data."""
+    """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data.
+
+    A step whose loss is infinite or NaN changed nothing (float16, see `FoldTraining.step`) and is not in the sum.
+    """
 
     loss_sum: float = 0.0
     n_steps: int = 0
+    n_skipped: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+
+    @property
+    def loss(self) -> float:
+        """Mean loss; NaN if no step counts."""
+        n_losses = self.n_steps - self.n_skipped
+        return self.loss_sum / n_losses if n_losses else math.nan
 
 
 class _Loop:
@@ -162,7 +173,8 @@ class _Loop:
         loss = self.fold.step(batches.next(), learning_rate(self.fold.plan.training, self.schedule.progress(at)))
         self.step_seconds = time.monotonic() - begun
         at.seconds = time.monotonic() - self.zero
-        self.epoch.loss_sum += loss
+        self.epoch.loss_sum += loss if math.isfinite(loss) else 0.0
+        self.epoch.n_skipped += not math.isfinite(loss)
         self.epoch.n_steps += 1
         self.epoch.seconds += self.step_seconds
         self.epoch.wait_seconds += batches.wait_seconds - waited
@@ -195,7 +207,7 @@ class _Loop:
             "iteration": at.iteration,
             "seconds": round(at.seconds, 2),
             "learning_rate": learning_rate(self.fold.plan.training, self.schedule.progress(at)),
-            "train_loss": epoch.loss_sum / epoch.n_steps,
+            "train_loss": epoch.loss,
             "validation_loss": loss,
             MEAN_DICE: mean_dice(list(dice.values())),
             "iterations_per_second": round(epoch.n_steps / epoch.seconds, 4),
@@ -231,7 +243,7 @@ class _Loop:
         at, epoch = self.fold.at, self.epoch
         title = epoch_title({"epoch": at.epoch + 1}, *self._title())
         pace = f"{epoch.n_steps / epoch.seconds:.2f} it/s  {time_text(self.schedule.seconds_left(at))} left"
-        return f"{title}  loss {epoch.loss_sum / epoch.n_steps:.3f}  {pace}"
+        return f"{title}  loss {epoch.loss:.3f}  {pace}"
 
     def _tell(self, text: str) -> None:
         say(text)

@@ -1,0 +1,224 @@
+"""Training one fold: its length, going on after a stop at any moment, stopping early, what is told and kept."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import write_nnunet
+
+from segpipe.core.errors import Interrupted, UsageError
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.splits import Splits
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.stages import prepare
+from segpipe.plan.schema import Plan
+from segpipe.plan.training import Training
+from segpipe.prepare.store import PatchCase, open_cases
+from segpipe.train.fold import FoldData, Progress
+from segpipe.train.loop import train_fold
+from segpipe.train.schedule import Schedule
+
+CPU = torch.device("cpu")
+NAME = "3d_fullres"
+EDITS = (
+    "training.epochs=3",
+    "training.iterations_per_epoch=4",
+    "training.validation_iterations=1",
+    "training.precision=fp32",
+    "training.weight_average=0.9",
+    f"configurations.{NAME}.network.parts.dropout_fraction=0.2",
+)
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A plan and a fold's prepared cases."""
+
+    plan: Plan
+    data: FoldData
+
+    def train(self, folder: Path, **changed: object) -> FoldFolder:
+        """Train with another recipe, or go on."""
+        training = self.plan.training.model_copy(update=changed)
+        plan = self.plan.model_copy(update={"training": training})
+        train_fold(plan, NAME, self.data, FoldFolder(folder), CPU, time.monotonic())
+        return FoldFolder(folder)
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
+    folder, machine = tmp_path_factory.mktemp("loop"), Machine("cpu", 1)
+    write_nnunet(folder / "data", ["p1", "p2", "p3", "p4"])
+    plan_data(folder / "data", folder / "work", machine, Choices(n_folds=2, edits=EDITS))
+    prepared = prepare(folder / "work", NAME, machine)
+    split = Splits.load(Work(folder / "work").splits).folds[0]
+    train, validation = (open_cases(prepared, ids, 1) for ids in (split.train, split.validation))
+    return Ready(Plan.load(Work(folder / "work").plan), FoldData(0, split, train, validation))
+
+
+@pytest.fixture(scope="module")
+def whole(ready: Ready, tmp_path_factory: pytest.TempPathFactory) -> FoldFolder:
+    """Trained without interruption."""
+    return ready.train(tmp_path_factory.mktemp("whole"))
+
+
+def history_of(folder: FoldFolder) -> list[dict[str, str]]:
+    with folder.history.open() as file:
+        return list(csv.DictReader(file))
+
+
+def what_lasts(folder: FoldFolder) -> dict[str, object]:
+    """Everything in a state that does not tell the time."""
+    state = torch.load(folder.state, weights_only=True)
+    clocks = {"seconds", "iterations_per_second", "wait_share", "peak_memory_bytes", "seconds_left"}
+    history = [{k: v for k, v in row.items() if k not in clocks} for row in state.pop("history")]
+    del state["seconds"], state["running"]
+    return state | {"history": history}
+
+
+def is_same(first: object, second: object) -> bool:
+    """Equal bit for bit, NaN like NaN."""
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(is_same(first[key], second[key]) for key in first)
+    if isinstance(first, list) and isinstance(second, list):
+        return len(first) == len(second) and all(map(is_same, first, second))
+    if isinstance(first, torch.Tensor) and isinstance(second, torch.Tensor):
+        return torch.equal(first, second)
+    return first == second or (first != first and second != second)
+
+
+def test_a_training_leaves_plan_weights_two_states_history_and_log(whole):
+    assert all(f.is_file() for f in (whole.plan, whole.split, whole.weights, whole.state, whole.previous_state))
+    rows = history_of(whole)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"] and [row["iteration"] for row in rows] == ["4", "8", "12"]
+    assert {"iterations_per_second", "wait_share", "peak_memory_bytes", "mean_patch_dice", "dice_a"} <= set(rows[0])
+    log = whole.log.read_text()
+    assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
+    assert torch.load(whole.previous_state, weights_only=True)["iteration"] == 8
+
+
+class Knocking(Sequence[PatchCase]):
+    """Cases that ask the training to stop when the fourth batch is drawn, two or three steps ahead of its turn."""
+
+    def __init__(self, cases: Sequence[PatchCase], number: int) -> None:
+        self.cases, self.number, self.n_drawn = cases, number, 0
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    def __getitem__(self, index):
+        self.n_drawn += 1
+        if self.n_drawn == 7:  # two cases in a batch
+            os.kill(os.getpid(), self.number)
+        return self.cases[index]
+
+
+def test_stopped_again_and_again_it_ends_as_if_it_never_was(ready, whole, tmp_path, capsys):
+    n_stops, finished = 0, False
+    while not finished:
+        knocking = replace(ready.data, train=Knocking(ready.data.train, signal.SIGTERM))
+        try:
+            replace(ready, data=knocking).train(tmp_path, checkpoint_minutes=1e-9)
+            finished = True
+        except Interrupted as fault:
+            assert "stopped by SIGTERM" in str(fault) and "state saved. The same command goes on" in str(fault)
+            n_stops += 1
+    assert n_stops > 2
+    assert is_same(what_lasts(FoldFolder(tmp_path)), what_lasts(whole))
+    assert [row["epoch"] for row in history_of(FoldFolder(tmp_path))] == ["1", "2", "3"]
+    log = FoldFolder(tmp_path).log.read_text()
+    assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
+    assert log.count("goes on at iteration") >= n_stops - 1 and "epoch 2/3" in capsys.readouterr().err
+
+
+def test_ctrl_c_saves_too(ready, tmp_path):
+    knocking = replace(ready.data, train=Knocking(ready.data.train, signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):
+        replace(ready, data=knocking).train(tmp_path)
+    assert torch.load(FoldFolder(tmp_path).state, weights_only=True)["iteration"] > 0
+
+
+def test_files_that_are_ahead_of_the_state_are_put_back(ready, whole, tmp_path):
+    """Killed after the weights and the history of an epoch were written, before its state and its line in the log."""
+    shutil.copytree(whole.path, tmp_path / "fold")
+    folder = FoldFolder(tmp_path / "fold")
+    folder.previous_state.replace(folder.state)  # of epoch 2
+    lines = folder.log.read_text().splitlines(keepends=True)
+    folder.log.write_text("".join(line for line in lines if "epoch 2/3" not in line and "epoch 3/3" not in line))
+    ready.train(folder.path)
+    assert is_same(what_lasts(folder), what_lasts(whole))
+    assert [row["epoch"] for row in history_of(folder)] == ["1", "2", "3"]
+    assert [folder.log.read_text().count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
+
+
+def test_only_what_watches_may_change_on_the_way(ready, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "fold")
+    folder = FoldFolder(tmp_path / "fold")
+    folder.previous_state.replace(folder.state)
+    with pytest.raises(UsageError, match=r"another plan \(training.learning_rate: .*, now 0.5\)"):
+        ready.train(folder.path, learning_rate=0.5)
+    ready.train(folder.path, checkpoint_minutes=1.0, collapse_epochs=99)
+    assert is_same(what_lasts(folder), what_lasts(whole))
+
+
+def test_iterations_end_training_in_the_middle_of_an_epoch(ready, tmp_path):
+    rows = history_of(ready.train(tmp_path, iterations=6))
+    assert [(row["epoch"], row["iteration"]) for row in rows] == [("1", "4"), ("2", "6")]
+    assert float(rows[-1]["learning_rate"]) == 0
+
+
+def test_training_stops_on_a_plateau_and_says_so(ready, tmp_path, capsys):
+    # a step of nearly 0 changes no mask: the mean Dice of the first epoch is never surpassed
+    folder = ready.train(tmp_path, learning_rate=1e-20, weight_average=0.0, epochs=9, early_stop_epochs=2)
+    rows = history_of(folder)
+    assert [row["stopped_early"] for row in rows] == ["0", "0", "1"]
+    for told in (capsys.readouterr().err, folder.log.read_text()):
+        assert "stopped early after epoch 3: the mean patch Dice has not risen since epoch 1" in told
+        assert "this fold's validation scores are optimistic" in told
+    ready.train(tmp_path, learning_rate=1e-20, weight_average=0.0, epochs=9, early_stop_epochs=2)
+    assert "is trained already (12 iterations)" in capsys.readouterr().err
+
+
+def test_a_smaller_time_budget_ends_a_training_that_goes_on(ready, whole, tmp_path):
+    shutil.copytree(whole.path, tmp_path / "fold")
+    folder = FoldFolder(tmp_path / "fold")
+    folder.previous_state.replace(folder.state)
+    ready.train(folder.path, time_budget_seconds=1e-3)
+    state = torch.load(folder.state, weights_only=True)
+    assert state["finished"] and state["iteration"] == 8
+
+
+def at(iteration: int, seconds: float = 0.0, *ends: tuple[int, float]) -> Progress:
+    """Somewhere in a training whose epochs ended at these iterations and seconds."""
+    rows = [{"epoch": n, "iteration": i, "seconds": s} for n, (i, s) in enumerate(ends, 1)]
+    return Progress(iteration, len(ends), seconds, rows)
+
+
+def test_a_schedule_by_hand():
+    by_epochs = Schedule(Training(epochs=4, iterations_per_epoch=10))
+    assert by_epochs.n_epochs == 4 and by_epochs.progress(at(10)) == 0.25
+    assert by_epochs.share_of_epoch(at(15, 0, (10, 1.0))) == 0.5
+    assert not by_epochs.is_over(at(39), 0) and by_epochs.is_over(at(40), 0)
+    by_steps = Schedule(Training(epochs=4, iterations_per_epoch=10, iterations=25))
+    assert by_steps.n_epochs == 3 and by_steps.is_over(at(25), 0) and by_steps.progress(at(5)) == 0.2
+    assert by_steps.seconds_left(at(5, 3.0)) == pytest.approx(12)  # a fifth took 3 s
+
+
+def test_a_time_budget_by_hand():
+    hour = Schedule(Training(time_budget_seconds=3600, validation_iterations=50, iterations_per_epoch=250))
+    assert hour.n_epochs == 20 and hour.progress(at(1, 900)) == 0.25  # 180 s each
+    assert hour.share_of_epoch(at(30, 1090, (20, 1000.0))) == 0.5
+    assert hour.is_over(at(1, 3590), seconds_to_finish=10) and not hour.is_over(at(1, 3590), 9)
+    assert [hour.validation_iterations(n) for n in (1, 100, 9999)] == [1, 20, 50]  # a fifth of the steps
+    day = Schedule(Training(time_budget_seconds=86400))
+    assert day.n_epochs == 288  # 5 minutes each
