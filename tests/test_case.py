@@ -115,7 +115,7 @@ def test_nan_and_a_label_on_another_grid_are_refused(tmp_path):
     bad[0, 0, 0] = np.nan
     image = write_tiny(tmp_path / "nan.nii.gz", bad)
     case = Case(case_id="c", patient_id="c", images=(str(image),))
-    with pytest.raises(DataError, match="c: holds NaN"):
+    with pytest.raises(DataError, match="c: holds 1 NaN or infinite voxels"):
         prepare_case(case, plan, plan.configurations["3d_fullres"])
     good = write_tiny(tmp_path / "good.nii.gz", tiny_image(0))
     moved = oblique_affine()

@@ -141,7 +141,7 @@ def test_labels_that_need_more_than_a_byte_get_two(tmp_path):
         prepared_shape_zyx=(2, 10, 10),
     )
     image = np.zeros((1, 2, 10, 10), np.float32)
-    about = StoredCase(case_id="many", signature="", trace=trace)
+    about = StoredCase(case_id="many", signature="", content="", trace=trace)
     store_case(tmp_path / "many", Prepared(image, indices, trace), about, labels, (64, 64, 64))
     (case,) = open_cases(tmp_path, ["many"], 1)
     assert case.indices.dtype == np.int16 and (case.indices == indices).all()

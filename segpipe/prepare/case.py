@@ -69,13 +69,21 @@ def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepar
         DataError: If a file cannot be read or does not fit the plan.
         GeometryError: If the grids are unusable or do not agree.
     """
-    volume = read_case_image(case, plan)
-    image, trace = prepare_image(volume, plan, configuration)
+    normalised, trace, image_grid = _read_normalised(case, plan, configuration)  # what was read is gone by now
+    image = _resampled(normalised, trace)
+    del normalised
     if case.label is None:
         return Prepared(image, None, trace)
     values, grid = read_labels(Path(case.label))
-    require_same_grid(volume.grid, grid, f"{case.case_id}: label against image")
-    return Prepared(image, prepare_indices(plan.labels.encode(values, case.label), trace), trace)
+    require_same_grid(image_grid, grid, f"{case.case_id}: label against image")
+    indices = plan.labels.encode(values, case.label)
+    del values
+    return Prepared(image, prepare_indices(indices, trace), trace)
+
+
+def _read_normalised(case: Case, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace, Grid]:
+    volume = read_case_image(case, plan)
+    return (*_normalised(volume, plan, configuration), volume.grid)
 
 
 def read_case_image(case: Case, plan: Plan) -> Volume:
@@ -86,44 +94,58 @@ def read_case_image(case: Case, plan: Plan) -> Volume:
         GeometryError: If the grids are unusable or do not agree.
     """
     volume = read_image_channels(case.image_paths)
-    if volume.voxels_czyx.shape[0] != len(plan.channels):
+    voxels = volume.voxels_czyx
+    if len(voxels) != len(plan.channels):
         raise DataError(
-            f"{case.case_id}: {volume.voxels_czyx.shape[0]} channels, the plan expects {len(plan.channels)} "
+            f"{case.case_id}: {len(voxels)} channels, the plan expects {len(plan.channels)} "
             f"({', '.join(plan.channels)}). Give one file for each channel, ending in _0000, _0001, …"
         )
-    if not np.isfinite(volume.voxels_czyx).all():
-        raise DataError(f"{case.case_id}: holds NaN or infinite voxels. Replace them; `segpipe check` lists the files.")
+    if not (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
+        n_wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        raise DataError(
+            f"{case.case_id}: holds {n_wrong} NaN or infinite voxels, expected finite numbers. Replace them; "
+            "`segpipe check` lists the files."
+        )
     return volume
 
 
 def prepare_image(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
     """Turn, crop to non-zero, normalise, resample; in this order, as nnU-Net."""
+    normalised, trace = _normalised(volume, plan, configuration)
+    return _resampled(normalised, trace), trace
+
+
+def _normalised(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
+    """Turned, cropped and normalised: a new array."""
     turn = turn_for(volume.grid, plan)
     turned = turn.apply(volume.voxels_czyx)
-    spacing_z, spacing_y, spacing_x = turn.permute(volume.grid.spacing_mm)
+    spacing_mm = turn.permute(volume.grid.spacing_mm)
     target_z, target_y, target_x = configuration.spacing_mm
-    target = (spacing_z if target_z is None else target_z, target_y, target_x)
+    target_mm = (spacing_mm[0] if target_z is None else target_z, target_y, target_x)
     box = nonzero_box(turned)
-    shape = resampled_shape(box.shape_zyx, (spacing_z, spacing_y, spacing_x), target)
+    shape = resampled_shape(box.shape_zyx, spacing_mm, target_mm)
     trace = Trace(
         shape_zyx=volume.grid.shape_zyx,
         axes_zyx=turn.axes_zyx,
         flips_zyx=turn.flips_zyx,
-        spacing_mm=(spacing_z, spacing_y, spacing_x),
+        spacing_mm=spacing_mm,
         box=box,
-        target_mm=target,
+        target_mm=target_mm,
         prepared_shape_zyx=(shape[0], shape[1], shape[2]),
     )
-    cropped = np.ascontiguousarray(turned[box.slices])
-    orders = orders_for(trace.spacing_mm, target, IMAGE_ORDER)
-    return resample_image(normalise(cropped, plan.normalisation), trace.prepared_shape_zyx, orders), trace
+    return normalise(turned[box.slices], plan.normalisation), trace
+
+
+def _resampled(voxels_czyx: NDArray[np.float32], trace: Trace) -> NDArray[np.float32]:
+    orders = orders_for(trace.spacing_mm, trace.target_mm, IMAGE_ORDER)
+    return resample_image(voxels_czyx, trace.prepared_shape_zyx, orders)
 
 
 def prepare_indices(indices_zyx: NDArray[np.int16], trace: Trace) -> NDArray[np.int16]:
     """The same turn, crop and resampling for a map of inside labels."""
-    cropped = np.ascontiguousarray(trace.turn.apply(indices_zyx)[trace.box.slices])
+    cropped = trace.turn.apply(indices_zyx)[trace.box.slices]
     orders = orders_for(trace.spacing_mm, trace.target_mm, LABEL_ORDER)
-    return resample_indices(cropped, trace.prepared_shape_zyx, orders)
+    return np.ascontiguousarray(resample_indices(cropped, trace.prepared_shape_zyx, orders))
 
 
 def turn_for(grid: Grid, plan: Plan) -> Reorientation:

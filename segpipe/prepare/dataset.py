@@ -1,20 +1,31 @@
-"""Every case of a dataset, prepared: side by side, only what is missing."""
+"""Every case of a dataset, prepared: side by side as memory allows, only what is missing."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.errors import DataError
-from segpipe.core.files import remove_leftovers
+from threadpoolctl import threadpool_limits
+
+from segpipe.core.errors import DataError, ResourceError
+from segpipe.core.files import make_folder, remove_leftovers
 from segpipe.core.labels import LabelSet
-from segpipe.core.progress import map_threads
+from segpipe.core.memory import free_bytes
+from segpipe.core.progress import map_threads, say
 from segpipe.core.records import Record
 from segpipe.core.work import Work
-from segpipe.data.dataset import Case, Dataset, signature_of
+from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.disk import prepared_bytes
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.prepare.case import prepare_case
+from segpipe.prepare.current import CaseState, states_of
+from segpipe.prepare.memory import affordable_workers, case_bytes
 from segpipe.prepare.store import StoredCase, store_case
+
+_MAX_NAMED = 10  # faulty cases in a message
 
 
 class _HowPrepared(Record):
@@ -43,64 +54,132 @@ def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Pat
     return work.prepared(how.digest())
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What preparing cases takes.
+
+    Args:
+        n_cases: Cases that are not prepared yet.
+        disk_bytes, free_disk_bytes: About what they will take, and what there is.
+        memory_bytes, free_memory_bytes: What the largest case takes at its worst moment, and what there is; 0 if the
+            system does not say.
+        n_workers: Cases side by side.
+    """
+
+    n_cases: int
+    disk_bytes: int
+    free_disk_bytes: int
+    memory_bytes: int
+    free_memory_bytes: int
+    n_workers: int
+
+    def __str__(self) -> str:
+        """One line for people."""
+        disk, free_disk, memory, free_memory = (
+            f"{n / 2**30:.2g} GiB" if n >= 2**30 else f"{max(1, round(n / 2**20))} MiB"
+            for n in (self.disk_bytes, self.free_disk_bytes, self.memory_bytes, self.free_memory_bytes)
+        )
+        found = f" of {free_memory} free" if self.free_memory_bytes else ""
+        return (
+            f"to prepare: {self.n_cases} cases, about {disk} on disk ({free_disk} free); {self.n_workers} side by "
+            f"side, each with up to {memory} of memory{found}"
+        )
+
+
 def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name: str, n_workers: int) -> Path:
     """Prepare every case that is not there yet or whose files have changed since.
+
+    Args:
+        work: Holds the fingerprint, and takes what is prepared.
+        dataset: The cases.
+        plan: How.
+        configuration_name: One of the plan's.
+        n_workers: Cases side by side; fewer where memory is short.
 
     Returns:
         The folder of the prepared cases.
 
     Raises:
-        DataError: If a case cannot be prepared, or the data are not those that were planned for.
-        ResourceError, SetupError: If they cannot be written.
+        DataError: If cases cannot be prepared, all of them together, and the others are prepared; or the data are not
+            those that were planned for.
+        ResourceError: If memory or disk runs out.
+        SetupError: If they cannot be written.
     """
     configuration = plan.configurations[configuration_name]
-    require_planned_data(work, dataset)
     folder = prepared_folder(work, plan, configuration)
     remove_leftovers(folder)
-    missing = [case for case in dataset.cases if not _is_current(folder / case.case_id, case)]
+    states = states_of(work, dataset, folder, n_workers)
+    for state in states:
+        if state.is_current and state.stored and state.signature not in (None, state.stored.signature):
+            noted = state.stored.model_copy(update={"signature": state.signature})
+            noted.save(folder / state.case.case_id / "case.json")  # touched, but the same: not to be compared again
+    missing = [state for state in states if not state.is_current]
     if missing:
-        map_threads(
-            lambda case: _prepare_and_store(folder / case.case_id, case, plan, configuration),
-            missing,
-            f"preparing {configuration_name}",
-            n_workers,
-        )
+        needs = needs_of(work, missing, plan, configuration, n_workers)
+        say(str(needs))
+        with threadpool_limits(1, "blas"):  # cases run side by side; products of small matrices on many threads wait
+            results = map_threads(
+                lambda state: _fault_of(folder, state, plan, configuration),
+                missing,
+                f"preparing {configuration_name}",
+                needs.n_workers,
+            )
+        _require_no_faults(dataset, [fault for fault in results if fault], len(missing))
     return folder
 
 
-def require_planned_data(work: Work, dataset: Dataset) -> None:
-    """Refuse data of which a file was changed since planning; files that are gone are not judged.
+def needs_of(
+    work: Work, missing: Sequence[CaseState], plan: Plan, configuration: Configuration, n_workers: int
+) -> Needs:
+    """What preparing some cases of a planned dataset will take."""
+    ids = {state.case.case_id for state in missing}
+    fingerprint = Fingerprint.load(work.fingerprint)
+    cases = tuple(case for case in fingerprint.cases if case.case_id in ids)
+    largest = max((case_bytes(case, plan, configuration) for case in cases), default=0)
+    free = free_bytes()
+    return Needs(
+        n_cases=len(missing),
+        disk_bytes=prepared_bytes(fingerprint.model_copy(update={"cases": cases}), plan, configuration),
+        free_disk_bytes=shutil.disk_usage(make_folder(work.path)).free,
+        memory_bytes=largest,
+        free_memory_bytes=free,
+        n_workers=affordable_workers(min(n_workers, len(missing)), largest, free),
+    )
+
+
+def _fault_of(folder: Path, state: CaseState, plan: Plan, configuration: Configuration) -> str:
+    """Prepare and store a case; what is wrong with it, or nothing."""
+    case_id = state.case.case_id
+    if (folder / case_id / "case.json").is_file() and StoredCase.load(folder / case_id / "case.json").content == (
+        state.content
+    ):  # another process was faster
+        return ""
+    try:
+        prepared = prepare_case(state.case, plan, configuration)
+    except DataError as fault:
+        text = str(fault)
+        return text if text.startswith(f"{case_id}:") else f"{case_id}: {text}"
+    except MemoryError:
+        raise ResourceError(
+            f"{case_id}: memory is not enough to prepare it, expected a smaller image or more of it. "
+            "Prepare fewer cases side by side (-j 1), or end other programs; the same command then goes on."
+        ) from None
+    stored = StoredCase(case_id=case_id, signature=state.signature or "", content=state.content, trace=prepared.trace)
+    store_case(folder / case_id, prepared, stored, plan.labels, configuration.patch_zyx)
+    return ""
+
+
+def _require_no_faults(dataset: Dataset, faults: Sequence[str], n_tried: int) -> None:
+    """Refuse to go on where cases could not be prepared.
 
     Raises:
-        DataError: Naming the cases.
+        DataError: With all faults, the first ten in full.
     """
-    planned = {case.case_id: case.signature for case in Fingerprint.load(work.fingerprint).cases}
-    changed = [
-        case.case_id
-        for case in dataset.cases
-        if all(Path(f).exists() for f in (*case.images, case.label or ""))
-        and planned.get(case.case_id) != signature_of(case)
-    ]
-    if changed:
-        names = ", ".join(changed[:5]) + (" …" if len(changed) > 5 else "")
-        raise DataError(
-            f"{dataset.root}: {len(changed)} cases changed since they were planned for ({names}). "
-            f"Plan again: `segpipe plan {dataset.root} -o {work.path}`."
-        )
-
-
-def _is_current(folder: Path, case: Case) -> bool:
-    if not (folder / "case.json").is_file():
-        return False
-    if not all(Path(f).exists() for f in (*case.images, case.label or "")):
-        return True  # the images were moved away; what was prepared is all there is
-    return StoredCase.load(folder / "case.json").signature == signature_of(case)
-
-
-def _prepare_and_store(folder: Path, case: Case, plan: Plan, configuration: Configuration) -> None:
-    if _is_current(folder, case):  # another process was faster
+    if not faults:
         return
-    signature = signature_of(case)  # before the files are read
-    prepared = prepare_case(case, plan, configuration)
-    stored = StoredCase(case_id=case.case_id, signature=signature, trace=prepared.trace)
-    store_case(folder, prepared, stored, plan.labels, configuration.patch_zyx)
+    head = (
+        f"{dataset.root}: {len(faults)} of {n_tried} cases cannot be prepared; the others are. Correct them and run "
+        "the same command again, or take them out of the dataset and plan again."
+    )
+    more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []
+    raise DataError("\n  ".join([head, *faults[:_MAX_NAMED], *more]))

@@ -62,7 +62,7 @@ def _exact_matrix(n_in: int, n_out: int, order: int) -> NDArray[np.float64]:
     first = np.floor(places).astype(int) + _SPLINE_MARGIN - 1  # of the four voxels around each place
     t = (places - np.floor(places))[:, None]
     basis = ((1 - t) ** 3 / 6, 2 / 3 - t**2 + t**3 / 2, 2 / 3 - (1 - t) ** 2 + (1 - t) ** 3 / 2, t**3 / 6)
-    matrix = np.zeros((n_out, n_in))
+    matrix: NDArray[np.float64] = np.zeros((n_out, n_in))
     for k, share in enumerate(basis):
         matrix += share * weights[first + k]
     return matrix
@@ -77,12 +77,13 @@ def linear_places(n_in: int, n_out: int) -> tuple[NDArray[np.intp], NDArray[np.i
     """(n_out,) each: the old voxels before and after each new one, and the share of the latter, 0 to 1."""
     places = _places(n_in, n_out).clip(0, n_in - 1)
     low = np.floor(places).astype(np.intp)
-    return low, np.minimum(low + 1, n_in - 1), places - low
+    share = np.asarray(places - low, np.float64)
+    return low, np.minimum(low + 1, n_in - 1), share
 
 
 def _places(n_in: int, n_out: int) -> NDArray[np.float64]:
     """Centres of the new voxels, counted in old ones."""
-    return n_in / n_out * (np.arange(n_out) + 0.5) - 0.5
+    return np.asarray(n_in / n_out * (np.arange(n_out) + 0.5) - 0.5, np.float64)
 
 
 @lru_cache(maxsize=64)

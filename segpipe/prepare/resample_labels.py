@@ -37,9 +37,8 @@ def resample_indices(indices_zyx: NDArray[np.int16], shape_zyx: ZYX, orders_zyx:
     """
     if indices_zyx.shape == tuple(shape_zyx):
         return indices_zyx
-    places = [
-        _places_along(*ends, order) for *ends, order in zip(indices_zyx.shape, shape_zyx, orders_zyx, strict=True)
-    ]
+    axes = zip(indices_zyx.shape, shape_zyx, orders_zyx, strict=True)
+    places = [_places_along(n_in, n_out, order) for n_in, n_out, order in axes]
     labels = np.ascontiguousarray(indices_zyx).view(np.uint16)  # -1 becomes the largest
     marked = labels.copy()
     marked[_is_mixed(labels, places)] = _UNDECIDED

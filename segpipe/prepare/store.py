@@ -33,12 +33,14 @@ class StoredCase(Record):
 
     Args:
         case_id: Which.
-        signature: Of the files it was made from.
+        signature: Of the names, sizes and times of the files it was made from.
+        content: Of their bytes, as the fingerprint has it.
         trace: The way back.
     """
 
     case_id: str
     signature: str
+    content: str
     trace: Trace
 
 
@@ -145,12 +147,12 @@ def open_cases(
     Raises:
         DataError: If a case is not there or damaged.
     """
-    on_disk = [_opened(folder / case_id) for case_id in case_ids]
+    on_disk = [open_case(folder / case_id) for case_id in case_ids]
     size_bytes = sum(case.image.nbytes + case.indices.nbytes for case in on_disk)
     if device is not None and size_bytes < _DEVICE_SHARE * _free_device_bytes(device):
-        return map_threads(lambda case: on_device(_loaded(case), device), on_disk, f"loading to {device}", n_workers)
+        return map_threads(lambda case: on_device(load_case(case), device), on_disk, f"loading to {device}", n_workers)
     if size_bytes < _MEMORY_SHARE * free_bytes():
-        return map_threads(_loaded, on_disk, "loading", n_workers)
+        return map_threads(load_case, on_disk, "loading", n_workers)
     return on_disk
 
 
@@ -165,7 +167,12 @@ def _free_device_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def _opened(folder: Path) -> PatchCase:
+def open_case(folder: Path) -> PatchCase:
+    """A prepared case on disk.
+
+    Raises:
+        DataError: If it is not there or damaged.
+    """
     image, indices = (_described(folder / f"{name}.b2nd") for name in ("image", "indices"))
     with _damage_named(folder):
         voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
@@ -183,7 +190,12 @@ def _open(path: Path) -> Any:
     return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
 
 
-def _loaded(case: PatchCase) -> PatchCase:
+def load_case(case: PatchCase) -> PatchCase:
+    """The same case with its arrays in memory.
+
+    Raises:
+        DataError: If they are damaged.
+    """
     return replace(case, image=case.image[...], indices=case.indices[...])
 
 
