@@ -1,4 +1,4 @@
-"""train/augment.py and train/transforms.py"""
+"""train/augment.py, train/transforms.py"""
 
 from __future__ import annotations
 
@@ -7,15 +7,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.core.labels import IGNORE_INDEX
-from segpipe.train.augment import STRENGTHS, Draws, Strength, draw, region_for
+from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
+from segpipe.core.seeds import generator_for
+from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
+from segpipe.plan.schema import Normalisation
+from segpipe.train.augment import Draws, Scope, draw, largest_angle, region_for, scope_of
 from segpipe.train.transforms import apply
+from tests.plans import REGIONS, small_plan
 
-NNUNET = STRENGTHS["nnunet"]
-assert NNUNET is not None
+NNUNET = Augmentation.named("nnunet")
+ALWAYS = Augmentation.named("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})
+
+
+def scope(patch=(6, 6, 6), augmentation: Augmentation = NNUNET, **changes: object) -> Scope:
+    """Of two labels without sides; every axis may be mirrored."""
+    values = dict(mirror_axes=(0, 1, 2), side_axis=2, swapped=(0, 1, 2), masked_channels=(), values=(1, 2))
+    return Scope(augmentation=augmentation, patch_zyx=patch, **{**values, **changes})
 
 
 def nothing(n_batch: int = 1, n_channels: int = 1) -> Draws:
@@ -23,17 +33,22 @@ def nothing(n_batch: int = 1, n_channels: int = 1) -> Draws:
     neutral = np.ones((n_batch, n_channels), np.float32)
     return Draws(
         turns=np.repeat(np.eye(3, dtype=np.float32)[None], n_batch, 0),
-        is_turned=np.zeros(n_batch, np.bool_),
+        controls=None,
+        is_moved=np.zeros(n_batch, np.bool_),
         mirrored=np.zeros((n_batch, 3), np.bool_),
         noise_std=np.zeros(n_batch, np.float32),
-        blur_vox=neutral * 0,
+        blur_vox=np.zeros((n_batch, n_channels, 3), np.float32),
         brightness=neutral,
         contrast=neutral,
-        gamma=neutral,
-        gamma_inverted=neutral,
         lowres_zoom=neutral,
+        gamma_inverted=neutral,
+        gamma=neutral,
         noise_seed=0,
     )
+
+
+def moved(turn: np.ndarray) -> Draws:
+    return replace(nothing(), turns=np.array([turn], np.float32), is_moved=np.array([True]))
 
 
 def sample(shape=(6, 6, 6), n_channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,71 +56,173 @@ def sample(shape=(6, 6, 6), n_channels: int = 1) -> tuple[torch.Tensor, torch.Te
     return torch.randn(1, n_channels, *shape), torch.randint(0, 3, (1, *shape))
 
 
-def test_no_draws_cut_the_middle_and_change_nothing():
+def test_a_batch_is_drawn_then_altered_and_depends_on_its_place_alone():
+    training = scope_of(small_plan(augmentation="strong"), small_plan().configurations["3d_fullres"])
+    assert training.patch_zyx == (8, 8, 12)
+    images, indices = sample(region_for(training.patch_zyx, training.augmentation))
+    draws = [draw(training, 1, 1, generator_for(0, 4, 17)) for _ in range(2)]
+    (x, y), (x_again, y_again) = (apply(images, indices, d, training) for d in draws)
+    assert x.shape == (1, 1, 8, 8, 12) and y.shape == (1, 8, 8, 12)
+    assert torch.equal(x, x_again) and torch.equal(y, y_again)
+
+
+def test_no_draws_cut_the_middle_and_leave_the_input_as_it_is():
     images, indices = sample((8, 8, 8))
-    x, y = apply(images, indices, nothing(), (4, 6, 8))
+    before = images.clone()
+    x, y = apply(images, indices, nothing(), scope((4, 6, 8)))
     assert torch.equal(x, images[:, :, 2:6, 1:7]) and torch.equal(y, indices[:, 2:6, 1:7])
+    apply(images, indices, replace(nothing(), brightness=np.full((1, 1), 2, np.float32)), scope((8, 8, 8)))
+    assert torch.equal(images, before)
 
 
 def test_mirroring_flips_image_and_labels_alike():
     images, indices = sample()
-    x, y = apply(images, indices, replace(nothing(), mirrored=np.array([[True, False, True]])), (6, 6, 6))
+    x, y = apply(images, indices, replace(nothing(), mirrored=np.array([[True, False, True]])), scope())
     assert torch.equal(x, images.flip(2, 4)) and torch.equal(y, indices.flip(1, 3))
 
 
 def test_a_quarter_turn_about_z_equals_rot90():
-    turn = np.array([[[1, 0, 0], [0, 0, -1], [0, 1, 0]]], np.float32)  # output (y, x) comes from (-x, y)
+    turn = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], np.float32)  # output (y, x) comes from (-x, y)
     images, indices = sample()
-    x, y = apply(images, indices, replace(nothing(), turns=turn, is_turned=np.array([True])), (6, 6, 6))
+    x, y = apply(images, indices, moved(turn), scope())
     assert torch.allclose(x, images.rot90(-1, (3, 4)), atol=1e-5)
     assert torch.equal(y, indices.rot90(-1, (2, 3)))
 
 
-def test_magnifying_twice_shows_the_middle_twice_as_large():
+def test_seeing_half_as_much_shows_the_middle_twice_as_large():
     images = torch.zeros(1, 1, 8, 8, 8)
     images[..., 3:5, 3:5, 3:5] = 1
     indices = (images[:, 0] > 0).long()
-    draws = replace(nothing(), turns=np.eye(3, dtype=np.float32)[None] / 2, is_turned=np.array([True]))
-    _, y = apply(images, indices, draws, (8, 8, 8))
+    _, y = apply(images, indices, moved(np.eye(3) / 2), scope((8, 8, 8)))
     assert int(indices.sum()) == 8 and int(y.sum()) == 56  # 4³ less the corners: 0.75³ < ½
 
 
-@given(st.integers(0, 200))
-def test_no_label_is_invented(seed):
-    images, indices = sample()
+def test_what_lies_beyond_the_region_is_0_and_background():
+    images, indices = torch.ones(1, 1, 4, 4, 4), torch.full((1, 4, 4, 4), 2)
+    x, y = apply(images, indices, moved(np.eye(3) * 2), scope((4, 4, 4)))
+    # voxels at ±1 and ±3 of the region's -1.5 … 1.5: the outer ones are 1.5 voxels beyond, the inner ones inside
+    assert (x[0, 0, 1:3, 1:3, 1:3] == 1).all() and (y[0, 1:3, 1:3, 1:3] == 2).all()
+    assert float(x.sum()) == 8 and int(y.sum()) == 16
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(6, 6, 6), (1, 8, 6), (2, 9, 7)]))
+@settings(max_examples=40)
+def test_no_label_is_invented_and_no_number_is_lost(seed, patch):
+    images, indices = sample((7, 9, 9), 2)
     indices = indices * 3 + IGNORE_INDEX  # -1, 2, 5
-    always = Strength(**{f"p_{n}": 1.0 for n in ("rotation", "scale", "noise", "blur", "lowres", "gamma", "mirror")})
-    draws = draw(always, (1, 1), (6, 6, 6), (0, 1, 2), np.random.default_rng(seed))
-    x, y = apply(images, indices, draws, (6, 6, 6))
+    training = scope(patch, ALWAYS, values=(IGNORE_INDEX, *range(1, 10)), swapped=tuple(range(10)))
+    draws = draw(training, 1, 2, np.random.default_rng(seed))
+    assert draws.is_moved.all() and draws.controls is not None
+    x, y = apply(images, indices, draws, training)
     assert set(y.unique().tolist()) <= {-1, 0, 2, 5}  # 0: beyond the region
-    assert x.isfinite().all()
+    assert x.isfinite().all() and x.shape == (1, 2, *patch)
 
 
-def test_frequencies_and_ranges_are_the_tables():
-    draws = draw(NNUNET, (20_000, 1), (64, 64, 64), (0, 2), np.random.default_rng(0))
-    share = {
-        "rotation or scaling": (draws.is_turned.mean(), 1 - 0.8 * 0.8),
-        "noise": ((draws.noise_std > 0).mean(), 0.1),
-        "blur": ((draws.blur_vox > 0).mean(), 0.2 * 0.5),
-        "brightness": ((draws.brightness != 1).mean(), 0.15),
-        "contrast": ((draws.contrast != 1).mean(), 0.15),
-        "low resolution": ((draws.lowres_zoom != 1).mean(), 0.25 * 0.5),
-        "gamma": ((draws.gamma != 1).mean(), 0.3),
-        "inverted gamma": ((draws.gamma_inverted != 1).mean(), 0.1),
-        "mirror z": (draws.mirrored[:, 0].mean(), 0.5),
-        "mirror y": (draws.mirrored[:, 1].mean(), 0.0),
-    }
-    for name, (found, expected) in share.items():
-        assert found == pytest.approx(expected, abs=0.015), name
-    assert draws.blur_vox[draws.blur_vox > 0].min() >= 0.5 and draws.blur_vox.max() <= 1
-    scales = np.linalg.det(draws.turns.astype(np.float64)) ** (-1 / 3)
-    assert 0.7 - 1e-3 <= scales.min() < 0.75 and 1.35 < scales.max() <= 1.4 + 1e-3
+def test_the_strongest_of_linear_masks_wins_and_background_is_one_of_them():
+    indices = torch.zeros(1, 1, 1, 4, dtype=torch.int64)
+    indices[0, 0, 0] = torch.tensor([1, 1, 2, 0])
+    turn = np.diag([1, 1, 1]).astype(np.float32)
+    turn[2, 2] = 0.6  # offsets -0.9, -0.3, 0.3, 0.9 about the middle 1.5: 0.6, 1.2, 1.8, 2.4
+    training = scope((1, 1, 4))
+    _, y = apply(torch.zeros(1, 1, 1, 1, 4), indices, moved(turn), training)
+    assert y.reshape(-1).tolist() == [1, 1, 2, 2]
+    turn[2, 2] = 0.8  # 0.3, 1.1, 1.9, 2.7: the last is 0.3 of label 2, 0.7 of background
+    _, y = apply(torch.zeros(1, 1, 1, 1, 4), indices, moved(turn), training)
+    assert y.reshape(-1).tolist() == [1, 1, 2, 0]
 
 
-def test_flat_patches_turn_in_plane_only():
-    draws = draw(replace(NNUNET, p_rotation=1.0), (200, 1), (8, 64, 64), (0, 1, 2), np.random.default_rng(0))
+def test_more_labels_than_are_looked_up_at_once_give_what_one_by_one_gives():
+    torch.manual_seed(0)
+    indices = torch.randint(0, 21, (2, 9, 9, 9))
+    training = scope((9, 9, 9), ALWAYS, values=tuple(range(1, 21)), swapped=tuple(range(21)), mirror_axes=())
+    draws = draw(training, 2, 1, np.random.default_rng(3))
+    _, found = apply(torch.zeros(2, 1, 9, 9, 9), indices, draws, training)
+    shares = []
+    for value in range(21):  # as images, one label after the other
+        pure = replace(nothing(2), turns=draws.turns, controls=draws.controls, is_moved=draws.is_moved)
+        shares.append(apply((indices == value)[:, None].float(), indices, pure, training)[0][:, 0])
+    shares[0] = 1 - sum(shares[1:])  # beyond the region is background
+    best = torch.stack(shares)
+    expected = best.argmax(0)
+    is_tied = best.sort(0).values.diff(dim=0)[-1] < 1e-5
+    assert torch.equal(found[~is_tied], expected[~is_tied]) and is_tied.float().mean() < 0.1
+
+
+SIDES = LabelSet(labels=tuple(Label(name=n, values=(v,)) for v, n in enumerate(("left", "right", "liver"), start=1)))
+
+
+def test_left_and_right_change_places_when_their_axis_is_mirrored():
+    plan = small_plan(SIDES, patch=(2, 2, 4)).model_copy(update={"mirror_swaps": (("left", "right"),)})
+    training = scope_of(plan, plan.configurations["3d_fullres"])
+    assert training.side_axis == 2 and training.swapped == (0, 2, 1, 3)
+    indices = torch.tensor([1, IGNORE_INDEX, 3, 2]).expand(2, 2, 2, 4)
+    mirrored = np.array([[True, False, True], [True, True, False]])
+    _, y = apply(torch.zeros(2, 1, 2, 2, 4), indices, replace(nothing(2), mirrored=mirrored), training)
+    assert y[0, 0, 0].tolist() == [1, 3, IGNORE_INDEX, 2]  # turned round, and 1 and 2 exchanged
+    assert y[1, 0, 0].tolist() == [1, IGNORE_INDEX, 3, 2]
+
+
+def test_the_scope_follows_the_plan():
+    plan = small_plan(REGIONS).model_copy(
+        update={"orientation": "PLS", "normalisation": (Normalisation(scheme="zscore", within_nonzero=True),)}
+    )
+    found = scope_of(plan, plan.configurations["3d_fullres"])
+    assert found.values == (IGNORE_INDEX, 1, 2) and found.masked_channels == (0,) and found.side_axis == 1
+
+
+def test_masked_channels_stay_0_outside():
+    images, indices = sample((6, 6, 6), 2)
+    images[:, :, :3] = 0
+    training = scope((6, 6, 6), ALWAYS, masked_channels=(1,))
+    draws = replace(draw(training, 1, 2, np.random.default_rng(0)), is_moved=np.array([False]))
+    draws = replace(draws, mirrored=np.array([[False, False, False]]))
+    x, _ = apply(images, indices, draws, training)
+    assert (x[:, 1, :3] == 0).all() and (x[:, 1, 3:] != 0).any() and (x[:, 0, :3] != 0).all()
+
+
+def test_a_deformation_moves_voxels_by_less_than_its_control_points_and_does_not_fold():
+    edge = 16
+    training = scope((edge,) * 3, Augmentation.named("none", p_elastic=1.0, elastic=(0.39, 0.39)))
+    draws = draw(training, 1, 3, np.random.default_rng(0))
+    ramp = torch.stack(torch.meshgrid(*[torch.arange(float(edge))] * 3, indexing="ij"))[None]
+    assert draws.controls is not None and np.abs(draws.controls).max() <= 0.39 * edge / 4
+    x, _ = apply(ramp, torch.zeros(1, edge, edge, edge, dtype=torch.int64), draws, training)
+    inner = (x - ramp)[..., 4:-4, 4:-4, 4:-4]  # away from what lies beyond the region
+    assert 0.3 < float(inner.abs().max()) <= 0.39 * edge / 4 + 1e-4
+    for axis in range(3):  # order is kept along each axis
+        assert (x[:, axis].diff(dim=axis + 1)[..., 4:-4, 4:-4, 4:-4] > 0).all()
+
+
+def test_a_flat_patch_is_moved_in_its_planes_alike():
+    training = scope((3, 12, 12), ALWAYS, mirror_axes=())
+    draws = draw(training, 1, 1, np.random.default_rng(1))
     assert (draws.turns[:, 0] == [1, 0, 0]).all() and (draws.turns[:, :, 0] == [1, 0, 0]).all()
-    assert (draws.turns[:, 1, 1] < -0.5).any()  # up to 180 degrees
+    images = torch.randn(1, 1, 1, 20, 20).expand(1, 1, 3, 20, 20) + torch.arange(3.0).view(3, 1, 1)
+    pure = replace(nothing(), turns=draws.turns, controls=draws.controls, is_moved=draws.is_moved)
+    x, _ = apply(images, torch.zeros(1, 3, 20, 20, dtype=torch.int64), pure, training)
+    assert torch.allclose((x[:, :, 1:] - x[:, :, :1])[..., 5:7, 5:7], torch.tensor([1.0, 2.0]).view(2, 1, 1), atol=1e-4)
+
+
+def test_angles_and_regions_by_hand():
+    assert largest_angle(NNUNET, (64, 64, 64)) == 30
+    assert largest_angle(NNUNET, (21, 64, 64)) == 180  # 64 / 21 > 3
+    assert largest_angle(NNUNET, (1, 60, 40)) == 180 and largest_angle(NNUNET, (1, 61, 40)) == 15
+    assert region_for((40, 40, 40), Augmentation.named("none")) == (40, 40, 40)
+    # 30° about one axis widens a cube by cos 30° + sin 30° = 1.366; 40 × 1.366 / 0.85 = 64.3
+    assert region_for((40, 40, 40), NNUNET) == (65, 65, 65)
+    assert region_for((8, 64, 51), NNUNET) == (8, 76, 76)  # 64 / 0.85 = 75.3 on both axes: a quarter turn
+    # 15°: 61 cos + 40 sin = 69.3 and 40 cos + 61 sin = 54.4
+    assert region_for((1, 61, 40), NNUNET) == (1, 82, 65)
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_presets_alter_or_do_not(name):
+    augmentation = Augmentation.named(name)
+    assert augmentation.alters == augmentation.moves == (name != "none")
+    draws = draw(scope((8, 8, 8), augmentation), 3, 2, np.random.default_rng(0))
+    images, indices = torch.randn(3, 2, 8, 8, 8), torch.zeros(3, 8, 8, 8, dtype=torch.int64)
+    x, _ = apply(images, indices, draws, scope((8, 8, 8), augmentation))
+    assert torch.equal(x, images) == (name == "none")
 
 
 def test_intensities_by_hand():
@@ -113,30 +230,33 @@ def test_intensities_by_hand():
     indices = torch.zeros(1, 1, 1, 4, dtype=torch.int64)
 
     def result(**changes: np.ndarray) -> list[float]:
-        return apply(images, indices, replace(nothing(), **changes), (1, 1, 4))[0].reshape(-1).tolist()
+        return apply(images, indices, replace(nothing(), **changes), scope((1, 1, 4)))[0].reshape(-1).tolist()
 
     one = np.ones((1, 1), np.float32)
     assert result(brightness=one * 2) == [0, 2, 4, 6]
     assert result(contrast=one / 2) == [0.75, 1.25, 1.75, 2.25]  # towards the mean 1.5
     assert result(contrast=one * 2) == [0, 0.5, 2.5, 3]  # clipped to the range before
-    curved = result(gamma=one * 2)
-    assert np.mean(curved) == pytest.approx(1.5, abs=1e-5) and np.std(curved) == pytest.approx(
-        np.std([0, 1, 2, 3]), abs=1e-5
-    )
-    assert curved[1] - curved[0] < curved[3] - curved[2]
-    blurred = result(blur_vox=one)
-    assert blurred[0] > 0 and blurred[3] < 3 and sum(blurred) == pytest.approx(6, abs=1e-4)
+    # (x/3)² is 0, 1/9, 4/9, 1: mean 7/18, sum of squares about it 0.6049 (SD 0.449); x has 5 (SD 1.291)
+    assert result(gamma=one * 2) == pytest.approx([0.3819, 0.7014, 1.6597, 3.2570], abs=1e-3)
+    assert result(gamma_inverted=one * 2) == pytest.approx([3 - v for v in result(gamma=one * 2)][::-1], abs=1e-5)
+    # SD 0.5: one voxel on either side, weights 1 and exp(-2); beyond the border lies the mirror image 1, 0 | 3, 2
+    weight = np.exp(-2) / (1 + 2 * np.exp(-2))
+    blurred = result(blur_vox=np.full((1, 1, 3), 0.5, np.float32))
+    assert blurred == pytest.approx([2 * weight, 1, 2, 3 - 2 * weight], abs=1e-6)
+    assert result(lowres_zoom=one / 2) == [1, 1.5, 2.5, 3]  # keeps 1 and 3, then a quarter and three quarters
+
+
+def test_a_constant_channel_survives_what_divides_by_its_range():
+    images, indices = torch.full((1, 1, 4, 4, 4), 3.0), torch.zeros(1, 4, 4, 4, dtype=torch.int64)
+    factor = np.full((1, 1), 1.4, np.float32)
+    draws = replace(nothing(), gamma=factor, gamma_inverted=factor, contrast=factor)
+    x, _ = apply(images, indices, draws, scope((4, 4, 4)))
+    assert torch.equal(x, images)
 
 
 def test_noise_has_the_drawn_deviation_and_depends_on_the_seed_alone():
-    images, indices = torch.zeros(1, 1, 30, 30, 30), torch.zeros(1, 30, 30, 30, dtype=torch.int64)
-    draws = replace(nothing(), noise_std=np.array([0.1], np.float32), noise_seed=3)
-    first, second = (apply(images, indices, draws, (30, 30, 30))[0] for _ in range(2))
-    assert torch.equal(first, second) and float(first.std()) == pytest.approx(0.1, rel=0.02)
-
-
-def test_the_region_holds_every_turned_patch():
-    assert region_for((40, 40, 40), None) == (40, 40, 40)
-    # 30° about each axis in turn widens a cube by cos 30° + sin 30° = 1.366 at least; 0.85 leaves room for scaling
-    assert all(e >= 40 * 1.366 / 0.85 - 1 for e in region_for((40, 40, 40), NNUNET))
-    assert region_for((8, 64, 64), NNUNET)[0] == 8
+    images, indices = torch.zeros(2, 1, 30, 30, 30), torch.zeros(2, 30, 30, 30, dtype=torch.int64)
+    draws = replace(nothing(2), noise_std=np.array([0, 0.1], np.float32), noise_seed=3)
+    first, second = (apply(images, indices, draws, scope((30, 30, 30)))[0] for _ in range(2))
+    assert torch.equal(first, second) and float(first[1].std()) == pytest.approx(0.1, rel=0.02)
+    assert not first[0].any()

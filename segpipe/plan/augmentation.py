@@ -19,7 +19,10 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
     return limits
 
 
-_Range = Annotated[tuple[PositiveFloat, PositiveFloat], AfterValidator(_ascending)]
+_Ascending = AfterValidator(_ascending)
+_Range = Annotated[tuple[PositiveFloat, PositiveFloat], _Ascending]
+_Shares = Annotated[tuple[NonNegativeFloat, Annotated[float, Field(lt=0.4)]], _Ascending]
+_Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
 _CHANCES = (
@@ -85,13 +88,13 @@ class Augmentation(Named):
     rotation_flat_degrees: _Angle = 180.0
     rotation_long_degrees: _Angle = 15.0
     scale: _Range = (0.7, 1.4)
-    elastic: tuple[NonNegativeFloat, Annotated[float, Field(ge=0, lt=0.4)]] = (0.0, 0.25)
+    elastic: _Shares = (0.0, 0.25)
     noise_std: NonNegativeFloat = 0.1
     blur_vox: _Range = (0.5, 1.0)
     brightness: _Range = (0.75, 1.25)
     contrast: _Range = (0.75, 1.25)
     gamma: _Range = (0.7, 1.5)
-    lowres_zoom: Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], AfterValidator(_ascending)] = (0.5, 1.0)
+    lowres_zoom: _Zooms = (0.5, 1.0)
 
     @property
     def alters(self) -> bool:

@@ -1,63 +1,72 @@
-"""What augmentation does to a batch: strengths, and the numbers drawn from them. `transforms` applies them.
+"""The random numbers of augmentation, drawn on the CPU; `transforms` applies them, on the images' device.
 
-Source: nnU-Net's list of transforms and probabilities (batchgeneratorsv2). Ours draws one gamma, contrast and
-brightness for each channel of a sample.
+Source: nnU-Net's list of transforms and their distributions (batchgeneratorsv2 0.3.6). The elastic deformation is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.grid import ZYX
+from segpipe.core.labels import IGNORE_INDEX
+from segpipe.plan.augmentation import Augmentation
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.sides import sideways_axis, swapped_indices
+
+Array = NDArray[np.float32]
 
 _FLAT_RATIO = 3  # a patch this much flatter than long is turned in-plane only
-_ROOM = 0.85  # the region is larger by this, so that scaling down finds voxels
+_LONG_RATIO = 1.5  # a slice this much longer than wide is turned little
+_ROOM = 0.85  # the region is larger by this, so that a patch that sees more than its extent finds voxels
+_CHANNEL_SHARE = 0.5  # of the channels of a chosen sample that are blurred, or made coarse
+_CONTROL_CELLS = 4  # of the elastic deformation along an axis
+_SPLINE_MARGIN = 3  # control points of a cubic spline beyond its cells
 
 
 @dataclass(frozen=True)
-class Strength:
-    """Probabilities (p_, of a sample) and ranges of a set of augmentations.
+class Scope:
+    """What a plan fixes for every batch.
 
     Args:
-        rotation_degrees: Largest angle about each axis; in-plane patches: 180.
-        scale: Smallest and largest magnification.
-        noise_std: Largest standard deviation, in units of the normalised image.
-        blur_vox: Smallest and largest standard deviation.
-        brightness, contrast, gamma, lowres_zoom: Smallest and largest factor.
+        augmentation: Probabilities and ranges.
+        patch_zyx: Voxels of the result.
+        mirror_axes: Axes that may be mirrored.
+        side_axis: The axis from one side of the body to the other.
+        swapped: What each inside label 0, 1, … becomes when that axis is mirrored.
+        masked_channels: Channels that are 0 outside the body and stay so.
+        values: Inside labels that may occur besides background, in ascending order.
     """
 
-    p_rotation: float = 0.2
-    p_scale: float = 0.2
-    p_noise: float = 0.1
-    p_blur: float = 0.2
-    p_brightness: float = 0.15
-    p_contrast: float = 0.15
-    p_lowres: float = 0.25
-    p_gamma_inverted: float = 0.1
-    p_gamma: float = 0.3
-    p_mirror: float = 0.5
-    rotation_degrees: float = 30.0
-    scale: tuple[float, float] = (0.7, 1.4)
-    noise_std: float = 0.1
-    blur_vox: tuple[float, float] = (0.5, 1.0)
-    brightness: tuple[float, float] = (0.75, 1.25)
-    contrast: tuple[float, float] = (0.75, 1.25)
-    gamma: tuple[float, float] = (0.7, 1.5)
-    lowres_zoom: tuple[float, float] = (0.5, 1.0)
+    augmentation: Augmentation
+    patch_zyx: ZYX
+    mirror_axes: tuple[int, ...]
+    side_axis: int
+    swapped: tuple[int, ...]
+    masked_channels: tuple[int, ...]
+    values: tuple[int, ...]
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether patches are turned, scaled and made coarse in-plane only."""
+        return is_flat(self.patch_zyx)
 
 
-_NNUNET = Strength()
-STRENGTHS: dict[str, Strength | None] = {
-    "none": None,
-    "light": replace(
-        _NNUNET, rotation_degrees=15.0, scale=(0.85, 1.2), p_blur=0.0, p_lowres=0.0, p_gamma_inverted=0.0, p_gamma=0.15
-    ),
-    "nnunet": _NNUNET,
-}
+def scope_of(plan: Plan, configuration: Configuration) -> Scope:
+    """What a plan says about the augmentation of a configuration."""
+    swapped = swapped_indices(plan.labels, plan.mirror_swaps)
+    ignored = () if plan.labels.ignore_value is None else (IGNORE_INDEX,)
+    return Scope(
+        augmentation=plan.training.augmentation,
+        patch_zyx=configuration.patch_zyx,
+        mirror_axes=plan.mirror_axes,
+        side_axis=sideways_axis(plan.orientation, plan.axis_order),
+        swapped=swapped,
+        masked_channels=tuple(c for c, scheme in enumerate(plan.normalisation) if scheme.within_nonzero),
+        values=(*ignored, *range(1, len(swapped))),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,55 +75,102 @@ class Draws:
 
     Args:
         turns: (B, 3, 3) from output to input offsets in voxels; identity where nothing turns.
-        is_turned: (B,) bool.
+        controls: (B, 3, M, M, M) displacements of control points in voxels, before the turn; None if no sample has any.
+            M is 1 along Z if the displacement is the same in every plane.
+        is_moved: (B,) bool: turned, scaled or deformed.
         mirrored: (B, 3) bool.
         noise_std: (B,) 0 where none.
-        blur_vox, brightness, contrast, gamma, gamma_inverted, lowres_zoom: (B, C); 0 (blur) or 1 where none.
-        noise_seed: Of the noise field.
+        blur_vox: (B, C, 3) 0 where none.
+        brightness, contrast, gamma, gamma_inverted, lowres_zoom: (B, C) 1 where none.
+        noise_seed: Of the noise field. The field differs between kinds of device.
     """
 
-    turns: NDArray[np.float32]
-    is_turned: NDArray[np.bool_]
+    turns: Array
+    controls: Array | None
+    is_moved: NDArray[np.bool_]
     mirrored: NDArray[np.bool_]
-    noise_std: NDArray[np.float32]
-    blur_vox: NDArray[np.float32]
-    brightness: NDArray[np.float32]
-    contrast: NDArray[np.float32]
-    gamma: NDArray[np.float32]
-    gamma_inverted: NDArray[np.float32]
-    lowres_zoom: NDArray[np.float32]
+    noise_std: Array
+    blur_vox: Array
+    brightness: Array
+    contrast: Array
+    lowres_zoom: Array
+    gamma_inverted: Array
+    gamma: Array
     noise_seed: int
 
 
 def is_flat(patch_zyx: ZYX) -> bool:
     """Whether a patch is turned in-plane only."""
-    return max(patch_zyx) / patch_zyx[0] > _FLAT_RATIO
+    return patch_zyx[0] == 1 or max(patch_zyx) / patch_zyx[0] > _FLAT_RATIO
 
 
-def region_for(patch_zyx: ZYX, strength: Strength | None) -> ZYX:
-    """Voxels to cut so that a turned patch finds image in its corners."""
-    if strength is None:
+def largest_angle(augmentation: Augmentation, patch_zyx: ZYX) -> float:
+    """In degrees, about each axis that a patch is turned about."""
+    if not is_flat(patch_zyx):
+        return augmentation.rotation_degrees
+    if patch_zyx[0] == 1 and max(patch_zyx) / min(patch_zyx[1:]) > _LONG_RATIO:
+        return augmentation.rotation_long_degrees
+    return augmentation.rotation_flat_degrees
+
+
+def region_for(patch_zyx: ZYX, augmentation: Augmentation) -> ZYX:
+    """Voxels to cut so that a moved patch finds image in its corners.
+
+    Every edge holds the patch turned by the largest angle (90° if that is more) about any one axis, and room for
+    scaling. What a patch sees beyond is 0, and background.
+
+    Source:
+        nnU-Net's get_patch_size, which turns in one direction only.
+    """
+    if not augmentation.moves:
         return patch_zyx
     z, y, x = patch_zyx
-    if is_flat(patch_zyx):
-        diagonal = float(np.hypot(y, x))
-        return (z, _ceil(min(diagonal, 1.5 * y) / _ROOM), _ceil(min(diagonal, 1.5 * x) / _ROOM))
-    angle = np.deg2rad(strength.rotation_degrees)
+    flat = is_flat(patch_zyx)
+    angle = np.deg2rad(min(largest_angle(augmentation, patch_zyx), 90))
     corners = np.array([(i, j, k) for i in (-z, z) for j in (-y, y) for k in (-x, x)], np.float64)
-    reach = np.array([z, y, x], np.float64)
-    for axis in range(3):
-        for sign in (-1, 1):
-            reach = np.maximum(reach, np.abs(corners @ _rotation(axis, sign * angle).T).max(axis=0))
-    edges = [_ceil(r / _ROOM) for r in reach]
-    return (edges[0], edges[1], edges[2])
+    turned = [corners @ _rotation(axis, sign * angle).T for axis in _turn_axes(flat) for sign in (-1, 1)]
+    reach = np.abs(np.concatenate([corners, *turned])).max(axis=0) / _ROOM
+    edges = np.ceil(np.round(reach, 6)).astype(int).tolist()
+    return (z if flat else edges[0], edges[1], edges[2])
 
 
-def _ceil(value: float) -> int:
-    return int(np.ceil(value))
+def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Generator) -> Draws:
+    """Draw the numbers for a batch; `generator` is the source of all randomness."""
+    chances, shape = scope.augmentation, (n_samples, n_channels)
+    rotates, scales, deforms, noisy = (
+        generator.random(n_samples) < p
+        for p in (chances.p_rotation, chances.p_scale, chances.p_elastic, chances.p_noise)
+    )
+    turns = [
+        _rotated(scope, generator, is_drawn=bool(r)) @ np.diag(_scales(scope, generator, is_drawn=bool(s)))
+        for r, s in zip(rotates, scales, strict=True)
+    ]
+    mirrored = np.zeros((n_samples, 3), np.bool_)
+    mirrored[:, list(scope.mirror_axes)] = generator.random((n_samples, len(scope.mirror_axes))) < chances.p_mirror
+    blurs = _chosen(generator, chances.p_blur, shape, _CHANNEL_SHARE)[..., None]
+    coarse = _chosen(generator, chances.p_lowres, shape, _CHANNEL_SHARE)
+    return Draws(
+        turns=np.stack(turns).astype(np.float32),
+        controls=_controls(scope, deforms, generator) if deforms.any() else None,
+        is_moved=rotates | scales | deforms,
+        mirrored=mirrored,
+        noise_std=np.where(noisy, generator.uniform(0, chances.noise_std, n_samples), 0).astype(np.float32),
+        blur_vox=np.where(blurs, generator.uniform(*chances.blur_vox, (*shape, 3)), 0).astype(np.float32),
+        brightness=_factors(generator, chances.p_brightness, chances.brightness, shape),
+        contrast=_factors(generator, chances.p_contrast, chances.contrast, shape),
+        lowres_zoom=np.where(coarse, generator.uniform(*chances.lowres_zoom, shape), 1).astype(np.float32),
+        gamma_inverted=_factors(generator, chances.p_gamma_inverted, chances.gamma, shape),
+        gamma=_factors(generator, chances.p_gamma, chances.gamma, shape),
+        noise_seed=int(generator.integers(2**31)),
+    )
+
+
+def _turn_axes(flat: bool) -> tuple[int, ...]:
+    return (0,) if flat else (0, 1, 2)
 
 
 def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
-    """About one of the axes z, y, x (0, 1, 2)."""
+    """About one of the axes Z, Y, X (0, 1, 2)."""
     matrix = np.eye(3)
     first, second = (a for a in range(3) if a != axis)
     cos, sin = np.cos(angle), np.sin(angle)
@@ -122,75 +178,53 @@ def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
     return matrix
 
 
-def draw(
-    strength: Strength,
-    shape: tuple[int, int],
-    patch_zyx: ZYX,
-    mirror_axes: Sequence[int],
-    generator: np.random.Generator,
-) -> Draws:
-    """Draw the numbers for a batch.
+def _rotated(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
+    matrix, limit = np.eye(3), largest_angle(scope.augmentation, scope.patch_zyx)
+    for axis in _turn_axes(scope.is_flat):
+        angle, turns = np.deg2rad(generator.uniform(-limit, limit)), generator.random()
+        if is_drawn and turns < scope.augmentation.p_rotation_axis:
+            matrix = _rotation(axis, angle) @ matrix
+    return matrix
 
-    Args:
-        strength: Probabilities and ranges.
-        shape: Samples and channels (B, C).
-        patch_zyx: Of the result; a flat one is turned and scaled in-plane only.
-        mirror_axes: Axes that may be mirrored.
-        generator: Source of all randomness.
+
+def _scales(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
+    scales = generator.uniform(*scope.augmentation.scale, 3)
+    if generator.random() >= scope.augmentation.p_scale_apart:
+        scales[:] = scales[0]
+    if scope.is_flat:
+        scales[0] = 1
+    return scales if is_drawn else np.ones(3)
+
+
+def _controls(scope: Scope, deforms: NDArray[np.bool_], generator: np.random.Generator) -> Array:
+    """Displacements of control points, evenly within a share of the distance between them.
+
+    A cubic B-spline of points that move by less than 0.4 of their distance does not fold (Choi and Lee 2000).
     """
-    n_batch, _ = shape
-    rotates, scales = (generator.random(n_batch) < p for p in (strength.p_rotation, strength.p_scale))
-    flat = is_flat(patch_zyx)
-    turns = np.stack(
-        [
-            _turn(strength, generator, flat=flat, rotate=bool(r), scale=bool(s))
-            for r, s in zip(rotates, scales, strict=True)
-        ]
-    )
-    mirrored = np.zeros((n_batch, 3), np.bool_)
-    mirrored[:, list(mirror_axes)] = generator.random((n_batch, len(mirror_axes))) < strength.p_mirror
-    noisy = generator.random(n_batch) < strength.p_noise
-    return Draws(
-        turns=turns.astype(np.float32),
-        is_turned=rotates | scales,
-        mirrored=mirrored,
-        noise_std=np.where(noisy, generator.uniform(0, strength.noise_std, n_batch), 0).astype(np.float32),
-        blur_vox=_factors(generator, shape, strength.p_blur, strength.blur_vox, 0, half=True),
-        brightness=_factors(generator, shape, strength.p_brightness, strength.brightness, 1),
-        contrast=_factors(generator, shape, strength.p_contrast, strength.contrast, 1),
-        gamma=_factors(generator, shape, strength.p_gamma, strength.gamma, 1),
-        gamma_inverted=_factors(generator, shape, strength.p_gamma_inverted, strength.gamma, 1),
-        lowres_zoom=_factors(generator, shape, strength.p_lowres, strength.lowres_zoom, 1, half=True),
-        noise_seed=int(generator.integers(2**31)),
-    )
+    n_points = _CONTROL_CELLS + _SPLINE_MARGIN
+    planes = 1 if scope.is_flat else n_points
+    share = np.where(deforms, generator.uniform(*scope.augmentation.elastic, deforms.size), 0)
+    distance = np.array(scope.patch_zyx) / _CONTROL_CELLS
+    if scope.is_flat:
+        distance[0] = 0
+    reach = share[:, None] * distance
+    points = generator.uniform(-1, 1, (deforms.size, 3, planes, n_points, n_points))
+    return (points * reach[..., None, None, None]).astype(np.float32)
 
 
-def _turn(
-    strength: Strength, generator: np.random.Generator, *, flat: bool, rotate: bool, scale: bool
-) -> NDArray[np.float64]:
-    matrix = np.eye(3)
-    limit = 180.0 if flat else strength.rotation_degrees
-    for axis in (0,) if flat else (0, 1, 2):
-        angle = np.deg2rad(generator.uniform(-limit, limit))
-        matrix = matrix @ (_rotation(axis, angle) if rotate else np.eye(3))
-    low, high = strength.scale
-    # as likely to shrink as to grow, whatever the range
-    factor = generator.uniform(low, 1) if generator.random() < 0.5 else generator.uniform(1, high)
-    edges = np.array([1 if flat else factor, factor, factor]) if scale else np.ones(3)
-    return matrix @ np.diag(1 / edges)
+def _chosen(
+    generator: np.random.Generator, probability: float, shape: tuple[int, int], channel_share: float = 1.0
+) -> NDArray[np.bool_]:
+    """(B, C): a share of the channels of the samples that are chosen."""
+    return (generator.random((shape[0], 1)) < probability) & (generator.random(shape) < channel_share)
 
 
 def _factors(
-    generator: np.random.Generator,
-    shape: tuple[int, int],
-    probability: float,
-    limits: tuple[float, float],
-    neutral: float,
-    *,
-    half: bool = False,
-) -> NDArray[np.float32]:
-    """(B, C): drawn where the sample is chosen (and, with `half`, every second channel), `neutral` elsewhere."""
-    chosen = np.repeat(generator.random(shape[0]) < probability, shape[1]).reshape(shape)
-    channels = generator.random(shape) < 0.5
-    values = generator.uniform(*limits, shape)
-    return np.where(chosen & channels if half else chosen, values, neutral).astype(np.float32)
+    generator: np.random.Generator, probability: float, limits: tuple[float, float], shape: tuple[int, int]
+) -> Array:
+    """(B, C): in chosen samples as often below 1 as above it, if both are within the limits; 1 elsewhere."""
+    low, high = limits
+    is_low = generator.random(shape) < (0.5 if low < 1 < high else float(high <= 1))
+    below = generator.uniform(min(low, 1), min(high, 1), shape)
+    values = np.where(is_low, below, generator.uniform(max(low, 1), max(high, 1), shape))
+    return np.where(_chosen(generator, probability, shape), values, 1).astype(np.float32)

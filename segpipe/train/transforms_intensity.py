@@ -1,0 +1,109 @@
+"""What is done to intensities: noise, blur, brightness, contrast, low resolution, gamma; only where it was drawn."""
+
+# R rows, each a channel of a sample, Z Y X voxels.
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from segpipe.train.augment import Draws
+from segpipe.train.transforms_place import on_device
+
+_MIN_EXTENT = 1e-7  # of a channel that is divided by it: a constant one stays constant
+_Numbers = NDArray[np.float32]
+
+
+def alter_intensities_(images_BCZYX: Tensor, draws: Draws, *, keep_planes: bool) -> None:
+    """Alter images in place, in nnU-Net's order.
+
+    Args:
+        images_BCZYX: Patches, float32, contiguous.
+        draws: The numbers.
+        keep_planes: Whether low resolution spares the first axis.
+    """
+    rows = images_BCZYX.flatten(0, 1)
+    stds = np.repeat(draws.noise_std[:, None], images_BCZYX.shape[1], axis=1)
+    noise = torch.Generator(rows.device).manual_seed(draws.noise_seed)
+    _alter_(rows, stds, 0, lambda x, std: x.addcmul_(torch.randn(x.shape, generator=noise, device=x.device), std))
+    _alter_blur_(rows, draws.blur_vox)
+    _alter_(rows, draws.brightness, 1, lambda x, factor: x.mul_(factor))
+    _alter_(rows, draws.contrast, 1, _contrasted)
+    for place in np.flatnonzero(draws.lowres_zoom != 1).tolist():
+        rows[place] = _coarse(rows[place], float(draws.lowres_zoom.flat[place]), keep_planes=keep_planes)
+    _alter_(rows, draws.gamma_inverted, 1, lambda x, gamma: _curved(x.neg_(), gamma).neg_())
+    _alter_(rows, draws.gamma, 1, _curved)
+
+
+def _alter_(rows: Tensor, values_BC: _Numbers, neutral: float, change: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Change, all at once, the rows whose value is not neutral; `change` gets copies and their values (R, 1, 1, 1)."""
+    places = np.flatnonzero(values_BC != neutral)
+    if places.size:
+        chosen = on_device(places, rows.device)
+        values = on_device(values_BC.reshape(-1)[places], rows.device).view(-1, 1, 1, 1)
+        rows.index_copy_(0, chosen, change(rows.index_select(0, chosen), values))
+
+
+def _alter_blur_(rows: Tensor, std_vox_BC3: _Numbers) -> None:
+    std_R3 = std_vox_BC3.reshape(-1, 3)
+    places = np.flatnonzero(std_R3.any(1))
+    if places.size:
+        chosen = on_device(places, rows.device)
+        rows.index_copy_(0, chosen, blurred(rows.index_select(0, chosen), std_R3[places]))
+
+
+def blurred(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
+    """Gaussian along each axis, the image continued by its mirror image; an axis of one voxel stays.
+
+    Source:
+        batchgeneratorsv2's blur_dimension, of which this has the widths.
+    """
+    for axis in (1, 2, 3):
+        std = std_vox_R3[:, axis - 1 : axis]
+        radii = (3 * std + 0.25).astype(int)  # the odd number nearest to 6 SD + 0.5 is 2 radii + 1
+        edge = x_RZYX.shape[axis]
+        reach = min(int(radii.max()), edge - 1)
+        if reach == 0:
+            continue
+        steps = np.arange(reach + 1)
+        weights = np.exp(-0.5 * (steps / std) ** 2) * (steps <= radii)
+        weights /= weights[:, :1] + 2 * weights[:, 1:].sum(1, keepdims=True)
+        taps = on_device(weights.astype(np.float32), x_RZYX.device).view(-1, reach + 1, 1, 1, 1)
+        padding = [0] * 6
+        padding[6 - 2 * axis : 8 - 2 * axis] = [reach, reach]  # pad counts axes from the last
+        wide = functional.pad(x_RZYX[None], padding, mode="reflect")[0]
+        x_RZYX = wide.narrow(axis, reach, edge) * taps[:, 0]
+        for step in range(1, reach + 1):
+            for start in (reach - step, reach + step):
+                x_RZYX.addcmul_(wide.narrow(axis, start, edge), taps[:, step])
+    return x_RZYX
+
+
+def _contrasted(x_RZYX: Tensor, factor: Tensor) -> Tensor:
+    """Away from the mean, or towards it, within the range."""
+    voxels = (1, 2, 3)
+    low, mean, high = (of(x_RZYX, voxels, keepdim=True) for of in (torch.amin, torch.mean, torch.amax))
+    return torch.lerp(mean, x_RZYX, factor).clamp_(low, high)
+
+
+def _coarse(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
+    """Down to the nearest voxel, up linearly, as nnU-Net."""
+    n_kept = 1 if keep_planes else 0
+    edges = channel_ZYX.shape[n_kept:]
+    source, mode = (channel_ZYX[None], "bilinear") if keep_planes else (channel_ZYX[None, None], "trilinear")
+    small = functional.interpolate(source, [max(1, round(n * zoom)) for n in edges], mode="nearest-exact")
+    return functional.interpolate(small, edges, mode=mode, align_corners=False).view(channel_ZYX.shape)
+
+
+def _curved(x_RZYX: Tensor, gamma: Tensor) -> Tensor:
+    """x^gamma on each row's range, its mean and SD kept."""
+    voxels = (1, 2, 3)
+    low, mean, high = (of(x_RZYX, voxels, keepdim=True) for of in (torch.amin, torch.mean, torch.amax))
+    curve = ((x_RZYX - low) / (high - low).clamp_min(_MIN_EXTENT)).pow_(gamma)
+    curve -= curve.mean(voxels, keepdim=True)
+    before, after = (torch.linalg.vector_norm(v, dim=voxels, keepdim=True) for v in (x_RZYX - mean, curve))
+    return curve.mul_(before / after.clamp_min(_MIN_EXTENT)).add_(mean)
