@@ -18,7 +18,7 @@ from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.centreline import centreline_scores
 from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin
-from segpipe.evaluate.thinning import centreline
+from segpipe.core.thinning import centreline
 
 NAMES = ("cldice", "cldice_sensitivity", "cldice_precision")
 

@@ -8,7 +8,7 @@ import sys
 
 SCRIPT = """
 import numpy as np
-from segpipe.evaluate.compiled import count_ones, first_use_text, kernel, leading_zeros, say_first_use, trailing_zeros
+from segpipe.core.compiled import count_ones, first_use_text, kernel, leading_zeros, say_first_use, trailing_zeros
 
 @kernel
 def bits(word):

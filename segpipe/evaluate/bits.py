@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.compiled import count_ones, kernel, trailing_zeros
+from segpipe.core.compiled import count_ones, kernel, trailing_zeros
 
 FIRST = 64  # bit of voxel 0: a window of 64 bits around any cell lies in the row
 _ONE, _TOP = np.uint64(1), np.uint64(63)

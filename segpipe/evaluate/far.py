@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.evaluate.compiled import kernel, kernel_without_nan
+from segpipe.core.compiled import kernel, kernel_without_nan
 
 _QUERY_EDGE, _POINT_EDGE = 12.0, 8.0  # of blocks, in voxels of the middle spacing
 _MIN_BLOCKS = 4096  # may there be at least, however few points; beyond four for each point they are made larger

@@ -102,7 +102,7 @@ def _index(
     n_threads: int,
 ) -> tuple[bool, bool]:
     """Write indices and what is ignored; returns which map has unknown values."""
-    from segpipe.evaluate.compiled import say_first_use
+    from segpipe.core.compiled import say_first_use
     from segpipe.evaluate.scan import index_pair
 
     say_first_use(index_pair)
@@ -151,7 +151,7 @@ def _in_kind(values: NDArray[Any]) -> NDArray[Any]:
 def _count(
     reference: NDArray[Any], prediction: NDArray[Any], n_values: int, n_threads: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    from segpipe.evaluate.compiled import say_first_use
+    from segpipe.core.compiled import say_first_use
     from segpipe.evaluate.scan import count_pairs
 
     say_first_use(count_pairs)

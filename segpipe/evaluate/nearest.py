@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.compiled import count_ones, kernel, leading_zeros, trailing_zeros
+from segpipe.core.compiled import count_ones, kernel, leading_zeros, trailing_zeros
 
 _N_ROWS = 256  # more find little more; a search that ends in vain takes half as long as the far path
 _SIDE = 32  # bits of the window to the left of a place; to its right one less

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.compiled import kernel
+from segpipe.core.compiled import kernel
 
 _MAX_BINS = 4096  # of weights stay in the nearest cache of a processor
 

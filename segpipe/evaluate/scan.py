@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from segpipe.evaluate.compiled import kernel, trailing_zeros
+from segpipe.core.compiled import kernel, trailing_zeros
 
 _ONE, _BYTE = np.uint64(1), np.uint64(3)
 

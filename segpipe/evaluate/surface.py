@@ -262,8 +262,8 @@ def _rows(spacing_mm: tuple[float, float, float], slack_vox: float) -> tuple[Any
 @lru_cache(maxsize=1)
 def _bits() -> ModuleType:
     """The compiled loops, with a word to the person who waits if they are to be compiled first."""
+    from segpipe.core.compiled import say_first_use
     from segpipe.evaluate import bits
-    from segpipe.evaluate.compiled import say_first_use
 
     say_first_use(bits.mask_bits)
     return bits

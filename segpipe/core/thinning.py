@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.evaluate.compiled import kernel, say_first_use
+from segpipe.core.compiled import kernel, say_first_use
 
 
 def _neighbours(max_steps: int, reach: int) -> NDArray[np.int64]:
