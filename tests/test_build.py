@@ -13,7 +13,7 @@ from segpipe.core.errors import PlanError
 from segpipe.networks.build import NETWORKS, build
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.train.checkpoint import load_weights, save_weights
-from segpipe.train.losses import dice_ce
+from segpipe.train.losses import supervised_loss
 
 PATCH = {"2d": (2, 32, 64), "3d": (32, 32, 64), "anisotropic": (8, 32, 64)}
 FAMILIES = list({function: kind for kind, function in reversed(NETWORKS.items())}.values())  # the first kind of each
@@ -28,7 +28,8 @@ def fresh(kind: str, view: str, seed: int = 0) -> nn.Module:
 def random_loss(outputs: list[torch.Tensor]) -> torch.Tensor:
     """Of all outputs against random labels."""
     labels = [torch.randint(0, 3, (len(o), *o.shape[2:])) for o in outputs]
-    losses = [dice_ce(o, indices, LABELS, batch_dice=False) for o, indices in zip(outputs, labels, strict=True)]
+    pairs = zip(outputs, labels, strict=True)
+    losses = [supervised_loss([o], indices, LABELS, batch_dice=False) for o, indices in pairs]
     return torch.stack(losses).sum()
 
 

@@ -163,7 +163,7 @@ def _cost(
         optimizer=task.training.optimizer,
         averages_weights=bool(task.training.weight_average),
         precision=task.precision,
-        loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice),
+        loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice, loss=task.training.loss),
         calibration=CUDA if task.is_for_gpu else CPU,
     )
 

@@ -35,7 +35,7 @@ class Named(Record):
         name = rest.pop(PRESET, None)
         if name is None:
             return rest
-        if name not in cls.NAMES:
+        if not isinstance(name, str) or name not in cls.NAMES:
             hint = did_you_mean(str(name), list(cls.NAMES)).rstrip(".")
             raise ValueError(f"{name!r} is not a known name.{hint}")
         return {**cls.NAMES[name], **rest}

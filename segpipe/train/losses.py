@@ -1,4 +1,4 @@
-"""Dice + cross-entropy with deep supervision, as nnU-Net; regions and the ignore label included."""
+"""The loss of a network's outputs, deep supervision included."""
 
 # B batch, C outputs, Z Y X voxels.
 from __future__ import annotations
@@ -10,70 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
+from segpipe.plan.loss import Loss, Term
+from segpipe.train.loss_terms import TERMS
+from segpipe.train.loss_view import region_masks, view
 
-_SMOOTH = 1e-5
-_SPACE = (2, 3, 4)
-
-
-def targets_for(indices_BZYX: Tensor, labels: LabelSet) -> tuple[Tensor, Tensor]:
-    """What the outputs should be, and where it counts.
-
-    Args:
-        indices_BZYX: Inside labels, int64.
-        labels: The structures.
-
-    Returns:
-        (B, C, Z, Y, X) float of 0 and 1 (one-hot with background, or one mask for each region) and
-        (B, 1, Z, Y, X) float, 0 at ignored voxels.
-    """
-    counted_B1ZYX = (indices_BZYX != IGNORE_INDEX).unsqueeze(1).float()
-    known_BZYX = indices_BZYX.clamp_min(0)
-    if labels.has_regions:
-        masks = [
-            torch.isin(known_BZYX, torch.tensor(labels.indices_of(label), device=known_BZYX.device))
-            for label in labels.labels
-        ]
-        return torch.stack(masks, 1).float(), counted_B1ZYX
-    onehot = functional.one_hot(known_BZYX, labels.n_outputs).movedim(-1, 1)
-    return onehot.float(), counted_B1ZYX
+_AT_FULL_RESOLUTION: tuple[Term, ...] = ("skeleton_recall",)  # a thin line does not survive being brought down
 
 
-def dice_ce(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, *, batch_dice: bool) -> Tensor:
-    """Soft Dice (negative) plus cross-entropy at one resolution.
+def supervision_weights(n_outputs: int, coarsest: float = 0.0) -> list[float]:
+    """1, ½, ¼, …, then normalised to sum 1; the coarsest of several gets `coarsest` instead.
 
-    Args:
-        logits_BCZYX: Any float type; computed in float32.
-        indices_BZYX: Inside labels, int64, `IGNORE_INDEX` where nothing counts.
-        labels: The structures.
-        batch_dice: Sums over the whole batch before dividing.
-
-    Returns:
-        A scalar, -1 (perfect) upwards. The cross-entropy of a batch without a counted voxel is 0.
-
-    Source:
-        nnU-Net's DC_and_CE_loss and DC_and_BCE_loss (background is not part of Dice; smooth 1e-5), equal to 1e-6.
-    """
-    logits = logits_BCZYX.float()
-    targets_BCZYX, counted_B1ZYX = targets_for(indices_BZYX, labels)
-    n_counted = counted_B1ZYX.sum().clamp_min(1)
-    if labels.has_regions:
-        shares = logits.sigmoid()
-        losses = functional.binary_cross_entropy_with_logits(logits, targets_BCZYX, reduction="none")
-        entropy = (losses * counted_B1ZYX).sum() / (n_counted * logits.shape[1])
-    else:
-        logs = logits.log_softmax(1)
-        shares, targets_BCZYX = logs.exp()[:, 1:], targets_BCZYX[:, 1:]
-        picked = logs.gather(1, indices_BZYX.clamp_min(0).unsqueeze(1))
-        entropy = -(picked * counted_B1ZYX).sum() / n_counted
-    axes = (0, *_SPACE) if batch_dice else _SPACE
-    overlap = (shares * targets_BCZYX * counted_B1ZYX).sum(axes)
-    total = (shares * counted_B1ZYX).sum(axes) + (targets_BCZYX * counted_B1ZYX).sum(axes)
-    dice = (2 * overlap + _SMOOTH) / (total + _SMOOTH).clamp_min(1e-8)
-    return entropy - dice.mean()
-
-
-def supervision_weights(n_outputs: int) -> list[float]:
-    """1, ½, ¼, … with the coarsest set to 0, then normalised to sum 1.
+    nnU-Net takes 1e-6 for the coarsest where distributed training wants every weight used. Of a single output it makes
+    NaN when deep supervision is on; here its weight is 1.
 
     Example:
         >>> [round(w, 3) for w in supervision_weights(3)]
@@ -81,34 +29,62 @@ def supervision_weights(n_outputs: int) -> list[float]:
     """
     weights = [0.5**i for i in range(n_outputs)]
     if n_outputs > 1:
-        weights[-1] = 0.0
+        weights[-1] = coarsest
     return [w / sum(weights) for w in weights]
 
 
-def supervised_loss(outputs: Sequence[Tensor], indices_BZYX: Tensor, labels: LabelSet, *, batch_dice: bool) -> Tensor:
-    """`dice_ce` of every resolution, weighted; labels are brought down by nearest neighbour."""
-    total = torch.zeros((), device=indices_BZYX.device)
-    for weight, logits in zip(supervision_weights(len(outputs)), outputs, strict=True):
-        if weight:
-            target = indices_BZYX
-            if logits.shape[2:] != indices_BZYX.shape[1:]:
-                shrunk = functional.interpolate(
-                    indices_BZYX.unsqueeze(1).float(), logits.shape[2:], mode="nearest-exact"
-                )
-                target = shrunk.squeeze(1).long()
-            total = total + weight * dice_ce(logits, target, labels, batch_dice=batch_dice)
-    return total
+def supervised_loss(
+    outputs: Sequence[Tensor],
+    indices_BZYX: Tensor,
+    labels: LabelSet,
+    *,
+    batch_dice: bool,
+    loss: Loss | None = None,
+    coarsest: float = 0.0,
+) -> Tensor:
+    """The loss of every resolution, weighted.
+
+    Args:
+        outputs: Logits (B, C, Z, Y, X) of any float type, full resolution first.
+        indices_BZYX: Inside labels, int64, of the first output's shape; `IGNORE_INDEX` where nothing counts, if
+            `labels` has an ignore value. For coarser outputs they are brought down by nearest neighbour.
+        labels: The structures.
+        batch_dice: Overlaps are summed over the whole batch before dividing.
+        loss: What is summed; None: Dice and cross-entropy.
+        coarsest: Weight of the coarsest of several outputs.
+
+    Returns:
+        A float32 scalar. 0 with gradient 0 if no voxel counts; nnU-Net's Dice is then -1, as of a perfect batch.
+    """
+    chosen, total = loss or Loss(), torch.zeros((), device=indices_BZYX.device)
+    for level, (weight, logits) in enumerate(zip(supervision_weights(len(outputs), coarsest), outputs, strict=True)):
+        terms = {t: w for t, w in chosen.terms.items() if level == 0 or t not in _AT_FULL_RESOLUTION}
+        if weight and terms:
+            seen = view(logits, _brought_down(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice)
+            total = total + weight * sum(w * TERMS[term](seen) for term, w in terms.items())
+    return total if labels.ignore_value is None else total * (indices_BZYX != IGNORE_INDEX).any()
 
 
 def overlap_counts(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet) -> Tensor:
     """(labels, 3) float64: true positives, false positives, false negatives of each label, over the batch."""
-    targets_BCZYX, counted_B1ZYX = targets_for(indices_BZYX, labels)
+    counted_BZYX = indices_BZYX != IGNORE_INDEX
+    known_BZYX, n_labels = indices_BZYX.clamp_min(0), len(labels.labels)
     if labels.has_regions:
-        chosen = (logits_BCZYX > 0).float()
+        chosen_BNZYX, axes = (logits_BCZYX > 0) & counted_BZYX.unsqueeze(1), (0, 2, 3, 4)
+        inside_BNZYX = region_masks(known_BZYX, labels) & counted_BZYX.unsqueeze(1)
+        hits, n_chosen, n_inside = (
+            masks.sum(axes) for masks in (chosen_BNZYX & inside_BNZYX, chosen_BNZYX, inside_BNZYX)
+        )
     else:
-        chosen = functional.one_hot(logits_BCZYX.argmax(1), labels.n_outputs).movedim(-1, 1).float()[:, 1:]
-        targets_BCZYX = targets_BCZYX[:, 1:]
-    chosen, axes = chosen * counted_B1ZYX, (0, *_SPACE)
-    targets_BCZYX = targets_BCZYX * counted_B1ZYX
-    hits = (chosen * targets_BCZYX).sum(axes)
-    return torch.stack([hits, chosen.sum(axes) - hits, targets_BCZYX.sum(axes) - hits], 1).double()
+        pairs = (logits_BCZYX.argmax(1) * (n_labels + 1) + known_BZYX)[counted_BZYX]
+        table = torch.bincount(pairs, minlength=(n_labels + 1) ** 2).view(n_labels + 1, n_labels + 1)
+        hits, n_chosen, n_inside = table.diagonal()[1:], table.sum(1)[1:], table.sum(0)[1:]
+    return torch.stack([hits, n_chosen - hits, n_inside - hits], 1).double()
+
+
+def _brought_down(indices_BZYX: Tensor, logits_BCZYX: Tensor) -> Tensor:
+    """Labels at the resolution of the logits."""
+    if logits_BCZYX.shape[2:] == indices_BZYX.shape[1:]:
+        return indices_BZYX
+    shrunk = functional.interpolate(indices_BZYX.unsqueeze(1).float(), logits_BCZYX.shape[2:], mode="nearest-exact")
+    return shrunk.squeeze(1).long()
