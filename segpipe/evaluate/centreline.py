@@ -29,7 +29,7 @@ def centreline_scores(reference: Mask, prediction: Mask) -> dict[str, float]:
         their harmonic mean, 0 to 1; 0 if one mask is empty or none of either lies inside, NaN if both are empty.
 
     Source:
-        Shit et al. 2021, CVPR, eq. 1 to 3, who leave the choice of the centreline open; ours is of `core/thinning.py`. It
+        Shit et al. 2021, CVPR, eq. 1 to 3, who leave the choice of the centreline open; ours is of core/thinning.py. It
         counts voxels, not millimetres. Metrics Reloaded takes scikit-image's, which loses thin vessels.
     """
     sensitivity = _share_inside(centreline(reference), prediction)
