@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,7 @@ class FoldTraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
         self.at = Progress()
+        self.lap: Callable[[str], None] = lambda _: None  # told what part of a step has just been asked of the device
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
         if device.type == "cuda" if training.compiled is None else training.compiled:
@@ -143,9 +144,13 @@ class FoldTraining:
         losses = []
         for part in range(training.gradient_accumulation):
             images, indices = self._augmented(batch, part)
-            loss = self._loss(self._outputs(self.network, images), indices) / training.gradient_accumulation
+            outputs = self._outputs(self.network, images)
+            self.lap("forward")
+            loss = self._loss(outputs, indices) / training.gradient_accumulation
+            self.lap("loss")
             losses.append(_Later(loss.detach()))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            self.lap("backward")
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
@@ -153,6 +158,7 @@ class FoldTraining:
         self.scaler.update()
         if self.average:
             self.average.update(self.network)
+        self.lap("optimizer")
         value = sum(loss.value() for loss in losses)
         self._expect_finite(value)
         self.at.iteration += 1
@@ -162,11 +168,13 @@ class FoldTraining:
         """Images and labels of a part of this iteration's batch, on the device."""
         training = self.plan.training
         images, indices = batch.part(part, training.gradient_accumulation).to(self.device)
-        if not training.augmentation.alters:
-            return images, indices
-        generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
-        draws = draw(self.scope, images.shape[0], images.shape[1], generator)
-        return apply(images, indices, draws, self.scope)
+        self.lap("copy")
+        if training.augmentation.alters:
+            generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
+            draws = draw(self.scope, images.shape[0], images.shape[1], generator)
+            images, indices = apply(images, indices, draws, self.scope)
+        self.lap("augmentation")
+        return images, indices
 
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
