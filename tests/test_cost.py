@@ -78,9 +78,9 @@ def test_cuda_computes_group_norm_in_float32(calibration, bytes_of_norm):
 def test_optimizer_and_average_by_hand():
     found = {
         name: cost(two_layers(), 1, 3, PATCH, 1, optimizer=name, averages_weights=average).optimizer_bytes
-        for name, average in (("sgd", False), ("adamw", True))
+        for name, average in (("sgd", False), ("adamw", True), ("muon", False))
     }
-    assert found == {"sgd": 4 * 65, "adamw": 3 * 4 * 65}
+    assert found == {"sgd": 4 * 65, "adamw": 3 * 4 * 65, "muon": 4 * (60 + 2 * 5)}  # two momenta for the biases
 
 
 def test_many_weights_and_few_voxels_peak_in_the_optimizers_step():
