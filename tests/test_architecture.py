@@ -40,7 +40,7 @@ HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be import
     "monai": _TORCH_PARTS,  # monai and the next import torch
     "dynamic_network_architectures": ("networks/",),
     "nibabel": ("core/volume.py",),
-    "SimpleITK": ("core/volume.py",),
+    "SimpleITK": ("core/itk.py",),
     "nnunetv2": ("bridge/",),
     "batchgenerators": ("bridge/",),
     "batchgeneratorsv2": ("bridge/",),

@@ -1,4 +1,4 @@
-"""Image files to arrays and back. The only file that opens images.
+"""Image files to arrays and back. The only file that opens images, with core/itk.py for what SimpleITK reads.
 
 Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
 """
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core import itk
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid
@@ -39,7 +40,6 @@ from segpipe.core.label_values import whole_numbers
 
 logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it mends headers aloud, naming no file
 _BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
-_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])  # ITK's world is LPS+
 _UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
 
 
@@ -59,9 +59,15 @@ def read_header(path: Path) -> Header:
         GeometryError: If its affine is unusable.
     """
     with _file_faults(path):
-        if checked_ending(path) in ITK_ENDINGS:
-            return _itk_header(path)
+        if _is_itk(path):
+            return itk.read_header(path)
+        checked_ending(path)
         return _nifti_header(path)
+
+
+def _is_itk(path: Path) -> bool:
+    """Whether ITK reads it: NRRD, MetaImage, or the folder of a DICOM series."""
+    return path.is_dir() or (path.exists() and ending_of(path) in ITK_ENDINGS)
 
 
 def read_image(path: Path) -> Volume:
@@ -138,7 +144,7 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
     if mask_zyx.shape != header.grid.shape_zyx:
         raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
     if ending_of(path) in ITK_ENDINGS:
-        _write_itk(path, mask_zyx, header.grid)
+        itk.write_mask(path, mask_zyx, header.grid)
         return
     data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
     kind: Any = nib.Nifti1Image
@@ -149,30 +155,14 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
         kind, template = type(source), source.header.copy()
         template.set_data_shape(data_xyz.shape)
         template["cal_max"] = template["cal_min"] = 0
-        template.set_intent("none")
         template.extensions.clear()
     image = kind(data_xyz, header.grid.affine_ras_mm, template)
     image.set_data_dtype(data_xyz.dtype)
+    image.header.set_intent("label")
     if template is None:
         image.header.set_xyzt_units("mm")
     with whole_file(path) as temporary:
         nib.save(image, temporary)
-
-
-def _write_itk(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> None:
-    """Write NRRD or MetaImage; a `.mhd` holds its voxels itself, as the format allows."""
-    import SimpleITK as sitk
-
-    affine = _LPS @ grid.affine_ras_mm
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(mask_zyx)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
-    with whole_file(path) as temporary:
-        written = temporary.with_suffix(".mha" if ending_of(path) == ".mhd" else ending_of(path))
-        sitk.WriteImage(image, str(written), useCompression=True)
-        written.replace(temporary)
 
 
 def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> None:
@@ -198,12 +188,9 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
         DataError: If the voxels cannot be read.
     """
     with _file_faults(header.path):
-        if ending_of(header.path) in ITK_ENDINGS:
-            import SimpleITK as sitk
-
-            array = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))
-            array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
-            return array.reshape(header.n_channels, *header.grid.shape_zyx).astype(dtype or array.dtype, copy=False)
+        if _is_itk(header.path):
+            array = itk.read_voxels(header)
+            return array.astype(dtype or array.dtype, copy=False)
         data = _nifti_voxels(header.path)
         data = np.asarray(data, data.dtype.newbyteorder("="))
         z, y, x = header.grid.shape_zyx
@@ -266,26 +253,6 @@ def _qform_gap_mm(header: Any, grid: Grid) -> float:
         return grid.corner_gap_mm(Grid(grid.shape_zyx, header.get_qform()))
     except (HeaderDataError, GeometryError, ValueError):
         return float("inf")
-
-
-def _itk_header(path: Path) -> Header:
-    import SimpleITK as sitk
-
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    n_axes = reader.GetDimension()
-    if n_axes not in (2, 3):
-        raise DataError(f"{path}: {n_axes} axes, expected a 2D or 3D image.")
-    direction = np.eye(3)
-    direction[:n_axes, :n_axes] = np.reshape(reader.GetDirection(), (n_axes, n_axes))
-    spacing = np.array([*reader.GetSpacing(), 1.0][:3])
-    origin = np.array([*reader.GetOrigin(), 0.0][:3])
-    affine = np.eye(4)
-    affine[:3, :3], affine[:3, 3] = direction * spacing, origin
-    x, y, z = [*reader.GetSize(), 1][:3]
-    dtype = np.dtype(np.float32 if "float" in sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()) else np.int32)
-    return Header(path, grid_of(path, (x, y, z), _LPS @ affine), reader.GetNumberOfComponents(), None, True, dtype)
 
 
 @contextmanager

@@ -25,6 +25,11 @@ class FoldFolder:
         return self.path / "split.json"
 
     @property
+    def trained_on(self) -> Path:
+        """What the training cases are like; new images are compared with it."""
+        return self.path / "trained_on.json"
+
+    @property
     def weights(self) -> Path:
         """Weights for prediction."""
         return self.path / "checkpoint.safetensors"

@@ -98,10 +98,11 @@ def signature_of(case: Case) -> str:
         DataError: If a file is gone.
     """
     digest = hashlib.sha256()
-    for file in (*case.images, *([case.label] if case.label else [])):
+    for file in map(Path, (*case.images, *([case.label] if case.label else []))):
         try:
-            stat = Path(file).stat()
+            for part in sorted(file.iterdir()) if file.is_dir() else [file]:  # a DICOM series is a folder
+                stat = part.stat()
+                digest.update(f"{part.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         except OSError as fault:
             raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}).") from None
-        digest.update(f"{Path(file).name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]

@@ -12,7 +12,7 @@ from segpipe.core.header import ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.data.faults import Fault, fault
 
-_NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
+NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
 _LABEL_SUFFIX = re.compile(r"[_-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
 
 
@@ -85,7 +85,7 @@ def listed(folder: Path) -> list[Path]:
 
 def numbered(path: Path) -> tuple[str, int] | None:
     """Case and channel of a name such as `case_0001.nii.gz`; None if it does not end in four digits."""
-    match = _NUMBERED.fullmatch(stem_of(path))
+    match = NUMBERED.fullmatch(stem_of(path))
     return (match["case"], int(match["channel"])) if match else None
 
 

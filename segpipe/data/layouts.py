@@ -8,12 +8,14 @@ from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
+from segpipe.core.itk import is_dicom_file
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import cpu_count
 from segpipe.core.volume import read_header
 from segpipe.data.bids import read_bids
 from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name
 from segpipe.data.described import DESCRIPTION_FILE, read_described
+from segpipe.data.dicom_inputs import find_series
 from segpipe.data.faults import Fault, refuse
 from segpipe.data.folders import IMAGE_FOLDERS, read_folders, subfolder
 from segpipe.data.found import Found, FoundCase, image_files, listed, numbered, without_twins
@@ -123,11 +125,12 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
 
     Args:
         path: One file, a folder of images (`case_0000.nii.gz`, … for several channels, or 4D files, or one file a
-            case), or any layout that `load_dataset` reads; labels are not needed.
+            case), a folder of a DICOM series or of folders of them, or any layout that `load_dataset` reads; labels
+            are not needed.
         channels: The model's channels in order. Where a manifest names its channels the same, its order may differ.
 
     Returns:
-        Cases sorted by id; each has one file for each channel, or one 4D file.
+        Cases sorted by id; each has one file (or DICOM folder) for each channel, or one 4D file.
 
     Raises:
         DataError: If there is no image, a channel is missing or too many, or two files give one case.
@@ -177,13 +180,17 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
         files = image_files(path)
         inner = subfolder(path, ("imagests", *IMAGE_FOLDERS))
         files = files or (image_files(inner) if inner else [])
+        if not files and (series := find_series(path, channels)):
+            return series
+    elif is_dicom_file(path):
+        raise DataError(f"{path}: one file of a DICOM series, expected all of them. Give the folder it lies in.")
     else:
         files = _with_siblings(path, len(channels)) if path.exists() else []
     for file in files:
         checked_ending(file)
     if not files:
         what = "no such file or folder" if not path.exists() else "no image"
-        raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)}. Check the path.")
+        raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. Check the path.")
     if len(channels) == 1:
         return _one_channel(files)
     return _several_channels(files, channels)

@@ -12,10 +12,12 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
+from segpipe.plan.trained_on import TrainedOn
 from segpipe.predict.model import load_model
 from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
@@ -122,7 +124,12 @@ def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, pre
         train=open_cases(prepared, split.train, machine.n_workers),
         validation=open_cases(prepared, split.validation, machine.n_workers),
     )
-    train_fold(plan, name, data, work.fold(name, str(fold)), resolve_device(machine.device), started)
+    folder = work.fold(name, str(fold))
+    train_fold(plan, name, data, folder, resolve_device(machine.device), started)
+    if work.fingerprint.is_file() and (
+        trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, split.train)
+    ):
+        trained_on.save(folder.trained_on)
 
 
 def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Splits, machine: Machine) -> None:

@@ -39,8 +39,8 @@ def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
         UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
     """
     about = folder / _ABOUT
-    places = {Path(image).resolve().parent for case in cases for image in case.images}
-    if folder.resolve() in places:
+    images = [path.resolve() for case in cases for path in case.image_paths]
+    if folder.resolve() in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
         raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
     known = Made.load(about) if about.is_file() else made
     if known.model_copy(update={"images": {}}) != made:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
 from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.trained_on import TrainedOn
 from segpipe.train.checkpoint import about_weights, load_weights
 
 _PREFERRED = "3d_fullres"
@@ -29,12 +31,14 @@ class Model:
         configuration: Patch, resolution, network.
         networks: One for each fold, in evaluation mode.
         digest: Twelve hexadecimal digits of the weights.
+        trained_on: What the training cases are like; None if that was not noted.
     """
 
     plan: Plan
     configuration: Configuration
     networks: tuple[nn.Module, ...]
     digest: str
+    trained_on: TrainedOn | None = None
 
 
 def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | None) -> list[FoldFolder]:
@@ -115,4 +119,14 @@ def load_model(folders: Sequence[FoldFolder], device: torch.device) -> Model:
         load_weights(folder.weights, network)
         networks.append(network.to(device).eval())
         digest.update(folder.weights.read_bytes())
-    return Model(plan, plan.configurations[name], tuple(networks), digest.hexdigest()[:12])
+    return Model(plan, plan.configurations[name], tuple(networks), digest.hexdigest()[:12], _trained_on(folders))
+
+
+def _trained_on(folders: Sequence[FoldFolder]) -> TrainedOn | None:
+    """What the folds' training cases are like together; None if one does not tell."""
+    if not all(folder.trained_on.is_file() for folder in folders):
+        say(
+            f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."
+        )
+        return None
+    return reduce(TrainedOn.joined, (TrainedOn.load(folder.trained_on) for folder in folders))

@@ -22,6 +22,7 @@ from segpipe.core.progress import say, track
 from segpipe.core.volume import write_mask
 from segpipe.data.dataset import Case
 from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
+from segpipe.predict.guard import warnings_of
 from segpipe.predict.memory import segment_in_memory
 from segpipe.predict.model import Model
 from segpipe.predict.outputs import (
@@ -247,7 +248,10 @@ class _Run:
         started = time.monotonic()
         volume = read_case_image(case, self.model.plan)
         image, trace = prepare_image(volume, self.model.plan, self.model.configuration)
-        return _Ready(Prepared(image, None, trace), volume.grid, (), time.monotonic() - started)
+        warnings = warnings_of(volume, trace, self.model.plan, self.model.trained_on)
+        for warning in warnings:
+            say(f"warning: {case.case_id}: {warning}.")
+        return _Ready(Prepared(image, None, trace), volume.grid, warnings, time.monotonic() - started)
 
     def _attempt(self, case_id: str, work: Callable[[], Result], *, is_memory: bool = False) -> Result | None:
         """What `work` on a case gives; None if it failed, which is noted instead of ending the run.

@@ -1,0 +1,202 @@
+"""What SimpleITK reads and writes: NRRD, MetaImage, DICOM series. Called by core/volume.py alone.
+
+A DICOM series is named by its folder. Arrays are (C, Z, Y, X), ITK's world is LPS+.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.files import whole_file
+from segpipe.core.grid import Grid
+from segpipe.core.header import MAX_GAP_VOX, Header, ending_of, grid_of
+
+_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+_MARK, _MARK_AT = b"DICM", 128  # in every DICOM file that follows the standard's part 10
+_SERIES, _DESCRIPTION = "0020|000e", "0008|103e"
+
+
+def is_dicom_file(path: Path) -> bool:
+    """Whether a file says that it is DICOM; an index (DICOMDIR) is not an image."""
+    if not path.is_file() or path.name.upper() == "DICOMDIR":
+        return False
+    try:
+        with path.open("rb") as file:
+            file.seek(_MARK_AT)
+            return file.read(len(_MARK)) == _MARK or path.suffix.lower() == ".dcm"
+    except OSError:  # not allowed to: said when it is read
+        return path.suffix.lower() == ".dcm"
+
+
+def read_header(path: Path) -> Header:
+    """Read what a file, or the series of a folder, says of itself.
+
+    Raises:
+        DataError: If it is in colour, has more axes than three, or the folder does not hold one series.
+        GeometryError: If the affine is unusable or slices are missing.
+        RuntimeError: If SimpleITK cannot read it.
+    """
+    return _series_header(path) if path.is_dir() else _image_header(path)
+
+
+def read_voxels(header: Header) -> NDArray[Any]:
+    """(C, Z, Y, X) of the stored type, rescaled where the file says so.
+
+    Raises:
+        RuntimeError: If SimpleITK cannot read it.
+    """
+    import SimpleITK as sitk
+
+    if header.path.is_dir():
+        slices = [
+            sitk.GetArrayFromImage(sitk.ReadImage(str(one.header.path), imageIO="GDCMImageIO"))
+            for one in _slices(header.path)
+        ]
+        return np.concatenate(slices)[None]
+    array = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))
+    array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
+    return array.reshape(header.n_channels, *header.grid.shape_zyx)
+
+
+def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> None:
+    """Write NRRD or MetaImage; a `.mhd` holds its voxels itself, as the format allows.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be written.
+    """
+    import SimpleITK as sitk
+
+    affine = _LPS @ grid.affine_ras_mm
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    image = sitk.GetImageFromArray(mask_zyx)
+    image.SetSpacing(spacing.tolist())
+    image.SetOrigin(affine[:3, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    with whole_file(path) as temporary:
+        written = temporary.with_suffix(".mha" if ending_of(path) == ".mhd" else ending_of(path))
+        sitk.WriteImage(image, str(written), useCompression=True)
+        written.replace(temporary)
+
+
+def _image_header(path: Path) -> Header:
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    return _header_of(path, reader)
+
+
+def _header_of(path: Path, reader: Any) -> Header:
+    import SimpleITK as sitk
+
+    reader.ReadImageInformation()
+    n_axes = reader.GetDimension()
+    if n_axes not in (2, 3):
+        raise DataError(f"{path}: {n_axes} axes, expected a 2D or 3D image.")
+    direction = np.eye(3)
+    direction[:n_axes, :n_axes] = np.reshape(reader.GetDirection(), (n_axes, n_axes))
+    spacing = np.array([*reader.GetSpacing(), 1.0][:3])
+    origin = np.array([*reader.GetOrigin(), 0.0][:3])
+    affine = np.eye(4)
+    affine[:3, :3], affine[:3, 3] = direction * spacing, origin
+    x, y, z = [*reader.GetSize(), 1][:3]
+    dtype = np.dtype(np.float32 if "float" in sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()) else np.int32)
+    return Header(path, grid_of(path, (x, y, z), _LPS @ affine), reader.GetNumberOfComponents(), None, True, dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class _Slice:
+    """One file of a series: its header, the series it says it is of, and what that is called."""
+
+    header: Header
+    series: str
+    description: str
+
+    @property
+    def affine_lps_mm(self) -> NDArray[np.float64]:
+        return _LPS @ self.header.grid.affine_ras_mm
+
+
+def _series_header(folder: Path) -> Header:
+    slices = _slices(folder)
+    first, affine = slices[0].header, slices[0].header.grid.affine_ras_mm.copy()
+    z, y, x = first.grid.shape_zyx
+    if len(slices) > 1:  # the step from slice to slice is that of their places: SliceThickness is not the distance
+        places = np.array([one.header.grid.affine_ras_mm[:3, 3] for one in slices])
+        affine[:3, 2] = (places[-1] - places[0]) / (len(slices) - 1)
+        z = len(slices)
+    return Header(folder, grid_of(folder, (x, y, z), affine), 1, None, True, first.dtype)
+
+
+def _slices(folder: Path) -> list[_Slice]:
+    """The files of the one series of a folder, in the order of their places.
+
+    Raises:
+        DataError: If there is no series, more than one, or slices that do not fit together.
+        GeometryError: If slices are missing or lie twice at one place.
+    """
+    slices = [_slice(path) for path in sorted(folder.iterdir()) if is_dicom_file(path)]
+    if not slices:
+        raise DataError(f"{folder}: a folder without DICOM files, expected those of one series. Check the path.")
+    names = {one.series: one.description for one in slices}
+    if len(names) > 1:
+        counts = Counter(one.series for one in slices)
+        found = "; ".join(f"{names[uid] or uid} ({n} files)" for uid, n in counts.items())
+        raise DataError(f"{folder}: {len(names)} DICOM series, expected one: {found}. Give each a folder of its own.")
+    first = slices[0]
+    shape, axes = first.header.grid.shape_zyx, first.affine_lps_mm[:3, :3]
+    for one in slices[1:]:
+        if one.header.grid.shape_zyx != shape or shape[0] != 1 or abs(one.affine_lps_mm[:3, :3] - axes).max() > 1e-3:
+            raise DataError(
+                f"{folder}: {one.header.path.name} is not parallel to {first.header.path.name}, or not of its size; "
+                "expected slices of one volume. Move away what is not part of it."
+            )
+    normal = axes[:, 2] / np.linalg.norm(axes[:, 2])
+    heights_mm = np.array([one.affine_lps_mm[:3, 3] @ normal for one in slices])
+    order = np.argsort(heights_mm, kind="stable")
+    _require_even(folder, heights_mm[order])
+    return [slices[i] for i in order]
+
+
+def _require_even(folder: Path, heights_mm: NDArray[np.float64]) -> None:
+    steps_mm = np.diff(heights_mm)
+    if not steps_mm.size:
+        return
+    step_mm = float(np.median(steps_mm))
+    worst = int(np.argmax(abs(steps_mm - step_mm)))
+    if step_mm <= 0 or abs(steps_mm[worst] - step_mm) > MAX_GAP_VOX * step_mm:
+        raise GeometryError(
+            f"{folder}: slices {worst} and {worst + 1} (counted from 0 along the stack) are {steps_mm[worst]:.4g} mm "
+            f"apart, the others {step_mm:.4g} mm; expected even steps. Add what is missing, remove what is double."
+        )
+
+
+def _slice(path: Path) -> _Slice:
+    """Read one file's header.
+
+    Raises:
+        DataError: If it is no grey image.
+    """
+    import SimpleITK as sitk
+
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetFileName(str(path))
+    try:
+        header = _header_of(path, reader)
+    except RuntimeError:
+        raise DataError(
+            f"{path}: is no image that can be read, expected the slices of one series. Move it away if it is something "
+            "else (a report, a structure set); else export it again."
+        ) from None
+    if header.n_channels != 1:
+        raise DataError(f"{path}: holds colour (RGB), expected one number per voxel. Give the original series.")
+    series, description = (reader.GetMetaData(k) if reader.HasMetaDataKey(k) else "" for k in (_SERIES, _DESCRIPTION))
+    return _Slice(header, series.strip(), description.strip())

@@ -1,0 +1,94 @@
+"""What a fold was trained on, in a few numbers that stay beside its weights: what new images are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import NonNegativeFloat, PositiveInt
+
+from segpipe.core.grid import turn_between
+from segpipe.core.records import Record
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.schema import Plan
+
+
+class Span(Record):
+    """Smallest and largest value among the training cases."""
+
+    low: NonNegativeFloat
+    high: NonNegativeFloat
+
+    def joined(self, other: Span) -> Span:
+        """The least span that holds both."""
+        return Span(low=min(self.low, other.low), high=max(self.high, other.high))
+
+
+class Seen(Record):
+    """Intensities of a channel inside the labelled structures: percentiles 0.5 and 99.5, and the smallest."""
+
+    low: float
+    high: float
+    min: float
+
+
+Spans = tuple[Span, Span, Span]
+
+
+class TrainedOn(Record):
+    """The training cases of a fold. Axes are those of the plan: turned to its orientation, then in its order.
+
+    Args:
+        n_cases: Their number.
+        orientations: As the files are stored, sorted.
+        spacing_mm: Voxel edges.
+        extent_mm: Edges of the box around everything that is not 0.
+        intensities: One for each channel, of all cases of the dataset; empty if not known.
+    """
+
+    n_cases: PositiveInt
+    orientations: tuple[str, ...]
+    spacing_mm: Spans
+    extent_mm: Spans
+    intensities: tuple[Seen, ...]
+
+    @classmethod
+    def of(cls, fingerprint: Fingerprint, plan: Plan, case_ids: Sequence[str]) -> TrainedOn | None:
+        """From what was measured of the cases; None if none of them was."""
+        cases = [case for case in fingerprint.cases if case.case_id in set(case_ids)]
+        if not cases:
+            return None
+        turn = turn_between(fingerprint.orientation, plan.orientation)
+        spacings = [turn.permute(case.spacing_mm) for case in cases]
+        shapes = [turn.permute(case.cropped_shape_zyx) for case in cases]
+        extents = [tuple(n * mm for n, mm in zip(*pair, strict=True)) for pair in zip(shapes, spacings, strict=True)]
+        return cls(
+            n_cases=len(cases),
+            orientations=tuple(sorted({case.orientation for case in cases})),
+            spacing_mm=_spans(spacings, plan),
+            extent_mm=_spans(extents, plan),
+            intensities=tuple(
+                Seen(low=found.percentile_00_5, high=found.percentile_99_5, min=found.min)
+                for found in fingerprint.intensities
+            ),
+        )
+
+    def joined(self, other: TrainedOn) -> TrainedOn:
+        """Of two folds that predict together; cases of both may be the same, so the larger number counts."""
+        (z, y, x), (depth, height, width) = (
+            [mine.joined(its) for mine, its in zip(*pair, strict=True)]
+            for pair in ((self.spacing_mm, other.spacing_mm), (self.extent_mm, other.extent_mm))
+        )
+        return TrainedOn(
+            n_cases=max(self.n_cases, other.n_cases),
+            orientations=tuple(sorted({*self.orientations, *other.orientations})),
+            spacing_mm=(z, y, x),
+            extent_mm=(depth, height, width),
+            intensities=self.intensities or other.intensities,
+        )
+
+
+def _spans(values: Sequence[tuple[float, ...]], plan: Plan) -> Spans:
+    first, second, third = (
+        Span(low=min(v[axis] for v in values), high=max(v[axis] for v in values)) for axis in plan.axis_order
+    )
+    return (first, second, third)

@@ -1,0 +1,93 @@
+"""DICOM series: read as the same image in NIfTI would be, or refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import SHAPE_ZYX
+from dicom import write_series
+
+from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.volume import read_header, read_image
+from segpipe.data.layouts import list_inputs
+
+
+def voxels(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-1000, 1500, SHAPE_ZYX, np.int16)
+
+
+def test_a_series_is_an_image_in_the_order_of_its_places(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "scan", voxels(), intercept=-1024)
+    volume = read_image(folder)
+    assert np.array_equal(volume.voxels_czyx[0], voxels())  # Hounsfield units, whatever the names of the files
+    assert volume.grid.spacing_mm == (2.5, 1.5, 1.0)
+    turn = np.array([[np.cos(0.3), -np.sin(0.3), 0], [np.sin(0.3), np.cos(0.3), 0], [0, 0, 1]])
+    expected = np.diag([-1.0, -1.0, 1.0]) @ turn * (1.0, 1.5, 2.5)  # by hand: LPS to RAS turns x and y round
+    assert np.allclose(volume.grid.affine_ras_mm[:3, :3], expected, atol=1e-6)
+    assert np.allclose(volume.grid.affine_ras_mm[:3, 3], (5.0, -7.0, 11.0))
+
+
+def test_folders_of_series_are_cases_and_channels(tmp_path: Path) -> None:
+    for name in ("p1/study.2", "p2/study.2", "p2/study.3"):
+        write_series(tmp_path / "one" / name, voxels()[:2])
+    (tmp_path / "one" / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    found = list_inputs(tmp_path / "one", ("CT",))
+    assert [case.case_id for case in found] == ["p1_study.2", "p2_study.2", "p2_study.3"]
+    (alone,) = list_inputs(tmp_path / "one" / "p1" / "study.2", ("CT",))
+    assert alone.case_id == "study.2"
+    for name in ("a_0000", "a_0001"):
+        write_series(tmp_path / "two" / name, voxels()[:2])
+    (both,) = list_inputs(tmp_path / "two", ("T1", "T2"))
+    assert both.case_id == "a" and [path.name for path in both.image_paths] == ["a_0000", "a_0001"]
+    with pytest.raises(DataError, match=r"expected 3 folders of DICOM .*\n  case a: found a_0000, a_0001"):
+        list_inputs(tmp_path / "two", ("T1", "T2", "FLAIR"))
+    with pytest.raises(DataError, match="one file of a DICOM series, expected all"):
+        list_inputs(tmp_path / "two" / "a_0000" / "IM0000.dcm", ("CT",))
+
+
+def test_two_series_in_a_folder_are_named(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels())
+    write_series(tmp_path / "b", voxels()[:3], series="1.2.3", description="localizer")
+    for file in (tmp_path / "b").iterdir():
+        file.rename(tmp_path / f"b{file.name}")
+    with pytest.raises(DataError, match=r"2 DICOM series, expected one: axial \(8 files\); localizer \(3 files\)"):
+        read_header(tmp_path)
+
+
+def test_missing_and_double_slices_are_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels())
+    first, third = tmp_path / "IM0000.dcm", tmp_path / "IM0010.dcm"
+    saved = third.read_bytes()
+    third.unlink()
+    with pytest.raises(GeometryError, match=r"slices 1 and 2 .* are 5 mm apart, the others 2.5 mm"):
+        read_header(tmp_path)
+    third.write_bytes(saved)
+    (tmp_path / "copy.dcm").write_bytes(first.read_bytes())
+    with pytest.raises(GeometryError, match="are 0 mm apart"):
+        read_header(tmp_path)
+
+
+def test_a_tilted_gantry_is_a_sheared_grid(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels(), angle=0.0, tilt=0.8)
+    with pytest.raises(GeometryError, match="sheared"):
+        read_image(tmp_path)
+
+
+def test_what_is_no_slice_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels())
+    (tmp_path / "report.dcm").write_bytes(bytes(128) + b"DICM" + b"no image")
+    with pytest.raises(DataError, match=r"report.dcm: is no image that can be read"):
+        read_header(tmp_path)
+    (tmp_path / "report.dcm").unlink()
+    (tmp_path / "notes.txt").write_text("nothing of the series")
+    assert read_header(tmp_path).grid.shape_zyx == SHAPE_ZYX
+
+
+def test_one_slice_and_an_empty_folder(tmp_path: Path) -> None:
+    write_series(tmp_path / "one", voxels()[:1])
+    assert read_image(tmp_path / "one").voxels_czyx.shape == (1, 1, *SHAPE_ZYX[1:])
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match="without DICOM files"):
+        read_header(tmp_path / "none")
