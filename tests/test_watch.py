@@ -74,7 +74,9 @@ def case(**sizes_vox: int) -> PatchCase:
     for place, (name, n) in enumerate(sizes_vox.items()):
         indices[4000 * place : 4000 * place + n] = 1 + "ab".index(name)
     indices = indices.reshape(20, 20, 20)
-    return PatchCase(Path("case"), np.zeros((1, 20, 20, 20), np.float32), indices, find_places(indices, LABELS).by_label())
+    return PatchCase(
+        Path("case"), np.zeros((1, 20, 20, 20), np.float32), indices, find_places(indices, LABELS).by_label()
+    )
 
 
 def told(train: list[PatchCase], validation: list[PatchCase], history: list[Row], **training: object) -> list[str]:

@@ -87,6 +87,29 @@ configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …;
 time_budget = click.option(
     "--time-budget", type=Duration(), help="Time for all training of this command, e.g. 8h; shared by the folds."
 )
+epochs = click.option("--epochs", type=click.IntRange(1), help="Length of training; instead of the plan's.")
+iterations = click.option("--iterations", type=click.IntRange(1), help="Length of training in steps, likewise.")
+
+
+def length_edits(epochs: int | None, iterations: int | None, time_budget: float | None) -> tuple[str, ...]:
+    """The edits of the plan that `--epochs` and `--iterations` stand for; the other limits of the plan end.
+
+    Raises:
+        click.UsageError: If more than one length is given.
+    """
+    given = {"--epochs": epochs, "--iterations": iterations, "--time-budget": time_budget}
+    names = [name for name, value in given.items() if value is not None]
+    if len(names) > 1:
+        raise click.UsageError(f"{' and '.join(names)}: each is the length of training. Give one of them.")
+    if epochs is not None:
+        limits = {"epochs": epochs, "iterations": "null", "time_budget_seconds": "null"}
+    elif iterations is not None:
+        limits = {"iterations": iterations, "time_budget_seconds": "null"}
+    else:
+        limits = {}
+    return tuple(f"training.{name}={value}" for name, value in limits.items())
+
+
 edits = click.option(
     "--set", "edits", multiple=True, metavar="KEY=VALUE", help="Change a value of the plan; repeatable."
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segpipe.cli import options
-from segpipe.cli.options import configuration, edits, folds, shared, time_budget
+from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
 
 if TYPE_CHECKING:
     from segpipe.pipeline.machine import Machine
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 @configuration
 @folds
 @time_budget
+@epochs
+@iterations
 @edits
 @shared
 def command(
@@ -33,6 +35,8 @@ def command(
     configuration: str | None,
     folds: tuple[int, ...],
     time_budget: float | None,
+    epochs: int | None,
+    iterations: int | None,
     edits: tuple[str, ...],
     as_json: bool,
     device: str,
@@ -46,6 +50,7 @@ def command(
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices
 
+    edits = (*edits, *length_edits(epochs, iterations, time_budget))
     run_all(
         data,
         work,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import configuration, edits, folds, shared, time_budget
+from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
+
+if TYPE_CHECKING:
+    from segpipe.pipeline.machine import Machine
 
 
 @click.command("train")
@@ -14,14 +18,20 @@ from segpipe.cli.options import configuration, edits, folds, shared, time_budget
 @configuration
 @folds
 @time_budget
+@epochs
+@iterations
 @edits
+@click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
 @shared
 def command(
     work: Path,
     configuration: str | None,
     folds: tuple[int, ...],
     time_budget: float | None,
+    epochs: int | None,
+    iterations: int | None,
     edits: tuple[str, ...],
+    profiles: bool,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -37,6 +47,10 @@ def command(
     if seed:
         raise click.UsageError(f"--seed: the plan holds the seed of a training; use --set training.seed={seed}.")
     machine = Machine(device, n_workers)
+    edits = (*edits, *length_edits(epochs, iterations, time_budget))
+    if profiles:
+        _profile(work, configuration, machine, edits, time_budget, as_json=as_json)
+        return
     name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits)
     rows = summarise(table)
     if as_json:
@@ -44,3 +58,24 @@ def command(
         return
     click.echo(summary_text(rows))
     click.echo(f"Scores: {work / 'runs' / name / 'scores.csv'}. Next: segpipe report {work}")
+
+
+def _profile(
+    work: Path,
+    configuration: str | None,
+    machine: Machine,
+    edits: tuple[str, ...],
+    time_budget: float | None,
+    *,
+    as_json: bool,
+) -> None:
+    from segpipe.cli.main import print_json
+    from segpipe.cli.profile_table import profile_record, profile_text
+    from segpipe.pipeline.profiling import profile
+
+    budget = () if time_budget is None else (f"training.time_budget_seconds={time_budget}",)
+    found = profile(work, configuration, machine, (*edits, *budget))
+    if as_json:
+        print_json(profile_record(found))
+        return
+    click.echo(profile_text(found))

@@ -115,19 +115,20 @@ def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
     )
 
 
+def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine) -> FoldData:
+    """The prepared cases of a fold."""
+    split = splits.folds[fold]
+    train, validation = (open_cases(prepared, ids, machine.n_workers) for ids in (split.train, split.validation))
+    return FoldData(fold=fold, split=split, train=train, validation=validation)
+
+
 def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, prepared: Path, machine: Machine) -> None:
     started = time.monotonic()
-    split = splits.folds[fold]
-    data = FoldData(
-        fold=fold,
-        split=split,
-        train=open_cases(prepared, split.train, machine.n_workers),
-        validation=open_cases(prepared, split.validation, machine.n_workers),
-    )
+    data = open_fold(prepared, splits, fold, machine)
     folder = work.fold(name, str(fold))
     train_fold(plan, name, data, folder, resolve_device(machine.device), started)
     if work.fingerprint.is_file() and (
-        trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, split.train)
+        trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train)
     ):
         trained_on.save(folder.trained_on)
 

@@ -86,6 +86,11 @@ def _train_or_go_on(
         loop.run()
 
 
+def loading_threads(device: torch.device) -> int:
+    """That draw batches: as many as there are processors for torch, or one where the network needs them itself."""
+    return torch.get_num_threads() if device.type == "cuda" else 1
+
+
 @dataclass
 class _Epoch:
     """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data.
@@ -150,9 +155,7 @@ class _Loop:
     def run(self) -> None:
         """To the end of the training."""
         fold = self.fold
-        # on a CPU a second loading thread would take a processor from the network
-        n_threads = torch.get_num_threads() if fold.device.type == "cuda" else 1
-        batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, n_threads)
+        batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, loading_threads(fold.device))
         with self.stop.listening(), closing(self.bar), batches:
             while not self.finished:
                 if self.stop.signal:

@@ -1,0 +1,43 @@
+"""`segpipe train --profile`: where the time of a training would go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from segpipe.core.work import Work
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Splits
+from segpipe.networks.device import memory_faults, resolve_device, set_processors
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.stages import default_configuration, open_fold
+from segpipe.plan.edit import edited
+from segpipe.plan.schema import Plan
+from segpipe.prepare.dataset import prepare_dataset
+from segpipe.train.fold import FoldTraining
+from segpipe.train.profile import Profile, profile_fold
+
+
+def profile(folder: Path, configuration: str | None, machine: Machine, edits: Sequence[str] = ()) -> Profile:
+    """Prepare the cases, as training does, and measure some steps on the first fold; no training is touched.
+
+    Args:
+        folder: A work folder with a plan.
+        configuration: Which; None for the default one.
+        machine: What to compute on.
+        edits: As for `plan`.
+
+    Raises:
+        UsageError: If the folder holds no plan, or no such configuration.
+        ResourceError: If memory or disk runs out.
+    """
+    work = Work(folder)
+    work.require_plan()
+    plan = edited(Plan.load(work.plan), edits)
+    name = default_configuration(plan, configuration)
+    device = resolve_device(machine.device)
+    set_processors(machine.n_workers)
+    prepared = prepare_dataset(work, Dataset.load(work.dataset), plan, name, machine.n_workers)
+    data = open_fold(prepared, Splits.load(work.splits), 0, machine)
+    with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
+        return profile_fold(FoldTraining(plan, plan.configurations[name], data, device, is_new=True), name, folder)

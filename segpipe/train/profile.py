@@ -1,0 +1,183 @@
+"""Where the time of a training goes, measured on a few of its steps, and what to do about it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from segpipe.core.files import TEMPORARY_PREFIX
+from segpipe.core.progress import track
+from segpipe.core.work import FoldFolder
+from segpipe.train.checkpoint import save_state, save_weights
+from segpipe.train.fold import TRAIN, FoldTraining
+from segpipe.train.loader import Loader
+from segpipe.train.loop import loading_threads
+from segpipe.train.optim import learning_rate
+from segpipe.train.schedule import Schedule
+
+PHASES = (  # of a step, in order; validation and saving are spread over the steps between them
+    "waiting for data",
+    "copy",
+    "augmentation",
+    "forward",
+    "loss",
+    "backward",
+    "optimizer",
+    "validation",
+    "saving",
+)
+_N_WARM_UP = 3  # steps that are not measured: compiling, choosing algorithms, the first allocations
+_N_STEPS = 30
+_N_VALIDATION = 3
+_MOST_SECONDS = 60.0  # of measured steps; slower ones are fewer
+_FEWEST_STEPS = 3
+_NETWORK = ("forward", "backward")
+_FAIR_SHARE = 0.15  # a part that takes less cannot make training much faster
+_ADVICE = {
+    "waiting for data": "Loading is slower than the steps. Give it more processors (-j) or a faster disk, and memory "
+    "enough to hold the prepared cases, which are then read once.",
+    "copy": "Batches travel slowly to the device. Use a smaller batch_size or patch_zyx, or a device with room for the "
+    "prepared cases.",
+    "augmentation": "Weaken it (--set training.augmentation=light), or compute it where the network is computed.",
+    "loss": "Use a loss with fewer or simpler terms (training.loss), or fewer labels.",
+    "optimizer": "A larger batch_size or training.gradient_accumulation gives it less to do; sgd does the least.",
+    "validation": "Validate on fewer patches (training.validation_iterations) or less often "
+    "(training.iterations_per_epoch).",
+    "saving": "Save to a faster disk or less often (training.iterations_per_epoch, training.checkpoint_minutes).",
+    "network": "The time goes into the network, as it should. It is faster in a lower precision "
+    "(training.precision), compiled (training.compiled), on a GPU, or smaller (plan with another --preset).",
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Seconds of an average step.
+
+    Args:
+        configuration: Of the plan.
+        device: Where.
+        precision: Type in which the network computes, e.g. `bfloat16`.
+        n_steps: Measured.
+        seconds: By phase, all of `PHASES`.
+        draw_seconds: To draw a batch on one thread, beside the steps.
+        n_threads: That draw.
+    """
+
+    configuration: str
+    device: str
+    precision: str
+    n_steps: int
+    seconds: Mapping[str, float]
+    draw_seconds: float
+    n_threads: int
+
+    @property
+    def step_seconds(self) -> float:
+        """All phases together."""
+        return sum(self.seconds.values())
+
+    def share(self, phase: str) -> float:
+        """Of all time, 0 to 1."""
+        return self.seconds[phase] / self.step_seconds
+
+    @property
+    def bottleneck(self) -> str:
+        """The largest part beside the network, if it takes a fair share of the time; else `network`."""
+        largest = max((phase for phase in PHASES if phase not in _NETWORK), key=self.share)
+        return largest if self.share(largest) >= _FAIR_SHARE else "network"
+
+    @property
+    def advice(self) -> str:
+        """What to do about the bottleneck."""
+        return _ADVICE[self.bottleneck]
+
+
+class _Watch:
+    """Adds up the time between laps; each waits until the device has done what it was asked."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.last = time.monotonic()
+
+    def lap(self, phase: str | None) -> None:
+        """The time since the last lap went into `phase`; None: it does not count."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        now = time.monotonic()
+        if phase is not None:
+            self.seconds[phase] += now - self.last
+        self.last = now
+
+
+def profile_fold(fold: FoldTraining, name: str, folder: Path) -> Profile:
+    """Train some steps and measure their parts; a training that is there stays as it is.
+
+    Parts are measured one after the other, so on a GPU, where they overlap, they add up to a little more than a step.
+
+    Args:
+        fold: A new one; changed.
+        name: Of its configuration.
+        folder: On the disk where trainings are saved; nothing is left in it.
+    """
+    training, n_threads = fold.plan.training, loading_threads(fold.device)
+    watch = _Watch(fold.device)
+    with Loader(partial(fold.draw, TRAIN), 0, n_threads) as batches:
+        for _ in range(_N_WARM_UP):
+            fold.step(batches.next(), learning_rate(training, 0))
+        fold.lap = watch.lap
+        n_steps, begun = 0, time.monotonic()
+        for _ in track(range(_N_STEPS), f"profiling {name}", _N_STEPS):
+            watch.lap(None)
+            batch = batches.next()
+            watch.lap("waiting for data")
+            fold.step(batch, learning_rate(training, 0))
+            n_steps += 1
+            if time.monotonic() - begun > _MOST_SECONDS and n_steps >= _FEWEST_STEPS:
+                break
+        fold.lap = lambda _: None
+    seconds = {phase: taken / n_steps for phase, taken in watch.seconds.items()}
+    return Profile(
+        configuration=name,
+        device=str(fold.device),
+        precision=str(fold.dtype).removeprefix("torch."),
+        n_steps=n_steps,
+        seconds=seconds | _between_steps(fold, folder, sum(seconds.values())),
+        draw_seconds=_seconds_of(lambda index: fold.draw(TRAIN, index), _FEWEST_STEPS),
+        n_threads=n_threads,
+    )
+
+
+def _between_steps(fold: FoldTraining, folder: Path, step_seconds: float) -> dict[str, float]:
+    """Validation and saving for each step, as often as the plan asks for them."""
+    training = fold.plan.training
+    n_steps: float = training.iterations_per_epoch
+    if training.time_budget_seconds:  # epochs are spans of time
+        n_steps = max(1.0, training.time_budget_seconds / Schedule(training).n_epochs / step_seconds)
+    n_validation = Schedule(training).validation_iterations(math.ceil(n_steps))
+    fold.validate(1)  # a first time chooses algorithms
+    validation = _seconds_of(lambda _: fold.validate(1), _FEWEST_STEPS) * n_validation if n_validation else 0.0
+    with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as place:
+        saving = _seconds_of(lambda _: _save(fold, FoldFolder(Path(place))), 1)
+    in_epoch = 60 * training.checkpoint_minutes / step_seconds  # steps between two states that are saved in an epoch
+    return {"validation": validation / n_steps, "saving": saving / n_steps + saving * (n_steps // in_epoch) / n_steps}
+
+
+def _save(fold: FoldTraining, place: FoldFolder) -> None:
+    save_weights(place.weights, fold.predictor, {})
+    save_state(place, fold.state(finished=False))
+
+
+def _seconds_of(work: Callable[[int], object], n_times: int) -> float:
+    """Of one call, on average."""
+    begun = time.monotonic()
+    for index in range(n_times):
+        work(index)
+    return (time.monotonic() - begun) / n_times
