@@ -22,14 +22,15 @@ class Training(Record):
         early_stop_epochs: Training ends when the mean patch Dice has not risen for so many epochs; None: never.
         collapse_epochs: After so many epochs in which a label was never found, its likely causes are told.
         checkpoint_minutes: Time between two saved states.
-        optimizer: sgd (Nesterov), adamw, muon.
+        optimizer: sgd (Nesterov), adamw, muon (kernels inside the network; adamw for the rest, at the same rate).
         learning_rate: At the start.
         momentum: sgd, muon: momentum; adamw: first beta.
         weight_decay: L2 (sgd) or decoupled (adamw, muon).
         warmup_fraction: Share of the training in which the learning rate rises linearly from 0.
         schedule: poly: (1 - progress)^0.9, as nnU-Net; cosine; constant.
         gradient_clip: Largest gradient norm; 0: none.
-        gradient_accumulation: Batches whose gradients are averaged for one step.
+        gradient_accumulation: Parts, each of the configuration's batch size, whose gradients are averaged for one step:
+            a larger batch in the same memory. `network.parts.checkpointing` saves memory too, for time.
         weight_average: Decay of the exponential moving average of the weights used for prediction, for each step,
             0 (none) to below 1.
         foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
@@ -39,7 +40,7 @@ class Training(Record):
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
         compiled: Whether the network is compiled; None: on CUDA.
-        channels_last: Whether a voxel's channels lie side by side in memory; None: where it was measured faster.
+        channels_last: Whether a voxel's channels lie side by side in memory; None: no, since it was nowhere faster.
         seed: Of everything random in training.
     """
 

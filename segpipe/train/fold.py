@@ -147,6 +147,7 @@ class FoldTraining:
             outputs = self._outputs(self.network, images)
             self.lap("forward")
             loss = self._loss(outputs, indices) / training.gradient_accumulation
+            del outputs  # what backward no longer needs is freed
             self.lap("loss")
             losses.append(_Later(loss.detach()))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
