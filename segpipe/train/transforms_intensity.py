@@ -30,30 +30,29 @@ def alter_intensities_(images_BCZYX: Tensor, draws: Draws, *, keep_planes: bool)
     stds = np.repeat(draws.noise_std[:, None], images_BCZYX.shape[1], axis=1)
     noise = torch.Generator(rows.device).manual_seed(draws.noise_seed)
     _alter_(rows, stds, 0, lambda x, std: x.addcmul_(torch.randn(x.shape, generator=noise, device=x.device), std))
-    _alter_blur_(rows, draws.blur_vox)
-    _alter_(rows, draws.brightness, 1, lambda x, factor: x.mul_(factor))
-    _alter_(rows, draws.contrast, 1, _contrasted)
+    std_vox_R3 = draws.blur_vox.reshape(-1, 3)
+    for run in _runs(std_vox_R3.max(1) > 0):
+        rows[run] = blurred(rows[run], std_vox_R3[run])
+    _alter_(rows, draws.brightness, 1, Tensor.mul_)
+    _alter_(rows, draws.contrast, 1, _contrast_)
     for place in np.flatnonzero(draws.lowres_zoom != 1).tolist():
         rows[place] = _coarse(rows[place], float(draws.lowres_zoom.flat[place]), keep_planes=keep_planes)
-    _alter_(rows, draws.gamma_inverted, 1, lambda x, gamma: _curved(x.neg_(), gamma).neg_())
-    _alter_(rows, draws.gamma, 1, _curved)
+    _alter_(rows, draws.gamma_inverted, 1, lambda x, gamma: _gamma_(x.neg_(), gamma).neg_())
+    _alter_(rows, draws.gamma, 1, _gamma_)
 
 
-def _alter_(rows: Tensor, values_BC: _Numbers, neutral: float, change: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """Change, all at once, the rows whose value is not neutral; `change` gets copies and their values (R, 1, 1, 1)."""
-    places = np.flatnonzero(values_BC != neutral)
-    if places.size:
-        chosen = on_device(places, rows.device)
-        values = on_device(values_BC.reshape(-1)[places], rows.device).view(-1, 1, 1, 1)
-        rows.index_copy_(0, chosen, change(rows.index_select(0, chosen), values))
+def _alter_(rows: Tensor, values_BC: _Numbers, neutral: float, change_: Callable[[Tensor, Tensor], object]) -> None:
+    """Change the rows whose value is not neutral; `change_` gets neighbours at once and their values (R, 1, 1, 1)."""
+    values = values_BC.reshape(-1)
+    for run in _runs(values != neutral):
+        change_(rows[run], on_device(values[run], rows.device).view(-1, 1, 1, 1))
 
 
-def _alter_blur_(rows: Tensor, std_vox_BC3: _Numbers) -> None:
-    std_R3 = std_vox_BC3.reshape(-1, 3)
-    places = np.flatnonzero(std_R3.any(1))
-    if places.size:
-        chosen = on_device(places, rows.device)
-        rows.index_copy_(0, chosen, blurred(rows.index_select(0, chosen), std_R3[places]))
+def _runs(is_chosen: NDArray[np.bool_]) -> list[slice]:
+    """Chosen rows as slices, which need no copies."""
+    places = np.flatnonzero(is_chosen)
+    parts = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1) if places.size else []
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
 def blurred(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
@@ -83,11 +82,11 @@ def blurred(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
     return x_RZYX
 
 
-def _contrasted(x_RZYX: Tensor, factor: Tensor) -> Tensor:
+def _contrast_(x_RZYX: Tensor, factor: Tensor) -> None:
     """Away from the mean, or towards it, within the range."""
     voxels = (1, 2, 3)
     low, mean, high = (of(x_RZYX, voxels, keepdim=True) for of in (torch.amin, torch.mean, torch.amax))
-    return torch.lerp(mean, x_RZYX, factor).clamp_(low, high)
+    x_RZYX.sub_(mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def _coarse(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
@@ -99,11 +98,15 @@ def _coarse(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
     return functional.interpolate(small, edges, mode=mode, align_corners=False).view(channel_ZYX.shape)
 
 
-def _curved(x_RZYX: Tensor, gamma: Tensor) -> Tensor:
+def _gamma_(x_RZYX: Tensor, gamma: Tensor) -> Tensor:
     """x^gamma on each row's range, its mean and SD kept."""
     voxels = (1, 2, 3)
     low, mean, high = (of(x_RZYX, voxels, keepdim=True) for of in (torch.amin, torch.mean, torch.amax))
-    curve = ((x_RZYX - low) / (high - low).clamp_min(_MIN_EXTENT)).pow_(gamma)
-    curve -= curve.mean(voxels, keepdim=True)
-    before, after = (torch.linalg.vector_norm(v, dim=voxels, keepdim=True) for v in (x_RZYX - mean, curve))
-    return curve.mul_(before / after.clamp_min(_MIN_EXTENT)).add_(mean)
+    before = _norm(x_RZYX - mean)
+    x_RZYX.sub_(low).div_((high - low).clamp_min(_MIN_EXTENT)).pow_(gamma)
+    x_RZYX.sub_(x_RZYX.mean(voxels, keepdim=True))
+    return x_RZYX.mul_(before / _norm(x_RZYX).clamp_min(_MIN_EXTENT)).add_(mean)
+
+
+def _norm(x_RZYX: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_RZYX, dim=(1, 2, 3), keepdim=True)

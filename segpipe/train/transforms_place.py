@@ -16,24 +16,21 @@ from segpipe.core.grid import ZYX
 from segpipe.core.labels import IGNORE_INDEX
 from segpipe.train.augment import Draws, Scope
 
+_ALL_PRESENT = 2  # labels that are taken to be in every region: to look for more costs less than to turn them
 _LABELS_AT_ONCE = 8  # masks that are looked up together: more take more memory, fewer more passes
 
 
 def placed(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
-    """New patches and their labels, before anything is done to intensities."""
-    images = crop_centre(images_BCZYX, scope.patch_zyx).clone(memory_format=torch.contiguous_format)
-    indices = crop_centre(indices_BZYX, scope.patch_zyx).clone(memory_format=torch.contiguous_format)
+    """New patches and their labels, int64, before anything is done to intensities."""
+    images = images_BCZYX.new_empty((*images_BCZYX.shape[:2], *scope.patch_zyx))
+    indices = indices_BZYX.new_empty((len(images), *scope.patch_zyx), dtype=torch.int64)
     moved = np.flatnonzero(draws.is_moved)
-    if moved.size:
-        reach = _reach(draws, moved, images_BCZYX.shape[-3:], scope)
-        chosen, grid = on_device(moved, images.device), _grid(draws, moved, reach, scope, images.device)
-        sources = [crop_centre(x, reach).index_select(0, chosen) for x in (images_BCZYX, indices_BZYX)]
-        found = _looked_up(sources[0], sources[1], grid, scope.values)
-        images.index_copy_(0, chosen, found[0])
-        indices.index_copy_(0, chosen, found[1])
-    for sample in np.flatnonzero(draws.mirrored.any(1)).tolist():
-        axes = [axis - 3 for axis in np.flatnonzero(draws.mirrored[sample]).tolist()]
-        images[sample], indices[sample] = images[sample].flip(axes), indices[sample].flip(axes)
+    found = dict(zip(moved.tolist(), _moved(images_BCZYX, indices_BZYX, draws, scope), strict=True))
+    for sample, flips in enumerate(draws.mirrored):
+        cut = tuple(crop_centre(x[sample], scope.patch_zyx) for x in (images_BCZYX, indices_BZYX))
+        image, labels = found.get(sample, cut)
+        axes = [axis - 3 for axis in np.flatnonzero(flips).tolist()]
+        images[sample], indices[sample] = (image.flip(axes), labels.flip(axes)) if axes else (image, labels)
     return images, _swapped(indices, draws.mirrored[:, scope.side_axis], scope.swapped)
 
 
@@ -57,6 +54,17 @@ def _swapped(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequence[
     chosen = on_device(samples, indices.device)
     table = on_device(np.array([IGNORE_INDEX, *swapped]), indices.device)
     return indices.index_copy_(0, chosen, table[indices.index_select(0, chosen) - IGNORE_INDEX])
+
+
+def _moved(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+    """Patch and labels of each moved sample, in their order."""
+    moved = np.flatnonzero(draws.is_moved)
+    if not moved.size:
+        return []
+    reach = _reach(draws, moved, images.shape[-3:], scope)
+    grid = _grid(draws, moved, reach, scope, images.device)
+    seen = [[crop_centre(x[sample], reach) for sample in moved.tolist()] for x in (images, indices)]
+    return list(zip(*_looked_up(seen[0], seen[1], grid, scope.values), strict=True))
 
 
 def _reach(draws: Draws, moved: NDArray[np.intp], region_zyx: Sequence[int], scope: Scope) -> ZYX:
@@ -106,36 +114,43 @@ def spline_basis(n_voxels: int, n_points: int) -> NDArray[np.float32]:
     return basis
 
 
-def _looked_up(images: Tensor, indices: Tensor, grid: Tensor, values: Sequence[int]) -> tuple[Tensor, Tensor]:
+def _looked_up(
+    images: Sequence[Tensor], indices: Sequence[Tensor], grid: Tensor, values: Sequence[int]
+) -> tuple[Tensor, Tensor]:
     """Linear for images; of labels the one whose linear mask is strongest, of equals background or else the first.
 
     What no mask has is background's, beyond the region too.
     """
-    if indices.device.type == "cpu":  # elsewhere it would have to be waited for
-        counts = torch.bincount(indices.reshape(-1) - IGNORE_INDEX, minlength=max(values, default=0) + 2).tolist()
+    if len(values) > _ALL_PRESENT and grid.device.type == "cpu":  # another device would have to be waited for
+        found_in = [torch.bincount(x.reshape(-1) - IGNORE_INDEX, minlength=max(values) + 2) for x in indices]
+        counts = torch.stack(found_in).sum(0).tolist()
         values = [value for value in values if counts[value - IGNORE_INDEX]]
-    n_channels = images.shape[1]
-    found = _sampled(torch.cat([images, *_masks(indices, values[:_LABELS_AT_ONCE])], 1), grid)
+    n_channels = len(images[0])
+    found = _sampled(images, indices, values[:_LABELS_AT_ONCE], grid)
     patches, shares = found[:, :n_channels], found[:, n_channels:]
     best, total = torch.zeros_like(patches[:, 0]), torch.zeros_like(patches[:, 0])
-    winner = torch.zeros_like(best, dtype=indices.dtype)
+    winner = torch.zeros_like(best, dtype=torch.int64)
     for place, value in enumerate(values):
         if place and place % _LABELS_AT_ONCE == 0:
-            shares = _sampled(torch.cat(_masks(indices, values[place : place + _LABELS_AT_ONCE]), 1), grid)
+            shares = _sampled((), indices, values[place : place + _LABELS_AT_ONCE], grid)
         share = shares[:, place % _LABELS_AT_ONCE]
         winner.masked_fill_(share > best, value)
-        best, total = torch.maximum(best, share), total + share
+        best, total = torch.maximum(best, share), total.add_(share)
     return patches, winner.masked_fill_(1 - total >= best, 0)
 
 
-def _masks(indices: Tensor, values: Sequence[int]) -> list[Tensor]:
-    return [(indices == value)[:, None].float() for value in values]
-
-
-def _sampled(sources_NCZYX: Tensor, grid: Tensor) -> Tensor:
-    """Linear, 0 beyond; with a grid of two axes the same in every plane."""
-    n, channels, planes = sources_NCZYX.shape[:3]
+def _sampled(
+    images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], values: Sequence[int], grid: Tensor
+) -> Tensor:
+    """Images, if any, and masks of labels (N, C + labels, Z, Y, X): linear, 0 beyond; all planes alike by two axes."""
+    n_channels = len(images_CZYX[0]) if images_CZYX else 0
+    sources = grid.new_empty((len(indices_ZYX), n_channels + len(values), *indices_ZYX[0].shape))
+    for place, indices in enumerate(indices_ZYX):
+        if images_CZYX:
+            sources[place, :n_channels] = images_CZYX[place]
+        for mask, value in enumerate(values, start=n_channels):
+            torch.eq(indices, value, out=sources[place, mask])
     in_plane = grid.shape[-1] == 2
-    sources = sources_NCZYX.flatten(1, 2) if in_plane else sources_NCZYX
-    found = functional.grid_sample(sources, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    return found.view(n, channels, planes, *found.shape[2:]) if in_plane else found
+    planes = sources.flatten(1, 2) if in_plane else sources
+    found = functional.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return found.view(*sources.shape[:3], *found.shape[2:]) if in_plane else found
