@@ -17,15 +17,14 @@ from segpipe.prepare.resample import LABEL_ORDER, linear_places, nearest_places
 
 _TIE = 1e-5  # shares this near are equal but for rounding
 _CHUNK_VOX = 2**16  # weighed at a time; what they need stays in the processor's cache
-_UNDECIDED = np.uint16(0x8000)  # int16's lowest value, which no label has
+_UNDECIDED, _LOSER = np.iinfo(np.int16).min, np.iinfo(np.int16).max  # which no label has
 _Places = tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]
 
 
 def resample_indices(indices_zyx: NDArray[np.int16], shape_zyx: ZYX, orders_zyx: Sequence[int]) -> NDArray[np.int16]:
     """Resample a label map: each label's mask linearly, then the strongest wins. No label is invented.
 
-    nnU-Net takes the last label of one half or more, and background where there is none; where three labels meet we
-    take the strongest instead. Of equally strong ones the last wins (ignored voxels, -1, count as last), as in nnU-Net.
+    Of equally strong labels that of the nearest voxel wins, or else the smallest.
 
     Args:
         indices_zyx: (Z, Y, X) int16 inside labels.
@@ -34,14 +33,18 @@ def resample_indices(indices_zyx: NDArray[np.int16], shape_zyx: ZYX, orders_zyx:
 
     Returns:
         (*shape_zyx) int16; the argument itself if it has this shape.
+
+    Source:
+        nnU-Net with batchgenerators 0.25.5. It calls labels equally strong if their sums in float64 are, so that
+        rounding decides between halves; we allow for rounding. In earlier versions the last label of one
+        half or more won, and where three labels met and none had a half, background.
     """
     if indices_zyx.shape == tuple(shape_zyx):
         return indices_zyx
     axes = zip(indices_zyx.shape, shape_zyx, orders_zyx, strict=True)
     places = [_places_along(n_in, n_out, order) for n_in, n_out, order in axes]
-    labels = np.ascontiguousarray(indices_zyx).view(np.uint16)  # -1 becomes the largest
-    marked = labels.copy()
-    marked[_is_mixed(labels, places)] = _UNDECIDED
+    labels = np.ascontiguousarray(indices_zyx)
+    marked = np.where(_is_mixed(labels, places), np.int16(_UNDECIDED), labels)
     for axis, (low, _, _) in enumerate(places):
         marked = marked.take(low, axis)
     flat = marked.reshape(-1)
@@ -49,7 +52,7 @@ def resample_indices(indices_zyx: NDArray[np.int16], shape_zyx: ZYX, orders_zyx:
     for start in range(0, undecided.size, _CHUNK_VOX):
         chosen = undecided[start : start + _CHUNK_VOX]
         flat[chosen] = _strongest(labels, places, np.unravel_index(chosen, shape_zyx))
-    return marked.view(np.int16)
+    return marked
 
 
 def _places_along(n_in: int, n_out: int, order: int) -> _Places:
@@ -61,7 +64,7 @@ def _places_along(n_in: int, n_out: int, order: int) -> _Places:
     return places, places, np.zeros(n_out, np.float32)
 
 
-def _is_mixed(labels: NDArray[np.uint16], places: Sequence[_Places]) -> NDArray[np.bool_]:
+def _is_mixed(labels: NDArray[np.int16], places: Sequence[_Places]) -> NDArray[np.bool_]:
     """Old voxels which differ from one of those after them that are weighed together with them."""
     least, most = labels.copy(), labels.copy()
     for axis, (low, high, _) in enumerate(places):
@@ -73,13 +76,14 @@ def _is_mixed(labels: NDArray[np.uint16], places: Sequence[_Places]) -> NDArray[
 
 
 def _strongest(
-    labels: NDArray[np.uint16], places: Sequence[_Places], voxels_zyx: tuple[NDArray[np.intp], ...]
-) -> NDArray[np.uint16]:
+    labels: NDArray[np.int16], places: Sequence[_Places], voxels_zyx: tuple[NDArray[np.intp], ...]
+) -> NDArray[np.int16]:
     """The label with most weight around each of some new voxels (n,)."""
-    sides = []
+    sides, nearest = [], []
     for (low, high, share), index in zip(places, voxels_zyx, strict=True):
         after = share[index]
         sides.append([(low[index], 1 - after), (high[index], after)] if share.any() else [(low[index], None)])
+        nearest.append(np.where(after < 0.5 - _TIE, low[index], high[index]))
     corners, weights = [], []
     for corner in product(*sides):
         corners.append(labels[tuple(index for index, _ in corner)])
@@ -90,4 +94,6 @@ def _strongest(
         totals[first] += weights[second] * same
         totals[second] += weights[first] * same
     enough = np.max(totals, axis=0) - np.float32(_TIE)
-    return np.max([corner * (total >= enough) for corner, total in zip(corners, totals, strict=True)], axis=0)
+    winners = [np.where(total < enough, np.int16(_LOSER), label) for label, total in zip(corners, totals, strict=True)]
+    closest = labels[tuple(nearest)]
+    return np.where(np.any([winner == closest for winner in winners], axis=0), closest, np.min(winners, axis=0))
