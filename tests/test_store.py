@@ -74,7 +74,7 @@ def test_data_that_changed_after_planning_are_refused(work):
         prepared(work)
 
 
-@pytest.mark.parametrize("name", ["image.b2nd", "indices.b2nd", "voxels.npy", "components.npy"])
+@pytest.mark.parametrize("name", ["image.b2nd", "indices.b2nd", "voxels.npy", "components.npy", "crc32.npy"])
 @pytest.mark.parametrize("content", ["nothing", "empty", "half"])
 def test_a_damaged_case_is_named(work, name, content):
     folder = prepared(work)
@@ -82,6 +82,16 @@ def test_a_damaged_case_is_named(work, name, content):
     (folder / "c2" / name).write_bytes({"nothing": b"nothing", "empty": b"", "half": whole[: len(whole) // 2]}[content])
     with pytest.raises(DataError, match=r"c2.*the prepared case c2 cannot be read.*Delete .*c2 and run again"):
         open_cases(folder, ["c0", "c2"], 1)
+
+
+@pytest.mark.parametrize("name", ["image.b2nd", "indices.b2nd"])
+def test_one_wrong_bit_is_found_when_a_case_is_loaded(work, name):
+    path = prepared(work) / "c1" / name
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1  # far from the head of the file: it opens
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: the prepared case c1 cannot be read \(its checksum"):
+        open_cases(path.parent.parent, ["c1"], 1)
 
 
 def test_a_case_that_is_not_there_is_named(work):

@@ -34,7 +34,7 @@ class _HowPrepared(Record):
     `method` goes up whenever the code prepares differently.
     """
 
-    method: int = 3
+    method: int = 4
     orientation: str
     axis_order: tuple[int, int, int]
     normalisation: tuple[Normalisation, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -23,9 +24,11 @@ from segpipe.core.records import Record
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.places import LabelPlaces, Places, find_places
 
+_ARRAYS = ("image", "indices")
 _MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
 _DEVICE_SHARE = 0.1  # of what is free on a GPU: training, which begins later, was planned for all of it
-_BLOCK_EDGE_VOX = 32  # what is decompressed at once; measured in benchmarks/bench_store.py
+_BLOCK_EDGE_VOX = 32  # what is decompressed at once; this and the next are compared in benchmarks/bench_store.py
+_COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
 
 
 class StoredCase(Record):
@@ -52,11 +55,13 @@ class DiskArray:
         path: The file.
         shape: Of the array.
         dtype: Of the array.
+        crc32: Of the file when it was written.
     """
 
     path: Path
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    crc32: int
 
     @property
     def ndim(self) -> int:
@@ -72,10 +77,23 @@ class DiskArray:
         """Voxels at a place, in memory.
 
         Raises:
-            DataError: If the file is gone or damaged there.
+            DataError: If the file is gone, or so damaged there that it cannot be decompressed.
         """
         with _damage_named(self.path):
             found: NDArray[Any] = _open(self.path)[place]
+            return found
+
+    def whole(self) -> NDArray[Any]:
+        """All of it, in memory.
+
+        Raises:
+            DataError: If the file is gone, or not a byte as it was written.
+        """
+        with _damage_named(self.path):
+            packed = self.path.read_bytes()
+            if zlib.crc32(packed) != self.crc32:
+                raise ValueError("its checksum is not that of what was written")
+            found: NDArray[Any] = blosc2.ndarray_from_cframe(packed)[...]
             return found
 
 
@@ -112,14 +130,17 @@ def store_case(folder: Path, prepared: Prepared, about: StoredCase, labels: Labe
     places = find_places(prepared.indices_zyx, labels)
     smallest = np.int8 if len(labels.values) <= np.iinfo(np.int8).max else np.int16
     with whole_folder(folder) as temporary:
-        _write_array(temporary / "image.b2nd", prepared.image_czyx, patch_zyx)
-        _write_array(temporary / "indices.b2nd", prepared.indices_zyx.astype(smallest), patch_zyx)
+        arrays = (prepared.image_czyx, prepared.indices_zyx.astype(smallest))
+        files = (temporary / f"{name}.b2nd" for name in _ARRAYS)
+        crc32 = [_write_array(path, array, patch_zyx) for path, array in zip(files, arrays, strict=True)]
+        np.save(temporary / "crc32.npy", np.array(crc32, np.uint32), allow_pickle=False)
         np.save(temporary / "voxels.npy", places.voxels, allow_pickle=False)
         np.save(temporary / "components.npy", places.components, allow_pickle=False)
         write_text(temporary / "case.json", about.to_json())
 
 
-def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> None:
+def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> int:
+    """Returns the CRC-32 of the file."""
     chunks = [min(p, n) for p, n in zip(patch_zyx, array.shape[-3:], strict=True)]
     blocks = [min(c, _BLOCK_EDGE_VOX) for c in chunks]
     lead = [1] * (array.ndim - 3)
@@ -127,10 +148,11 @@ def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> N
         np.ascontiguousarray(array),
         chunks=[*lead, *chunks],
         blocks=[*lead, *blocks],
-        cparams={"codec": blosc2.Codec.LZ4, "clevel": 5, "nthreads": 1},
+        cparams=_COMPRESSION,
         contiguous=True,
-    )
-    path.write_bytes(packed.to_cframe())  # by Python, since blosc2 does not tell a full disk from other faults
+    ).to_cframe()
+    path.write_bytes(packed)  # by Python, since blosc2 does not tell a full disk from other faults
+    return zlib.crc32(packed)
 
 
 def open_cases(
@@ -173,17 +195,18 @@ def open_case(folder: Path) -> PatchCase:
     Raises:
         DataError: If it is not there or damaged.
     """
-    image, indices = (_described(folder / f"{name}.b2nd") for name in ("image", "indices"))
     with _damage_named(folder):
+        crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()
+        image, indices = (_described(folder / f"{name}.b2nd", crc) for name, crc in zip(_ARRAYS, crc32, strict=True))
         voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
         places = Places(voxels, np.load(folder / "components.npy", allow_pickle=False))
         return PatchCase(folder, image, indices, places.by_label())
 
 
-def _described(path: Path) -> DiskArray:
+def _described(path: Path, crc32: int) -> DiskArray:
     with _damage_named(path):
         array = _open(path)
-        return DiskArray(path, tuple(array.shape), array.dtype)
+        return DiskArray(path, tuple(array.shape), array.dtype, crc32)
 
 
 def _open(path: Path) -> Any:
@@ -196,7 +219,7 @@ def load_case(case: PatchCase) -> PatchCase:
     Raises:
         DataError: If they are damaged.
     """
-    return replace(case, image=case.image[...], indices=case.indices[...])
+    return replace(case, image=case.image.whole(), indices=case.indices.whole())
 
 
 @contextmanager

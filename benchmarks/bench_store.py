@@ -1,0 +1,240 @@
+"""Prepared cases on disk: time of a random patch and size, by blocks, chunks and codec, beside nnunetv2's settings;
+then batches per second, from disk and from memory, by the number of loading threads, beside nnunetv2's loader.
+
+python benchmarks/bench_store.py WORK... [-c 3d_fullres] [--cases 12] [--rounds 100]
+
+WORK is planned and prepared (`segpipe prepare`). Every way of storing holds the same cases. Every round reads the same
+place of the same case from each in turn, image and labels, as large as augmentation wants it. Times are the
+processor's, since a machine is never equally busy; medians. Batches are what the plan trains with, by the clock, the
+median of three turns; nobody computes beside, so that threads show what they give to loading alone. nnunetv2's loader
+runs in this process, without augmentation; in a training it is given processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import blosc2
+import numpy as np
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
+
+from segpipe.core.grid import ZYX
+from segpipe.core.progress import cpu_count
+from segpipe.core.work import Work
+from segpipe.plan.schema import Plan
+from segpipe.prepare.dataset import prepared_folder
+from segpipe.prepare.store import PatchCase, load_case, open_case
+from segpipe.train.augment import region_for
+from segpipe.train.loader import Loader
+from segpipe.train.sampling import Sampling, cut, draw_batch
+
+_SECONDS_OF_DRAWING = 3.0
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A way of storing: edge of blocks (None: blosc2 chooses), chunks of the patch or of the whole case, codec."""
+
+    block_edge: int | None = 32
+    chunk: str = "patch"
+    codec: str = "LZ4HC"
+    level: int = 1
+    filter: str = "NOFILTER"
+
+    def write(self, path: Path, array: np.ndarray, patch_zyx: ZYX) -> None:
+        shape = array.shape[-3:]
+        lead = [1] * (array.ndim - 3)
+        chunks = list(shape) if self.chunk == "case" else [min(p, n) for p, n in zip(patch_zyx, shape, strict=True)]
+        edge = self.block_edge
+        blocks = [*lead, *(min(c, edge) for c in chunks)] if edge else None
+        cparams = {
+            "codec": blosc2.Codec[self.codec],
+            "clevel": self.level,
+            "nthreads": 1,
+            "filters": [blosc2.Filter[self.filter]],
+        }
+        blosc2.asarray(array, urlpath=str(path), chunks=[*lead, *chunks], blocks=blocks, cparams=cparams)
+
+
+ARMS = {
+    "segpipe: chunks of the patch, blocks of 32³, LZ4HC 1, no filter": Arm(),
+    "blocks of 16³": Arm(block_edge=16),
+    "blocks of 64³": Arm(block_edge=64),
+    "blocks as blosc2 chooses them": Arm(block_edge=None),
+    "one chunk for a case": Arm(chunk="case"),
+    "bytes shuffled": Arm(filter="SHUFFLE"),
+    "bits shuffled": Arm(filter="BITSHUFFLE"),
+    "LZ4 5": Arm(codec="LZ4", level=5),
+    "LZ4 5, bytes shuffled": Arm(codec="LZ4", level=5, filter="SHUFFLE"),
+    "LZ4HC 5": Arm(level=5),
+    "Zstandard 1": Arm(codec="ZSTD"),
+}
+NNUNET = "nnunetv2"
+Reader = Callable[[int, str], Any]  # case, image or indices
+
+
+def write_all(folder: Path, cases: Sequence[PatchCase], patch_zyx: ZYX) -> dict[str, float]:
+    """Every case in every way; processor seconds of each way."""
+    seconds = {}
+    for number in range(len(ARMS)):
+        (folder / str(number)).mkdir()
+    for name, arm in [*ARMS.items(), (NNUNET, None)]:
+        began = time.process_time()
+        for index, case in enumerate(cases):
+            if arm is None:
+                write_nnunet(folder / NNUNET, index, case, patch_zyx)
+                continue
+            place = folder / str(list(ARMS).index(name))
+            arm.write(place / f"{index}_image.b2nd", case.image, patch_zyx)
+            arm.write(place / f"{index}_indices.b2nd", case.indices, patch_zyx)
+        seconds[name] = time.process_time() - began
+    return seconds
+
+
+def write_nnunet(folder: Path, index: int, case: PatchCase, patch_zyx: ZYX) -> None:
+    """By nnunetv2's own functions, as its preprocessor calls them."""
+    folder.mkdir(exist_ok=True)
+    indices = case.indices[None].astype(np.int8)
+    settings: dict[str, Any] = {}
+    for ending, array in (("", case.image), ("_seg", indices)):
+        blocks, chunks = comp_blosc2_params(array.shape, patch_zyx, array.itemsize)
+        settings |= {f"blocks{ending}": blocks, f"chunks{ending}": chunks}
+    places = {  # its lists have the axis of channels in front
+        label + 1: np.pad(np.stack(np.unravel_index(own.voxels, case.shape_zyx), axis=1), ((0, 0), (1, 0)))
+        for label, own in case.places.items()
+    }
+    nnUNetDatasetBlosc2.save_case(
+        case.image, indices, {"class_locations": places}, str(folder / str(index)), **settings
+    )
+
+
+def opened(path: Path) -> Any:
+    return blosc2.open(str(path), mode="r", mmap_mode="r", dparams={"nthreads": 1})
+
+
+def readers(folder: Path) -> dict[str, Reader]:
+    """For each way a function that opens an array of a case, as often as a patch is cut from it."""
+
+    def ours(place: Path) -> Reader:
+        return lambda index, kind: opened(place / f"{index}_{kind}.b2nd")
+
+    nnunet = nnUNetDatasetBlosc2(str(folder / NNUNET))
+    found = {name: ours(folder / str(number)) for number, name in enumerate(ARMS)}
+    return found | {NNUNET: lambda index, kind: nnunet.load_case(str(index))[0 if kind == "image" else 1]}
+
+
+def reading(folder: Path, cases: Sequence[PatchCase], region_zyx: ZYX, n_rounds: int) -> dict[str, float]:
+    """Median processor milliseconds of a region of image and labels; the ways take turns at the same places."""
+    generator = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in [*ARMS, NNUNET]}
+    ways = readers(folder)
+    for round_index in range(n_rounds + 1):  # the first one is not counted
+        index = int(generator.integers(len(cases)))
+        shape = cases[index].shape_zyx
+        start = [
+            int(generator.integers(min(0, n - r), max(0, n - r) + 1)) for n, r in zip(shape, region_zyx, strict=True)
+        ]
+        order = generator.permutation(len(ways))
+        for name in [list(ways)[place] for place in order]:
+            began = time.process_time()
+            for kind in ("image", "indices"):
+                cut(ways[name](index, kind), start, region_zyx, 0)
+            if round_index:
+                seconds[name].append(time.process_time() - began)
+    return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+
+
+def size_mib(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.glob("*.b2nd")) / 2**20
+
+
+def store_table(cases: Sequence[PatchCase], patch_zyx: ZYX, region_zyx: ZYX, n_rounds: int, folder: Path) -> None:
+    raw = sum(case.image.nbytes + case.indices.nbytes for case in cases) / 2**20
+    written = write_all(folder, cases, patch_zyx)
+    read = reading(folder, cases, region_zyx, n_rounds)
+    print("\n| stored as | a region, ms | on disk, share of the arrays | writing, MiB/s |\n|---|---|---|---|")
+    for number, name in enumerate([*ARMS, NNUNET]):
+        place = folder / (NNUNET if name == NNUNET else str(number))
+        print(f"| {name} | {read[name]:.2f} | {size_mib(place) / raw:.2f} | {raw / written[name]:.0f} |", flush=True)
+
+
+def batch_table(stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, nnunet: Path) -> None:
+    """Batches per second; the arms take turns, and the median of three turns is given."""
+    arms: dict[str, Callable[[], float]] = {}
+    for name, cases in (("disk", stored), ("memory", in_memory)):
+        for n_threads in (0, 1, 2):
+            arms[f"segpipe, {name}, {n_threads} threads"] = partial(drawn_per_second, cases, sampling, n_threads)
+    arms["nnunetv2's loader, disk"] = partial(nnunet_drawn_per_second, nnunet, sampling)
+    turns = [{name: measured() for name, measured in arms.items()} for _ in range(3)]
+    print("\n| batches from | per second |\n|---|---|")
+    for name in arms:
+        print(f"| {name} | {statistics.median(turn[name] for turn in turns):.1f} |", flush=True)
+
+
+def drawn_per_second(cases: Sequence[PatchCase], sampling: Sampling, n_threads: int) -> float:
+    with Loader(lambda i: draw_batch(cases, sampling, np.random.default_rng(i)), 0, n_threads) as batches:
+        return per_second(batches.next)
+
+
+def nnunet_drawn_per_second(folder: Path, sampling: Sampling) -> float:
+    labels = SimpleNamespace(all_labels=[], has_ignore_label=False)
+    loader = nnUNetDataLoader(
+        nnUNetDatasetBlosc2(str(folder)),
+        sampling.batch_size,
+        sampling.region_zyx,
+        sampling.patch_zyx,
+        labels,
+        oversample_foreground_percent=sampling.foreground_fraction,
+    )
+    return per_second(loader.generate_train_batch)
+
+
+def per_second(draw: Callable[[], object]) -> float:
+    draw()
+    n_drawn, began = 0, time.perf_counter()
+    while time.perf_counter() - began < _SECONDS_OF_DRAWING:
+        draw()
+        n_drawn += 1
+    return n_drawn / (time.perf_counter() - began)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("works", type=Path, nargs="+", metavar="WORK")
+    parser.add_argument("-c", "--configuration", default="3d_fullres")
+    parser.add_argument("--cases", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=100)
+    options = parser.parse_args()
+    print(f"{platform.machine()}, {cpu_count()} processors, load {os.getloadavg()[0]:.0f}, blosc2 {blosc2.__version__}")
+    for path in options.works:
+        work = Work(path)
+        plan = Plan.load(work.plan)
+        configuration = plan.configurations[options.configuration]
+        folder = prepared_folder(work, plan, configuration)
+        names = sorted(p.name for p in folder.iterdir())
+        stored = [open_case(folder / name) for name in names[:: max(1, len(names) // options.cases)]]
+        in_memory = [load_case(case) for case in stored]
+        patch = configuration.patch_zyx
+        region = region_for(patch, plan.training.augmentation)
+        sampling = Sampling(patch, region, configuration.batch_size, plan.training.foreground_fraction)
+        print(f"\n## {path.resolve().name}: {len(stored)} cases, patch {patch}, region {region}, ", end="")
+        print(f"batch {sampling.batch_size}")
+        with tempfile.TemporaryDirectory() as scratch:
+            store_table(in_memory, patch, region, options.rounds, Path(scratch))
+            batch_table(stored, in_memory, sampling, Path(scratch) / NNUNET)
+
+
+if __name__ == "__main__":
+    main()
