@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -212,47 +211,6 @@ def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
     assert run(["plan", str(data), "-o", str(other)]) == 2
     assert "not a work folder's" in capsys.readouterr().err
     assert (data / "dataset.json").read_bytes() == before == (other / "dataset.json").read_bytes()
-
-
-def final_weights(folder: Path) -> dict[str, torch.Tensor]:
-    state = torch.load(Work(folder).fold("3d_fullres", "0").state, weights_only=True)
-    assert state["finished"]
-    return state["network"] | {f"average.{k}": v for k, v in state["average"].items()}
-
-
-@pytest.mark.slow
-def test_killed_and_resumed_training_ends_with_the_same_weights_bit_for_bit(tmp_path):
-    write_nnunet(tmp_path / "data", CASES)
-    edits = (*QUICK[2:], "training.epochs=3", "training.iterations_per_epoch=40", "training.weight_average=0.9")
-    for name in ("whole", "killed"):
-        plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2, edits=edits))
-    train(tmp_path / "whole", None, [0], MACHINE)
-    command = [
-        sys.executable,
-        "-m",
-        "segpipe",
-        "train",
-        str(tmp_path / "killed"),
-        "-f",
-        "0",
-        "-j",
-        "1",
-        "--device",
-        "cpu",
-    ]
-    process = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    history = Work(tmp_path / "killed").fold("3d_fullres", "0").history
-    deadline = time.monotonic() + 120
-    while not history.is_file() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    time.sleep(0.3)  # somewhere in the second epoch
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    state = torch.load(Work(tmp_path / "killed").fold("3d_fullres", "0").state, weights_only=True)
-    assert not state["finished"], "it was too fast to be killed"
-    train(tmp_path / "killed", None, [0], MACHINE)
-    first, second = final_weights(tmp_path / "whole"), final_weights(tmp_path / "killed")
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_cascade_is_planned_but_says_that_it_is_not_trained(tmp_path):
