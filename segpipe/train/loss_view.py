@@ -15,8 +15,8 @@ from torch.nn import functional
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
 from segpipe.plan.loss import Loss
 
-_PARTS = 8  # the outputs are read in so many pieces, so that copies of them are small beside them
-_MIN_PART = 1 << 18  # but no smaller: below, the calls cost more than the cache saves
+_PARTS = 32  # outputs are read in so many pieces: copies of a piece are small, and on a CPU stay in its cache
+_MIN_PART = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers; with smaller pieces, starting the operations takes the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +165,7 @@ class _Softmax(torch.autograd.Function):
 
 def _parts(logits_BCV: Tensor) -> Iterator[slice]:
     n_vox = logits_BCV.shape[2]
-    size = max(-(-n_vox // _PARTS), _MIN_PART // (logits_BCV.shape[0] * logits_BCV.shape[1]), 1)
+    least = _MIN_PART.get(logits_BCV.device.type, _MIN_PART["cuda"]) // (logits_BCV.shape[0] * logits_BCV.shape[1])
+    size = max(-(-n_vox // _PARTS), least, 1)
     for start in range(0, n_vox, size):
         yield slice(start, start + size)
