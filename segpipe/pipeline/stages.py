@@ -118,7 +118,10 @@ def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
 def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine) -> FoldData:
     """The prepared cases of a fold."""
     split = splits.folds[fold]
-    train, validation = (open_cases(prepared, ids, machine.n_workers) for ids in (split.train, split.validation))
+    device = resolve_device(machine.device)
+    train, validation = (
+        open_cases(prepared, case_ids, machine.n_workers, device) for case_ids in (split.train, split.validation)
+    )
     return FoldData(fold=fold, split=split, train=train, validation=validation)
 
 

@@ -122,7 +122,8 @@ class FoldTraining:
             foreground_unit=training.foreground_unit,
         )
         cases = self.data.train if stream == TRAIN else self.data.validation
-        return draw_batch(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
+        batch = draw_batch(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
+        return batch.pinned() if self.device.type == "cuda" else batch
 
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimizer.

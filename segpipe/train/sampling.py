@@ -30,8 +30,8 @@ class Batch:
     indices: Tensor
 
     def pinned(self) -> Batch:
-        """In page-locked memory if there is CUDA, from where copies run beside computing; itself elsewhere."""
-        if not torch.cuda.is_available() or self.images.is_cuda:
+        """In page-locked memory, from where copies to a CUDA device run beside computing; itself if it is there."""
+        if self.images.is_cuda:
             return self
         return Batch(self.images.pin_memory(), self.indices.pin_memory())
 
