@@ -10,7 +10,7 @@ from pathlib import Path
 from threadpoolctl import threadpool_limits
 
 from segpipe.core.errors import DataError, ResourceError
-from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.files import remove_leftovers
 from segpipe.core.labels import LabelSet
 from segpipe.core.memory import free_bytes
 from segpipe.core.progress import map_threads, say
@@ -140,7 +140,7 @@ def needs_of(
     return Needs(
         n_cases=len(missing),
         disk_bytes=prepared_bytes(fingerprint.model_copy(update={"cases": cases}), plan, configuration),
-        free_disk_bytes=shutil.disk_usage(make_folder(work.path)).free,
+        free_disk_bytes=shutil.disk_usage(work.path).free,
         memory_bytes=largest,
         free_memory_bytes=free,
         n_workers=affordable_workers(min(n_workers, len(missing)), largest, free),
@@ -150,9 +150,8 @@ def needs_of(
 def _fault_of(folder: Path, state: CaseState, plan: Plan, configuration: Configuration) -> str:
     """Prepare and store a case; what is wrong with it, or nothing."""
     case_id = state.case.case_id
-    if (folder / case_id / "case.json").is_file() and StoredCase.load(folder / case_id / "case.json").content == (
-        state.content
-    ):  # another process was faster
+    beside = folder / case_id / "case.json"
+    if beside.is_file() and StoredCase.load(beside).content == state.content:  # another process was faster
         return ""
     try:
         prepared = prepare_case(state.case, plan, configuration)

@@ -49,10 +49,10 @@ def case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration) 
 def affordable_workers(n_wanted: int, largest_bytes: int, free_bytes: int) -> int:
     """Cases that may be prepared side by side: `n_wanted`, or as many of the largest as fit; at least 1.
 
-    `free_bytes` of 0 is unknown: then all that are wanted.
+    A number of 0 is unknown: then all that are wanted.
 
     Example:
         >>> affordable_workers(8, 3_000, 10_000), affordable_workers(2, 3_000, 1_000), affordable_workers(2, 3_000, 0)
         (3, 1, 2)
     """
-    return max(1, min(n_wanted, free_bytes // largest_bytes)) if free_bytes else n_wanted
+    return max(1, min(n_wanted, free_bytes // largest_bytes)) if free_bytes and largest_bytes else n_wanted
