@@ -22,7 +22,7 @@ from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
-from segpipe.plan.sides import swapped_indices
+from segpipe.plan.sides import sideways_axis, swapped_indices
 from segpipe.plan.training import Training
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
@@ -168,7 +168,7 @@ class Plan(Record):
             raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
-        swapped_indices(self.labels, self.mirror_swaps)
+        self._expect_swaps()
         if not self.configurations:
             raise ValueError("configurations is empty")
         for name, configuration in self.configurations.items():
@@ -181,3 +181,12 @@ class Plan(Record):
             if previous is not None and self.configurations[previous].previous is not None:
                 raise ValueError(f"configurations.{name}.previous is {previous!r}, which has a previous one itself")
         return self
+
+    def _expect_swaps(self) -> None:
+        swapped_indices(self.labels, self.mirror_swaps)
+        sideways = sideways_axis(self.orientation, self.axis_order)
+        if self.mirror_swaps and sideways not in self.mirror_axes:
+            raise ValueError(
+                f"mirror_swaps {self.mirror_swaps} belong to axis {sideways}, from left to right, which mirror_axes "
+                f"{self.mirror_axes} leave out; add it to mirror_axes, or leave out mirror_swaps"
+            )
