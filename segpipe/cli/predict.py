@@ -26,6 +26,10 @@ from segpipe.cli.options import configuration, folds, shared
     help="Steps for the masks, as YAML.  [default: what `segpipe select` chose for the model]",
 )  # fmt: skip
 @click.option("--no-postprocess", is_flag=True, help="Leave the masks as the network gives them.")
+@click.option(
+    "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), metavar="GB",
+    help="Most memory to take, on the host and on a GPU each.  [default: what is free]",
+)  # fmt: skip
 @shared
 def command(
     model: Path,
@@ -37,6 +41,7 @@ def command(
     save_probabilities: bool,
     postprocessing: Path | None,
     no_postprocess: bool,
+    max_memory_gb: float | None,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -63,6 +68,7 @@ def command(
         probabilities=save_probabilities,
         postprocessing=postprocessing,
         postprocesses=not no_postprocess,
+        max_memory_gb=max_memory_gb,
     )
     if as_json:
         print_json(

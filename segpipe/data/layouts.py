@@ -186,8 +186,8 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
         raise DataError(f"{path}: one file of a DICOM series, expected all of them. Give the folder it lies in.")
     else:
         files = _with_siblings(path, len(channels)) if path.exists() else []
-    for file in files:
-        checked_ending(file)
+    if path.is_file():
+        checked_ending(path)
     if not files:
         what = "no such file or folder" if not path.exists() else "no image"
         raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. Check the path.")
@@ -238,7 +238,11 @@ def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[Foun
         if len(indices) == len(group) and sorted(indices) == list(range(len(channels))):
             cases.append(FoundCase(case_id, tuple(sorted(group, key=lambda file: numbered(file) or ("", 0)))))
             continue
-        counts = {file: read_header(file).n_channels for file in group}
+        try:
+            counts = {file: read_header(file).n_channels for file in group}
+        except DataError:  # of this case alone: it is named when the case is read
+            cases.append(FoundCase(case_id, tuple(group)))
+            continue
         names, twins = without_twins((stem_of(file), file) for file in group)
         if not twins and all(count == len(channels) for count in counts.values()):
             cases += [FoundCase(name, (file,)) for name, file in names.items()]

@@ -12,8 +12,9 @@ from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.machine import Machine
 from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.model import find_folds, load_model
+from segpipe.predict.outcome import Outcome
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.run import Outcome, Wanted, predict_cases
+from segpipe.predict.run import Wanted, predict_cases
 
 
 def predict(
@@ -28,6 +29,7 @@ def predict(
     probabilities: bool = False,
     postprocessing: Path | None = None,
     postprocesses: bool = True,
+    max_memory_gb: float | None = None,
 ) -> Outcome:
     """Predict images with trained folds.
 
@@ -42,6 +44,7 @@ def predict(
         probabilities: Also write probabilities.
         postprocessing: File of what is done to the masks; None: the one chosen for the model, if there is one.
         postprocesses: Whether anything is done to the masks.
+        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
 
     Raises:
         UsageError: If there is no such model, or the output folder holds another model's masks.
@@ -60,4 +63,4 @@ def predict(
         wanted = Postprocessing.load(chosen)
         wanted.require_known(loaded.plan.labels, chosen)
         say(f"postprocessing: {chosen}")
-    return predict_cases(loaded, cases, output, Wanted(mirror, probabilities, wanted))
+    return predict_cases(loaded, cases, output, Wanted(mirror, probabilities, wanted, max_memory_gb))

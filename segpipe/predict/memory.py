@@ -1,21 +1,133 @@
-"""Predict a case within the memory there is: less at a time where it is not enough."""
+"""Predict a case within the memory there is: what it will take is known from headers; less at a time where it is not
+enough."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 
 from segpipe.core.errors import ResourceError
+from segpipe.core.grid import Grid
+from segpipe.core.memory import free_bytes
 from segpipe.core.progress import say
-from segpipe.networks.device import memory_faults
+from segpipe.networks.cost import CPU, CUDA
+from segpipe.networks.device import memory_faults, resolve_precision
+from segpipe.networks.memory import Workload, trace_inference
+from segpipe.plan.spacing import resampled_shape
 from segpipe.predict.model import Model
 from segpipe.predict.segment import Segmentation, SegmentOptions, segment
-from segpipe.prepare.case import Prepared
+from segpipe.prepare.case import Prepared, turn_for
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
 _CPU = torch.device("cpu")
+_GIB = 2**30
+_FREE_SHARE = 0.9  # of what is free: other programs take some meanwhile
+_FLOAT_BYTES, _READ_BYTES = 4, 8  # of a voxel: float32; as a library hands it over at worst, float64
+_MAX_WINDOWS_VOX = 2 * 128**3  # at once on a GPU: with as many it is busy, and more only takes memory
+_MAX_WINDOWS = 32
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Memory that a prediction may take.
+
+    Args:
+        host_bytes: On the host, for cases; None if the system does not say what is free.
+        device_bytes: On the GPU; None on the CPU.
+        is_limit: Whether a person said so (`--max-memory`); else it is what is free.
+    """
+
+    host_bytes: int | None
+    device_bytes: int | None
+    is_limit: bool
+
+    def require(self, case_id: str, need_bytes: int) -> None:
+        """Refuse a case before it is read.
+
+        Raises:
+            ResourceError: If it would take more than the host may give.
+        """
+        if self.host_bytes is not None and need_bytes > self.host_bytes:
+            allowed = "left of --max-memory" if self.is_limit else "free"
+            raise ResourceError(
+                f"{case_id}: needs about {need_bytes / _GIB:.2f} GB of memory, by its header; "
+                f"{self.host_bytes / _GIB:.2f} GB are {allowed}. Allow more, crop the image, or use a larger machine."
+            )
+
+    def holds(self, need_bytes: int) -> bool:
+        """Whether so much fits on the host."""
+        return self.host_bytes is None or need_bytes <= self.host_bytes
+
+
+def budget_for(device: torch.device, max_memory_gb: float | None) -> Budget:
+    """What there is, or what is allowed: on the host and on a GPU each. torch keeps the limit of a GPU itself.
+
+    Of the host's limit what Python and torch take by themselves goes off.
+    """
+    on_device = None
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        on_device = int(free * _FREE_SHARE)
+        if max_memory_gb is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory_gb * _GIB / total), device)
+            on_device = min(on_device, int(max_memory_gb * _GIB) - CUDA.context_bytes)
+    if max_memory_gb is not None:
+        return Budget(max(0, int(max_memory_gb * _GIB) - CPU.context_bytes), on_device, is_limit=True)
+    return Budget(int(free_bytes() * _FREE_SHARE) or None, on_device, is_limit=False)
+
+
+def window_bytes(model: Model, n_windows: int) -> int:
+    """The most that a pass of one network over some windows takes where the networks are, their weights included."""
+    device = next(model.networks[0].parameters()).device
+    on_cuda = device.type == "cuda"
+    work = Workload(
+        n_channels=len(model.plan.channels),
+        patch_zyx=model.configuration.patch_zyx,
+        batch_size=n_windows,
+        dtype=resolve_precision(model.plan.training.precision, device),
+        on_cuda=on_cuda,
+    )
+    return trace_inference(model.networks[0], work, (CUDA if on_cuda else CPU).scratch_share)
+
+
+def windows_at_once(model: Model, budget: Budget) -> int:
+    """Windows in one pass: 1 on the CPU, which one keeps busy; on a GPU as many as fit and are of use."""
+    if budget.device_bytes is None:
+        return 1
+    one, two = window_bytes(model, 1), window_bytes(model, 2)
+    n_fit = 1 + max(0, budget.device_bytes - one) // max(1, two - one)
+    n_useful = _MAX_WINDOWS_VOX // math.prod(model.configuration.patch_zyx)
+    return max(1, min(n_fit, n_useful, _MAX_WINDOWS))
+
+
+def case_bytes(grid: Grid, model: Model, *, with_probabilities: bool) -> int:
+    """Host memory that a case takes at most at any moment, by its grid alone; what one window takes is not in it.
+
+    Args:
+        grid: Of the image; how much cropping will leave is not known, so nothing is counted as cropped.
+        model: Gives channels, outputs, voxel edges and patch.
+        with_probabilities: They are held for the whole image.
+    """
+    n_channels, n_outputs = len(model.plan.channels), model.plan.labels.n_outputs
+    turn = turn_for(grid, model.plan)
+    shape, spacing_mm = turn.permute(grid.shape_zyx), turn.permute(grid.spacing_mm)
+    pairs = zip(spacing_mm, model.configuration.spacing_mm, strict=True)
+    target_mm = [own if target is None else target for own, target in pairs]
+    depth, height, width = resampled_shape(shape, spacing_mm, target_mm)
+    n_file, n_prepared = math.prod(shape), depth * height * width
+    image = n_prepared * n_channels * _FLOAT_BYTES
+    stored = n_file * n_channels * _FLOAT_BYTES
+    patch_z, patch_y, patch_x = model.configuration.patch_zyx
+    rows = min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * n_outputs * _FLOAT_BYTES
+    moments = (
+        stored + n_file * _READ_BYTES,
+        2 * stored + image + 2 * max(n_file, n_prepared) * _FLOAT_BYTES,
+        image + rows + n_file * (n_outputs * 2 * 2 * with_probabilities + 2 * model.plan.labels.mask_dtype.itemsize),
+    )
+    return max(moments)
 
 
 def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[SegmentOptions]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,12 +20,13 @@ from segpipe.core.files import make_folder, remove_leftovers
 from segpipe.core.grid import Grid
 from segpipe.core.lock import only_process
 from segpipe.core.progress import say, track
-from segpipe.core.volume import write_mask
+from segpipe.core.volume import read_header, write_mask
 from segpipe.data.dataset import Case
 from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
 from segpipe.predict.guard import warnings_of
-from segpipe.predict.memory import segment_in_memory
+from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import Model
+from segpipe.predict.outcome import MEMORY_EXIT, CaseFault, Outcome
 from segpipe.predict.outputs import (
     CaseRow,
     PredictionTable,
@@ -41,7 +43,6 @@ from segpipe.prepare.case import Prepared, prepare_image, read_case_image
 
 Result = TypeVar("Result")
 ERROR_LOG = "errors.log"
-_MEMORY_EXIT = ResourceError.exit_code
 # What one image can bring about, in segpipe or in a library; what a machine or a command is not fit for ends the run.
 _UNEXPECTED = (
     ArithmeticError,
@@ -63,65 +64,13 @@ class Wanted:
         mirror: Average over mirrored copies.
         probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
         postprocessing: What is done to the masks; probabilities stay as they are.
+        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
     """
 
     mirror: bool = True
     probabilities: bool = False
     postprocessing: Postprocessing = NO_POSTPROCESSING
-
-
-@dataclass(frozen=True)
-class CaseFault:
-    """A case that could not be predicted: why, and the exit code that stands for it."""
-
-    case_id: str
-    text: str
-    exit_code: int
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of the cases.
-
-    Args:
-        folder: Where the masks are.
-        rows: Of the cases whose masks are there, in the order of the cases.
-        faults: Of the others.
-    """
-
-    folder: Path
-    rows: tuple[CaseRow, ...]
-    faults: tuple[CaseFault, ...]
-
-    @property
-    def masks(self) -> list[Path]:
-        """The masks, in the order of the cases."""
-        return [mask_path(self.folder, row.case_id) for row in self.rows]
-
-    @property
-    def exit_code(self) -> int:
-        """0 if all masks are there; else that of wrong data, or of memory if it was the only reason."""
-        if not self.faults:
-            return 0
-        return _MEMORY_EXIT if all(f.exit_code == _MEMORY_EXIT for f in self.faults) else DataError.exit_code
-
-    @property
-    def summary(self) -> str:
-        """The list of the cases that could not be predicted."""
-        n_cases = len(self.rows) + len(self.faults)
-        lines = [f"{len(self.faults)} of {n_cases} cases could not be predicted:", *(f.text for f in self.faults)]
-        return "\n  ".join(lines)
-
-    def require_all(self) -> list[Path]:
-        """The masks of all cases.
-
-        Raises:
-            DataError: If some could not be predicted; it lists them.
-            ResourceError: The same, if memory was the only reason.
-        """
-        if self.faults:
-            raise (ResourceError if self.exit_code == _MEMORY_EXIT else DataError)(self.summary)
-        return self.masks
+    max_memory_gb: float | None = None
 
 
 def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wanted | None = None) -> Outcome:
@@ -174,7 +123,14 @@ class _Run:
 
     def __init__(self, model: Model, folder: Path, wanted: Wanted) -> None:
         self.model, self.folder, self.wanted = model, folder, wanted
-        self.options = SegmentOptions(mirror=wanted.mirror, with_probabilities=wanted.probabilities)
+        self.device = next(model.networks[0].parameters()).device
+        self.budget = budget_for(self.device, wanted.max_memory_gb)
+        self.options = SegmentOptions(
+            mirror=wanted.mirror,
+            batch_windows=windows_at_once(model, self.budget),
+            with_probabilities=wanted.probabilities,
+        )
+        self.window_bytes = window_bytes(model, 1) if self.device.type == "cpu" else 0
         self.table = PredictionTable(folder, model.plan.labels)
         self.faults: dict[str, CaseFault] = {}
 
@@ -233,19 +189,28 @@ class _Run:
         return postprocess(mask_zyx, voxel_mm3, self.model.plan.labels, self.wanted.postprocessing)
 
     def _read_ahead(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Future[_Ready]]]:
-        """Read and prepare the next case while one is predicted."""
+        """Read and prepare the next case while one is predicted, or after it where memory does not hold both."""
         with ThreadPoolExecutor(1) as reader:
-            upcoming = reader.submit(self._read, cases[0]) if cases else None
-            for index, case in enumerate(cases):
-                assert upcoming is not None
-                current = upcoming
+            upcoming: Future[_Ready] | None = None
+            for case, after in zip_longest(cases, cases[1:]):
+                current = upcoming or reader.submit(self._read, case)
+                upcoming = None
                 current.exception()  # wait, so that at most one prepared case is held ahead
-                if index + 1 < len(cases):
-                    upcoming = reader.submit(self._read, cases[index + 1])
+                if after is not None and self.budget.holds(self._need_bytes(case) + self._need_bytes(after)):
+                    upcoming = reader.submit(self._read, after)
                 yield case, current
+
+    def _need_bytes(self, case: Case) -> int:
+        """Host memory that a case will take; 0 if its header cannot be read, which is said when the image is."""
+        try:
+            grid = read_header(case.image_paths[0]).grid
+        except DataError:
+            return 0
+        return self.window_bytes + case_bytes(grid, self.model, with_probabilities=self.wanted.probabilities)
 
     def _read(self, case: Case) -> _Ready:
         started = time.monotonic()
+        self.budget.require(case.case_id, self._need_bytes(case))
         volume = read_case_image(case, self.model.plan)
         image, trace = prepare_image(volume, self.model.plan, self.model.configuration)
         warnings = warnings_of(volume, trace, self.model.plan, self.model.trained_on)
@@ -266,11 +231,11 @@ class _Run:
         except DataError as fault:
             self._note(case_id, str(fault), DataError.exit_code)
         except MemoryError as fault:
-            self._note(case_id, f"memory is not enough ({fault}). Use a machine with more.", _MEMORY_EXIT)
+            self._note(case_id, f"memory is not enough ({fault}). Use a machine with more.", MEMORY_EXIT)
         except ResourceError as fault:
             if not is_memory:
                 raise
-            self._note(case_id, str(fault), _MEMORY_EXIT)
+            self._note(case_id, str(fault), MEMORY_EXIT)
         except _UNEXPECTED as fault:
             with (self.folder / ERROR_LOG).open("a", encoding="utf-8") as log:
                 log.write(f"{case_id}\n{''.join(traceback.format_exception(fault))}\n")

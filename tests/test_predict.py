@@ -1,0 +1,275 @@
+"""Prediction of cases: every kind of file, faults that stay with their case, rows that survive a kill, memory."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+from datasets import SHAPE_ZYX, oblique_affine, tiny_image, write_tiny
+from dicom import write_series
+from torch import Tensor, nn
+
+from plans import REGIONS, small_plan
+from segpipe.core.errors import DataError, ResourceError, UsageError
+from segpipe.core.volume import read_header, read_labels, write_image
+from segpipe.data.dataset import Case
+from segpipe.data.layouts import list_inputs
+from segpipe.networks.build import build
+from segpipe.plan.schema import Normalisation
+from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
+from segpipe.predict.model import Model
+from segpipe.predict.outcome import Outcome
+from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
+from segpipe.predict.run import Wanted, predict_cases
+from segpipe.predict.segment import SegmentOptions
+from segpipe.prepare.case import Prepared, prepare_case
+
+
+def model_of(n_channels: int = 1) -> Model:
+    """Random weights: what is found does not matter here."""
+    torch.manual_seed(0)
+    names = tuple(f"MR{channel}" for channel in range(n_channels))
+    schemes = (Normalisation(scheme="zscore"),) * n_channels
+    plan = small_plan().model_copy(update={"channels": names, "normalisation": schemes, "mirror_axes": ()})
+    configuration = plan.configurations["3d_fullres"]
+    return Model(plan, configuration, (build(configuration.network, n_channels, 3).eval(),), "0")
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return model_of()
+
+
+class Failing(nn.Module):
+    """A network that raises `fault` on its first calls and is constant then."""
+
+    def __init__(self, fault: Exception, n_failures: int) -> None:
+        super().__init__()
+        self.fault, self.n_failures = fault, n_failures
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x_BCZYX: Tensor) -> list[Tensor]:
+        if self.n_failures > 0 and type(x_BCZYX) is Tensor:  # not where memory is foretold on fake tensors
+            self.n_failures -= 1
+            raise self.fault
+        return [torch.cat([x_BCZYX * 0, x_BCZYX * 0 + self.weight, x_BCZYX * 0], 1)]
+
+
+def failing(fault: Exception, n_failures: int) -> Model:
+    model = model_of()
+    return Model(model.plan, model.configuration, (Failing(fault, n_failures),), "1")
+
+
+def predicted(model: Model, images: Path, output: Path, wanted: Wanted | None = None) -> Outcome:
+    return predict_cases(model, list_inputs(images, model.plan.channels), output, wanted)
+
+
+def rows_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_mask_its_row_and_the_names_of_its_values(model: Model, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    (path,) = predicted(model, tmp_path / "in", tmp_path / "out").require_all()
+    image, mask = nib.load(tmp_path / "in" / "a.nii.gz"), nib.load(path)
+    assert np.array_equal(mask.affine, image.affine) and mask.get_data_dtype() == np.uint8
+    assert mask.header.get_intent()[0] == "label"
+    assert (tmp_path / "out" / "dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\ta\n2\tb\n"
+    (row,) = rows_of(tmp_path / "out")
+    n_a = int((np.asarray(mask.dataobj) == 1).sum())
+    assert row["case_id"] == "a" and row["voxels_a"] == str(n_a) and row["warnings"] == ""
+    assert float(row["volume_ml_a"]) == pytest.approx(n_a * 1.0 * 1.5 * 2.5 / 1000, rel=1e-5)  # voxels of 3.75 mm³
+    assert all(float(row[f"seconds_{part}"]) > 0 for part in ("prepare", "network", "export"))
+
+
+def test_regions_are_named_by_what_is_painted_last(tmp_path: Path) -> None:
+    write_label_table(tmp_path, REGIONS)
+    assert (tmp_path / "dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\twhole\n2\tcore\n"
+
+
+def _nrrd(path: Path) -> None:
+    image = sitk.GetImageFromArray(tiny_image(1))
+    image.SetSpacing((1.0, 1.5, 2.5))
+    image.SetDirection((0, 1, 0, -1, 0, 0, 0, 0, 1))
+    sitk.WriteImage(image, str(path))
+
+
+@pytest.mark.parametrize("ending", [".nrrd", ".mha", ".mhd", "dicom", ".nii"])
+def test_every_format_gives_a_mask_in_the_same_place(ending: str, model: Model, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    source = tmp_path / "in" / f"a{ending}"
+    if ending == "dicom":
+        write_series(source := tmp_path / "in" / "a", tiny_image(1).astype(np.int16))
+    elif ending == ".nii":
+        write_tiny(source, tiny_image(1))
+    else:
+        _nrrd(source)
+    (path,) = predicted(model, tmp_path / "in", tmp_path / "out").require_all()
+    image, mask = read_header(source), read_header(path)
+    assert path.name == "a.nii.gz" and image.grid.corner_gap_mm(mask.grid) < 1e-4
+    assert mask.grid.orientation == image.grid.orientation
+
+
+@pytest.mark.parametrize(
+    ("shape_zyx", "spacing_xyz_mm"),
+    [((1, 10, 12), (1, 1.5, 2.5)), ((2, 3, 2), (1, 1.5, 2.5)), ((30, 4, 5), (4, 6, 0.5)), ((1, 1, 1), (1, 1, 1))],
+    ids=["one slice", "tiny", "other spacing", "one voxel"],
+)
+def test_shapes_and_spacings_of_all_kinds(
+    shape_zyx: tuple[int, int, int], spacing_xyz_mm: tuple[float, ...], model: Model, tmp_path: Path
+) -> None:
+    voxels = np.random.default_rng(0).normal(100, 20, shape_zyx).astype(np.float32)
+    write_tiny(tmp_path / "in" / "a.nii.gz", voxels, np.diag([*spacing_xyz_mm, 1.0]))
+    (path,) = predicted(model, tmp_path / "in", tmp_path / "out", Wanted(probabilities=True)).require_all()
+    assert read_labels(path)[0].shape == shape_zyx
+    with np.load(tmp_path / "out" / "a_probabilities.npz") as stored:
+        assert stored["probabilities"].shape == (3, *shape_zyx) and stored["probabilities"].dtype == np.float16
+
+
+def test_channels_in_one_file_or_in_several_give_one_mask(tmp_path: Path) -> None:
+    model = model_of(2)
+    both = np.stack([tiny_image(1), tiny_image(2)])
+    write_image(tmp_path / "one" / "a.nii.gz", both, oblique_affine())
+    for channel in range(2):
+        write_tiny(tmp_path / "two" / f"a_{channel:04d}.nii.gz", both[channel])
+    (first,) = predicted(model, tmp_path / "one", tmp_path / "out1").require_all()
+    (second,) = predicted(model, tmp_path / "two", tmp_path / "out2").require_all()
+    assert np.array_equal(read_labels(first)[0], read_labels(second)[0])
+    (tmp_path / "one" / "b.nii.gz").write_text("no image")  # must not keep a from being predicted
+    assert [fault.case_id for fault in predicted(model, tmp_path / "one", tmp_path / "out1").faults] == ["b"]
+    (tmp_path / "two" / "a_0001.nii.gz").unlink()
+    with pytest.raises(DataError, match=r"case a: channel 0001 \(MR1\) is missing; found a_0000.nii.gz \(1 channel\)"):
+        list_inputs(tmp_path / "two", model.plan.channels)
+
+
+def test_a_bad_case_is_listed_and_the_others_are_done(model: Model, tmp_path: Path) -> None:
+    images = tmp_path / "in"
+    for name in ("a", "e"):
+        write_tiny(images / f"{name}.nii.gz", tiny_image(1))
+    (images / "b.nii.gz").write_text("this is text")
+    (images / "c.nii.gz").symlink_to(images / "gone.nii.gz")
+    write_tiny(images / "d.nii.gz", np.where(np.arange(12) > 5, np.nan, tiny_image(1)).astype(np.float32))
+    outcome = predicted(model, images, tmp_path / "out")
+    assert [fault.case_id for fault in outcome.faults] == ["b", "c", "d"] and outcome.exit_code == 3
+    assert [path.name for path in outcome.masks] == ["a.nii.gz", "e.nii.gz"]
+    assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "e"]
+    with pytest.raises(DataError, match=r"3 of 5 cases could not be predicted:\n  b: .*\n  c: .*no such file.*\n  d: "):
+        outcome.require_all()
+    assert json.loads(json.dumps([row.to_json() for row in outcome.rows]))[0]["case_id"] == "a"
+
+
+def test_a_fault_of_the_program_is_logged_and_the_others_go_on(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
+    outcome = predicted(failing(TypeError("a bug"), 1), tmp_path / "in", tmp_path / "out")
+    assert [f.text for f in outcome.faults] == ["a: unexpected TypeError (a bug); the whole of it is in errors.log."]
+    assert [row.case_id for row in outcome.rows] == ["b"]
+    log = (tmp_path / "out" / "errors.log").read_text()
+    assert log.startswith("a\nTraceback") and "in forward" in log
+    again = predicted(failing(TypeError("a bug"), 0), tmp_path / "in", tmp_path / "out")
+    assert [row.case_id for row in again.rows] == ["a", "b"] and again.exit_code == 0
+
+
+def test_rows_survive_a_kill_and_are_made_anew_when_they_are_gone(model: Model, tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
+    predicted(model, tmp_path / "in", tmp_path / "out")
+    table = tmp_path / "out" / "predictions.csv"
+    before = rows_of(tmp_path / "out")
+    times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))]
+    lines = table.read_text().splitlines(keepends=True)
+    table.write_text("".join(lines[:3]) + lines[3].rstrip("\n"))  # killed within the last row
+    outcome = predicted(model, tmp_path / "in", tmp_path / "out")
+    assert rows_of(tmp_path / "out")[:2] == before[:2]
+    last = rows_of(tmp_path / "out")[2]
+    assert last["warnings"] == UNKNOWN_WARNING and last["seconds_network"] == ""
+    assert {k: v for k, v in last.items() if "vo" in k} == {k: v for k, v in before[2].items() if "vo" in k}
+    table.unlink()
+    assert len(predicted(model, tmp_path / "in", tmp_path / "out").rows) == 3 == len(rows_of(tmp_path / "out"))
+    assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))] == times
+    assert outcome.rows[0].sizes["a"].voxels == int(before[0]["voxels_a"])
+    mask_path(tmp_path / "out", "b").unlink()
+    (tmp_path / "in" / "b.nii.gz").unlink()
+    predicted(model, tmp_path / "in", tmp_path / "out")
+    assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "c"]  # no row without a mask
+
+
+def test_a_table_of_other_labels_is_not_read(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "predictions.csv").write_text("case_id,warnings\na,\n")
+    assert PredictionTable(tmp_path, model.plan.labels).rows == {}
+
+
+def prepared_tiny(model: Model, folder: Path) -> Prepared:
+    path = write_tiny(folder / "t.nii.gz", tiny_image(1))
+    case = Case(case_id="t", patient_id="t", images=(str(path),))
+    return prepare_case(case, model.plan, model.configuration)
+
+
+def test_out_of_memory_takes_fewer_windows_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = failing(torch.OutOfMemoryError("CUDA out of memory. Tried"), 2)
+    _, taken = segment_in_memory(model, prepared_tiny(model, tmp_path), SegmentOptions(batch_windows=4), "t")
+    assert taken.batch_windows == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "t: memory is not enough with 4 windows at a time; tried again with 2 windows at a time.",
+        "t: memory is not enough with 2 windows at a time; tried again with 1 window at a time.",
+    ]
+
+
+def test_sums_move_to_the_cpu_last() -> None:
+    steps = list(smaller_steps(SegmentOptions(batch_windows=2), torch.device("cuda")))
+    assert [(o.batch_windows, o.accumulate_on) for o in steps] == [(2, None), (1, None), (1, torch.device("cpu"))]
+
+
+def test_memory_that_is_never_enough_is_an_error_of_its_own_kind(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
+    outcome = predicted(failing(MemoryError("no"), 1), tmp_path / "in", tmp_path / "out")
+    assert outcome.exit_code == 5 and [row.case_id for row in outcome.rows] == ["b"]
+    with pytest.raises(ResourceError, match="1 of 2 cases"):
+        outcome.require_all()
+
+
+def test_only_out_of_memory_is_treated_as_such(tmp_path: Path) -> None:
+    model = failing(RuntimeError("CUDA error: an illegal memory access"), 1)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        segment_in_memory(model, prepared_tiny(model, tmp_path), SegmentOptions(batch_windows=4), "t")
+
+
+def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    write_tiny(tmp_path / "in" / "huge.nii.gz", np.zeros((400, 400, 400), np.uint8))
+    outcome = predicted(model, tmp_path / "in", tmp_path / "out", Wanted(max_memory_gb=1.0))
+    assert [row.case_id for row in outcome.rows] == ["a"] and outcome.exit_code == 5
+    text = outcome.faults[0].text  # by hand: 64e6 voxels × 20 bytes (below) are 1.19 GiB
+    assert text.startswith("huge: needs about 1.19 GB of memory, by its header") and "left of --max-memory" in text
+
+
+def test_windows_at_once_follow_the_memory(model: Model) -> None:
+    budget = budget_for(torch.device("cpu"), None)
+    assert budget.host_bytes and not budget.is_limit and windows_at_once(model, budget) == 1
+    limited = budget_for(torch.device("cpu"), 2.0)
+    assert limited.host_bytes == 2 * 2**30 - 820 * 2**20
+    with pytest.raises(ResourceError, match=r"c: needs about 2.00 GB .* 1.20 GB are left of --max-memory"):
+        limited.require("c", 2 * 2**30)
+
+
+def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
+    grid = read_header(write_tiny(tmp_path / "a.nii.gz", tiny_image(1))).grid
+    assert grid.shape_zyx == SHAPE_ZYX  # 960 voxels, as many when prepared: the plan has their edges
+    assert case_bytes(grid, model, with_probabilities=False) == 960 * 4 * 5  # raw, cropped, resampled, two between
+
+
+def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:
+    from segpipe.core.lock import only_process
+
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    (tmp_path / "out").mkdir()
+    with only_process(tmp_path / "out"), pytest.raises(UsageError, match="another process works on it"):
+        predicted(model, tmp_path / "in", tmp_path / "out")
