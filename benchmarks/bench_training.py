@@ -1,0 +1,319 @@
+"""Iterations per second and peak memory of training, beside nnunetv2's own trainer on the same split and plan.
+
+    python benchmarks/bench_training.py DATA/hippocampus DATA/acdc --work W          # CPU
+    python benchmarks/bench_training.py DATA/hippocampus phantom --work W --cuda     # GPU
+
+Every arm is a process of its own that stays: it trains a few iterations when it is asked to and waits in between, so
+that arms alternate and what else the machine does falls on all of them. nnunetv2's is its real trainer's `train_step`
+with its real data loader, on its own plan and preprocessed data; ours is what the training loop does, drawing and
+augmenting included, on `--preset nnunet`, which is the same network, patch and batch. On the CPU both draw and augment
+in the training process (nnunetv2: 0 workers), so that nothing is done before the clock starts; `--workers 0 2` adds an
+arm whose workers fill their queue between the rounds, which is more than they could do in a long training. On CUDA both
+load ahead, and a round is longer than the queues.
+
+Times are medians over rounds. Processor seconds are of all threads, which a busy machine changes less; they hold what
+threads spend waiting for each other. Memory: most resident memory of the process and its children, with the cases that
+ours keeps in memory; on CUDA what torch reserved on the GPU. `phantom` stands for made-up volumes whose plan is two
+patches of 128³. A CUDA run also tells for which share of the time the GPU computed, by torch's profiler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PHANTOM = "phantom"
+_PHANTOM_SHAPE_ZYX = (138, 170, 138)  # of a head at 1 mm: nnU-Net's plan for it has two patches of 128³
+_N_PHANTOMS = 5
+_PROFILED_STEPS = 10
+_COLUMNS = ("dataset", "patch, batch", "arm", "seconds for an iteration (least – most)", "it/s", "times nnunetv2's")
+_COLUMNS += ("processor seconds", "times fewer", "peak memory, MiB", "GPU busy")
+
+
+def main() -> None:
+    args = _arguments()
+    if args.arm:
+        _serve(args)
+        return
+    print(f"{_machine(args)}\n\n| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
+    for name in args.data:
+        data = _phantom(args.work / "phantom_data") if name == PHANTOM else Path(name).resolve()
+        work = args.work / Path(name).name
+        told = _prepare(data, work, args)
+        for line in _compare(data, work, args):
+            print(f"| {Path(name).name} | {told} | {line} |", flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="+", help=f"datasets, or {PHANTOM}")
+    parser.add_argument("--work", type=Path, required=True, help="prepared data of both; used again")
+    parser.add_argument("--cuda", action="store_true")
+    parser.add_argument("--fold", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, help="of a round; default 2, on CUDA 100")
+    parser.add_argument("--workers", type=int, nargs="+", help="nnunetv2's augmentation workers; default 0, on CUDA 12")
+    parser.add_argument("--ours", nargs="+", default=["auto", "fp32"], help="precisions of ours")
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.work = args.work.resolve()
+    args.iterations = args.iterations or (100 if args.cuda else 2)
+    args.workers = args.workers or [12 if args.cuda else 0]
+    return args
+
+
+def _machine(args: argparse.Namespace) -> str:
+    import torch
+
+    model = [
+        line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
+    ]
+    gpu = f", {torch.cuda.get_device_name()}" if args.cuda else ""
+    return (
+        f"{model[0] if model else platform.machine()}, {os.cpu_count()} processors{gpu}, torch {torch.__version__}, "
+        f"{args.threads} threads, {args.rounds} rounds of {args.iterations} iterations, load {os.getloadavg()[0]:.1f}"
+    )
+
+
+def _phantom(folder: Path) -> Path:
+    """Noise with two balls in each of a few volumes, in nnU-Net's layout."""
+    from segpipe.core.volume import write_image
+
+    if (folder / "dataset.json").is_file():
+        return folder
+    generator = np.random.default_rng(0)
+    points = np.stack(np.meshgrid(*(np.arange(n) for n in _PHANTOM_SHAPE_ZYX), indexing="ij"))
+    for number in range(_N_PHANTOMS):
+        labels = np.zeros(_PHANTOM_SHAPE_ZYX, np.uint8)
+        for value in (1, 2):
+            centre = generator.uniform(40, 98, (3, 1, 1, 1))
+            labels[((points - centre) ** 2).sum(0) < generator.uniform(10, 30) ** 2] = value
+        image = (labels + generator.normal(1, 0.3, labels.shape)).astype(np.float32)
+        write_image(folder / "imagesTr" / f"case_{number}_0000.nii.gz", image[None], np.eye(4))
+        write_image(folder / "labelsTr" / f"case_{number}.nii.gz", labels[None], np.eye(4))
+    names = {"channel_names": {"0": "MRI"}, "labels": {"background": 0, "a": 1, "b": 2}}
+    described = names | {"name": PHANTOM, "numTraining": _N_PHANTOMS, "file_ending": ".nii.gz"}
+    (folder / "dataset.json").write_text(json.dumps(described))
+    return folder
+
+
+def _prepare(data: Path, work: Path, args: argparse.Namespace) -> str:
+    """Plan and prepare for ours and split; nnunetv2's arm does its own. Returns patch and batch."""
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices, plan_data
+    from segpipe.pipeline.stages import prepare
+    from segpipe.plan.schema import Plan
+
+    machine = Machine(_device(args), args.threads)
+    if not (work / "plan.yaml").is_file():
+        plan_data(data, work, machine, Choices(preset="nnunet", gpu_memory_gb=8.0, predict_costs=False))
+    prepare(work, "3d_fullres", machine)
+    found = Plan.load(work / "plan.yaml").configurations["3d_fullres"]
+    return f"{'×'.join(map(str, found.patch_zyx))}, {found.batch_size}"
+
+
+def _device(args: argparse.Namespace) -> str:
+    return "cuda" if args.cuda else "cpu"
+
+
+def _compare(data: Path, work: Path, args: argparse.Namespace) -> list[str]:
+    """Run the arms in turn; the rest of their rows of the table, nnunetv2's first."""
+    names = [f"nnunetv2, {n} workers" for n in args.workers] + [f"segpipe, {p}" for p in args.ours]
+    arms: dict[str, Any] = {}
+    rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    try:
+        for name in names:
+            arms[name] = _start(name, data, work, args)
+        for _ in range(args.rounds):
+            for name, arm in arms.items():
+                rounds[name].append(_ask(arm, args.iterations))
+        busy = {name: _ask(arm, -_PROFILED_STEPS)["busy"] for name, arm in arms.items()} if args.cuda else {}
+    finally:
+        for arm in arms.values():
+            arm.stdin.close()  # its loop ends, and its workers with it
+            arm.wait()
+    wall, spent = (
+        {name: statistics.median(r[key] for r in rounds[name]) for name in names}
+        for key in ("seconds", "processor_seconds")
+    )
+    theirs = names[: len(args.workers)]
+    lines = []
+    for name in names:
+        times = [r["seconds"] for r in rounds[name]]
+        cells = [name, f"{wall[name]:.3g} ({min(times):.3g} – {max(times):.3g})", f"{1 / wall[name]:.3g}"]
+        cells += [f"{min(wall[n] for n in theirs) / wall[name]:.2f}", f"{spent[name]:.3g}"]
+        cells += [f"{min(spent[n] for n in theirs) / spent[name]:.2f}"]
+        cells += [f"{rounds[name][-1]['peak_bytes'] / 2**20:.0f}", f"{busy[name]:.0%}" if busy else "–"]
+        lines.append(" | ".join(cells))
+    return lines
+
+
+def _start(name: str, data: Path, work: Path, args: argparse.Namespace) -> Any:
+    command = [sys.executable, __file__, str(data), "--work", str(work), "--arm", name, "--fold", str(args.fold)]
+    command += ["--threads", str(args.threads), *(["--cuda"] if args.cuda else [])]
+    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+    arm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+    _answer(arm)  # it has trained its first iterations
+    return arm
+
+
+def _ask(arm: Any, n_iterations: int) -> dict[str, Any]:
+    arm.stdin.write(f"{n_iterations}\n")
+    arm.stdin.flush()
+    return _answer(arm)
+
+
+def _answer(arm: Any) -> dict[str, Any]:
+    line = arm.stdout.readline()
+    if not line:
+        sys.exit("an arm ended; its message stands above")
+    answer: dict[str, Any] = json.loads(line)
+    return answer
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """An arm: trains as many iterations as each line of stdin says, negative ones with the profiler."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # nnunetv2 prints
+    steps = _nnunet_steps(args) if args.arm.startswith("nnunetv2") else _segpipe_steps(args)
+    counts = iter([1, *([20] if args.cuda else [])])  # the first ones choose kernels, compile and allocate
+    for count in counts:
+        _seconds(steps, count, args)
+    answers.write("{}\n")
+    answers.flush()
+    for line in sys.stdin:
+        count = int(line)
+        spent = _processor_seconds()
+        found = {"seconds": _seconds(steps, count, args)} if count > 0 else {"busy": _busy(steps, -count, args)}
+        found["processor_seconds"] = (_processor_seconds() - spent) / abs(count)
+        answers.write(json.dumps(found | {"peak_bytes": _peak_bytes(args)}) + "\n")
+        answers.flush()
+    steps.close()
+
+
+def _seconds(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> float:
+    """Of one of so many steps."""
+    import torch
+
+    started = time.perf_counter()
+    for _ in range(n_steps):
+        next(steps)
+    if args.cuda:
+        torch.cuda.synchronize()
+    return (time.perf_counter() - started) / n_steps
+
+
+def _busy(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> float:
+    """Share of the time in which the GPU computed; kernels of one stream do not overlap."""
+    import torch
+
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiled:
+        seconds = n_steps * _seconds(steps, n_steps, args)
+    return sum(event.self_device_time_total for event in profiled.key_averages()) / 1e6 / seconds
+
+
+def _processor_seconds() -> float:
+    """Of this process and its children, so far."""
+    ticks = 0
+    for process in _family():
+        after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(after_name[11]) + int(after_name[12])  # in user mode, in the kernel
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _family() -> list[str]:
+    own = os.getpid()
+    return [str(own), *Path(f"/proc/{own}/task/{own}/children").read_text().split()]
+
+
+def _peak_bytes(args: argparse.Namespace) -> int:
+    """Most memory so far: of the GPU, or resident memory of this process and its children."""
+    if args.cuda:
+        import torch
+
+        return torch.cuda.max_memory_reserved()
+    return sum(_peak_resident_bytes(process) for process in _family())
+
+
+def _peak_resident_bytes(process: str) -> int:
+    status = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+
+
+def _nnunet_steps(args: argparse.Namespace) -> Iterator[None]:
+    """nnunetv2's steps, one for each time that it is asked."""
+    from segpipe.bridge import nnunet_train
+    from segpipe.bridge.nnunet_raw import link_dataset, read_folds
+    from segpipe.data.layouts import load_dataset
+
+    dataset, shared = load_dataset(Path(args.data[0])), args.work / "nnunet"
+    folds = read_folds(args.work / "splits.json", dataset)
+    nnunet_train._set_environment(shared, args.threads)
+    link_dataset(dataset, shared / "raw" / nnunet_train._NAME)
+    preprocessed = shared / "preprocessed" / nnunet_train._NAME
+    nnunet_train._plan_and_preprocess(preprocessed, args.threads)
+    (preprocessed / "splits_final.json").write_text(json.dumps(folds))
+    _set_threads(args)
+    trainer = nnunet_train._make_trainer(args.fold, _device(args), int(args.arm.split()[1]))
+    trainer.initialize()
+    trainer.dataloader_train, trainer.dataloader_val = trainer.get_dataloaders()
+    trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
+    trainer.network.train()
+    try:
+        while True:
+            trainer.train_step(next(trainer.dataloader_train))
+            yield
+    finally:
+        trainer.stop_workers()
+
+
+def _segpipe_steps(args: argparse.Namespace) -> Iterator[None]:
+    """Ours."""
+    import torch
+
+    from segpipe.core.work import Work
+    from segpipe.data.splits import Splits
+    from segpipe.plan.schema import Plan
+    from segpipe.prepare.dataset import prepared_folder
+    from segpipe.prepare.store import open_cases
+    from segpipe.train.fold import TRAIN, FoldData, FoldTraining
+    from segpipe.train.loader import Loader
+    from segpipe.train.optim import learning_rate
+
+    _set_threads(args)
+    work, device = Work(args.work), torch.device(_device(args))
+    plan = Plan.load(work.plan)
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"precision": args.arm.split()[1]})})
+    configuration, split = plan.configurations["3d_fullres"], Splits.load(work.splits).folds[args.fold]
+    folder = prepared_folder(work, plan, configuration)
+    cases = open_cases(folder, split.train, args.threads, device if args.cuda else None)
+    fold = FoldTraining(plan, configuration, FoldData(args.fold, split, cases, []), device, is_new=True)
+    n_steps = plan.training.epochs * plan.training.iterations_per_epoch
+    with Loader(partial(fold.draw, TRAIN), 0, args.threads if args.cuda else 0) as batches:
+        while True:
+            fold.step(batches.next(), learning_rate(plan.training, fold.at.iteration / n_steps))
+            yield
+
+
+def _set_threads(args: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+
+
+if __name__ == "__main__":
+    main()
