@@ -160,9 +160,9 @@ def test_parts_of_a_batch_share_its_labelled_patches():
     assert batch.part(1, 3).images.flatten().tolist() == [1, 4]  # of the last two, on labels, one
 
 
-def test_a_batch_is_copied_as_the_network_wants_it():
+def test_a_batch_is_copied_as_it_is_stored():
     images, indices = draw_batch([case()], plain((4, 4, 4), 2, 1.0), np.random.default_rng(0)).to(torch.device("cpu"))
-    assert images.dtype == torch.float32 and indices.dtype == torch.int64
+    assert images.dtype == torch.float32 and indices.dtype == torch.int16  # int64 after the patch is cut: a quarter
 
 
 def test_cutting_by_hand():

@@ -176,7 +176,7 @@ class FoldTraining:
             draws = draw(self.scope, images.shape[0], images.shape[1], generator)
             images, indices = apply(images, indices, draws, self.scope)
         self.lap("augmentation")
-        return images, indices
+        return images, indices.long()
 
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
@@ -194,7 +194,8 @@ class FoldTraining:
         losses, counts = [], torch.zeros(len(self.plan.labels.labels), 3, dtype=torch.float64)
         self.predictor.eval()
         for index in range(n_batches):
-            images, indices = self.draw(VALIDATE, index).to(self.device)
+            images, stored = self.draw(VALIDATE, index).to(self.device)
+            indices = stored.long()
             outputs = self._outputs(self.predictor, images)
             losses.append(float(self._loss(outputs, indices)))
             counts += overlap_counts(outputs[0].float(), indices, self.plan.labels).cpu()

@@ -40,9 +40,8 @@ class Batch:
         return Batch(self.images[number::n_parts], self.indices[number::n_parts])
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and int64 indices on a device, of which the copy may still run."""
-        images, indices = (t.to(device, non_blocking=True) for t in (self.images, self.indices))
-        return images, indices.long()
+        """Images and indices on a device, of which the copy may still run."""
+        return self.images.to(device, non_blocking=True), self.indices.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
