@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from segpipe.pipeline.stages import prepare
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase, open_cases
+from segpipe.report.inputs import History
 from segpipe.train.fold import FoldData, Progress
 from segpipe.train.loop import train_fold
 from segpipe.train.schedule import Schedule
@@ -82,7 +82,7 @@ def what_lasts(folder: FoldFolder) -> dict[str, object]:
     state = torch.load(folder.state, weights_only=True)
     clocks = {"seconds", "iterations_per_second", "wait_share", "peak_memory_bytes", "seconds_left"}
     history = [{k: v for k, v in row.items() if k not in clocks} for row in state.pop("history")]
-    del state["seconds"], state["running"]
+    del state["seconds"], state["running"], state["log_bytes"]
     return state | {"history": history}
 
 
@@ -97,14 +97,15 @@ def is_same(first: object, second: object) -> bool:
     return first == second or (first != first and second != second)
 
 
-def test_a_training_leaves_plan_weights_two_states_history_and_log(whole):
-    assert all(f.is_file() for f in (whole.plan, whole.split, whole.weights, whole.state, whole.previous_state))
+def test_a_training_leaves_plan_weights_state_history_and_log(whole):
+    assert all(f.is_file() for f in (whole.plan, whole.split, whole.weights, whole.state))
     rows = history_of(whole)
     assert [row["epoch"] for row in rows] == ["1", "2", "3"] and [row["iteration"] for row in rows] == ["4", "8", "12"]
     assert {"iterations_per_second", "wait_share", "peak_memory_bytes", "mean_patch_dice", "dice_a"} <= set(rows[0])
+    columns = History.load(whole.history).columns  # as the report reads it
+    assert columns["stopped_early"] == (0, 0, 0) and len(columns["dice_b"]) == 3
     log = whole.log.read_text()
     assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
-    assert torch.load(whole.previous_state, weights_only=True)["iteration"] == 8
 
 
 class Knocking(Sequence[PatchCase]):
@@ -148,27 +149,43 @@ def test_ctrl_c_saves_too(ready, tmp_path):
     assert torch.load(FoldFolder(tmp_path).state, weights_only=True)["iteration"] > 0
 
 
-def test_files_that_are_ahead_of_the_state_are_put_back(ready, whole, tmp_path):
-    """Killed after the weights and the history of an epoch were written, before its state and its line in the log."""
-    shutil.copytree(whole.path, tmp_path / "fold")
-    folder = FoldFolder(tmp_path / "fold")
-    folder.previous_state.replace(folder.state)  # of epoch 2
-    lines = folder.log.read_text().splitlines(keepends=True)
-    folder.log.write_text("".join(line for line in lines if "epoch 2/3" not in line and "epoch 3/3" not in line))
+def interrupted(ready: Ready, folder: Path) -> FoldFolder:
+    """A training that was stopped after two or three steps."""
+    knocking = replace(ready.data, train=Knocking(ready.data.train, signal.SIGTERM))
+    with pytest.raises(Interrupted):
+        replace(ready, data=knocking).train(folder)
+    return FoldFolder(folder)
+
+
+def test_history_and_log_that_are_ahead_of_the_state_are_put_back(ready, whole, tmp_path):
+    folder = interrupted(ready, tmp_path)
+    before = folder.log.read_text()
+    folder.history.write_text(whole.history.read_text())
+    folder.log.write_text(before + whole.log.read_text())  # as if two more epochs had ended before a kill
     ready.train(folder.path)
     assert is_same(what_lasts(folder), what_lasts(whole))
     assert [row["epoch"] for row in history_of(folder)] == ["1", "2", "3"]
-    assert [folder.log.read_text().count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
+    log = folder.log.read_text()
+    assert log.startswith(before) and [log.count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
 
 
 def test_only_what_watches_may_change_on_the_way(ready, whole, tmp_path):
-    shutil.copytree(whole.path, tmp_path / "fold")
-    folder = FoldFolder(tmp_path / "fold")
-    folder.previous_state.replace(folder.state)
+    folder = interrupted(ready, tmp_path)
     with pytest.raises(UsageError, match=r"another plan \(training.learning_rate: .*, now 0.5\)"):
         ready.train(folder.path, learning_rate=0.5)
     ready.train(folder.path, checkpoint_minutes=1.0, collapse_epochs=99)
     assert is_same(what_lasts(folder), what_lasts(whole))
+
+
+def test_short_epochs_are_not_all_saved_but_the_clock_and_the_end_save(ready, whole, tmp_path):
+    assert not whole.previous_state.is_file() or saved_iteration(whole.previous_state) < 12
+    always = ready.train(tmp_path, checkpoint_minutes=1e-9)
+    assert saved_iteration(always.state) == saved_iteration(always.previous_state) == 12  # its last step, its end
+    assert is_same(what_lasts(always), what_lasts(whole))
+
+
+def saved_iteration(path: Path) -> int:
+    return int(torch.load(path, weights_only=True)["iteration"])
 
 
 def test_iterations_end_training_in_the_middle_of_an_epoch(ready, tmp_path):
@@ -189,13 +206,11 @@ def test_training_stops_on_a_plateau_and_says_so(ready, tmp_path, capsys):
     assert "is trained already (12 iterations)" in capsys.readouterr().err
 
 
-def test_a_smaller_time_budget_ends_a_training_that_goes_on(ready, whole, tmp_path):
-    shutil.copytree(whole.path, tmp_path / "fold")
-    folder = FoldFolder(tmp_path / "fold")
-    folder.previous_state.replace(folder.state)
+def test_a_smaller_time_budget_ends_a_training_that_goes_on(ready, tmp_path):
+    folder = interrupted(ready, tmp_path)
+    before = saved_iteration(folder.state)
     ready.train(folder.path, time_budget_seconds=1e-3)
-    state = torch.load(folder.state, weights_only=True)
-    assert state["finished"] and state["iteration"] == 8
+    assert torch.load(folder.state, weights_only=True)["finished"] and saved_iteration(folder.state) == before
 
 
 def at(iteration: int, seconds: float = 0.0, *ends: tuple[int, float]) -> Progress:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from segpipe.core.records import Record
 from segpipe.plan.augmentation import Augmentation
@@ -39,7 +39,7 @@ class Training(Record):
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
-        compiled: Whether the network is compiled; None: on CUDA.
+        compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
         channels_last: Whether a voxel's channels lie side by side in memory; None: no, since it was nowhere faster.
         seed: Of everything random in training.
     """
@@ -69,3 +69,9 @@ class Training(Record):
     compiled: bool | None = None
     channels_last: bool | None = None
     seed: NonNegativeInt = 0
+
+    @model_validator(mode="after")
+    def _is_watched(self) -> Training:
+        if self.early_stop_epochs is not None and not self.validation_iterations:
+            raise ValueError("early_stop_epochs needs validation patches; set validation_iterations above 0")
+        return self

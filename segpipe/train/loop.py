@@ -7,6 +7,7 @@ bit for bit. A time budget cannot promise that: how many steps fit depends on th
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,11 @@ from segpipe.train.show import EpochBar, epoch_line, epoch_title, peak_memory_by
 from segpipe.train.stop import Stop
 from segpipe.train.watch import MEAN_DICE, CollapseAlarm, has_plateaued, mean_dice, plateau_text
 
-Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended and its state is saved
+Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
+_MOST_THREADS = 8  # each draws a batch ahead, which takes memory
+SAVING_SHARE = (
+    0.02  # of the time, for saving at the ends of epochs; short epochs of large networks are saved less often
+)
 
 
 def train_fold(
@@ -87,8 +92,8 @@ def _train_or_go_on(
 
 
 def loading_threads(device: torch.device) -> int:
-    """That draw batches: as many as there are processors for torch, or one where the network needs them itself."""
-    return torch.get_num_threads() if device.type == "cuda" else 1
+    """That draw batches: as many as torch has processors, within bounds; one where the network needs them itself."""
+    return min(_MOST_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1
 
 
 @dataclass
@@ -127,7 +132,7 @@ class _Loop:
         self.epoch = _Epoch()
         self.finished = False
         self.step_seconds = self.seconds_to_finish = 0.0
-        self.saved = time.monotonic()
+        self.saved, self.save_seconds = time.monotonic(), 0.0
         self.stop, self.bar = Stop(), EpochBar()
         self.watchers: list[Watcher] = [
             self._tell_epoch,
@@ -143,13 +148,13 @@ class _Loop:
         )
 
     def go_on(self, state: Mapping[str, Any]) -> None:
-        """Take up what a state holds beside the fold's part, and put back what is ahead of it or behind."""
+        """Take up what a state holds beside the fold's part; history and log forget what is done again."""
         at = self.fold.at
         self.epoch = _Epoch(**state["running"])
         _set_random_state(state["random"], self.fold.device)
         write_history(self.folder.history, at.history)
-        if at.history and not self._is_logged(epoch_title(at.history[-1], *self._title())):
-            self._notify()
+        if self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
+            os.truncate(self.folder.log, state["log_bytes"])
         self._tell(f"{self.folder.path}: goes on at iteration {at.iteration}, {time_text(at.seconds)} trained.")
 
     def run(self) -> None:
@@ -186,7 +191,7 @@ class _Loop:
             self._save()
 
     def _end_epoch(self, *, is_over: bool) -> None:
-        """Validate, note, save, tell; the time it takes is kept free at the end."""
+        """Validate, note, tell, save; the time it takes is kept free at the end."""
         at, training, begun = self.fold.at, self.fold.plan.training, time.monotonic()
         self.bar.close()
         loss, dice = self.fold.validate(self.schedule.validation_iterations(self.epoch.n_steps))
@@ -197,8 +202,11 @@ class _Loop:
         at.history[-1]["stopped_early"] = int(stops_early)
         self.finished = is_over or stops_early
         self.epoch = _Epoch()
-        self._save()
-        self._notify()
+        write_history(self.folder.history, at.history)
+        for watcher in self.watchers:
+            watcher(at.history)
+        if self.finished or self.save_seconds < SAVING_SHARE * (time.monotonic() - self.saved):
+            self._save()
         self.seconds_to_finish = time.monotonic() - begun
         at.seconds = time.monotonic() - self.zero
 
@@ -222,17 +230,17 @@ class _Loop:
 
     def _save(self) -> None:
         """State last: it says how far training is, so what it speaks of must be there already."""
-        at = self.fold.at
+        at, begun = self.fold.at, time.monotonic()
         about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
         save_weights(self.folder.weights, self.fold.predictor, about)
-        write_history(self.folder.history, at.history)
-        own = {"running": asdict(self.epoch), "random": _random_state(self.fold.device)}
+        own = {
+            "running": asdict(self.epoch),
+            "random": _random_state(self.fold.device),
+            "log_bytes": self.folder.log.stat().st_size if self.folder.log.is_file() else 0,
+        }
         save_state(self.folder, self.fold.state(finished=self.finished) | own)
         self.saved = time.monotonic()
-
-    def _notify(self) -> None:
-        for watcher in self.watchers:
-            watcher(self.fold.at.history)
+        self.save_seconds = self.saved - begun
 
     def _tell_epoch(self, history: Sequence[Row]) -> None:
         self._tell(epoch_line(history[-1], *self._title()))
@@ -252,9 +260,6 @@ class _Loop:
         say(text)
         with self.folder.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-    def _is_logged(self, text: str) -> bool:
-        return self.folder.log.is_file() and text in self.folder.log.read_text(encoding="utf-8")
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
 from segpipe.train.fold import TRAIN, FoldTraining
 from segpipe.train.loader import Loader
-from segpipe.train.loop import loading_threads
+from segpipe.train.loop import SAVING_SHARE, loading_threads
 from segpipe.train.optim import learning_rate
 from segpipe.train.schedule import Schedule
 
@@ -50,7 +50,7 @@ _ADVICE = {
     "optimizer": "A larger batch_size or training.gradient_accumulation gives it less to do; sgd does the least.",
     "validation": "Validate on fewer patches (training.validation_iterations) or less often "
     "(training.iterations_per_epoch).",
-    "saving": "Save to a faster disk or less often (training.iterations_per_epoch, training.checkpoint_minutes).",
+    "saving": "Save to a faster disk or less often (training.checkpoint_minutes).",
     "network": "The time goes into the network, as it should. It is faster in a lower precision "
     "(training.precision), compiled (training.compiled), on a GPU, or smaller (plan with another --preset).",
 }
@@ -166,8 +166,9 @@ def _between_steps(fold: FoldTraining, folder: Path, step_seconds: float) -> dic
     validation = _seconds_of(lambda _: fold.validate(1), _FEWEST_STEPS) * n_validation if n_validation else 0.0
     with TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as place:
         saving = _seconds_of(lambda _: _save(fold, FoldFolder(Path(place))), 1)
-    in_epoch = 60 * training.checkpoint_minutes / step_seconds  # steps between two states that are saved in an epoch
-    return {"validation": validation / n_steps, "saving": saving / n_steps + saving * (n_steps // in_epoch) / n_steps}
+    at_ends = min(saving / n_steps, SAVING_SHARE * step_seconds)
+    by_clock = saving * step_seconds / (60 * training.checkpoint_minutes)
+    return {"validation": validation / n_steps, "saving": max(at_ends, by_clock)}
 
 
 def _save(fold: FoldTraining, place: FoldFolder) -> None:

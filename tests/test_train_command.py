@@ -1,0 +1,63 @@
+"""The options of `segpipe train` that say how long, and `--profile`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+from datasets import write_nnunet
+
+from plans import small_plan
+from segpipe.cli.main import run
+from segpipe.cli.options import length_edits
+from segpipe.core.errors import PlanError
+from segpipe.core.work import Work
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.plan.edit import edited
+from segpipe.plan.schema import Plan
+from segpipe.plan.training import Training
+from segpipe.train.schedule import Schedule
+
+
+@pytest.mark.parametrize(
+    ("epochs", "iterations", "expected"),
+    [(7, None, 21), (None, 5, 5), (None, None, 11)],
+)
+def test_a_length_replaces_every_other_length_of_the_plan(epochs, iterations, expected):
+    plan = small_plan(iterations=11, epochs=2, iterations_per_epoch=3)
+    training = edited(plan, length_edits(epochs, iterations, None)).training
+    assert Schedule(training).n_iterations == expected
+    timed = edited(small_plan(time_budget_seconds=60.0), length_edits(epochs, iterations, None)).training
+    assert (timed.time_budget_seconds is None) == (expected != 11)
+
+
+def test_two_lengths_are_one_too_many(tmp_path, capsys):
+    with pytest.raises(click.UsageError, match="--epochs and --time-budget: each is the length"):
+        length_edits(3, None, 60.0)
+    assert run(["train", str(tmp_path), "--epochs", "3", "--iterations", "9"]) == 2
+    assert "--epochs and --iterations" in capsys.readouterr().err
+    with pytest.raises(PlanError, match="contradicts"):
+        edited(small_plan(), ("training.epochs=9", *length_edits(3, None, None)))
+
+
+def test_stopping_early_needs_something_to_watch():
+    with pytest.raises(ValueError, match="early_stop_epochs needs validation patches"):
+        Training(early_stop_epochs=5, validation_iterations=0)
+
+
+def test_a_profile_is_json_leaves_no_training_and_a_length_trains_it(tmp_path, capsys):
+    write_nnunet(tmp_path / "data", ["p1", "p2", "p3"])
+    edits = ("training.validation_iterations=1", "training.precision=fp32")
+    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), Choices(n_folds=2, edits=edits))
+    command = ["train", str(tmp_path / "work"), "--device", "cpu", "-j", "1", "--json"]
+    capsys.readouterr()
+    assert run([*command, "--profile", "--time-budget", "10m"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert sum(found["shares"].values()) == pytest.approx(1) and found["configuration"] == "3d_fullres"
+    assert not (tmp_path / "work" / "runs").exists() and not list((tmp_path / "work").glob(".*"))
+    assert run([*command, "-f", "1", "--iterations", "2"]) == 0
+    fold = Work(tmp_path / "work").fold("3d_fullres", "1")
+    assert Plan.load(fold.plan).training.iterations == 2
+    assert fold.history.read_text().splitlines()[1].startswith("1,2,")
