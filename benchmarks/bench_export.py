@@ -134,7 +134,8 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
     from segpipe.data.dataset import Case
     from segpipe.networks.build import build
     from segpipe.networks.spec import NetworkSpec
-    from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
+    from segpipe.plan.schema import Configuration, Normalisation, Plan
+    from segpipe.plan.training import Training
     from segpipe.predict.model import Model
     from segpipe.predict.segment import SegmentOptions, logit_rows
     from segpipe.prepare.case import prepare_case
@@ -271,9 +272,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.folder is not None:
-        run = run_full if options.full else run_arm
-        arguments = (options.folder,) if options.full else (options.arm, options.folder, tuple(options.shape))
-        print(json.dumps(run(*arguments, options.target)))
+        if options.full:
+            run = run_full(options.folder, options.target)
+        else:
+            run = run_arm(options.arm, options.folder, tuple(options.shape), options.target)
+        print(json.dumps(run))
         return
     shape = FULL_SHAPE if options.full else tuple(options.shape)
     print(f"image {shape}, {117 if options.full else options.labels} outputs, {options.threads} threads, ", end="")

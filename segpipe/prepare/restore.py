@@ -23,7 +23,7 @@ from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
 
 _SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
-_BLOCK_BYTES = 8 << 20  # of the logits that are compared at once: what a processor's cache holds
+_BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +105,10 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
 
     Of equal outputs the first wins; a region whose logit is 0, a probability of one half, is not painted.
     """
-    block = slab.logits(slice(1))
-    kind = torch.uint8 if labels.n_outputs < 255 else torch.int32
-    chosen_NYX = torch.zeros(block.shape[1:], dtype=kind, device=block.device)
-    best_NYX = torch.full_like(block[0], 0 if labels.has_regions else -torch.inf)
+    shape, device = (slab.stop - slab.start, *slab.shape_yx), slab.rows_OYX[0].device
+    kind = torch.uint8 if labels.n_outputs < 256 else torch.int32
+    chosen_NYX = torch.zeros(shape, dtype=kind, device=device)
+    best_NYX = torch.full(shape, 0.0 if labels.has_regions else -torch.inf, device=device)
     at_once = max(1, _BLOCK_BYTES // (4 * best_NYX.numel()))
     for first in range(0, slab.n_outputs, at_once):
         for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
