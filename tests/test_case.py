@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from datasets import SHAPE_ZYX, oblique_affine, tiny_image, tiny_labels, write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ from segpipe.core.labels import IGNORE_INDEX
 from segpipe.core.volume import Volume, write_image
 from segpipe.data.dataset import Case
 from segpipe.prepare.case import prepare_case, prepare_image, prepare_indices
-from segpipe.prepare.restore import restore_mask, restore_probabilities
+from segpipe.prepare.restore import restore
 
 ORIENTATIONS = st.sampled_from(["RAS", "LPS", "SPL", "AIR", "PIL", "IRA"])
 ORDERS = st.permutations([0, 1, 2])
@@ -50,11 +51,16 @@ def test_prepare_then_restore_gives_every_voxel_back(stored, wanted, order, seed
     _, trace = prepare_image(volume, plan, plan.configurations["3d_fullres"])
     indices = prepare_indices(labels, trace)
     logits = np.stack([(indices == i) * 8.0 for i in range(3)]).astype(np.float32)
-    assert (restore_mask(logits, trace, LABELS) == labels).all()
-    chances = restore_probabilities(logits, trace, LABELS)
+    assert (restored(logits, trace, LABELS)[0] == labels).all()
+    chances = restored(logits, trace, LABELS)[1]
     assert chances.shape == (3, *labels.shape)
     assert (chances.argmax(0) == labels).all()
     assert chances.astype(np.float32).sum(0) == pytest.approx(1, abs=2e-3)
+
+
+def restored(logits, trace, labels):
+    """Mask and probabilities of logits (outputs, Z, Y, X)."""
+    return restore(torch.from_numpy(logits).unbind(1), trace, labels, with_probabilities=True)
 
 
 def turned_volume(turn, generator):
@@ -81,7 +87,7 @@ def test_resampled_there_and_back_stays_within_a_voxel_of_the_surface():
     _, trace = prepare_image(volume, plan, plan.configurations["3d_fullres"])
     assert trace.prepared_shape_zyx == (12, 25, 15)  # 20/1.7, 20/0.8, 20/1.3, rounded
     indices = prepare_indices(labels, trace)
-    back = restore_mask(np.stack([indices == 0, indices == 1, indices == 2]).astype(np.float32), trace, LABELS)
+    back = restored(np.stack([indices == 0, indices == 1, indices == 2]).astype(np.float32), trace, LABELS)[0]
     assert back.shape == (20, 20, 20)
     assert 2 * ((back == 1) & (labels == 1)).sum() / ((back == 1).sum() + 1000) > 0.9
 
@@ -95,7 +101,7 @@ def test_regions_are_painted_in_order_and_ignored_voxels_are_marked():
     plan = small_plan(REGIONS)
     _, trace = prepare_image(volume, plan, plan.configurations["3d_fullres"])
     logits = np.stack([np.isin(values, (1, 2)) * 2.0 - 1, (values == 2) * 2.0 - 1]).astype(np.float32)
-    assert (restore_mask(logits, trace, REGIONS) == np.where(values == 9, 0, values)).all()
+    assert (restored(logits, trace, REGIONS)[0] == np.where(values == 9, 0, values)).all()
 
 
 def test_a_wrong_number_of_channels_names_the_case(tmp_path):

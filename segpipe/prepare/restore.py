@@ -157,15 +157,3 @@ def restore(
 def _place(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
     """Where a slab lies in an array on the image file's grid: a view."""
     return trace.turn.apply(array)[trace.box.slices][..., slab.start : slab.stop, :, :]
-
-
-def restore_mask(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[Any]:
-    """`restore` of logits (outputs, Z, Y, X) that are there as a whole."""
-    return restore(torch.from_numpy(logits).unbind(1), trace, labels)[0]
-
-
-def restore_probabilities(logits: NDArray[np.float32], trace: Trace, labels: LabelSet) -> NDArray[np.float16]:
-    """Probabilities of logits (outputs, Z, Y, X) that are there as a whole."""
-    chances = restore(torch.from_numpy(logits).unbind(1), trace, labels, with_probabilities=True)[1]
-    assert chances is not None
-    return chances
