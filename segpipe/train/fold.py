@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -76,7 +79,7 @@ class FoldTraining:
         self.lap: Callable[[str], None] = lambda _: None  # told what part of a step has just been asked of the device
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
-        if device.type == "cuda" if training.compiled is None else training.compiled:
+        if _can_compile(device) if training.compiled is None else training.compiled:
             self.network.compile()  # in place: names of weights stay
 
     @property
@@ -213,6 +216,12 @@ class FoldTraining:
     def _loss(self, outputs: Sequence[Tensor], indices: Tensor) -> Tensor:
         labels, batch_dice = self.plan.labels, self.configuration.batch_dice
         return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=self.plan.training.loss)
+
+
+def _can_compile(device: torch.device) -> bool:
+    """Whether compiling pays: on CUDA, with what it needs. On a CPU it takes minutes."""
+    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
+    return device.type == "cuda" and has_compiler and find_spec("triton") is not None
 
 
 class _Later:
