@@ -212,7 +212,7 @@ def write_full_image(path: Path) -> None:
     image[20:-20, 60:-60, 60:-60] = generator.integers(
         -100, 200, (FULL_SHAPE[0] - 40, *(n - 120 for n in FULL_SHAPE[1:])), dtype=np.int16
     )
-    write_image(path, image, np.diag([*SPACING_MM[::-1], 1.0]))
+    write_image(path, image[None], np.diag([*SPACING_MM[::-1], 1.0]))
 
 
 def child(options: argparse.Namespace, *arguments: object) -> dict[str, float]:
