@@ -120,7 +120,7 @@ def _tell_of_loss(folder: FoldFolder, damaged: Sequence[Path], iteration: int) -
         reached = ""
     lost = f"{max(0, int(reached) - iteration)} iterations are lost" if reached.isdecimal() else "some work is lost"
     way = f"training goes on from the state before, at iteration {iteration}" if iteration else "training starts anew"
-    say(f"warning: {folder.path}: {files} is damaged (its SHA-256 is wrong), kept as {kept}; {way}; {lost}.")
+    say(f"warning: {folder.path}: damaged: {files} (SHA-256 is wrong), kept as {kept}; {way}; {lost}.")
 
 
 def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -36,9 +36,7 @@ from segpipe.train.watch import MEAN_DICE, CollapseAlarm, has_plateaued, mean_di
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
 _MOST_THREADS = 8  # each draws a batch ahead, which takes memory
-SAVING_SHARE = (
-    0.02  # of the time, for saving at the ends of epochs; short epochs of large networks are saved less often
-)
+SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs: short ones of large networks are not all saved
 
 
 def train_fold(
@@ -141,11 +139,10 @@ class _Loop:
 
     def begin(self) -> None:
         """Say what is trained; what an older training left must not be taken for this one's."""
-        data = self.fold.data
+        data, precision = self.fold.data, str(self.fold.dtype).removeprefix("torch.")
+        cases = f"{len(data.train)} training and {len(data.validation)} validation cases"
         write_history(self.folder.history, [])
-        self._tell(
-            f"{self.folder.path}: begins with {len(data.train)} training and {len(data.validation)} validation cases."
-        )
+        self._tell(f"{self.folder.path}: begins with {cases} on {self.fold.device}, {precision}.")
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Take up what a state holds beside the fold's part; history and log forget what is done again."""
@@ -205,9 +202,10 @@ class _Loop:
         write_history(self.folder.history, at.history)
         for watcher in self.watchers:
             watcher(at.history)
+        validation_seconds = time.monotonic() - begun
         if self.finished or self.save_seconds < SAVING_SHARE * (time.monotonic() - self.saved):
             self._save()
-        self.seconds_to_finish = time.monotonic() - begun
+        self.seconds_to_finish = validation_seconds + self.save_seconds
         at.seconds = time.monotonic() - self.zero
 
     def _row(self, loss: float, dice: Mapping[str, float]) -> Row:
