@@ -14,24 +14,27 @@ _MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not s
 _MAX_LABEL = np.iinfo(np.int32).max
 
 
-def whole_numbers(values: NDArray[Any], path: Path) -> NDArray[np.int32]:
+def whole_numbers(values_zyx: NDArray[Any], path: Path) -> NDArray[np.int32]:
     """Labels of any type as integers, same shape; 0.99999997 is 1.
 
     Args:
-        values: What was read, any shape.
+        values_zyx: (Z, Y, X), what was read; of what is computed on the way only a slice is held.
         path: The file, for messages.
 
     Raises:
         DataError: If a value is not near an integer, not finite, or beyond 32 bits.
     """
-    wrong = _no_labels(values)
-    if wrong.any():
-        raise DataError(
-            f"{path}: label values are not whole numbers (such as {values[wrong][0]:g}), expected integers below "
-            f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export it "
-            "again with nearest neighbour."
-        )
-    return np.ascontiguousarray(np.rint(values) if values.dtype.kind == "f" else values, np.int32)
+    result = np.empty(values_zyx.shape, np.int32)
+    for values, place in zip(values_zyx, result, strict=True):
+        wrong = _no_labels(values)
+        if wrong.any():
+            raise DataError(
+                f"{path}: label values are not whole numbers (such as {values[wrong][0]:g}), expected integers below "
+                f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export "
+                "it again with nearest neighbour."
+            )
+        place[...] = np.rint(values) if values.dtype.kind == "f" else values
+    return result
 
 
 def _no_labels(values: NDArray[Any]) -> NDArray[np.bool_]:

@@ -10,7 +10,7 @@ from segpipe.plan.spacing import resampled_shape
 
 _IMAGE_BYTES, _INDEX_BYTES = 4, 2  # of a voxel: float32, int16
 _READ_BYTES = 8  # of a voxel as a library hands it over, at worst: scaled to float64
-_LABEL_READ_BYTES = 14  # of a voxel of a label map stored as 8- or 16-bit integers: the map, int32 and what tests it
+_LABEL_READ_BYTES = 12  # of a voxel of a label map: at worst float64, and int32
 _STORE_SHARE = 2.2  # of the prepared arrays while they are written: themselves, compressed chunks, the file's bytes
 _CASE_BYTES = 30 << 20  # matrices, headers, what Python keeps
 
