@@ -67,7 +67,7 @@ def main() -> None:
 def _row(device: str, case: str, dtype: str, repeats: int) -> str:
     logits, indices, labels = _batch(device, CASES[case], dtype)
     arms = _arms(labels)
-    values = {arm: float(run(logits, indices)) for arm, run in arms.items()}
+    values = {arm: float(run(logits, indices).detach()) for arm, run in arms.items()}
     times: dict[str, list[float]] = {arm: [] for arm in arms}
     for repeat in range(repeats + 1):
         for arm, run in arms.items():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
@@ -26,11 +29,16 @@ def tubes(indices_BZYX: Tensor) -> Tensor:
     Source:
         Kirchhoff et al. 2024, ECCV. They thin with scikit-image, which loses vessels of 2×2 voxels (core/thinning.py).
     """
+    masks = (indices_BZYX > 0).cpu().numpy()
+    with ThreadPoolExecutor(len(masks)) as pool:  # thinning lets other threads run
+        return torch.from_numpy(np.stack(list(pool.map(_tube, masks)))).to(indices_BZYX.device)
+
+
+def _tube(mask_ZYX: NDArray[np.bool_]) -> NDArray[np.bool_]:
     from segpipe.core.thinning import centreline  # numba is not wanted before it is needed
 
-    labelled = (indices_BZYX > 0).cpu().numpy()
-    grown = [binary_dilation(centreline(mask), iterations=_RADIUS_VOX) if mask.any() else mask for mask in labelled]
-    return torch.from_numpy(np.stack(grown)).to(indices_BZYX.device)
+    line_ZYX = centreline(mask_ZYX)
+    return binary_dilation(line_ZYX, iterations=_RADIUS_VOX) if line_ZYX.any() else line_ZYX
 
 
 @tubes.register_fake
