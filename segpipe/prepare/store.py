@@ -79,7 +79,7 @@ class DiskArray:
         Raises:
             DataError: If the file is gone, or so damaged there that it cannot be decompressed.
         """
-        with _damage_named(self.path):
+        with _damage_named(self.path, self.path.parent):
             found: NDArray[Any] = _open(self.path)[place]
             return found
 
@@ -89,7 +89,7 @@ class DiskArray:
         Raises:
             DataError: If the file is gone, or not a byte as it was written.
         """
-        with _damage_named(self.path):
+        with _damage_named(self.path, self.path.parent):
             packed = self.path.read_bytes()
             if zlib.crc32(packed) != self.crc32:
                 raise ValueError("its checksum is not that of what was written")
@@ -195,7 +195,7 @@ def open_case(folder: Path) -> PatchCase:
     Raises:
         DataError: If it is not there or damaged.
     """
-    with _damage_named(folder):
+    with _damage_named(folder, folder):
         crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()
         image, indices = (_described(folder / f"{name}.b2nd", crc) for name, crc in zip(_ARRAYS, crc32, strict=True))
         voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
@@ -204,7 +204,7 @@ def open_case(folder: Path) -> PatchCase:
 
 
 def _described(path: Path, crc32: int) -> DiskArray:
-    with _damage_named(path):
+    with _damage_named(path, path.parent):
         array = _open(path)
         return DiskArray(path, tuple(array.shape), array.dtype, crc32)
 
@@ -223,12 +223,11 @@ def load_case(case: PatchCase) -> PatchCase:
 
 
 @contextmanager
-def _damage_named(path: Path) -> Iterator[None]:
-    """What a file cannot be read for, with the name of the case's folder in it."""
+def _damage_named(path: Path, folder: Path) -> Iterator[None]:
+    """What a file or folder cannot be read for, with the name of the case, which is its folder's."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as fault:
-        folder = path.parent if path.suffix else path
         raise DataError(
             f"{path}: the prepared case {folder.name} cannot be read ({fault}). Delete {folder} and run again."
         ) from None
