@@ -16,12 +16,15 @@ from dicom import write_series
 from torch import Tensor, nn
 
 from plans import REGIONS, small_plan
+from segpipe.cli.main import run
 from segpipe.core.errors import DataError, ResourceError, UsageError
 from segpipe.core.volume import read_header, read_labels, write_image
+from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation
+from segpipe.plan.trained_on import Seen, Span, TrainedOn
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
 from segpipe.predict.model import Model
 from segpipe.predict.outcome import Outcome
@@ -29,6 +32,7 @@ from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path,
 from segpipe.predict.run import Wanted, predict_cases
 from segpipe.predict.segment import SegmentOptions
 from segpipe.prepare.case import Prepared, prepare_case
+from segpipe.train.checkpoint import save_weights
 
 
 def model_of(n_channels: int = 1) -> Model:
@@ -273,3 +277,31 @@ def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> Non
     (tmp_path / "out").mkdir()
     with only_process(tmp_path / "out"), pytest.raises(UsageError, match="another process works on it"):
         predicted(model, tmp_path / "in", tmp_path / "out")
+
+
+def test_the_command_tells_each_case_in_json_and_warns_of_what_is_unlike(
+    model: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fold = FoldFolder(tmp_path / "model" / "fold_0")
+    fold.path.mkdir(parents=True)
+    model.plan.save(fold.plan)
+    save_weights(fold.weights, model.networks[0], {"configuration": "3d_fullres", "fold": "0", "finished": "1"})
+    edge, extent = Span(low=1, high=2.5), Span(low=10, high=25)
+    seen = Seen(low=50, high=150, min=40)
+    trained_on = TrainedOn(
+        n_cases=2, orientations=("RAS",), spacing_mm=(edge,) * 3, extent_mm=(extent,) * 3, intensities=(seen,)
+    )
+    trained_on.save(fold.trained_on)
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    write_tiny(tmp_path / "in" / "b.nii.gz", tiny_image(1), np.diag([1.0, 1.5, 5.0, 1.0]))
+    (tmp_path / "in" / "c.nii.gz").write_text("no image")
+    common = ["predict", "-m", str(tmp_path / "model"), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out")]
+    assert run([*common, "--json", "--device", "cpu", "-j", "1", "--max-memory", "4"]) == 3
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert [row["case_id"] for row in result["cases"]] == ["a", "b"] and len(result["masks"]) == 2
+    assert [fault["case_id"] for fault in result["failed"]] == ["c"]
+    assert result["cases"][0]["warnings"] == []
+    assert result["cases"][1]["warnings"][0] == "voxels of 5 mm head–feet, trained on 1 to 2.5 mm"
+    assert "warning: b: voxels of 5 mm head–feet" in printed.err and "1 of 3 cases could not" in printed.err
+    assert rows_of(tmp_path / "out")[1]["warnings"] == "; ".join(result["cases"][1]["warnings"])
