@@ -8,7 +8,7 @@ and no more than a patch of them is held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
 from types import MappingProxyType
@@ -127,13 +127,18 @@ def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]
     """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch."""
     total: Tensor | None = None
     for mirror in mirrors:
-        dims = [a + 2 for a in mirror.axes]
-        logits = network(x_BCZYX.flip(dims))[0].flip(dims).float()  # flip copies, so adding in place is safe
-        if mirror.outputs:
-            logits = logits[:, list(mirror.outputs)]
+        logits = _unmirrored(network, x_BCZYX, mirror)
         total = logits if total is None else total.add_(logits)
+        del logits  # of all outputs they are large: gone before the network runs again
     assert total is not None
     return total.div_(len(mirrors))
+
+
+def _unmirrored(network: nn.Module, x_BCZYX: Tensor, mirror: Mirror) -> Tensor:
+    """Logits of a mirrored copy in the place of the original; never the network's own tensor, so it may be added to."""
+    dims = [a + 2 for a in mirror.axes]
+    logits = network(x_BCZYX.flip(dims))[0].flip(dims).float()
+    return logits[:, list(mirror.outputs)] if mirror.outputs else logits
 
 
 @torch.inference_mode()
@@ -177,15 +182,26 @@ def _padded_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
         for _ in range(z - first):
             yield rows.popleft()
         first = z
-        device = sliding.sum_on or logits_OZYX.device
-        plane = torch.from_numpy(np.outer(shares_y[y], shares_x[x])).to(logits_OZYX.device)
-        _, n_z, n_y, n_x = logits_OZYX.shape
-        while len(rows) < n_z:
-            shape = (len(logits_OZYX), n_lines, n_columns)
+        while len(rows) < sliding.patch_zyx[0]:
+            shape, device = (len(logits_OZYX), n_lines, n_columns), sliding.sum_on or logits_OZYX.device
             rows.append(torch.zeros(shape, dtype=sliding.sum_in, device=device))
-        for row, share, logits_OYX in zip(rows, shares_z[z].tolist(), logits_OZYX.unbind(1), strict=True):
-            row[:, y : y + n_y, x : x + n_x].add_((logits_OYX * (plane * share)).to(device))
+        _add(rows, logits_OZYX, (y, x), shares_z[z], np.outer(shares_y[y], shares_x[x]))
+        del logits_OZYX  # of all outputs they are large: gone before the next window is computed
     yield from rows
+
+
+def _add(
+    rows: Iterable[Tensor],
+    logits_OZYX: Tensor,
+    start_yx: tuple[int, int],
+    share_z: NDArray[np.float32],
+    share_yx: NDArray[np.float32],
+) -> None:
+    """Add a window's logits, each with its share, to the rows where it lies."""
+    (y, x), (n_y, n_x) = start_yx, share_yx.shape
+    share_YX = torch.from_numpy(share_yx).to(logits_OZYX.device)
+    for row, share, logits_OYX in zip(rows, share_z.tolist(), logits_OZYX.unbind(1), strict=True):
+        row[:, y : y + n_y, x : x + n_x].add_((logits_OYX * (share_YX * share)).to(row.device))
 
 
 def _windows(
@@ -203,16 +219,15 @@ def _windows(
         values = [_one_value(window) for window in windows]
         is_known = [known is not None and value == known[0] for value in values]
         fresh = [window for window, skip in zip(windows, is_known, strict=True) if not skip]
-        computed = iter(_mean_logits(networks, fresh, sliding) if fresh else ())
+        computed = deque(_mean_logits(networks, fresh, sliding).unbind() if fresh else ())
         for start, value, skip in zip(batch, values, is_known, strict=True):
             if skip:
                 assert known is not None
                 yield start, known[1]
                 continue
-            logits = next(computed)
             if value is not None:
-                known = (value, logits.clone())
-            yield start, logits
+                known = (value, computed[0].clone())
+            yield start, computed.popleft()
 
 
 def _window(image_czyx: Image, start_zyx: ZYX, patch_zyx: ZYX) -> Image:
