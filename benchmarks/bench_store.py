@@ -224,7 +224,7 @@ def main() -> None:
         configuration = plan.configurations[options.configuration]
         folder = prepared_folder(work, plan, configuration)
         names = sorted(p.name for p in folder.iterdir())
-        stored = [open_case(folder / name) for name in names[:: max(1, len(names) // options.cases)]]
+        stored = [open_case(folder / name) for name in names[:: max(1, len(names) // options.cases)][: options.cases]]
         in_memory = [load_case(case) for case in stored]
         patch = configuration.patch_zyx
         region = region_for(patch, plan.training.augmentation)
