@@ -198,6 +198,8 @@ def test_rows_survive_a_kill_and_are_made_anew_when_they_are_gone(model: Model, 
     table.unlink()
     assert len(predicted(model, tmp_path / "in", tmp_path / "out").rows) == 3 == len(rows_of(tmp_path / "out"))
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))] == times
+    predicted(model, tmp_path / "in", tmp_path / "out", Wanted(probabilities=True))  # made again: one row each, not two
+    assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "b", "c"]
     assert outcome.rows[0].sizes["a"].voxels == int(before[0]["voxels_a"])
     mask_path(tmp_path / "out", "b").unlink()
     (tmp_path / "in" / "b.nii.gz").unlink()

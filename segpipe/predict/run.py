@@ -99,7 +99,7 @@ def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wan
         write_label_table(folder, model.plan.labels)
         run = _Run(model, folder, wanted)
         missing = [case for case in cases if not _is_done(folder, case, wanted)]
-        run.take_up([case.case_id for case in cases if case not in missing])
+        run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
             say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
         run.predict(missing)
@@ -125,26 +125,28 @@ class _Run:
         self.model, self.folder, self.wanted = model, folder, wanted
         self.device = next(model.networks[0].parameters()).device
         self.budget = budget_for(self.device, wanted.max_memory_gb)
-        self.options = SegmentOptions(
-            mirror=wanted.mirror,
-            batch_windows=windows_at_once(model, self.budget),
-            with_probabilities=wanted.probabilities,
-        )
-        self.window_bytes = window_bytes(model, 1) if self.device.type == "cpu" else 0
+        self.options = SegmentOptions(mirror=wanted.mirror, with_probabilities=wanted.probabilities)
+        self.window_bytes = 0
         self.table = PredictionTable(folder, model.plan.labels)
         self.faults: dict[str, CaseFault] = {}
 
-    def take_up(self, done: Sequence[str]) -> None:
+    def take_up(self, case_ids: Sequence[str], missing: set[str]) -> None:
         """Begin with the rows of the masks that are there; a row that is gone is made of its mask."""
-        self.table.keep([*done, *(c for c in self.table.rows if mask_path(self.folder, c).is_file())])
-        for case_id in done:
-            if case_id not in self.table.rows:
+        there = [c for c in self.table.rows if c not in missing and mask_path(self.folder, c).is_file()]
+        self.table.keep(there)
+        for case_id in case_ids:
+            if case_id not in missing and case_id not in self.table.rows:
                 row = self._attempt(case_id, partial(row_of_mask, self.folder, case_id, self.model.plan.labels))
                 if row is not None:
                     self.table.add(row)
 
     def predict(self, cases: Sequence[Case]) -> None:
         """Predict cases one after the other."""
+        if not cases:
+            return
+        self.options = replace(self.options, batch_windows=windows_at_once(self.model, self.budget))
+        if self.device.type == "cpu":
+            self.window_bytes = window_bytes(self.model, 1)
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
