@@ -140,6 +140,7 @@ def _compare(data: Path, work: Path, args: argparse.Namespace) -> list[str]:
         for _ in range(args.rounds):
             for name, arm in arms.items():
                 rounds[name].append(_ask(arm, args.iterations))
+                print(f"{data.name}, {name}: {rounds[name][-1]}", file=sys.stderr)
         busy = {name: _ask(arm, -_PROFILED_STEPS)["busy"] for name, arm in arms.items()} if args.cuda else {}
     finally:
         for arm in arms.values():
