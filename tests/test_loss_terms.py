@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,10 +13,11 @@ from monai.losses.cldice import SoftclDiceLoss
 from test_losses import IGNORING, SURE_REGIONS, assert_equal, random_case
 from torch import Tensor
 
-from plans import LABELS, REGIONS
+from plans import LABELS, REGIONS, small_spec
 from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
 from segpipe.core.thinning import centreline
-from segpipe.plan.loss import Loss
+from segpipe.networks.cost import cost
+from segpipe.plan.loss import LOSSES, Loss
 from segpipe.train.losses import supervised_loss
 from segpipe.train.skeleton import tubes
 
@@ -192,6 +194,14 @@ def test_skeleton_recall_is_the_soft_recall_in_the_tubes(batch_dice):
     expected = -((sums[0] + 1e-5) / (sums[1] + 1e-5)).mean()
     recall = Loss(terms={"skeleton_recall": 1.0})
     assert loss_of((logits, indices), recall, IGNORING, batch_dice=batch_dice) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("labels", [IGNORING, REGIONS])
+def test_memory_of_every_loss_can_be_predicted(name, labels):
+    """No term looks at a number, which a prediction does not have."""
+    loss = partial(supervised_loss, labels=labels, batch_dice=False, loss=Loss.named(name))
+    assert cost(small_spec(), 1, labels.n_outputs, (8, 8, 8), 1, loss=loss).kept_activation_bytes > 0
 
 
 def test_skeleton_recall_is_asked_at_full_resolution_alone():
