@@ -38,6 +38,23 @@ def test_a_constant_image_becomes_zero(scheme):
     assert one([5, 5, 5], Normalisation(scheme=scheme)) == [0, 0, 0]
 
 
+def test_the_image_itself_is_left_alone_and_may_be_a_view():
+    image = np.arange(24, dtype=np.float32).reshape(1, 2, 3, 4)
+    before, view = image.copy(), np.flip(image, 2).transpose(0, 3, 1, 2)
+    for scheme in ("zscore", "rescale_0_1", "rgb_0_1", "none"):
+        result = normalise(view, [Normalisation(scheme=scheme)])
+        assert result.flags.c_contiguous and not np.shares_memory(result, image) and (image == before).all()
+
+
+def test_nothing_within_nonzero_stays_zero():
+    assert one([0, 0, 0], Normalisation(scheme="zscore", within_nonzero=True)) == [0, 0, 0]
+
+
+def test_the_sd_of_a_large_offset_is_exact():
+    values = [1e6, 1e6 + 2]  # squares summed in float32 would lose it
+    assert one(values, Normalisation(scheme="zscore")) == [-1, 1]
+
+
 def test_equals_nnunets_schemes():
     from nnunetv2.preprocessing.normalization import default_normalization_schemes as theirs
 

@@ -62,10 +62,11 @@ def test_every_case_is_prepared_once(work, capsys):
     assert "to prepare" not in capsys.readouterr().err
 
 
-def test_touched_files_are_compared_and_not_prepared_again(work, capsys):
+@pytest.mark.parametrize("touch", [os.utime, lambda path: path.chmod(0o600)])
+def test_touched_files_are_compared_and_not_prepared_again(touch, work, capsys):
     folder = prepared(work)
     before = times(folder)
-    os.utime(image_of(work, "c1"))
+    touch(image_of(work, "c1"))
     capsys.readouterr()
     assert times(prepared(work)) == before
     assert "comparing files: 1/1" in capsys.readouterr().err

@@ -29,12 +29,14 @@ class CaseState:
         content: Digest of the bytes of its files, the same now as when it was planned.
         signature: Of its files now; None if they are gone.
         stored: What is noted beside the prepared case; None if it is not prepared.
+        was_in_doubt: Whether its bytes were read to know that they are the same.
     """
 
     case: Case
     content: str
     signature: str | None
     stored: StoredCase | None
+    was_in_doubt: bool
 
     @property
     def is_current(self) -> bool:
@@ -60,10 +62,11 @@ def states_of(work: Work, dataset: Dataset, folder: Path, n_workers: int) -> lis
             noted[case_id].append((beside.signature, _changed_ns(folder / case_id / "case.json")))
     doubtful = [case for case in dataset.cases if case.case_id in signatures and not _is_noted(case, noted, signatures)]
     contents = map_threads(content_of, doubtful, "comparing files", n_workers) if doubtful else []
+    compared = {case.case_id: content for case, content in zip(doubtful, contents, strict=True)}
     changed = [
-        case.case_id
-        for case, content in zip(doubtful, contents, strict=True)
-        if case.case_id not in planned or planned[case.case_id].content != content
+        case_id
+        for case_id, content in compared.items()
+        if case_id not in planned or planned[case_id].content != content
     ]
     if changed:
         raise _changed_data(work, dataset, changed)
@@ -73,6 +76,7 @@ def states_of(work: Work, dataset: Dataset, folder: Path, n_workers: int) -> lis
             content=planned[case.case_id].content if case.case_id in planned else "",
             signature=signatures.get(case.case_id),
             stored=stored[case.case_id],
+            was_in_doubt=case.case_id in compared,
         )
         for case in dataset.cases
     ]

@@ -110,9 +110,9 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
     remove_leftovers(folder)
     states = states_of(work, dataset, folder, n_workers)
     for state in states:
-        if state.is_current and state.stored and state.signature not in (None, state.stored.signature):
+        if state.is_current and state.was_in_doubt and state.stored:  # that they are the same is not asked again
             noted = state.stored.model_copy(update={"signature": state.signature})
-            noted.save(folder / state.case.case_id / "case.json")  # touched, but the same: not to be compared again
+            noted.save(folder / state.case.case_id / "case.json")
     missing = [state for state in states if not state.is_current]
     if missing:
         needs = needs_of(work, missing, plan, configuration, n_workers)
