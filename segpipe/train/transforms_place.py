@@ -15,6 +15,7 @@ from torch.nn import functional
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import IGNORE_INDEX
 from segpipe.train.augment import Draws, Scope
+from segpipe.train.transforms_compiled import look_up
 
 _ALL_PRESENT = 2  # labels that are taken to be in every region: to look for more costs less than to turn them
 _LABELS_AT_ONCE = 8  # masks that are looked up together: more take more memory, fewer more passes
@@ -58,9 +59,32 @@ def _swapped(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequence[
 
 def _moved(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
     """Patch and labels of each moved sample, in their order."""
-    moved = np.flatnonzero(draws.is_moved)
-    if not moved.size:
+    if not draws.is_moved.any():
         return []
+    # compiled is five times faster on volumes; in flat patches torch looks up several voxels in one step
+    way = moved_compiled if images.device.type == "cpu" and not scope.is_flat else moved_by_torch
+    return way(images, indices, draws, scope)
+
+
+def moved_compiled(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+    """On the CPU, of a patch that is not flat."""
+    result = []
+    for sample in np.flatnonzero(draws.is_moved).tolist():
+        patch = np.empty((images.shape[1], *scope.patch_zyx), np.float32)
+        winners = np.empty(scope.patch_zyx, np.int64)
+        moves = np.empty((3, 0, 0, 0), np.float32)
+        if draws.controls is not None:
+            field = _displacements(draws.controls[sample][None], scope.patch_zyx, images.device)
+            moves = field[0].contiguous().numpy()
+        region, labels = images[sample].contiguous().numpy(), indices[sample].contiguous().numpy()
+        look_up(region, labels, draws.turns[sample].astype(np.float64), moves, patch, winners)
+        result.append((torch.from_numpy(patch), torch.from_numpy(winners)))
+    return result
+
+
+def moved_by_torch(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+    """On any device, all samples at once."""
+    moved = np.flatnonzero(draws.is_moved)
     reach = _reach(draws, moved, images.shape[-3:], scope)
     grid = _grid(draws, moved, reach, scope, images.device)
     seen = [[crop_centre(x[sample], reach) for sample in moved.tolist()] for x in (images, indices)]
