@@ -87,15 +87,18 @@ def test_leaving_drops_what_is_not_begun_and_ends_the_threads():
 
 
 def test_waiting_is_measured_and_drawing_ahead_is_not_waiting():
+    drawn: list[int] = []
+
     def slow(iteration: int) -> Batch:
         time.sleep(0.1)
+        drawn.append(iteration)
         return numbered(iteration)
 
     with Loader(slow, first=0, n_threads=0) as loader:
         numbers(loader, 2)
         assert loader.wait_seconds >= 0.2
     with Loader(slow, first=0, n_threads=1) as loader:
-        time.sleep(0.5)  # the consumer computes meanwhile
+        _wait_until(lambda: drawn == [0, 1, 0, 1])  # the consumer computes meanwhile
         numbers(loader, 2)
         assert loader.wait_seconds < 0.1
 
