@@ -101,7 +101,7 @@ def test_slabs_equal_the_whole_volume(trace, rows_per_slab, seed):
     assert [slab.stop for slab in found] == [*(slab.start for slab in found[1:]), trace.box.shape_zyx[0]]
     together = torch.cat([slab.logits() for slab in found], 1).numpy()
     assert together == pytest.approx(on_the_crop(logits, trace), abs=1e-5)
-    assert torch.equal(found[0].logits(slice(1, 2)), found[0].logits()[1:2])
+    assert torch.allclose(found[0].logits(slice(1, 2)), found[0].logits()[1:2], atol=1e-5)
 
 
 @settings(max_examples=60)
@@ -128,6 +128,14 @@ def test_regions_are_painted_in_order_where_their_logit_is_above_0(trace, seed):
     sure = on_the_image((np.abs(expected) > 1e-5).all(0), True, trace)
     assert (mask == on_the_image(np.where(core > 0, 2, whole > 0), 0, trace))[sure].all()
     assert chances == pytest.approx(on_the_image(1 / (1 + np.exp(-expected)), 0, trace), abs=1e-3)
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS])
+def test_rows_so_large_that_outputs_are_compared_one_after_the_other(labels):
+    trace = trace_between((1, 1100, 1000), (1, 1100, 1000))
+    logits = random_logits(labels.n_outputs, trace)
+    expected = logits.argmax(0) if labels is LABELS else np.where(logits[1] > 0, 2, logits[0] > 0)
+    assert (restore(rows_of(logits), trace, labels)[0] == expected).all()
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
