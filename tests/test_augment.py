@@ -16,7 +16,7 @@ from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.schema import Normalisation
 from segpipe.train.augment import Draws, Scope, draw, largest_angle, region_for, scope_of
 from segpipe.train.transforms import apply
-from segpipe.train.transforms_place import moved_by_torch, moved_compiled
+from segpipe.train.transforms_place import moved_by_torch, moved_compiled, spline_basis
 from tests.plans import REGIONS, small_plan
 
 NNUNET = Augmentation.named("nnunet")
@@ -257,3 +257,9 @@ def test_noise_has_the_drawn_deviation_and_depends_on_the_seed_alone():
     first, second = (apply(images, indices, draws, scope((30, 30, 30)))[0] for _ in range(2))
     assert torch.equal(first, second) and float(first[1].std()) == pytest.approx(0.1, rel=0.02)
     assert not first[0].any()
+
+
+def test_spline_weights_sum_to_1_and_are_linear_for_control_points_on_a_line():
+    basis = spline_basis(16, 7)  # control points at -1 … 5 of 4 cells
+    assert basis.sum(1) == pytest.approx(1, abs=1e-6)
+    assert basis @ np.arange(-1, 6) == pytest.approx((np.arange(16) + 0.5) / 4, abs=1e-5)
