@@ -13,6 +13,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
+from segpipe.core.probabilities import probabilities_beside
 from segpipe.evaluate.calibration import (
     NEAR_MM,
     brier_score,
@@ -21,7 +22,6 @@ from segpipe.evaluate.calibration import (
     maximum_calibration_error,
     near_masks,
     negative_log_likelihood,
-    probabilities_beside,
     read_probabilities,
     tally,
 )

@@ -6,10 +6,9 @@ it is right, so a file is read one output at a time and counted once.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import stem_of
 from segpipe.core.labels import LabelSet
+from segpipe.core.probabilities import read_outputs
 from segpipe.evaluate.case import Case, GroupScores, is_one_of
 from segpipe.evaluate.metrics import Mask
 
 N_BINS = 15  # Guo et al. 2017, ICML, and most papers since
 NEAR_MM = 10.0  # far from every mask all is background, which any network knows: it would hide every fault
-_MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
 
 
 def calibration_group(case: Case) -> GroupScores:
@@ -177,62 +175,6 @@ def near_masks(reference: Mask, prediction: Mask, spacing_mm: tuple[float, ...])
     return result
 
 
-def probabilities_beside(mask: Path) -> Path:
-    """The file of probabilities that belongs to a mask.
-
-    Raises:
-        DataError: If there is none.
-    """
-    stem = stem_of(mask)
-    places = [mask.with_name(f"{stem}_probabilities.npz"), mask.with_name(f"{stem}.npz")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        raise DataError(
-            f"{mask}: no probabilities beside it, expected {places[0].name} (or {places[1].name} of nnU-Net). "
-            "Write them with `segpipe predict --save-probabilities`."
-        )
-    return found
-
-
 def read_probabilities(path: Path, labels: LabelSet, shape_zyx: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """The probabilities of each label in turn, (Z, Y, X) floats of the type in the file; one is in memory at a time.
-
-    Args:
-        path: An `.npz` with `probabilities` (outputs, Z, Y, X), as segpipe and nnU-Net write it.
-        labels: The structures of the model; its order is the order of the outputs, background first without regions.
-        shape_zyx: Shape of the image.
-
-    Raises:
-        DataError: If the file cannot be read, holds another number of outputs, another shape, values that are no
-            probabilities, or without regions ones that do not add up to 1.
-    """
-    total = np.zeros(shape_zyx, np.float32)
-    for index, values in enumerate(_outputs(path, (labels.n_outputs, *shape_zyx))):
-        if not (values.min(initial=0) >= 0 and values.max(initial=0) <= 1):
-            raise DataError(f"{path}: output {index} holds values outside 0 to 1 or NaN, expected probabilities.")
-        if not labels.has_regions:
-            total += values
-        if labels.has_regions or index > 0:
-            yield values
-    gap = 0.0 if labels.has_regions else float(np.abs(total - 1).max(initial=0))
-    if gap > _MAX_SUM_GAP:
-        raise DataError(f"{path}: the outputs of a voxel add up to 1 ± {gap:.2g}, expected 1. Are they a softmax?")
-
-
-def _outputs(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """The arrays along the first axis of `probabilities`, read one after the other."""
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
-            if np.lib.format.read_magic(stream) != (1, 0):
-                raise ValueError("a newer version of the format")
-            found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            if found != shape or is_fortran or dtype.kind != "f":
-                raise DataError(
-                    f"{path}: holds probabilities {found} {dtype}{' in Fortran order' * is_fortran}, expected floats "
-                    f"{shape} (background and labels, or regions; Z; Y; X). Score with the labels of the model (-l)."
-                )
-            n_values = int(np.prod(shape[1:]))
-            for _ in range(shape[0]):
-                yield np.frombuffer(stream.read(n_values * dtype.itemsize), dtype, n_values).reshape(shape[1:])
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as fault:
-        raise DataError(f"{path}: cannot be read as probabilities ({fault}). Predict the case again.") from None
+    """The probabilities of each label in turn; background is left out. Otherwise as `read_outputs`."""
+    return islice(read_outputs(path, labels, shape_zyx), 0 if labels.has_regions else 1, None)

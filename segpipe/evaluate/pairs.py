@@ -9,6 +9,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.header import stem_of
 from segpipe.core.labels import LabelSet
+from segpipe.core.probabilities import probabilities_beside
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.data.described import DESCRIPTION_FILE
@@ -18,7 +19,6 @@ from segpipe.data.found import Found, image_files, label_name, listed, without_t
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
-from segpipe.evaluate.calibration import probabilities_beside
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.run import MaskPair
