@@ -21,7 +21,8 @@ from test_pipeline import MACHINE, QUICK
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import FoldFolder, Work
 from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import prepare, train
+from segpipe.pipeline.stages import prepare
+from segpipe.pipeline.training import train
 from segpipe.prepare.store import open_cases
 
 CASES = [f"case_{i:03d}" for i in range(60)]

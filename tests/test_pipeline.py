@@ -26,7 +26,7 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.pipeline.predicting import predict
-from segpipe.pipeline.stages import train
+from segpipe.pipeline.training import train
 from segpipe.plan.schema import Plan
 
 MACHINE = Machine("cpu", 1)

@@ -80,7 +80,7 @@ def run_all(
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline.planning import plan_data
-    from segpipe.pipeline.stages import train
+    from segpipe.pipeline.training import train
     from segpipe.report.build import build_report
 
     _check(data, machine.n_workers, quiet=as_json)

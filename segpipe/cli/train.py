@@ -42,7 +42,7 @@ def command(
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.stages import train
+    from segpipe.pipeline.training import train
 
     if seed:
         raise click.UsageError(f"--seed: the plan holds the seed of a training; use --set training.seed={seed}.")

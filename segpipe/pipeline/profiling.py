@@ -10,7 +10,8 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.networks.device import memory_faults, resolve_device, set_processors
 from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.stages import default_configuration, open_fold
+from segpipe.pipeline.stages import default_configuration
+from segpipe.pipeline.training import open_fold
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepare_dataset

@@ -1,32 +1,15 @@
-"""Prepare and train: the stages that run on a planned work folder."""
+"""What every stage of a planned work folder begins with: its configuration, its prepared cases."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.splits import Fold, Splits
-from segpipe.evaluate.run import MaskPair, score_folder
-from segpipe.evaluate.scores import Origin, ScoreTable
-from segpipe.fingerprint.record import Fingerprint
-from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.machine import Machine
-from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
-from segpipe.plan.trained_on import TrainedOn
-from segpipe.predict.model import load_model
-from segpipe.predict.outputs import mask_path
-from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
-from segpipe.prepare.store import open_cases
-from segpipe.train.fold import FoldData
-from segpipe.train.loop import train_fold
-
-_MIN_BUDGET_SECONDS = 5.0
 
 
 def default_configuration(plan: Plan, name: str | None) -> str:
@@ -60,108 +43,3 @@ def prepare(folder: Path, configuration: str | None, machine: Machine) -> Path:
     plan = Plan.load(work.plan)
     name = default_configuration(plan, configuration)
     return prepare_dataset(work, Dataset.load(work.dataset), plan, name, machine.n_workers)
-
-
-def train(
-    folder: Path,
-    configuration: str | None,
-    folds: Sequence[int] | None,
-    machine: Machine,
-    *,
-    time_budget_seconds: float | None = None,
-    edits: Sequence[str] = (),
-) -> tuple[str, ScoreTable]:
-    """Train folds one after another; then predict and score their validation cases.
-
-    Args:
-        folder: A work folder with a plan.
-        configuration: Which; None for the default one.
-        folds: Which; None for all.
-        machine: What to compute on.
-        time_budget_seconds: Wall-clock time of all training, shared evenly by the folds; None: epochs of the plan.
-        edits: As for `plan`, for this training alone.
-
-    Returns:
-        The configuration and the scores of all folds that are trained by now.
-    """
-    work = Work(folder)
-    work.require_plan()
-    splits = Splits.load(work.splits)
-    chosen = list(range(splits.k)) if folds is None else list(folds)
-    wrong = [fold for fold in chosen if not 0 <= fold < splits.k]
-    if wrong:
-        raise UsageError(f"-f {wrong[0]}: there are {splits.k} folds, counted from 0.")
-    plan = _with_budget(edited(Plan.load(work.plan), edits), time_budget_seconds, len(chosen))
-    name = default_configuration(plan, configuration)
-    set_processors(machine.n_workers)
-    dataset = Dataset.load(work.dataset)
-    prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
-    for fold in chosen:
-        _train_one(work, plan, name, fold, splits, prepared, machine)
-        _validate_one(work, dataset, name, fold, splits, machine)
-    return name, collect_scores(work, name, splits)
-
-
-def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
-    if seconds is None:
-        return plan
-    if seconds / n_folds < _MIN_BUDGET_SECONDS:
-        raise UsageError(
-            f"--time-budget: {seconds:g} s for {n_folds} folds is {seconds / n_folds:.1f} s each, expected "
-            f"{_MIN_BUDGET_SECONDS:g} s or more."
-        )
-    return plan.model_copy(
-        update={"training": plan.training.model_copy(update={"time_budget_seconds": seconds / n_folds})}
-    )
-
-
-def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine) -> FoldData:
-    """The prepared cases of a fold."""
-    split = splits.folds[fold]
-    device = resolve_device(machine.device)
-    train, validation = (
-        open_cases(prepared, case_ids, machine.n_workers, device) for case_ids in (split.train, split.validation)
-    )
-    return FoldData(fold=fold, split=split, train=train, validation=validation)
-
-
-def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, prepared: Path, machine: Machine) -> None:
-    started = time.monotonic()
-    data = open_fold(prepared, splits, fold, machine)
-    folder = work.fold(name, str(fold))
-    train_fold(plan, name, data, folder, resolve_device(machine.device), started)
-    if work.fingerprint.is_file() and (
-        trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train)
-    ):
-        trained_on.save(folder.trained_on)
-
-
-def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Splits, machine: Machine) -> None:
-    folder = work.fold(name, str(fold))
-    model = load_model([folder], resolve_device(machine.device))
-    cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
-    predict_cases(model, cases, folder.validation).require_all()
-    pairs = [
-        MaskPair(
-            reference=Path(case.label or ""),
-            prediction=mask_path(folder.validation, case.case_id),
-            origin=Origin(
-                case_id=case.case_id, patient_id=case.patient_id, run=name, fold=fold, seed=model.plan.training.seed
-            ),
-        )
-        for case in cases
-    ]
-    score_folder(pairs, model.plan.labels, machine.n_workers).save(folder.scores)
-
-
-def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable:
-    """Out-of-fold scores of every fold that is scored on the present splits, also written beside the folds."""
-    folders = [work.fold(configuration, str(number)) for number in range(splits.k)]
-    current = [
-        folder
-        for folder, split in zip(folders, splits.folds, strict=True)
-        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
-    ]
-    table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
-    table.save(work.scores(configuration))
-    return table

@@ -28,7 +28,8 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.networks.device import device_kind
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import default_configuration, train
+from segpipe.pipeline.stages import default_configuration
+from segpipe.pipeline.training import train
 from segpipe.plan.schema import Plan
 
 _STUDY_FILE = "study.yaml"
