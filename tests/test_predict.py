@@ -25,6 +25,7 @@ from segpipe.data.layouts import list_inputs
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation
 from segpipe.plan.trained_on import Seen, Span, TrainedOn
+from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
 from segpipe.predict.model import Model
 from segpipe.predict.outcome import Outcome
@@ -220,7 +221,9 @@ def prepared_tiny(model: Model, folder: Path) -> Prepared:
 
 def test_out_of_memory_takes_fewer_windows_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = failing(torch.OutOfMemoryError("CUDA out of memory. Tried"), 2)
-    _, taken = segment_in_memory(model, prepared_tiny(model, tmp_path), SegmentOptions(batch_windows=4), "t")
+    _, taken = segment_in_memory(
+        Ensemble((model,)), [prepared_tiny(model, tmp_path)], SegmentOptions(batch_windows=4), "t"
+    )
     assert taken.batch_windows == 1
     assert capsys.readouterr().err.splitlines() == [
         "t: memory is not enough with 4 windows at a time; tried again with 2 windows at a time.",
@@ -245,7 +248,7 @@ def test_memory_that_is_never_enough_is_an_error_of_its_own_kind(tmp_path: Path)
 def test_only_out_of_memory_is_treated_as_such(tmp_path: Path) -> None:
     model = failing(RuntimeError("CUDA error: an illegal memory access"), 1)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        segment_in_memory(model, prepared_tiny(model, tmp_path), SegmentOptions(batch_windows=4), "t")
+        segment_in_memory(Ensemble((model,)), [prepared_tiny(model, tmp_path)], SegmentOptions(batch_windows=4), "t")
 
 
 def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_path: Path) -> None:
@@ -269,7 +272,7 @@ def test_windows_at_once_follow_the_memory(model: Model) -> None:
 def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
     grid = read_header(write_tiny(tmp_path / "a.nii.gz", tiny_image(1))).grid
     assert grid.shape_zyx == SHAPE_ZYX  # 960 voxels, as many when prepared: the plan has their edges
-    assert case_bytes(grid, model, with_probabilities=False) == 960 * 4 * 5  # raw, cropped, resampled, two between
+    assert case_bytes(grid, Ensemble((model,)), SegmentOptions()) == 960 * 4 * 5  # raw, cropped, resampled, two between
 
 
 def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:

@@ -138,8 +138,6 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
         ValueError: If the shape is not the image's.
         ResourceError, SetupError: If it cannot be written.
     """
-    import nibabel as nib
-
     header = read_header(like)
     if mask_zyx.shape != header.grid.shape_zyx:
         raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
@@ -147,18 +145,41 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
         itk.write_mask(path, mask_zyx, header.grid)
         return
     data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
+    _save_like(path, data_xyz, header, "label")
+
+
+def write_shares(path: Path, shares_zyx: NDArray[np.uint8], like: Path) -> None:
+    """Write a map of values from 0 to 1 as NIfTI, one byte a voxel, with the geometry of the image file `like`.
+
+    Args:
+        path: Output; readers get the stored values times 1/255, since the header says so.
+        shares_zyx: (Z, Y, X), 0 to 255 for 0 to 1.
+        like: The image whose grid the map lies on.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be written.
+    """
+    _save_like(path, np.asfortranarray(shares_zyx.transpose(2, 1, 0)), read_header(like), "estimate", 1 / 255)
+
+
+def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, slope: float | None = None) -> None:
+    """Write NIfTI with the header geometry of an image; `slope` is what stored values are to be multiplied with."""
+    import nibabel as nib
+
     kind: Any = nib.Nifti1Image
     template: Any = None
-    if ending_of(like) in NIFTI_ENDINGS:
-        with _file_faults(like):
-            source = _nifti(like)
+    if ending_of(header.path) in NIFTI_ENDINGS:
+        with _file_faults(header.path):
+            source = _nifti(header.path)
         kind, template = type(source), source.header.copy()
         template.set_data_shape(data_xyz.shape)
         template["cal_max"] = template["cal_min"] = 0
         template.extensions.clear()
     image = kind(data_xyz, header.grid.affine_ras_mm, template)
     image.set_data_dtype(data_xyz.dtype)
-    image.header.set_intent("label")
+    image.header.set_intent(intent)
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0)
     if template is None:
         image.header.set_xyzt_units("mm")
     with whole_file(path) as temporary:

@@ -9,7 +9,7 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.data.dataset import Case, signature_of
-from segpipe.predict.outputs import mask_path, probabilities_path
+from segpipe.predict.outputs import mask_path, probabilities_path, uncertainty_paths
 from segpipe.predict.postprocess import Postprocessing
 
 _ABOUT = "prediction.json"
@@ -59,7 +59,8 @@ def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
         if known.images[case_id] != current[case_id]:
             say(f"{mask_path(folder, case_id)}: was made of another image of this name; it is made anew.")
             mask_path(folder, case_id).unlink()
-            probabilities_path(folder, case_id).unlink(missing_ok=True)
+            for extra in (probabilities_path(folder, case_id), *uncertainty_paths(folder, case_id).values()):
+                extra.unlink(missing_ok=True)
     known.model_copy(update={"images": known.images | current}).save(about)
 
 

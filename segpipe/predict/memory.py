@@ -4,7 +4,7 @@ enough."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,8 +17,9 @@ from segpipe.networks.cost import CPU, CUDA
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.memory import Workload, trace_inference
 from segpipe.plan.spacing import resampled_shape
+from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
-from segpipe.predict.segment import Segmentation, SegmentOptions, segment
+from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.prepare.case import Prepared, turn_for
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
@@ -103,31 +104,41 @@ def windows_at_once(model: Model, budget: Budget) -> int:
     return max(1, min(n_fit, n_useful, _MAX_WINDOWS))
 
 
-def case_bytes(grid: Grid, model: Model, *, with_probabilities: bool) -> int:
+def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
     """Host memory that a case takes at most at any moment, by its grid alone; what one window takes is not in it.
 
     Args:
         grid: Of the image; how much cropping will leave is not known, so nothing is counted as cropped.
-        model: Gives channels, outputs, voxel edges and patch.
-        with_probabilities: They are held for the whole image.
+        ensemble: Gives channels, outputs, voxel edges and patches. Every member holds its prepared image and its rows.
+        options: Probabilities are held for the whole image; with uncertainty every network holds its rows.
     """
-    n_channels, n_outputs = len(model.plan.channels), model.plan.labels.n_outputs
-    turn = turn_for(grid, model.plan)
-    shape, spacing_mm = turn.permute(grid.shape_zyx), turn.permute(grid.spacing_mm)
-    pairs = zip(spacing_mm, model.configuration.spacing_mm, strict=True)
-    target_mm = [own if target is None else target for own, target in pairs]
-    depth, height, width = resampled_shape(shape, spacing_mm, target_mm)
-    n_file, n_prepared = math.prod(shape), depth * height * width
-    image = n_prepared * n_channels * _FLOAT_BYTES
+    labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
+    n_file = math.prod(grid.shape_zyx)
+    image = rows = largest = 0
+    for member in ensemble.members:
+        depth, height, width = _prepared_shape(grid, member)
+        patch_z, patch_y, patch_x = member.configuration.patch_zyx
+        held = len(member.networks) if options.with_uncertainty else 1
+        image += depth * height * width * n_channels * _FLOAT_BYTES
+        rows += held * min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * labels.n_outputs
+        largest = max(largest, depth * height * width)
     stored = n_file * n_channels * _FLOAT_BYTES
-    patch_z, patch_y, patch_x = model.configuration.patch_zyx
-    rows = min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * n_outputs * _FLOAT_BYTES
+    of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.with_uncertainty
+    of_voxel += labels.n_outputs * 2 * 2 * options.with_probabilities
     moments = (
         stored + n_file * _READ_BYTES,
-        2 * stored + image + 2 * max(n_file, n_prepared) * _FLOAT_BYTES,
-        image + rows + n_file * (n_outputs * 2 * 2 * with_probabilities + 2 * model.plan.labels.mask_dtype.itemsize),
+        2 * stored + image + 2 * max(n_file, largest) * _FLOAT_BYTES,
+        image + rows * _FLOAT_BYTES + n_file * of_voxel,
     )
     return max(moments)
+
+
+def _prepared_shape(grid: Grid, model: Model) -> tuple[int, ...]:
+    turn = turn_for(grid, model.plan)
+    spacing_mm = turn.permute(grid.spacing_mm)
+    pairs = zip(spacing_mm, model.configuration.spacing_mm, strict=True)
+    target_mm = [own if target is None else target for own, target in pairs]
+    return resampled_shape(turn.permute(grid.shape_zyx), spacing_mm, target_mm)
 
 
 def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[SegmentOptions]:
@@ -146,9 +157,9 @@ def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[Seg
 
 
 def segment_in_memory(
-    model: Model, prepared: Prepared, options: SegmentOptions, case_id: str
+    ensemble: Ensemble, prepared: Sequence[Prepared], options: SegmentOptions, case_id: str
 ) -> tuple[Segmentation, SegmentOptions]:
-    """Predict a prepared case; where memory is not enough, again with less at a time.
+    """Predict a case, as each member needs it; where memory is not enough, again with less at a time.
 
     Returns:
         What was found, and the options that it took.
@@ -156,13 +167,13 @@ def segment_in_memory(
     Raises:
         ResourceError: If the least is too much. Errors of another kind pass as they are.
     """
-    device = next(model.networks[0].parameters()).device
+    device = ensemble.device
     steps = smaller_steps(options, device)
     wanted = next(steps)
     while True:
         try:
             with memory_faults(f"predicting {case_id}", _ADVICE):
-                return segment(model, prepared, wanted), wanted
+                return segment_ensemble(ensemble, prepared, wanted), wanted
         except (ResourceError, MemoryError) as fault:
             shortage = str(fault)  # not the error itself: it would keep the tensors of its frames alive
         less = next(steps, None)

@@ -20,9 +20,10 @@ from segpipe.core.files import make_folder, remove_leftovers
 from segpipe.core.grid import Grid
 from segpipe.core.lock import only_process
 from segpipe.core.progress import say, track
-from segpipe.core.volume import read_header, write_mask
+from segpipe.core.volume import read_header, write_mask, write_shares
 from segpipe.data.dataset import Case
 from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
+from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.guard import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import Model
@@ -34,6 +35,7 @@ from segpipe.predict.outputs import (
     mask_path,
     probabilities_path,
     row_of_mask,
+    uncertainty_paths,
     write_label_table,
     write_probabilities,
 )
@@ -65,21 +67,26 @@ class Wanted:
         probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
         postprocessing: What is done to the masks; probabilities stay as they are.
         max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+        uncertainty: Also write maps of it: `uncertainty/<case_id>_entropy.nii.gz`, and of several networks
+            `uncertainty/<case_id>_disagreement.nii.gz`.
     """
 
     mirror: bool = True
     probabilities: bool = False
     postprocessing: Postprocessing = NO_POSTPROCESSING
     max_memory_gb: float | None = None
+    uncertainty: bool = False
 
 
-def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wanted | None = None) -> Outcome:
+def predict_cases(
+    model: Model | Ensemble, cases: Sequence[Case], folder: Path, wanted: Wanted | None = None
+) -> Outcome:
     """Predict the cases that are not there yet; one that cannot be predicted does not keep the others from it.
 
     The next case is read and the last one written while one is predicted.
 
     Args:
-        model: Folds to average.
+        model: Folds to average, or configurations whose averages are averaged again.
         cases: Images; labels are not read.
         folder: Where the masks go, `<case_id>.nii.gz`, with `predictions.csv`, `dseg.tsv` and, if something
             unforeseen happened to a case, `errors.log`.
@@ -90,14 +97,14 @@ def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wan
         ResourceError: If the disk is full.
         SetupError: If the folder is not writable.
     """
-    wanted = wanted or Wanted()
+    wanted, ensemble = wanted or Wanted(), model if isinstance(model, Ensemble) else Ensemble((model,))
     make_folder(folder)
     with only_process(folder):
         remove_leftovers(folder)
-        made = Made(model=model.digest, mirrored=wanted.mirror, images={}, postprocessing=wanted.postprocessing)
+        made = Made(model=ensemble.digest, mirrored=wanted.mirror, images={}, postprocessing=wanted.postprocessing)
         claim(folder, cases, made)
-        write_label_table(folder, model.plan.labels)
-        run = _Run(model, folder, wanted)
+        write_label_table(folder, ensemble.plan.labels)
+        run = _Run(ensemble, folder, wanted)
         missing = [case for case in cases if not _is_done(folder, case, wanted)]
         run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
@@ -110,9 +117,9 @@ def predict_cases(model: Model, cases: Sequence[Case], folder: Path, wanted: Wan
 
 @dataclass(frozen=True, eq=False)
 class _Ready:
-    """A case that is read and prepared."""
+    """A case that is read, and prepared as each member needs it."""
 
-    prepared: Prepared
+    prepared: tuple[Prepared, ...]
     grid: Grid
     warnings: tuple[str, ...]
     seconds: float
@@ -121,13 +128,14 @@ class _Ready:
 class _Run:
     """One command's work on a folder: what is done, and what went wrong."""
 
-    def __init__(self, model: Model, folder: Path, wanted: Wanted) -> None:
-        self.model, self.folder, self.wanted = model, folder, wanted
-        self.device = next(model.networks[0].parameters()).device
-        self.budget = budget_for(self.device, wanted.max_memory_gb)
-        self.options = SegmentOptions(mirror=wanted.mirror, with_probabilities=wanted.probabilities)
+    def __init__(self, ensemble: Ensemble, folder: Path, wanted: Wanted) -> None:
+        self.ensemble, self.folder, self.wanted = ensemble, folder, wanted
+        self.budget = budget_for(ensemble.device, wanted.max_memory_gb)
+        self.options = SegmentOptions(
+            mirror=wanted.mirror, with_probabilities=wanted.probabilities, with_uncertainty=wanted.uncertainty
+        )
         self.window_bytes = 0
-        self.table = PredictionTable(folder, model.plan.labels)
+        self.table = PredictionTable(folder, ensemble.plan.labels)
         self.faults: dict[str, CaseFault] = {}
 
     def take_up(self, case_ids: Sequence[str], missing: set[str]) -> None:
@@ -136,7 +144,7 @@ class _Run:
         self.table.keep(there)
         for case_id in case_ids:
             if case_id not in missing and case_id not in self.table.rows:
-                row = self._attempt(case_id, partial(row_of_mask, self.folder, case_id, self.model.plan.labels))
+                row = self._attempt(case_id, partial(row_of_mask, self.folder, case_id, self.ensemble.plan.labels))
                 if row is not None:
                     self.table.add(row)
 
@@ -144,9 +152,11 @@ class _Run:
         """Predict cases one after the other."""
         if not cases:
             return
-        self.options = replace(self.options, batch_windows=windows_at_once(self.model, self.budget))
-        if self.device.type == "cpu":
-            self.window_bytes = window_bytes(self.model, 1)
+        members = self.ensemble.members
+        n_windows = min(windows_at_once(member, self.budget) for member in members)
+        self.options = replace(self.options, batch_windows=n_windows)
+        if self.ensemble.device.type == "cpu":
+            self.window_bytes = max(window_bytes(member, 1) for member in members)
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
@@ -163,7 +173,7 @@ class _Run:
     def _compute(self, case_id: str, reading: Future[_Ready]) -> tuple[_Ready, Segmentation, float]:
         ready = reading.result()
         started = time.monotonic()
-        found, taken = segment_in_memory(self.model, ready.prepared, self.options, case_id)
+        found, taken = segment_in_memory(self.ensemble, ready.prepared, self.options, case_id)
         self.options = replace(self.options, batch_windows=taken.batch_windows)
         return ready, found, time.monotonic() - started
 
@@ -171,6 +181,8 @@ class _Run:
         started = time.monotonic()
         if found.probabilities_ozyx is not None:
             write_probabilities(self.folder, case.case_id, found.probabilities_ozyx)
+        for name, shares in found.uncertainty.items():
+            write_shares(uncertainty_paths(self.folder, case.case_id)[name], shares, case.image_paths[0])
         mask = self._postprocessed(found.mask_zyx, ready.grid)
         write_mask(mask_path(self.folder, case.case_id), mask, case.image_paths[0])
         self.table.add(
@@ -179,7 +191,7 @@ class _Run:
                 seconds_prepare=ready.seconds,
                 seconds_network=seconds_network,
                 seconds_export=time.monotonic() - started,
-                sizes=label_sizes(mask, ready.grid, self.model.plan.labels),
+                sizes=label_sizes(mask, ready.grid, self.ensemble.plan.labels),
                 warnings=ready.warnings,
             )
         )
@@ -188,7 +200,7 @@ class _Run:
         if not self.wanted.postprocessing.labels:
             return mask_zyx
         voxel_mm3 = float(np.prod(grid.spacing_mm))
-        return postprocess(mask_zyx, voxel_mm3, self.model.plan.labels, self.wanted.postprocessing)
+        return postprocess(mask_zyx, voxel_mm3, self.ensemble.plan.labels, self.wanted.postprocessing)
 
     def _read_ahead(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Future[_Ready]]]:
         """Read and prepare the next case while one is predicted, or after it where memory does not hold both."""
@@ -208,17 +220,20 @@ class _Run:
             grid = read_header(case.image_paths[0]).grid
         except DataError:
             return 0
-        return self.window_bytes + case_bytes(grid, self.model, with_probabilities=self.wanted.probabilities)
+        return self.window_bytes + case_bytes(grid, self.ensemble, self.options)
 
     def _read(self, case: Case) -> _Ready:
         started = time.monotonic()
         self.budget.require(case.case_id, self._need_bytes(case))
-        volume = read_case_image(case, self.model.plan)
-        image, trace = prepare_image(volume, self.model.plan, self.model.configuration)
-        warnings = warnings_of(volume, trace, self.model.plan, self.model.trained_on)
+        volume = read_case_image(case, self.ensemble.plan)
+        members, prepared = self.ensemble.members, []
+        for member in members:
+            image, trace = prepare_image(volume, member.plan, member.configuration)
+            prepared.append(Prepared(image, None, trace))
+        warnings = warnings_of(volume, prepared[0].trace, members[0].plan, members[0].trained_on)
         for warning in warnings:
             say(f"warning: {case.case_id}: {warning}.")
-        return _Ready(Prepared(image, None, trace), volume.grid, warnings, time.monotonic() - started)
+        return _Ready(tuple(prepared), volume.grid, warnings, time.monotonic() - started)
 
     def _attempt(self, case_id: str, work: Callable[[], Result], *, is_memory: bool = False) -> Result | None:
         """What `work` on a case gives; None if it failed, which is noted instead of ending the run.
@@ -252,5 +267,7 @@ class _Run:
 
 
 def _is_done(folder: Path, case: Case, wanted: Wanted) -> bool:
-    extra = probabilities_path(folder, case.case_id)
-    return mask_path(folder, case.case_id).is_file() and (extra.is_file() or not wanted.probabilities)
+    files = [mask_path(folder, case.case_id)]
+    files += [probabilities_path(folder, case.case_id)] if wanted.probabilities else []
+    files += [uncertainty_paths(folder, case.case_id)["entropy"]] if wanted.uncertainty else []
+    return all(file.is_file() for file in files)

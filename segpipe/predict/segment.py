@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ class SegmentOptions:
         accumulate_on: Where windows are added up; None for the networks' device.
         half_sums: Add them up in float16, in half the memory.
         with_probabilities: Keep probabilities as well, which takes memory for outputs × volume.
+        with_uncertainty: Make maps of it as well; every network then holds its own rows of logits.
     """
 
     mirror: bool = True
@@ -36,6 +37,7 @@ class SegmentOptions:
     accumulate_on: torch.device | None = None
     half_sums: bool = False
     with_probabilities: bool = False
+    with_uncertainty: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +47,13 @@ class Segmentation:
     Args:
         mask_zyx: (Z, Y, X) file values of `labels.mask_dtype`; background outside the crop.
         probabilities_ozyx: (outputs, Z, Y, X) float16, background 1 outside the crop; None if not asked for.
+        uncertainty: Maps (Z, Y, X) by name, 0 to 255 for 0 to 1, 0 outside the crop: `entropy`, and of several networks
+            `disagreement` (see predict/uncertainty.py); empty if not asked for.
     """
 
     mask_zyx: NDArray[Any]
     probabilities_ozyx: NDArray[np.float16] | None
+    uncertainty: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
 def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmentation:

@@ -148,12 +148,12 @@ def restore(
         chances = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
         chances[0] = not labels.has_regions
     for slab in slabs(rows, trace, rows_per_slab(labels.n_outputs, trace)):
-        _place(mask, trace, slab)[...] = winners(slab, labels)
+        placed(mask, trace, slab)[...] = winners(slab, labels)
         if chances is not None:
-            _place(chances, trace, slab)[...] = probabilities(slab, labels)
+            placed(chances, trace, slab)[...] = probabilities(slab, labels)
     return mask, chances
 
 
-def _place(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
+def placed(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
     """Where a slab lies in an array on the image file's grid: a view."""
     return trace.turn.apply(array)[trace.box.slices][..., slab.start : slab.stop, :, :]
