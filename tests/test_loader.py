@@ -17,7 +17,7 @@ from segpipe.train.sampling import Batch
 
 def numbered(iteration: int) -> Batch:
     """A batch that holds its iteration."""
-    return Batch(torch.full((1, 1, 1, 1, 1), float(iteration)), torch.zeros((1, 1, 1, 1), dtype=torch.int8))
+    return Batch(torch.full((1, 1, 1, 1, 1), float(iteration)), torch.zeros((1, 1, 1, 1), dtype=torch.int8), ("a",))
 
 
 def numbers(loader: Loader, n_batches: int) -> list[float]:

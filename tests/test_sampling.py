@@ -156,8 +156,10 @@ def test_cases_on_a_device_give_the_same_batch():
 
 
 def test_parts_of_a_batch_share_its_labelled_patches():
-    batch = Batch(torch.arange(6.0).view(6, 1, 1, 1, 1), torch.zeros(6, 1, 1, 1))
-    assert batch.part(1, 3).images.flatten().tolist() == [1, 4]  # of the last two, on labels, one
+    batch = Batch(torch.arange(6.0).view(6, 1, 1, 1, 1), torch.zeros(6, 1, 1, 1), tuple("abcdef"))
+    part = batch.part(1, 3)
+    assert part.images.flatten().tolist() == [1, 4]  # of the last two, on labels, one
+    assert part.case_ids == ("b", "e")
 
 
 def test_a_batch_is_copied_as_it_is_stored():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.places import LabelPlaces, Places, find_places
 
 _ARRAYS = ("image", "indices")
+GUIDE = "guide"
 _MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
 _DEVICE_SHARE = 0.1  # of what is free on a GPU: training, which begins later, was planned for all of it
 _BLOCK_EDGE_VOX = 32  # what is decompressed at once; this and the next are compared in benchmarks/bench_store.py
@@ -106,18 +107,35 @@ class PatchCase:
         image: (C, Z, Y, X) float32: a `DiskArray`, in memory a numpy array, on a device a tensor.
         indices: (Z, Y, X) int8, or int16 where labels are many; likewise.
         places: Voxels of each label that is present, by its position in the label set.
+        guide: (Z, Y, X) inside labels that a coarser configuration predicts, likewise; None outside a cascade.
     """
 
     folder: Path
     image: Any
     indices: Any
     places: dict[int, LabelPlaces]
+    guide: Any = None
+
+    @property
+    def case_id(self) -> str:
+        """The case's name."""
+        return self.folder.name
 
     @property
     def shape_zyx(self) -> ZYX:
         """Voxels."""
         z, y, x = self.image.shape[1:]
         return (int(z), int(y), int(x))
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its arrays in memory."""
+        return sum(array.nbytes for array in (self.image, self.indices, self.guide) if array is not None)
+
+    def with_arrays(self, change: Callable[[Any], Any]) -> PatchCase:
+        """The same case, its arrays changed alike."""
+        guide = None if self.guide is None else change(self.guide)
+        return replace(self, image=change(self.image), indices=change(self.indices), guide=guide)
 
 
 def store_case(folder: Path, prepared: Prepared, about: StoredCase, labels: LabelSet, patch_zyx: ZYX) -> None:
@@ -128,15 +146,23 @@ def store_case(folder: Path, prepared: Prepared, about: StoredCase, labels: Labe
     """
     assert prepared.indices_zyx is not None
     places = find_places(prepared.indices_zyx, labels)
-    smallest = np.int8 if len(labels.values) <= np.iinfo(np.int8).max else np.int16
     with whole_folder(folder) as temporary:
-        arrays = (prepared.image_czyx, prepared.indices_zyx.astype(smallest))
-        files = (temporary / f"{name}.b2nd" for name in _ARRAYS)
-        crc32 = [_write_array(path, array, patch_zyx) for path, array in zip(files, arrays, strict=True)]
-        np.save(temporary / "crc32.npy", np.array(crc32, np.uint32), allow_pickle=False)
+        indices = smallest_type(prepared.indices_zyx, labels)
+        write_arrays(temporary, dict(zip(_ARRAYS, (prepared.image_czyx, indices), strict=True)), patch_zyx)
         np.save(temporary / "voxels.npy", places.voxels, allow_pickle=False)
         np.save(temporary / "components.npy", places.components, allow_pickle=False)
         write_text(temporary / "case.json", about.to_json())
+
+
+def smallest_type(indices_zyx: NDArray[np.int16], labels: LabelSet) -> NDArray[Any]:
+    """Inside labels as they are stored."""
+    return indices_zyx.astype(np.int8 if len(labels.values) <= np.iinfo(np.int8).max else np.int16)
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, NDArray[Any]], patch_zyx: ZYX) -> None:
+    """Compressed, by name, with their checksums in that order."""
+    crc32 = [_write_array(folder / f"{name}.b2nd", array, patch_zyx) for name, array in arrays.items()]
+    np.save(folder / "crc32.npy", np.array(crc32, np.uint32), allow_pickle=False)
 
 
 def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> int:
@@ -156,7 +182,11 @@ def _write_array(path: Path, array: NDArray[Any], patch_zyx: Sequence[int]) -> i
 
 
 def open_cases(
-    folder: Path, case_ids: Sequence[str], n_workers: int, device: torch.device | None = None
+    folder: Path,
+    case_ids: Sequence[str],
+    n_workers: int,
+    device: torch.device | None = None,
+    guides: Path | None = None,
 ) -> list[PatchCase]:
     """Open prepared cases: on the training device, in memory or on disk; the first of which a free share suffices.
 
@@ -165,12 +195,13 @@ def open_cases(
         case_ids: Which.
         n_workers: Threads to load with.
         device: Where training computes; None: they are not wanted there.
+        guides: Folder of what guides a cascade; None outside of one.
 
     Raises:
         DataError: If a case is not there or damaged.
     """
-    on_disk = [open_case(folder / case_id) for case_id in case_ids]
-    size_bytes = sum(case.image.nbytes + case.indices.nbytes for case in on_disk)
+    on_disk = [open_case(folder / case_id, guides and guides / case_id) for case_id in case_ids]
+    size_bytes = sum(case.size_bytes for case in on_disk)
     if device is not None and size_bytes < _DEVICE_SHARE * _free_device_bytes(device):
         return map_threads(lambda case: on_device(load_case(case), device), on_disk, f"loading to {device}", n_workers)
     if size_bytes < _MEMORY_SHARE * free_bytes():
@@ -180,8 +211,7 @@ def open_cases(
 
 def on_device(case: PatchCase, device: torch.device) -> PatchCase:
     """A case in memory as tensors on a device."""
-    image, indices = (torch.from_numpy(array).to(device) for array in (case.image, case.indices))
-    return replace(case, image=image, indices=indices)
+    return case.with_arrays(lambda array: torch.from_numpy(array).to(device))
 
 
 def _free_device_bytes(device: torch.device) -> int:
@@ -189,18 +219,24 @@ def _free_device_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
 
 
-def open_case(folder: Path) -> PatchCase:
-    """A prepared case on disk.
+def open_case(folder: Path, guide_folder: Path | None = None) -> PatchCase:
+    """A prepared case on disk, and what guides a cascade in it.
 
     Raises:
         DataError: If it is not there or damaged.
     """
+    guide = _disk_arrays(guide_folder, (GUIDE,))[0] if guide_folder else None
+    image, indices = _disk_arrays(folder, _ARRAYS)
     with _damage_named(folder, folder):
-        crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()
-        image, indices = (_described(folder / f"{name}.b2nd", crc) for name, crc in zip(_ARRAYS, crc32, strict=True))
         voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
         places = Places(voxels, np.load(folder / "components.npy", allow_pickle=False))
-        return PatchCase(folder, image, indices, places.by_label())
+        return PatchCase(folder, image, indices, places.by_label(), guide)
+
+
+def _disk_arrays(folder: Path, names: Sequence[str]) -> list[DiskArray]:
+    with _damage_named(folder, folder):
+        crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()
+        return [_described(folder / f"{name}.b2nd", crc) for name, crc in zip(names, crc32, strict=True)]
 
 
 def _described(path: Path, crc32: int) -> DiskArray:
@@ -219,7 +255,7 @@ def load_case(case: PatchCase) -> PatchCase:
     Raises:
         DataError: If they are damaged.
     """
-    return replace(case, image=case.image.whole(), indices=case.indices.whole())
+    return case.with_arrays(DiskArray.whole)
 
 
 @contextmanager

@@ -77,6 +77,7 @@ class FoldTraining:
         self.scope = scope_of(plan, configuration)
         self.at = Progress()
         self.lap: Callable[[str], None] = lambda _: None  # told what part of a step has just been asked of the device
+        self.seen: Callable[[Batch, Tensor], None] = lambda *_: None  # shown what is validated, and the full output
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
         if _can_compile(device) if training.compiled is None else training.compiled:
@@ -197,9 +198,11 @@ class FoldTraining:
         losses, counts = [], torch.zeros(len(self.plan.labels.labels), 3, dtype=torch.float64)
         self.predictor.eval()
         for index in range(n_batches):
-            images, stored = self.draw(VALIDATE, index).to(self.device)
+            batch = self.draw(VALIDATE, index)
+            images, stored = batch.to(self.device)
             indices = stored.long()
             outputs = self._outputs(self.predictor, images)
+            self.seen(batch, outputs[0])
             losses.append(float(self._loss(outputs, indices)))
             counts += overlap_counts(outputs[0].float(), indices, self.plan.labels).cpu()
         self.network.train()

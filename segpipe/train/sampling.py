@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,20 +24,23 @@ class Batch:
     Args:
         images: (B, C, Z, Y, X) float32, 0 beyond the image.
         indices: (B, Z, Y, X) signed integers, background beyond the image.
+        case_ids: Of which case each patch is.
     """
 
     images: Tensor
     indices: Tensor
+    case_ids: tuple[str, ...]
 
     def pinned(self) -> Batch:
         """In page-locked memory, from where copies to a CUDA device run beside computing; itself if it is there."""
         if self.images.is_cuda:
             return self
-        return Batch(self.images.pin_memory(), self.indices.pin_memory())
+        return Batch(self.images.pin_memory(), self.indices.pin_memory(), self.case_ids)
 
     def part(self, number: int, n_parts: int) -> Batch:
         """Every `n_parts`-th patch from `number` on: those centred on labels, the last ones, are spread."""
-        return Batch(self.images[number::n_parts], self.indices[number::n_parts])
+        chosen = slice(number, None, n_parts)
+        return Batch(self.images[chosen], self.indices[chosen], self.case_ids[chosen])
 
     def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Images and indices on a device, of which the copy may still run."""
@@ -64,8 +67,13 @@ class Sampling:
     foreground_unit: Literal["label", "component"] = "label"
 
 
-def draw_batch(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> Batch:
-    """Draw cases with replacement and a region of each.
+def draw_batch(
+    cases: Sequence[PatchCase],
+    sampling: Sampling,
+    generator: np.random.Generator,
+    wanted: Collection[int] | None = None,
+) -> Batch:
+    """Draw cases with replacement and a region of each; cut those of the `wanted` places in the batch, or all.
 
     The last patches of a batch (`n_on_label`) are centred on a voxel of a label drawn evenly among those present in the
     case. The others lie anywhere; in a dataset with an ignore label, and where a case has no label, they are centred on
@@ -81,14 +89,17 @@ def draw_batch(cases: Sequence[PatchCase], sampling: Sampling, generator: np.ran
     """
     n_any = sampling.batch_size - n_on_label(sampling.batch_size, sampling.foreground_fraction, generator)
     margin = [(r - p) // 2 for r, p in zip(sampling.region_zyx, sampling.patch_zyx, strict=True)]
-    images, indices = [], []
+    images, indices, case_ids = [], [], []
     for place in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
         patch_start = _start(case, sampling, generator, on_label=place >= n_any)
+        if wanted is not None and place not in wanted:
+            continue
         start = [s - m for s, m in zip(patch_start, margin, strict=True)]
         images.append(cut(case.image, start, sampling.region_zyx, 0))
         indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
-    return Batch(torch.stack(images), torch.stack(indices))
+        case_ids.append(case.case_id)
+    return Batch(torch.stack(images), torch.stack(indices), tuple(case_ids))
 
 
 def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator) -> int:
