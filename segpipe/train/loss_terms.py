@@ -56,7 +56,7 @@ def ce(view: View) -> Tensor:
 
 
 def topk(view: View) -> Tensor:
-    """Cross-entropy of the worst voxels, of which there is at least one.
+    """Cross-entropy of the worst voxels, of which there is at least one; of each process's part of the batch.
 
     Source:
         nnU-Net's TopKLoss: the share is of all voxels, ignored ones included, whose loss is 0. Regions, which it
@@ -108,7 +108,7 @@ def skeleton_recall(view: View) -> Tensor:
     tubes_B1ZYX = tubes(view.indices_BZYX).unsqueeze(1)
     found, there = view.overlap_BN(tubes_B1ZYX), view.reference_BN(tubes_B1ZYX)
     if view.batch_dice:
-        found, there = found.sum(0), there.sum(0)
+        found, there = view.pool(torch.stack([found.sum(0), there.sum(0)]))
     return -((found + _SMOOTH) / (there + _SMOOTH).clamp_min(1e-8)).mean()
 
 
@@ -127,7 +127,10 @@ TERMS: dict[Term, Callable[[View], Tensor]] = {
 def _sums(view: View) -> tuple[Tensor, Tensor, Tensor]:
     """Overlap, sum of shares, voxels: (B, N), or (N,) over the batch."""
     sums = view.overlap_BN(), view.predicted_BN, view.reference_BN()
-    return (sums[0].sum(0), sums[1].sum(0), sums[2].sum(0)) if view.batch_dice else sums
+    if not view.batch_dice:
+        return sums
+    overlap, predicted, reference = view.pool(torch.stack([each.sum(0) for each in sums]))
+    return overlap, predicted, reference
 
 
 def _tversky_index(view: View) -> Tensor:
@@ -148,9 +151,10 @@ def _mean(losses_BKZYX: Tensor, view: View) -> Tensor:
     """Mean over the voxels that count; 0 if none does."""
     if view.counted_B1ZYX is None:
         return losses_BKZYX.mean()
-    return (losses_BKZYX * view.counted_B1ZYX).sum() / view.counted_B1ZYX.sum().clamp_min(1)
+    total, n_counted = view.pool(torch.stack([(losses_BKZYX * view.counted_B1ZYX).sum(), view.counted_B1ZYX.sum()]))
+    return total / n_counted.clamp_min(1)
 
 
 def _over(view: View, values_BNZYX: Tensor) -> Tensor:
     """Sum over the voxels, and over the batch where the plan says so."""
-    return values_BNZYX.sum((0, 2, 3, 4) if view.batch_dice else (2, 3, 4))
+    return view.pool(values_BNZYX.sum((0, 2, 3, 4))) if view.batch_dice else values_BNZYX.sum((2, 3, 4))

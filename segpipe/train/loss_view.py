@@ -3,7 +3,7 @@
 # B batch, C outputs, K answers for each voxel (1, or the regions), N labels without background, Z Y X or V voxels.
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from segpipe.plan.loss import Loss
 
 _PARTS = 32  # outputs are read in so many pieces: copies of a piece are small, and on a CPU stay in its cache
 _MIN_PART = {"cpu": 1 << 18, "cuda": 1 << 24}  # numbers; with smaller pieces, starting the operations takes the time
+
+
+Pool = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +36,7 @@ class View:
         predicted_BN: float32, sum of each label's shares over the voxels that count.
         loss: What the terms take.
         batch_dice: Whether overlaps are summed over the batch before dividing.
+        pool: Sums what was summed over this process's part of the batch over all parts.
     """
 
     logits_BCZYX: Tensor
@@ -44,6 +48,7 @@ class View:
     predicted_BN: Tensor
     loss: Loss
     batch_dice: bool
+    pool: Pool
 
     def overlap_BN(self, weights_B1ZYX: Tensor | None = None) -> Tensor:
         """Sum of each label's shares inside the label, over the voxels that count, weighted."""
@@ -77,7 +82,9 @@ class View:
         return sums.scatter_add(2, indices, values).sum(1)[:, 1:]
 
 
-def view(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, loss: Loss, *, batch_dice: bool) -> View:
+def view(
+    logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, loss: Loss, *, batch_dice: bool, pool: Pool
+) -> View:
     """Look at outputs.
 
     Args:
@@ -86,6 +93,7 @@ def view(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, loss: Los
         labels: The structures.
         loss: What the terms take.
         batch_dice: Whether overlaps are summed over the batch before dividing.
+        pool: Sums over all parts of the batch.
     """
     counted = masks = log_mean = None
     if labels.ignore_value is not None:
@@ -106,7 +114,7 @@ def view(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, loss: Los
         shape = (logits_BCZYX.shape[0], 1, *logits_BCZYX.shape[2:])
         log_right, predicted = right.view(shape), sums[:, 1:]
         log_mean = mean.view(shape) if loss.label_smoothing else None
-    return View(logits_BCZYX, indices_BZYX, counted, masks, log_right, log_mean, predicted, loss, batch_dice)
+    return View(logits_BCZYX, indices_BZYX, counted, masks, log_right, log_mean, predicted, loss, batch_dice, pool)
 
 
 def region_masks(indices_BZYX: Tensor, labels: LabelSet) -> Tensor:

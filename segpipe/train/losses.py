@@ -12,7 +12,7 @@ from torch.nn import functional
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
 from segpipe.plan.loss import Loss, Term
 from segpipe.train.loss_terms import TERMS
-from segpipe.train.loss_view import region_masks, view
+from segpipe.train.loss_view import Pool, region_masks, view
 
 _AT_FULL_RESOLUTION: tuple[Term, ...] = ("skeleton_recall",)  # a thin line does not survive being brought down
 
@@ -41,6 +41,7 @@ def supervised_loss(
     batch_dice: bool,
     loss: Loss | None = None,
     coarsest: float = 0.0,
+    pool: Pool = lambda value: value,
 ) -> Tensor:
     """The loss of every resolution, weighted.
 
@@ -52,6 +53,8 @@ def supervised_loss(
         batch_dice: Overlaps are summed over the whole batch before dividing.
         loss: What is summed; None: Dice and cross-entropy.
         coarsest: Weight of the coarsest of several outputs.
+        pool: Sums over all parts of the batch, where several processes compute one each; the loss of the whole batch is
+            then the mean of theirs.
 
     Returns:
         A float32 scalar. 0 with gradient 0 if no voxel counts; nnU-Net's Dice is then -1, as of a perfect batch.
@@ -60,9 +63,11 @@ def supervised_loss(
     for level, (weight, logits) in enumerate(zip(supervision_weights(len(outputs), coarsest), outputs, strict=True)):
         terms = {t: w for t, w in chosen.terms.items() if level == 0 or t not in _AT_FULL_RESOLUTION}
         if weight and terms:
-            seen = view(logits, _brought_down(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice)
+            seen = view(logits, _brought_down(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice, pool=pool)
             total = total + weight * sum(w * TERMS[term](seen) for term, w in terms.items())
-    return total if labels.ignore_value is None else total * (indices_BZYX != IGNORE_INDEX).any()
+    if labels.ignore_value is None:
+        return total
+    return total * (pool((indices_BZYX != IGNORE_INDEX).any().float()) > 0)
 
 
 def overlap_counts(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet) -> Tensor:
