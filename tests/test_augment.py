@@ -44,7 +44,7 @@ def nothing(n_batch: int = 1, n_channels: int = 1) -> Draws:
         lowres_zoom=neutral,
         gamma_inverted=neutral,
         gamma=neutral,
-        noise_seed=0,
+        noise_seeds=np.zeros(n_batch, np.int64),
     )
 
 
@@ -253,7 +253,7 @@ def test_a_constant_channel_survives_what_divides_by_its_range():
 
 def test_noise_has_the_drawn_deviation_and_depends_on_the_seed_alone():
     images, indices = torch.zeros(2, 1, 30, 30, 30), torch.zeros(2, 30, 30, 30, dtype=torch.int64)
-    draws = replace(nothing(2), noise_std=np.array([0, 0.1], np.float32), noise_seed=3)
+    draws = replace(nothing(2), noise_std=np.array([0, 0.1], np.float32), noise_seeds=np.array([0, 3]))
     first, second = (apply(images, indices, draws, scope((30, 30, 30)))[0] for _ in range(2))
     assert torch.equal(first, second) and float(first[1].std()) == pytest.approx(0.1, rel=0.02)
     assert not first[0].any()

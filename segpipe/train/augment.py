@@ -5,7 +5,7 @@ Source: nnU-Net's list of transforms and their distributions (batchgeneratorsv2 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,7 +82,7 @@ class Draws:
         noise_std: (B,) 0 where none.
         blur_vox: (B, C, 3) 0 where none.
         brightness, contrast, gamma, gamma_inverted, lowres_zoom: (B, C) 1 where none.
-        noise_seed: Of the noise field. The field differs between kinds of device.
+        noise_seeds: (B,) of each sample's noise field, which differs between kinds of device.
     """
 
     turns: Array
@@ -96,7 +96,12 @@ class Draws:
     lowres_zoom: Array
     gamma_inverted: Array
     gamma: Array
-    noise_seed: int
+    noise_seeds: NDArray[np.int64]
+
+    def part(self, number: int, n_parts: int) -> Draws:
+        """Every `n_parts`-th sample from `number` on."""
+        rows = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Draws(**{name: None if v is None else v[number::n_parts] for name, v in rows.items()})
 
 
 def is_flat(patch_zyx: ZYX) -> bool:
@@ -161,7 +166,7 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         lowres_zoom=np.where(coarse, generator.uniform(*chances.lowres_zoom, shape), 1).astype(np.float32),
         gamma_inverted=_factors(generator, chances.p_gamma_inverted, chances.gamma, shape),
         gamma=_factors(generator, chances.p_gamma, chances.gamma, shape),
-        noise_seed=int(generator.integers(2**31)),
+        noise_seeds=generator.integers(2**31, size=n_samples),
     )
 
 

@@ -27,9 +27,10 @@ def alter_intensities_(images_BCZYX: Tensor, draws: Draws, *, keep_planes: bool)
         keep_planes: Whether low resolution spares the first axis.
     """
     rows = images_BCZYX.flatten(0, 1)
-    stds = np.repeat(draws.noise_std[:, None], images_BCZYX.shape[1], axis=1)
-    noise = torch.Generator(rows.device).manual_seed(draws.noise_seed)
-    _alter_(rows, stds, 0, lambda x, std: x.addcmul_(torch.randn(x.shape, generator=noise, device=x.device), std))
+    for sample in np.flatnonzero(draws.noise_std).tolist():
+        image, noise = images_BCZYX[sample], torch.Generator(rows.device).manual_seed(int(draws.noise_seeds[sample]))
+        field = torch.randn(image.shape, generator=noise, device=rows.device)
+        image.add_(field, alpha=float(draws.noise_std[sample]))
     std_vox_R3 = draws.blur_vox.reshape(-1, 3)
     for run in _runs(std_vox_R3.max(1) > 0):
         rows[run] = blurred(rows[run], std_vox_R3[run])
