@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
 
 from segpipe import __version__
-from segpipe.cli.main import COMMANDS, run
+from segpipe.cli.examples import EXAMPLES
+from segpipe.cli.main import COMMANDS, root, run
 from segpipe.cli.options import shared
 from segpipe.core.errors import DataError, GeometryError, Interrupted, PlanError, ResourceError, SetupError
 
@@ -80,11 +84,14 @@ FAULTS = [  # what a command raises, exit code, first words
     (GeometryError("g"), 3, "Data: g"),
     (SetupError("s"), 4, "Setup: s"),
     (ResourceError("r"), 5, "Memory or disk: r"),
-    (MemoryError(), 5, "Memory: ran out of memory"),
+    (MemoryError(), 5, "Memory or disk: ran out of memory"),
     (Interrupted("i"), 75, "Interrupted: i"),
     (KeyboardInterrupt(), 130, "Stopped; the same command goes on."),
     (PermissionError(13, "Permission denied", "/x"), 4, "Setup: /x: not writable"),
     (OSError(28, "No space left on device", "/x"), 5, "Memory or disk: /x: the disk is full"),
+    (FileNotFoundError(2, "No such file or directory", "/x"), 2, "Not possible: /x: no such file or folder."),
+    (IsADirectoryError(21, "Is a directory", "/x"), 2, "Not possible: /x: is a folder, expected a file."),
+    (OSError(5, "Input/output error"), 4, "Setup: the system refused a file (Input/output error)."),
 ]
 
 
@@ -108,11 +115,140 @@ def test_each_kind_of_fault_has_its_exit_code(
     assert out == "" and err.strip().startswith(words)
 
 
-def test_with_json_a_fault_is_machine_readable_too(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--json"], failing_with(DataError("case 3: no label."))) == 3
-    assert capsys.readouterr().out == '{"error": "DataError", "message": "case 3: no label.", "exit_code": 3}\n'
+JSON_FAULTS = [
+    (DataError("case 3: no label."), '{"error": "DataError", "message": "case 3: no label.", "exit_code": 3}\n'),
+    (
+        KeyboardInterrupt(),
+        '{"error": "Interrupted", "message": "Stopped; the same command goes on.", "exit_code": 130}\n',
+    ),
+    (click.UsageError("-f or -g"), '{"error": "UsageError", "message": "-f or -g", "exit_code": 2}\n'),
+]
 
 
-def test_a_fault_of_the_program_is_not_hidden() -> None:
+@pytest.mark.parametrize(("fault", "line"), JSON_FAULTS, ids=lambda v: type(v).__name__)
+def test_with_json_a_fault_is_machine_readable_too(
+    fault: BaseException, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(["--json"], failing_with(fault))
+    assert capsys.readouterr().out == line
+
+
+def test_an_error_of_the_program_passes() -> None:
     with pytest.raises(ZeroDivisionError):
         run([], failing_with(ZeroDivisionError()))
+
+
+BROKEN = """
+import sys
+from segpipe.cli import main
+@main.click.command()
+@main.click.option("--debug", is_flag=True)
+def broken(debug):
+    return 1 / 0
+main.run.__defaults__ = (broken,)
+main.main()
+"""  # a command that meets an error of the program, in a process of its own, as `sys.excepthook` works there
+
+
+def broken(tmp_path: Path, *args: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "XDG_STATE_HOME": str(tmp_path), **more}
+    return subprocess.run(
+        [sys.executable, "-c", BROKEN, *args], capture_output=True, text=True, env=environment, check=False
+    )
+
+
+def test_an_error_of_the_program_is_one_line_and_a_log(tmp_path: Path) -> None:
+    done = broken(tmp_path)
+    (log,) = (tmp_path / "segpipe").glob("error-*.log")
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == (
+        f"Error of segpipe itself (ZeroDivisionError: division by zero). Its traceback is in {log}; please report it "
+        "with that text (it names your folders). --debug shows it here.\n"
+    )
+    text = log.read_text()
+    assert text.startswith(f"segpipe {__version__}, Python 3.") and text.endswith(
+        "ZeroDivisionError: division by zero\n"
+    )
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    done = broken(tmp_path, "--debug")
+    assert "Traceback" in done.stderr and not list(tmp_path.iterdir())
+
+
+def test_where_no_log_can_be_written_the_traceback_is_shown(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    no_folder = str(tmp_path / "file")
+    code = BROKEN.replace("main.main()", f"import tempfile; tempfile.tempdir = {no_folder!r}; main.main()")
+    environment = {**os.environ, "XDG_STATE_HOME": no_folder}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "Its traceback is above" in done.stderr
+
+
+def test_a_reader_who_has_enough_is_no_fault() -> None:
+    line = f"{sys.executable} -m segpipe completion bash | head -c 1; exit ${{PIPESTATUS[0]}}"
+    many = f"for i in 1 2 3; do {line}; done"
+    done = subprocess.run(["bash", "-c", many], capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 141) and done.stderr == ""
+
+
+def test_a_terminal_without_the_signs_shows_question_marks() -> None:
+    code = BROKEN.replace("return 1 / 0", "print('3 × 3')")
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "3 ? 3\n", "")
+
+
+@pytest.mark.parametrize(("name", "example"), [(n, e) for n, examples in EXAMPLES.items() for e in examples])
+def test_an_example_is_a_right_command(name: str, example: str) -> None:
+    words = shlex.split(example.removeprefix('eval "$(').removesuffix(')"').split(" | ")[0].split(" > ")[0])
+    assert words[:2] == ["segpipe", name] and len(f"  {example}") <= 78
+    context = click.Context(root, info_name="segpipe")
+    command = root.get_command(context, name)
+    assert command is not None
+    with click.Context(command, info_name=name) as inside:
+        given, left, _ = command.make_parser(inside).parse_args(words[2:])
+        assert not left
+        for parameter in command.params:
+            value = given.get(parameter.name)
+            is_given = parameter.name in given and not parameter.value_is_missing(value)
+            assert is_given or not parameter.required, parameter.name
+            if isinstance(value, str | list | tuple) and not isinstance(parameter.type, click.Path):
+                parameter.type_cast_value(inside, value)
+
+
+@pytest.mark.parametrize("example", ["segpipe train WORK --fold 0", "segpipe train WORK --epochs no", "segpipe train"])
+def test_a_wrong_example_is_found(example: str) -> None:
+    with pytest.raises((AssertionError, click.UsageError)):
+        test_an_example_is_a_right_command("train", example)
+
+
+def test_every_command_has_examples_and_no_other() -> None:
+    assert set(EXAMPLES) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_eighty_columns_and_ends_with_the_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run([name, "-h"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[-len(EXAMPLES[name]) :] == [f"    {example}" for example in EXAMPLES[name]]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", shell]) == 0
+    assert f"_SEGPIPE_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("typed", "expected"), [("segpipe tra", "train"), ("segpipe train --ep", "--epochs")])
+def test_commands_and_options_are_completed(typed: str, expected: str) -> None:
+    asked = {
+        "_SEGPIPE_COMPLETE": "bash_complete",
+        "COMP_WORDS": typed,
+        "COMP_CWORD": str(len(typed.split()) - 1),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "segpipe"], capture_output=True, text=True, env={**os.environ, **asked}, check=True
+    )
+    assert done.stdout == f"plain,{expected}\n"

@@ -15,10 +15,7 @@ from segpipe.cli.options import shared
 @click.argument("output", type=click.Path(path_type=Path))
 @shared
 def command(work: Path, kind: str, output: Path, as_json: bool, device: str, n_workers: int, seed: int) -> None:  # noqa: ARG001 (shared)
-    """Write what another tool reads: WORK's plan as nnU-Net's plans.json.
-
-    Example: segpipe export WORK --to nnunet-plans plans.json
-    """
+    """Write what another tool reads: WORK's plan as nnU-Net's plans.json."""
     from segpipe.bridge.nnunet_plans import export_nnunet_plans
     from segpipe.cli.main import print_json
 

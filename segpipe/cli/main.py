@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import signal
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from segpipe import __version__
+from segpipe.cli.examples import EXAMPLES
+from segpipe.cli.faults import log_and_tell, tell
 from segpipe.core.errors import Interrupted, SegpipeError
 
-COMMANDS = {  # name: one line of help; the command is `command` in segpipe/cli/<name>.py
-    "demo": "Make a small phantom dataset and run everything on it.",
-    "check": "List every fault of every case of a dataset.",
-    "plan": "Measure a dataset and decide how to train on it.",
-    "prepare": "Crop, normalise and resample the cases (train does it too).",
-    "train": "Train folds, then predict and score their validation cases.",
-    "predict": "Segment images with a trained model.",
-    "evaluate": "Score masks against references.",
-    "compare": "Tell which of several methods is better, and how sure that is.",
-    "select": "Choose configuration, ensemble and postprocessing, scored nested.",
-    "study": "Train several methods under one budget and compare them.",
-    "report": "Write one HTML page with curves, scores and pictures.",
+GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<name>.py
+    "Begin": {
+        "demo": "Make a small phantom dataset and run everything on it.",
+        "run": "Check, plan, train all folds, evaluate and report.",
+    },
+    "Data": {
+        "check": "List every fault of every case of a dataset.",
+        "plan": "Measure a dataset and decide how to train on it.",
+        "prepare": "Crop, normalise and resample the cases (train does it too).",
+    },
+    "Model": {
+        "train": "Train folds, then predict and score their validation cases.",
+        "select": "Choose configuration, ensemble, postprocessing; scored nested.",
+        "predict": "Segment images with a trained model.",
+        "pack": "Put a trained model into one file.",
     "export": "Write files that other tools read: nnU-Net's plans.json.",
-    "run": "Check, plan, train all folds, evaluate and report.",
+    },
+    "Evaluation": {
+        "evaluate": "Score masks against references.",
+        "compare": "Tell which of several methods is better, and how sure that is.",
+        "study": "Train several methods under one budget and compare them.",
+        "report": "Write one HTML page with curves, scores and pictures.",
+    },
+    "This machine": {
+        "completion": "Print the script with which a shell completes what is typed.",
+    },
 }
+COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
 
 
 class Commands(click.Group):
@@ -41,6 +58,7 @@ class Commands(click.Group):
             return None
         command = importlib.import_module(f"segpipe.cli.{cmd_name}").command
         assert isinstance(command, click.Command)
+        command.epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in EXAMPLES.get(cmd_name, ()))])
         return command
 
     def resolve_command(
@@ -53,12 +71,20 @@ class Commands(click.Group):
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl(list(COMMANDS.items()))
+        width = max(map(len, COMMANDS))
+        for title, commands in GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name.ljust(width), text) for name, text in commands.items()])
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, no_args_is_help=True)
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    no_args_is_help=True,
+    epilog="`segpipe COMMAND -h` explains a command and gives examples.",
+)
 @click.version_option(__version__, prog_name="segpipe")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error of the program.")
 def root() -> None:
     """From a folder of labelled scans to a model whose worth you can defend."""
 
@@ -67,53 +93,33 @@ def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see core/errors.py)."""
     for number in (signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, _interrupt)
-    sys.exit(run(sys.argv[1:] if args is None else args))
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal without ² or – shows a question mark, which is no reason to end
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    args = sys.argv[1:] if args is None else args
+    if "--debug" not in args:
+        sys.excepthook = log_and_tell
+    sys.exit(run(args))
 
 
 def _interrupt(number: int, _: object) -> None:
     raise Interrupted(f"stopped by {signal.Signals(number).name}. The same command goes on.")
 
 
-def run(args: list[str], command: click.Command = root) -> int:
-    """Run a command line; return its exit code."""
+def run(args: Sequence[str], command: click.Command = root) -> int:
+    """Run a command line; return its exit code. An error of the program passes."""
+    as_json = "--json" in args
     try:
-        result = command.main(args, prog_name="segpipe", standalone_mode=False)
+        result = command.main(list(args), prog_name="segpipe", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as fault:
         click.echo(fault.ctx.get_help())
         return 0
-    except click.ClickException as fault:
-        fault.show()
-        return fault.exit_code
-    except (click.Abort, KeyboardInterrupt):  # click turns Ctrl-C inside a command into Abort
-        click.echo("Stopped; the same command goes on.", err=True)
-        return 130
-    except SegpipeError as fault:
-        if "--json" in args:
-            click.echo(json.dumps({"error": type(fault).__name__, "message": str(fault), "exit_code": fault.exit_code}))
-        click.echo(f"{_headline(fault)}: {fault}", err=True)
-        return fault.exit_code
-    except MemoryError:
-        click.echo("Memory: ran out of memory. Use fewer workers (-j) or a smaller patch and batch.", err=True)
-        return 5
-    except OSError as fault:
-        from pathlib import Path
-
-        from segpipe.core.files import disk_fault
-
-        known = disk_fault(fault, Path(fault.filename or "."))
-        click.echo(f"{_headline(known)}: {known}", err=True)
-        return known.exit_code
+    except (click.ClickException, click.Abort, KeyboardInterrupt, SegpipeError, MemoryError, OSError) as fault:
+        return tell(fault, as_json=as_json)
     return result if isinstance(result, int) else 0
-
-
-def _headline(fault: SegpipeError) -> str:
-    return {
-        2: "Not possible",
-        3: "Data",
-        4: "Setup",
-        5: "Memory or disk",
-        75: "Interrupted",
-    }.get(fault.exit_code, "Error")
 
 
 def print_json(value: Any) -> None:

@@ -13,7 +13,7 @@ from segpipe.core.progress import cpu_count
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json`, `--device`, `-j` and `--seed` (arguments `as_json`, `device`, `n_workers`, `seed`)."""
+    """Add `--json`, `--device`, `-j`, `--seed` (arguments `as_json`, `device`, `n_workers`, `seed`) and `--debug`."""
     options = (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
         click.option(
@@ -31,6 +31,9 @@ def shared(command: Callable[..., Any]) -> Callable[..., Any]:
             help="Cases worked on side by side.",
         ),
         click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
+        click.option(
+            "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error of the program."
+        ),
     )
     for option in reversed(options):
         command = option(command)

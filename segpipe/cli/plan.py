@@ -47,13 +47,6 @@ def command(
     """Measure DATA, split it by patient, and write a plan with its reasons.
 
     The plan is WORK/plan.yaml, made to be read and edited. What does not fit the memory is refused.
-
-    \b
-    Examples:
-      segpipe plan DATA -o WORK
-      segpipe plan DATA -o WORK --preset resenc_m --gpu-memory 12
-      segpipe plan DATA -o WORK --set configurations.3d_fullres.batch_size=4
-      segpipe plan --nnunet-fingerprint F.json --nnunet-dataset D.json -o WORK --preset nnunet
     """
     from segpipe.cli.main import print_json
     from segpipe.cli.plan_tables import plan_text

@@ -1,0 +1,51 @@
+"""Examples of every command, printed below its `-h`; a test parses each with the command's own options."""
+
+from __future__ import annotations
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("segpipe demo", "segpipe demo -o my-demo --device cpu -j 2"),
+    "run": (
+        "segpipe run DATA -o WORK",
+        "segpipe run DATA -o WORK --time-budget 8h",
+        "segpipe run DATA -o WORK --preset resenc_m -f 0 --epochs 100",
+    ),
+    "check": ("segpipe check DATA", "segpipe check DATA --json > faults.json", "segpipe check DATA --fix REPAIRED"),
+    "plan": (
+        "segpipe plan DATA -o WORK",
+        "segpipe plan DATA -o WORK --preset resenc_m --gpu-memory 12",
+        "segpipe plan DATA -o WORK --set configurations.3d_fullres.batch_size=4",
+        "segpipe plan --nnunet-fingerprint F.json --nnunet-dataset D.json -o WORK",
+    ),
+    "prepare": ("segpipe prepare WORK --dry-run", "segpipe prepare WORK -c 3d_fullres -j 4"),
+    "train": (
+        "segpipe train WORK",
+        "segpipe train WORK -f 0 --time-budget 2h",
+        "segpipe train WORK -c 2d --epochs 200 --set training.learning_rate=0.003",
+        "segpipe train WORK --profile",
+    ),
+    "select": ("segpipe select WORK", "segpipe select WORK -m hd95 --ensembles"),
+    "predict": (
+        "segpipe predict -m WORK -i scan.nii.gz -o MASKS",
+        "segpipe predict -m WORK -i IMAGES -o MASKS --device cpu --max-memory 8",
+        "segpipe predict -m WORK -i IMAGES -o MASKS -f 0 --no-tta",
+    ),
+    "pack": ("segpipe pack WORK -o liver.segpipe.zip",),
+    "export": ("segpipe export WORK --to nnunet-plans plans.json",),
+    "evaluate": (
+        "segpipe evaluate -r LABELS -p MASKS -o scores.csv",
+        "segpipe evaluate -r LABELS -p MASKS -l liver=1,tumour=2 --nsd-tolerance 1.5",
+        "segpipe evaluate -r LABELS -p MASKS --preset lesions",
+    ),
+    "compare": (
+        "segpipe compare A/scores.csv B/scores.csv",
+        "segpipe compare base=A ours=B -m dice=0.01 -m hd95=1 -o COMPARISON",
+        "segpipe compare A B --cases cases.csv --by site",
+    ),
+    "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
+    "report": ("segpipe report WORK",),
+    "completion": (
+        'eval "$(segpipe completion bash)"',
+        'eval "$(segpipe completion zsh)"',
+        "segpipe completion fish | source",
+    ),
+}

@@ -1,0 +1,100 @@
+"""What a person sees of a fault: one message and an exit code; of an error of the program where its traceback lies."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import TracebackType
+
+import click
+
+from segpipe import __version__
+from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
+
+_HEADLINES = {2: "Not possible", 3: "Data", 4: "Setup", 5: "Memory or disk", 75: "Interrupted"}
+_CTRL_C, _BROKEN_PIPE = 130, 141  # as shells count signals: 128 + SIGINT, 128 + SIGPIPE
+_NOT_THERE = {errno.ENOENT: "no such file or folder", errno.EISDIR: "is a folder, expected a file",
+              errno.ENOTDIR: "a file stands where a folder is expected"}  # fmt: skip
+
+
+def tell(fault: BaseException, *, as_json: bool) -> int:
+    """Show a fault on stderr, with `as_json` also as JSON on stdout; return its exit code.
+
+    Args:
+        fault: A SegpipeError, an error of click, Ctrl-C, or what the system refused (memory, a file).
+        as_json: Whether the command was to print JSON.
+    """
+    if isinstance(fault, BrokenPipeError):  # whoever read the output has enough of it, such as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    if isinstance(fault, click.Abort | KeyboardInterrupt):  # click turns Ctrl-C inside a command into Abort
+        name, message, code = "Interrupted", "Stopped; the same command goes on.", _CTRL_C
+        click.echo(message, err=True)
+    elif isinstance(fault, click.ClickException):
+        name, message, code = "UsageError", fault.format_message(), fault.exit_code
+        fault.show()
+    else:
+        known = _known(fault)
+        name, message, code = type(known).__name__, str(known), known.exit_code
+        click.echo(f"{_HEADLINES.get(code, 'Error')}: {message}", err=True)
+    if as_json:
+        click.echo(json.dumps({"error": name, "message": message, "exit_code": code}))
+    return code
+
+
+def _known(fault: BaseException) -> SegpipeError:
+    if isinstance(fault, SegpipeError):
+        return fault
+    if isinstance(fault, MemoryError):
+        return ResourceError("ran out of memory. Use fewer workers (-j) or a smaller patch and batch.")
+    assert isinstance(fault, OSError)
+    if fault.filename is None:
+        return SetupError(f"the system refused a file ({fault.strerror or fault}). Check disk and network folders.")
+    if fault.errno in _NOT_THERE:
+        return UsageError(f"{fault.filename}: {_NOT_THERE[fault.errno]}. Check the path.")
+    from segpipe.core.files import disk_fault  # late: it imports more than help needs
+
+    return disk_fault(fault, Path(fault.filename))
+
+
+def log_and_tell(kind: type[BaseException], fault: BaseException, trace: TracebackType | None) -> None:
+    """The `sys.excepthook` of the command line: the traceback goes into a file, one line to the screen.
+
+    Where no folder can be written the traceback is shown, since otherwise it would be lost.
+    """
+    if issubclass(kind, KeyboardInterrupt):
+        return
+    text = "".join(traceback.format_exception(kind, fault, trace))
+    path = _logged(f"segpipe {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
+                   f"arguments: {sys.argv[1:]}\n{text}")  # fmt: skip
+    if path is None:
+        click.echo(text, err=True)
+    where = f"Its traceback is in {path}" if path else "Its traceback is above"
+    click.echo(f"Error of segpipe itself ({kind.__name__}: {_short(fault)}). {where}; please report it with that text "
+               "(it names your folders). --debug shows it here.", err=True)  # fmt: skip
+
+
+def _short(fault: BaseException) -> str:
+    first = next(iter(str(fault).splitlines()), "")
+    return first if len(first) <= 200 else f"{first[:197]}..."
+
+
+def _logged(text: str) -> Path | None:
+    """Where the text was written: among the user's logs, else among temporary files; None if neither can be."""
+    state = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser())
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
+    for folder in (state / "segpipe", Path(tempfile.gettempdir())):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+        except OSError:
+            continue
+        return folder / name
+    return None
