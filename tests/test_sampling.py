@@ -163,7 +163,8 @@ def test_parts_of_a_batch_share_its_labelled_patches():
 
 
 def test_a_batch_is_copied_as_it_is_stored():
-    images, indices = draw_batch([case()], plain((4, 4, 4), 2, 1.0), np.random.default_rng(0)).to(torch.device("cpu"))
+    batch = draw_batch([case()], plain((4, 4, 4), 2, 1.0), np.random.default_rng(0)).to(torch.device("cpu"))
+    images, indices = batch.images, batch.indices
     assert images.dtype == torch.float32 and indices.dtype == torch.int16  # int64 after the patch is cut: a quarter
 
 

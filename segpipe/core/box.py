@@ -17,6 +17,11 @@ class Box(Record):
     start_zyx: ZYX
     stop_zyx: ZYX
 
+    @classmethod
+    def whole(cls, shape_zyx: ZYX) -> Box:
+        """All of an array."""
+        return cls(start_zyx=(0, 0, 0), stop_zyx=shape_zyx)
+
     @property
     def shape_zyx(self) -> ZYX:
         """Voxels along each axis."""

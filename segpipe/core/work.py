@@ -55,6 +55,11 @@ class FoldFolder:
         return self.path / "log.txt"
 
     @property
+    def tensorboard(self) -> Path:
+        """Event files, if they are wanted."""
+        return self.path / "tensorboard"
+
+    @property
     def validation(self) -> Path:
         """Masks of the fold's validation cases."""
         return self.path / "validation"
@@ -114,6 +119,10 @@ class Work:
     def prepared(self, digest: str) -> Path:
         """Prepared cases of one way of preparing."""
         return self.path / "prepared" / digest
+
+    def guides(self, prepared: Path, configuration: str) -> Path:
+        """What a coarser configuration predicts of prepared cases, on their grids."""
+        return prepared.with_name(f"{prepared.name}_{configuration}")
 
     def run(self, configuration: str) -> Path:
         """All folds of a configuration."""

@@ -22,12 +22,13 @@ def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
 _Ascending = AfterValidator(_ascending)
 _Range = Annotated[tuple[PositiveFloat, PositiveFloat], _Ascending]
 _Shares = Annotated[tuple[NonNegativeFloat, Annotated[float, Field(lt=0.4)]], _Ascending]
+_Radii = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=100)]], _Ascending]
 _Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
 _CHANCES = (
     "p_rotation", "p_scale", "p_elastic", "p_mirror", "p_noise", "p_blur", "p_brightness", "p_contrast", "p_lowres",
-    "p_gamma_inverted", "p_gamma",
+    "p_gamma_inverted", "p_gamma", "p_guide_shape", "p_guide_part",
 )  # fmt: skip
 AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the defaults
     "none": dict.fromkeys(_CHANCES, 0.0),
@@ -64,6 +65,11 @@ class Augmentation(Named):
         blur_vox: Smallest and largest standard deviation, drawn for each axis.
         brightness, contrast, gamma: Smallest and largest factor, for each channel.
         lowres_zoom: Smallest and largest share of the voxels along an axis, for each channel.
+        p_guide_shape: That labels which guide a cascade grow, shrink, lose gaps or lose spurs.
+        p_guide_part: That labels which guide a cascade lose a connected part.
+        p_guide_label: Of each label of such a sample.
+        guide_radius_vox: Smallest and largest radius of the ball by which a label grows or shrinks.
+        guide_part_share: Of a patch; a part that covers as much is not lost.
 
     Source:
         nnU-Net's list of transforms, probabilities and ranges (nnunetv2 2.8.1).
@@ -95,6 +101,11 @@ class Augmentation(Named):
     contrast: _Range = (0.75, 1.25)
     gamma: _Range = (0.7, 1.5)
     lowres_zoom: _Zooms = (0.5, 1.0)
+    p_guide_shape: _Probability = 0.4
+    p_guide_part: _Probability = 0.2
+    p_guide_label: _Probability = 0.5
+    guide_radius_vox: _Radii = (1.0, 8.0)
+    guide_part_share: _Probability = 0.15
 
     @property
     def alters(self) -> bool:

@@ -183,6 +183,10 @@ class Plan(Record):
         return self
 
     def _expect_swaps(self) -> None:
+    def n_inputs(self, configuration: Configuration) -> int:
+        """Channels that the network of a configuration sees: the image's, and in a cascade one for each label value."""
+        return len(self.channels) + (len(self.labels.values) if configuration.previous else 0)
+
         swapped_indices(self.labels, self.mirror_swaps)
         sideways = sideways_axis(self.orientation, self.axis_order)
         if self.mirror_swaps and sideways not in self.mirror_axes:

@@ -15,6 +15,7 @@ from segpipe.core.records import Record
 from segpipe.core.volume import Volume, read_image_channels, read_labels
 from segpipe.data.dataset import Case
 from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.sides import AS_STORED
 from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.normalise import normalise
 from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image
@@ -46,6 +47,18 @@ class Trace(Record):
         """From the file's axes to the plan's."""
         return Reorientation(self.axes_zyx, self.flips_zyx)
 
+    def onto(self, finer: Trace) -> Trace:
+        """The way back to the prepared grid of another configuration instead of the image's: both fill the same box."""
+        return Trace(
+            shape_zyx=finer.prepared_shape_zyx,
+            axes_zyx=(0, 1, 2),
+            flips_zyx=(False, False, False),
+            spacing_mm=finer.target_mm,
+            box=Box.whole(finer.prepared_shape_zyx),
+            target_mm=self.target_mm,
+            prepared_shape_zyx=self.prepared_shape_zyx,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
@@ -55,11 +68,13 @@ class Prepared:
         image_czyx: (C, Z, Y, X) float32.
         indices_zyx: (Z, Y, X) int16 inside labels; None without a label map.
         trace: The way back.
+        coarse: For a cascade what the coarser network sees of the case; its way back leads to this one's grid.
     """
 
     image_czyx: NDArray[np.float32]
     indices_zyx: NDArray[np.int16] | None
     trace: Trace
+    coarse: Prepared | None = None
 
 
 def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepared:
@@ -150,7 +165,7 @@ def prepare_indices(indices_zyx: NDArray[np.int16], trace: Trace) -> NDArray[np.
 
 def turn_for(grid: Grid, plan: Plan) -> Reorientation:
     """To the plan's orientation, then the plan's order of axes."""
-    turn = reorientation(grid, plan.orientation)
+    turn = reorientation(grid, grid.orientation if plan.orientation == AS_STORED else plan.orientation)
     first, second, third = plan.axis_order
     axes, flips = turn.axes_zyx, turn.flips_zyx
     return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))

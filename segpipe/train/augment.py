@@ -15,6 +15,7 @@ from segpipe.core.labels import IGNORE_INDEX
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.sides import sideways_axis, swapped_indices
+from segpipe.train.cascade import Change, draw_changes
 
 Array = NDArray[np.float32]
 
@@ -38,6 +39,7 @@ class Scope:
         swapped: What each inside label 0, 1, … becomes when that axis is mirrored.
         masked_channels: Channels that are 0 outside the body and stay so.
         values: Inside labels that may occur besides background, in ascending order.
+        n_guides: Labels that guide a cascade; 0 outside of one.
     """
 
     augmentation: Augmentation
@@ -47,6 +49,7 @@ class Scope:
     swapped: tuple[int, ...]
     masked_channels: tuple[int, ...]
     values: tuple[int, ...]
+    n_guides: int = 0
 
     @property
     def is_flat(self) -> bool:
@@ -66,6 +69,7 @@ def scope_of(plan: Plan, configuration: Configuration) -> Scope:
         swapped=swapped,
         masked_channels=tuple(c for c, scheme in enumerate(plan.normalisation) if scheme.within_nonzero),
         values=(*ignored, *range(1, len(swapped))),
+        n_guides=plan.n_inputs(configuration) - len(plan.channels),
     )
 
 
@@ -83,6 +87,7 @@ class Draws:
         blur_vox: (B, C, 3) 0 where none.
         brightness, contrast, gamma, gamma_inverted, lowres_zoom: (B, C) 1 where none.
         noise_seeds: (B,) of each sample's noise field, which differs between kinds of device.
+        guide_changes: Of each sample; empty outside a cascade.
     """
 
     turns: Array
@@ -97,6 +102,7 @@ class Draws:
     gamma_inverted: Array
     gamma: Array
     noise_seeds: NDArray[np.int64]
+    guide_changes: tuple[tuple[Change, ...], ...] = ()
 
     def part(self, number: int, n_parts: int) -> Draws:
         """Every `n_parts`-th sample from `number` on."""
@@ -167,6 +173,7 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         gamma_inverted=_factors(generator, chances.p_gamma_inverted, chances.gamma, shape),
         gamma=_factors(generator, chances.p_gamma, chances.gamma, shape),
         noise_seeds=generator.integers(2**31, size=n_samples),
+        guide_changes=draw_changes(chances, n_samples, scope.n_guides, generator) if scope.n_guides else (),
     )
 
 

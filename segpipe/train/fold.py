@@ -23,11 +23,12 @@ from segpipe.networks.inflate import start_from
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augment import draw, region_for, scope_of
+from segpipe.train.cascade import with_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
-from segpipe.train.transforms import apply
+from segpipe.train.transforms import apply, apply_to_guides
 
 TRAIN, VALIDATE, _AUGMENT, _INITIAL = 0, 1, 2, 3  # places of the random streams
 
@@ -64,7 +65,7 @@ class FoldTraining:
         self.plan, self.configuration, self.data, self.device = plan, configuration, data, device
         training = plan.training
         torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
-        network = build(configuration.network, len(plan.channels), plan.labels.n_outputs)
+        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         if is_new and configuration.network.weights:
             for line in start_from(configuration.network.weights, network):
                 say(line)
@@ -173,14 +174,17 @@ class FoldTraining:
     def _augmented(self, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
         """Images and labels of a part of this iteration's batch, on the device."""
         training = self.plan.training
-        images, indices = batch.part(part, training.gradient_accumulation).to(self.device)
+        there = batch.part(part, training.gradient_accumulation).to(self.device)
+        images, indices, guides = there.images, there.indices, there.guides
         self.lap("copy")
         if training.augmentation.alters:
             generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
-            draws = draw(self.scope, images.shape[0], images.shape[1], generator)
+            draws = draw(self.scope, images.shape[0] * self.group.size, images.shape[1], generator)
+            draws = draws.part(self.group.rank, self.group.size)
+            guides = apply_to_guides(guides, draws, self.scope)
             images, indices = apply(images, indices, draws, self.scope)
         self.lap("augmentation")
-        return images, indices.long()
+        return with_guides(images, guides, self.scope.n_guides), indices.long()
 
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
@@ -199,9 +203,9 @@ class FoldTraining:
         self.predictor.eval()
         for index in range(n_batches):
             batch = self.draw(VALIDATE, index)
-            images, stored = batch.to(self.device)
-            indices = stored.long()
-            outputs = self._outputs(self.predictor, images)
+            there = batch.to(self.device)
+            indices = there.indices.long()
+            outputs = self._outputs(self.predictor, with_guides(there.images, there.guides, self.scope.n_guides))
             self.seen(batch, outputs[0])
             losses.append(float(self._loss(outputs, indices)))
             counts += overlap_counts(outputs[0].float(), indices, self.plan.labels).cpu()

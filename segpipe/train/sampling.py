@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,26 +25,30 @@ class Batch:
         images: (B, C, Z, Y, X) float32, 0 beyond the image.
         indices: (B, Z, Y, X) signed integers, background beyond the image.
         case_ids: Of which case each patch is.
+        guides: (B, Z, Y, X) inside labels that guide a cascade, background beyond the image; None outside of one.
     """
 
     images: Tensor
     indices: Tensor
     case_ids: tuple[str, ...]
+    guides: Tensor | None = None
 
     def pinned(self) -> Batch:
         """In page-locked memory, from where copies to a CUDA device run beside computing; itself if it is there."""
-        if self.images.is_cuda:
-            return self
-        return Batch(self.images.pin_memory(), self.indices.pin_memory(), self.case_ids)
+        return self if self.images.is_cuda else self._each(Tensor.pin_memory, self.case_ids)
 
     def part(self, number: int, n_parts: int) -> Batch:
         """Every `n_parts`-th patch from `number` on: those centred on labels, the last ones, are spread."""
         chosen = slice(number, None, n_parts)
-        return Batch(self.images[chosen], self.indices[chosen], self.case_ids[chosen])
+        return self._each(lambda tensor: tensor[chosen], self.case_ids[chosen])
 
-    def to(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Images and indices on a device, of which the copy may still run."""
-        return self.images.to(device, non_blocking=True), self.indices.to(device, non_blocking=True)
+    def to(self, device: torch.device) -> Batch:
+        """On a device; the copy may still run."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True), self.case_ids)
+
+    def _each(self, change: Callable[[Tensor], Tensor], case_ids: tuple[str, ...]) -> Batch:
+        guides = None if self.guides is None else change(self.guides)
+        return Batch(change(self.images), change(self.indices), case_ids, guides)
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def draw_batch(
     """
     n_any = sampling.batch_size - n_on_label(sampling.batch_size, sampling.foreground_fraction, generator)
     margin = [(r - p) // 2 for r, p in zip(sampling.region_zyx, sampling.patch_zyx, strict=True)]
-    images, indices, case_ids = [], [], []
+    images, indices, guides, case_ids = [], [], [], []
     for place in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
         patch_start = _start(case, sampling, generator, on_label=place >= n_any)
@@ -98,8 +102,10 @@ def draw_batch(
         start = [s - m for s, m in zip(patch_start, margin, strict=True)]
         images.append(cut(case.image, start, sampling.region_zyx, 0))
         indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
+        if case.guide is not None:
+            guides.append(cut(case.guide, start, sampling.region_zyx, PAD_LABEL))
         case_ids.append(case.case_id)
-    return Batch(torch.stack(images), torch.stack(indices), tuple(case_ids))
+    return Batch(torch.stack(images), torch.stack(indices), tuple(case_ids), torch.stack(guides) if guides else None)
 
 
 def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator) -> int:

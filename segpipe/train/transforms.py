@@ -3,9 +3,11 @@
 # B batch, C channels, Z Y X voxels.
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from segpipe.train.augment import Draws, Scope
+from segpipe.train.cascade import changed
 from segpipe.train.transforms_intensity import alter_intensities_
 from segpipe.train.transforms_place import placed
 
@@ -33,3 +35,11 @@ def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope
     for channel, mask in outside:
         images[:, channel].masked_fill_(mask, 0)
     return images, indices
+
+
+def apply_to_guides(guides_BZYX: Tensor | None, draws: Draws, scope: Scope) -> Tensor | None:
+    """Labels that guide a cascade, moved as the images are and then changed; None outside of one."""
+    if guides_BZYX is None:
+        return None
+    no_images_BCZYX = torch.empty((len(guides_BZYX), 0, *guides_BZYX.shape[1:]), device=guides_BZYX.device)
+    return changed(placed(no_images_BCZYX, guides_BZYX, draws, scope)[1], draws.guide_changes)
