@@ -42,10 +42,10 @@ def export_nnunet_plans(folder: Path, output: Path) -> None:
     work = Work(folder)
     work.require_plan()
     plan, fingerprint = Plan.load(work.plan), Fingerprint.load(work.fingerprint)
-    write_text(output, json.dumps(nnunet_plans(plan, fingerprint, _reader(work)), indent=4) + "\n")
+    write_text(output, json.dumps(nnunet_plans(plan, fingerprint, reader_of(work)), indent=4) + "\n")
 
 
-def _reader(work: Work) -> str:
+def reader_of(work: Work) -> str:
     """nnU-Net's reader of the images, as its own dataset.json or the file names say."""
     if work.nnunet_dataset.is_file():
         described = read_mapping(work.nnunet_dataset, DataError)

@@ -23,7 +23,12 @@ _KINDS_OF_VALUES = {dict: "keys and values", list: "a list", int: "an integer", 
 
 
 def read_nnunet_plans(
-    path: Path, channels: Sequence[str], labels: LabelSet, orientation: str, fingerprint_digest: str
+    path: Path,
+    channels: Sequence[str],
+    labels: LabelSet,
+    orientation: str,
+    fingerprint_digest: str,
+    only: str | None = None,
 ) -> Plan:
     """Read the decisions of a `plans.json`.
 
@@ -33,6 +38,7 @@ def read_nnunet_plans(
         labels: The same.
         orientation: To which cases are turned; nnU-Net leaves them as they are stored.
         fingerprint_digest: Of the data it will be used with.
+        only: nnU-Net's name of a configuration; the others are left out but those that it needs. None: all.
 
     Returns:
         A plan with nnU-Net's training recipe. Names of resampling functions are not read: segpipe's own is used,
@@ -44,7 +50,9 @@ def read_nnunet_plans(
     values = read_mapping(path, PlanError)
     configurations = _part(values, "configurations", dict, str(path))
     properties = _part(values, "foreground_intensity_properties_per_channel", dict, str(path))
-    full = {name: _inherited(name, configurations, path) for name in configurations}
+    if only is not None:
+        configurations = {name: configurations[name] for name in _needed(only, configurations, path)}
+    full = {name: inherited(name, configurations, path) for name in configurations}
     planners = {planner: preset for preset, (planner, _) in PLANNERS.items()}
     record = {
         "preset": planners.get(str(values.get("experiment_planner_used")), "nnunet"),
@@ -65,7 +73,12 @@ def read_nnunet_plans(
     return Plan.parse(record, str(path))
 
 
-def _inherited(name: str, configurations: Mapping[str, Any], path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+def inherited(name: str, configurations: Mapping[str, Any], path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A configuration with what it inherits from others.
+
+    Raises:
+        PlanError: If one is missing or inherits from itself.
+    """
     own: dict[str, Any] = _part(configurations, name, dict, f"{path}: configurations")
     base = own.get(_INHERITS)
     if base is None:
@@ -75,7 +88,19 @@ def _inherited(name: str, configurations: Mapping[str, Any], path: Path, below: 
             f"{path}: configurations.{name}.{_INHERITS}: found {base!r}, expected another configuration that does not "
             f"inherit from it.{did_you_mean(str(base), list(configurations))}"
         )
-    return _inherited(base, configurations, path, (*below, name)) | own
+    return inherited(base, configurations, path, (*below, name)) | own
+
+
+def _needed(name: str, configurations: Mapping[str, Any], path: Path) -> list[str]:
+    """A configuration, after those that it inherits from or goes on from."""
+    found, asked = [], [name]
+    while asked:
+        current = asked.pop()
+        if current not in found:
+            found.append(current)
+            full = inherited(current, configurations, path)
+            asked += [full[key] for key in _LINKS if full.get(key)]
+    return found[::-1]
 
 
 def _configuration(name: str, own: Mapping[str, Any], full: Mapping[str, Any], path: Path) -> dict[str, Any]:

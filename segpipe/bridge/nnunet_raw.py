@@ -48,13 +48,21 @@ def link_dataset(dataset: Dataset, raw: Path) -> None:
         for channel, image in enumerate(case.images):
             (raw / "imagesTr" / f"{case.case_id}_{channel:04d}{ending}").symlink_to(image)
         (raw / "labelsTr" / f"{case.case_id}{ending}").symlink_to(case.label or "")
-    description = {
+    write_text(raw / "dataset.json", json.dumps(nnunet_description(dataset)))
+
+
+def nnunet_description(dataset: Dataset) -> dict[str, Any]:
+    """nnU-Net's `dataset.json`.
+
+    Raises:
+        DataError: If nnunetv2 cannot read the files or the labels.
+    """
+    return {
         "channel_names": {str(number): name for number, name in enumerate(dataset.channels)},
         **nnunet_labels(dataset),
         "numTraining": len(dataset.cases),
-        "file_ending": ending,
+        "file_ending": file_ending(dataset),
     }
-    write_text(raw / "dataset.json", json.dumps(description))
 
 
 def file_ending(dataset: Dataset) -> str:

@@ -9,6 +9,7 @@ from segpipe.core.labels import LabelSet
 
 _SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
 _SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
+AS_STORED = "stored"  # for an orientation: no image is turned, as nnU-Net turns none
 _WRITTEN_OUT = {"left", "right"}  # one letter may be anything; without a partner only the word is a side
 _HEART = {"atrium", "ventricle", "auricle", "appendage", "heart"}  # left and right differ in shape, not only in place
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")  # `KidneyLeft`, `kidney_l`, `Left-Kidney`, `LH amygdala`
@@ -63,10 +64,10 @@ def sideways_axis(orientation: str, axis_order: Sequence[int]) -> int:
     """Axis of the planned arrays, 0 to 2, that runs from one side of the body to the other.
 
     Args:
-        orientation: Of x, y, z, e.g. `LPS`.
+        orientation: Of x, y, z, e.g. `LPS`; of images as they are stored x is taken for it.
         axis_order: Order in which the axes Z, Y, X are put.
     """
-    along_xyz = next(i for i, letter in enumerate(orientation) if letter in "LR")
+    along_xyz = next((i for i, letter in enumerate(orientation) if letter in "LR"), 0)
     return list(axis_order).index(2 - along_xyz)
 
 

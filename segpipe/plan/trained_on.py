@@ -39,7 +39,7 @@ class TrainedOn(Record):
 
     Args:
         n_cases: Their number.
-        orientations: As the files are stored, sorted.
+        orientations: As the files are stored, sorted; empty if not known.
         spacing_mm: Voxel edges.
         extent_mm: Edges of the box around everything that is not 0.
         intensities: One for each channel, of all cases of the dataset; empty if not known.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.volume import Volume
 from segpipe.plan.schema import Plan
+from segpipe.plan.sides import AS_STORED
 from segpipe.plan.trained_on import Seen, Spans, TrainedOn
 from segpipe.prepare.case import Trace
 
@@ -35,11 +36,12 @@ def warnings_of(volume: Volume, trace: Trace, plan: Plan, trained_on: TrainedOn 
     """
     found: list[str] = []
     if trained_on is not None:
-        names = [_DIRECTIONS[plan.orientation[::-1][axis]] for axis in plan.axis_order]
+        orientation = volume.grid.orientation if plan.orientation == AS_STORED else plan.orientation
+        names = [_DIRECTIONS[orientation[::-1][axis]] for axis in plan.axis_order]
         extent_mm = [n * mm for n, mm in zip(trace.box.shape_zyx, trace.spacing_mm, strict=True)]
         found += _outside("voxels", trace.spacing_mm, trained_on.spacing_mm, names)
         found += _outside("a field of view", extent_mm, trained_on.extent_mm, names)
-        if volume.grid.orientation not in trained_on.orientations:
+        if trained_on.orientations and volume.grid.orientation not in trained_on.orientations:
             known = ", ".join(trained_on.orientations)
             found.append(f"stored as {volume.grid.orientation}, trained on {known}: it is turned, check left and right")
     seen = (trained_on.intensities if trained_on else ()) or [None] * len(plan.channels)

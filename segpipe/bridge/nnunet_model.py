@@ -1,0 +1,242 @@
+"""nnU-Net's folder of a trained model as ours, and ours as nnU-Net's: either predicts what the other one does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from segpipe.bridge.nnunet_fingerprint import read_nnunet_dataset, read_nnunet_fingerprint
+from segpipe.bridge.nnunet_names import CASCADE, DATA_RESAMPLING, LOGIT_RESAMPLING, RESAMPLING, SEGMENTATION_RESAMPLING
+from segpipe.bridge.nnunet_plans import nnunet_plans, reader_of
+from segpipe.bridge.nnunet_plans_read import inherited, read_nnunet_plans
+from segpipe.bridge.nnunet_raw import nnunet_description
+from segpipe.bridge.nnunet_weights import NnunetCheckpoint, read_checkpoint, write_checkpoint
+from segpipe.core.errors import DataError, PlanError, UsageError
+from segpipe.core.files import whole_folder, write_text
+from segpipe.core.progress import say
+from segpipe.core.records import read_mapping
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.dataset import Dataset
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.networks.build import build
+from segpipe.plan.schema import Plan
+from segpipe.plan.sides import AS_STORED, sideways_axis
+from segpipe.plan.trained_on import TrainedOn
+from segpipe.predict.model import find_folds, load_model
+from segpipe.train.checkpoint import about_weights, save_weights
+
+FINAL = "checkpoint_final.pth"
+_ORIENTATIONS = {  # by nnU-Net's reader; the others read pictures
+    "SimpleITKIO": AS_STORED,
+    "NibabelIO": AS_STORED,
+    "SimpleITKIOWithReorient": "RAS",
+    "NibabelIOWithReorient": "RAS",
+}
+_ONLY: dict[str, Any] = {  # what a plan could say otherwise, and segpipe does one way
+    "preprocessor_name": "DefaultPreprocessor",
+    "resampling_fn_data": RESAMPLING,
+    "resampling_fn_seg": RESAMPLING,
+    "resampling_fn_probabilities": RESAMPLING,
+    "resampling_fn_data_kwargs": DATA_RESAMPLING,
+    "resampling_fn_seg_kwargs": SEGMENTATION_RESAMPLING,
+    "resampling_fn_probabilities_kwargs": LOGIT_RESAMPLING,
+}
+
+
+def import_nnunet_model(
+    source: Path, folder: Path, folds: Sequence[str] | None = None, checkpoint: str = FINAL
+) -> list[FoldFolder]:
+    """Take up a trained model of nnU-Net: `WORK/runs/<configuration>/fold_<k>` with plan and weights.
+
+    Args:
+        source: nnU-Net's `<trainer>__<plans>__<configuration>`, with plans.json, dataset.json and fold_*.
+        folder: A work folder; configurations of one dataset can share it.
+        folds: Which; None for all numbered ones, or `all` if there is no other.
+        checkpoint: Name of the file in each fold's folder.
+
+    Returns:
+        Where the folds are now.
+
+    Raises:
+        UsageError: If there is no such model or fold, or the work folder holds the fold already.
+        DataError: If a file is not nnU-Net's, or the weights are of another network.
+        PlanError: If the model does what segpipe cannot.
+    """
+    paths = _fold_paths(source, folds, checkpoint)
+    stored = {fold: read_checkpoint(path) for fold, path in paths.items()}
+    first = next(iter(stored.values()))
+    for fold, other in stored.items():
+        if (other.configuration, other.mirror_axes) != (first.configuration, first.mirror_axes):
+            raise DataError(
+                f"{paths[fold]}: {other.configuration}, mirrored along {other.mirror_axes}; the first fold is "
+                f"{first.configuration}, mirrored along {first.mirror_axes}. Import folds of one training."
+            )
+    plan, name = _plan(source, first)
+    trained_on = _trained_on(source, plan)
+    targets = {fold: Work(folder).fold(name, fold) for fold in stored}
+    for target in targets.values():
+        if target.weights.exists():
+            raise UsageError(f"{target.path}: holds a model already. Choose another work folder.")
+    for fold, target in targets.items():
+        network = build(
+            plan.configurations[name].network, plan.n_inputs(plan.configurations[name]), plan.labels.n_outputs
+        )
+        _load(network, stored[fold], paths[fold])
+        plan.save(target.plan)
+        if trained_on is not None:
+            trained_on.save(target.trained_on)
+        save_weights(target.weights, network, {"configuration": name, "fold": fold, "finished": "1"})
+    return list(targets.values())
+
+
+def _fold_paths(source: Path, folds: Sequence[str] | None, checkpoint: str) -> dict[str, Path]:
+    if not (source / "plans.json").is_file():
+        inside = ", ".join(sorted(str(path.parent.relative_to(source)) for path in source.glob("*/plans.json")))
+        raise UsageError(
+            f"{source}: holds no plans.json, expected nnU-Net's folder of one configuration, such as "
+            f"nnUNetTrainer__nnUNetPlans__3d_fullres. Give {f'one of {inside}' if inside else 'that folder'}."
+        )
+    found = {p.parent.name.removeprefix("fold_"): p for p in sorted(source.glob(f"fold_*/{checkpoint}"))}
+    numbered = [fold for fold in found if fold.isdecimal()]
+    chosen = list(folds or numbered or found)
+    if missing := [fold for fold in chosen if fold not in found]:
+        raise UsageError(
+            f"{source}: fold {', '.join(missing)} has no {checkpoint} (there: {', '.join(found) or 'none'})."
+        )
+    if not chosen:
+        raise UsageError(f"{source}: no fold_*/{checkpoint}. Finish training, or name another file with --checkpoint.")
+    return {fold: found[fold] for fold in chosen}
+
+
+def _plan(source: Path, stored: NnunetCheckpoint) -> tuple[Plan, str]:
+    """The plan of the one configuration, and our name of that."""
+    path, dataset = source / "plans.json", read_nnunet_dataset(source / "dataset.json")
+    values = read_mapping(path, PlanError)
+    _require_usual(path, values, stored.configuration)
+    reader = str(values.get("image_reader_writer", "SimpleITKIO"))
+    if reader not in _ORIENTATIONS:
+        raise PlanError(
+            f"{path}: image_reader_writer {reader!r}, expected one of {', '.join(_ORIENTATIONS)}. Models of "
+            "pictures cannot be imported."
+        )
+    plan = read_nnunet_plans(
+        path, dataset.channels, dataset.labels, _ORIENTATIONS[reader], "", only=stored.configuration
+    )
+    name = next((ours for ours, theirs in CASCADE.items() if theirs == stored.configuration), stored.configuration)
+    n_skipped = 3 - plan.configurations[name].network.n_axes
+    reason = f"Read from {path.name} of nnU-Net, trained by {stored.trainer}."
+    mirrored = {"mirror_axes": [axis + n_skipped for axis in stored.mirror_axes], "reasons": {"preset": reason}}
+    return Plan.parse(plan.model_dump(mode="json") | mirrored, f"{source}: {FINAL}"), name
+
+
+def _require_usual(path: Path, values: dict[str, Any], name: str) -> None:
+    """Refuse what segpipe would do otherwise."""
+    configurations = values.get("configurations") or {}
+    if name not in configurations:
+        raise PlanError(
+            f"{path}: has no configuration {name!r} ({', '.join(configurations)}), of which the weights are."
+        )
+    full = inherited(name, configurations, path)
+    found = {key: full[key] for key in _ONLY if key in full} | {"label_manager": values.get("label_manager")}
+    for key, usual in (_ONLY | {"label_manager": "LabelManager"}).items():
+        if found.get(key, usual) not in (usual, None):
+            raise PlanError(
+                f"{path}: {name}: {key}: found {found[key]!r}, expected {usual!r}, which is what segpipe does. Predict "
+                "with nnU-Net."
+            )
+
+
+def _trained_on(source: Path, plan: Plan) -> TrainedOn | None:
+    """What nnU-Net measured of the training cases of all folds; None if that is not beside the model."""
+    path = source / "dataset_fingerprint.json"
+    if not path.is_file():
+        return None
+    fingerprint = read_nnunet_fingerprint(path, read_nnunet_dataset(source / "dataset.json"))
+    oriented = plan.model_copy(update={"orientation": fingerprint.orientation})  # its lists are in the order of arrays
+    seen = TrainedOn.of(fingerprint, oriented, [case.case_id for case in fingerprint.cases])
+    return None if seen is None else seen.model_copy(update={"orientations": ()})
+
+
+def _load(network: torch.nn.Module, stored: NnunetCheckpoint, path: Path) -> None:
+    inner = getattr(network, "network", network)  # a 2D network is wrapped
+    own = inner.state_dict()
+    wrong = [name for name in {**own, **stored.weights} if _shape(own, name) != _shape(stored.weights, name)]
+    if wrong:
+        name = wrong[0]
+        raise DataError(
+            f"{path}: {len(wrong)} weights are not those of the network in plans.json, e.g. {name}: found "
+            f"{_shape(stored.weights, name)}, expected {_shape(own, name)}. {stored.trainer} made another network, or "
+            "the files belong to different models."
+        )
+    inner.load_state_dict(stored.weights)
+
+
+def _shape(weights: dict[str, torch.Tensor], name: str) -> str:
+    return "×".join(map(str, weights[name].shape)) or "a number" if name in weights else "nothing"
+
+
+def export_nnunet_model(
+    folder: Path, output: Path, configuration: str | None = None, folds: Sequence[str] | None = None
+) -> Path:
+    """Write trained folds as nnU-Net's model folder, for `nnUNetv2_predict_from_modelfolder`.
+
+    Args:
+        folder: A work folder.
+        output: A new folder.
+        configuration: Which; None for the default one.
+        folds: Which; None for all that are trained.
+
+    Raises:
+        UsageError: If there is no such model, or the output folder holds something.
+        PlanError: If nnU-Net cannot express the plan.
+        DataError: If nnU-Net cannot express the labels.
+    """
+    if output.exists() and (output.is_file() or any(output.iterdir())):
+        raise UsageError(f"{output}: is there already. Choose a new folder.")
+    work, folders = Work(folder), find_folds(folder, configuration, folds)
+    name = about_weights(folders[0].weights)["configuration"]
+    model = load_model(folders, torch.device("cpu"))
+    fingerprint, dataset = Fingerprint.load(work.fingerprint), Dataset.load(work.dataset)
+    plan = _only(model.plan, name)
+    plans = nnunet_plans(plan, fingerprint, reader_of(work))
+    with whole_folder(output) as temporary:
+        write_text(temporary / "plans.json", json.dumps(plans, indent=4))
+        write_text(temporary / "dataset.json", json.dumps(nnunet_description(dataset), indent=4))
+        for target, network in zip(folders, model.networks, strict=True):
+            inner = getattr(network, "network", network)
+            checkpoint = NnunetCheckpoint(
+                weights=dict(inner.state_dict()),
+                configuration=CASCADE.get(name, name),
+                trainer="nnUNetTrainer",
+                mirror_axes=_mirror_axes(plan, name),
+            )
+            fold = about_weights(target.weights)["fold"]
+            write_checkpoint(temporary / f"fold_{fold}" / FINAL, checkpoint, int(fold) if fold.isdecimal() else fold)
+    if plan.orientation != AS_STORED:
+        say(f"{output}: nnU-Net turns no image; give it images stored as {plan.orientation}, as the network saw them.")
+    return output
+
+
+def _only(plan: Plan, name: str) -> Plan:
+    """One configuration and those that it needs."""
+    kept, asked = set[str](), [name]
+    while asked:
+        current = asked.pop()
+        kept.add(current)
+        own = plan.configurations[current]
+        asked += [other for other in (own.inherits, own.previous) if other and other not in kept]
+    return plan.model_copy(update={"configurations": {n: c for n, c in plan.configurations.items() if n in kept}})
+
+
+def _mirror_axes(plan: Plan, name: str) -> tuple[int, ...]:
+    """Of the patch; nnU-Net cannot swap labels, so their axis is left out."""
+    n_skipped = 3 - plan.configurations[name].network.n_axes
+    axes = set(plan.mirror_axes)
+    if plan.mirror_swaps:
+        axes.discard(sideways_axis(plan.orientation, plan.axis_order))
+        say("nnU-Net cannot swap left and right labels: it will not mirror along that axis.")
+    return tuple(axis - n_skipped for axis in sorted(axes) if axis >= n_skipped)
