@@ -30,7 +30,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe predict -m WORK -i IMAGES -o MASKS -f 0 --no-tta",
     ),
     "pack": ("segpipe pack WORK -o liver.segpipe.zip",),
-    "export": ("segpipe export WORK --to nnunet-plans plans.json",),
+    "import": ("segpipe import nnUNetTrainer__nnUNetPlans__3d_fullres -o WORK",),
+    "export": (
+        "segpipe export WORK --to nnunet-plans plans.json",
+        "segpipe export WORK --to nnunet-model MODEL -c 3d_fullres -f 0",
+    ),
     "evaluate": (
         "segpipe evaluate -r LABELS -p MASKS -o scores.csv",
         "segpipe evaluate -r LABELS -p MASKS -l liver=1,tumour=2 --nsd-tolerance 1.5",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import io
 import json
+import keyword
 import signal
 import sys
 from collections.abc import Sequence
@@ -32,7 +33,8 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "select": "Choose configuration, ensemble, postprocessing; scored nested.",
         "predict": "Segment images with a trained model.",
         "pack": "Put a trained model into one file.",
-    "export": "Write files that other tools read: nnU-Net's plans.json.",
+        "import": "Take up a trained model of nnU-Net.",
+        "export": "Write plan or model as nnU-Net reads them.",
     },
     "Evaluation": {
         "evaluate": "Score masks against references.",
@@ -56,7 +58,7 @@ class Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"segpipe.cli.{cmd_name}").command
+        command = importlib.import_module(f"segpipe.cli.{cmd_name}{'_' * keyword.iskeyword(cmd_name)}").command
         assert isinstance(command, click.Command)
         command.epilog = "\n".join(["\b", "Examples:", *(f"  {example}" for example in EXAMPLES.get(cmd_name, ()))])
         return command
