@@ -159,7 +159,8 @@ def test_models_of_other_structures_or_axes_are_refused():
         Ensemble((first, turned))
 
 
-def test_the_digest_tells_members_and_their_order_apart():
+def test_the_digest_is_of_the_members_in_any_order():
     one, two = trained(1, 1), coarse()
     assert Ensemble((one,)).digest == one.digest
-    assert len({Ensemble(members).digest for members in ((one, two), (two, one), (one, one))}) == 3
+    assert len({Ensemble(members).digest for members in ((one, two), (two, one))}) == 1
+    assert len({Ensemble(members).digest for members in ((one,), (two,), (one, two))}) == 3

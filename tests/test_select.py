@@ -64,7 +64,7 @@ def test_the_better_configuration_and_the_steps_that_help_are_chosen_and_kept(tm
     found = selected(work, capsys)
     assert found["models"] == {"2d": pytest.approx((ISLAND_DICE + 1) / 2), "3d_fullres": pytest.approx(0.5)}
     wanted = {"a": {"min_volume_mm3": 30.0, "keep_largest": False, "fill_holes": False}}  # the first step that does it
-    assert found["chosen"] == {"model": "2d", "postprocessing": {"labels": wanted}}
+    assert found["chosen"] == {"model": "2d", "postprocessing": {"labels": wanted, "weights": {}}}
     assert found["naive"]["mean"] == found["nested"]["mean"] == 1.0
     kept = Postprocessing.load(work.run("2d") / "postprocessing.yaml")
     assert kept.labels == {"a": Steps(min_volume_mm3=30.0)}

@@ -24,6 +24,7 @@ from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, counted_values
+from segpipe.predict.ensemble_files import mean_mask
 from segpipe.predict.outputs import mask_path, probabilities_path
 from segpipe.predict.postprocess import Postprocessing, Steps, postprocess
 
@@ -33,7 +34,7 @@ STEPS = tuple(
     for holes in (False, True)
     for volume, largest in (*((volume, False) for volume in _VOLUMES_MM3), (0.0, True))
 )
-_AVERAGED = " + "  # between the configurations of an ensemble
+AVERAGED = " + "  # between the configurations of an ensemble
 
 Floats = NDArray[np.float64]
 
@@ -69,7 +70,7 @@ class OutOfFold:
         alone = tuple(configurations)
         members = [name for name in alone if self._has_probabilities(name)]
         sets = [found for n in range(2, len(members) + 1) for found in combinations(members, n)]
-        return (*alone, *(_AVERAGED.join(found) for found in sets))
+        return (*alone, *(AVERAGED.join(found) for found in sets))
 
     def values_of_steps(self, model: str, kept: Path) -> Floats:
         """Scores of a model under each of `STEPS`, done to all labels at once: (n_steps, n_cases, n_labels).
@@ -106,8 +107,8 @@ class OutOfFold:
         return all(file.is_file() for file in files)
 
     def _files(self, model: str, one: Validated) -> list[Path]:
-        place = probabilities_path if _AVERAGED in model else mask_path
-        return [place(self.fold(name, one).validation, one.case.case_id) for name in model.split(_AVERAGED)]
+        place = probabilities_path if AVERAGED in model else mask_path
+        return [place(self.fold(name, one).validation, one.case.case_id) for name in model.split(AVERAGED)]
 
     def _digest(self, model: str) -> str:
         """Changes with any mask and reference, and with what is tried.
@@ -147,17 +148,9 @@ class OutOfFold:
         """(Z, Y, X) of file values, and the volume of a voxel."""
         reference, grid = read_labels(Path(one.case.label or ""))
         files, voxel_mm3 = self._files(model, one), float(np.prod(grid.spacing_mm))
-        if _AVERAGED not in model:
+        if AVERAGED not in model:
             return read_labels(files[0])[0], voxel_mm3
-        total = np.zeros((self.labels.n_outputs, *reference.shape), np.float32)
-        for file in files:
-            with np.load(file) as stored:
-                shares = stored["probabilities"]
-            if shares.shape != total.shape:
-                raise DataError(f"{file}: shape {shares.shape}, expected {total.shape}. Predict it again.")
-            total += shares
-        wins = total > len(files) / 2 if self.labels.has_regions else total.argmax(axis=0)
-        return self.labels.decode(wins), voxel_mm3
+        return mean_mask(files, self.labels, reference.shape), voxel_mm3
 
     def _scored(self, mask: NDArray[np.integer[Any]], one: Validated) -> ScoreTable:
         reference, grid = read_labels(Path(one.case.label or ""))

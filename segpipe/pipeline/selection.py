@@ -19,8 +19,9 @@ from segpipe.evaluate.intervals import Interval
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.networks.device import resolve_device
-from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
+from segpipe.pipeline.candidates import AVERAGED, STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
+from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, weights_of
 from segpipe.predict.model import load_model
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import Wanted, predict_cases
@@ -74,7 +75,7 @@ class SelectionReport(Record):
 
 
 def select_model(folder: Path, metric: str, machine: Machine, *, ensembles: bool = False) -> SelectionReport:
-    """Choose, write selection/selection.json, and put the postprocessing beside the model that was chosen.
+    """Choose; write selection/selection.json, selection/model.yaml and the postprocessing of what was chosen.
 
     Args:
         folder: A work folder with at least two folds trained and scored.
@@ -144,7 +145,7 @@ def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine)
 
 
 def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
-    kept = masks.work.path / "selection" / "scores"
+    kept = masks.work.path / SELECTION / "scores"
     values = np.array([masks.values_of_steps(model, kept / model) for model in models])
     patients = np.unique([one.case.patient_id for one in masks.cases], return_inverse=True)[1]
     folds = np.array([one.fold for one in masks.cases])
@@ -173,15 +174,18 @@ def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
     )
 
 
-def _keep(work: Work, names: list[str], report: SelectionReport) -> None:
-    """Write the report, and the postprocessing beside its model; that of an earlier choice goes."""
-    for name in names:
-        (work.run(name) / POSTPROCESSING_FILE).unlink(missing_ok=True)
-    chosen = report.chosen
-    folder = work.run(chosen.model) if chosen.model in names else work.path / "selection"
-    if chosen.postprocessing.labels:
-        chosen.postprocessing.save(folder / POSTPROCESSING_FILE)
-    report.save(work.path / "selection" / "selection.json")
+def _keep(work: Work, candidates: list[str], report: SelectionReport) -> None:
+    """Write the report, which model predicts, and the postprocessing beside it; that of an earlier choice goes."""
+    home = work.path / SELECTION
+    for earlier in (*(work.run(name) / POSTPROCESSING_FILE for name in candidates), home / POSTPROCESSING_FILE):
+        earlier.unlink(missing_ok=True)
+    names = report.chosen.model.split(AVERAGED)
+    weights = weights_of(work.fold(name, str(fold)) for name in names for fold in report.folds)
+    if report.chosen.postprocessing.labels:
+        steps = report.chosen.postprocessing.model_copy(update={"weights": weights})
+        steps.save((work.run(names[0]) if len(names) == 1 else home) / POSTPROCESSING_FILE)
+    report.save(home / "selection.json")
+    ChosenModel(configurations=tuple(names), weights=weights).save(home / CHOSEN_FILE)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

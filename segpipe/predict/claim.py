@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.data.dataset import Case, signature_of
 from segpipe.predict.outputs import mask_path, probabilities_path, uncertainty_paths
 from segpipe.predict.postprocess import Postprocessing
 
-_ABOUT = "prediction.json"
+ABOUT = "prediction.json"
 NO_POSTPROCESSING = Postprocessing()
 
 
@@ -24,12 +25,14 @@ class Made(Record):
         mirrored: Whether mirrored copies were averaged.
         images: Signature of each case's image files.
         postprocessing: What was done to the masks afterwards.
+        labels: The structures; None if an earlier version did not note them.
     """
 
     model: str
     mirrored: bool
     images: dict[str, str]
     postprocessing: Postprocessing = NO_POSTPROCESSING
+    labels: LabelSet | None = None
 
 
 def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
@@ -38,11 +41,13 @@ def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
     Raises:
         UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
     """
-    about = folder / _ABOUT
+    about = folder / ABOUT
     images = [path.resolve() for case in cases for path in case.image_paths]
     if folder.resolve() in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
         raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
     known = Made.load(about) if about.is_file() else made
+    if known.labels is None:
+        known = known.model_copy(update={"labels": made.labels})
     if known.model_copy(update={"images": {}}) != made:
         raise UsageError(
             f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "

@@ -17,7 +17,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model
-from segpipe.predict.segment import Segmentation, SegmentOptions, logit_rows, segment
+from segpipe.predict.segment import Segmentation, SegmentOptions, guided, logit_rows, segment
 from segpipe.predict.uncertainty import as_bytes, disagreement, entropy
 from segpipe.prepare.case import Prepared
 from segpipe.prepare.restore import Slab, placed, rows_per_slab, slabs, winners
@@ -52,6 +52,11 @@ class Ensemble:
                 )
 
     @property
+    def models(self) -> tuple[Model, ...]:
+        """The members and what guides them."""
+        return tuple(model for member in self.members for model in (member, member.guide) if model is not None)
+
+    @property
     def plan(self) -> Plan:
         """Of the first member; channels, labels and axes are those of all."""
         return self.members[0].plan
@@ -63,8 +68,8 @@ class Ensemble:
 
     @property
     def digest(self) -> str:
-        """Twelve hexadecimal digits of all weights."""
-        digests = [member.digest for member in self.members]
+        """Twelve hexadecimal digits of all weights, in whatever order the members are."""
+        digests = sorted(member.digest for member in self.members)
         return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
 
 
@@ -118,7 +123,8 @@ def _slabs_side_by_side(
     """The same rows of the image from every member: one slab, or with uncertainty one from each of its networks."""
     height = rows_per_slab(ensemble.plan.labels.n_outputs, prepared[0].trace)
     streams = []
-    for member, image in zip(ensemble.members, prepared, strict=True):
+    for member, own in zip(ensemble.members, prepared, strict=True):
+        image = guided(member, own, options)
         parts = [replace(member, networks=(n,)) for n in member.networks] if options.with_uncertainty else [member]
         of_parts = [slabs(logit_rows(part, image, options), image.trace, height) for part in parts]
         streams.append(zip(*of_parts, strict=True))

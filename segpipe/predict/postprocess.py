@@ -44,9 +44,16 @@ class Steps(Record):
 
 
 class Postprocessing(Record):
-    """Steps by label name; a label that is not named stays as it is."""
+    """What is done to masks.
+
+    Args:
+        labels: Steps by label name; a label that is not named stays as it is.
+        weights: Digests of the weights that the steps were chosen on, by `<configuration>/<fold>`; empty if a person
+            chose them.
+    """
 
     labels: dict[str, Steps] = Field(default_factory=dict)
+    weights: dict[str, str] = Field(default_factory=dict)
 
     def require_known(self, labels: LabelSet, where: str | Path) -> None:
         """Refuse steps for a label that does not exist.

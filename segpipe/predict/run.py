@@ -41,7 +41,7 @@ from segpipe.predict.outputs import (
 )
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import Segmentation, SegmentOptions
-from segpipe.prepare.case import Prepared, prepare_image, read_case_image
+from segpipe.prepare.case import Prepared, read_case_image
 
 Result = TypeVar("Result")
 ERROR_LOG = "errors.log"
@@ -101,9 +101,16 @@ def predict_cases(
     make_folder(folder)
     with only_process(folder):
         remove_leftovers(folder)
-        made = Made(model=ensemble.digest, mirrored=wanted.mirror, images={}, postprocessing=wanted.postprocessing)
+        labels = ensemble.plan.labels
+        made = Made(
+            model=ensemble.digest,
+            mirrored=wanted.mirror,
+            images={},
+            postprocessing=wanted.postprocessing,
+            labels=labels,
+        )
         claim(folder, cases, made)
-        write_label_table(folder, ensemble.plan.labels)
+        write_label_table(folder, labels)
         run = _Run(ensemble, folder, wanted)
         missing = [case for case in cases if not _is_done(folder, case, wanted)]
         run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
@@ -152,11 +159,11 @@ class _Run:
         """Predict cases one after the other."""
         if not cases:
             return
-        members = self.ensemble.members
-        n_windows = min(windows_at_once(member, self.budget) for member in members)
+        models = self.ensemble.models
+        n_windows = min(windows_at_once(model, self.budget) for model in models)
         self.options = replace(self.options, batch_windows=n_windows)
         if self.ensemble.device.type == "cpu":
-            self.window_bytes = max(window_bytes(member, 1) for member in members)
+            self.window_bytes = max(window_bytes(model, 1) for model in models)
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
@@ -226,10 +233,8 @@ class _Run:
         started = time.monotonic()
         self.budget.require(case.case_id, self._need_bytes(case))
         volume = read_case_image(case, self.ensemble.plan)
-        members, prepared = self.ensemble.members, []
-        for member in members:
-            image, trace = prepare_image(volume, member.plan, member.configuration)
-            prepared.append(Prepared(image, None, trace))
+        members = self.ensemble.members
+        prepared = [prepared_for(member, volume) for member in members]
         warnings = warnings_of(volume, prepared[0].trace, members[0].plan, members[0].trained_on)
         for warning in warnings:
             say(f"warning: {case.case_id}: {warning}.")

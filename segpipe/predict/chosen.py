@@ -1,0 +1,109 @@
+"""What `segpipe select` chose for a work folder; it counts as long as the weights are those that it was chosen on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from segpipe.core.labels import LabelSet
+from segpipe.core.progress import say
+from segpipe.core.records import Record
+from segpipe.core.work import FoldFolder
+from segpipe.predict.claim import NO_POSTPROCESSING
+from segpipe.predict.model import find_folds
+from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.train.checkpoint import about_weights
+
+SELECTION = "selection"  # folder in a work folder
+CHOSEN_FILE = "model.yaml"
+
+Members = Sequence[Sequence[FoldFolder]]
+
+
+class ChosenModel(Record):
+    """selection/model.yaml: what predicts if nobody says otherwise.
+
+    Args:
+        configurations: One, or several whose probabilities are averaged.
+        weights: What it was chosen on, as `weights_of` gives it.
+    """
+
+    configurations: tuple[str, ...]
+    weights: dict[str, str]
+
+
+def weights_of(folders: Iterable[FoldFolder]) -> dict[str, str]:
+    """Twelve digits of the SHA-256 of each fold's weights, by `<configuration>/<fold>`; folds without are left out."""
+    digests = {}
+    for folder in folders:
+        if folder.weights.is_file():
+            about = about_weights(folder.weights)
+            with folder.weights.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
+            digests[f"{about.get('configuration')}/{about.get('fold')}"] = digest
+    return digests
+
+
+def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str] | None) -> list[list[FoldFolder]]:
+    """Folders of the folds that predict, of each configuration.
+
+    Args:
+        path: As for `find_folds`.
+        configurations: Which; none for what `segpipe select` chose, else the default one.
+        folds: Which; None for all that are trained to the end.
+
+    Raises:
+        UsageError: As `find_folds`.
+        PlanError: If selection/model.yaml is damaged.
+    """
+    names = list(dict.fromkeys(configurations))
+    if names or not (path / SELECTION / CHOSEN_FILE).is_file():
+        return [find_folds(path, name, folds) for name in names or [None]]
+    file = path / SELECTION / CHOSEN_FILE
+    chosen = ChosenModel.load(file)
+    members = [find_folds(path, name, folds) for name in chosen.configurations]
+    if retrained := _retrained(chosen.weights, members):
+        say(
+            f"warning: {file}: was chosen before {retrained} was trained again; the default configuration is taken. "
+            f"Choose anew: `segpipe select {path}`."
+        )
+        return [find_folds(path, None, folds)]
+    say(f"{path}: predicted with {' + '.join(chosen.configurations)}, as `segpipe select` chose.")
+    return members
+
+
+def chosen_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
+    """What `segpipe select` chose to do to the masks of these configurations together; nothing if it chose nothing.
+
+    Raises:
+        PlanError: If a file of the selection is damaged or names a label that does not exist.
+    """
+    runs = {folders[0].path.parent for folders in members}
+    file = next(iter(runs)) / POSTPROCESSING_FILE
+    if len(members) > 1:
+        home = next(iter(runs)).parent.parent / SELECTION
+        is_known = len({run.parent for run in runs}) == 1 and (home / CHOSEN_FILE).is_file()
+        if not is_known or set(ChosenModel.load(home / CHOSEN_FILE).configurations) != {run.name for run in runs}:
+            return NO_POSTPROCESSING
+        file = home / POSTPROCESSING_FILE
+    if not file.is_file():
+        return NO_POSTPROCESSING
+    steps = Postprocessing.load(file)
+    steps.require_known(labels, file)
+    if retrained := _retrained(steps.weights, members):
+        say(
+            f"warning: {file}: was chosen before {retrained} was trained again, and is left out. Choose anew "
+            f"(`segpipe select`), or take it as it is: --postprocess {file}."
+        )
+        return NO_POSTPROCESSING
+    say(f"postprocessing: {file}")
+    return steps
+
+
+def _retrained(known: Mapping[str, str], members: Members) -> str:
+    """Folds whose weights are not those that are known; of others nothing is known."""
+    if not known:
+        return ""
+    now = weights_of(folder for folders in members for folder in folders)
+    return ", ".join(fold for fold, digest in now.items() if known.get(fold, digest) != digest)
