@@ -6,6 +6,7 @@ Source: nnU-Net's list of transforms and their distributions (batchgeneratorsv2 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,8 +107,11 @@ class Draws:
 
     def part(self, number: int, n_parts: int) -> Draws:
         """Every `n_parts`-th sample from `number` on."""
-        rows = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Draws(**{name: None if v is None else v[number::n_parts] for name, v in rows.items()})
+
+        def chosen(rows: Any) -> Any:
+            return None if rows is None else rows[number::n_parts]
+
+        return Draws(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
 
 
 def is_flat(patch_zyx: ZYX) -> bool:

@@ -56,8 +56,12 @@ class Group:
         """Sum over all processes, with the gradient of each process's own value."""
         if self.size == 1:
             return value
-        total: Tensor = _SumOfAll.apply(value, self.size)  # type: ignore[no-untyped-call]  # torch ships it untyped
+        total: Tensor = _SumOfAll.apply(value, self.size)
         return total
+
+    def mean(self, value: Tensor) -> Tensor:
+        """Mean over all processes."""
+        return self.sum(value) / self.size
 
     def average_gradients(self, network: nn.Module) -> None:
         """Replace every gradient by its mean over all processes."""
@@ -66,7 +70,7 @@ class Group:
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         for taken in _portions(gradients):
             means = _summed(torch.cat([gradient.reshape(-1) for gradient in taken])).div_(self.size)
-            for gradient, mean in zip(taken, means.split([g.numel() for g in taken]), strict=True):
+            for gradient, mean in zip(taken, torch.split(means, [g.numel() for g in taken]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
 
     def with_shared_statistics(self, network: nn.Module, device: torch.device) -> nn.Module:
@@ -83,7 +87,7 @@ class Group:
                 "between processes on CUDA only. Train with one process, or plan with another norm "
                 "(--set configurations.<name>.network.parts.norm=instance)."
             )
-        shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        shared: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
         return shared
 
     def gather(self, values: Sequence[float]) -> list[list[float]]:
@@ -104,6 +108,9 @@ class Group:
             self.gather([0.0])
 
 
+ALONE = Group()
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[Group]:
     """Meet the other processes that torchrun, or segpipe in its way, has started; alone, the group is one.
@@ -112,7 +119,7 @@ def joined(device: torch.device) -> Iterator[Group]:
         SetupError: If they cannot meet.
     """
     if n_processes() == 1:
-        yield Group()
+        yield ALONE
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)

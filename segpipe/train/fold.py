@@ -25,12 +25,13 @@ from segpipe.prepare.store import PatchCase
 from segpipe.train.augment import draw, region_for, scope_of
 from segpipe.train.cascade import with_guides
 from segpipe.train.checkpoint import cpu_copy
+from segpipe.train.distributed import ALONE, Group
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 from segpipe.train.transforms import apply, apply_to_guides
 
-TRAIN, VALIDATE, _AUGMENT, _INITIAL = 0, 1, 2, 3  # places of the random streams
+TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the random streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,20 +58,34 @@ class FoldTraining:
     """A fold in training: network, optimizer, average, and where it stands.
 
     A new one begins with the weights that the plan names; one that is going to be restored does not look for them.
+    Several processes compute an equal part of each batch; what they hold and return is the same.
+
+    Raises:
+        PlanError: If the batch cannot be divided by the processes.
+        SetupError: If the processes cannot train this network together.
     """
 
     def __init__(
-        self, plan: Plan, configuration: Configuration, data: FoldData, device: torch.device, *, is_new: bool
+        self,
+        plan: Plan,
+        configuration: Configuration,
+        data: FoldData,
+        device: torch.device,
+        *,
+        is_new: bool,
+        group: Group = ALONE,
     ) -> None:
-        self.plan, self.configuration, self.data, self.device = plan, configuration, data, device
+        self.plan, self.configuration, self.data, self.device, self.group = plan, configuration, data, device, group
         training = plan.training
+        if configuration.batch_size % group.size:
+            raise PlanError(f"batch_size {configuration.batch_size}: cannot be divided by {group.size} processes.")
         torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         if is_new and configuration.network.weights:
             for line in start_from(configuration.network.weights, network):
                 say(line)
         network = network.to(memory_format=_memory_format(training.channels_last, configuration.network.n_axes))
-        self.network = network.to(device)
+        self.network = group.with_shared_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.optimizer = OPTIMIZERS[training.optimizer](self.network, training)
         self.dtype = resolve_precision(training.precision, device)
@@ -127,7 +142,8 @@ class FoldTraining:
             foreground_unit=training.foreground_unit,
         )
         cases = self.data.train if stream == TRAIN else self.data.validation
-        batch = draw_batch(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
+        generator = generator_for(training.seed, self.data.fold, stream, iteration)
+        batch = draw_batch(cases, sampling, generator, self.group.own(sampling.batch_size, n_parts))
         return batch.pinned() if self.device.type == "cuda" else batch
 
     def step(self, batch: Batch, rate: float) -> float:
@@ -147,6 +163,7 @@ class FoldTraining:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
         losses = []
         for part in range(training.gradient_accumulation):
             images, indices = self._augmented(batch, part)
@@ -155,9 +172,10 @@ class FoldTraining:
             loss = self._loss(outputs, indices) / training.gradient_accumulation
             del outputs  # what backward no longer needs is freed
             self.lap("loss")
-            losses.append(_Later(loss.detach()))
+            losses.append(_Later(self.group.mean(loss.detach())))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
             self.lap("backward")
+        self.group.average_gradients(self.network)
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
@@ -207,8 +225,8 @@ class FoldTraining:
             indices = there.indices.long()
             outputs = self._outputs(self.predictor, with_guides(there.images, there.guides, self.scope.n_guides))
             self.seen(batch, outputs[0])
-            losses.append(float(self._loss(outputs, indices)))
-            counts += overlap_counts(outputs[0].float(), indices, self.plan.labels).cpu()
+            losses.append(float(self.group.mean(self._loss(outputs, indices))))
+            counts += self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)).cpu()
         self.network.train()
         hits, spurious, missed = counts.unbind(1)
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
@@ -221,8 +239,8 @@ class FoldTraining:
         return outputs
 
     def _loss(self, outputs: Sequence[Tensor], indices: Tensor) -> Tensor:
-        labels, batch_dice = self.plan.labels, self.configuration.batch_dice
-        return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=self.plan.training.loss)
+        labels, loss, batch_dice = self.plan.labels, self.plan.training.loss, self.configuration.batch_dice
+        return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=loss, pool=self.group.sum)
 
 
 def _can_compile(device: torch.device) -> bool:
