@@ -47,6 +47,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
     "report": ("segpipe report WORK",),
+    "view": ("segpipe view WORK", "segpipe view MASKS -i IMAGES -r LABELS", "segpipe view DATA --no-browser --port 8000"),
+    "doctor": ("segpipe doctor", "segpipe doctor /data/results --json"),
     "completion": (
         'eval "$(segpipe completion bash)"',
         'eval "$(segpipe completion zsh)"',

@@ -41,8 +41,10 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "compare": "Tell which of several methods is better, and how sure that is.",
         "study": "Train several methods under one budget and compare them.",
         "report": "Write one HTML page with curves, scores and pictures.",
+        "view": "Show images with references and predictions in the browser.",
     },
     "This machine": {
+        "doctor": "Look whether this machine is ready, and say what to do.",
         "completion": "Print the script with which a shell completes what is typed.",
     },
 }
