@@ -85,7 +85,7 @@ def window_bytes(model: Model, n_windows: int) -> int:
     device = next(model.networks[0].parameters()).device
     on_cuda = device.type == "cuda"
     work = Workload(
-        n_channels=len(model.plan.channels),
+        n_channels=model.plan.n_inputs(model.configuration),
         patch_zyx=model.configuration.patch_zyx,
         batch_size=n_windows,
         dtype=resolve_precision(model.plan.training.precision, device),
@@ -115,11 +115,12 @@ def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
     labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
     n_file = math.prod(grid.shape_zyx)
     image = rows = largest = 0
-    for member in ensemble.members:
+    for member in ensemble.models:
         depth, height, width = _prepared_shape(grid, member)
         patch_z, patch_y, patch_x = member.configuration.patch_zyx
         held = len(member.networks) if options.with_uncertainty else 1
-        image += depth * height * width * n_channels * _FLOAT_BYTES
+        n_guides = 0 if member.guide is None else n_channels + 2  # a second array with one channel more, and masks
+        image += depth * height * width * (n_channels + n_guides) * _FLOAT_BYTES
         rows += held * min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * labels.n_outputs
         largest = max(largest, depth * height * width)
     stored = n_file * n_channels * _FLOAT_BYTES

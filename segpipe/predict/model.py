@@ -32,6 +32,7 @@ class Model:
         networks: One for each fold, in evaluation mode.
         digest: Twelve hexadecimal digits of the weights.
         trained_on: What the training cases are like; None if that was not noted.
+        guide: Of a cascade the model of the coarser configuration, whose labels are further input.
     """
 
     plan: Plan
@@ -39,6 +40,12 @@ class Model:
     networks: tuple[nn.Module, ...]
     digest: str
     trained_on: TrainedOn | None = None
+    guide: Model | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.networks[0].parameters()).device
 
 
 def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | None) -> list[FoldFolder]:
@@ -97,11 +104,19 @@ def _run_folder(path: Path, configuration: str | None) -> Path:
     return Work(path).run(name)
 
 
-def load_model(folders: Sequence[FoldFolder], device: torch.device) -> Model:
+def load_model(
+    folders: Sequence[FoldFolder], device: torch.device, guides: Sequence[FoldFolder] | None = None
+) -> Model:
     """Load folds of one configuration for an ensemble.
 
+    Args:
+        folders: The folds.
+        device: Where to compute.
+        guides: Of a cascade the folds of the coarser configuration; None: all that are trained to the end.
+
     Raises:
-        UsageError: If weights are missing or damaged, or the folds prepare images differently.
+        UsageError: If weights are missing or damaged, or the folds prepare images differently, those of the coarser
+            configuration included.
         PlanError: If a plan is wrong.
     """
     names = [about_weights(folder.weights).get("configuration", folder.path.parent.name) for folder in folders]
@@ -109,20 +124,68 @@ def load_model(folders: Sequence[FoldFolder], device: torch.device) -> Model:
     plan, name = plans[0], names[0]
     if name not in plan.configurations:
         raise UsageError(f"{folders[0].plan}: has no configuration {name!r} ({', '.join(plan.configurations)}).")
+    configuration = plan.configurations[name]
     networks, digest = [], hashlib.sha256()
     for folder, other, other_name in zip(folders, plans, names, strict=True):
         if (other.model_copy(update={"training": plan.training}), other_name) != (plan, name):
             raise UsageError(
                 f"{folder.path}: trained with another plan than {folders[0].path}; predict with one of them."
             )
-        network = build(plan.configurations[name].network, len(plan.channels), plan.labels.n_outputs)
+        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         load_weights(folder.weights, network)
         networks.append(network.to(device).eval())
         digest.update(folder.weights.read_bytes())
-    return Model(plan, plan.configurations[name], tuple(networks), digest.hexdigest()[:12], _trained_on(folders))
+    guide = None
+    if configuration.previous is not None:
+        guide = load_model(guides or guide_folds(folders[0], configuration.previous), device)
+        _require_same_view(plan, configuration.previous, guide.plan, folders[0])
+        digest.update(guide.digest.encode())
+    return Model(plan, configuration, tuple(networks), digest.hexdigest()[:12], trained_on_of(folders), guide)
 
 
-def _trained_on(folders: Sequence[FoldFolder]) -> TrainedOn | None:
+def load_out_of_fold(folder: FoldFolder, device: torch.device) -> Model:
+    """Load one fold to predict its validation cases; a cascade is guided by the same fold, which did not see them."""
+    about, plan = about_weights(folder.weights), Plan.load(folder.plan)
+    own = plan.configurations.get(about.get("configuration", ""))
+    if own is None or own.previous is None:
+        return load_model([folder], device)
+    return load_model([folder], device, guide_folds(folder, own.previous, [about.get("fold", "")]))
+
+
+def guide_folds(cascade: FoldFolder, previous: str, folds: Sequence[str] | None = None) -> list[FoldFolder]:
+    """Folds of the configuration that guides a cascade: they lie in the folder beside the cascade's own.
+
+    Raises:
+        UsageError: If they are not there.
+    """
+    run = cascade.path.parent.parent / previous
+    if not run.is_dir():
+        raise UsageError(
+            f"{cascade.path}: is guided by {previous}, which was looked for in {run}. Train it (`segpipe train -c "
+            f"{previous}`), or copy the folders of both configurations side by side."
+        )
+    return find_folds(run, None, folds)
+
+
+def _require_same_view(plan: Plan, previous: str, coarser: Plan, cascade: FoldFolder) -> None:
+    """Refuse a coarser model that sees images otherwise than the cascade was trained to expect.
+
+    Raises:
+        UsageError: If channels, labels, axes, normalisation or the coarser configuration differ.
+    """
+    for name in ("channels", "labels", "orientation", "axis_order", "normalisation"):
+        if getattr(plan, name) != getattr(coarser, name):
+            raise UsageError(
+                f"{cascade.path}: its plan has other {name} than that of the {previous} beside it. Train both with one."
+            )
+    if plan.configurations[previous] != coarser.configurations.get(previous):
+        raise UsageError(
+            f"{cascade.path}: its plan has another {previous} than the one beside it was trained with. Train both with "
+            "one plan."
+        )
+
+
+def trained_on_of(folders: Sequence[FoldFolder]) -> TrainedOn | None:
     """What the folds' training cases are like together; None if one does not tell."""
     if not all(folder.trained_on.is_file() for folder in folders):
         say(

@@ -40,7 +40,7 @@ from segpipe.predict.outputs import (
     write_probabilities,
 )
 from segpipe.predict.postprocess import Postprocessing, postprocess
-from segpipe.predict.segment import Segmentation, SegmentOptions
+from segpipe.predict.segment import Segmentation, SegmentOptions, prepared_for
 from segpipe.prepare.case import Prepared, read_case_image
 
 Result = TypeVar("Result")

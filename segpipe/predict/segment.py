@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segpipe.core.volume import Volume
 from segpipe.networks.device import resolve_precision
-from segpipe.plan.sides import sideways_axis, swapped_outputs
+from segpipe.plan.sides import sideways_axis, swapped_indices, swapped_outputs
 from segpipe.predict.model import Model
 from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
-from segpipe.prepare.case import Prepared
+from segpipe.prepare.case import Prepared, prepare_image
 from segpipe.prepare.restore import restore
 
 
@@ -56,6 +57,15 @@ class Segmentation:
     uncertainty: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
+def prepared_for(model: Model, volume: Volume) -> Prepared:
+    """An image as a model needs it, and as the model that guides it does."""
+    image, trace = prepare_image(volume, model.plan, model.configuration)
+    if model.guide is None:
+        return Prepared(image, None, trace)
+    coarse = prepared_for(model.guide, volume)
+    return Prepared(image, None, trace, replace(coarse, trace=coarse.trace.onto(trace)))
+
+
 def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmentation:
     """Predict a prepared case with every network of a model.
 
@@ -72,18 +82,35 @@ def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmen
     return Segmentation(mask, probabilities)
 
 
+def guided(model: Model, prepared: Prepared, options: SegmentOptions) -> Prepared:
+    """Of a cascade, the case with the labels that the coarser model predicts as last channel; else as it is."""
+    if prepared.coarse is None or model.guide is None:
+        return prepared
+    own = replace(options, with_probabilities=False, with_uncertainty=False)
+    mask = segment(model.guide, prepared.coarse, own).mask_zyx
+    labels = model.plan.labels.encode(mask, "labels of the coarser configuration").astype(np.float32)
+    return replace(prepared, image_czyx=np.concatenate([prepared.image_czyx, labels[None]]), coarse=None)
+
+
 def logit_rows(model: Model, prepared: Prepared, options: SegmentOptions) -> Iterator[Tensor]:
     """(outputs, Y, X) for each z of the prepared grid, mean over the model's networks."""
     plan, patch = model.plan, model.configuration.patch_zyx
     device = next(model.networks[0].parameters()).device
+    prepared = guided(model, prepared, options)
+    n_images, n_inputs = len(plan.channels), plan.n_inputs(model.configuration)
     sideways = sideways_axis(plan.orientation, plan.axis_order)
-    swapped = {sideways: swapped_outputs(plan.labels, plan.mirror_swaps)} if plan.mirror_swaps else {}
+    swapped, swapped_inputs = {}, {}
+    if plan.mirror_swaps:
+        swapped[sideways] = swapped_outputs(plan.labels, plan.mirror_swaps)
+        labels = swapped_indices(plan.labels, plan.mirror_swaps)[1 : 1 + n_inputs - n_images]
+        swapped_inputs[sideways] = (*range(n_images), *(n_images - 1 + label for label in labels))
     sliding = Sliding(
         patch_zyx=patch,
-        mirrors=mirrors_of(plan.mirror_axes if options.mirror else (), patch, swapped),
+        mirrors=mirrors_of(plan.mirror_axes if options.mirror else (), patch, swapped, swapped_inputs),
         precision=resolve_precision(plan.training.precision, device),
         n_batch=options.batch_windows,
         sum_on=options.accumulate_on,
         sum_in=torch.float16 if options.half_sums else torch.float32,
+        n_guides=n_inputs - n_images,
     )
     return sliding_rows(model.networks, prepared.image_czyx, sliding)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import DataError
 from segpipe.core.grid import ZYX
+from segpipe.train.cascade import with_guides
 
 _STEP = 0.5  # of a patch, at most
 _SIGMA = 1 / 8  # of a patch
@@ -35,10 +36,12 @@ class Mirror:
     Args:
         axes: Of (Z, Y, X), flipped.
         outputs: Where in the copy each output's structure is found; empty: in its own place.
+        inputs: Which channel of the image each channel of the copy is; empty: its own.
     """
 
     axes: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
+    inputs: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Sliding:
         n_batch: Windows in one forward pass.
         sum_on: Where windows are added up; None for the networks' device.
         sum_in: Type of the sums. Weights add up to 1, so float16 overflows only where a logit does.
+        n_guides: Labels that the last channel of the image holds instead of intensities, to guide a cascade; 0: none.
     """
 
     patch_zyx: ZYX
@@ -60,6 +64,7 @@ class Sliding:
     n_batch: int = 1
     sum_on: torch.device | None = None
     sum_in: torch.dtype = torch.float32
+    n_guides: int = 0
 
 
 def window_starts(n_voxels: int, patch: int) -> list[int]:
@@ -105,7 +110,10 @@ def window_shares(n_voxels: int, patch: int) -> dict[int, NDArray[np.float32]]:
 
 
 def mirrors_of(
-    mirror_axes: Sequence[int], patch_zyx: ZYX, swapped: Mapping[int, Sequence[int]] = MappingProxyType({})
+    mirror_axes: Sequence[int],
+    patch_zyx: ZYX,
+    swapped: Mapping[int, Sequence[int]] = MappingProxyType({}),
+    swapped_inputs: Mapping[int, Sequence[int]] = MappingProxyType({}),
 ) -> list[Mirror]:
     """Every set of axes to flip, the empty one first; axes of one voxel are left out.
 
@@ -113,6 +121,7 @@ def mirrors_of(
         mirror_axes: That may be flipped.
         patch_zyx: Window.
         swapped: By axis, the output in which each output's structure is found when it is flipped: left and right.
+        swapped_inputs: The same for the channels of the image.
 
     Example:
         >>> [mirror.axes for mirror in mirrors_of((0, 2), (8, 8, 8))]
@@ -120,7 +129,11 @@ def mirrors_of(
     """
     axes = [a for a in mirror_axes if patch_zyx[a] > 1]
     chosen = (set_of for n in range(len(axes) + 1) for set_of in combinations(axes, n))
-    return [Mirror(a, next((tuple(swapped[axis]) for axis in a if axis in swapped), ())) for a in chosen]
+
+    def of_sides(axes: Sequence[int], by_axis: Mapping[int, Sequence[int]]) -> tuple[int, ...]:
+        return next((tuple(by_axis[axis]) for axis in axes if axis in by_axis), ())
+
+    return [Mirror(a, of_sides(a, swapped), of_sides(a, swapped_inputs)) for a in chosen]
 
 
 def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]) -> Tensor:
@@ -137,7 +150,8 @@ def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]
 def _unmirrored(network: nn.Module, x_BCZYX: Tensor, mirror: Mirror) -> Tensor:
     """Logits of a mirrored copy in the place of the original; never the network's own tensor, so it may be added to."""
     dims = [a + 2 for a in mirror.axes]
-    logits = network(x_BCZYX.flip(dims))[0].flip(dims).float()
+    channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
+    logits = network(channels_BCZYX.flip(dims))[0].flip(dims).float()
     return logits[:, list(mirror.outputs)] if mirror.outputs else logits
 
 
@@ -247,6 +261,8 @@ def _mean_logits(networks: Sequence[nn.Module], windows: Sequence[Image], slidin
     """(B, O, Z, Y, X) float32 on the networks' device, mean over networks and mirrored copies."""
     device = next(networks[0].parameters()).device
     x_BCZYX = torch.from_numpy(np.stack(windows)).to(device)
+    if sliding.n_guides:
+        x_BCZYX = with_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], sliding.n_guides)
     total: Tensor | None = None
     with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
         for network in networks:
