@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from segpipe.core.processes import n_sharing
+
 _GROUP_FILES = (  # of a container, by version of control groups: limit, use, the name of what is only cached in it
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
@@ -23,7 +25,7 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/
         groups: The container's.
 
     Returns:
-        The smaller of both; 0 where the system does not say, as on macOS.
+        The smaller of both, divided by the processes that share it; 0 where the system does not say, as on macOS.
     """
     if not meminfo.is_file():
         return 0
@@ -33,4 +35,4 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/
         if (groups / limit).is_file() and (text := (groups / limit).read_text().strip()).isdecimal():
             values = dict(line.split() for line in (groups / account).read_text().splitlines())
             free = min(free, int(text) - int((groups / use).read_text()) + int(values[cached]))
-    return max(0, free)
+    return max(0, free) // n_sharing()

@@ -9,21 +9,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import TypeVar
 
+from segpipe.core.processes import n_sharing, rank
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _SECONDS_BETWEEN_LINES = 20.0
 
 
 def say(text: str) -> None:
-    """One line for the person who waits."""
-    print(text, file=sys.stderr, flush=True)
+    """One line for the person who waits; of processes that work together, the first one speaks."""
+    if rank() == 0:
+        print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
     """Yield `items` and show how many of `total` are done."""
     if total == 0:
         return
-    if sys.stderr.isatty():
+    if sys.stderr.isatty() and rank() == 0:
         from rich.console import Console
         from rich.markup import escape
         from rich.progress import (
@@ -74,5 +77,6 @@ def map_threads(function: Callable[[Item], Result], items: Sequence[Item], what:
 
 
 def cpu_count() -> int:
-    """Processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processors this process may use, those it shares divided evenly."""
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n_processors // n_sharing())

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +25,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history
+from segpipe.train.distributed import ALONE, Group
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining
 from segpipe.train.loader import Loader
 from segpipe.train.optim import learning_rate
@@ -40,7 +41,13 @@ SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs: short ones
 
 
 def train_fold(
-    plan: Plan, configuration_name: str, data: FoldData, folder: FoldFolder, device: torch.device, started: float
+    plan: Plan,
+    configuration_name: str,
+    data: FoldData,
+    folder: FoldFolder,
+    device: torch.device,
+    started: float,
+    group: Group = ALONE,
 ) -> None:
     """Train a fold, or go on with it; leaves plan, weights, state, history and log in its folder.
 
@@ -51,6 +58,7 @@ def train_fold(
         folder: Where to.
         device: Where to compute.
         started: time.monotonic() from which the time budget counts.
+        group: The processes that train it together, in a folder that all of them see.
 
     Raises:
         UsageError: If the folder holds a training with another plan or on other cases.
@@ -60,24 +68,34 @@ def train_fold(
         ResourceError: If memory or disk runs out.
     """
     make_folder(folder.path)
-    with only_process(folder.path):
-        remove_leftovers(folder.path)
-        _train_or_go_on(plan, configuration_name, data, folder, device, started)
+    with only_process(folder.path) if group.is_first else nullcontext():
+        if group.is_first:
+            remove_leftovers(folder.path)
+        _train_or_go_on(plan, configuration_name, data, folder, device, started, group)
 
 
 def _train_or_go_on(
-    plan: Plan, configuration_name: str, data: FoldData, folder: FoldFolder, device: torch.device, started: float
+    plan: Plan,
+    configuration_name: str,
+    data: FoldData,
+    folder: FoldFolder,
+    device: torch.device,
+    started: float,
+    group: Group,
 ) -> None:
-    state = state_of_same_training(plan, data.split, folder)
+    with group.in_turn():
+        state = state_of_same_training(plan, data.split, folder)
     if state and state["finished"]:
         say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
         return
-    shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
-    folder.scores.unlink(missing_ok=True)
-    plan.save(folder.plan)
-    data.split.save(folder.split)
+    if group.is_first:
+        shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
+        folder.scores.unlink(missing_ok=True)
+        plan.save(folder.plan)
+        data.split.save(folder.split)
     with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
-        fold = FoldTraining(plan, plan.configurations[configuration_name], data, device, is_new=state is None)
+        configuration = plan.configurations[configuration_name]
+        fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group)
         if state:
             fold.restore(state)
         about = {"segpipe": "1", "configuration": configuration_name, "fold": str(data.fold)}
@@ -132,25 +150,23 @@ class _Loop:
         self.step_seconds = self.seconds_to_finish = 0.0
         self.saved, self.save_seconds = time.monotonic(), 0.0
         self.stop, self.bar = Stop(), EpochBar()
-        self.watchers: list[Watcher] = [
-            self._tell_epoch,
-            CollapseAlarm(fold.plan, fold.configuration, fold.data, self._tell),
-        ]
+        self.keeps = fold.group.is_first  # files, and what is told
+        alarm = CollapseAlarm(fold.plan, fold.configuration, fold.data, self._tell)
+        self.watchers: list[Watcher] = [self._tell_epoch, alarm] if self.keeps else []
 
     def begin(self) -> None:
         """Say what is trained; what an older training left must not be taken for this one's."""
         data, precision = self.fold.data, str(self.fold.dtype).removeprefix("torch.")
         cases = f"{len(data.train)} training and {len(data.validation)} validation cases"
-        write_history(self.folder.history, [])
+        self._write_history()
         self._tell(f"{self.folder.path}: begins with {cases} on {self.fold.device}, {precision}.")
 
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Take up what a state holds beside the fold's part; history and log forget what is done again."""
         at = self.fold.at
         self.epoch = _Epoch(**state["running"])
-        _set_random_state(state["random"], self.fold.device)
-        write_history(self.folder.history, at.history)
-        if self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
+        self._write_history()
+        if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
         self._tell(f"{self.folder.path}: goes on at iteration {at.iteration}, {time_text(at.seconds)} trained.")
 
@@ -160,7 +176,7 @@ class _Loop:
         batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, loading_threads(fold.device))
         with self.stop.listening(), closing(self.bar), batches:
             while not self.finished:
-                if self.stop.signal:
+                if self._is_asked_to_stop():
                     self._save()
                     break
                 is_over = self.schedule.is_over(fold.at, self.seconds_to_finish + self.step_seconds)
@@ -173,6 +189,17 @@ class _Loop:
                     self._step(batches)
         self.stop.obey(self.folder.path, fold.at.iteration)
 
+    def _is_asked_to_stop(self) -> bool:
+        """Whether any process is, which stops all; and put all clocks by the first one's, so that all do the same."""
+        at, own_signal = self.fold.at, self.stop.signal or 0
+        clocks = (at.seconds, self.step_seconds, self.seconds_to_finish)
+        rows = self.fold.group.gather([own_signal, *clocks])
+        _, at.seconds, self.step_seconds, self.seconds_to_finish = rows[0]
+        asked = int(max(row[0] for row in rows))
+        if asked:
+            self.stop.signal = asked
+        return bool(asked)
+
     def _step(self, batches: Loader) -> None:
         at, begun, waited = self.fold.at, time.monotonic(), batches.wait_seconds
         loss = self.fold.step(batches.next(), learning_rate(self.fold.plan.training, self.schedule.progress(at)))
@@ -183,7 +210,8 @@ class _Loop:
         self.epoch.n_steps += 1
         self.epoch.seconds += self.step_seconds
         self.epoch.wait_seconds += batches.wait_seconds - waited
-        self.bar.show(self.schedule.share_of_epoch(at), self._pace)
+        if self.keeps:
+            self.bar.show(self.schedule.share_of_epoch(at), self._pace)
         if time.monotonic() - self.saved > 60 * self.fold.plan.training.checkpoint_minutes:
             self._save()
 
@@ -199,7 +227,7 @@ class _Loop:
         at.history[-1]["stopped_early"] = int(stops_early)
         self.finished = is_over or stops_early
         self.epoch = _Epoch()
-        write_history(self.folder.history, at.history)
+        self._write_history()
         for watcher in self.watchers:
             watcher(at.history)
         validation_seconds = time.monotonic() - begun
@@ -228,12 +256,13 @@ class _Loop:
 
     def _save(self) -> None:
         """State last: it says how far training is, so what it speaks of must be there already."""
+        if not self.keeps:
+            return
         at, begun = self.fold.at, time.monotonic()
         about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
         save_weights(self.folder.weights, self.fold.predictor, about)
         own = {
             "running": asdict(self.epoch),
-            "random": _random_state(self.fold.device),
             "log_bytes": self.folder.log.stat().st_size if self.folder.log.is_file() else 0,
         }
         save_state(self.folder, self.fold.state(finished=self.finished) | own)
@@ -254,19 +283,13 @@ class _Loop:
         pace = f"{epoch.n_steps / epoch.seconds:.2f} it/s  {time_text(self.schedule.seconds_left(at))} left"
         return f"{title}  loss {epoch.loss:.3f}  {pace}"
 
+    def _write_history(self) -> None:
+        if self.keeps:
+            write_history(self.folder.history, self.fold.at.history)
+
     def _tell(self, text: str) -> None:
+        if not self.keeps:
+            return
         say(text)
         with self.folder.log.open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
-
-
-def _random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Of torch's own streams, from which dropout draws; everything else draws from the seed of its place."""
-    cuda = {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    return {"cpu": torch.get_rng_state()} | cuda
-
-
-def _set_random_state(state: Mapping[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
