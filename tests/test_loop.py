@@ -15,6 +15,7 @@ import torch
 from datasets import write_nnunet
 
 from segpipe.core.errors import Interrupted, UsageError
+from segpipe.core.history import History
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Splits
 from segpipe.pipeline.machine import Machine
@@ -23,7 +24,6 @@ from segpipe.pipeline.stages import prepare
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase, open_cases
-from segpipe.report.inputs import History
 from segpipe.train.fold import FoldData, Progress
 from segpipe.train.loop import train_fold
 from segpipe.train.schedule import Schedule
@@ -78,9 +78,9 @@ def history_of(folder: FoldFolder) -> list[dict[str, str]]:
 
 
 def what_lasts(folder: FoldFolder) -> dict[str, object]:
-    """Everything in a state that does not tell the time."""
+    """Everything in a state that does not tell the time, or of interruptions."""
     state = torch.load(folder.state, weights_only=True)
-    clocks = {"seconds", "iterations_per_second", "wait_share", "peak_memory_bytes", "seconds_left"}
+    clocks = {"seconds", "iterations_per_second", "wait_share", "peak_memory_bytes", "seconds_left", "interrupted"}
     history = [{k: v for k, v in row.items() if k not in clocks} for row in state.pop("history")]
     del state["seconds"], state["running"], state["log_bytes"]
     return state | {"history": history}

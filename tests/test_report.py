@@ -19,6 +19,7 @@ from scipy.ndimage import binary_erosion
 
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.history import History
 from segpipe.core.volume import read_labels, write_mask
 from segpipe.data.dataset import Dataset
 from segpipe.data.layouts import load_dataset
@@ -33,7 +34,7 @@ from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.report.build import build_report
 from segpipe.report.html import Cell, Page, Section, Table, render
-from segpipe.report.inputs import History, read_work
+from segpipe.report.inputs import read_work
 
 CONFIGURATION = "3d_fullres"
 MISSED = "phantom_001"  # the case whose node the prediction misses

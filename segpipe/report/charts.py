@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segpipe.report.pictures import (
+from segpipe.core.figures import (
     CHART_COLOURS,
     MAX_LEGEND_LABELS,
     drawn_name,

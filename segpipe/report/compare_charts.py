@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from segpipe.compare.records import Ranking
+from segpipe.core.figures import CHART_COLOURS, figure_bytes, new_figure
 from segpipe.report.charts import MAX_VECTOR_DOTS, WIDTH_INCHES, draw_dots, label_rows
 from segpipe.report.differences import Difference
-from segpipe.report.pictures import CHART_COLOURS, figure_bytes, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segpipe.core.errors import DataError, PlanError, SegpipeError, UsageError
+from segpipe.core.errors import PlanError, SegpipeError, UsageError
+from segpipe.core.history import History
 from segpipe.core.records import read_mapping
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
@@ -16,33 +16,6 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 
 Content = TypeVar("Content")
-
-
-@dataclass(frozen=True)
-class History:
-    """Columns of a fold's `history.csv`, one value for each finished epoch; NaN where the file has none."""
-
-    columns: Mapping[str, tuple[float, ...]]
-
-    @classmethod
-    def load(cls, path: Path) -> History:
-        """Read a history.
-
-        Raises:
-            DataError: If a line holds something else than numbers, or there is no column `epoch`.
-        """
-        try:
-            with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
-                lines, names = list(reader), list(reader.fieldnames or ())
-        except (OSError, UnicodeDecodeError, csv.Error) as fault:
-            raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
-        if "epoch" not in names:
-            raise DataError(f"{path}: has no column `epoch`; expected the history of a training. Train the fold again.")
-        try:
-            return cls({name: tuple(float(line[name] or "nan") for line in lines) for name in names})
-        except ValueError as fault:
-            raise DataError(f"{path}: {fault}; expected numbers only. Delete the line.") from None
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
-"""Scans with contours (PNG), and what every picture of the report has in common.
-
-Figures are made without pyplot, so nothing stays open and no window system is asked for.
-"""
+"""Scans with contours (PNG)."""
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.figures import (
+    MAX_LEGEND_LABELS,
+    SCAN_COLOURS,
+    WINDOW_PERCENTILES,
+    drawn_name,
+    figure_bytes,
+    new_figure,
+)
 from segpipe.core.labels import LabelSet
 
 if TYPE_CHECKING:
@@ -21,14 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Mask = NDArray[np.bool_]
-# Okabe & Ito 2008, "Color Universal Design"; black is left out (scans are dark), light ones come first on scans.
-SCAN_COLOURS = ("#E69F00", "#56B4E9", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2")
-CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as radiologists look at scans
 _MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
-WINDOW_PERCENTILES = (0.5, 99.8)
-MAX_LEGEND_LABELS = 12
-_MAX_NAME_LETTERS = 36
 _MAX_CHANNELS = 2
 _WIDTH_INCHES = 10.0
 _DASHED = (0, (2.2, 1.4))
@@ -90,43 +87,6 @@ def overlay_png(overlay: Overlay) -> bytes:
             panel.set_title(f"{drawn_name(overlay.channel_names[row])}, {name}", fontsize=9, color="white", pad=3)
     _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
     return figure_bytes(figure, "png")
-
-
-def new_figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
-    """An empty figure, white or black."""
-    from matplotlib.figure import Figure
-
-    colour = "black" if dark else "white"
-    return Figure((width_inches, height_inches), layout="constrained", facecolor=colour)
-
-
-def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """The drawn figure; equal figures give equal bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    stream = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "segpipe"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn; the page's text has the name
-        FigureCanvasAgg(figure)
-        metadata: dict[str, Any] = {"Date": None} if kind == "svg" else {"Software": None}
-        figure.savefig(stream, format=kind, dpi=110, metadata=metadata)
-    figure.clear()
-    return stream.getvalue()
-
-
-def drawn_name(name: str) -> str:
-    """A name as a picture can hold it: dollar signs make no formula, a long one is cut."""
-    cut = name if len(name) <= _MAX_NAME_LETTERS else f"{name[: _MAX_NAME_LETTERS - 1]}…"
-    return cut.replace("$", r"\$")
-
-
-def tidy(panel: Axes) -> None:
-    """The look of every chart: no upper and right spine, small ticks, a faint grid."""
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=8.5)
-    panel.grid(alpha=0.25)
-    panel.set_axisbelow(True)
 
 
 def _planes_through(overlay: Overlay) -> tuple[int, ...]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.html import Picture
-from segpipe.report.pictures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.report.plan_tables import axis_names, listed, scheme_text, short, volume_unit
 
 if TYPE_CHECKING:

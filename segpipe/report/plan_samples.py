@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, SegpipeError
+from segpipe.core.figures import SCAN_COLOURS, WINDOW_PERCENTILES, drawn_name, figure_bytes, new_figure
 from segpipe.core.grid import reorientation, require_same_grid, turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.volume import read_image, read_labels
@@ -19,17 +20,7 @@ from segpipe.data.dataset import Case, Dataset
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.html import Picture
-from segpipe.report.pictures import (
-    DISPLAY_ORIENTATION,
-    PLANES,
-    SCAN_COLOURS,
-    WINDOW_PERCENTILES,
-    drawn_name,
-    figure_bytes,
-    frame_plane,
-    new_figure,
-    of_plane,
-)
+from segpipe.report.pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
 from segpipe.report.plan_tables import listed
 
 if TYPE_CHECKING:

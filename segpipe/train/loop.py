@@ -11,14 +11,15 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
 import torch
 
 from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.history import MEAN_DICE
 from segpipe.core.lock import only_process
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
@@ -33,7 +34,8 @@ from segpipe.train.resume import state_of_same_training
 from segpipe.train.schedule import Schedule
 from segpipe.train.show import EpochBar, epoch_line, epoch_title, peak_memory_bytes, time_text
 from segpipe.train.stop import Stop
-from segpipe.train.watch import MEAN_DICE, CollapseAlarm, has_plateaued, mean_dice, plateau_text
+from segpipe.train.tensorboard import TensorBoard
+from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
 _MOST_THREADS = 8  # each draws a batch ahead, which takes memory
@@ -47,6 +49,8 @@ def train_fold(
     folder: FoldFolder,
     device: torch.device,
     started: float,
+    *,
+    tensorboard: bool = False,
     group: Group = ALONE,
 ) -> None:
     """Train a fold, or go on with it; leaves plan, weights, state, history and log in its folder.
@@ -58,6 +62,7 @@ def train_fold(
         folder: Where to.
         device: Where to compute.
         started: time.monotonic() from which the time budget counts.
+        tensorboard: Whether to write event files as well; see `wants_tensorboard`.
         group: The processes that train it together, in a folder that all of them see.
 
     Raises:
@@ -69,42 +74,31 @@ def train_fold(
     """
     make_folder(folder.path)
     with only_process(folder.path) if group.is_first else nullcontext():
-        if group.is_first:
+        with group.in_turn():
             remove_leftovers(folder.path)
-        _train_or_go_on(plan, configuration_name, data, folder, device, started, group)
-
-
-def _train_or_go_on(
-    plan: Plan,
-    configuration_name: str,
-    data: FoldData,
-    folder: FoldFolder,
-    device: torch.device,
-    started: float,
-    group: Group,
-) -> None:
-    with group.in_turn():
-        state = state_of_same_training(plan, data.split, folder)
-    if state and state["finished"]:
-        say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
-        return
-    if group.is_first:
-        shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
-        folder.scores.unlink(missing_ok=True)
-        plan.save(folder.plan)
-        data.split.save(folder.split)
-    with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
-        configuration = plan.configurations[configuration_name]
-        fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group)
-        if state:
-            fold.restore(state)
-        about = {"segpipe": "1", "configuration": configuration_name, "fold": str(data.fold)}
-        loop = _Loop(fold, folder, about, started - fold.at.seconds)
-        if state:
-            loop.go_on(state)
-        else:
-            loop.begin()
-        loop.run()
+            state = state_of_same_training(plan, data.split, folder)
+        if state and state["finished"]:
+            say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
+            return
+        if group.is_first:
+            shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
+            folder.scores.unlink(missing_ok=True)
+            plan.save(folder.plan)
+            data.split.save(folder.split)
+        with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
+            configuration = plan.configurations[configuration_name]
+            fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group)
+            if state:
+                fold.restore(state)
+            about = {"segpipe": "1", "configuration": configuration_name, "fold": str(data.fold)}
+            loop = _Loop(fold, folder, about, started - fold.at.seconds)
+            if state:
+                loop.go_on(state)
+            else:
+                loop.begin()
+            if tensorboard and group.is_first:
+                loop.show_in(TensorBoard(fold, folder.tensorboard))
+            loop.run()
 
 
 def loading_threads(device: torch.device) -> int:
@@ -117,6 +111,7 @@ class _Epoch:
     """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data.
 
     A step whose loss is infinite or NaN changed nothing (float16, see `FoldTraining.step`) and is not in the sum.
+    `interrupted` is 1 if training stopped since the last epoch's end and went on.
     """
 
     loss_sum: float = 0.0
@@ -124,6 +119,7 @@ class _Epoch:
     n_skipped: int = 0
     seconds: float = 0.0
     wait_seconds: float = 0.0
+    interrupted: int = 0
 
     @property
     def loss(self) -> float:
@@ -149,7 +145,7 @@ class _Loop:
         self.finished = False
         self.step_seconds = self.seconds_to_finish = 0.0
         self.saved, self.save_seconds = time.monotonic(), 0.0
-        self.stop, self.bar = Stop(), EpochBar()
+        self.stop, self.bar, self.at_end = Stop(), EpochBar(), ExitStack()
         self.keeps = fold.group.is_first  # files, and what is told
         alarm = CollapseAlarm(fold.plan, fold.configuration, fold.data, self._tell)
         self.watchers: list[Watcher] = [self._tell_epoch, alarm] if self.keeps else []
@@ -164,17 +160,21 @@ class _Loop:
     def go_on(self, state: Mapping[str, Any]) -> None:
         """Take up what a state holds beside the fold's part; history and log forget what is done again."""
         at = self.fold.at
-        self.epoch = _Epoch(**state["running"])
+        self.epoch = replace(_Epoch(**state["running"]), interrupted=1)
         self._write_history()
         if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
         self._tell(f"{self.folder.path}: goes on at iteration {at.iteration}, {time_text(at.seconds)} trained.")
 
+    def show_in(self, tensorboard: TensorBoard) -> None:
+        """Also there; to be called after `begin` or `go_on`."""
+        self.watchers.append(self.at_end.enter_context(closing(tensorboard)))
+
     def run(self) -> None:
         """To the end of the training."""
         fold = self.fold
         batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, loading_threads(fold.device))
-        with self.stop.listening(), closing(self.bar), batches:
+        with self.at_end, self.stop.listening(), closing(self.bar), batches:
             while not self.finished:
                 if self._is_asked_to_stop():
                     self._save()
@@ -251,6 +251,7 @@ class _Loop:
             "wait_share": round(epoch.wait_seconds / epoch.seconds, 4),
             "peak_memory_bytes": peak_memory_bytes(self.fold.device),
             "seconds_left": round(self.schedule.seconds_left(at), 1),
+            "interrupted": epoch.interrupted,
             **dice,
         }
 

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from segpipe.core.history import DICE, MEAN_DICE
 from segpipe.core.progress import say
 from segpipe.train.checkpoint import Row
-from segpipe.train.watch import DICE, MEAN_DICE
 
 _SECONDS_BETWEEN_SIGNS = 60.0
 _MOST_LABELS = 8  # named one by one; of more the mean, the worst and the number of zeros

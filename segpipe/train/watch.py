@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from segpipe.core.history import DICE, MEAN_DICE
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import Row
 from segpipe.train.fold import FoldData
 
-MEAN_DICE = "mean_patch_dice"
-DICE = "dice_"  # before a label's name: its Dice over the validation patches
 _FEW_CASES = 0.1  # share of training cases; a label in fewer is seldom drawn
 _SMALL_VOX = 27  # a structure of 3 × 3 × 3 voxels hardly survives one downsampling
 _SMALL_SHARE = 1e-4  # of a patch; a background that is always right outweighs a smaller structure
