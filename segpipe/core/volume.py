@@ -194,12 +194,23 @@ def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np
     """
     import nibabel as nib
 
+    with whole_file(path) as temporary:
+        nib.save(_new_nifti(voxels_czyx, affine_ras_mm), temporary)
+
+
+def nifti_bytes(voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> bytes:
+    """What `write_image` writes into an uncompressed file, for those who send it instead."""
+    return bytes(_new_nifti(voxels_czyx, affine_ras_mm).to_bytes())
+
+
+def _new_nifti(voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> Any:
+    import nibabel as nib
+
     data = voxels_czyx.transpose(3, 2, 1, 0)
     image = nib.Nifti1Image(data[..., 0] if data.shape[3] == 1 else data, affine_ras_mm)
     image.set_data_dtype(voxels_czyx.dtype)
     image.header.set_xyzt_units("mm")
-    with whole_file(path) as temporary:
-        nib.save(image, temporary)
+    return image
 
 
 def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:

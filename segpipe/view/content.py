@@ -1,0 +1,150 @@
+"""What the page asks of a case: the image as NIfTI, label maps as numbered colours, and where they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.core.errors import DataError
+from segpipe.core.grid import Grid, require_same_grid
+from segpipe.core.labels import Label, LabelSet
+from segpipe.core.volume import nifti_bytes, read_header, read_image, read_labels
+from segpipe.data.label_lists import value_counts
+from segpipe.view.gallery import Gallery, Shown
+from segpipe.view.largest_error import LargestError, largest_error
+
+DIFFERENCES = ("missed", "spurious", "other label")  # 1, 2, 3 in the map of differences
+_INT16 = np.iinfo(np.int16)
+
+
+@dataclass(frozen=True, eq=False)
+class _Map:
+    """A label map as indices into `Masks.values` counted from 1, 0 for background; (Z, Y, X) uint8 or int16."""
+
+    indices_zyx: NDArray[Any]
+    grid: Grid
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """Label maps of a case, as far as they can be read.
+
+    Args:
+        maps: `reference`, `prediction`, `difference` (index into `DIFFERENCES`): those there are.
+        values: Label values that occur, ascending, without background.
+        error: The largest error; None if there is none, or nothing to compare.
+        notes: What could not be read or compared, a sentence each.
+    """
+
+    maps: Mapping[str, _Map]
+    values: tuple[int, ...]
+    error: LargestError | None
+    notes: tuple[str, ...]
+
+
+@lru_cache(maxsize=1)  # the page asks for four things of one case
+def read_masks(case: Shown, background_value: int, ignore_value: int | None) -> Masks:
+    """Read the label maps of a case and compare them; faults of files become notes, so that the rest is shown.
+
+    Voxels that the reference says to ignore are not wrong, whatever was predicted.
+    """
+    read: dict[str, tuple[NDArray[np.int32], Grid]] = {}
+    notes: list[str] = []
+    for name, path in (("reference", case.reference), ("prediction", case.prediction)):
+        if path is not None:
+            try:
+                read[name] = read_labels(path)
+            except DataError as fault:
+                notes.append(str(fault))
+    notes += _other_places(case, read)
+    values = sorted({v for values_zyx, _ in read.values() for v in value_counts(values_zyx)} - {background_value})
+    maps = {name: _Map(_indices(array, values, background_value), grid) for name, (array, grid) in read.items()}
+    error = None
+    if len(read) == 2 and read["reference"][1].corner_gap_mm(read["prediction"][1]) < np.inf:
+        ignored = values.index(ignore_value) + 1 if ignore_value in values else None
+        difference = _difference(maps["reference"].indices_zyx, maps["prediction"].indices_zyx, ignored)
+        grid = maps["reference"].grid
+        maps["difference"] = _Map(difference, grid)
+        error = largest_error(difference > 0, grid)
+    return Masks(maps, tuple(values), error, tuple(notes))
+
+
+def _other_places(case: Shown, read: Mapping[str, tuple[Any, Grid]]) -> list[str]:
+    """A sentence for each label map that does not lie on the image's grid."""
+    notes: list[str] = []
+    for _, grid in read.values():
+        try:
+            require_same_grid(read_header(case.images[0]).grid, grid, f"{case.case_id}: label map against image")
+        except DataError as fault:
+            notes.append(str(fault))
+    return list(dict.fromkeys(notes))
+
+
+def _indices(array: NDArray[np.int32], values: list[int], background_value: int) -> NDArray[Any]:
+    if not values:
+        return np.zeros(array.shape, np.uint8)
+    labels = LabelSet(labels=tuple(Label(name=str(v), values=(v,)) for v in values), background_value=background_value)
+    return labels.encode(array, "label map").astype(np.uint8 if len(values) < 256 else np.int16, copy=False)
+
+
+def _difference(reference: NDArray[Any], prediction: NDArray[Any], ignored: int | None) -> NDArray[np.uint8]:
+    """0 where both agree, else 1 + the index into `DIFFERENCES`."""
+    is_wrong = reference != prediction
+    if ignored is not None:
+        is_wrong &= reference != ignored
+    kinds = np.where(prediction == 0, 1, np.where(reference == 0, 2, 3)).astype(np.uint8)
+    return kinds * is_wrong
+
+
+def describe(case: Shown, gallery: Gallery) -> dict[str, Any]:
+    """What the page needs to know of a case before it draws it, as JSON values.
+
+    Raises:
+        DataError: If the image cannot be read.
+    """
+    masks = read_masks(case, gallery.background_value, gallery.ignore_value)
+    n_channels = len(case.images) if len(case.images) > 1 else read_header(case.images[0]).n_channels
+    names = gallery.channels if len(gallery.channels) == n_channels else [f"channel {i}" for i in range(n_channels)]
+    return {
+        "case_id": case.case_id,
+        "channels": list(names),
+        "maps": list(masks.maps),
+        "labels": [
+            {"value": value, "name": gallery.label_names.get(value, f"label {value}")} for value in masks.values
+        ],
+        "error": None if masks.error is None else asdict(masks.error),
+        "notes": list(masks.notes),
+    }
+
+
+def image_nifti(case: Shown, channel: int) -> bytes | None:
+    """A channel of the image as uncompressed NIfTI; None if there is no such channel.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    if len(case.images) > 1:
+        return _channel(case.images[channel], 0) if channel < len(case.images) else None
+    return _channel(case.images[0], channel)
+
+
+def _channel(path: Path, channel: int) -> bytes | None:
+    volume = read_image(path)
+    if channel >= len(volume.voxels_czyx):
+        return None
+    voxels = volume.voxels_czyx[channel : channel + 1]
+    if _INT16.min <= voxels.min() and voxels.max() <= _INT16.max and not (voxels % 1).any():
+        voxels = voxels.astype(np.int16)  # half of what the browser must hold
+    return nifti_bytes(voxels, volume.grid.affine_ras_mm)
+
+
+def mask_nifti(case: Shown, gallery: Gallery, name: str) -> bytes | None:
+    """`reference`, `prediction` or `difference` as uncompressed NIfTI; None if there is none."""
+    found = read_masks(case, gallery.background_value, gallery.ignore_value).maps.get(name)
+    return None if found is None else nifti_bytes(found.indices_zyx[None], found.grid.affine_ras_mm)
