@@ -18,7 +18,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from segpipe.cli.main import run
-from segpipe.core.errors import UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
@@ -211,14 +210,6 @@ def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
     assert run(["plan", str(data), "-o", str(other)]) == 2
     assert "not a work folder's" in capsys.readouterr().err
     assert (data / "dataset.json").read_bytes() == before == (other / "dataset.json").read_bytes()
-
-
-def test_a_cascade_is_planned_but_says_that_it_is_not_trained(tmp_path):
-    write_nnunet(tmp_path / "data", CASES)
-    cascade = "configurations.mine={inherits: 3d_fullres, previous: 2d}"
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=(*QUICK, cascade)))
-    with pytest.raises(UsageError, match=r"-c mine: is guided by the predictions of 2d, .* Train 2d or 3d_fullres"):
-        train(tmp_path / "work", "mine", [0], MACHINE)
 
 
 def test_sigterm_saves_and_exits_75(tmp_path):

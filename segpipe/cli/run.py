@@ -80,14 +80,14 @@ def run_all(
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline.planning import plan_data
-    from segpipe.pipeline.training import train
+    from segpipe.pipeline.training import train_in_order
     from segpipe.report.build import build_report
 
     _check(data, machine.n_workers, quiet=as_json)
     planned = plan_data(data, work, machine, choices, keep=True)
     if not as_json:
         click.echo(plan_text(planned))
-    name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
+    name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
     report, rows = build_report(work), summarise(table)
     if as_json:
         print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": name, "report": str(report)})

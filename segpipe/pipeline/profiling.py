@@ -9,6 +9,7 @@ from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.networks.device import memory_faults, resolve_device, set_processors
+from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
 from segpipe.pipeline.training import open_fold
@@ -38,7 +39,9 @@ def profile(folder: Path, configuration: str | None, machine: Machine, edits: Se
     name = default_configuration(plan, configuration)
     device = resolve_device(machine.device)
     set_processors(machine.n_workers)
-    prepared = prepare_dataset(work, Dataset.load(work.dataset), plan, name, machine.n_workers)
-    data = open_fold(prepared, Splits.load(work.splits), 0, machine)
+    dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
+    prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
+    guides = guides_for(work, dataset, plan, name, splits, machine)
+    data = open_fold(prepared, splits, 0, machine, guides)
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
         return profile_fold(FoldTraining(plan, plan.configurations[name], data, device, is_new=True), name, folder)

@@ -16,18 +16,11 @@ def default_configuration(plan: Plan, name: str | None) -> str:
     """`name` if the plan has it; without a name 3d_fullres, or 2d if the data are flat.
 
     Raises:
-        UsageError: If the plan has no configuration of that name, or it is one that needs another's predictions,
-            which segpipe does not train yet.
+        UsageError: If the plan has no configuration of that name.
     """
     chosen = name or ("3d_fullres" if "3d_fullres" in plan.configurations else next(iter(plan.configurations)))
     if chosen not in plan.configurations:
         raise UsageError(f"-c {chosen}: the plan has {', '.join(plan.configurations)}.")
-    previous = plan.configurations[chosen].previous
-    if previous is not None:
-        raise UsageError(
-            f"-c {chosen}: is guided by the predictions of {previous}, and segpipe cannot train that yet. "
-            f"Train {previous} or {plan.configurations[chosen].inherits}."
-        )
     return chosen
 
 

@@ -14,12 +14,13 @@ from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import resolve_device, set_processors
+from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.plan.trained_on import TrainedOn
-from segpipe.predict.model import load_model
+from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
@@ -38,6 +39,7 @@ def train(
     *,
     time_budget_seconds: float | None = None,
     edits: Sequence[str] = (),
+    tensorboard: bool = False,
 ) -> tuple[str, ScoreTable]:
     """Train folds one after another; then predict and score their validation cases.
 
@@ -48,6 +50,7 @@ def train(
         machine: What to compute on.
         time_budget_seconds: Wall-clock time of all training, shared evenly by the folds; None: epochs of the plan.
         edits: As for `plan`, for this training alone.
+        tensorboard: Whether to write event files as well.
 
     Returns:
         The configuration and the scores of all folds that are trained by now.
@@ -64,10 +67,33 @@ def train(
     set_processors(machine.n_workers)
     dataset = Dataset.load(work.dataset)
     prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
+    guides = guides_for(work, dataset, plan, name, splits, machine)
     for fold in chosen:
-        _train_one(work, plan, name, fold, splits, prepared, machine)
+        _train_one(work, plan, name, fold, splits, (prepared, guides), machine)
         _validate_one(work, dataset, name, fold, splits, machine)
     return name, collect_scores(work, name, splits)
+
+
+def train_in_order(
+    folder: Path,
+    configuration: str | None,
+    folds: Sequence[int] | None,
+    machine: Machine,
+    *,
+    time_budget_seconds: float | None = None,
+) -> tuple[str, ScoreTable]:
+    """As `train`; before a cascade every fold of the coarser configuration, within the same time budget."""
+    work = Work(folder)
+    work.require_plan()
+    plan, k = Plan.load(work.plan), Splits.load(work.splits).k
+    name = default_configuration(plan, configuration)
+    previous, left = plan.configurations[name].previous, time_budget_seconds
+    if previous is not None:
+        share = k / (k + len(folds or range(k)))
+        first = None if left is None else left * share
+        train(folder, previous, None, machine, time_budget_seconds=first)
+        left = None if left is None else left * (1 - share)
+    return train(folder, name, folds, machine, time_budget_seconds=left)
 
 
 def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
@@ -83,19 +109,29 @@ def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
     )
 
 
-def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine) -> FoldData:
-    """The prepared cases of a fold."""
+def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guides: Path | None = None) -> FoldData:
+    """The prepared cases of a fold, and what guides a cascade in them."""
     split = splits.folds[fold]
     device = resolve_device(machine.device)
     train, validation = (
-        open_cases(prepared, case_ids, machine.n_workers, device) for case_ids in (split.train, split.validation)
+        open_cases(prepared, case_ids, machine.n_workers, device, guides)
+        for case_ids in (split.train, split.validation)
     )
     return FoldData(fold=fold, split=split, train=train, validation=validation)
 
 
-def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, prepared: Path, machine: Machine) -> None:
+def _train_one(
+    work: Work,
+    plan: Plan,
+    name: str,
+    fold: int,
+    splits: Splits,
+    prepared: tuple[Path, Path | None],
+    machine: Machine,
+) -> None:
     started = time.monotonic()
-    data = open_fold(prepared, splits, fold, machine)
+    cases, guides = prepared
+    data = open_fold(cases, splits, fold, machine, guides)
     folder = work.fold(name, str(fold))
     train_fold(plan, name, data, folder, resolve_device(machine.device), started)
     if work.fingerprint.is_file() and (
@@ -106,7 +142,7 @@ def _train_one(work: Work, plan: Plan, name: str, fold: int, splits: Splits, pre
 
 def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Splits, machine: Machine) -> None:
     folder = work.fold(name, str(fold))
-    model = load_model([folder], resolve_device(machine.device))
+    model = load_out_of_fold(folder, resolve_device(machine.device))
     cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
     predict_cases(model, cases, folder.validation).require_all()
     pairs = [

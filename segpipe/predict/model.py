@@ -138,7 +138,7 @@ def load_model(
     guide = None
     if configuration.previous is not None:
         guide = load_model(guides or guide_folds(folders[0], configuration.previous), device)
-        _require_same_view(plan, configuration.previous, guide.plan, folders[0])
+        require_same_view(plan, configuration.previous, guide.plan, folders[0].path)
         digest.update(guide.digest.encode())
     return Model(plan, configuration, tuple(networks), digest.hexdigest()[:12], trained_on_of(folders), guide)
 
@@ -167,7 +167,7 @@ def guide_folds(cascade: FoldFolder, previous: str, folds: Sequence[str] | None 
     return find_folds(run, None, folds)
 
 
-def _require_same_view(plan: Plan, previous: str, coarser: Plan, cascade: FoldFolder) -> None:
+def require_same_view(plan: Plan, previous: str, coarser: Plan, where: Path) -> None:
     """Refuse a coarser model that sees images otherwise than the cascade was trained to expect.
 
     Raises:
@@ -176,11 +176,11 @@ def _require_same_view(plan: Plan, previous: str, coarser: Plan, cascade: FoldFo
     for name in ("channels", "labels", "orientation", "axis_order", "normalisation"):
         if getattr(plan, name) != getattr(coarser, name):
             raise UsageError(
-                f"{cascade.path}: its plan has other {name} than that of the {previous} beside it. Train both with one."
+                f"{where}: the plan of the cascade has other {name} than that of {previous}. Train both with one."
             )
     if plan.configurations[previous] != coarser.configurations.get(previous):
         raise UsageError(
-            f"{cascade.path}: its plan has another {previous} than the one beside it was trained with. Train both with "
+            f"{where}: the plan of the cascade has another {previous} than the one that was trained. Train both with "
             "one plan."
         )
 
