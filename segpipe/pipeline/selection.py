@@ -22,7 +22,7 @@ from segpipe.networks.device import resolve_device
 from segpipe.pipeline.candidates import AVERAGED, STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, weights_of
-from segpipe.predict.model import load_model
+from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import Wanted, predict_cases
 
@@ -140,7 +140,7 @@ def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine)
         for fold in sorted({one.fold for one in masks.cases}):
             folder = masks.work.fold(name, str(fold))
             cases = [one.case for one in masks.cases if one.fold == fold]
-            model = load_model([folder], resolve_device(machine.device))
+            model = load_out_of_fold(folder, resolve_device(machine.device))
             predict_cases(model, cases, folder.validation, Wanted(probabilities=True)).require_all()
 
 
