@@ -22,7 +22,7 @@ from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.inherit import completed, shortened
-from segpipe.plan.sides import sideways_axis, swapped_indices
+from segpipe.plan.sides import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
@@ -111,7 +111,7 @@ class Plan(Record):
         fingerprint: Digest of the fingerprint it follows from.
         channels: Channel names in order.
         labels: Structures and their file values.
-        orientation: Every case is turned to this orientation first, e.g. `LPS`.
+        orientation: Every case is turned to this orientation first, e.g. `LPS`; `stored`: none is turned.
         axis_order: Then the axes are put in this order; the axis with the longest voxels comes first.
         normalisation: One for each channel.
         mirror_axes: Axes mirrored in training and prediction, after `axis_order` (0, 1, 2).
@@ -162,7 +162,8 @@ class Plan(Record):
     def _consistent(self) -> Plan:
         if len(self.normalisation) != len(self.channels):
             raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")
-        if len(self.orientation) != 3 or not all(pair & {*self.orientation} for pair in _PAIRS):
+        is_turned = self.orientation != AS_STORED
+        if is_turned and (len(self.orientation) != 3 or not all(pair & {*self.orientation} for pair in _PAIRS)):
             raise ValueError(f"orientation {self.orientation!r} has not one letter each of L or R, P or A, I or S")
         if sorted(self.axis_order) != [0, 1, 2]:
             raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
@@ -182,12 +183,14 @@ class Plan(Record):
                 raise ValueError(f"configurations.{name}.previous is {previous!r}, which has a previous one itself")
         return self
 
-    def _expect_swaps(self) -> None:
     def n_inputs(self, configuration: Configuration) -> int:
         """Channels that the network of a configuration sees: the image's, and in a cascade one for each label value."""
         return len(self.channels) + (len(self.labels.values) if configuration.previous else 0)
 
+    def _expect_swaps(self) -> None:
         swapped_indices(self.labels, self.mirror_swaps)
+        if self.mirror_swaps and self.orientation == AS_STORED:
+            raise ValueError("mirror_swaps need an orientation, else nobody knows which axis runs from left to right")
         sideways = sideways_axis(self.orientation, self.axis_order)
         if self.mirror_swaps and sideways not in self.mirror_axes:
             raise ValueError(
