@@ -119,10 +119,10 @@ def test_uncertainty_leaves_mask_and_probabilities_as_they_are():
     assert (found.mask_zyx == plain.mask_zyx).mean() > 0.999
     assert found.probabilities_ozyx == pytest.approx(plain.probabilities_ozyx, abs=1e-3)
     expected = entropy(torch.from_numpy(plain.probabilities_ozyx.astype(np.float32)), LABELS).numpy()
-    assert found.uncertainty["entropy"] / 255 == pytest.approx(expected, abs=5e-3)
+    assert found.uncertainty["entropy"] / 200 == pytest.approx(expected, abs=5e-3)
     own = [segmented(SegmentOptions(mirror=False), replace(model, networks=(n,))).mask_zyx for n in model.networks]
     votes = sum((mask != found.mask_zyx).astype(int) for mask in own)
-    assert (found.uncertainty["disagreement"] == votes * 85).mean() > 0.999 and len(np.unique(votes)) > 1
+    assert (found.uncertainty["disagreement"] == np.rint(votes * 200 / 3)).mean() > 0.999 and len(np.unique(votes)) > 1
 
 
 def test_one_network_cannot_disagree_with_itself():

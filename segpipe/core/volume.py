@@ -41,6 +41,7 @@ from segpipe.core.label_values import whole_numbers
 logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it mends headers aloud, naming no file
 _BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
 _UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
+SHARE_STEPS = 200  # of a map from 0 to 1: half a percent, and shares of 2, 4, 5 and 10 come out exactly
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,14 +153,14 @@ def write_shares(path: Path, shares_zyx: NDArray[np.uint8], like: Path) -> None:
     """Write a map of values from 0 to 1 as NIfTI, one byte a voxel, with the geometry of the image file `like`.
 
     Args:
-        path: Output; readers get the stored values times 1/255, since the header says so.
-        shares_zyx: (Z, Y, X), 0 to 255 for 0 to 1.
+        path: Output; readers get the stored values times 1 / `SHARE_STEPS`, since the header says so.
+        shares_zyx: (Z, Y, X), 0 to `SHARE_STEPS` for 0 to 1.
         like: The image whose grid the map lies on.
 
     Raises:
         ResourceError, SetupError: If it cannot be written.
     """
-    _save_like(path, np.asfortranarray(shares_zyx.transpose(2, 1, 0)), read_header(like), "estimate", 1 / 255)
+    _save_like(path, np.asfortranarray(shares_zyx.transpose(2, 1, 0)), read_header(like), "estimate", 1 / SHARE_STEPS)
 
 
 def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, slope: float | None = None) -> None:

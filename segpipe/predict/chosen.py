@@ -59,7 +59,7 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
     """
     names = list(dict.fromkeys(configurations))
     if names or not (path / SELECTION / CHOSEN_FILE).is_file():
-        return [find_folds(path, name, folds) for name in names or [None]]
+        return [find_folds(path, name, folds) for name in names] or [find_folds(path, None, folds)]
     file = path / SELECTION / CHOSEN_FILE
     chosen = ChosenModel.load(file)
     members = [find_folds(path, name, folds) for name in chosen.configurations]

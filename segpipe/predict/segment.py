@@ -48,8 +48,8 @@ class Segmentation:
     Args:
         mask_zyx: (Z, Y, X) file values of `labels.mask_dtype`; background outside the crop.
         probabilities_ozyx: (outputs, Z, Y, X) float16, background 1 outside the crop; None if not asked for.
-        uncertainty: Maps (Z, Y, X) by name, 0 to 255 for 0 to 1, 0 outside the crop: `entropy`, and of several networks
-            `disagreement` (see predict/uncertainty.py); empty if not asked for.
+        uncertainty: Maps (Z, Y, X) by name, 0 to `SHARE_STEPS` for 0 to 1, 0 outside the crop: `entropy`, and
+            of several networks `disagreement` (see predict/uncertainty.py); empty if not asked for.
     """
 
     mask_zyx: NDArray[Any]

@@ -13,8 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from segpipe.core.labels import LabelSet
-
-_STEPS = 255  # of a map from 0 to 1 in one byte
+from segpipe.core.volume import SHARE_STEPS
 
 
 def entropy(shares_ONYX: Tensor, labels: LabelSet) -> Tensor:
@@ -57,5 +56,5 @@ def disagreement(mask: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[
 
 
 def as_bytes(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
-    """0 to 1 in steps of 1/255."""
-    return np.rint(values * _STEPS).astype(np.uint8)
+    """0 to 1 as whole steps, 0 to `SHARE_STEPS`."""
+    return np.rint(values * SHARE_STEPS).astype(np.uint8)
