@@ -28,7 +28,9 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe predict -m WORK -i scan.nii.gz -o MASKS",
         "segpipe predict -m WORK -i IMAGES -o MASKS --device cpu --max-memory 8",
         "segpipe predict -m WORK -i IMAGES -o MASKS -f 0 --no-tta",
+        "segpipe predict -m WORK -c 2d,3d_fullres -i IMAGES -o MASKS --save-uncertainty",
     ),
+    "ensemble": ("segpipe ensemble MASKS_A MASKS_B -o MASKS",),
     "pack": ("segpipe pack WORK -o liver.segpipe.zip",),
     "import": ("segpipe import nnUNetTrainer__nnUNetPlans__3d_fullres -o WORK",),
     "export": (
@@ -47,7 +49,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
     "report": ("segpipe report WORK",),
-    "view": ("segpipe view WORK", "segpipe view MASKS -i IMAGES -r LABELS", "segpipe view DATA --no-browser --port 8000"),
+    "view": (
+        "segpipe view WORK",
+        "segpipe view MASKS -i IMAGES -r LABELS",
+        "segpipe view DATA --no-browser --port 8000",
+    ),
+    "info": ("segpipe info WORK", "segpipe info liver.segpipe.zip --json"),
     "doctor": ("segpipe doctor", "segpipe doctor /data/results --json"),
     "completion": (
         'eval "$(segpipe completion bash)"',

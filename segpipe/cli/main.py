@@ -32,6 +32,7 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "train": "Train folds, then predict and score their validation cases.",
         "select": "Choose configuration, ensemble, postprocessing; scored nested.",
         "predict": "Segment images with a trained model.",
+        "ensemble": "Average probabilities that were written to files.",
         "pack": "Put a trained model into one file.",
         "import": "Take up a trained model of nnU-Net.",
         "export": "Write plan or model as nnU-Net reads them.",
@@ -43,7 +44,8 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "report": "Write one HTML page with curves, scores and pictures.",
         "view": "Show images with references and predictions in the browser.",
     },
-    "This machine": {
+    "Look around": {
+        "info": "Say what lies in a work folder or a model.",
         "doctor": "Look whether this machine is ready, and say what to do.",
         "completion": "Print the script with which a shell completes what is typed.",
     },

@@ -1,0 +1,113 @@
+"""`segpipe info`: what lies in a work folder or a model."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from segpipe.cli.options import shared
+
+if TYPE_CHECKING:
+    from segpipe.pipeline.info import ConfigurationInfo, FoldInfo, Info
+    from segpipe.predict.package import PackedScore
+
+_WIDTH = 80
+_SHOWN_SHARE = 0.01  # of the disk space; smaller parts are not named
+
+
+@click.command("info")
+@click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|WORK")
+@shared
+def command(path: Path, as_json: bool, **_: Any) -> None:
+    """Say what lies in a work folder, one of its runs, or a file of `segpipe pack`.
+
+    Dataset, plan, folds with epochs, time and scores, hashes of the weights, sizes on disk. A packed model's parts are
+    compared with their hashes. Nothing is changed.
+    """
+    from segpipe.cli.main import print_json
+    from segpipe.pipeline.info import info
+
+    found = info(path)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    click.echo(info_text(found))
+
+
+def info_text(found: Info) -> str:
+    """For people, at most 80 columns wide but for paths."""
+    lines = [f"{found.path}: {'a packed model' if found.kind == 'package' else f'a {found.kind} folder'}"]
+    lines += _wrapped(f"dataset {found.dataset}: {_cases(found)}")
+    lines += _wrapped(f"channels {', '.join(found.channels)}; labels {', '.join(found.labels)}")
+    lines.append(f"  plan {found.preset}")
+    lines += [piece for own in found.configurations for piece in _wrapped(_configuration(own), "    ")]
+    if found.chosen:
+        lines += _wrapped(f"chosen by `segpipe select`: {' + '.join(found.chosen)}")
+    lines += _fold_table(found)
+    if found.package is not None:
+        facts = found.package.model
+        lines += _wrapped(f"packed by segpipe {facts.segpipe}, licence {facts.licence or 'not said'}")
+        lines += [piece for score in facts.scores if score.metric == "dice" for piece in _wrapped(_score(score))]
+        lines += _wrapped(f"{len(found.package.parts)} parts, each as its SHA-256 says")
+    total = sum(found.size_bytes.values())
+    sizes = [f"{name} {_size(n)}" for name, n in found.size_bytes.items() if n >= _SHOWN_SHARE * total]
+    return "\n".join([*lines, *_wrapped(f"on disk {_size(total)}: {', '.join(sizes)}")])
+
+
+def _cases(found: Info) -> str:
+    if found.n_cases is None:
+        return "its cases are not here"
+    return f"{found.n_cases} cases of {found.n_patients} patients, {found.n_folds or 'no'} folds"
+
+
+def _configuration(own: ConfigurationInfo) -> str:
+    spacing = " × ".join("as it is" if mm is None else f"{mm:.3g}" for mm in own.spacing_mm)
+    patch = " × ".join(map(str, own.patch_zyx))
+    return f"{own.name}: {spacing} mm, patch {patch}, batch {own.batch_size}, {own.network} of {own.n_stages} stages"
+
+
+def _score(score: PackedScore) -> str:
+    mean = "–" if score.mean is None else f"{score.mean:.3f}"
+    interval = "" if score.low is None or score.high is None else f" ({score.low:.3f} – {score.high:.3f})"
+    return f"cross-validated Dice of {score.configuration}, {score.label}: {mean}{interval}"
+
+
+def _fold_table(found: Info) -> list[str]:
+    if not found.folds:
+        return ["  no fold is trained yet"]
+    width = max(len("configuration"), *(len(fold.configuration) for fold in found.folds))
+    head = f"  {'configuration':<{width}} {'fold':>4} {'state':<10} {'epochs':>6} {'time':>9} {'Dice':>5} {'cases':>5}"
+    return [f"{head} weights", *(_fold_line(fold, width) for fold in found.folds)]
+
+
+def _fold_line(fold: FoldInfo, width: int) -> str:
+    epochs = "–" if fold.epochs is None else str(fold.epochs)
+    dice = "–" if fold.dice is None else f"{fold.dice:.3f}"
+    return (
+        f"  {fold.configuration:<{width}} {fold.fold:>4} {fold.state:<10} {epochs:>6} {_time(fold.seconds):>9} "
+        f"{dice:>5} {fold.n_scored or '–':>5} {fold.sha256 or '–'}"
+    )
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 100
+        else f"{seconds / 60:.0f} min"
+        if seconds < 6000
+        else f"{seconds / 3600:.1f} h"
+    )
+
+
+def _size(n_bytes: int) -> str:
+    unit, name = (2**30, "GiB") if n_bytes >= 2**30 else (2**20, "MiB") if n_bytes >= 2**20 else (2**10, "KiB")
+    return f"{n_bytes / unit:.1f} {name}"
+
+
+def _wrapped(text: str, indent: str = "  ") -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")
