@@ -94,6 +94,9 @@ def run_all(
         return
     click.echo(summary_text(rows))
     click.echo(f"Report: {report}")
+    scored = sorted(path.parent.name for path in work.glob("runs/*/scores.csv"))
+    if len(scored) > 1:
+        click.echo(f"Trained are {', '.join(scored)}: `segpipe select {work} --ensembles` chooses what predicts.")
 
 
 def _check(data: Path, n_workers: int, *, quiet: bool) -> None:

@@ -27,9 +27,9 @@ def command(
     """Choose by the out-of-fold masks of WORK; both the naive and the nested score are printed.
 
     Candidates are the configurations whose folds are trained, ensembles of those with probabilities, and for each label
-    keeping the largest part, dropping small ones and filling holes. What is chosen stands in
-    WORK/selection/selection.json; the postprocessing beside the model, where `segpipe predict` finds it. A killed run
-    goes on with the same command.
+    keeping the largest part, dropping small ones and filling holes. What is chosen stands in WORK/selection, and
+    `segpipe predict -m WORK` predicts with it until one of its folds is trained again. A killed run goes on with the
+    same command.
     """
     from segpipe.cli.main import print_json
     from segpipe.pipeline.machine import Machine
