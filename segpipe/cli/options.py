@@ -90,6 +90,12 @@ configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …;
 time_budget = click.option(
     "--time-budget", type=Duration(), help="Time for all training of this command, e.g. 8h; shared by the folds."
 )
+devices = click.option(
+    "--devices",
+    metavar="N|all|NAMES",
+    help="Several devices, e.g. 2, all or cuda:0,cuda:2. Folds are trained side by side, one on each; a single fold by "
+    "all together, each with the plan's batch, so that the whole batch grows.",
+)
 epochs = click.option("--epochs", type=click.IntRange(1), help="Length of training; instead of the plan's.")
 iterations = click.option("--iterations", type=click.IntRange(1), help="Length of training in steps, likewise.")
 

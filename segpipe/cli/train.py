@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
+from segpipe.cli.options import (
+    configuration,
+    devices,
+    edits,
+    epochs,
+    folds,
+    iterations,
+    length_edits,
+    shared,
+    time_budget,
+)
 
 if TYPE_CHECKING:
     from segpipe.pipeline.machine import Machine
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 @epochs
 @iterations
 @edits
+@devices
 @click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
 @shared
 def command(
@@ -31,6 +42,7 @@ def command(
     epochs: int | None,
     iterations: int | None,
     edits: tuple[str, ...],
+    devices: str | None,
     profiles: bool,
     as_json: bool,
     device: str,
@@ -40,6 +52,7 @@ def command(
     """Train folds of a planned WORK folder; a killed run goes on with the same command."""
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import summary_record, summary_text
+    from segpipe.core.processes import rank
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.training import train
@@ -51,7 +64,11 @@ def command(
     if profiles:
         _profile(work, configuration, machine, edits, time_budget, as_json=as_json)
         return
-    name, table = train(work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits)
+    name, table = train(
+        work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits, devices=devices
+    )
+    if rank():  # of processes that train together, the first one answers
+        return
     rows = summarise(table)
     if as_json:
         print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": name})

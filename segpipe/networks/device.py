@@ -8,18 +8,23 @@ from typing import Literal
 
 import torch
 
-from segpipe.core.errors import ResourceError, SetupError
+from segpipe.core.errors import ResourceError, SetupError, UsageError
+from segpipe.core.processes import local_rank, n_processes
 
 
 def resolve_device(name: str) -> torch.device:
     """`auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
 
+    Of several processes that work together each has the CUDA device of its number on this machine, unless one is named.
+
     Raises:
         SetupError: If there is no such device here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
+    if kind == "cuda" and not number and n_processes() > 1:
+        number = str(local_rank())
     if kind == "cpu" and not number:
         return torch.device("cpu")
     if kind == "cuda" and (not number or number.isdigit()):
@@ -29,12 +34,41 @@ def resolve_device(name: str) -> torch.device:
             )
         if number and int(number) >= torch.cuda.device_count():
             raise SetupError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
-        return torch.device(name)
+        return torch.device(kind, int(number)) if number else torch.device(kind)
     if name == "mps":
         if not torch.backends.mps.is_available():
             raise SetupError("--device mps: torch finds no Metal device. Use --device cpu.")
         return torch.device(name)
     raise SetupError(f"--device {name}: unknown; expected auto, cpu, cuda, cuda:N or mps.")
+
+
+def resolve_devices(name: str, wanted: str | None) -> list[str]:
+    """Devices that compute side by side, each as for `--device`.
+
+    Args:
+        name: As for `--device`.
+        wanted: How many (on a CPU: processes), `all` CUDA devices, or names such as `cuda:0,cuda:2`; None: one.
+
+    Raises:
+        UsageError: If it is none of these, or one device is asked for and several.
+        SetupError: If so many are not there.
+    """
+    if wanted is None:
+        return [name]
+    if not (wanted == "all" or wanted.isdecimal()):
+        names = wanted.split(",")
+        return [str(resolve_device(each)) for each in names]
+    device = resolve_device(name)
+    if device == torch.device("cuda"):  # and none of them named
+        n_there = torch.cuda.device_count()
+        if wanted != "all" and not 0 < int(wanted) <= n_there:
+            raise SetupError(f"--devices {wanted}: there are {n_there} CUDA devices.")
+        return [f"cuda:{number}" for number in range(n_there if wanted == "all" else int(wanted))]
+    if wanted in ("all", "1"):
+        return [str(device)]
+    if device.type != "cpu" or int(wanted) == 0:
+        raise UsageError(f"--devices {wanted} of --device {name}: that is one. Leave --device out, or name them.")
+    return [str(device)] * int(wanted)
 
 
 def device_kind(name: str) -> str:

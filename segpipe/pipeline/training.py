@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
+from segpipe.core.processes import rank
+from segpipe.core.progress import say
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
@@ -14,6 +18,7 @@ from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import resolve_device, set_processors
+from segpipe.pipeline.devices import devices_for, train_in_processes
 from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
@@ -25,6 +30,7 @@ from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
+from segpipe.train.distributed import Group, joined
 from segpipe.train.fold import FoldData
 from segpipe.train.loop import train_fold
 
@@ -40,8 +46,13 @@ def train(
     time_budget_seconds: float | None = None,
     edits: Sequence[str] = (),
     tensorboard: bool = False,
+    devices: str | None = None,
 ) -> tuple[str, ScoreTable]:
-    """Train folds one after another; then predict and score their validation cases.
+    """Train folds; then predict and score their validation cases.
+
+    On one device folds are trained one after another. On several devices each trains a fold, side by side, in a process
+    of its own; a single fold is trained by all of them together, with the batch of the plan on each. So it is by the
+    processes that torchrun starts, whatever the number of folds.
 
     Args:
         folder: A work folder with a plan.
@@ -51,9 +62,13 @@ def train(
         time_budget_seconds: Wall-clock time of all training, shared evenly by the folds; None: epochs of the plan.
         edits: As for `plan`, for this training alone.
         tensorboard: Whether to write event files as well.
+        devices: As for `devices_for`.
 
     Returns:
         The configuration and the scores of all folds that are trained by now.
+
+    Raises:
+        SegpipeError: If a fold could not be trained; side by side, the other ones are.
     """
     work = Work(folder)
     work.require_plan()
@@ -62,16 +77,55 @@ def train(
     wrong = [fold for fold in chosen if not 0 <= fold < splits.k]
     if wrong:
         raise UsageError(f"-f {wrong[0]}: there are {splits.k} folds, counted from 0.")
-    plan = _with_budget(edited(Plan.load(work.plan), edits), time_budget_seconds, len(chosen))
+    at_hand = devices_for(chosen, machine, devices)
+    if time_budget_seconds is not None:
+        edits = (*edits, f"training.time_budget_seconds={_share(time_budget_seconds, len(chosen), len(at_hand))}")
+    plan = edited(Plan.load(work.plan), edits)
     name = default_configuration(plan, configuration)
     set_processors(machine.n_workers)
-    dataset = Dataset.load(work.dataset)
-    prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
-    guides = guides_for(work, dataset, plan, name, splits, machine)
-    for fold in chosen:
-        _train_one(work, plan, name, fold, splits, (prepared, guides), machine)
-        _validate_one(work, dataset, name, fold, splits, machine)
+    if len(at_hand) == 1:
+        with joined(resolve_device(at_hand[0])) as group:
+            _train_here(work, plan, name, chosen, splits, replace(machine, device=at_hand[0]), group)
+    else:
+        _prepared(work, Dataset.load(work.dataset), plan, name, splits, machine)  # once, by all processors
+        options = [part for edit in edits for part in ("--set", edit)] + ["--tensorboard"] * tensorboard
+        train_in_processes(work.run(name), chosen, at_hand, ("train", str(work.path), "-c", name, *options), machine)
     return name, collect_scores(work, name, splits)
+
+
+def _prepared(
+    work: Work, dataset: Dataset, plan: Plan, name: str, splits: Splits, machine: Machine
+) -> tuple[Path, Path | None]:
+    """The prepared cases, and what guides a cascade in them."""
+    prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
+    return prepared, guides_for(work, dataset, plan, name, splits, machine)
+
+
+def _train_here(
+    work: Work, plan: Plan, name: str, folds: Sequence[int], splits: Splits, machine: Machine, group: Group
+) -> None:
+    """One fold after another, in this process, which may be one of several that train together."""
+    dataset = Dataset.load(work.dataset)
+    with group.in_turn():
+        prepared = _prepared(work, dataset, plan, name, splits, machine)
+    plan = _with_batch_of(group, plan, name)
+    for fold in folds:
+        _train_one(work, plan, name, fold, splits, prepared, machine, group)
+        if group.is_first:
+            _validate_one(work, dataset, name, fold, splits, machine)
+
+
+def _with_batch_of(group: Group, plan: Plan, name: str) -> Plan:
+    """The plan with the batch of all processes together: they do what one with this plan would."""
+    if group.size == 1:
+        return plan
+    each = plan.configurations[name]
+    batch_size = each.batch_size * group.size
+    say(
+        f"{group.size} processes train together, {each.batch_size} patches each: as one with a batch of {batch_size}. "
+        f"The learning rate is left as it is, {plan.training.learning_rate:g}."
+    )
+    return edited(plan, [f"configurations.{name}.batch_size={batch_size}"])
 
 
 def train_in_order(
@@ -96,17 +150,15 @@ def train_in_order(
     return train(folder, name, folds, machine, time_budget_seconds=left)
 
 
-def _with_budget(plan: Plan, seconds: float | None, n_folds: int) -> Plan:
-    if seconds is None:
-        return plan
-    if seconds / n_folds < _MIN_BUDGET_SECONDS:
+def _share(seconds: float, n_folds: int, n_devices: int) -> float:
+    """Time for each fold, of which some are trained at a time."""
+    share = seconds / math.ceil(n_folds / n_devices)
+    if share < _MIN_BUDGET_SECONDS:
         raise UsageError(
-            f"--time-budget: {seconds:g} s for {n_folds} folds is {seconds / n_folds:.1f} s each, expected "
+            f"--time-budget: {seconds:g} s for {n_folds} folds is {share:.1f} s each, expected "
             f"{_MIN_BUDGET_SECONDS:g} s or more."
         )
-    return plan.model_copy(
-        update={"training": plan.training.model_copy(update={"time_budget_seconds": seconds / n_folds})}
-    )
+    return share
 
 
 def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guides: Path | None = None) -> FoldData:
@@ -128,14 +180,17 @@ def _train_one(
     splits: Splits,
     prepared: tuple[Path, Path | None],
     machine: Machine,
+    group: Group,
 ) -> None:
     started = time.monotonic()
     cases, guides = prepared
     data = open_fold(cases, splits, fold, machine, guides)
     folder = work.fold(name, str(fold))
-    train_fold(plan, name, data, folder, resolve_device(machine.device), started)
-    if work.fingerprint.is_file() and (
-        trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train)
+    train_fold(plan, name, data, folder, resolve_device(machine.device), started, group=group)
+    if (
+        group.is_first
+        and work.fingerprint.is_file()
+        and (trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train))
     ):
         trained_on.save(folder.trained_on)
 
@@ -167,5 +222,6 @@ def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable
         if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
     ]
     table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
-    table.save(work.scores(configuration))
+    if rank() == 0:
+        table.save(work.scores(configuration))
     return table

@@ -1,0 +1,195 @@
+"""Commands of segpipe run as processes of their own, on several devices; whatever ends this process ends them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from threading import Thread
+
+from segpipe.core.errors import DataError, Interrupted, ResourceError, SegpipeError, SetupError, UsageError
+from segpipe.core.progress import say
+from segpipe.train.stop import Stop
+
+_PAUSE_SECONDS = 0.05
+_GRACE_SECONDS = 10.0  # for processes that wait for one which is gone; what they would save is saved already
+_FAULTS: dict[int, type[SegpipeError]] = {
+    kind.exit_code: kind for kind in (UsageError, DataError, SetupError, ResourceError, Interrupted)
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A command of segpipe.
+
+    Args:
+        title: Whose lines these are.
+        arguments: Of `segpipe`, without the device.
+        environment: Variables beside this process's own.
+        has_prefix: Whether its lines are told with the title before them, by this process.
+    """
+
+    title: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    has_prefix: bool
+
+
+@dataclass
+class _Child:
+    """A job that runs."""
+
+    job: Job
+    device: str
+    process: subprocess.Popen[str]
+    last_line: str = ""
+    reader: Thread | None = None
+
+    def read(self) -> None:
+        """Pass lines on as they come, until the process ends."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.last_line = line.rstrip()
+            say(f"{self.job.title} | {self.last_line}")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A job that did not succeed.
+
+    Args:
+        title: Of the job.
+        code: Its exit code; negative: the signal that ended it.
+        last_line: Of what it said, if it was told with a prefix.
+    """
+
+    title: str
+    code: int
+    last_line: str
+
+    def __str__(self) -> str:
+        if self.code < 0:
+            return f"{self.title}: ended by {signal.Signals(-self.code).name}; perhaps the system had no more memory"
+        return f"{self.title}: {self.last_line or f'exit code {self.code}, its message is above'}"
+
+
+def run_jobs(jobs: Sequence[Job], devices: Sequence[str], *, end_together: bool) -> list[Ended]:
+    """Run jobs, as many at a time as there are devices.
+
+    SIGTERM, SIGUSR1 and Ctrl-C are passed on to all that run, and no other one begins.
+
+    Args:
+        jobs: In their order; each gets the first device that is free.
+        devices: As for `--device`; each takes one job at a time.
+        end_together: Whether one that fails ends all others.
+
+    Returns:
+        Those that failed; last those that lost another one (a SetupError), or were asked to end.
+
+    Raises:
+        Interrupted, KeyboardInterrupt: If somebody asked to stop; all have ended.
+    """
+    run = _Run(jobs, devices, end_together=end_together)
+    stop = Stop()
+    with stop.listening():
+        try:
+            while run.goes_on:
+                run.start()
+                time.sleep(_PAUSE_SECONDS)
+                run.look()
+                if stop.signal:
+                    run.asked, stop.signal = stop.signal, None
+                    run.end(run.asked)
+        finally:
+            run.kill()
+    if run.asked == signal.SIGINT:
+        raise KeyboardInterrupt
+    if run.asked:
+        name = signal.Signals(run.asked).name
+        raise Interrupted(f"stopped by {name}, and so were all processes. The same command goes on.")
+    return sorted(
+        run.failed, key=lambda ended: (ended.code == Interrupted.exit_code, ended.code == SetupError.exit_code)
+    )
+
+
+class _Run:
+    """Jobs that wait, run, and have failed."""
+
+    def __init__(self, jobs: Sequence[Job], devices: Sequence[str], *, end_together: bool) -> None:
+        self.waiting, self.free = deque(jobs), deque(devices)
+        self.running: list[_Child] = []
+        self.failed: list[Ended] = []
+        self.end_together = end_together
+        self.asked: int | None = None
+        self.deadline: float | None = None
+
+    @property
+    def goes_on(self) -> bool:
+        return bool(self.running or (self.waiting and not self.asked))
+
+    def start(self) -> None:
+        """Begin what a device is free for."""
+        while self.waiting and self.free and not self.asked:
+            job, device = self.waiting.popleft(), self.free.popleft()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "segpipe", *job.arguments, "--device", device],
+                env=os.environ | job.environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE if job.has_prefix else None,
+                text=True,
+                encoding="utf-8",
+                errors="replace",
+                start_new_session=True,  # so that Ctrl-C comes to it once, from here
+            )
+            child = _Child(job, device, process)
+            if job.has_prefix:
+                child.reader = Thread(target=child.read, daemon=True)
+                child.reader.start()
+            self.running.append(child)
+
+    def look(self) -> None:
+        """Note what has ended."""
+        for child in [c for c in self.running if c.process.poll() is not None]:
+            self.running.remove(child)
+            self.free.append(child.device)
+            if child.reader:
+                child.reader.join()
+            if child.process.returncode:
+                self.failed.append(Ended(child.job.title, child.process.returncode, child.last_line))
+        if self.failed and self.end_together and self.deadline is None:
+            self.waiting.clear()
+            self.end(signal.SIGTERM)
+            self.deadline = time.monotonic() + _GRACE_SECONDS
+        if self.deadline is not None and time.monotonic() > self.deadline:
+            self.end(signal.SIGKILL)
+
+    def end(self, number: int) -> None:
+        """Send a signal to all that run."""
+        for child in self.running:
+            child.process.send_signal(number)
+
+    def kill(self) -> None:
+        """Leave nothing behind."""
+        self.end(signal.SIGKILL)
+        for child in self.running:
+            child.process.wait()
+
+
+def raise_first(failed: Sequence[Ended], text: str) -> None:
+    """End this process as the first of them has ended; nothing if there is none.
+
+    Raises:
+        SegpipeError: Of the kind that the exit code stands for.
+        KeyboardInterrupt: If it was stopped by Ctrl-C.
+    """
+    if not failed:
+        return
+    if failed[0].code == 130:
+        raise KeyboardInterrupt
+    kind = ResourceError if failed[0].code == -signal.SIGKILL else _FAULTS.get(failed[0].code, SegpipeError)
+    raise kind(f"{text}\n" + "\n".join(f"  {ended}" for ended in failed))
