@@ -29,7 +29,7 @@ _SHARE_OF_RAM = 0.9  # the rest is for reading cases
 
 def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> list[PlannedCost]:
     """What each configuration will take; those with a single stage, which cannot be built, are left out."""
-    buildable = {n: c for n, c in plan.configurations.items() if c.previous is None and len(c.network.features) > 1}
+    buildable = {n: c for n, c in plan.configurations.items() if len(c.network.features) > 1}
     device = resolve_device(machine.device)
     is_here = plan.is_for_gpu == (device.type != "cpu")
     result = []
@@ -74,26 +74,31 @@ def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
         PlanError: If nothing is left.
     """
     limit_gb, configurations, reasons = _limit_gb(plan), dict(plan.configurations), dict(plan.reasons)
-    for name in (taken.configuration for taken in too_large(plan, costs)):
-        nearest = _nearest(plan, name, machine)
+    misfit = {taken.configuration for taken in too_large(plan, costs)}
+    for name, planned in sorted(plan.configurations.items(), key=lambda item: item[1].previous is not None):
+        wanted = planned
+        if planned.previous is not None:  # a cascade has its base's patch and network, and more channels
+            base = configurations.get(planned.inherits or "")
+            if base is None or planned.previous not in configurations:
+                del configurations[name]
+                continue
+            wanted = base.model_copy(update={"inherits": planned.inherits, "previous": planned.previous})
+        elif name not in misfit:
+            continue
+        nearest = _nearest(plan, wanted, machine)
         if nearest is None:
             del configurations[name]
             reasons[name] = f"Left out: not even its smallest patch fits {limit_gb:.3g} GB by the predicted memory."
             continue
         configurations[name] = nearest
-        reasons[name] += f" Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
-    followed = {  # a cascade has its base's patch and network
-        name: configurations[c.inherits].model_copy(update={"inherits": c.inherits, "previous": c.previous})
-        for name, c in configurations.items()
-        if c.inherits in configurations and c.previous in configurations
-    }
-    kept = {name: c for name, c in configurations.items() if c.inherits is None or name in followed}
-    if not kept:
+        if nearest != wanted or name in misfit:
+            reasons[name] += f" Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
+    if not configurations:
         raise PlanError(
             f"--gpu-memory: {limit_gb:.3g} GB do not suffice for any configuration ({', '.join(plan.configurations)}). "
             "Give more, plan without a GPU (--device cpu), or choose a smaller network."
         )
-    return plan.model_copy(update={"configurations": kept | followed, "reasons": reasons})
+    return plan.model_copy(update={"configurations": configurations, "reasons": reasons})
 
 
 def _limit_gb(plan: Plan) -> float:
@@ -102,13 +107,14 @@ def _limit_gb(plan: Plan) -> float:
     return _SHARE_OF_RAM * _ram_bytes() / _GB
 
 
-def _nearest(plan: Plan, name: str, machine: Machine) -> Configuration | None:
+def _nearest(plan: Plan, wanted: Configuration, machine: Machine) -> Configuration | None:
     limit_bytes = int(_limit_gb(plan) * _GB)
-    return nearest_fit(plan.configurations[name], lambda c: _cost_of(plan, c, machine).training_bytes, limit_bytes)
+    return nearest_fit(wanted, lambda c: _cost_of(plan, c, machine).training_bytes, limit_bytes)
 
 
 def _advice(plan: Plan, name: str, machine: Machine) -> str:
-    wanted, nearest = plan.configurations[name], _nearest(plan, name, machine)
+    wanted = plan.configurations[name]
+    nearest = _nearest(plan, wanted, machine)
     if nearest is None:
         return "Not even the smallest patch fits; choose a smaller network."
     values = {"patch_zyx": list(nearest.patch_zyx), "batch_size": nearest.batch_size}
@@ -146,7 +152,7 @@ class _Task:
 
 def _cost_of(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
     precision = _precision(plan, machine)
-    task = _Task(len(plan.channels), plan.labels, plan.training, plan.is_for_gpu, precision)
+    task = _Task(plan.n_inputs(configuration), plan.labels, plan.training, plan.is_for_gpu, precision)
     patch, batch_size = configuration.patch_zyx, configuration.batch_size
     return _cost(task, configuration.network, patch, batch_size, batch_dice=configuration.batch_dice)
 

@@ -17,12 +17,14 @@ from segpipe.core.progress import map_threads, say
 from segpipe.core.records import Record
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
-from segpipe.fingerprint.record import Fingerprint
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.disk import prepared_bytes
 from segpipe.plan.schema import Configuration, Normalisation, Plan
+from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.case import prepare_case
 from segpipe.prepare.current import CaseState, states_of
 from segpipe.prepare.memory import affordable_workers, case_bytes
+from segpipe.prepare.resample import IMAGE_ORDER, orders_for
 from segpipe.prepare.store import StoredCase, store_case
 
 _MAX_NAMED = 10  # faulty cases in a message
@@ -44,6 +46,7 @@ class _HowPrepared(Record):
 
 def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Path:
     """Where the prepared cases of a plan lie; another way of preparing is another folder."""
+    configuration = prepared_as(work, plan, configuration)
     how = _HowPrepared(
         orientation=plan.orientation,
         axis_order=plan.axis_order,
@@ -52,6 +55,34 @@ def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Pat
         spacing_mm=configuration.spacing_mm,
     )
     return work.prepared(how.digest())
+
+
+def prepared_as(work: Work, plan: Plan, configuration: Configuration) -> Configuration:
+    """The configuration whose prepared cases another one takes: its own, or those of equal ones in 3D for slices.
+
+    Slices keep the distance that they have in each case. Where a 3D configuration of the same edges in the plane
+    leaves every case its slices, it prepares the same arrays.
+    """
+    slice_mm, *plane_mm = configuration.spacing_mm
+    if slice_mm is not None or not work.fingerprint.is_file():
+        return configuration
+    cases = Fingerprint.load(work.fingerprint).cases
+    for other in plan.configurations.values():
+        distance_mm, *edges_mm = other.spacing_mm
+        if distance_mm is None or edges_mm != plane_mm:
+            continue
+        if all(_keeps_slices(case, plan, (distance_mm, *other.spacing_mm[1:])) for case in cases):
+            return other
+    return configuration
+
+
+def _keeps_slices(case: CaseFingerprint, plan: Plan, target_mm: tuple[float, float, float]) -> bool:
+    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
+    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
+    own_mm = [spacing_mm[0], *target_mm[1:]]
+    return resampled_shape(shape, spacing_mm, target_mm) == resampled_shape(shape, spacing_mm, own_mm) and (
+        orders_for(spacing_mm, target_mm, IMAGE_ORDER) == orders_for(spacing_mm, own_mm, IMAGE_ORDER)
+    )
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,7 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
         ResourceError: If memory or disk runs out.
         SetupError: If they cannot be written.
     """
-    configuration = plan.configurations[configuration_name]
+    configuration = prepared_as(work, plan, plan.configurations[configuration_name])
     folder = prepared_folder(work, plan, configuration)
     remove_leftovers(folder)
     states = states_of(work, dataset, folder, n_workers)

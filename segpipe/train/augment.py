@@ -65,7 +65,7 @@ def scope_of(plan: Plan, configuration: Configuration) -> Scope:
     return Scope(
         augmentation=plan.training.augmentation,
         patch_zyx=configuration.patch_zyx,
-        mirror_axes=plan.mirror_axes,
+        mirror_axes=tuple(a for a in plan.mirror_axes if configuration.patch_zyx[a] > 1),  # a slice has no other side
         side_axis=sideways_axis(plan.orientation, plan.axis_order),
         swapped=swapped,
         masked_channels=tuple(c for c, scheme in enumerate(plan.normalisation) if scheme.within_nonzero),
