@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.core.errors import UsageError
+from segpipe.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
     from segpipe.view.gallery import Gallery
@@ -63,7 +63,7 @@ def command(
             webbrowser.open(url)
         try:
             server.serve_forever()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Interrupted):  # the usual ends of a page
             say("Ended.")
 
 

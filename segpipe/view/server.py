@@ -26,6 +26,7 @@ HOST = "127.0.0.1"
 _OWN_FILES = {  # name in the address: file beside this one, type
     "": ("page.html", "text/html; charset=utf-8"),
     "style.css": ("style.css", "text/css; charset=utf-8"),
+    "contours.js": ("contours.js", "text/javascript; charset=utf-8"),
     "viewer.js": ("viewer.js", "text/javascript; charset=utf-8"),
     "niivue.js": ("niivue.umd.js", "text/javascript; charset=utf-8"),
 }

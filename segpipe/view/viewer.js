@@ -6,20 +6,20 @@ const at = (id) => document.getElementById(id);
 const PALETTE = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
 const DIFFERENCES = [["missed", [213, 94, 0]], ["spurious", [86, 180, 233]], ["other label", [240, 228, 66]]];
 const WINDOWS = { soft: [-160, 240], liver: [-45, 105], lung: [-1350, 150], bone: [-450, 1050], brain: [0, 80] }; // HU
-const MAPS = ["reference", "prediction", "difference"];
-const OUTLINE_ONLY = 0.01; // opacity of the inside; NiiVue leaves a layer of 0 out
-const LABEL_INTENT = 1002; // NIfTI's code for label maps: NiiVue draws outlines of these
+const LINES = { reference: [], prediction: [6, 4] }; // dashes in pixels, as in the report
 
 const nv = new niivue.Niivue({
   backColor: [0.09, 0.09, 0.11, 1], crosshairColor: [0.94, 0.89, 0.26, 0.8], dragAndDropEnabled: false, isCornerOrientationText: true,
   loadingText: "", logLevel: "error", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "",
+  crosshairWidthUnit: "percent", crosshairWidth: 0.4, crosshairGap: 3,
   multiplanarEqualSize: true, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
 });
 const on = { reference: true, prediction: true, outline: true, difference: false };
+const contours = new Contours(at("lines"));
 let cases = [];
 let current = -1; // index into `cases`
 let info = null; // of the current case, null until it is known
-let layer = {}; // name: NiiVue's volume; `image` among them
+let layer = {}; // name: NiiVue's volume, for those that were fetched; `image` among them
 let turn = 0; // counts requests for a case, so that a late answer to an earlier one is thrown away
 
 async function ask(path, kind) {
@@ -40,85 +40,98 @@ function colourTable(colours, names) {
   };
 }
 
-async function volume(path, name) {
-  return niivue.NVImage.loadFromUrl({ url: await ask(path, "arrayBuffer"), name: `${name}.nii` });
+async function fetchLayer(name, file) {
+  const found = await niivue.NVImage.loadFromUrl({ url: await ask(pathOf(current, file), "arrayBuffer"), name: `${name}.nii` });
+  found.colorbarVisible = false;
+  if (name === "image") return found;
+  const isDifference = name === "difference";
+  const colours = isDifference ? DIFFERENCES.map((one) => one[1]) : info.labels.map((one) => colourOf(one.value));
+  const names = isDifference ? DIFFERENCES.map((one) => one[0]) : info.labels.map((one) => one.name);
+  found.setColormapLabel(colourTable(colours, names));
+  return found;
 }
 
 async function show(index) {
   if (index < 0 || index >= cases.length) return;
   const mine = ++turn;
   current = index;
-  info = null;
+  [info, layer] = [null, {}];
+  contours.forget();
   markCurrent();
   tell("reading …");
   try {
     const found = await ask(pathOf(index, "info.json"), "json");
-    const channel = Math.min(Math.max(at("channel").selectedIndex, 0), found.channels.length - 1);
-    const wanted = [["image", `image_${channel}.nii`], ...found.maps.map((name) => [name, `${name}.nii`])];
-    const volumes = await Promise.all(wanted.map(([name, file]) => volume(pathOf(index, file), name)));
     if (mine !== turn) return;
     info = found;
-    layer = Object.fromEntries(wanted.map(([name], i) => [name, volumes[i]]));
-    fillChannels(channel);
-    place(volumes);
+    fillChannels();
+    if (!await changeChannel(mine)) return;
+    nv.createOnLocationChange();
     goToError();
     tell(info.notes.join("\n"));
+    settle();
   } catch (fault) {
-    if (mine !== turn) return;
-    place([]);
-    layer = {};
-    tell(fault.message);
+    if (mine === turn) fail(fault);
   }
-  settle();
 }
 
-// Puts volumes on the screen instead of those that are there.
-function place(volumes) {
-  while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
-  for (const name of MAPS.filter((one) => layer[one])) {
-    const isDifference = name === "difference";
-    const colours = isDifference ? DIFFERENCES.map((one) => one[1]) : info.labels.map((one) => colourOf(one.value));
-    const names = isDifference ? DIFFERENCES.map((one) => one[0]) : info.labels.map((one) => one.name);
-    layer[name].setColormapLabel(colourTable(colours, names));
-    layer[name].colorbarVisible = false;
-  }
-  volumes.forEach((one) => nv.addVolume(one));
-  if (layer.image) applyWindow();
-  restyle();
+// Fetches the chosen channel and draws it; false if the person has gone on to something else meanwhile.
+async function changeChannel(mine) {
+  const image = await fetchLayer("image", `image_${at("channel").selectedIndex}.nii`);
+  if (mine !== turn) return false;
+  const has = (name) => info.maps.includes(name) && !layer[name];
+  const maps = await Promise.all(["reference", "prediction"].filter(has).map(async (name) => [name, await fetchLayer(name, `${name}.nii`)]));
+  if (mine !== turn) return false;
+  layer = { ...layer, image, ...Object.fromEntries(maps) };
+  applyWindow();
+  return draw();
 }
 
-async function changeChannel(index) {
-  const mine = ++turn;
-  try {
-    const image = await volume(pathOf(current, `image_${index}.nii`), "image");
-    if (mine !== turn) return;
-    const where = [...nv.scene.crosshairPos];
-    layer.image = image;
-    place([image, ...MAPS.map((name) => layer[name]).filter(Boolean)]);
-    nv.scene.crosshairPos = where;
-    nv.drawScene();
-  } catch (fault) {
-    tell(fault.message);
-  }
-  settle();
-}
+const isOn = (name) => on[name] && info.maps.includes(name);
+const isLines = () => on.outline && nv.opts.sliceType !== niivue.SLICE_TYPE.RENDER; // a body in 3D has no outline
+const shapeOf = (volume) => String(volume.dimsRAS.slice(1, 4));
+const isLine = (name) => isLines() && name in LINES && shapeOf(layer[name]) === shapeOf(layer.image); // others are filled
 
-// Opacity and outline of every layer as the buttons say.
-function restyle() {
-  const opacity = Number(at("opacity").value);
-  for (const name of MAPS.filter((one) => layer[one])) {
-    const isOutline = name === "prediction" && on.outline;
-    layer[name].hdr.intent_code = isOutline ? LABEL_INTENT : 0;
-    layer[name].opacity = !on[name] ? 0 : isOutline ? OUTLINE_ONLY : opacity;
+// Draws the image and the maps that the buttons ask for; fetches the differences when they are first needed.
+async function draw() {
+  const mine = turn;
+  if (!layer.image) return false;
+  if (isOn("difference") && !layer.difference) {
+    const found = await fetchLayer("difference", "difference.nii");
+    if (mine !== turn) return false;
+    layer.difference = found;
   }
-  nv.opts.atlasOutline = 1;
+  const filled = ["reference", "prediction", "difference"].filter((name) => isOn(name) && !isLine(name));
+  for (const name of filled) layer[name].opacity = Number(at("opacity").value);
+  nv.volumes = [layer.image, ...filled.map((name) => layer[name])]; // all at once: NiiVue's addVolume draws each time
+  nv.back = layer.image;
+  nv.overlays = nv.volumes.slice(1);
   nv.updateGLVolume();
   for (const name of Object.keys(on)) {
     at(name).setAttribute("aria-pressed", String(on[name]));
-    at(name).disabled = !layer[name === "outline" ? "prediction" : name];
+    at(name).disabled = name === "outline" ? !info.labels.length : !info.maps.includes(name);
   }
   fillLegend();
+  return true;
 }
+
+function drawLines() {
+  if (!info || !layer.image || nv.volumes[0] !== layer.image) return contours.draw(nv, []);
+  const colours = info.labels.map((one) => colourOf(one.value));
+  const shown = Object.keys(LINES).filter((name) => isOn(name) && layer[name] && isLine(name));
+  return contours.draw(nv, shown.map((name) => ({ volume: layer[name], colours, dash: LINES[name] })));
+}
+
+function fail(fault) {
+  [info, layer] = [null, {}];
+  [nv.volumes, nv.overlays, nv.back] = [[], [], null];
+  nv.drawScene();
+  fillLegend();
+  at("place").textContent = "";
+  tell(fault.message);
+  settle();
+}
+
+const redraw = () => draw().catch(fail);
 
 function applyWindow() {
   const image = layer.image;
@@ -155,22 +168,38 @@ function markCurrent() {
   history.replaceState(null, "", `#${encodeURIComponent(cases[current].case_id)}`);
 }
 
-function fillChannels(chosen) {
+// The channel of the case before stays chosen where there is one of that number.
+function fillChannels() {
+  const chosen = Math.min(Math.max(at("channel").selectedIndex, 0), info.channels.length - 1);
   at("channel").replaceChildren(...info.channels.map((name) => new Option(name)));
   at("channel").selectedIndex = chosen;
   at("channel").disabled = info.channels.length < 2;
 }
 
 function fillLegend() {
-  const labels = info ? info.labels.map((one) => [one.name, colourOf(one.value)]) : [];
-  const shown = on.difference && layer.difference ? [...labels, ...DIFFERENCES] : labels;
-  at("legend").replaceChildren(...shown.map(([name, colour]) => {
+  const labels = info ? info.labels.map((one) => [one.name, { background: `rgb(${colourOf(one.value)})` }]) : [];
+  const lines = info && isLines() ? Object.keys(LINES).filter(isOn).map((name) => [name, {}, LINES[name].length ? "line dashed" : "line"]) : [];
+  const kinds = info && isOn("difference") ? DIFFERENCES.map(([name, colour]) => [name, { background: `rgb(${colour})` }]) : [];
+  at("legend").replaceChildren(...[...lines, ...labels, ...kinds].map(([name, style, kind]) => {
     const item = document.createElement("li");
     const swatch = document.createElement("i");
-    swatch.style.background = `rgb(${colour})`;
+    Object.assign(swatch.style, style);
+    if (kind) swatch.className = kind;
     item.append(swatch, name);
     return item;
   }));
+}
+
+// Where the crosshair is, and what every layer has there.
+function tellPlace(where) {
+  if (!info) return;
+  const [x, y, z] = [...where.mm].map((mm) => mm.toFixed(1));
+  const values = ["image", "reference", "prediction"].filter((name) => layer[name]).map((name) => {
+    const value = layer[name].getValue(...layer[name].mm2vox([...where.mm].slice(0, 3)));
+    if (name === "image") return `${info.channels[at("channel").selectedIndex]} ${Number(value.toPrecision(5))}`;
+    return `${name} ${value ? info.labels[value - 1].name : "none"}`;
+  });
+  at("place").textContent = [`R ${x} A ${y} S ${z} mm`, ...values].join(" · ");
 }
 
 function tell(text) {
@@ -185,7 +214,7 @@ function settle() {
   document.body.dataset.shown = current < 0 ? "" : cases[current].case_id;
 }
 
-const toggle = (name) => { if (!at(name).disabled) { on[name] = !on[name]; restyle(); } };
+const toggle = (name) => { if (!at(name).disabled) { on[name] = !on[name]; redraw(); } };
 function step(id) {
   const list = at(id);
   if (list.disabled || !list.options.length) return;
@@ -195,6 +224,7 @@ function step(id) {
 function planes(value) {
   at("planes").value = value;
   nv.setSliceType(Number(value));
+  redraw();
 }
 
 const KEYS = {
@@ -209,13 +239,13 @@ function listen() {
   at("next").onclick = KEYS.j;
   for (const name of Object.keys(on)) at(name).onclick = () => toggle(name);
   at("error").onclick = goToError;
-  at("channel").onchange = () => changeChannel(at("channel").selectedIndex);
+  at("channel").onchange = () => changeChannel(++turn).catch(fail);
   at("preset").onchange = () => { if (layer.image) { applyWindow(); nv.updateGLVolume(); } };
   at("low").onchange = at("high").onchange = typedWindow;
-  at("opacity").oninput = restyle;
+  at("opacity").oninput = redraw;
   at("planes").onchange = () => planes(at("planes").value);
   nv.onIntensityChange = () => { if (layer.image) showWindow(); };
-  nv.onLocationChange = (where) => { at("place").textContent = where.string; };
+  nv.onLocationChange = tellPlace;
   document.addEventListener("keydown", (event) => {
     const isTyping = event.target.matches("input, select");
     const act = KEYS[event.key.toLowerCase()];
@@ -231,7 +261,7 @@ async function begin() {
   cases = found.cases;
   at("title").textContent = document.title = found.title;
   const hasScores = cases.some((one) => one.dice !== null);
-  at("order").textContent = `${cases.length} cases${hasScores ? ", worst mean Dice first" : ", by name"}`;
+  at("order").textContent = `${cases.length} ${cases.length === 1 ? "case" : "cases"}${hasScores ? ", worst mean Dice first" : ", by name"}`;
   at("cases").replaceChildren(...cases.map((one, i) => {
     const [item, button, name, dice] = ["li", "button", "span", "span"].map((tag) => document.createElement(tag));
     name.textContent = one.case_id;
@@ -243,6 +273,8 @@ async function begin() {
   }));
   await nv.attachToCanvas(at("canvas"));
   nv.opts.dragMode = niivue.DRAG_MODE.windowing;
+  const drawScene = nv.drawScene.bind(nv);
+  nv.drawScene = () => { drawScene(); drawLines(); }; // NiiVue has no event for what it has drawn
   const asked = cases.findIndex((one) => one.case_id === decodeURIComponent(location.hash.slice(1)));
   await show(Math.max(asked, 0));
 }
