@@ -1,0 +1,159 @@
+"""Put a trained model into one file that others can predict with, and say in it what is known of the model."""
+
+from __future__ import annotations
+
+import importlib.resources
+from collections.abc import Iterator, Sequence
+from math import isfinite
+from pathlib import Path
+
+from segpipe import __version__
+from segpipe.core.errors import UsageError
+from segpipe.core.work import FoldFolder, Work
+from segpipe.evaluate.scores import DIAGONAL, ScoreTable
+from segpipe.evaluate.summary import summarise
+from segpipe.plan.schema import Plan
+from segpipe.plan.trained_on import TrainedOn
+from segpipe.predict.chosen import (
+    CHOSEN_FILE,
+    SELECTION,
+    ChosenModel,
+    chosen_postprocessing,
+    find_members,
+    weights_of,
+)
+from segpipe.predict.claim import NO_POSTPROCESSING
+from segpipe.predict.model import guide_folds, trained_on_of
+from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
+from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.train.checkpoint import about_weights
+
+_TEMPLATE = "model_card.md.jinja"
+_INSIDE = Work(Path())  # of a package
+_SCORED_BY = ("dice", "hd95")
+
+
+def pack(
+    model: Path,
+    output: Path,
+    *,
+    configurations: Sequence[str] = (),
+    folds: Sequence[str] | None = None,
+    licence: str | None = None,
+) -> Manifest:
+    """Write a model as one file: weights, plan, what the training cases are like, postprocessing, scores, model card.
+
+    No image, no case's name and no path goes into it.
+
+    Args:
+        model: A work folder, a configuration's folder or a fold's.
+        output: The file.
+        configurations: Which, as for `predict`; what guides a cascade goes along.
+        folds: Which; None for all that are trained to the end.
+        licence: Under which terms the model may be used, e.g. `CC-BY-4.0`; None if nobody said.
+
+    Raises:
+        UsageError: If there is no such model, or it is a file already.
+        ResourceError, SetupError: If it cannot be written.
+    """
+    if model.is_file():
+        raise UsageError(f"{model}: is a file, expected a work folder or one of its runs/<configuration>.")
+    members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds)}
+    plan = Plan.load(next(iter(members.values()))[0].plan)
+    steps = chosen_postprocessing(list(members.values()), plan.labels)
+    packed = members | _guides(plan, members)
+    trained_on = [trained_on_of(chosen) for chosen in members.values()]
+    facts = ModelFacts(
+        segpipe=__version__,
+        dataset=plan.dataset,
+        fingerprint=plan.fingerprint,
+        channels=plan.channels,
+        labels=plan.labels.names,
+        folds={name: tuple(_about(fold)[1] for fold in chosen) for name, chosen in packed.items()},
+        n_training_cases=max((known.n_cases for known in trained_on if known), default=None),
+        licence=licence,
+        scores=tuple(score for name, chosen in members.items() for score in _scores(chosen, name)),
+    )
+    parts: dict[str, bytes | Path] = {CARD: model_card(facts, plan, trained_on[0], steps).encode()}
+    for fold in (fold for chosen in packed.values() for fold in chosen):
+        parts |= _fold_parts(fold, _INSIDE.fold(*_about(fold)))
+    home = _INSIDE.run(next(iter(members))) if len(members) == 1 else Path(SELECTION)
+    if steps != NO_POSTPROCESSING:
+        parts[(home / POSTPROCESSING_FILE).as_posix()] = steps.to_yaml().encode()
+    chosen_model = ChosenModel(
+        configurations=tuple(members), weights=weights_of(fold for chosen in members.values() for fold in chosen)
+    )
+    parts[f"{SELECTION}/{CHOSEN_FILE}"] = chosen_model.to_yaml().encode()
+    return write_package(output, facts, parts)
+
+
+def _about(fold: FoldFolder) -> tuple[str, str]:
+    """Configuration and number, as they stand in the weights: the folder may have another name."""
+    about = about_weights(fold.weights)
+    if not {"configuration", "fold"} <= about.keys():
+        raise UsageError(f"{fold.weights}: does not say of which fold it is, so it is not of segpipe. Train the fold.")
+    return about["configuration"], about["fold"]
+
+
+def _guides(plan: Plan, members: dict[str, list[FoldFolder]]) -> dict[str, list[FoldFolder]]:
+    """Folds that guide a cascade, by configuration, unless they are members themselves."""
+    links = {plan.configurations[name].previous: chosen[0] for name, chosen in members.items()}
+    return {name: guide_folds(fold, name) for name, fold in links.items() if name is not None and name not in members}
+
+
+def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]:
+    """What prediction reads of a fold, by its path inside; records are written anew, in one way."""
+    parts: dict[str, bytes | Path] = {
+        inside.weights.as_posix(): fold.weights,
+        inside.plan.as_posix(): Plan.load(fold.plan).to_yaml().encode(),
+    }
+    if fold.trained_on.is_file():
+        parts[inside.trained_on.as_posix()] = TrainedOn.load(fold.trained_on).to_json().encode()
+    return parts
+
+
+def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedScore]:
+    """Of the cases that each fold was validated on, together."""
+    table = ScoreTable.joined(ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file())
+    rows = tuple(row for row in table.rows if row.metric in (*_SCORED_BY, DIAGONAL))
+    for row in summarise(ScoreTable(rows)):
+        yield PackedScore(
+            configuration=configuration,
+            label=row.label,
+            metric=row.metric,
+            unit=row.unit,
+            mean=row.mean if isfinite(row.mean) else None,
+            low=row.low,
+            high=row.high,
+            n_patients=row.n_patients,
+            note=row.note,
+        )
+
+
+def model_card(facts: ModelFacts, plan: Plan, trained_on: TrainedOn | None, steps: Postprocessing) -> str:
+    """The model card: Markdown for people, which says what is not known as well."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["cell"] = _cell
+    text = importlib.resources.files("segpipe.pipeline").joinpath(_TEMPLATE).read_text(encoding="utf-8")
+    axes = zip("ZYX", trained_on.spacing_mm, trained_on.extent_mm, strict=True) if trained_on else ()
+    schemes = (scheme.scheme for scheme in plan.normalisation)
+    return environment.from_string(text).render(
+        facts=facts,
+        plan=plan,
+        trained_on=trained_on,
+        steps=steps,
+        axes=list(axes),
+        channels=list(zip(plan.channels, schemes, strict=True)),
+        span=lambda span: f"{span.low:.4g} to {span.high:.4g}",
+        edges=lambda edges_mm: " × ".join("each image's own" if mm is None else f"{mm:.4g}" for mm in edges_mm),
+        number=lambda value: "–" if value is None else f"{value:.3f}",
+    )
+
+
+def _cell(text: str) -> str:
+    """Text that stays within its place, whatever characters a name has."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

@@ -1,0 +1,296 @@
+"""A trained model as one file, `.segpipe.zip`: a small work folder, parts stored as they are, each with its SHA-256.
+
+Nothing of it is ever unpickled, and nothing is written outside a private folder that is gone once the model is loaded.
+The hashes find damage; they do not say who made the file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+from struct import error as StructError
+from typing import BinaryIO, Literal
+
+import yaml
+from pydantic import NonNegativeInt, PositiveInt
+
+from segpipe.core.errors import UsageError
+from segpipe.core.files import disk_fault, whole_file
+from segpipe.core.records import Record
+from segpipe.core.work import FoldFolder
+from segpipe.plan.schema import Plan
+from segpipe.plan.trained_on import TrainedOn
+from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel
+from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+
+MANIFEST = "manifest.json"
+CARD = "README.md"
+_MAX_TEXT_BYTES = 1 << 20  # of a part that is text
+_MAX_YAML_BYTES = 1 << 17  # plans have some ten kilobytes
+_MAX_YAML_DEPTH = 30  # of brackets; the time of reading YAML grows with its cube
+_CHUNK_BYTES = 1 << 20
+_FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # zip knows no earlier one; the same model packed twice gives the same bytes
+_FILE_MODE = (stat.S_IFREG | 0o644) << 16
+_IS_ENCRYPTED = 0x1
+_FOLD = FoldFolder(Path())
+_WEIGHTS = _FOLD.weights.name
+_FOLD_FILES = "|".join(re.escape(path.name) for path in (_FOLD.weights, _FOLD.plan, _FOLD.trained_on))
+_RUN_PART = re.compile(
+    rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|fold_[0-9]{{1,9}}/(?:{_FOLD_FILES}))"
+)
+_OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{CHOSEN_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
+_RECORDS: dict[str, type[Record]] = {
+    _FOLD.plan.name: Plan,
+    _FOLD.trained_on.name: TrainedOn,
+    POSTPROCESSING_FILE: Postprocessing,
+    CHOSEN_FILE: ChosenModel,
+}
+# What the readers raise on a file that is cut off or was made to break them; RecursionError is a RuntimeError.
+_BROKEN = (zipfile.BadZipFile, EOFError, RuntimeError, StructError, ValueError, OverflowError, yaml.YAMLError)
+
+
+class Part(Record):
+    """One file of a package."""
+
+    sha256: str
+    size_bytes: NonNegativeInt
+
+
+class PackedScore(Record):
+    """A mean over the cross-validation's cases with its 95 % interval over patients; None if undefined."""
+
+    configuration: str
+    label: str
+    metric: str
+    unit: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    n_patients: NonNegativeInt
+    note: str
+
+
+class ModelFacts(Record):
+    """What a package says of its model.
+
+    Args:
+        segpipe: Version that packed it.
+        dataset, fingerprint: Name and digest of what it was trained on.
+        channels: Of an image, in order.
+        labels: Names of the structures.
+        folds: By configuration.
+        n_training_cases: Of the fold with most; None if not noted.
+        licence: Under which terms it may be used; None if nobody said.
+        scores: Out-of-fold, before postprocessing; empty if the folds were not scored.
+    """
+
+    segpipe: str
+    dataset: str
+    fingerprint: str
+    channels: tuple[str, ...]
+    labels: tuple[str, ...]
+    folds: dict[str, tuple[str, ...]]
+    n_training_cases: PositiveInt | None
+    licence: str | None
+    scores: tuple[PackedScore, ...]
+
+
+class Manifest(Record):
+    """manifest.json: version of the format, what the model is, and every other part by its path."""
+
+    segpipe_model: Literal[1] = 1
+    model: ModelFacts
+    parts: dict[str, Part]
+
+
+def write_package(path: Path, facts: ModelFacts, parts: Mapping[str, bytes | Path]) -> Manifest:
+    """Write a model's parts and their manifest as one file, whole or not at all; the same parts give the same bytes.
+
+    Args:
+        path: Where.
+        facts: What the model is.
+        parts: By path inside; a `Path` is copied.
+
+    Raises:
+        ValueError: If a part has a path that would not be read.
+        ResourceError, SetupError: If it cannot be written.
+    """
+    if wrong := [name for name in parts if not _is_known(name) or name == MANIFEST]:
+        raise ValueError(f"no part of a package: {wrong[0]}")
+    with whole_file(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
+        known = {name: _add(archive, name, parts[name]) for name in sorted(parts)}
+        manifest = Manifest(model=facts, parts=known)
+        _add(archive, MANIFEST, manifest.to_json().encode())
+    return manifest
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> Part:
+    info = zipfile.ZipInfo(name, _FIRST_DAY)
+    info.create_system, info.external_attr = 3, _FILE_MODE  # Unix, wherever it is packed
+    info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
+    source: BinaryIO = BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+    with source, archive.open(info, "w") as target:
+        return _copied(source, target)
+
+
+def _copied(source: BinaryIO, target: BinaryIO) -> Part:
+    digest, size_bytes = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK_BYTES):
+        digest.update(chunk)
+        size_bytes += len(chunk)
+        target.write(chunk)
+    return Part(sha256=digest.hexdigest(), size_bytes=size_bytes)
+
+
+@contextmanager
+def opened(model: Path) -> Iterator[Path]:
+    """A model's folder: `model` itself, or a private one with what a package holds, gone when the body ends.
+
+    Raises:
+        UsageError: If the file is no package, or a part is missing, damaged or not what it should be.
+        ResourceError, SetupError: If there is no room for temporary files.
+    """
+    if not model.is_file():
+        yield model
+        return
+    try:
+        private = tempfile.TemporaryDirectory(prefix="segpipe-")
+    except OSError as fault:
+        raise disk_fault(fault, Path(tempfile.gettempdir())) from fault
+    with private as parent:
+        folder = Path(parent) / model.name  # messages about what is in it name the package
+        _unpack(model, folder)
+        yield folder
+
+
+def read_manifest(model: Path) -> Manifest:
+    """What a package says of itself, all its parts listed and none of them read.
+
+    Raises:
+        UsageError: If it is no package, or its parts are not those of its manifest.
+    """
+    with _reading(model), zipfile.ZipFile(model) as archive:
+        return _manifest(archive, model)
+
+
+def _unpack(model: Path, folder: Path) -> None:
+    """Write what prediction reads of a package, each part compared with its hash."""
+    with _reading(model), zipfile.ZipFile(model) as archive:
+        manifest = _manifest(archive, model)
+        for name, part in manifest.parts.items():
+            target = folder / name
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                file = target.open("xb")
+            except OSError as fault:
+                raise disk_fault(fault, target) from fault
+            with file:
+                _extract(archive, name, part, file, model)
+            _require_record(target)
+
+
+@contextmanager
+def _reading(model: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, *_BROKEN) as fault:
+        text = " ".join(str(fault).split()) or type(fault).__name__
+        raise UsageError(
+            f"{model}: cannot be read as a model of `segpipe pack` ({text[:200]}). Get the file again."
+        ) from None
+
+
+def _require_record(part: Path) -> None:
+    """Refuse a text that is not the record it should be, before anything else reads it."""
+    kind = _RECORDS.get(part.name)
+    if kind is None:
+        return
+    if part.suffix == ".yaml":
+        text = part.read_text(encoding="utf-8")
+        depths = accumulate(1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
+        is_plain = len(text) <= _MAX_YAML_BYTES and max(depths, default=0) <= _MAX_YAML_DEPTH
+        # a few references can stand for gigabytes
+        if not is_plain or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise UsageError(
+                f"{part}: is too large or too deep, or holds references (*name); expected plain YAML as `segpipe pack` "
+                "writes it. Do not use this file."
+            )
+    kind.load(part)
+
+
+def _extract(archive: zipfile.ZipFile, name: str, part: Part, file: BinaryIO, model: Path) -> None:
+    try:
+        with archive.open(name) as source:
+            found = _copied(source, file)
+    except OSError as fault:
+        raise disk_fault(fault, Path(file.name)) from fault
+    except _BROKEN as fault:
+        raise UsageError(f"{model}: {name} is damaged ({fault}). Get the file again.") from None
+    if found != part:
+        raise UsageError(
+            f"{model}: {name} is damaged or was edited: SHA-256 {found.sha256[:12]}…, the manifest says "
+            f"{part.sha256[:12]}…. Get the file again, or pack the model again: `segpipe pack`."
+        )
+
+
+def _manifest(archive: zipfile.ZipFile, model: Path) -> Manifest:
+    """The manifest, after every entry was looked at."""
+    entries = _entries(archive, model)
+    if MANIFEST not in entries:
+        raise UsageError(f"{model}: holds no {MANIFEST}, so it is no model of `segpipe pack`.")
+    values = json.loads(archive.read(MANIFEST))
+    if not isinstance(values, dict):
+        raise UsageError(f"{model}: {MANIFEST} holds no keys and values. Get the file again.")
+    manifest = Manifest.parse(values, f"{model}: {MANIFEST}", UsageError)
+    listed, found = set(manifest.parts), set(entries) - {MANIFEST}
+    if listed != found:
+        missing, extra = sorted(listed - found), sorted(found - listed)
+        what = f"{missing[0]} is missing" if missing else f"{extra[0]} is not in its {MANIFEST}"
+        raise UsageError(f"{model}: {what}. Get the file again, or pack the model again: `segpipe pack`.")
+    return manifest
+
+
+def _entries(archive: zipfile.ZipFile, model: Path) -> dict[str, zipfile.ZipInfo]:
+    """Entries by path, none of which could do harm."""
+    entries: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        fault = _fault_of(info)
+        if info.filename.casefold() in entries:
+            fault = "stands twice (upper and lower case count as one)"
+        if fault:
+            raise UsageError(
+                f"{model}: {info.orig_filename!r} {fault}; expected what `segpipe pack` writes. Do not use this file."
+            )
+        entries[info.filename.casefold()] = info
+    n_bytes, declared = model.stat().st_size, sum(info.file_size for info in entries.values())
+    if declared > n_bytes:
+        raise UsageError(f"{model}: {n_bytes} bytes that claim to hold {declared}. Do not use this file.")
+    return {info.filename: info for info in entries.values()}
+
+
+def _fault_of(info: zipfile.ZipInfo) -> str:
+    """Why an entry is refused; empty if it is not. The list of known paths leaves no way out of the folder."""
+    if info.filename != info.orig_filename or not _is_known(info.filename):
+        return "is no part of a model"
+    if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+        return "is no plain file"
+    if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+        return "is compressed"
+    if info.flag_bits & _IS_ENCRYPTED:
+        return "is encrypted"
+    if not info.filename.endswith(_WEIGHTS) and info.file_size > _MAX_TEXT_BYTES:
+        return f"has {info.file_size} bytes, {_MAX_TEXT_BYTES} at most"
+    return ""
+
+
+def _is_known(name: str) -> bool:
+    return name in _OTHER_PARTS or _RUN_PART.fullmatch(name) is not None
