@@ -152,7 +152,7 @@ def _looked_up(
     n_channels = len(images[0])
     found = _sampled(images, indices, values[:_LABELS_AT_ONCE], grid)
     patches, shares = found[:, :n_channels], found[:, n_channels:]
-    best, total = torch.zeros_like(patches[:, 0]), torch.zeros_like(patches[:, 0])
+    best, total = (found.new_zeros((len(found), *found.shape[2:])) for _ in range(2))
     winner = torch.zeros_like(best, dtype=torch.int64)
     for place, value in enumerate(values):
         if place and place % _LABELS_AT_ONCE == 0:
