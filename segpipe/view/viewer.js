@@ -79,7 +79,8 @@ async function changeChannel(mine) {
   const image = await fetchLayer("image", `image_${at("channel").selectedIndex}.nii`);
   if (mine !== turn) return false;
   const has = (name) => info.maps.includes(name) && !layer[name];
-  const maps = await Promise.all(["reference", "prediction"].filter(has).map(async (name) => [name, await fetchLayer(name, `${name}.nii`)]));
+  const names = ["reference", "prediction"].filter(has);
+  const maps = await Promise.all(names.map(async (name) => [name, await fetchLayer(name, `${name}.nii`)]));
   if (mine !== turn) return false;
   layer = { ...layer, image, ...Object.fromEntries(maps) };
   applyWindow();
@@ -155,7 +156,7 @@ function typedWindow() {
 
 function goToError() {
   if (!info || !info.error) return;
-  nv.scene.crosshairPos = nv.mm2frac(info.error.point_ras_mm);
+  nv.scene.crosshairPos = nv.mm2frac(info.error.point_ras_mm, 0, true); // true: of oblique images too
   nv.drawScene();
   nv.createOnLocationChange();
 }
@@ -178,7 +179,8 @@ function fillChannels() {
 
 function fillLegend() {
   const labels = info ? info.labels.map((one) => [one.name, { background: `rgb(${colourOf(one.value)})` }]) : [];
-  const lines = info && isLines() ? Object.keys(LINES).filter(isOn).map((name) => [name, {}, LINES[name].length ? "line dashed" : "line"]) : [];
+  const lineOf = (name) => [name, {}, LINES[name].length ? "line dashed" : "line"];
+  const lines = info && isLines() ? Object.keys(LINES).filter(isOn).map(lineOf) : [];
   const kinds = info && isOn("difference") ? DIFFERENCES.map(([name, colour]) => [name, { background: `rgb(${colour})` }]) : [];
   at("legend").replaceChildren(...[...lines, ...labels, ...kinds].map(([name, style, kind]) => {
     const item = document.createElement("li");
@@ -261,7 +263,8 @@ async function begin() {
   cases = found.cases;
   at("title").textContent = document.title = found.title;
   const hasScores = cases.some((one) => one.dice !== null);
-  at("order").textContent = `${cases.length} ${cases.length === 1 ? "case" : "cases"}${hasScores ? ", worst mean Dice first" : ", by name"}`;
+  const order = hasScores ? "worst mean Dice first" : "by name";
+  at("order").textContent = `${cases.length} ${cases.length === 1 ? "case" : "cases"}, ${order}`;
   at("cases").replaceChildren(...cases.map((one, i) => {
     const [item, button, name, dice] = ["li", "button", "span", "span"].map((tag) => document.createElement(tag));
     name.textContent = one.case_id;
