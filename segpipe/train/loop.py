@@ -220,7 +220,7 @@ class _Loop:
         at, training, begun = self.fold.at, self.fold.plan.training, time.monotonic()
         self.bar.close()
         loss, dice = self.fold.validate(self.schedule.validation_iterations(self.epoch.n_steps))
-        at.seconds = time.monotonic() - self.zero
+        ((at.seconds,), *_) = self.fold.group.gather([time.monotonic() - self.zero])  # goes into every history
         at.epoch += 1
         at.history.append(self._row(loss, dice))
         stops_early = not is_over and has_plateaued(at.history, training.early_stop_epochs)
