@@ -167,6 +167,17 @@ def test_the_scope_follows_the_plan():
     assert found.values == (IGNORE_INDEX, 1, 2) and found.masked_channels == (0,) and found.side_axis == 1
 
 
+def test_slices_across_the_body_keep_their_sides():
+    """Sagittal slices: the side axis runs across them, so a slice is never mirrored from left to right."""
+    plan = small_plan(SIDES, patch=(2, 2, 4)).model_copy(
+        update={"mirror_swaps": (("left", "right"),), "axis_order": (2, 1, 0)}
+    )
+    flat = plan.configurations["3d_fullres"].model_copy(update={"patch_zyx": (1, 8, 12)})
+    training = scope_of(plan, flat)
+    assert training.side_axis == 0 and training.mirror_axes == (1, 2)
+    assert not draw(training, 50, 1, np.random.default_rng(0)).mirrored[:, 0].any()
+
+
 def test_masked_channels_stay_0_outside():
     images, indices = sample((6, 6, 6), 2)
     images[:, :, :3] = 0

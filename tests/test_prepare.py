@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from datasets import tiny_image, write_nnunet, write_tiny
 
-from plans import small_plan
+from plans import small_plan, small_spec
 from segpipe.bridge.nnunet_plans import export_nnunet_plans
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, ResourceError
@@ -197,3 +197,32 @@ def test_a_dry_run_says_what_is_missing_and_prepares_nothing(tmp_path, capsys):
     assert result["n_cases"] == 3 and len(list(Path(result["prepared"]).iterdir())) == 3
     assert run(["prepare", str(work), "--dry-run", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_cases"] == 0
+
+
+def slices(work: Work, *, first_mm: float = 2.5) -> tuple[Dataset, Plan]:
+    """A plan with slices beside 3D, whose slice distance is given; the cases have 2.5 mm."""
+    plan = small_plan(spacing_mm=(first_mm, 1.5, 1.0))
+    full = plan.configurations["3d_fullres"]
+    changes = {"spacing_mm": (None, 1.5, 1.0), "patch_zyx": (1, 8, 12), "network": small_spec(n_axes=2)}
+    both = {"2d": full.model_copy(update=changes), "3d_fullres": full}
+    return load_dataset(work.path.parent / "data"), plan.model_copy(update={"configurations": both})
+
+
+def test_slices_take_the_cases_of_an_equal_3d_configuration(work):
+    dataset, plan = slices(work)
+    flat = prepare_dataset(work, dataset, plan, "2d", 1)
+    before = times(flat)
+    assert prepare_dataset(work, dataset, plan, "3d_fullres", 1) == flat and times(flat) == before
+    alone = plan.model_copy(update={"configurations": {"2d": plan.configurations["2d"]}})
+    own = prepare_dataset(work, dataset, alone, "2d", 1)
+    assert own != flat
+    for one, other in zip(open_cases(own, CASES, 1), open_cases(flat, CASES, 1), strict=True):
+        assert np.array_equal(one.image, other.image) and np.array_equal(one.indices, other.indices)
+
+
+def test_slices_keep_their_own_distance_where_3d_changes_it(work):
+    dataset, plan = slices(work, first_mm=2.0)
+    flat, full = (prepare_dataset(work, dataset, plan, name, 1) for name in ("2d", "3d_fullres"))
+    assert flat != full
+    assert open_cases(flat, ["c0"], 1)[0].shape_zyx == (8, 10, 12)
+    assert open_cases(full, ["c0"], 1)[0].shape_zyx == (10, 10, 12)  # 8 slices of 2.5 mm are 10 of 2 mm
