@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from segpipe.networks.attention import ATTENTION
+from segpipe.networks.norms import InstanceNorm2d, InstanceNorm3d
 from segpipe.networks.parts import Parts
 
 _NORM_GROUPS = 8
@@ -27,7 +28,7 @@ _CONVOLUTIONS: dict[int, _MakeLayer] = {2: nn.Conv2d, 3: nn.Conv3d}  # by the nu
 _TRANSPOSED: dict[int, _MakeLayer] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 _DROPOUTS: dict[int, _MakeLayer] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 _POOLS: dict[int, Callable[..., Tensor]] = {2: functional.avg_pool2d, 3: functional.avg_pool3d}
-_INSTANCE: dict[int, _MakeLayer] = {2: nn.InstanceNorm2d, 3: nn.InstanceNorm3d}
+_INSTANCE: dict[int, _MakeLayer] = {2: InstanceNorm2d, 3: InstanceNorm3d}
 _BATCH: dict[int, _MakeLayer] = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 

@@ -15,6 +15,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
+from segpipe.networks.norms import memory_format
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.trained_on import TrainedOn
 from segpipe.train.checkpoint import about_weights, load_weights
@@ -133,7 +134,8 @@ def load_model(
             )
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         load_weights(folder.weights, network)
-        networks.append(network.to(device).eval())
+        order = memory_format(configuration.network.kind, configuration.network.n_axes, device, trains=False)
+        networks.append(network.to(device, memory_format=order).eval())
         digest.update(folder.weights.read_bytes())
     guide = None
     if configuration.previous is not None:

@@ -20,6 +20,7 @@ from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import resolve_precision
 from segpipe.networks.inflate import start_from
+from segpipe.networks.norms import memory_format
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augment import draw, region_for, scope_of
@@ -84,7 +85,9 @@ class FoldTraining:
         if is_new and configuration.network.weights:
             for line in start_from(configuration.network.weights, network):
                 say(line)
-        network = network.to(memory_format=_memory_format(training.channels_last, configuration.network.n_axes))
+        kind, n_axes = configuration.network.kind, configuration.network.n_axes
+        order = memory_format(kind, n_axes, device, trains=True, wanted=training.channels_last)
+        network = network.to(memory_format=order)
         self.network = group.with_shared_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.optimizer = OPTIMIZERS[training.optimizer](self.network, training)
@@ -260,10 +263,3 @@ class _Later:
         if self._arrived:
             self._arrived.synchronize()
         return float(self._copy)
-
-
-def _memory_format(channels_last: bool | None, n_axes: int) -> torch.memory_format:
-    """Order of a kernel's numbers, which the maps made with it follow; None: the usual one, see docs/decisions.md."""
-    if not channels_last:
-        return torch.contiguous_format
-    return torch.channels_last_3d if n_axes == 3 else torch.channels_last

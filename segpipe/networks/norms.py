@@ -1,0 +1,93 @@
+"""Where the channels of a voxel lie side by side in memory, and an instance norm that is fast there too.
+
+torch's own copies such maps into the usual order and its result back, which takes longer than the convolutions gain.
+"""
+
+# Tensors are (B, C, Z, Y, X), or (B, C, Y, X) in a 2D network.
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+_CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dimensions
+_FASTER_IN_TRAINING = ("plain", "residual")  # convolutions of single channels lose more backward than they gain
+
+
+def memory_format(kind: str, n_axes: int, device: torch.device, *, trains: bool, wanted: bool | None = None) -> Any:
+    """Order in memory of a network's kernels, which the maps made with them follow.
+
+    Args:
+        kind: Of the network.
+        n_axes: 2 or 3.
+        device: Where it computes.
+        trains: Whether gradients are needed.
+        wanted: Channels last or not; None: where it was measured faster, see docs/decisions.md.
+    """
+    if wanted is None:
+        wanted = device.type == "cpu" and (not trains or kind in _FASTER_IN_TRAINING)
+    return _CHANNELS_LAST[n_axes + 2] if wanted else torch.contiguous_format
+
+
+class InstanceNorm2d(nn.InstanceNorm2d):
+    """torch's, with the same values to rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_sample(self, x) if _is_channels_last(x) else super().forward(x)
+
+
+class InstanceNorm3d(nn.InstanceNorm3d):
+    """torch's, with the same values to rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _by_sample(self, x) if _is_channels_last(x) else super().forward(x)
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    """Whether the order pays here: on CUDA it was never measured."""
+    wanted = _CHANNELS_LAST.get(x.dim())
+    return (
+        x.device.type == "cpu"
+        and wanted is not None
+        and x.is_contiguous(memory_format=wanted)
+        and not x.is_contiguous()  # with one channel both orders are the same
+        and x[0, 0].numel() > 1  # torch refuses a single voxel
+    )
+
+
+def _by_sample(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
+    result: Tensor = _BatchNormOfEach.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _BatchNormOfEach(torch.autograd.Function):
+    """Instance norm is batch norm of each sample alone, and torch's batch norm takes either order."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        result, statistics = torch.empty_like(x), []
+        for sample, place in zip(x.split(1), result.split(1), strict=True):
+            out, mean, inverse_std = torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, eps)
+            place.copy_(out)
+            statistics += [mean, inverse_std]
+        ctx.save_for_backward(x, weight, *statistics)
+        ctx.eps = eps
+        return result
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        x, weight, *statistics = ctx.saved_tensors
+        gradient = gradient.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
+        of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
+        samples = zip(gradient.split(1), x.split(1), of_x.split(1), statistics[::2], statistics[1::2], strict=True)
+        for incoming, sample, place, mean, inverse_std in samples:
+            own, scale, shift = torch.ops.aten.native_batch_norm_backward(
+                incoming, sample, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
+            )
+            place.copy_(own)
+            of_weight += scale
+            of_bias += shift
+        return of_x, of_weight, of_bias, None
