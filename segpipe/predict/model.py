@@ -135,7 +135,7 @@ def load_model(
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         load_weights(folder.weights, network)
         order = memory_format(configuration.network.kind, configuration.network.n_axes, device, trains=False)
-        networks.append(network.to(device, memory_format=order).eval())
+        networks.append(network.to(memory_format=order).to(device).eval())
         digest.update(folder.weights.read_bytes())
     guide = None
     if configuration.previous is not None:
