@@ -28,7 +28,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe predict -m WORK -i scan.nii.gz -o MASKS",
         "segpipe predict -m WORK -i IMAGES -o MASKS --device cpu --max-memory 8",
         "segpipe predict -m WORK -i IMAGES -o MASKS -f 0 --no-tta",
-        "segpipe predict -m WORK -c 2d,3d_fullres -i IMAGES -o MASKS --save-uncertainty",
+        "segpipe predict -m WORK -c 2d,3d_fullres -i IMAGES -o OUT --save-uncertainty",
     ),
     "ensemble": ("segpipe ensemble MASKS_A MASKS_B -o MASKS",),
     "pack": ("segpipe pack WORK -o liver.segpipe.zip",),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segpipe.cli import options
+from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @epochs
 @iterations
 @edits
+@dry_run
 @shared
 def command(
     data: Path,
@@ -38,6 +40,7 @@ def command(
     epochs: int | None,
     iterations: int | None,
     edits: tuple[str, ...],
+    dry_run: bool,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -51,11 +54,19 @@ def command(
     from segpipe.pipeline.planning import Choices
 
     edits = (*edits, *length_edits(epochs, iterations, time_budget))
+    machine = Machine(device, n_workers)
+    choices = Choices(preset=preset, gpu_memory_gb=gpu_memory, edits=edits, seed=seed)
+    if dry_run:
+        from segpipe.pipeline.ahead import run_ahead
+
+        found = run_ahead(data, work, machine, choices, configuration, folds or None, time_budget)
+        print_ahead(found, as_json=as_json)
+        return
     run_all(
         data,
         work,
-        Machine(device, n_workers),
-        Choices(preset=preset, gpu_memory_gb=gpu_memory, edits=edits, seed=seed),
+        machine,
+        choices,
         configuration=configuration,
         folds=folds,
         time_budget=time_budget,

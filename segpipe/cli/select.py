@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import shared
 
 
@@ -14,11 +15,13 @@ from segpipe.cli.options import shared
 @click.option("-m", "--metric", type=click.Choice(["dice", "iou", "hd95", "assd"]), default="dice", show_default=True,
               help="What to choose by, mean over labels; empty masks by policy mr.")  # fmt: skip
 @click.option("--ensembles", is_flag=True, help="Predict the probabilities that ensembles of configurations need.")
+@dry_run
 @shared
 def command(
     work: Path,
     metric: str,
     ensembles: bool,
+    dry_run: bool,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -35,6 +38,12 @@ def command(
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.selection import select_model, selection_text
 
+    if dry_run:
+        from segpipe.pipeline.ahead_predict import selection_ahead
+
+        found = selection_ahead(work, metric, Machine(device, n_workers), ensembles=ensembles)
+        print_ahead(found, as_json=as_json)
+        return
     report = select_model(work, metric, Machine(device, n_workers), ensembles=ensembles)
     if as_json:
         print_json(report.model_dump(mode="json"))

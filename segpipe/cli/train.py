@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import (
     configuration,
     devices,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 @iterations
 @edits
 @devices
+@dry_run
 @click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
 @shared
 def command(
@@ -43,6 +45,7 @@ def command(
     iterations: int | None,
     edits: tuple[str, ...],
     devices: str | None,
+    dry_run: bool,
     profiles: bool,
     as_json: bool,
     device: str,
@@ -63,6 +66,14 @@ def command(
     edits = (*edits, *length_edits(epochs, iterations, time_budget))
     if profiles:
         _profile(work, configuration, machine, edits, time_budget, as_json=as_json)
+        return
+    if dry_run:
+        from segpipe.pipeline.ahead import training_ahead
+
+        found = training_ahead(
+            work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits, devices=devices
+        )
+        print_ahead(found, as_json=as_json)
         return
     name, table = train(
         work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits, devices=devices

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from pydantic import model_validator
 
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, UsageError
 from segpipe.core.records import Record, did_you_mean
 from segpipe.data.dataset import Dataset
 
@@ -64,6 +64,17 @@ class Splits(Record):
         if self.k != len(self.folds):
             raise ValueError(f"k is {self.k}, but there are {len(self.folds)} folds")
         return self
+
+    def chosen(self, folds: Sequence[int] | None) -> list[int]:
+        """Numbers of the folds that are asked for; all for None.
+
+        Raises:
+            UsageError: If there is no such fold.
+        """
+        chosen = list(range(self.k)) if folds is None else list(folds)
+        if wrong := [fold for fold in chosen if not 0 <= fold < self.k]:
+            raise UsageError(f"-f {wrong[0]}: there are {self.k} folds, counted from 0. Give -f 0 to -f {self.k - 1}.")
+        return chosen
 
 
 def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: int, k: int = 5) -> Splits:

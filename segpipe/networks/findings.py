@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from segpipe.core.findings import Finding, finding
-from segpipe.networks.device import precision_name
+from segpipe.networks.device import precision_name, resolve_device
 
 _FEW_GPU_BYTES = 4 * 2**30  # below, only small patches fit
 _NVIDIA = Path("/proc/driver/nvidia/version")
@@ -70,3 +70,9 @@ def _compiler() -> Finding:
 
 def _driver(nvidia: Path) -> str:
     return " ".join(nvidia.read_text().splitlines()[0].split()[-8:]) if nvidia.is_file() else ""
+
+
+def free_device_bytes(name: str) -> int:
+    """Free memory of a `--device` option; 0 if it is no CUDA device."""
+    device = resolve_device(name)
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0

@@ -75,7 +75,7 @@ def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, k
         PlanError: If the preset or an edit is wrong, or the plan does not fit the memory.
     """
     work = Work(folder)
-    _refuse_foreign(work, data)
+    refuse_foreign(work, data)
     make_folder(folder)
     dataset = load_dataset(data)
     refuse_bad_headers(dataset, machine.n_workers)
@@ -106,7 +106,7 @@ def plan_nnunet_files(
         PlanError: If the preset or an edit is wrong, or the plan does not fit the memory.
     """
     work = Work(folder)
-    _refuse_foreign(work, fingerprint_file.parent)
+    refuse_foreign(work, fingerprint_file.parent)
     if work.dataset.is_file():
         raise UsageError(f"-o {folder}: holds the plan of a dataset with images. Choose another folder.")
     described = read_nnunet_dataset(dataset_file)
@@ -192,7 +192,7 @@ def _kept_splits(work: Work, dataset: Dataset) -> Splits | None:
     return splits if named == set(dataset.by_id) else None
 
 
-def _refuse_foreign(work: Work, data: Path) -> None:
+def refuse_foreign(work: Work, data: Path) -> None:
     """Never write a work folder's files over a dataset's.
 
     Raises:

@@ -87,6 +87,20 @@ def select_model(folder: Path, metric: str, machine: Machine, *, ensembles: bool
         UsageError: If fewer than two folds are scored.
         DataError: If masks or references cannot be read.
     """
+    masks, names, left_out = candidates_of(folder, metric, machine)
+    if ensembles and len(names) > 1:
+        _predict_probabilities(masks, names, machine)
+    report = _chosen(masks, masks.with_ensembles(names)).model_copy(update={"left_out": left_out})
+    _keep(masks.work, names, report)
+    return report
+
+
+def candidates_of(folder: Path, metric: str, machine: Machine) -> tuple[OutOfFold, list[str], tuple[str, ...]]:
+    """The out-of-fold masks, the configurations that are scored on all folds, and those that are not.
+
+    Raises:
+        UsageError: If fewer than two folds are scored.
+    """
     work = Work(folder)
     work.require_plan()
     dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
@@ -103,11 +117,7 @@ def select_model(folder: Path, metric: str, machine: Machine, *, ensembles: bool
         say(f"left out, since not all of the folds {folds} are trained and scored: {', '.join(left_out)}")
     cases = tuple(Validated(dataset.by_id[case], fold) for fold in folds for case in splits.folds[fold].validation)
     masks = OutOfFold(work, dataset.labels, cases, metric, machine.n_workers)
-    if ensembles and len(names) > 1:
-        _predict_probabilities(masks, names, machine)
-    report = _chosen(masks, masks.with_ensembles(names)).model_copy(update={"left_out": left_out})
-    _keep(work, names, report)
-    return report
+    return masks, names, left_out
 
 
 def selection_text(report: SelectionReport) -> str:

@@ -73,10 +73,7 @@ def train(
     work = Work(folder)
     work.require_plan()
     splits = Splits.load(work.splits)
-    chosen = list(range(splits.k)) if folds is None else list(folds)
-    wrong = [fold for fold in chosen if not 0 <= fold < splits.k]
-    if wrong:
-        raise UsageError(f"-f {wrong[0]}: there are {splits.k} folds, counted from 0.")
+    chosen = splits.chosen(folds)
     at_hand = devices_for(chosen, machine, devices)
     if time_budget_seconds is not None:
         edits = (*edits, f"training.time_budget_seconds={_share(time_budget_seconds, len(chosen), len(at_hand))}")

@@ -22,8 +22,17 @@ def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict[
         UsageError: If it belongs to another plan or to other cases.
     """
     state = load_state(folder)
-    if state is None:
-        return None
+    if state is not None:
+        require_same_training(plan, split, folder, is_finished=bool(state["finished"]))
+    return state
+
+
+def require_same_training(plan: Plan, split: Fold, folder: FoldFolder, *, is_finished: bool) -> None:
+    """Refuse to go on with a training that is there, if it belongs to another plan or to other cases.
+
+    Raises:
+        UsageError: If it does.
+    """
     if not (folder.plan.is_file() and folder.split.is_file()):
         raise UsageError(
             f"{folder.path}: holds a training, but plan.yaml or split.json is missing, so nobody can tell of what. Put "
@@ -35,7 +44,7 @@ def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict[
             "leak. Put the old splits back, use another work folder, or delete this fold's folder."
         )
     old = Plan.load(folder.plan)
-    if not state["finished"]:
+    if not is_finished:
         changed = {name: getattr(plan.training, name) for name in _MAY_CHANGE}
         old = old.model_copy(update={"training": old.training.model_copy(update=changed)})
     if old != plan:
@@ -43,7 +52,6 @@ def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict[
             f"{folder.path}: holds a training with another plan ({_difference(old, plan)}). Use another work "
             "folder, or delete this fold's folder to train it anew."
         )
-    return state
 
 
 def _difference(old: Plan, new: Plan) -> str:

@@ -1,0 +1,152 @@
+"""What predicting would take: time as measured on validation cases, disk, memory by headers. Nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from math import prod
+from pathlib import Path
+
+import numpy as np
+
+from segpipe.core.errors import DataError
+from segpipe.core.foreseen import Foreseen, free_disk_bytes
+from segpipe.core.grid import Grid
+from segpipe.core.memory import free_bytes
+from segpipe.core.volume import read_header
+from segpipe.core.work import FoldFolder
+from segpipe.data.layouts import list_inputs
+from segpipe.networks.cost import CPU
+from segpipe.networks.device import resolve_device
+from segpipe.networks.findings import free_device_bytes
+from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.selection import candidates_of
+from segpipe.plan.schema import Plan
+from segpipe.predict.chosen import find_members
+from segpipe.predict.claim import NO_POSTPROCESSING
+from segpipe.predict.ensemble import Ensemble
+from segpipe.predict.memory import case_bytes, window_bytes
+from segpipe.predict.model import load_model
+from segpipe.predict.outputs import PredictionTable, mask_path, probabilities_path
+from segpipe.predict.package import opened
+from segpipe.predict.segment import SegmentOptions
+
+_SHARE_BYTES = 2  # of a probability, float16
+_MASK_BYTES = 0.05  # of a voxel, compressed: of 60 public label maps the largest took 0.036
+
+
+def prediction_ahead(
+    models: Sequence[Path],
+    inputs: Path,
+    output: Path,
+    machine: Machine,
+    *,
+    configurations: Sequence[str] = (),
+    folds: Sequence[str] | None = None,
+    mirror: bool = True,
+    probabilities: bool = False,
+    uncertainty: bool = False,
+) -> Foreseen:
+    """What `predict` with the same arguments would take; of the images only headers are read.
+
+    Raises:
+        UsageError, PlanError, DataError: As `predict` does before it begins.
+    """
+    device = resolve_device(machine.device)
+    with ExitStack() as stack:
+        homes = [stack.enter_context(opened(model)) for model in models]
+        members = [found for home in homes for found in find_members(home, configurations, folds)]
+        ensemble = Ensemble(tuple(load_model(found, device) for found in members))
+        rates = [_seconds_per_voxel(folder) for found in members for folder in found]
+    cases = list_inputs(inputs, ensemble.plan.channels)
+    if not cases:
+        raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
+    left = [case for case in cases if not mask_path(output, case.case_id).is_file()]
+    grids = [read_header(case.image_paths[0]).grid for case in left]
+    options = SegmentOptions(mirror=mirror, with_probabilities=probabilities, with_uncertainty=uncertainty)
+    n_vox = sum(prod(grid.shape_zyx) for grid in grids)
+    seconds = None if None in rates else n_vox * sum(rate for rate in rates if rate is not None)
+    if seconds is not None and not mirror:
+        seconds /= 2 ** len(ensemble.plan.mirror_axes)
+    per_vox = _MASK_BYTES + _SHARE_BYTES * (ensemble.plan.labels.n_outputs * probabilities + 2 * uncertainty)
+    on_gpu = device.type == "cuda"
+    return Foreseen(
+        command="predict",
+        todo=f"{len(left)} of {len(cases)} images with {len(rates)} networks; the other masks are there",
+        seconds=seconds,
+        seconds_from="no predicted case tells: predict one first" if seconds is None else
+        "at the pace of the folds' validation cases, where they were predicted",
+        disk_bytes=round(n_vox * per_vox),
+        free_disk_bytes=free_disk_bytes(output),
+        memory_bytes=_memory_bytes(grids, ensemble, options, on_gpu=on_gpu),
+        free_memory_bytes=free_bytes(),
+        memory_of="CPU",
+        notes=_gpu_note(ensemble, machine) if on_gpu else (),
+    )  # fmt: skip
+
+
+def selection_ahead(folder: Path, metric: str, machine: Machine, *, ensembles: bool = False) -> Foreseen:
+    """What `select_model` with the same arguments would take; one case is scored to know how long that takes.
+
+    Raises:
+        UsageError: As `select_model` does before it begins.
+    """
+    masks, names, left_out = candidates_of(folder, metric, machine)
+    n_models = len(masks.with_ensembles(names))
+    predicted: list[tuple[str, Validated]] = []
+    if ensembles and len(names) > 1:
+        predicted = [(name, one) for name in names for one in masks.cases if not _has_probabilities(masks, name, one)]
+        n_models = 2 ** len(names) - 1  # each configuration and every set of them
+    first = np.arange(len(masks.cases)) == 0
+    masks.values(names[0], NO_POSTPROCESSING, first)  # loads what later ones find loaded
+    started = time.perf_counter()
+    masks.values(names[0], NO_POSTPROCESSING, first)
+    seconds = (time.perf_counter() - started) * len(masks.cases) * n_models * len(STEPS) / machine.n_workers
+    rates = [_seconds_per_voxel(masks.fold(name, one)) for name, one in predicted]
+    vox = [prod(read_header(Path(one.case.label or "")).grid.shape_zyx) for _, one in predicted]
+    seconds += sum((rate or 0.0) * n for rate, n in zip(rates, vox, strict=True))
+    return Foreseen(
+        command="select",
+        todo=f"{n_models} models, {len(STEPS)} ways of postprocessing each, {len(masks.cases)} cases; "
+        f"{len(predicted)} predictions to make again for their probabilities",
+        seconds=seconds,
+        seconds_from="at most: one case was scored, and most ways change little",
+        disk_bytes=_SHARE_BYTES * masks.labels.n_outputs * sum(vox),
+        free_disk_bytes=free_disk_bytes(folder),
+        memory_bytes=0,
+        free_memory_bytes=free_bytes(),
+        memory_of="CPU",
+        notes=tuple(f"{name} is left out: not all folds are trained and scored" for name in left_out),
+    )
+
+
+def _has_probabilities(masks: OutOfFold, name: str, one: Validated) -> bool:
+    return probabilities_path(masks.fold(name, one).validation, one.case.case_id).is_file()
+
+
+def _memory_bytes(grids: Sequence[Grid], ensemble: Ensemble, options: SegmentOptions, *, on_gpu: bool) -> int:
+    """On the host, of the largest case."""
+    windows = 0 if on_gpu else CPU.context_bytes + max(window_bytes(model, 1) for model in ensemble.models)
+    return max((case_bytes(grid, ensemble, options) for grid in grids), default=0) + windows
+
+
+def _gpu_note(ensemble: Ensemble, machine: Machine) -> tuple[str, ...]:
+    need, free = (
+        n / 2**30 for n in (max(window_bytes(m, 1) for m in ensemble.models), free_device_bytes(machine.device))
+    )
+    return (f"a window takes about {need:.1f} GiB of GPU memory ({free:.1f} GiB free)",)
+
+
+def _seconds_per_voxel(folder: FoldFolder) -> float | None:
+    """Of one network on an image of its validation cases; None if nobody noted it."""
+    if not folder.plan.is_file() or not folder.validation.is_dir():
+        return None
+    seconds, n_vox = 0.0, 0
+    for row in PredictionTable(folder.validation, Plan.load(folder.plan).labels).rows.values():
+        mask = mask_path(folder.validation, row.case_id)
+        if row.seconds_network is not None and mask.is_file():
+            seconds += row.seconds_network + (row.seconds_prepare or 0.0)
+            n_vox += prod(read_header(mask).grid.shape_zyx)
+    return seconds / n_vox if n_vox else None
