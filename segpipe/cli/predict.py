@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe.cli.options import configuration, folds, shared
+from segpipe.cli.ahead import dry_run, print_ahead
+from segpipe.cli.options import folds, shared
+
+if TYPE_CHECKING:
+    from segpipe.predict.outcome import Outcome
 
 
 @click.command("predict")
 @click.option(
-    "-m", "--model", type=click.Path(path_type=Path), required=True, help="Work folder or runs/<configuration>."
-)
+    "-m", "--model", "models", type=click.Path(path_type=Path), required=True, multiple=True,
+    help="Work folder, runs/<configuration> or .segpipe.zip; several are averaged.",
+)  # fmt: skip
 @click.option(
     "-i", "--input", "inputs", type=click.Path(path_type=Path), required=True, help="File, folder or dataset."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder for the masks.")
-@configuration
+@click.option(
+    "-c", "--configuration", "configurations", multiple=True,
+    help="2d, 3d_fullres, …; several (2d,3d_fullres) are averaged.  [default: what `segpipe select` chose, else "
+    "3d_fullres]",
+)  # fmt: skip
 @folds
 @click.option("--tta/--no-tta", default=True, show_default=True, help="Average over mirrored copies.")
 @click.option("--save-probabilities", is_flag=True, help="Also write <case>_probabilities.npz.")
+@click.option(
+    "--save-uncertainty", is_flag=True,
+    help="Also write uncertainty/<case>_entropy.nii.gz, and <case>_disagreement.nii.gz of several folds; every fold "
+    "then takes memory of its own.",
+)  # fmt: skip
 @click.option(
     "--postprocess", "postprocessing", type=click.Path(path_type=Path), metavar="FILE",
     help="Steps for the masks, as YAML.  [default: what `segpipe select` chose for the model]",
@@ -30,18 +45,21 @@ from segpipe.cli.options import configuration, folds, shared
     "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), metavar="GB",
     help="Most memory to take, on the host and on a GPU each.  [default: what is free]",
 )  # fmt: skip
+@dry_run
 @shared
 def command(
-    model: Path,
+    models: tuple[Path, ...],
     inputs: Path,
     output: Path,
-    configuration: str | None,
+    configurations: tuple[str, ...],
     folds: tuple[int, ...],
     tta: bool,
     save_probabilities: bool,
+    save_uncertainty: bool,
     postprocessing: Path | None,
     no_postprocess: bool,
     max_memory_gb: float | None,
+    dry_run: bool,
     as_json: bool,
     device: str,
     n_workers: int,
@@ -49,27 +67,42 @@ def command(
 ) -> int:
     """Write one mask for each image, on the image's own grid.
 
-    Folds are averaged. A killed run goes on with the same command.
+    Of the folds of a configuration the logits are averaged, of configurations the probabilities. Uncertainty is 0 to
+    1: entropy of the probabilities, and the share of networks whose own mask differs. A killed run goes on with the
+    same command.
     """
-    from segpipe.cli.main import print_json
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.predicting import predict
 
     if postprocessing is not None and no_postprocess:
         raise click.UsageError("--postprocess and --no-postprocess: give one of them.")
+    what = (models, inputs, output, Machine(device, n_workers))
+    how: dict[str, Any] = {
+        "configurations": [name for given in configurations for name in given.split(",") if name],
+        "folds": [str(fold) for fold in folds] or None,
+        "mirror": tta,
+        "probabilities": save_probabilities,
+        "uncertainty": save_uncertainty,
+    }
+    if dry_run:
+        from segpipe.pipeline.ahead_predict import prediction_ahead
+
+        print_ahead(prediction_ahead(*what, **how), as_json=as_json)
+        return 0
     outcome = predict(
-        model,
-        inputs,
-        output,
-        Machine(device, n_workers),
-        configuration=configuration,
-        folds=[str(fold) for fold in folds] or None,
-        mirror=tta,
-        probabilities=save_probabilities,
+        *what,
+        **how,
         postprocessing=postprocessing,
         postprocesses=not no_postprocess,
         max_memory_gb=max_memory_gb,
     )
+    return print_outcome(outcome, as_json=as_json)
+
+
+def print_outcome(outcome: Outcome, *, as_json: bool) -> int:
+    """Print where the masks are and what failed; returns the exit code."""
+    from segpipe.cli.main import print_json
+
     if as_json:
         print_json(
             {
@@ -79,7 +112,7 @@ def command(
             }
         )
     else:
-        click.echo(f"{len(outcome.masks)} masks: {output}")
+        click.echo(f"{len(outcome.masks)} masks: {outcome.folder}")
     if outcome.faults:
         click.echo(outcome.summary, err=True)
     return outcome.exit_code
