@@ -18,7 +18,7 @@ from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from struct import error as StructError
-from typing import BinaryIO, Literal
+from typing import IO, Literal
 
 import yaml
 from pydantic import NonNegativeInt, PositiveInt
@@ -137,12 +137,12 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> Part:
     info = zipfile.ZipInfo(name, _FIRST_DAY)
     info.create_system, info.external_attr = 3, _FILE_MODE  # Unix, wherever it is packed
     info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
-    source: BinaryIO = BytesIO(content) if isinstance(content, bytes) else content.open("rb")
+    source: IO[bytes] = BytesIO(content) if isinstance(content, bytes) else content.open("rb")
     with source, archive.open(info, "w") as target:
         return _copied(source, target)
 
 
-def _copied(source: BinaryIO, target: BinaryIO) -> Part:
+def _copied(source: IO[bytes], target: IO[bytes]) -> Part:
     digest, size_bytes = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -227,7 +227,7 @@ def _require_record(part: Path) -> None:
     kind.load(part)
 
 
-def _extract(archive: zipfile.ZipFile, name: str, part: Part, file: BinaryIO, model: Path) -> None:
+def _extract(archive: zipfile.ZipFile, name: str, part: Part, file: IO[bytes], model: Path) -> None:
     try:
         with archive.open(name) as source:
             found = _copied(source, file)

@@ -115,13 +115,22 @@ def read_case_image(case: Case, plan: Plan) -> Volume:
             f"{case.case_id}: {len(voxels)} channels, the plan expects {len(plan.channels)} "
             f"({', '.join(plan.channels)}). Give one file for each channel, ending in _0000, _0001, …"
         )
+    require_finite(voxels, case.case_id)
+    return volume
+
+
+def require_finite(voxels: NDArray[np.float32], where: str) -> None:
+    """Refuse an image with NaN or infinity.
+
+    Raises:
+        DataError: If there is one.
+    """
     if not (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
         n_wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
         raise DataError(
-            f"{case.case_id}: holds {n_wrong} NaN or infinite voxels, expected finite numbers. Replace them; "
+            f"{where}: holds {n_wrong} NaN or infinite voxels, expected finite numbers. Replace them; "
             "`segpipe check` lists the files."
         )
-    return volume
 
 
 def prepare_image(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:

@@ -1,0 +1,240 @@
+"""Prediction from Python: an array in, a mask on the same voxels out; no files are written, no process is started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.grid import ZYX, Grid, check_grid
+from segpipe.core.volume import Volume
+from segpipe.data.layouts import list_inputs
+from segpipe.networks.device import resolve_device
+from segpipe.plan.schema import Plan
+from segpipe.predict.chosen import chosen_postprocessing, find_members
+from segpipe.predict.claim import NO_POSTPROCESSING
+from segpipe.predict.ensemble import Ensemble
+from segpipe.predict.guard import warnings_of
+from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
+from segpipe.predict.model import load_model
+from segpipe.predict.outputs import label_sizes
+from segpipe.predict.package import opened
+from segpipe.predict.postprocess import Postprocessing, postprocess
+from segpipe.predict.segment import SegmentOptions, prepared_for
+from segpipe.prepare.case import read_case_image, require_finite
+
+_ARRAY = "array"  # its name in messages
+_SAME_EDGE = 1e-2  # relative; as for the two statements of a file's header
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What was found in an image.
+
+    Args:
+        mask: (Z, Y, X) on the voxels of the image; the dataset's label values, of a type that the labels fix.
+        labels: The values of each structure in the mask, by name; of a region those of all it joins.
+        probabilities: (outputs, Z, Y, X) float16, background and then the labels, or one for each region; None if not
+            asked for. Postprocessing does not change them.
+        volumes_ml: Of each structure, by name.
+        warnings: What is odd about the image, against those that the model was trained on.
+    """
+
+    mask: NDArray[Any]
+    labels: Mapping[str, tuple[int, ...]]
+    probabilities: NDArray[np.float16] | None
+    volumes_ml: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A loaded model, as `segpipe.load` gives it. Several threads may use one; each prediction takes its own memory.
+
+    Args:
+        ensemble: What predicts.
+        postprocessing: What is done to the masks.
+        mirror: Average over mirrored copies.
+        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+    """
+
+    ensemble: Ensemble
+    postprocessing: Postprocessing
+    mirror: bool
+    max_memory_gb: float | None
+
+    def predict(
+        self,
+        array: ArrayLike,
+        *,
+        spacing_mm: Sequence[float] | None = None,
+        affine: ArrayLike | None = None,
+        probabilities: bool = False,
+    ) -> Prediction:
+        """Segment an image that is in memory. The mask is the one that `segpipe predict` writes for the same image.
+
+        Args:
+            array: (Z, Y, X), or (C, Z, Y, X) for several channels, of any type of real numbers; it is not changed.
+                SimpleITK's `GetArrayFromImage` gives this order, nibabel's arrays are its transpose.
+            spacing_mm: Voxel edges along Z, Y, X. Given alone, the axes are taken to run as in the plan, which a
+                warning says: of an image that lies otherwise, left and right may be exchanged.
+            affine: (4, 4), from the index (x, y, z, 1) to RAS mm: nibabel's `image.affine`.
+            probabilities: Keep them too, which takes memory for outputs × volume.
+
+        Raises:
+            DataError: If the array has another number of axes or channels, no voxels, or values that are not finite.
+            GeometryError: If the voxels are not placed in space, or contradictorily, or the grid is sheared.
+            ResourceError: If memory is not enough.
+
+        Example:
+            model = segpipe.load("liver.segpipe.zip")
+            image = nibabel.load("scan.nii.gz")
+            found = model.predict(image.get_fdata().T, affine=image.affine)
+        """
+        plan = self.ensemble.plan
+        voxels = _channels(np.asarray(array), plan)
+        depth, height, width = voxels.shape[1:]
+        grid = _grid((depth, height, width), spacing_mm, affine, plan)
+        note = (
+            f"no affine was given: x, y, z are taken to run to {', '.join(plan.orientation)}, as in the plan; of an "
+            "image that lies otherwise, left and right may be exchanged"
+        )
+        return self._predict(Volume(voxels, grid), _ARRAY, () if affine is not None else (note,), probabilities)
+
+    def predict_file(self, path: str | os.PathLike[str], *, probabilities: bool = False) -> Prediction:
+        """Segment one image: a file, a folder with a DICOM series, or a folder with a file for each channel.
+
+        Raises:
+            DataError: If it cannot be read or does not fit the model, or there are several images.
+            ResourceError: If memory is not enough.
+        """
+        cases = list_inputs(Path(path), self.ensemble.plan.channels)
+        if len(cases) != 1:
+            raise DataError(f"{path}: {len(cases)} images, expected one. For many use `segpipe predict`.")
+        volume = read_case_image(cases[0], self.ensemble.plan)
+        return self._predict(volume, cases[0].case_id, (), probabilities)
+
+    def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], probabilities: bool) -> Prediction:
+        ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels
+        options = SegmentOptions(mirror=self.mirror, with_probabilities=probabilities)
+        budget = budget_for(ensemble.device, self.max_memory_gb)
+        budget.require(where, self._window_bytes + case_bytes(grid, ensemble, options))
+        prepared = [prepared_for(member, volume) for member in ensemble.members]
+        first = ensemble.members[0]
+        warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
+        options = replace(options, batch_windows=self._windows_at_once)
+        found, _ = segment_in_memory(ensemble, prepared, options, where)
+        voxel_mm3 = float(np.prod(grid.spacing_mm))
+        mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
+        sizes = label_sizes(mask, grid, labels)
+        return Prediction(
+            mask=mask,
+            labels={label.name: label.values for label in labels.labels},
+            probabilities=found.probabilities_ozyx,
+            volumes_ml={name: size.volume_ml for name, size in sizes.items()},
+            warnings=warnings,
+        )
+
+    @cached_property
+    def _window_bytes(self) -> int:
+        """On the host; what a GPU holds is not part of it."""
+        on_host = self.ensemble.device.type == "cpu"
+        return max(window_bytes(model, 1) for model in self.ensemble.models) if on_host else 0
+
+    @cached_property
+    def _windows_at_once(self) -> int:
+        budget = budget_for(self.ensemble.device, self.max_memory_gb)
+        return min(windows_at_once(model, budget) for model in self.ensemble.models)
+
+
+def load_predictor(
+    model: str | os.PathLike[str],
+    *,
+    configurations: Sequence[str] = (),
+    folds: Sequence[int] | None = None,
+    device: str = "auto",
+    mirror: bool = True,
+    postprocesses: bool = True,
+    max_memory_gb: float | None = None,
+) -> Predictor:
+    """`segpipe.load`, which has its documentation."""
+    on = resolve_device(device)
+    with opened(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
+        members = find_members(folder, configurations, [str(fold) for fold in folds] if folds is not None else None)
+        ensemble = Ensemble(tuple(load_model(folders, on) for folders in members))
+        steps = chosen_postprocessing(members, ensemble.plan.labels) if postprocesses else NO_POSTPROCESSING
+    return Predictor(ensemble, steps, mirror, max_memory_gb)
+
+
+def _channels(array: NDArray[Any], plan: Plan) -> NDArray[np.float32]:
+    """(C, Z, Y, X) float32, finite and as many channels as the plan has."""
+    n_channels, names = len(plan.channels), ", ".join(plan.channels)
+    if array.dtype.kind not in "biuf":
+        raise DataError(f"{_ARRAY}: of type {array.dtype}, expected real numbers. Convert it.")
+    if array.ndim == 3 and n_channels == 1:
+        array = array[None]
+    if array.ndim != 4 or len(array) != n_channels:
+        wanted = "(Z, Y, X)" if n_channels == 1 else f"({n_channels}, Z, Y, X)"
+        raise DataError(
+            f"{_ARRAY}: shape {array.shape}, expected {wanted} for the channels {names}. Stack channels along the "
+            "first axis; give a single slice as (1, Y, X)."
+        )
+    if 0 in array.shape:
+        raise DataError(f"{_ARRAY}: shape {array.shape} has no voxels, expected at least one along each axis.")
+    with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, which is found
+        voxels = np.ascontiguousarray(array, dtype=np.float32)
+    require_finite(voxels, _ARRAY)
+    return voxels
+
+
+def _grid(shape_zyx: ZYX, spacing_mm: Sequence[float] | None, affine: ArrayLike | None, plan: Plan) -> Grid:
+    """Where the voxels lie; without an affine as the plan's axes run."""
+    edges = None if spacing_mm is None else _numbers(spacing_mm, (3,), "spacing_mm")
+    if edges is not None and (edges <= 0).any():
+        raise GeometryError(f"spacing_mm: {edges.tolist()}, expected three edges above 0 mm along Z, Y, X.")
+    if affine is None:
+        if edges is None:
+            raise GeometryError(f"{_ARRAY}: its voxels have no size. Give `affine`, or `spacing_mm` along Z, Y, X.")
+        return Grid(shape_zyx, _plain_affine(edges, plan.orientation))
+    matrix = _numbers(affine, (4, 4), "affine")
+    if not np.array_equal(matrix[3], (0, 0, 0, 1)):
+        raise GeometryError(
+            f"affine: last row {matrix[3].tolist()}, expected 0, 0, 0, 1. Look whether it is transposed."
+        )
+    grid = Grid(shape_zyx, matrix)
+    check_grid(grid, _ARRAY)
+    if edges is not None and not np.allclose(edges, grid.spacing_mm, rtol=_SAME_EDGE, atol=0):
+        raise GeometryError(
+            f"spacing_mm says voxels of {edges.tolist()} mm along Z, Y, X, affine {list(grid.spacing_mm)}. Give one of "
+            "them; mind that affines are for the index (x, y, z)."
+        )
+    return grid
+
+
+def _numbers(values: Any, shape: tuple[int, ...], name: str) -> NDArray[np.float64]:
+    """A copy of some finite numbers."""
+    try:
+        numbers = np.array(values, np.float64)
+    except (TypeError, ValueError):
+        numbers = np.full((), np.nan)
+    if numbers.shape != shape or not np.isfinite(numbers).all():
+        wanted = " × ".join(map(str, shape))
+        raise GeometryError(f"{name}: found {str(values)[:80]!r}, expected {wanted} finite numbers.")
+    return numbers
+
+
+def _plain_affine(edges_zyx_mm: NDArray[np.float64], orientation: str) -> NDArray[np.float64]:
+    """Axes x, y, z along the world's, in the directions of an orientation such as `LPS`."""
+    affine = np.diag([0.0, 0.0, 0.0, 1.0])
+    for column, (letter, edge_mm) in enumerate(zip(orientation, edges_zyx_mm[::-1], strict=True)):
+        row = next(i for i, pair in enumerate(("RL", "AP", "SI")) if letter in pair)
+        affine[row, column] = edge_mm if letter in "RAS" else -edge_mm
+    return affine
