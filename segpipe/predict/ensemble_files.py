@@ -67,8 +67,8 @@ def ensemble_folders(folders: Sequence[Path], output: Path, steps: Postprocessin
     """Average the probabilities of folders of predictions; one mask for each case that is not there yet.
 
     Args:
-        folders: Two or more of `segpipe predict --save-probabilities` or of nnU-Net's `--save_probabilities` (with a reader
-            that turns no image): masks and probabilities beside them, of the same cases.
+        folders: Two or more of `segpipe predict --save-probabilities` or of nnU-Net's `--save_probabilities` (with a
+            reader that turns no image): masks and probabilities beside them, of the same cases.
         output: Where the masks go.
         steps: What is done to the masks.
 
