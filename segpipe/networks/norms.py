@@ -35,30 +35,29 @@ class InstanceNorm2d(nn.InstanceNorm2d):
     """torch's, with the same values to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _by_sample(self, x) if _is_channels_last(x) else super().forward(x)
+        return _by_sample(self, x) if self.affine and _is_channels_last(x, 2) else super().forward(x)
 
 
 class InstanceNorm3d(nn.InstanceNorm3d):
     """torch's, with the same values to rounding."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _by_sample(self, x) if _is_channels_last(x) else super().forward(x)
+        return _by_sample(self, x) if self.affine and _is_channels_last(x, 3) else super().forward(x)
 
 
-def _is_channels_last(x: Tensor) -> bool:
-    """Whether the order pays here: on CUDA it was never measured."""
-    wanted = _CHANNELS_LAST.get(x.dim())
+def _is_channels_last(x: Tensor, n_axes: int) -> bool:
+    """Whether a batch lies so, on a device where it was measured."""
     return (
         x.device.type == "cpu"
-        and wanted is not None
-        and x.is_contiguous(memory_format=wanted)
+        and x.dim() == n_axes + 2
+        and x.is_contiguous(memory_format=_CHANNELS_LAST[n_axes + 2])
         and not x.is_contiguous()  # with one channel both orders are the same
         and x[0, 0].numel() > 1  # torch refuses a single voxel
     )
 
 
 def _by_sample(norm: nn.InstanceNorm2d | nn.InstanceNorm3d, x: Tensor) -> Tensor:
-    result: Tensor = _BatchNormOfEach.apply(x, norm.weight, norm.bias, norm.eps)  # type: ignore[no-untyped-call]
+    result: Tensor = _BatchNormOfEach.apply(x, norm.weight, norm.bias, norm.eps)
     return result
 
 
@@ -68,7 +67,7 @@ class _BatchNormOfEach(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         result, statistics = torch.empty_like(x), []
-        for sample, place in zip(x.split(1), result.split(1), strict=True):
+        for sample, place in zip(torch.split(x, 1), torch.split(result, 1), strict=True):
             out, mean, inverse_std = torch.native_batch_norm(sample, weight, bias, None, None, True, 0.0, eps)
             place.copy_(out)
             statistics += [mean, inverse_std]
@@ -77,12 +76,19 @@ class _BatchNormOfEach(torch.autograd.Function):
         return result
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight, *statistics = ctx.saved_tensors
         gradient = gradient.contiguous(memory_format=_CHANNELS_LAST[x.dim()])
         of_x, of_weight, of_bias = torch.empty_like(x), torch.zeros_like(weight), torch.zeros_like(weight)
-        samples = zip(gradient.split(1), x.split(1), of_x.split(1), statistics[::2], statistics[1::2], strict=True)
+        samples = zip(
+            torch.split(gradient, 1),
+            torch.split(x, 1),
+            torch.split(of_x, 1),
+            statistics[::2],
+            statistics[1::2],
+            strict=True,
+        )
         for incoming, sample, place, mean, inverse_std in samples:
             own, scale, shift = torch.ops.aten.native_batch_norm_backward(
                 incoming, sample, weight, None, None, mean, inverse_std, True, ctx.eps, [True, True, True]
