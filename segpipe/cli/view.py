@@ -54,14 +54,14 @@ def command(
         raise UsageError(f"--case {case_id}: no such case in {folder}.{did_you_mean(case_id, known[:100])}")
     with ViewServer(gallery, port) as server:
         url = server.site.url + (f"#{quote(case_id, safe='')}" if case_id else "")
-        if as_json:
-            print_json({"url": url, "n_cases": len(gallery.cases)})
-        else:
-            click.echo(url)
-        say(f"{len(gallery.cases)} cases are shown there until Ctrl-C.")
-        if not no_browser:
-            webbrowser.open(url)
         try:
+            if as_json:
+                print_json({"url": url, "n_cases": len(gallery.cases)})
+            else:
+                click.echo(url)
+            say(f"{len(gallery.cases)} cases are shown there until Ctrl-C.")
+            if not no_browser:
+                webbrowser.open(url)
             server.serve_forever()
         except (KeyboardInterrupt, Interrupted):  # the usual ends of a page
             say("Ended.")

@@ -66,8 +66,10 @@ def largest_error(wrong_zyx: NDArray[np.bool_], grid: Grid) -> LargestError | No
 
 
 def _deepest(piece_zyx: NDArray[np.bool_], spacing_mm: tuple[float, float, float]) -> NDArray[Any]:
-    """Index of the voxel of a piece that is farthest from outside in mm."""
-    depth_mm = distance_transform_edt(np.pad(piece_zyx, 1), sampling=spacing_mm)[1:-1, 1:-1, 1:-1]
+    """Index of the voxel of a piece that is farthest from outside in mm; across a single slice there is no outside."""
+    margins = [int(n > 1 or piece_zyx.size == 1) for n in piece_zyx.shape]
+    padded_mm = distance_transform_edt(np.pad(piece_zyx, [(n, n) for n in margins]), sampling=spacing_mm)
+    depth_mm = padded_mm[tuple(slice(n, n + size) for n, size in zip(margins, piece_zyx.shape, strict=True))]
     candidates = np.argwhere(depth_mm >= depth_mm.max() * (1 - _SAME_DEPTH))
     centre = np.argwhere(piece_zyx).mean(axis=0)
     nearest = np.linalg.norm((candidates - centre) * spacing_mm, axis=1).argmin()
