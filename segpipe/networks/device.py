@@ -67,7 +67,7 @@ def resolve_devices(name: str, wanted: str | None) -> list[str]:
     if wanted in ("all", "1"):
         return [str(device)]
     if device.type != "cpu" or int(wanted) == 0:
-        raise UsageError(f"--devices {wanted} of --device {name}: that is one. Leave --device out, or name them.")
+        raise UsageError(f"--devices {wanted}: --device {name} is one device. Leave one option out.")
     return [str(device)] * int(wanted)
 
 

@@ -53,9 +53,10 @@ class _Child:
     def read(self) -> None:
         """Pass lines on as they come, until the process ends."""
         assert self.process.stderr is not None
-        for line in self.process.stderr:
-            self.last_line = line.rstrip()
-            say(f"{self.job.title} | {self.last_line}")
+        with self.process.stderr as lines:
+            for line in lines:
+                self.last_line = line.rstrip()
+                say(f"{self.job.title} | {self.last_line}")
 
 
 @dataclass(frozen=True)
