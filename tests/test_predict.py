@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -15,7 +16,7 @@ from datasets import SHAPE_ZYX, oblique_affine, tiny_image, write_tiny
 from dicom import write_series
 from torch import Tensor, nn
 
-from plans import REGIONS, small_plan
+from plans import REGIONS, small_plan, small_spec
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, ResourceError, UsageError
 from segpipe.core.volume import read_header, read_labels, write_image
@@ -267,6 +268,14 @@ def test_windows_at_once_follow_the_memory(model: Model) -> None:
     assert limited.host_bytes == 2 * 2**30 - 820 * 2**20
     with pytest.raises(ResourceError, match=r"c: needs about 2.00 GB .* 1.20 GB are left of --max-memory"):
         limited.require("c", 2 * 2**30)
+
+
+def test_small_slices_are_predicted_together_on_a_cpu(model: Model) -> None:
+    budget = budget_for(torch.device("cpu"), None)
+    for edges, n_windows in (((56, 40), 14), ((256, 224), 1), ((8, 8), 32)):  # 2^15 voxels, 32 at most
+        changes = {"patch_zyx": (1, *edges), "network": small_spec(n_axes=2)}
+        slices = replace(model, configuration=model.configuration.model_copy(update=changes))
+        assert windows_at_once(slices, budget) == n_windows
 
 
 def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ class _Run:
         n_windows = min(windows_at_once(model, self.budget) for model in models)
         self.options = replace(self.options, batch_windows=n_windows)
         if self.ensemble.device.type == "cpu":
-            self.window_bytes = max(window_bytes(model, 1) for model in models)
+            self.window_bytes = max(window_bytes(model, n_windows) for model in models)
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
