@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from segpipe.cli.run import Finished
+    from segpipe.evaluate.folders import Evaluation
     from segpipe.predict.api import Predictor
 
 __version__ = "0.1.0"
@@ -59,3 +61,94 @@ def load(
         postprocesses=postprocesses,
         max_memory_gb=max_memory_gb,
     )
+
+
+def run(
+    data: str | os.PathLike[str],
+    work: str | os.PathLike[str],
+    *,
+    preset: str = "auto",
+    configuration: str | None = None,
+    folds: Sequence[int] = (),
+    time_budget_seconds: float | None = None,
+    gpu_memory_gb: float | None = None,
+    edits: Sequence[str] = (),
+    device: str = "auto",
+    n_workers: int | None = None,
+    seed: int = 0,
+) -> Finished:
+    """Check a dataset, plan, train, evaluate and report, as `segpipe run` does; a killed run goes on likewise.
+
+    Args:
+        data: The dataset.
+        work: Folder of all results.
+        preset: The way to plan.
+        configuration: Which to train; None for the default one.
+        folds: Which; none for all.
+        time_budget_seconds: Of all training; None: as long as the plan says.
+        gpu_memory_gb: To plan for; None: that of the device.
+        edits: Values of the plan, e.g. `training.epochs=100`.
+        device: As for `load`.
+        n_workers: Processors to use, which torch keeps for the whole process; None for all.
+        seed: Of everything random.
+
+    Raises:
+        SegpipeError: The class says of which kind (see core/errors.py).
+    """
+    from pathlib import Path
+
+    from segpipe.cli.run import run_stages
+    from segpipe.core.progress import cpu_count
+    from segpipe.pipeline.machine import Machine
+    from segpipe.pipeline.planning import Choices
+
+    return run_stages(
+        Path(data),
+        Path(work),
+        Machine(device, n_workers or cpu_count()),
+        Choices(preset=preset, gpu_memory_gb=gpu_memory_gb, edits=tuple(edits), seed=seed),
+        configuration=configuration,
+        folds=folds,
+        time_budget=time_budget_seconds,
+        quiet=True,
+    )
+
+
+def evaluate(
+    reference: str | os.PathLike[str],
+    predictions: str | os.PathLike[str],
+    *,
+    labels: str | None = None,
+    metrics: str | None = None,
+    preset: str | None = None,
+    policy: str | None = None,
+    nsd_tolerance_mm: float | Mapping[str, float] | None = None,
+    allow_missing: bool = False,
+    n_workers: int | None = None,
+    seed: int = 0,
+) -> Evaluation:
+    """Score masks against references, whatever made them, as `segpipe evaluate` does.
+
+    Args:
+        reference: Folder of masks, a dataset, or one file.
+        predictions: Folder of masks of the same names, whatever their format, or one file.
+        labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: found at the references.
+        metrics: `all`, or names such as `dice,hd95`; None: those of the preset, or of whole masks.
+        preset: Metrics that belong together, e.g. `lesions`.
+        policy: What empty masks count: mr, nnunet, brats or omit; None: that of the preset.
+        nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
+        allow_missing: Score what there is, though references lack a prediction.
+        n_workers: Cases worked on side by side; None: as many as there are processors.
+        seed: Of the bootstrap.
+
+    Raises:
+        UsageError: If a name is unknown.
+        DataError: If masks are missing, cannot be read, or do not lie on the grid of their reference.
+    """
+    from pathlib import Path
+
+    from segpipe.core.progress import cpu_count
+    from segpipe.evaluate.folders import Wish, evaluate_masks
+
+    wish = Wish(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
+    return evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)

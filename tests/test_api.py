@@ -7,14 +7,16 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from datasets import oblique_affine, tiny_image, write_tiny
+from datasets import oblique_affine, tiny_image, write_nnunet, write_tiny
 from models import write_work
 from test_cli import HEAVY
 
@@ -62,8 +64,7 @@ def test_a_packed_model_finds_the_same(work: Path, model: Predictor, tmp_path: P
 
 
 def test_probabilities_add_up_to_one(model: Predictor) -> None:
-    plain = segpipe.Predictor if hasattr(segpipe, "Predictor") else Predictor
-    unchanged = plain(model.ensemble, Postprocessing(), mirror=False, max_memory_gb=None)
+    unchanged = replace(model, postprocessing=Postprocessing())
     found = unchanged.predict(tiny_image(1), spacing_mm=(2.5, 1.5, 1.0), probabilities=True)
     assert found.probabilities is not None and found.probabilities.shape == (3, *tiny_image(1).shape)
     assert np.allclose(found.probabilities.sum(0, dtype=np.float32), 1, atol=2e-3)
@@ -183,11 +184,12 @@ def test_nothing_of_the_process_or_of_the_arguments_is_changed(work: Path, tmp_p
     assert np.array_equal(image, tiny_image(1)) and affine.flags.writeable
 
 
-def test_threads_may_share_a_model(model: Predictor) -> None:
+def test_threads_may_share_a_model(work: Path, model: Predictor) -> None:
     images = [tiny_image(seed) for seed in range(6)]
     alone = [model.predict(image, **SPACING).mask for image in images]
+    shared = segpipe.load(work, device="cpu")  # its first predictions run side by side
     with ThreadPoolExecutor(3) as pool:
-        together = list(pool.map(lambda image: model.predict(image, **SPACING).mask, images))
+        together = list(pool.map(lambda image: shared.predict(image, **SPACING).mask, images))
     assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
@@ -207,3 +209,33 @@ def test_a_script_needs_no_guard_and_importing_is_free(work: Path, tmp_path: Pat
 def test_labels_read_back_are_those_of_the_dataset(model: Predictor, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "t.nii.gz", model.predict(tiny_image(1), affine=oblique_affine()).mask)
     assert set(np.unique(read_labels(path)[0])) <= {0, 1, 2}
+
+
+def test_masks_are_scored(tmp_path: Path) -> None:
+    reference = np.zeros((4, 4, 4), np.uint8)
+    reference[0] = 1
+    prediction = reference.copy()
+    prediction[0, :2] = 0  # 16 and 8 voxels, 8 of them in common: 2 · 8 / 24
+    write_tiny(tmp_path / "r" / "c.nii.gz", reference)
+    write_tiny(tmp_path / "p" / "c.nii.gz", prediction)
+    found = segpipe.evaluate(tmp_path / "r", tmp_path / "p", labels="organ=1", metrics="dice", n_workers=1)
+    assert next((row.label, row.mean) for row in found.summary) == ("organ", pytest.approx(2 / 3))
+    assert (found.n_cases, found.policy, found.metrics) == (1, "mr", ("dice",))
+    from segpipe.evaluate.metrics import METRICS  # after this, the name is that of the package
+
+    assert "dice" in METRICS and isinstance(segpipe.evaluate, ModuleType)
+    with pytest.raises(UsageError, match="unknown"):
+        segpipe.evaluate(tmp_path / "r", tmp_path / "p", metrics="dies")
+
+
+def test_a_run_from_check_to_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = write_nnunet(tmp_path / "data", [f"c{index}" for index in range(4)])
+    edits = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
+    common = {"preset": "cpu", "folds": [0], "edits": edits, "device": "cpu", "n_workers": 1}
+    done = segpipe.run(data, tmp_path / "work", **common)
+    assert done.report.is_file() and {row.fold for row in done.scores.rows} == {0}
+    assert [row.label for row in done.summary if row.metric == "dice"] == ["a", "b", "(mean)"]
+    assert capsys.readouterr().out == ""
+    (tmp_path / "data" / "labelsTr" / "c0.nii.gz").write_text("no image")
+    with pytest.raises(DataError, match="fatal"):
+        segpipe.run(data, tmp_path / "work", **common)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe.cli.options import shared
-from segpipe.core.errors import UsageError
-from segpipe.core.records import did_you_mean
 
 if TYPE_CHECKING:
-    from segpipe.evaluate.run import FolderScores
+    from segpipe.evaluate.folders import Evaluation
 
 
 class Tolerance(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -70,49 +67,32 @@ def command(
     """
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import SHOWN, summary_record, summary_text
-    from segpipe.core.progress import say
-    from segpipe.evaluate.case import ScoreSettings
-    from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing, with_probabilities
-    from segpipe.evaluate.presets import chosen_metrics
-    from segpipe.evaluate.run import score_pairs
-    from segpipe.evaluate.summary import check_policy, summarise
+    from segpipe.core.files import require_place
+    from segpipe.evaluate.folders import Wish, evaluate_masks
 
-    names, policy_of_preset = chosen_metrics(metrics, preset)
-    check_policy(policy := policy or policy_of_preset)
-    run = predictions.resolve().name if predictions.is_dir() else predictions.resolve().parent.name
-    pairing = find_pairs(reference, predictions, run)
-    refuse_missing(pairing, allow_missing)
-    label_set, labels_from = labels_of(labels, pairing, n_workers)
-    say(f"labels: {', '.join(label_set.names[:8])}{', …' * (len(label_set.names) > 8)} (from {labels_from})")
-    say(f"patients: {pairing.patients_from}")
-    _check_tolerance(nsd_tolerance, label_set.names)
-    settings = ScoreSettings(names, nsd_tolerance, only_known_values=labels is None)
-    pairs, settings = with_probabilities(pairing.pairs, settings, is_required=metrics != "all")
-    scores = score_pairs(pairs, label_set, n_workers, settings)
-    rows = summarise(scores.table, policy, seed)
-    files = _saved(scores, output, has_lesions="lesions" in settings.groups)
+    if output is not None:
+        require_place(output)
+    wish = Wish(labels, metrics, preset, policy, nsd_tolerance, allow_missing)
+    found = evaluate_masks(reference, predictions, wish, n_workers, seed)
+    files = _saved(found, output)
     if as_json:
-        print_json(summary_record(rows, policy) | {"n_cases": len(pairs)} | files)
+        print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files)
         return
-    click.echo(summary_text(rows, SHOWN if metrics == "all" or (metrics, preset) == (None, None) else names))
+    shown = SHOWN if metrics == "all" or (metrics, preset) == (None, None) else found.metrics
+    click.echo(summary_text(found.summary, shown))
     written = "".join(f" {what.capitalize()}: {path}" for what, path in files.items() if path)
-    click.echo(f"{len(pairs)} cases, policy {policy}.{written}")
+    click.echo(f"{found.n_cases} cases, policy {found.policy}.{written}")
 
 
-def _check_tolerance(tolerance: float | dict[str, float] | None, names: Sequence[str]) -> None:
-    unknown = sorted(set(tolerance) - set(names)) if isinstance(tolerance, dict) else []
-    if unknown:
-        raise UsageError(f"--nsd-tolerance: {unknown[0]!r} is no label.{did_you_mean(unknown[0], list(names))}")
-
-
-def _saved(scores: FolderScores, output: Path | None, has_lesions: bool) -> dict[str, str | None]:
+def _saved(found: Evaluation, output: Path | None) -> dict[str, str | None]:
     """Write the tables, and tell where they are."""
     from segpipe.evaluate.lesion_table import lesions_path, save_lesions
+    from segpipe.evaluate.metrics import METRICS
 
     if output is None:
         return {"scores": None, "lesions": None}
-    scores.table.save(output)
-    if not has_lesions:
+    found.scores.table.save(output)
+    if not any(METRICS[name].group == "lesions" for name in found.metrics):
         return {"scores": str(output), "lesions": None}
-    save_lesions(scores.details, lesions_path(output))
+    save_lesions(found.scores.details, lesions_path(output))
     return {"scores": str(output), "lesions": str(lesions_path(output))}

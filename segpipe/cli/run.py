@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +14,8 @@ from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
 
 if TYPE_CHECKING:
+    from segpipe.evaluate.scores import ScoreTable
+    from segpipe.evaluate.summary import SummaryRow
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices
 
@@ -74,6 +78,53 @@ def command(
     )
 
 
+@dataclass(frozen=True)
+class Finished:
+    """What a run leaves behind.
+
+    Args:
+        configuration: What was trained last.
+        scores: Out-of-fold, of all folds that are trained.
+        summary: Their means with 95 % intervals over patients, empty masks by policy `mr`.
+        report: The page for people.
+    """
+
+    configuration: str
+    scores: ScoreTable
+    summary: tuple[SummaryRow, ...]
+    report: Path
+
+
+def run_stages(
+    data: Path,
+    work: Path,
+    machine: Machine,
+    choices: Choices,
+    *,
+    configuration: str | None = None,
+    folds: Sequence[int] = (),
+    time_budget: float | None = None,
+    quiet: bool = False,
+) -> Finished:
+    """Every stage in order; unless `quiet`, what was checked and planned is printed.
+
+    Raises:
+        DataError: If a fault of the dataset is fatal.
+    """
+    from segpipe.cli.plan_tables import plan_text
+    from segpipe.evaluate.summary import summarise
+    from segpipe.pipeline.planning import plan_data
+    from segpipe.pipeline.training import train_in_order
+    from segpipe.report.build import build_report
+
+    _check(data, machine.n_workers, quiet=quiet)
+    planned = plan_data(data, work, machine, choices, keep=True)
+    if not quiet:
+        click.echo(plan_text(planned))
+    name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
+    return Finished(name, table, summarise(table), build_report(work))
+
+
 def run_all(
     data: Path,
     work: Path,
@@ -87,24 +138,17 @@ def run_all(
 ) -> None:
     """Every stage in order, then the table of scores and the report's path."""
     from segpipe.cli.main import print_json
-    from segpipe.cli.plan_tables import plan_text
     from segpipe.cli.tables import summary_record, summary_text
-    from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
-    from segpipe.pipeline.planning import plan_data
-    from segpipe.pipeline.training import train_in_order
-    from segpipe.report.build import build_report
+    from segpipe.evaluate.summary import DEFAULT_POLICY
 
-    _check(data, machine.n_workers, quiet=as_json)
-    planned = plan_data(data, work, machine, choices, keep=True)
-    if not as_json:
-        click.echo(plan_text(planned))
-    name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
-    report, rows = build_report(work), summarise(table)
+    limits: dict[str, Any] = {"configuration": configuration, "folds": folds, "time_budget": time_budget}
+    done = run_stages(data, work, machine, choices, **limits, quiet=as_json)
     if as_json:
-        print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": name, "report": str(report)})
+        named = {"configuration": done.configuration, "report": str(done.report)}
+        print_json(summary_record(done.summary, DEFAULT_POLICY) | named)
         return
-    click.echo(summary_text(rows))
-    click.echo(f"Report: {report}")
+    click.echo(summary_text(done.summary))
+    click.echo(f"Report: {done.report}")
     scored = sorted(path.parent.name for path in work.glob("runs/*/scores.csv"))
     if len(scored) > 1:
         click.echo(f"Trained are {', '.join(scored)}: `segpipe select {work} --ensembles` chooses what predicts.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -64,12 +63,16 @@ class Predictor:
         postprocessing: What is done to the masks.
         mirror: Average over mirrored copies.
         max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+        window_bytes: What a window takes on the host; 0 if the networks are on a GPU.
+        n_windows: In one forward pass.
     """
 
     ensemble: Ensemble
     postprocessing: Postprocessing
     mirror: bool
     max_memory_gb: float | None
+    window_bytes: int
+    n_windows: int
 
     def predict(
         self,
@@ -126,11 +129,11 @@ class Predictor:
         ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels
         options = SegmentOptions(mirror=self.mirror, with_probabilities=probabilities)
         budget = budget_for(ensemble.device, self.max_memory_gb)
-        budget.require(where, self._window_bytes + case_bytes(grid, ensemble, options))
+        budget.require(where, self.window_bytes + case_bytes(grid, ensemble, options))
         prepared = [prepared_for(member, volume) for member in ensemble.members]
         first = ensemble.members[0]
         warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
-        options = replace(options, batch_windows=self._windows_at_once)
+        options = replace(options, batch_windows=self.n_windows)
         found, _ = segment_in_memory(ensemble, prepared, options, where)
         voxel_mm3 = float(np.prod(grid.spacing_mm))
         mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
@@ -142,17 +145,6 @@ class Predictor:
             volumes_ml={name: size.volume_ml for name, size in sizes.items()},
             warnings=warnings,
         )
-
-    @cached_property
-    def _window_bytes(self) -> int:
-        """On the host; what a GPU holds is not part of it."""
-        on_host = self.ensemble.device.type == "cpu"
-        return max(window_bytes(model, 1) for model in self.ensemble.models) if on_host else 0
-
-    @cached_property
-    def _windows_at_once(self) -> int:
-        budget = budget_for(self.ensemble.device, self.max_memory_gb)
-        return min(windows_at_once(model, budget) for model in self.ensemble.models)
 
 
 def load_predictor(
@@ -171,7 +163,16 @@ def load_predictor(
         members = find_members(folder, configurations, [str(fold) for fold in folds] if folds is not None else None)
         ensemble = Ensemble(tuple(load_model(folders, on) for folders in members))
         steps = chosen_postprocessing(members, ensemble.plan.labels) if postprocesses else NO_POSTPROCESSING
-    return Predictor(ensemble, steps, mirror, max_memory_gb)
+    budget = budget_for(on, max_memory_gb)
+    return Predictor(
+        ensemble=ensemble,
+        postprocessing=steps,
+        mirror=mirror,
+        max_memory_gb=max_memory_gb,
+        # foretold now: it runs the networks on fake weights, which no other thread may meet
+        window_bytes=max(window_bytes(own, 1) for own in ensemble.models) if on.type == "cpu" else 0,
+        n_windows=min(windows_at_once(own, budget) for own in ensemble.models),
+    )
 
 
 def _channels(array: NDArray[Any], plan: Plan) -> NDArray[np.float32]:

@@ -1,0 +1,91 @@
+"""Two folders of masks to scores and their means: what `segpipe evaluate` and `segpipe.evaluate` do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import UsageError
+from segpipe.core.progress import say
+from segpipe.core.records import did_you_mean
+from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing, with_probabilities
+from segpipe.evaluate.presets import chosen_metrics
+from segpipe.evaluate.run import FolderScores, score_pairs
+from segpipe.evaluate.summary import SummaryRow, check_policy, summarise
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be scored, and how.
+
+    Args:
+        labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: found at the references.
+        metrics: `all`, or names such as `dice,hd95`; None: those of the preset, or of whole masks.
+        preset: A name of `PRESETS`.
+        policy: What empty masks count; None: that of the preset.
+        nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
+        allow_missing: Score what there is, though references lack a prediction.
+    """
+
+    labels: str | None = None
+    metrics: str | None = None
+    preset: str | None = None
+    policy: str | None = None
+    nsd_tolerance_mm: float | Mapping[str, float] | None = None
+    allow_missing: bool = False
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of masks and their means.
+
+    Args:
+        scores: A row for each case, label and metric; and of lesion metrics one for each lesion.
+        summary: Means over cases with 95 % intervals over patients.
+        policy: What empty masks counted.
+        metrics: Names, as they were asked for; calibration among `all` is left out where there are no probabilities.
+        n_cases: Pairs of masks.
+    """
+
+    scores: FolderScores
+    summary: tuple[SummaryRow, ...]
+    policy: str
+    metrics: tuple[str, ...]
+    n_cases: int
+
+
+def evaluate_masks(reference: Path, predictions: Path, wish: Wish, n_workers: int, seed: int) -> Evaluation:
+    """Score masks against references.
+
+    Args:
+        reference: Folder of masks, a dataset, or one file.
+        predictions: Folder of masks of the same names, whatever their format, or one file.
+        wish: What to score.
+        n_workers: Cases worked on side by side.
+        seed: Of the bootstrap.
+
+    Raises:
+        UsageError: If a name of a label, metric, preset or policy is unknown.
+        DataError: If masks are missing, cannot be read, or do not lie on the grid of their reference.
+    """
+    names, policy_of_preset = chosen_metrics(wish.metrics, wish.preset)
+    check_policy(policy := wish.policy or policy_of_preset)
+    run = predictions.resolve().name if predictions.is_dir() else predictions.resolve().parent.name
+    pairing = find_pairs(reference, predictions, run)
+    refuse_missing(pairing, wish.allow_missing)
+    label_set, labels_from = labels_of(wish.labels, pairing, n_workers)
+    say(f"labels: {', '.join(label_set.names[:8])}{', …' * (len(label_set.names) > 8)} (from {labels_from})")
+    say(f"patients: {pairing.patients_from}")
+    _check_tolerance(wish.nsd_tolerance_mm, label_set.names)
+    settings = ScoreSettings(names, wish.nsd_tolerance_mm, only_known_values=wish.labels is None)
+    pairs, settings = with_probabilities(pairing.pairs, settings, is_required=wish.metrics != "all")
+    scores = score_pairs(pairs, label_set, n_workers, settings)
+    return Evaluation(scores, summarise(scores.table, policy, seed), policy, names, len(pairs))
+
+
+def _check_tolerance(tolerance: float | Mapping[str, float] | None, names: Sequence[str]) -> None:
+    unknown = sorted(set(tolerance) - set(names)) if isinstance(tolerance, Mapping) else []
+    if unknown:
+        raise UsageError(f"--nsd-tolerance: {unknown[0]!r} is no label.{did_you_mean(unknown[0], list(names))}")
