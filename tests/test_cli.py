@@ -87,7 +87,7 @@ FAULTS = [  # what a command raises, exit code, first words
     (MemoryError(), 5, "Memory or disk: ran out of memory"),
     (Interrupted("i"), 75, "Interrupted: i"),
     (KeyboardInterrupt(), 130, "Stopped; the same command goes on."),
-    (PermissionError(13, "Permission denied", "/x"), 4, "Setup: /x: not writable"),
+    (PermissionError(13, "Permission denied", "/x"), 4, "Setup: /x: permission denied. Change"),
     (OSError(28, "No space left on device", "/x"), 5, "Memory or disk: /x: the disk is full"),
     (FileNotFoundError(2, "No such file or directory", "/x"), 2, "Not possible: /x: no such file or folder."),
     (IsADirectoryError(21, "Is a directory", "/x"), 2, "Not possible: /x: is a folder, expected a file."),

@@ -59,6 +59,8 @@ def _known(fault: BaseException) -> SegpipeError:
         return SetupError(f"the system refused a file ({fault.strerror or fault}). Check disk and network folders.")
     if fault.errno in _NOT_THERE:
         return UsageError(f"{fault.filename}: {_NOT_THERE[fault.errno]}. Check the path.")
+    if isinstance(fault, PermissionError):
+        return SetupError(f"{fault.filename}: permission denied. Change its permissions, or choose another place.")
     from segpipe.core.files import disk_fault  # late: it imports more than help needs
 
     return disk_fault(fault, Path(fault.filename))

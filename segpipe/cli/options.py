@@ -76,6 +76,17 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
         return tuple(dict.fromkeys(int(part) for part in value.split(",")))
 
 
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """The callback of an option that is a number of gigabytes: `nan` and `inf` are none.
+
+    Raises:
+        click.BadParameter: If it is one of them.
+    """
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is no number of gigabytes; expected e.g. 12.", ctx, param)
+    return value
+
+
 preset = click.option(
     "--preset",
     default="auto",
@@ -83,8 +94,9 @@ preset = click.option(
     help="auto, cpu, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
 gpu_memory = click.option(
-    "--gpu-memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Plan for a GPU with this much memory."
-)
+    "--gpu-memory", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
+    help="Plan for a GPU with this much memory.",
+)  # fmt: skip
 folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
 configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …; default: 3d_fullres if planned.")
 time_budget = click.option(

@@ -31,8 +31,10 @@ def disk_fault(fault: OSError, path: Path) -> SegpipeError:
     if fault.errno in _NOT_ALLOWED:
         return SetupError(f"{path}: not writable ({fault.strerror}). Choose another folder or change its permissions.")
     if fault.errno in {errno.ENOTDIR, errno.EEXIST}:
-        return SetupError(f"{path}: cannot be made, because a file stands where a folder is needed.")
-    return SetupError(f"{path}: cannot be written ({fault.strerror or fault}).")
+        return SetupError(f"{path}: cannot be made, because a file stands where a folder is needed. Choose another.")
+    if fault.errno == errno.EISDIR:
+        return SetupError(f"{path}: is a folder, expected the name of a file to write. Choose another.")
+    return SetupError(f"{path}: cannot be written ({fault.strerror or fault}). Choose another folder.")
 
 
 def _free_text(path: Path) -> str:
@@ -54,6 +56,17 @@ def make_folder(path: Path) -> Path:
     if not os.access(path, os.W_OK | os.X_OK):
         raise SetupError(f"{path}: the folder is not writable. Choose another one or change its permissions.")
     return path
+
+
+def require_place(path: Path) -> None:
+    """Refuse a place that a file cannot be written to, before the work that fills it.
+
+    Raises:
+        SetupError: If the folder cannot be made or written to, or the path is a folder itself.
+    """
+    make_folder(path.parent)
+    if path.is_dir():
+        raise disk_fault(IsADirectoryError(errno.EISDIR, "Is a directory"), path)
 
 
 @contextmanager
@@ -86,7 +99,10 @@ def whole_folder(path: Path) -> Iterator[Path]:
         SetupError: If the place is not writable.
     """
     make_folder(path.parent)
-    temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=path.parent))
+    try:
+        temporary = Path(tempfile.mkdtemp(prefix=_own_prefix(), dir=path.parent))
+    except OSError as fault:
+        raise disk_fault(fault, path) from fault
     aside = temporary.with_name(f"{temporary.name}-old")
     try:
         yield temporary

@@ -92,13 +92,17 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
-        raise kind(f"{path}: no such file.") from None
-    except (OSError, UnicodeDecodeError) as fault:
-        raise kind(f"{path}: cannot be read ({fault}).") from None
+        raise kind(f"{path}: no such file. Check the path, or repeat the command that writes it.") from None
+    except OSError as fault:
+        raise kind(f"{path}: cannot be read ({fault.strerror or fault}), expected a file. Check the path.") from None
+    except UnicodeDecodeError as fault:
+        raise kind(f"{path}: cannot be read as text ({fault}), expected UTF-8. Check the path.") from None
     except (yaml.YAMLError, json.JSONDecodeError) as fault:
-        raise kind(f"{path}: is not valid {path.suffix[1:].upper()} ({' '.join(str(fault).split())}).") from None
+        format_name = "YAML" if path.suffix == ".yaml" else "JSON"
+        text = " ".join(str(fault).split())
+        raise kind(f"{path}: is not valid {format_name} ({text}). Correct it, or get the file again.") from None
     if not isinstance(values, dict):
-        raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values.")
+        raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values. Check the path.")
     return values
 
 

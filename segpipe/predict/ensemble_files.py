@@ -122,6 +122,8 @@ def _labels_of(folder: Path) -> LabelSet:
     """As segpipe notes them beside its masks, or nnU-Net's copy of the dataset's description."""
     if (folder / ABOUT).is_file() and (known := Made.load(folder / ABOUT).labels):
         return known
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected one of `segpipe predict --save-probabilities`.")
     file = folder / DESCRIPTION_FILE
     if not file.is_file():
         raise DataError(

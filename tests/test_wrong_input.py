@@ -1,0 +1,242 @@
+"""Every command with the wrong things: an exit code and words of the message, and never a traceback.
+
+The table is of (command, exit code, words). What is wrong is made once; no command of the table changes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from datasets import write_nnunet
+
+import segpipe.core.errors as errors
+from segpipe.cli.main import COMMANDS, run
+from segpipe.core.files import disk_fault
+from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.training import train
+
+QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
+NO_PLAN = "holds no plan.yaml. Make one with `segpipe plan DATA"
+IS_FILE = "is a file, expected a work folder"
+STANDS = "a file stands where a folder is needed. Choose another."
+NO_CUDA = "finds no CUDA device. Use cpu or check the driver."
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset, a work folder with both folds trained, and many things that are neither."""
+    here = tmp_path_factory.mktemp("wrong")
+    write_nnunet(here / "data", ["p0", "p1", "p2"])
+    plan_data(here / "data", here / "work", Machine("cpu", 1), Choices(n_folds=2, edits=QUICK))
+    train(here / "work", "3d_fullres", None, Machine("cpu", 1))
+    for name, text in {
+        "file": "x",
+        "empty.csv": "",
+        "bad.yaml": "a: [1",
+        "bad.json": "{",
+        "list.json": "[]",
+        "two.yaml": "arms: {}\n",
+    }.items():
+        (here / name).write_text(text)
+    (here / "binary.csv").write_bytes(b"\xff\xfe\x00abc")
+    (here / "empty").mkdir()
+    image = (here / "data" / "imagesTr" / "p1_0000.nii.gz").read_bytes()
+    for name, content in {"damaged": b"not gzip", "cut": image[: len(image) // 2]}.items():
+        (here / name).mkdir()
+        (here / name / "p1_0000.nii.gz").write_bytes(content)
+    _spoilt(here, "bad-plan", "plan.yaml", lambda text: text.replace("preset:", "presset:", 1))
+    _spoilt(here, "no-dataset", "dataset.json", None)
+    _spoilt(here, "no-splits", "splits.json", None)
+    _spoilt(here, "no-fingerprint", "fingerprint.json", None)
+    _spoilt(here, "bad-scores", "runs/3d_fullres/fold_0/scores.csv", lambda _: "a,b\n1,2\n")
+    _spoilt(here, "bad-mask", "runs/3d_fullres/fold_0/validation/*.nii.gz", lambda _: "x")
+    _spoilt(here, "bad-weights", "runs/3d_fullres/fold_0/*.safetensors", lambda _: "x")
+    return here
+
+
+def _spoilt(here: Path, name: str, pattern: str, change) -> None:
+    work = Path(shutil.copytree(here / "work", here / name))
+    for file in work.glob(pattern):
+        text = "" if file.suffix in {".gz", ".safetensors"} else file.read_text()
+        file.unlink()
+        if change is not None:
+            file.write_text(change(text))
+
+
+WRONG = [  # command, exit code, words of the message
+    ("check none", 2, "Path 'none' does not exist"),
+    ("check file", 3, "Not ready for training"),
+    ("check empty", 3, "Not ready for training"),
+    ("check damaged", 3, "Not ready for training"),
+    ("check cut", 3, "Not ready for training"),
+    ("check empty.csv", 3, "Not ready for training"),
+    ("check data --fix file", 2, "exists and is not empty, expected a new folder"),
+    ("check data --fix data", 2, "expected a place of its own"),
+    ("check data --fix /proc/x", 4, "/proc/x: cannot be written"),
+    ("plan none -o new", 3, "cannot be listed (No such file or directory)"),
+    ("plan file -o new", 3, "no dataset was recognised (found a file)"),
+    ("plan empty -o new", 3, "no dataset was recognised (found nothing)"),
+    ("plan data -o file", 4, STANDS),
+    ("plan data -o file/x", 4, STANDS),
+    ("plan data -o /proc/x", 4, "/proc/x: cannot be written"),
+    ("plan data -o data", 2, "is the dataset itself"),
+    ("plan -o new", 2, "Give either DATA, or both"),
+    ("plan data -o new --preset resenc_n", 2, "preset 'resenc_n' is unknown. Did you mean 'resenc_m'?"),
+    ("plan data -o new --set training.epoch=1", 2, "unknown key. Did you mean 'epochs'?"),
+    ("plan data -o new --set epochs", 2, "expected KEY=VALUE"),
+    ("plan data -o new --splits none", 3, "none: cannot be read as JSON"),
+    ("plan data -o new --nnunet-plans bad.json", 2, "bad.json: is not valid JSON"),
+    ("plan data -o new --device gpu", 4, "--device gpu: unknown; expected auto, cpu"),
+    ("plan data -o new --gpu-memory nan", 2, "nan is no number of gigabytes"),
+    ("prepare none", 2, NO_PLAN),
+    ("prepare file", 2, IS_FILE),
+    ("prepare bad-plan", 2, "presset: unknown key. Did you mean 'preset'?"),
+    ("prepare no-dataset", 3, "dataset.json: no such file. Check the path, or repeat the command"),
+    ("prepare work -c 3d", 2, "-c 3d: the plan has"),
+    ("train none", 2, NO_PLAN),
+    ("train file", 2, IS_FILE),
+    ("train empty", 2, NO_PLAN),
+    ("train bad-plan", 2, "preset: missing. Add it."),
+    ("train no-splits", 3, "splits.json: no such file."),
+    ("train work -f 9", 2, "-f 9: there are 2 folds, counted from 0. Give -f 0 to -f 1."),
+    ("train work -f x", 2, "'x' are no folds; expected all, 0 or 0,1,2."),
+    ("train work --time-budget soon", 2, "'soon' is no time; expected e.g. 90s, 10m or 1h30m."),
+    ("train work --time-budget 1s", 2, "expected 5 s or more"),
+    ("train work --set training.epochs=9", 2, "training with another plan (training.epochs: 1, now 9)"),
+    ("train work --devices 0", 2, "--devices 0"),
+    ("train work --seed 3", 2, "use --set training.seed=3"),
+    ("train no-fingerprint --dry-run", 3, "fingerprint.json: no such file."),
+    ("train bad-weights --dry-run", 2, "cannot be read as weights"),
+    ("select none", 2, NO_PLAN),
+    ("select no-dataset", 3, "dataset.json: no such file."),
+    ("select bad-mask", 3, "cannot be read as an image"),
+    ("predict -m none -i data/imagesTr -o new", 2, "none: no such folder. Give a work folder"),
+    ("predict -m file -i data/imagesTr -o new", 2, "cannot be read as a model of `segpipe pack`"),
+    ("predict -m empty -i data/imagesTr -o new", 2, "holds no trained weights"),
+    ("predict -m bad-weights -i data/imagesTr -o new", 2, "cannot be read as weights"),
+    ("predict -m work -i none -o new", 3, "none: no such file or folder"),
+    ("predict -m work -i empty -o new", 3, "empty: no image; expected files"),
+    ("predict -m work -i file -o new", 3, "file: is in no format that segpipe reads"),
+    ("predict -m work -i damaged -o a", 3, "p1: "),
+    ("predict -m work -i cut -o b", 3, "Compressed file ended"),
+    ("predict -m work -i data/imagesTr -o file", 4, STANDS),
+    ("predict -m work -i data/imagesTr -o new -f 7", 2, "fold 7 is not trained (trained: 0, 1)"),
+    ("predict -m work -i data/imagesTr -o new -c 2d", 2, "no trained configuration '2d' (found: 3d_fullres)"),
+    ("predict -m work -i data/imagesTr -o new --postprocess bad.yaml", 2, "bad.yaml: is not valid YAML"),
+    ("predict -m work -i data/imagesTr -o c --max-memory 0.001", 5, "are left of --max-memory"),
+    ("predict -m work -i data/imagesTr -o new --max-memory inf", 2, "inf is no number of gigabytes"),
+    ("ensemble none empty -o new", 3, "none: no such folder"),
+    ("ensemble data/labelsTr data/labelsTr -o new", 2, "two or more"),
+    ("evaluate -r none -p data/labelsTr", 3, "none: no such file or folder. Check the path."),
+    ("evaluate -r data/labelsTr -p none", 3, "none: no such file or folder. Check the path."),
+    ("evaluate -r data/labelsTr -p empty", 2, "no mask has the name of a reference"),
+    ("evaluate -r data/labelsTr -p data/labelsTr --metrics dise", 2, "metric 'dise' is unknown. Did you mean 'dice'?"),
+    ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance x", 2, "'x' is no tolerance in mm"),
+    ("evaluate -r data/labelsTr -p data/labelsTr -o empty", 4, "empty: is a folder, expected the name of a file"),
+    ("evaluate -r data/labelsTr -p data/labelsTr -o /proc/x/s.csv", 4, "/proc/x: cannot be written"),
+    ("evaluate -r file -p file", 3, "file: is in no format that segpipe reads"),
+    ("compare none none", 3, "none: no such file or folder. Check the path."),
+    ("compare empty file", 3, "empty: holds neither scores.csv nor summary.json"),
+    ("compare empty.csv binary.csv", 3, "empty.csv: has no rows"),
+    ("compare work/runs/3d_fullres", 2, "expected two or more"),
+    ("compare a=work/runs/3d_fullres b=bad-scores/runs/3d_fullres/fold_0", 3, "columns are a, b; expected case_id"),
+    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres -m dice=x", 2, "'x' is no margin"),
+    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --by site", 2, "name it with --cases"),
+    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --cases binary.csv", 3, "cannot be read as a table"),
+    ("study none -o new", 3, "none: no such file."),
+    ("study bad.yaml -o new", 2, "bad.yaml: is not valid YAML"),
+    ("study two.yaml -o new", 2, "arms: found {}; 0 arm, expected two or more."),
+    ("study empty -o new", 3, "empty: cannot be read (Is a directory), expected a file."),
+    ("report none", 2, "none: is no work folder (no such folder)"),
+    ("report file", 2, "file: is no work folder"),
+    ("export work --to nnunet-plans empty", 4, "empty: is a folder, expected the name of a file"),
+    ("export none --to nnunet-plans new.json", 2, NO_PLAN),
+    ("export work --to nope new.json", 2, "'nope' is not one of"),
+    ("import none -o new", 2, "none: holds no plans.json"),
+    ("import file -o new", 2, "file: holds no plans.json"),
+    ("pack none -o new.zip", 2, "none: no such folder"),
+    ("pack work -o empty", 4, "empty: is a folder, expected the name of a file"),
+    ("run none -o new", 3, "none: no such file or folder. Check the path."),
+    ("run empty -o new", 3, "1 fatal faults"),
+    ("run data -o data", 2, "is the dataset itself"),
+    ("run data -o file", 4, STANDS),
+    ("run none -o new --dry-run", 3, "cannot be listed"),
+    ("info none", 2, "none: no such file or folder. Give a work folder"),
+    ("info empty", 2, "holds no plan.yaml and no trained fold"),
+    ("info bad-weights", 2, "cannot be read as weights"),
+    ("doctor /proc", 4, "not writable"),
+    ("demo -o file", 4, STANDS),
+    ("view none --no-browser", 3, "none: no such file or folder"),
+    ("view empty --no-browser", 3, "empty: no image"),
+    ("completion tcsh", 2, "'tcsh' is not one of 'bash', 'zsh', 'fish'."),
+]
+
+
+@pytest.mark.parametrize(("command", "code", "words"), WRONG, ids=[command for command, *_ in WRONG])
+def test_what_is_wrong_is_said(here, command, code, words, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    assert run(command.split()) == code
+    out, err = capsys.readouterr()
+    assert words in " ".join((out + err).split()) and "Traceback" not in err
+
+
+def test_every_command_is_tried():
+    assert {command.split()[0] for command, *_ in WRONG} == set(COMMANDS)
+
+
+KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.SegpipeError)]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_every_class_of_error_is_shown_with_its_message_and_code(kind, capsys):
+    import click
+
+    @click.command()
+    def failing() -> None:
+        raise kind("a.nii.gz: found 2, expected 3. Do this.")
+
+    assert run([], failing) == kind.exit_code
+    headline, _, message = capsys.readouterr().err.strip().partition(": ")
+    assert message == "a.nii.gz: found 2, expected 3. Do this."
+    assert (
+        headline
+        == {1: "Error", 2: "Not possible", 3: "Data", 4: "Setup", 5: "Memory or disk", 75: "Interrupted"}[
+            kind.exit_code
+        ]
+    )
+
+
+def test_with_json_what_is_wrong_is_json_too(here, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    assert run(["train", "work", "-f", "9", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"error": "UsageError", "message": found["message"], "exit_code": 2} and "-f 9" in found["message"]
+
+
+@pytest.mark.parametrize("number", [13, 17, 20, 21, 28, 30, 5])  # EACCES EEXIST ENOTDIR EISDIR ENOSPC EROFS EIO
+def test_what_the_disk_refuses_names_the_place_and_what_to_do(number, tmp_path):
+    text = str(disk_fault(OSError(number, os.strerror(number)), tmp_path / "x"))
+    assert text.startswith(f"{tmp_path / 'x'}: ") and any(words in text for words in ("hoose another", "Free space"))
+
+
+def test_a_full_disk_ends_with_exit_code_5_and_leaves_nothing_half_written(here):
+    """On a file system of 64 KiB, if one may be mounted in a name space of one's own; as a full device otherwise."""
+    with tempfile.TemporaryDirectory() as place:
+        script = (
+            f"mount -t tmpfs -o size=64k none {place} && {sys.executable} -m segpipe pack {here}/work -o {place}/m.zip"
+            f"; code=$?; ls -A {place}; exit $code"
+        )
+        own = subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False)
+        if own.returncode:
+            pytest.skip("no name space of one's own may be made here, so no small disk")
+        done = subprocess.run(["unshare", "-rm", "sh", "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 5 and "the disk is full" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout == ""
