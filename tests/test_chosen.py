@@ -119,6 +119,9 @@ def test_several_folders_are_averaged_and_none_twice(work: Work) -> None:
     runs = [work.run(name) for name in NAMES]
     together = masks(work, "together", configurations=NAMES)
     assert np.array_equal(masks(work, "folders", models=runs), together)
+    choose(work, "3d_fullres")
+    EMPTIED.save(work.path / SELECTION / POSTPROCESSING_FILE)  # of another ensemble: nothing to these two
+    assert np.array_equal(masks(work, "others", configurations=NAMES), together)
     with pytest.raises(UsageError, match="3d_fullres: is given twice"):
         outcome(work, "twice", models=[work.path, runs[0]])
     assert len(find_members(work.path, ["3d_lowres", "3d_lowres"], None)) == 1

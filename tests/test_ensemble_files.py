@@ -113,7 +113,7 @@ def test_what_does_not_go_together_is_refused_with_every_place_named(tmp_path: P
         ensemble_folders([first, other], tmp_path / "out")
     with pytest.raises(UsageError, match="expected two or more"):
         ensemble_folders([first, first], tmp_path / "out")
-    with pytest.raises(DataError, match="says nothing of its labels"):
+    with pytest.raises(DataError, match="gone: no such folder"):
         ensemble_folders([first, tmp_path / "gone"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -21,6 +21,7 @@ from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.prepare.case import Prepared, turn_for
+from segpipe.prepare.restore import SLAB_BYTES
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
 _CPU = torch.device("cpu")
@@ -30,6 +31,7 @@ _FLOAT_BYTES, _READ_BYTES = 4, 8  # of a voxel: float32; as a library hands it o
 _SLICES_VOX = 2**15  # at once on the CPU: slices of 56 × 40 take half the time 14 at a time, of 256 × 224 the same
 _MAX_WINDOWS_VOX = 2 * 128**3  # at once on a GPU: with as many it is busy, and more only takes memory
 _MAX_WINDOWS = 32
+_SLABS_HELD = 4  # of all outputs: mean, one member's, their entropy, one in between
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,12 @@ def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
     stored = n_file * n_channels * _FLOAT_BYTES
     of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.with_uncertainty
     of_voxel += labels.n_outputs * 2 * 2 * options.with_probabilities
+    together = len(ensemble.members) > 1 or options.with_uncertainty
+    slabs = together * _SLABS_HELD * min(SLAB_BYTES, n_file * labels.n_outputs * _FLOAT_BYTES)
     moments = (
         stored + n_file * _READ_BYTES,
         2 * stored + image + 2 * max(n_file, largest) * _FLOAT_BYTES,
-        image + rows * _FLOAT_BYTES + n_file * of_voxel,
+        image + rows * _FLOAT_BYTES + slabs + n_file * of_voxel,
     )
     return max(moments)
 

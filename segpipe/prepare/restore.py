@@ -22,7 +22,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
 
-_SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
+SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
 _BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
 
 
@@ -97,7 +97,7 @@ def slabs(rows: Iterable[Tensor], trace: Trace, rows_per_slab: int) -> Iterator[
 def rows_per_slab(n_outputs: int, trace: Trace) -> int:
     """Rows of the image whose logits of all outputs are held at once."""
     _, n_y, n_x = trace.box.shape_zyx
-    return max(1, _SLAB_BYTES // (4 * n_outputs * n_y * n_x))
+    return max(1, SLAB_BYTES // (4 * n_outputs * n_y * n_x))
 
 
 def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
