@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe.cli.ahead import dry_run, print_ahead
-from segpipe.cli.options import folds, shared
+from segpipe.cli.options import finite, folds, shared
 
 if TYPE_CHECKING:
     from segpipe.predict.outcome import Outcome
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--no-postprocess", is_flag=True, help="Leave the masks as the network gives them.")
 @click.option(
-    "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), metavar="GB",
+    "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
     help="Most memory to take, on the host and on a GPU each.  [default: what is free]",
 )  # fmt: skip
 @dry_run

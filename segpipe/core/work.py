@@ -55,6 +55,11 @@ class FoldFolder:
         return self.path / "log.txt"
 
     @property
+    def curves(self) -> Path:
+        """The history as a picture, of trainings that take longer than drawing it."""
+        return self.path / "learning_curves.png"
+
+    @property
     def tensorboard(self) -> Path:
         """Event files, if they are wanted."""
         return self.path / "tensorboard"
@@ -142,5 +147,7 @@ class Work:
         Raises:
             UsageError: If the plan is not there.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"{self.path}: is a file, expected a work folder. Give the folder of `segpipe plan`.")
         if not self.plan.is_file():
             raise UsageError(f"{self.path}: holds no plan.yaml. Make one with `segpipe plan DATA -o {self.path}`.")
