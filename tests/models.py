@@ -29,7 +29,8 @@ def write_fold(work: Path, plan: Plan, number: int, name: str = "3d_fullres") ->
     fold.path.mkdir(parents=True)
     plan.save(fold.plan)
     torch.manual_seed(number)
-    network = build(plan.configurations[name].network, len(plan.channels), plan.labels.n_outputs)
+    own = plan.configurations[name]
+    network = build(own.network, plan.n_inputs(own), plan.labels.n_outputs)
     save_weights(fold.weights, network, {"configuration": name, "fold": str(number), "finished": "1"})
     span, extent = Span(low=1, high=2.5), Span(low=10, high=25)
     seen = Seen(low=50, high=150, min=40)

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import plan_of, write_fold, write_scores, write_work
 
+import segpipe
 from segpipe.cli.main import run
 from segpipe.core.errors import SegpipeError, UsageError
 from segpipe.core.volume import read_labels
@@ -84,6 +85,23 @@ def test_what_the_manifest_and_the_card_tell(tmp_path: Path) -> None:
     assert "| 3d_fullres | a | dice | 0.800 |" in card and "2 networks, averaged (fold 0, 1)" in card
     assert "None was stated" in card and "no medical device" in card
     assert b"case00" not in everything and b"p00" not in everything  # a name of a case may be a patient's
+
+
+def test_configurations_are_packed_together_and_with_what_guides_them(tmp_path: Path) -> None:
+    plan = plan_of()
+    full = plan.configurations["3d_fullres"]
+    others = {"3d_lowres": full, "3d_cascade": full.model_copy(update={"previous": "3d_lowres"})}
+    plan = plan.model_copy(update={"configurations": plan.configurations | others})
+    for name in plan.configurations:
+        write_fold(tmp_path / "work", plan, 0, name)
+    manifest = pack(tmp_path / "work", tmp_path / "m.segpipe.zip", configurations=["3d_fullres", "3d_cascade"])
+    assert set(manifest.model.folds) == set(plan.configurations)
+    found = segpipe.load(tmp_path / "m.segpipe.zip", device="cpu").ensemble
+    expected = segpipe.load(tmp_path / "work", configurations=["3d_fullres", "3d_cascade"], device="cpu").ensemble
+    assert [member.guide is not None for member in found.members] == [False, True]
+    assert found.digest == expected.digest
+    pack(tmp_path / "work", tmp_path / "c.segpipe.zip", configurations=["3d_cascade"])
+    assert len(segpipe.load(tmp_path / "c.segpipe.zip", device="cpu").ensemble.members) == 1
 
 
 def test_a_card_says_what_is_not_known(packed: Path) -> None:
