@@ -52,11 +52,13 @@ def worsened(values: NDArray[np.int32], case_number: int) -> NDArray[np.uint8]:
 
 
 def write_history(path: Path, fold: int, n_epochs: int) -> None:
-    lines = ["epoch,iteration,seconds,learning_rate,train_loss,validation_loss,dice_organ,dice_core,dice_node"]
+    lines = [
+        "epoch,iteration,seconds,learning_rate,train_loss,validation_loss,mean_patch_dice,dice_organ,dice_core,dice_node"
+    ]
     for epoch in range(n_epochs):
         left = np.exp(-epoch / 5)
         dice = 0.9 - 0.8 * left - 0.02 * fold
-        lines.append(f"{epoch},{10 * epoch},{6.0 * epoch},0.01,{left},{left + 0.1},{dice},{dice - 0.1},nan")
+        lines.append(f"{epoch},{10 * epoch},{6.0 * epoch},0.01,{left},{left + 0.1},{dice - 0.05},{dice},{dice - 0.1},nan")
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -219,7 +221,7 @@ def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work:
     assert [fold.name for fold in read_work(work).runs[0].folds] == ["0", "1", "2", "all"]
     page = report_of(work)
     assert "Folds 1, 2 were trained with training.epochs 50 (plan.yaml: 1000)." in page.text
-    assert any("fold all ends at pseudo-Dice" in (attributes.get("alt") or "") for _, attributes in page.tags)
+    assert any("fold all: 5 epochs in 24 s, training loss ends at" in (attributes.get("alt") or "") for _, attributes in page.tags)
 
 
 def test_cases_without_masks_leave_the_rest(work: Path):
@@ -255,9 +257,10 @@ def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Pa
     columns = History.load(tmp_path / "history.csv").columns
     assert columns["epoch"] == (0, 1, 2)
     np.testing.assert_equal(columns["train_loss"], (0.5, np.nan, np.nan))
-    (tmp_path / "history.csv").write_text("epoch,train_loss\n0,x\n")
-    with pytest.raises(DataError, match="'x'"):
-        History.load(tmp_path / "history.csv")
+    for line, message in (("0,x", "'x'"), (",0.5", "a line has no epoch")):
+        (tmp_path / "history.csv").write_text(f"epoch,train_loss\n{line}\n")
+        with pytest.raises(DataError, match=message):
+            History.load(tmp_path / "history.csv")
 
 
 def test_a_folder_that_is_no_work_folder_is_refused(tmp_path: Path):

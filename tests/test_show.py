@@ -6,8 +6,9 @@ import sys
 
 import torch
 
+from segpipe.core.progress import time_text
 from segpipe.train import show
-from segpipe.train.show import EpochBar, epoch_line, peak_memory_bytes, time_text
+from segpipe.train.show import EpochBar, epoch_line, peak_memory_bytes
 
 ROW = {
     "epoch": 3,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from pathlib import Path
 
 from segpipe.core.errors import DataError
@@ -29,7 +30,7 @@ class History:
         """Read a history.
 
         Raises:
-            DataError: If a line holds something else than numbers, or there is no column `epoch`.
+            DataError: If a line holds something else than numbers, or an epoch has no number.
         """
         try:
             with path.open(encoding="utf-8", newline="") as file:
@@ -40,6 +41,54 @@ class History:
         if "epoch" not in names:
             raise DataError(f"{path}: has no column `epoch`; expected the history of a training. Train the fold again.")
         try:
-            return cls({name: tuple(float(line[name] or "nan") for line in lines) for name in names})
+            columns = {name: tuple(float(line[name] or "nan") for line in lines) for name in names}
         except ValueError as fault:
             raise DataError(f"{path}: {fault}; expected numbers only. Delete the line.") from None
+        if not all(map(isfinite, columns["epoch"])):
+            raise DataError(f"{path}: a line has no epoch; expected its number. Delete the line.")
+        return cls(columns)
+
+    @property
+    def n_epochs(self) -> int:
+        """Finished ones."""
+        return len(self.columns["epoch"])
+
+    @property
+    def seconds(self) -> tuple[float, ...]:
+        """Trained when each epoch ended, without interruptions."""
+        return self.column("seconds")
+
+    @property
+    def dice_of_labels(self) -> dict[str, tuple[float, ...]]:
+        """Dice over the validation patches; NaN where they do not hold the label."""
+        return {name.removeprefix(DICE): values for name, values in self.columns.items() if name.startswith(DICE)}
+
+    @property
+    def mean_dice(self) -> tuple[float, ...]:
+        """Over the labels that the patches hold; NaN if they hold none."""
+        return self.column(MEAN_DICE)
+
+    @property
+    def interruptions(self) -> tuple[float, ...]:
+        """Epochs in which training went on after it had been stopped."""
+        epochs = self.columns["epoch"]
+        return tuple(e for e, is_one in zip(epochs, self.column("interrupted"), strict=True) if is_one == 1)
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether training ended before its time because nothing got better."""
+        return self.column("stopped_early")[-1:] == (1,)
+
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether time of training was left when the last epoch ended, and it did not stop early."""
+        return self.seconds_left > 1 and not self.stopped_early
+
+    @property
+    def seconds_left(self) -> float:
+        """Of training, as foretold when the last epoch ended; NaN if it is not known."""
+        return self.column("seconds_left")[-1] if self.n_epochs else nan
+
+    def column(self, name: str) -> tuple[float, ...]:
+        """A column; NaN if the file has none of this name."""
+        return self.columns.get(name, (nan,) * self.n_epochs)

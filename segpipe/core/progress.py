@@ -76,6 +76,21 @@ def map_threads(function: Callable[[Item], Result], items: Sequence[Item], what:
     return [results[index] for index in range(len(items))]
 
 
+def time_text(seconds: float) -> str:
+    """Rounded to what matters.
+
+    Example:
+        >>> time_text(59.7), time_text(3599), time_text(7500), time_text(float("nan"))
+        ('60 s', '60 min', '2 h 05 min', '?')
+    """
+    if seconds != seconds:
+        return "?"
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
 def cpu_count() -> int:
     """Processors this process may use, those it shares divided evenly."""
     n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

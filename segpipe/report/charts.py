@@ -1,4 +1,4 @@
-"""Charts of scores as SVG: curves, distributions, agreement of volumes."""
+"""Charts of scores as SVG: distributions, agreement of volumes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from segpipe.core.figures import (
     CHART_COLOURS,
-    MAX_LEGEND_LABELS,
     drawn_name,
     figure_bytes,
     new_figure,
@@ -28,40 +27,12 @@ WIDTH_INCHES = 9.6
 
 
 @dataclass(frozen=True)
-class Curve:
-    """One line of a chart: a name, and y over x; NaN leaves a gap."""
-
-    name: str
-    x: tuple[float, ...]
-    y: tuple[float, ...]
-    is_dashed: bool = False
-    colour_index: int = 0
-
-
-@dataclass(frozen=True)
 class Spread:
     """A row of a distribution: its finite values, and what stands at its end, e.g. `2 missed`."""
 
     name: str
     values: tuple[float, ...]
     remark: str = ""
-
-
-def curves_svg(panels: Sequence[tuple[str, Sequence[Curve]]], x_name: str) -> bytes:
-    """Charts side by side, one for each (title, curves)."""
-    figure = new_figure(WIDTH_INCHES, 3.4)
-    for panel, (title, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        for curve in curves:
-            colour = CHART_COLOURS[curve.colour_index % len(CHART_COLOURS)]
-            marker = "." if len(curve.x) < 3 else ""
-            style = "--" if curve.is_dashed else "-"
-            panel.plot(curve.x, curve.y, style, marker=marker, color=colour, label=curve.name, linewidth=1.3)
-        panel.set_title(title, fontsize=10, loc="left")
-        panel.set_xlabel(x_name, fontsize=9)
-        tidy(panel)
-        if 0 < len(curves) <= MAX_LEGEND_LABELS:
-            panel.legend(fontsize=7.5, frameon=False, ncols=2)
-    return figure_bytes(figure, "svg")
 
 
 def distribution_svg(rows: Sequence[Spread], name: str, limits: tuple[float | None, float | None]) -> bytes:

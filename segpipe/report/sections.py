@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
-
-import numpy as np
 
 from segpipe.core.errors import SegpipeError
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
 from segpipe.report.cases import case_dice, case_pictures
-from segpipe.report.charts import Curve, curves_svg
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.html import STATUS_TEXT, Cell, Headline, Picture, Section, Table, number_text
+from segpipe.report.html import STATUS_TEXT, Cell, Headline, Section, Table, number_text
 from segpipe.report.inputs import Run, WorkFolder
+from segpipe.report.learning import learning_picture
 from segpipe.report.volumes import volume_agreements
 from segpipe.report.work_protocol import work_methods
 
@@ -38,7 +35,7 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
         headlines=_headlines(rows, table),
         warnings=(*_interval_notes(rows), *_plan_changes(run)),
         scores=_score_table(rows),
-        curves=_curves(run),
+        curves=learning_picture(run),
         distributions=distributions(table, _HEADLINES) if table is not None else (),
         more_distributions=distributions(table, _others(table)) if table is not None else (),
         volumes=volume_picture(volumes),
@@ -123,40 +120,6 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         "(0, or the image's diagonal), both masks empty as the best."
     )
     return Table(("label", *(METRICS[name].title for name in metrics), "cases"), tuple(lines), caption)
-
-
-def _curves(run: Run) -> Picture | None:
-    """Losses and pseudo-Dice of all folds over minutes of training."""
-    folds = [fold for fold in run.folds if fold.history is not None and fold.history.columns["epoch"]]
-    if not folds:
-        return None
-    losses, dices = [], []
-    for number, fold in enumerate(folds):
-        assert fold.history is not None
-        columns, name = fold.history.columns, f"fold {fold.name}"
-        minutes = tuple(second / 60 for second in columns.get("seconds", columns["epoch"]))
-        for column, kind in (("train_loss", "training"), ("validation_loss", "validation")):
-            if column in columns:
-                is_dashed = kind == "validation"
-                losses.append(Curve(f"{name}, {kind}", minutes, columns[column], is_dashed, number))
-        labels = [values for column, values in columns.items() if column.startswith("dice_")]
-        if labels:
-            dices.append(Curve(name, minutes, _mean_of_columns(labels), colour_index=number))
-    panels = [("Loss", losses), ("Pseudo-Dice on validation patches, mean of labels", dices)]
-    picture = curves_svg([panel for panel in panels if panel[1]] or panels[:1], "minutes of training")
-    ends = [f"{curve.name} ends at pseudo-Dice {curve.y[-1]:.3f}" for curve in dices if isfinite(curve.y[-1])]
-    alt = "Loss and pseudo-Dice over minutes of training. " + ("; ".join(ends) + "." if ends else "")
-    caption = "Pseudo-Dice is measured on patches during training and only shows whether training works."
-    return Picture("svg", picture, alt.strip(), caption)
-
-
-def _mean_of_columns(columns: Sequence[tuple[float, ...]]) -> tuple[float, ...]:
-    """Mean of the finite values in each line; NaN if a line has none."""
-    values = np.array(columns)
-    is_known = np.isfinite(values)
-    n_known = is_known.sum(axis=0)
-    total = np.where(is_known, values, 0).sum(axis=0)
-    return tuple(np.where(n_known > 0, total / np.maximum(n_known, 1), np.nan).tolist())
 
 
 def _case_table(table: ScoreTable) -> Table:

@@ -21,7 +21,7 @@ import torch
 from segpipe.core.files import make_folder, remove_leftovers
 from segpipe.core.history import MEAN_DICE
 from segpipe.core.lock import only_process
-from segpipe.core.progress import say
+from segpipe.core.progress import say, time_text
 from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
@@ -32,7 +32,7 @@ from segpipe.train.loader import Loader
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import state_of_same_training
 from segpipe.train.schedule import Schedule
-from segpipe.train.show import EpochBar, epoch_line, epoch_title, peak_memory_bytes, time_text
+from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
 from segpipe.train.stop import Stop
 from segpipe.train.tensorboard import TensorBoard
 from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
@@ -96,8 +96,10 @@ def train_fold(
                 loop.go_on(state)
             else:
                 loop.begin()
-            if tensorboard and group.is_first:
-                loop.show_in(TensorBoard(fold, folder.tensorboard))
+            if group.is_first:
+                loop.show_in(CurvesFile(folder.curves, f"fold {data.fold}", fold.at.history))
+                if tensorboard:
+                    loop.show_in(TensorBoard(fold, folder.tensorboard))
             loop.run()
 
 
@@ -166,9 +168,9 @@ class _Loop:
             os.truncate(self.folder.log, state["log_bytes"])
         self._tell(f"{self.folder.path}: goes on at iteration {at.iteration}, {time_text(at.seconds)} trained.")
 
-    def show_in(self, tensorboard: TensorBoard) -> None:
-        """Also there; to be called after `begin` or `go_on`."""
-        self.watchers.append(self.at_end.enter_context(closing(tensorboard)))
+    def show_in(self, watcher: CurvesFile | TensorBoard) -> None:
+        """Every epoch; to be called after `begin` or `go_on`."""
+        self.watchers.append(self.at_end.enter_context(closing(watcher)))
 
     def run(self) -> None:
         """To the end of the training."""

@@ -19,7 +19,7 @@ from segpipe.core.labels import LabelSet
 Mask = NDArray[np.bool_]
 _LONGEST_PX = 320  # edge of the largest plane
 _GAP_PX = 4  # between planes
-_DASH_PX = 4
+_DASH_PX = 6
 _RGB = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in SCAN_COLOURS], np.uint8)
 
 
@@ -107,11 +107,11 @@ def _drawn_plane(plane: Plane, pixels_per_mm: float) -> NDArray[np.uint8]:
     picture = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
     for number, mask in plane.reference.items():
         large = mask[place]
-        picture[_grown(large) & ~large] = _RGB[number % len(_RGB)]
+        picture[_grown(_grown(large)) & ~large] = _RGB[number % len(_RGB)]
     is_dash = np.add.outer(np.arange(sizes[0]), np.arange(sizes[1])) // _DASH_PX % 2 == 0
     for number, mask in plane.prediction.items():
         large = mask[place]
-        picture[large & _grown(~large) & is_dash] = _RGB[number % len(_RGB)]
+        picture[large & _grown(_grown(~large)) & is_dash] = _RGB[number % len(_RGB)]
     return picture
 
 

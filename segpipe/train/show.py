@@ -5,18 +5,23 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from segpipe.core.history import DICE, MEAN_DICE
-from segpipe.core.progress import say
+from segpipe.core.files import whole_file
+from segpipe.core.history import DICE, MEAN_DICE, History
+from segpipe.core.learning_curves import FoldCurves, learning_curves
+from segpipe.core.progress import say, time_text
 from segpipe.train.checkpoint import Row
 
 _SECONDS_BETWEEN_SIGNS = 60.0
+_DRAWING_SHARE = 0.01  # of the time, for pictures of the learning curves
+_FIRST_DRAWING_SECONDS = 0.5  # expected; no picture of a training shorter than a minute
 _MOST_LABELS = 8  # named one by one; of more the mean, the worst and the number of zeros
 _N_WORST = 3
 
@@ -53,21 +58,6 @@ def _dice_text(row: Row) -> str:
     return f"{mean} of {len(known)} labels: {n_zeros} at 0{unknown}, worst {worst}"
 
 
-def time_text(seconds: float) -> str:
-    """Rounded to what matters.
-
-    Example:
-        >>> time_text(59.7), time_text(3599), time_text(7500), time_text(float("nan"))
-        ('60 s', '60 min', '2 h 05 min', '?')
-    """
-    if seconds != seconds:
-        return "?"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """The most that this process held so far: allocated by torch on a CUDA device, resident elsewhere."""
     if device.type == "cuda":
@@ -102,3 +92,38 @@ class EpochBar:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class CurvesFile:
+    """Keeps a picture of the learning curves beside the history; drawing it takes a small share of the time.
+
+    Args:
+        path: Of the picture; what a training before this one left there is deleted.
+        name: Of the fold.
+        history: Of the epochs so far, none if training is new.
+    """
+
+    def __init__(self, path: Path, name: str, history: Sequence[Row]) -> None:
+        self._path, self._name, self._history, self._is_drawn = path, name, history, True
+        self._last, self._seconds = time.monotonic(), _FIRST_DRAWING_SECONDS
+        if not history:
+            path.unlink(missing_ok=True)
+
+    def __call__(self, history: Sequence[Row]) -> None:
+        """An epoch has ended; draw, if the last picture is old enough."""
+        self._history, self._is_drawn = history, False
+        if self._seconds < _DRAWING_SHARE * (time.monotonic() - self._last):
+            self._draw()
+
+    def close(self) -> None:
+        """Draw the last epochs too, unless the whole training was so short that nothing was drawn."""
+        if not self._is_drawn and self._path.exists():
+            self._draw()
+
+    def _draw(self) -> None:
+        begun, history = time.monotonic(), History.of(self._history)
+        picture = learning_curves([FoldCurves(self._name, history, in_training=history.is_unfinished)], "png")
+        with whole_file(self._path) as temporary:
+            temporary.write_bytes(picture)
+        self._is_drawn, self._last = True, time.monotonic()
+        self._seconds = self._last - begun

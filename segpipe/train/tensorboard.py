@@ -46,7 +46,7 @@ def wants_tensorboard(asked: bool | None) -> bool:
 
 
 class TensorBoard:
-    """Writes event files: scalars of every epoch, pictures of the first patches that are validated.
+    """Writes event files: scalars of every epoch, pictures of validated patches, the same ones every time.
 
     Steps are iterations. A training that goes on hides what it is going to do again, and adds what was not written.
 
@@ -67,8 +67,9 @@ class TensorBoard:
         self.fold, self.folder = fold, folder
         self.epochs_between = math.ceil(Schedule(fold.plan.training).n_epochs / _MOST_EPOCHS)
         self.seen: list[tuple[str, list[Plane]]] = []
-        with self._disk_faults():  # what older files hold from the next iteration on is hidden
-            self.writer = SummaryWriter(str(folder), purge_step=None if is_first else fold.at.iteration + 1)
+        ended = int(fold.at.history[-1][_STEP]) if fold.at.history else 0
+        with self._disk_faults():  # what older files hold of epochs that are done again is hidden
+            self.writer = SummaryWriter(str(folder), purge_step=None if is_first else ended + 1)
             if is_first:
                 self.writer.add_text("patches", _legend(fold.plan.labels.names), 0)
                 for row in fold.at.history:
@@ -92,9 +93,9 @@ class TensorBoard:
             self.writer.close()
 
     def _see(self, batch: Batch, output_BCZYX: Tensor) -> None:
-        """Keep planes of the last patch of a batch, which is centred on a label if any is."""
-        if len(self.seen) < _N_PATCHES and (self.fold.at.epoch + 1) % self.epochs_between == 0:
-            fold = self.fold
+        """Keep planes of the last patch of a batch, which is centred on a label if any is, of cases not yet seen."""
+        fold, is_seen = self.fold, batch.case_ids[-1] in dict(self.seen)
+        if len(self.seen) < _N_PATCHES and not is_seen and (fold.at.epoch + 1) % self.epochs_between == 0:
             planes = planes_of(
                 batch.images[-1], batch.indices[-1], output_BCZYX[-1], fold.plan.labels, fold.configuration.spacing_mm
             )
