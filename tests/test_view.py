@@ -166,11 +166,9 @@ def test_a_faulty_label_map_is_a_note_and_the_other_one_is_shown(dataset: Path, 
 @pytest.fixture
 def server(dataset: Path, masks: Path) -> Iterator[ViewServer]:
     with ViewServer(from_predictions(masks, dataset, None, None)) as running:
-        thread = Thread(target=running.serve_forever, args=(0.01,))
-        thread.start()
+        Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         yield running
         running.shutdown()
-        thread.join()
 
 
 def ask(server: ViewServer, target: str, host: str | None = None, method: str = "GET") -> tuple[int, bytes]:

@@ -65,7 +65,6 @@ async function show(index) {
     info = found;
     fillChannels();
     if (!await changeChannel(mine)) return;
-    nv.createOnLocationChange();
     goToError();
     tell(info.notes.join("\n"));
     settle();
@@ -112,6 +111,7 @@ async function draw() {
     at(name).disabled = name === "outline" ? !info.labels.length : !info.maps.includes(name);
   }
   fillLegend();
+  nv.createOnLocationChange();
   return true;
 }
 
