@@ -31,7 +31,7 @@ class Together:
 
     def __init__(self, folder: Path) -> None:
         port = str(_free_port())
-        self.folder, self.errors = folder, []
+        self.folder = folder
         running = [
             subprocess.Popen(
                 [sys.executable, "-W", "error", str(SCRIPT), str(folder)],
@@ -42,7 +42,11 @@ class Together:
             )
             for rank in range(2)
         ]
-        self.errors = [process.communicate(timeout=300)[1] for process in running]
+        try:
+            self.errors = [process.communicate(timeout=300)[1] for process in running]
+        finally:
+            for process in running:
+                process.kill()
         self.codes = [process.returncode for process in running]
         assert self.codes == [0, 3], self.errors
         self.results = [torch.load(folder / f"result_{rank}.pt", weights_only=True) for rank in range(2)]
