@@ -79,7 +79,7 @@ def chosen_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
     Raises:
         PlanError: If a file of the selection is damaged or names a label that does not exist.
     """
-    runs = {folders[0].path.parent for folders in members}
+    runs = {folders[0].path.resolve().parent for folders in members}
     file = next(iter(runs)) / POSTPROCESSING_FILE
     if len(members) > 1:
         home = next(iter(runs)).parent.parent / SELECTION
