@@ -92,7 +92,7 @@ def _draw_dice(panel: Axes, history: History, colours: dict[str, str]) -> None:
     if len(dice) > len(colours):
         x, y = (np.array(a) for a in zip(*(_thinned(history.columns["epoch"], v) for v in dice.values()), strict=True))
         is_known = np.isfinite(y).any(axis=0)
-        for low, high in _BAND_QUANTILES:
+        for low, high in _BAND_QUANTILES if is_known.any() else ():
             band = np.nanquantile(y[:, is_known], (low, high), axis=0)
             panel.fill_between(x[0, is_known], *band, color=_GREY, alpha=0.3, linewidth=0)
     for name, colour in colours.items():
