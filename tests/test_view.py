@@ -200,6 +200,13 @@ def test_the_cases_come_in_order(server: ViewServer) -> None:
     assert [case["case_id"] for case in found["cases"]] == ["c1", "c2"]
 
 
+@pytest.mark.parametrize("name", ["", "style.css", "contours.js", "viewer.js", "niivue.js"])
+def test_the_pages_own_files_are_served_and_ask_nothing_of_other_machines(server: ViewServer, name: str) -> None:
+    status, body = ask(server, f"/{server.site.token}/{name}")
+    assert status == 200 and len(body) > 500
+    assert name == "niivue.js" or b"https://" not in body
+
+
 @pytest.mark.parametrize("target", ["/", "/wrong/", "/cases.json", "/viewer.js", "//", "/é/", "/%00/cases.json"])
 def test_without_the_secret_nothing_is_served(server: ViewServer, target: str) -> None:
     assert answer(server.site, f"127.0.0.1:{server.site.port}", target).status == 403

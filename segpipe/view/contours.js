@@ -1,0 +1,110 @@
+// Contours of label maps in the planes that NiiVue shows, drawn on a canvas over its own.
+// NiiVue's outlines are shells in all three axes, which fill a structure wherever its surface lies in the plane.
+"use strict";
+
+// Axes (0 R, 1 A, 2 S) of NiiVue's planes 0 axial, 1 coronal, 2 sagittal: to the right, upwards, across
+const PLANE_AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
+
+class Contours {
+  constructor(canvas) {
+    this.canvas = canvas;
+    this.traced = new Map(); // volume: contours of its planes that were drawn last
+  }
+
+  // Draws `maps` ({volume, colours, dash}) over every plane of `nv`; their shape is the image's.
+  draw(nv, maps) {
+    const size = nv.canvas;
+    [this.canvas.width, this.canvas.height] = [size.width, size.height]; // clears it too
+    const pen = this.canvas.getContext("2d");
+    pen.lineWidth = 1.5 * (window.devicePixelRatio || 1);
+    if (!maps.length) return;
+    const shape = nv.volumes[0].dimsRAS.slice(1, 4);
+    nv.screenSlices.forEach((tile, i) => {
+      if (tile.axCorSag > 2 || tile.AxyzMxy.length < 4) return;
+      const [right, up, across] = PLANE_AXES[tile.axCorSag];
+      const [left, top, width, height] = tile.leftTopWidthHeight;
+      // two points well inside the tile: NiiVue knows none beyond its border, and rounding may lie there
+      const [low, high] = [0.25, 0.75].map((share) => nv.screenXY2TextureFrac(left + share * width, top + share * height, i, false));
+      const xScale = width / 2 / ((high[right] - low[right]) * shape[right]); // pixels of a voxel
+      const yScale = height / 2 / ((high[up] - low[up]) * shape[up]);
+      const origin = [left + width / 4 - low[right] * shape[right] * xScale, top + height / 4 - low[up] * shape[up] * yScale];
+      const toScreen = new DOMMatrix([xScale, 0, 0, yScale, ...origin]);
+      const slice = Math.min(Math.max(Math.floor(nv.scene.crosshairPos[across] * shape[across]), 0), shape[across] - 1);
+      pen.save();
+      pen.beginPath();
+      pen.rect(left, top, width, height);
+      pen.clip();
+      for (const { volume, colours, dash } of maps) {
+        pen.setLineDash(dash);
+        for (const [label, path] of this.trace(volume, tile.axCorSag, slice)) {
+          const onScreen = new Path2D();
+          onScreen.addPath(path, toScreen);
+          pen.strokeStyle = `rgb(${colours[label - 1]})`;
+          pen.stroke(onScreen);
+        }
+      }
+      pen.restore();
+    });
+  }
+
+  // Contours of a plane by label, in voxels from the corner of the first one; traced again only for another plane.
+  trace(volume, plane, slice) {
+    const planes = this.traced.get(volume) || [];
+    this.traced.set(volume, planes);
+    if (!planes[plane] || planes[plane].slice !== slice) planes[plane] = { slice, paths: tracePlane(volume, plane, slice) };
+    return planes[plane].paths;
+  }
+
+  forget() {
+    this.traced.clear();
+  }
+}
+
+function tracePlane(volume, plane, slice) {
+  const [right, up, across] = PLANE_AXES[plane];
+  const shape = volume.dimsRAS.slice(1, 4);
+  const [first, last] = [[0, 0, 0], shape.map((n) => n - 1)];
+  first[across] = last[across] = slice;
+  const [values] = volume.getVolumeData(first, last); // the axis R runs fastest, then A, then S; `right` is before `up`
+  const [n, m] = [shape[right], shape[up]];
+  const at = (x, y) => (x < 0 || y < 0 || x >= n || y >= m ? 0 : values[x + n * y]);
+  const ends = new Map(); // label: corner: corners to which an edge leads from there, the label to its left
+  const edge = (label, from, to) => {
+    if (!label) return;
+    if (!ends.has(label)) ends.set(label, new Map());
+    const next = ends.get(label);
+    if (next.has(from)) next.get(from).push(to);
+    else next.set(from, [to]);
+  };
+  const corner = (x, y) => x + (n + 1) * y;
+  for (let y = 0; y <= m; y++) {
+    for (let x = 0; x <= n; x++) {
+      const [here, before, below] = [at(x, y), at(x - 1, y), at(x, y - 1)];
+      if (here !== before) {
+        edge(before, corner(x, y), corner(x, y + 1));
+        edge(here, corner(x, y + 1), corner(x, y));
+      }
+      if (here !== below) {
+        edge(here, corner(x, y), corner(x + 1, y));
+        edge(below, corner(x + 1, y), corner(x, y));
+      }
+    }
+  }
+  return new Map([...ends].map(([label, next]) => [label, joined(next, n + 1)]));
+}
+
+// One path of closed lines: separate edges would each begin the dashes anew.
+function joined(next, width) {
+  const path = new Path2D();
+  for (const start of next.keys()) {
+    while (next.get(start).length) {
+      let here = start;
+      path.moveTo(here % width, Math.floor(here / width));
+      while (next.get(here).length) {
+        here = next.get(here).pop();
+        path.lineTo(here % width, Math.floor(here / width));
+      }
+    }
+  }
+  return path;
+}
