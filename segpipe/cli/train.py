@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 @iterations
 @edits
 @devices
+@click.option(
+    "--tensorboard/--no-tensorboard",
+    default=None,
+    help="Write event files with pictures of patches; default: if tensorboard is installed.",
+)
 @dry_run
 @click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
 @shared
@@ -45,6 +50,7 @@ def command(
     iterations: int | None,
     edits: tuple[str, ...],
     devices: str | None,
+    tensorboard: bool | None,
     dry_run: bool,
     profiles: bool,
     as_json: bool,
@@ -76,7 +82,14 @@ def command(
         print_ahead(found, as_json=as_json)
         return
     name, table = train(
-        work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits, devices=devices
+        work,
+        configuration,
+        folds or None,
+        machine,
+        time_budget_seconds=time_budget,
+        edits=edits,
+        tensorboard=tensorboard,
+        devices=devices,
     )
     if rank():  # of processes that train together, the first one answers
         return

@@ -33,6 +33,7 @@ from segpipe.prepare.store import open_cases
 from segpipe.train.distributed import Group, joined
 from segpipe.train.fold import FoldData
 from segpipe.train.loop import train_fold
+from segpipe.train.tensorboard import wants_tensorboard
 
 _MIN_BUDGET_SECONDS = 5.0
 
@@ -45,7 +46,7 @@ def train(
     *,
     time_budget_seconds: float | None = None,
     edits: Sequence[str] = (),
-    tensorboard: bool = False,
+    tensorboard: bool | None = None,
     devices: str | None = None,
 ) -> tuple[str, ScoreTable]:
     """Train folds; then predict and score their validation cases.
@@ -61,7 +62,7 @@ def train(
         machine: What to compute on.
         time_budget_seconds: Wall-clock time of all training, shared evenly by the folds; None: epochs of the plan.
         edits: As for `plan`, for this training alone.
-        tensorboard: Whether to write event files as well.
+        tensorboard: Whether to write event files as well; None: if tensorboard is installed.
         devices: As for `devices_for`.
 
     Returns:
@@ -74,6 +75,7 @@ def train(
     work.require_plan()
     splits = Splits.load(work.splits)
     chosen = splits.chosen(folds)
+    tensorboard = wants_tensorboard(tensorboard)
     at_hand = devices_for(chosen, machine, devices)
     if time_budget_seconds is not None:
         edits = (*edits, f"training.time_budget_seconds={_share(time_budget_seconds, len(chosen), len(at_hand))}")
@@ -82,10 +84,11 @@ def train(
     set_processors(machine.n_workers)
     if len(at_hand) == 1:
         with joined(resolve_device(at_hand[0])) as group:
-            _train_here(work, plan, name, chosen, splits, replace(machine, device=at_hand[0]), group)
+            _train_here(work, plan, name, chosen, splits, replace(machine, device=at_hand[0]), group, tensorboard)
     else:
         _prepared(work, Dataset.load(work.dataset), plan, name, splits, machine)  # once, by all processors
-        options = [part for edit in edits for part in ("--set", edit)] + ["--tensorboard"] * tensorboard
+        options = [part for edit in edits for part in ("--set", edit)]
+        options.append("--tensorboard" if tensorboard else "--no-tensorboard")
         train_in_processes(work.run(name), chosen, at_hand, ("train", str(work.path), "-c", name, *options), machine)
     return name, collect_scores(work, name, splits)
 
@@ -99,7 +102,14 @@ def _prepared(
 
 
 def _train_here(
-    work: Work, plan: Plan, name: str, folds: Sequence[int], splits: Splits, machine: Machine, group: Group
+    work: Work,
+    plan: Plan,
+    name: str,
+    folds: Sequence[int],
+    splits: Splits,
+    machine: Machine,
+    group: Group,
+    tensorboard: bool,
 ) -> None:
     """One fold after another, in this process, which may be one of several that train together."""
     dataset = Dataset.load(work.dataset)
@@ -107,7 +117,7 @@ def _train_here(
         prepared = _prepared(work, dataset, plan, name, splits, machine)
     plan = _with_batch_of(group, plan, name)
     for fold in folds:
-        _train_one(work, plan, name, fold, splits, prepared, machine, group)
+        _train_one(work, plan, name, fold, splits, prepared, machine, group, tensorboard)
         if group.is_first:
             _validate_one(work, dataset, name, fold, splits, machine)
 
@@ -178,12 +188,14 @@ def _train_one(
     prepared: tuple[Path, Path | None],
     machine: Machine,
     group: Group,
+    tensorboard: bool,
 ) -> None:
     started = time.monotonic()
     cases, guides = prepared
     data = open_fold(cases, splits, fold, machine, guides)
     folder = work.fold(name, str(fold))
-    train_fold(plan, name, data, folder, resolve_device(machine.device), started, group=group)
+    device = resolve_device(machine.device)
+    train_fold(plan, name, data, folder, device, started, tensorboard=tensorboard, group=group)
     if (
         group.is_first
         and work.fingerprint.is_file()
