@@ -21,7 +21,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.pipeline.costs import planned_costs
+from segpipe.pipeline.costs import fitted, planned_costs
 from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
@@ -166,6 +166,20 @@ def test_the_first_convolution_of_a_cascade_is_the_only_one_with_more_weights(tr
     more = 2 * network.features[0] * int(np.prod(network.kernels_zyx[0]))  # two labels
     assert costs["3d_cascade"].parameters == costs["3d_fullres"].parameters + more
     assert costs["3d_cascade"].training_gb > costs["3d_fullres"].training_gb
+
+
+def test_a_cascade_that_is_too_large_is_made_smaller_alone(trained):
+    """With memory between what the two take, the base stays and the cascade's patch shrinks."""
+    work = Work(trained / "work")
+    plan = Plan.load(work.plan).model_copy(update={"is_for_gpu": True})
+    costs = planned_costs(plan, Fingerprint.load(work.fingerprint), MACHINE)
+    taken = {cost.configuration: cost.training_gb for cost in costs}
+    plan = plan.model_copy(update={"gpu_memory_gb": (taken["3d_fullres"] + taken["3d_cascade"]) / 2})
+    found = fitted(plan, costs, MACHINE)
+    base, cascade = found.configurations["3d_fullres"], found.configurations["3d_cascade"]
+    assert base == plan.configurations["3d_fullres"] and cascade.previous == "3d_lowres"
+    assert np.prod(cascade.patch_zyx) * cascade.batch_size < np.prod(base.patch_zyx) * base.batch_size
+    assert "Made smaller" in found.reasons["3d_cascade"] and "Made smaller" not in found.reasons["3d_fullres"]
 
 
 class _Echo(nn.Module):

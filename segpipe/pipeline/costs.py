@@ -92,7 +92,8 @@ def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
             continue
         configurations[name] = nearest
         if nearest != wanted or name in misfit:
-            reasons[name] += f" Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
+            smaller = f"Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
+            reasons[name] = f"{reasons.get(name, '')} {smaller}".lstrip()
     if not configurations:
         raise PlanError(
             f"--gpu-memory: {limit_gb:.3g} GB do not suffice for any configuration ({', '.join(plan.configurations)}). "

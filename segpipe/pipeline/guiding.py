@@ -72,7 +72,7 @@ def guides_for(work: Work, dataset: Dataset, plan: Plan, name: str, splits: Spli
             continue
         model = load_model([folder], resolve_device(machine.device))
         require_same_view(plan, configuration.previous, model.plan, work.plan)
-        for about in track(missing, f"guiding {name}, fold {folder.path.name}", len(missing)):
+        for about in track(missing, f"guiding {name} by {configuration.previous}, {folder.path.name}", len(missing)):
             labels = _predicted(model, seen, about.case_id, _stored(prepared, about.case_id).trace)
             store_guide(guides, about, labels, plan.labels, configuration.patch_zyx)
     return guides
