@@ -1,0 +1,186 @@
+"""Whole predictions equal nnunetv2's with the same weights: phantom and published data, from files to masks."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import warnings
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from specs import VIEWS, unet
+from test_unet import nnunets
+from torch import nn
+
+from segpipe.bridge.nnunet_model import export_nnunet_model, import_nnunet_model
+from segpipe.bridge.nnunet_weights import NnunetCheckpoint, read_checkpoint, write_checkpoint
+from segpipe.cli.main import run
+from segpipe.core.errors import DataError
+from segpipe.core.volume import read_labels
+from segpipe.core.work import Work
+from segpipe.data.phantom import make_phantom
+from segpipe.networks.build import build
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.train.checkpoint import save_weights
+
+MIN_AGREEMENT = 0.999  # of the voxels that are foreground in either mask
+FEATURES = 4  # of the first stage, so that a forward pass is quick; windows, mirroring and export do not know of it
+
+
+def planned(data: Path, folder: Path) -> Work:
+    """A work folder with nnU-Net's plan, but for a thin network."""
+    assert run(["plan", str(data), "-o", str(folder), "--preset", "nnunet", "--no-cost", "--no-report"]) == 0
+    return Work(folder)
+
+
+def thin(configuration: Configuration) -> Configuration:
+    network = configuration.network
+    features = tuple(min(FEATURES * 2**stage, 8 * FEATURES) for stage in range(len(network.features)))
+    return configuration.model_copy(update={"network": network.model_copy(update={"features": features})})
+
+
+def write_random_fold(work: Work, name: str, fold: str = "0") -> None:
+    """Weights that nobody trained, with outputs of which each wins somewhere."""
+    plan = Plan.load(work.plan)
+    configuration = thin(plan.configurations[name])
+    plan = plan.model_copy(update={"configurations": {name: configuration}})
+    torch.manual_seed(int(fold))
+    network = build(configuration.network, len(plan.channels), plan.labels.n_outputs)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(torch.randn_like(parameter), alpha=0.2)
+        logits = network.eval()(torch.randn(1, len(plan.channels), *configuration.patch_zyx))[0]
+        last_head(network).bias -= logits.mean((0, 2, 3, 4))
+    plan.save(work.fold(name, fold).plan)
+    save_weights(work.fold(name, fold).weights, network, {"configuration": name, "fold": fold, "finished": "1"})
+
+
+def last_head(network: nn.Module) -> nn.Module:
+    return getattr(network, "network", network).decoder.seg_layers[-1]
+
+
+def nnunets_masks(model: Path, cases: list[list[Path]], output: Path) -> None:
+    """Predict with nnunetv2; its messages and the warnings of its libraries are not ours.
+
+    Its windows are added up in float32 as ours: outputs of random weights lie so close together that float16, in which
+    it adds them, decides up to 2 % of the voxels.
+    """
+    output.mkdir()
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(str(model), None)
+        files = [[str(path) for path in images] for images in cases]
+        names = [str(output / images[0].name.removesuffix("_0000.nii.gz")) for images in cases]
+        with mock.patch.object(torch, "half", torch.float32):
+            predictor.predict_from_files_sequential(files, names)
+
+
+def agreement(ours: Path, theirs: Path) -> float:
+    """Share of equal voxels among those that are foreground in either mask."""
+    (own, _), (other, _) = read_labels(ours), read_labels(theirs)
+    is_foreground = (own > 0) | (other > 0)
+    assert is_foreground.mean() > 0.02 and len(np.unique(other)) > 1, "the masks say nothing"
+    return float((own == other)[is_foreground].mean())
+
+
+def require_equal_predictions(work: Work, name: str, images: Path, case_ids: list[str], folder: Path) -> None:
+    """Export a model, take it up again, and let both tools predict."""
+    export_nnunet_model(work.path, folder / "nnunet", name)
+    for fold in import_nnunet_model(folder / "nnunet", folder / "back"):
+        plan = Plan.load(fold.plan)
+        full = plan.training.model_copy(update={"precision": "fp32"})  # as nnunetv2 on the CPU
+        plan.model_copy(update={"training": full}).save(fold.plan)
+    chosen = folder / "images"
+    chosen.mkdir()
+    cases = [sorted(images.glob(f"{case_id}_0*.nii.gz")) for case_id in case_ids]
+    for path in (path for case in cases for path in case):
+        (chosen / path.name).symlink_to(path)
+    options = ["-i", str(chosen), "-o", str(folder / "ours"), "--device", "cpu", "-j", "1"]
+    assert run(["predict", "-m", str(folder / "back"), *options]) == 0
+    nnunets_masks(folder / "nnunet", cases, folder / "theirs")
+    for case_id in case_ids:
+        found = agreement(folder / "ours" / f"{case_id}.nii.gz", folder / "theirs" / f"{case_id}.nii.gz")
+        assert found >= MIN_AGREEMENT, (case_id, found)
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_phantom(tmp_path_factory.mktemp("phantom"), 5, 0)
+
+
+def test_two_folds_predict_the_phantom_as_nnunetv2_does(phantom, tmp_path):
+    work = planned(phantom, tmp_path / "work")
+    for fold in ("0", "1"):
+        write_random_fold(work, "3d_fullres", fold)
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    require_equal_predictions(work, "3d_fullres", phantom / "imagesTr", case_ids[:1], tmp_path)
+
+
+def test_slices_with_regions_are_predicted_as_by_nnunetv2(phantom, tmp_path):
+    data = tmp_path / "regions"
+    data.mkdir()
+    for name in ("imagesTr", "labelsTr"):
+        (data / name).symlink_to(phantom / name)
+    description = json.loads((phantom / "dataset.json").read_text())
+    values = sorted(value for value in description["labels"].values() if value)
+    regions = {"background": 0, "last": values[-1], "all": values}  # the larger one is an output behind the smaller
+    description |= {"labels": regions, "regions_class_order": [values[-1], values[0]]}
+    (data / "dataset.json").write_text(json.dumps(description))
+    work = planned(data, tmp_path / "work")
+    write_random_fold(work, "2d")
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    require_equal_predictions(work, "2d", data / "imagesTr", case_ids[:1], tmp_path)
+
+
+def test_a_published_case_smaller_than_the_patch_is_predicted_as_by_nnunetv2(shared_data, tmp_path):
+    dataset, name = "hippocampus", "3d_fullres"
+    data = tmp_path / "data"
+    for folder in ("imagesTr", "labelsTr"):
+        (data / folder).mkdir(parents=True)
+        for path in sorted((shared_data / dataset / folder).iterdir())[:4]:
+            (data / folder / path.name).symlink_to(path)
+    description = json.loads((shared_data / dataset / "dataset.json").read_text())
+    (data / "dataset.json").write_text(json.dumps(description | {"numTraining": 4}))
+    work = planned(data, tmp_path / "work")
+    write_random_fold(work, name)
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    require_equal_predictions(work, name, data / "imagesTr", case_ids[:1], tmp_path)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
+    class Offender:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"network_weights": {}, "trainer_name": Offender()}, tmp_path / "checkpoint_final.pth")
+    with pytest.raises(DataError, match="cannot be read as a checkpoint of nnU-Net"):
+        read_checkpoint(tmp_path / "checkpoint_final.pth")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_numbers_of_numpy_in_a_checkpoint_are_read(tmp_path):
+    values = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
+    values |= {"_best_ema": np.float64(0.5), "losses": [np.float32(1)], "inference_allowed_mirroring_axes": (0, 1)}
+    torch.save(values, tmp_path / "c.pth")
+    found = read_checkpoint(tmp_path / "c.pth")
+    assert (found.configuration, found.trainer, found.mirror_axes) == ("2d", "nnUNetTrainer", (0, 1))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("kind", ["plain", "residual"])
+def test_exported_weights_have_every_name_of_nnunets_network(kind, view, tmp_path):
+    spec = unet(kind, view)
+    network = build(spec, 2, 3)
+    weights = getattr(network, "network", network).state_dict()
+    write_checkpoint(tmp_path / "c.pth", NnunetCheckpoint(dict(weights), view, "nnUNetTrainer", ()), 0)
+    stored = torch.load(tmp_path / "c.pth", weights_only=True)["network_weights"]
+    nnunets(spec, 2, 3).load_state_dict(stored)
+    assert read_checkpoint(tmp_path / "c.pth").weights.keys() == weights.keys()
