@@ -1,0 +1,306 @@
+"""What `--json` prints: the keys of every command's result, as records. docs/json.md is made of them.
+
+A result is one JSON object on one line of stdout; its keys are those of one or several records together. NaN, which
+JSON has not, is null.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel
+
+from segpipe.compare.records import Comparison
+from segpipe.compare.study import Study
+from segpipe.core.findings import Finding
+from segpipe.core.foreseen import Foreseen
+from segpipe.core.records import Record
+from segpipe.data.check import CheckReport
+from segpipe.data.fix import Repair
+from segpipe.pipeline.info import Info
+from segpipe.pipeline.selection import SelectionReport
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.schema import Plan
+from segpipe.predict.package import Manifest
+
+
+class Failure(Record):
+    """Instead of a result, where a command fails; what happened is on stderr too.
+
+    Args:
+        error: Class of the error, e.g. `DataError`.
+        message: What a person is told.
+        exit_code: Of the process.
+    """
+
+    error: str
+    message: str
+    exit_code: int
+
+
+class Checked(Record):
+    """Beside the report of `check`.
+
+    Args:
+        is_fatal: Whether training must not start; the exit code is 3 then.
+        repairs: With `--fix`, what was done to each file.
+    """
+
+    is_fatal: bool
+    repairs: tuple[Repair, ...] = ()
+
+
+class PlanFiles(Record):
+    """Beside the plan.
+
+    Args:
+        plan, report: Files that were written; the page is null if there is none.
+        costs: What each configuration will take; empty with `--no-cost`.
+    """
+
+    plan: str
+    report: str | None
+    costs: tuple[PlannedCost, ...]
+
+
+class PreparingNeeds(Record):
+    """What preparing took or, with `--dry-run`, will take.
+
+    Args:
+        prepared: Folder of the prepared cases; null with `--dry-run`.
+        n_cases: Cases that were not prepared yet.
+        disk_bytes, free_disk_bytes: About what they take, and what there was.
+        memory_bytes, free_memory_bytes: Of the largest case, and what was free; 0 if not known.
+        n_workers: Cases side by side.
+    """
+
+    prepared: str | None
+    n_cases: int
+    disk_bytes: int
+    free_disk_bytes: int
+    memory_bytes: int
+    free_memory_bytes: int
+    n_workers: int
+
+
+class Mean(Record):
+    """One metric of one label over all cases.
+
+    Args:
+        label: The structure, or `(mean)` for the mean over labels.
+        metric, unit: Name and unit of the values.
+        mean: Null if no case counts.
+        low, high: 95 % interval over patients; null if there is none.
+        note: Why there is none, or why to trust it less.
+        median, worst_5_percent: Over cases; null if no case counts.
+        n_patients: Patients with a case.
+        n_ok, n_both_empty, n_missed, n_spurious: Cases by status.
+        n_failures: Missed, spurious, or with a Dice below 0.1.
+        n_left_out: Cases that are not in the mean.
+    """
+
+    label: str
+    metric: str
+    unit: str
+    mean: float | None
+    low: float | None
+    high: float | None
+    note: str
+    median: float | None
+    worst_5_percent: float | None
+    n_patients: int
+    n_ok: int
+    n_both_empty: int
+    n_missed: int
+    n_spurious: int
+    n_failures: int
+    n_left_out: int
+
+
+class Summary(Record):
+    """Means of scores.
+
+    Args:
+        policy: What empty masks count.
+        summary: For each metric a row for each label, then `(mean)`.
+    """
+
+    policy: str
+    summary: tuple[Mean, ...]
+
+
+class Trained(Record):
+    """Which configuration was trained."""
+
+    configuration: str
+
+
+class Reported(Record):
+    """The page that was written."""
+
+    report: str
+
+
+class ReportSize(Record):
+    """How large the page is."""
+
+    size_bytes: int
+
+
+class Evaluated(Record):
+    """Beside the means.
+
+    Args:
+        n_cases: Scored.
+        scores, lesions: Tables that were written; null if none was.
+    """
+
+    n_cases: int
+    scores: str | None
+    lesions: str | None
+
+
+class Profiled(Record):
+    """Where the time of training goes (`--profile`).
+
+    Args:
+        configuration, device, precision: What was measured.
+        n_steps: Steps that were measured.
+        seconds, shares: Of each part of a step.
+        step_seconds: Of a step.
+        draw_seconds, n_threads: To draw a batch on one thread, and how many draw.
+        bottleneck, advice: What takes longest, and what to do.
+    """
+
+    configuration: str
+    device: str
+    precision: str
+    n_steps: int
+    seconds: dict[str, float]
+    shares: dict[str, float]
+    step_seconds: float
+    draw_seconds: float
+    n_threads: int
+    bottleneck: str
+    advice: str
+
+
+class LabelSize(Record):
+    """Voxels of a label in a mask, and their volume."""
+
+    voxels: int
+    volume_ml: float
+
+
+class PredictedCase(Record):
+    """A case whose mask is there.
+
+    Args:
+        case_id: Which.
+        seconds_prepare, seconds_network, seconds_export: They overlap between cases; null if not known.
+        sizes: By name of the label.
+        warnings: What is odd about the image.
+    """
+
+    case_id: str
+    seconds_prepare: float | None
+    seconds_network: float | None
+    seconds_export: float | None
+    sizes: dict[str, LabelSize]
+    warnings: tuple[str, ...]
+
+
+class FailedCase(Record):
+    """A case that could not be predicted, and why."""
+
+    case_id: str
+    message: str
+
+
+class Predicted(Record):
+    """What became of the cases.
+
+    Args:
+        masks: Files, in the order of the cases.
+        cases: Those whose masks are there.
+        failed: The others.
+    """
+
+    masks: tuple[str, ...]
+    cases: tuple[PredictedCase, ...]
+    failed: tuple[FailedCase, ...]
+
+
+class Compared(Record):
+    """Where the comparison was written; null if it was not."""
+
+    output: str | None
+
+
+class ComparedPage(Record):
+    """Its page; null if there is none."""
+
+    report: str | None
+
+
+class StudyProgress(Record):
+    """Trainings of the study, and how many of them are finished."""
+
+    n_trainings: int
+    n_finished: int
+
+
+class Written(Record):
+    """The file or folder that was written."""
+
+    written: str
+
+
+class Imported(Record):
+    """Folders of the folds that were made."""
+
+    folds: tuple[str, ...]
+
+
+class Examined(Record):
+    """What `doctor` found; the exit code is 4 if there is a fault."""
+
+    findings: tuple[Finding, ...]
+    n_faults: int
+    n_warnings: int
+
+
+class Shown(Record):
+    """Where the page is served while the command runs."""
+
+    url: str
+    n_cases: int
+
+
+Parts = tuple[type[BaseModel], ...]
+OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result: records whose keys it holds together
+    "demo": (Summary, Trained, Reported),
+    "run": (Summary, Trained, Reported),
+    "run --dry-run": (Foreseen,),
+    "check": (CheckReport, Checked),
+    "plan": (PlanFiles, Plan),
+    "prepare": (PreparingNeeds,),
+    "train": (Summary, Trained),
+    "train --dry-run": (Foreseen,),
+    "train --profile": (Profiled,),
+    "select": (SelectionReport,),
+    "select --dry-run": (Foreseen,),
+    "predict": (Predicted,),
+    "predict --dry-run": (Foreseen,),
+    "ensemble": (Predicted,),
+    "pack": (Written, Manifest),
+    "import": (Imported,),
+    "export": (Written,),
+    "evaluate": (Summary, Evaluated),
+    "compare": (Comparison, Compared, ComparedPage),
+    "study": (Comparison, Compared),
+    "study --dry-run": (Study, StudyProgress),
+    "report": (Reported, ReportSize),
+    "view": (Shown,),
+    "info": (Info,),
+    "doctor": (Examined,),
+    "any, on failure": (Failure,),
+}
