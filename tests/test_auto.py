@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +14,7 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.make import make_plan
 from segpipe.plan.patch import Memory
+from segpipe.plan.presets import PRESETS
 from segpipe.plan.schema import Plan
 from segpipe.plan.sides import sided_labels, sideways_axis, words_of
 
@@ -135,3 +138,26 @@ def test_too_little_memory_is_told():
 def test_a_preset_of_predicted_memory_needs_a_predictor():
     with pytest.raises(ValueError, match="give `predict`"):
         make_plan(LIVER, labels("a"), "x", "convnext_s", "cuda")
+
+
+def test_in_little_time_a_patch_on_a_cpu_sees_half_of_the_image_or_voxels_are_twice_as_long():
+    heart = fingerprint([(12, 256, 200)] * 20, [(6.8, 1.5, 1.5)] * 20)
+    long, short = (make_plan(heart, labels("a"), "x", "auto", "cpu", fold_seconds=s) for s in (None, 600.0))
+    full, coarse = (plan.configurations["3d_fullres"] for plan in (long, short))
+    assert full.spacing_mm == (6.8, 1.5, 1.5)
+    assert coarse.spacing_mm[0] == 6.8
+    assert 1.5 < coarse.spacing_mm[1] == coarse.spacing_mm[2] <= 3.0
+    assert math.prod(coarse.patch_zyx) >= 0.5 * math.prod(coarse.median_shape_zyx)
+    assert "half of the image" in short.reasons["spacing"]
+    large = fingerprint([(500, 512, 512)] * 20, [(1.0, 1.0, 1.0)] * 20)
+    body = make_plan(large, labels("a"), "x", "auto", "cpu", fold_seconds=600.0).configurations
+    assert 1.9 < body["3d_fullres"].spacing_mm[0] <= 2.0
+    assert set(body) == {"2d", "3d_fullres"}
+
+
+@pytest.mark.parametrize("seconds", [None, 7200.0])
+def test_images_that_a_patch_covers_and_long_trainings_keep_their_voxels(seconds):
+    small = make_plan(HIPPOCAMPUS, labels("a"), "x", "auto", "cpu", fold_seconds=600.0)
+    assert small.configurations["3d_fullres"].spacing_mm == (1.0, 1.0, 1.0)
+    usual = make_plan(LIVER, labels("a"), "x", "auto", "cpu", fold_seconds=seconds)
+    assert usual.reasons["preset"] == PRESETS["cpu"].why

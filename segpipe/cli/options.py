@@ -91,7 +91,7 @@ preset = click.option(
     "--preset",
     default="auto",
     show_default=True,
-    help="auto, cpu, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
+    help="auto, cpu, cpu_short, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
 gpu_memory = click.option(
     "--gpu-memory", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",

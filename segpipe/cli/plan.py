@@ -17,6 +17,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
 @options.gpu_memory
+@options.time_budget
 @click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="Folds to split into.")
 @click.option("--splits", type=click.Path(path_type=Path), help="nnU-Net's splits_final.json to use instead.")
 @click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
@@ -31,6 +32,7 @@ def command(
     work: Path,
     preset: str,
     gpu_memory: float | None,
+    time_budget: float | None,
     n_folds: int,
     splits: Path | None,
     nnunet_fingerprint: Path | None,
@@ -56,7 +58,8 @@ def command(
     if nnunet_plans is not None and (preset != "auto" or gpu_memory is not None):
         raise click.UsageError("--nnunet-plans takes all decisions from the file; leave out --preset and --gpu-memory.")
     machine = Machine(device, n_workers)
-    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost)
+    fold_seconds = None if time_budget is None else time_budget / n_folds
+    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost, fold_seconds)
     if data is not None and nnunet_fingerprint is None and nnunet_dataset is None:
         planned = plan_data(data, work, machine, choices)
     elif data is None and nnunet_fingerprint is not None and nnunet_dataset is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +63,7 @@ def command(
     if dry_run:
         from segpipe.pipeline.ahead import run_ahead
 
+        choices = _for_time(choices, folds, time_budget)
         found = run_ahead(data, work, machine, choices, configuration, folds or None, time_budget)
         print_ahead(found, as_json=as_json)
         return
@@ -118,11 +119,18 @@ def run_stages(
     from segpipe.report.build import build_report
 
     _check(data, machine.n_workers, quiet=quiet)
-    planned = plan_data(data, work, machine, choices, keep=True)
+    planned = plan_data(data, work, machine, _for_time(choices, folds, time_budget), keep=True)
     if not quiet:
         click.echo(plan_text(planned))
     name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
     return Finished(name, table, summarise(table), build_report(work))
+
+
+def _for_time(choices: Choices, folds: Sequence[int], time_budget: float | None) -> Choices:
+    """The choices with the time that each fold has."""
+    if time_budget is None:
+        return choices
+    return replace(choices, fold_seconds=time_budget / (len(folds) or choices.n_folds))
 
 
 def run_all(

@@ -45,6 +45,7 @@ class Choices:
         seed: Of everything random.
         predict_costs: Whether memory, time and disk are predicted, which needs torch and a second or two; a plan that
             does not fit the memory is refused then.
+        fold_seconds: Time to train one fold, which `auto` plans for; None: enough.
     """
 
     preset: str = "auto"
@@ -55,6 +56,7 @@ class Choices:
     nnunet_plans: Path | None = None
     seed: int = 0
     predict_costs: bool = True
+    fold_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def _decided(fingerprint: Fingerprint, labels: LabelSet, name: str, machine: Mac
     else:
         device, memory = _planned_device(machine, choices)
         predict = _predictor(fingerprint, labels, choices)
-        plan = make_plan(fingerprint, labels, name, choices.preset, device, memory, predict)
+        plan = make_plan(fingerprint, labels, name, choices.preset, device, memory, predict, choices.fold_seconds)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": choices.seed})})
 
 

@@ -14,15 +14,21 @@ _USED_SHARE = 0.95  # of the memory; the rest is the allocator's and the screen'
 _LEAST_SHARE = 0.3  # of a small GPU's memory for feature maps, below which the line is not trusted
 _ROOMY_BATCH = 8  # a residual network with room for this many whole patches is not short of capacity
 _COVERAGE = 0.05
+_SHORT_SECONDS = (
+    3600.0  # measured at 600, where coarse voxels and half of the image in sight were ahead; see benchmarks/LOG.md
+)
 
 
-def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) -> Preset:
+def auto_preset(
+    measured: Measured, device: str, gpu_memory_gb: float | None, fold_seconds: float | None = None
+) -> Preset:
     """The preset for a dataset and a machine.
 
     Args:
         measured: The dataset.
         device: `cpu`, or the kind of a GPU.
         gpu_memory_gb: Memory of the GPU; None: not known, then as much as is used at most.
+        fold_seconds: Time to train one fold; None: enough.
 
     Source:
         Memory and sizes of networks: Isensee et al. 2024 (nnU-Net Revisited), table of presets; plain against
@@ -31,7 +37,8 @@ def auto_preset(measured: Measured, device: str, gpu_memory_gb: float | None) ->
         the memory that training was measured to take.
     """
     if device == "cpu" and gpu_memory_gb is None:
-        return PRESETS["cpu"]
+        is_short = fold_seconds is not None and fold_seconds <= _SHORT_SECONDS
+        return PRESETS["cpu_short" if is_short else "cpu"]
     gigabytes = min(gpu_memory_gb or _MAX_GB, _MAX_GB)
     residual = _bounded(PRESETS["resenc_l"], gigabytes)
     axes = slice(1 if measured.median_shape[0] == 1 else 0, None)  # single slices: their 2D network decides

@@ -23,6 +23,7 @@ MASKED_BELOW = 0.75  # share of voxels that cropping keeps
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers
 _LOWRES_STEP = 1.03
 _LOWRES_MIN_GAIN = 2.0
+_MOST_COARSENED = 2.0  # times the dataset's voxel edge, where a preset sees more with coarser voxels
 _SCHEMES = {"ct": "ct", "nonorm": "none", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
 
 
@@ -43,6 +44,7 @@ def make_plan(
     device: str,
     gpu_memory_gb: float | None = None,
     predict: PredictMemory | None = None,
+    fold_seconds: float | None = None,
 ) -> Plan:
     """Decide everything.
 
@@ -54,6 +56,7 @@ def make_plan(
         device: `cpu`, or the kind of a GPU: what `auto` plans for where no memory is given.
         gpu_memory_gb: Memory to plan for; None: what the preset stands for.
         predict: Predicts the memory of training; asked for presets that have no count of nnU-Net's.
+        fold_seconds: Time to train one fold, for `auto`; None: enough.
 
     Raises:
         PlanError: If the preset is unknown or the images are too small for any network.
@@ -61,7 +64,7 @@ def make_plan(
     is_auto = preset_name == "auto"
     named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gb)
     measured = seen_by_rules(fingerprint, labels, exact=named is not None and named.is_exact)
-    preset = named or auto_preset(measured, device, gpu_memory_gb)
+    preset = named or auto_preset(measured, device, gpu_memory_gb, fold_seconds)
     configurations = _configurations(_Fitting(preset, budget_of(preset, measured, predict), measured))
     normalisation = _normalisation(fingerprint)
     sided = () if preset.is_exact else sided_labels(labels.names)
@@ -89,10 +92,9 @@ def _configurations(fitting: _Fitting) -> dict[str, Configuration]:
     measured = fitting.measured
     found = {"2d": _configuration(fitting, measured.spacing_mm[1:], measured.median_shape[1:], batch_dice=True)}
     if measured.median_shape[0] != 1:
-        lowres = _lowres(fitting)
-        batch_dice = lowres is not None
+        lowres = None if fitting.preset.view else _lowres(fitting)
         found["3d_lowres"] = lowres
-        found["3d_fullres"] = _configuration(fitting, measured.spacing_mm, measured.median_shape, batch_dice=batch_dice)
+        found["3d_fullres"] = _fullres(fitting, batch_dice=lowres is not None)
         if lowres is not None and (full := found["3d_fullres"]) is not None:
             found["3d_cascade"] = full.model_copy(update={"inherits": "3d_fullres", "previous": "3d_lowres"})
     possible = {name: configuration for name, configuration in found.items() if configuration is not None}
@@ -132,17 +134,36 @@ def _configuration(
     )
 
 
+def _fullres(fitting: _Fitting, *, batch_dice: bool) -> Configuration | None:
+    """The dataset's voxels, or coarser ones where the preset wants to see more of an image at once."""
+    measured, preset = fitting.measured, fitting.preset
+    spacing, shape = measured.spacing_mm, measured.median_shape
+    while True:
+        found = _configuration(fitting, spacing, shape, batch_dice=batch_dice)
+        if found is None or np.prod(found.patch_zyx) >= preset.view * np.prod(shape):
+            return found
+        coarser = _coarser(spacing)
+        if (coarser > _MOST_COARSENED * measured.spacing_mm).any():
+            return found
+        spacing, shape = coarser, np.round(measured.spacing_mm / coarser * measured.median_shape)
+
+
+def _coarser(spacing_mm: Floats) -> Floats:
+    """One step: along every axis, or only along those that are much finer than the coarsest."""
+    finer = spacing_mm.max() / spacing_mm > 2
+    return np.where(finer if finer.any() else True, spacing_mm * _LOWRES_STEP, spacing_mm)
+
+
 def _lowres(fitting: _Fitting) -> Configuration | None:
     """A coarser configuration whose patch covers a quarter of the median image; None if the full one does already."""
     measured = fitting.measured
     full = _configuration(fitting, measured.spacing_mm, measured.median_shape, batch_dice=True)
     if full is None:
         return None
-    found, spacing = None, measured.spacing_mm.copy()
+    found, spacing = None, measured.spacing_mm
     patch_voxels, image_voxels = np.prod(full.patch_zyx), float(np.prod(measured.median_shape))
     while patch_voxels / image_voxels < _LOWRES_BELOW:
-        finer = spacing.max() / spacing > 2
-        spacing[finer if finer.any() else slice(None)] *= _LOWRES_STEP
+        spacing = _coarser(spacing)
         shape = measured.spacing_mm / spacing * measured.median_shape
         image_voxels = float(np.prod(shape))
         found = _configuration(

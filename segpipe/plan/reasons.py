@@ -34,7 +34,7 @@ def reasons_for(
         "preset": preset.why,
         "orientation": _orientation(fingerprint),
         "axis_order": "The axis with the longest voxels comes first, so that anisotropic rules apply to axis 0.",
-        "spacing": _spacing(fingerprint, measured),
+        "spacing": _spacing(fingerprint, measured) + _coarsening(configurations, preset, measured),
         "normalisation": _normalisation(fingerprint, normalisation),
         "mirror_axes": _mirroring(preset, sided),
         **{name: _configuration(name, c, configurations, preset, measured) for name, c in configurations.items()},
@@ -60,6 +60,14 @@ def _spacing(fingerprint: Fingerprint, measured: Measured) -> str:
             "decides; the median would throw away what they show."
         )
     return f"{edges} mm is the median voxel."
+
+
+def _coarsening(configurations: Mapping[str, Configuration], preset: Preset, measured: Measured) -> str:
+    full = configurations.get("3d_fullres")
+    if full is None or not preset.view or list(full.spacing_mm) == measured.spacing_mm.tolist():
+        return ""
+    edges = _times([edge for edge in full.spacing_mm if edge is not None])
+    return f" 3d_fullres takes {edges} mm, so that a patch sees half of the image, or twice the edge at most."
 
 
 def _normalisation(fingerprint: Fingerprint, normalisation: Sequence[Normalisation]) -> str:
