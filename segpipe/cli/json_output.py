@@ -19,6 +19,7 @@ from segpipe.pipeline.info import Info
 from segpipe.pipeline.selection import SelectionReport
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
+from segpipe.predict.outputs import CaseRow
 from segpipe.predict.package import Manifest
 
 
@@ -183,31 +184,6 @@ class Profiled(Record):
     advice: str
 
 
-class LabelSize(Record):
-    """Voxels of a label in a mask, and their volume."""
-
-    voxels: int
-    volume_ml: float
-
-
-class PredictedCase(Record):
-    """A case whose mask is there.
-
-    Args:
-        case_id: Which.
-        seconds_prepare, seconds_network, seconds_export: They overlap between cases; null if not known.
-        sizes: By name of the label.
-        warnings: What is odd about the image.
-    """
-
-    case_id: str
-    seconds_prepare: float | None
-    seconds_network: float | None
-    seconds_export: float | None
-    sizes: dict[str, LabelSize]
-    warnings: tuple[str, ...]
-
-
 class FailedCase(Record):
     """A case that could not be predicted, and why."""
 
@@ -225,7 +201,7 @@ class Predicted(Record):
     """
 
     masks: tuple[str, ...]
-    cases: tuple[PredictedCase, ...]
+    cases: tuple[CaseRow, ...]
     failed: tuple[FailedCase, ...]
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any, get_args
+from dataclasses import is_dataclass
+from typing import Any, get_args, get_type_hints
 
 import click
 from pydantic import BaseModel
@@ -48,7 +48,7 @@ def _fields(kind: type) -> Iterator[tuple[str, Any]]:
     if issubclass(kind, BaseModel):
         yield from ((name, field.annotation) for name, field in kind.model_fields.items())
     elif is_dataclass(kind):
-        yield from ((field.name, field.type) for field in fields(kind))
+        yield from get_type_hints(kind).items()
 
 
 def _records_in(annotation: Any) -> list[type]:
