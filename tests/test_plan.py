@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
+from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
 from segpipe.plan.presets import PRESETS, preset_named
@@ -219,3 +220,28 @@ def test_a_network_of_one_stage_has_no_decoder_and_no_outputs_to_count():
     voxels = 170 * 8 * 196
     network = PRESETS["resenc_xl"].network(found)
     assert feature_voxels(network, found.patch, 84) == (32 + 2 * 32) * voxels  # stem, and two maps of its one block
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_optimizer_that_keeps_the_rate_of_another_kind_is_warned_of(optimizer, capsys):
+    plan = edited(small_plan(), [f"training.optimizer={optimizer}", "training.momentum=0.8"])
+    said = capsys.readouterr().err
+    assert f"optimizer={optimizer}: learning_rate 0.01, weight_decay 3e-05 stay as chosen for sgd" in said
+    assert "--set training.learning_rate=0.001 --set training.weight_decay=0.01." in said
+    edited(plan, ["training.optimizer=sgd"])
+    assert "--set training.momentum=0.99" in capsys.readouterr().err
+
+
+def test_an_optimizer_with_its_rate_or_of_the_same_kind_is_not_warned_of(capsys):
+    plan = edited(small_plan(), ["training.optimizer=adamw", "training.learning_rate=0.001"])
+    edited(plan, ["training.optimizer=muon"])
+    edited(plan, ["training.epochs=3"])
+    assert capsys.readouterr().err == ""
+
+
+def test_what_differs_from_a_name_is_kept_in_either_order():
+    edits = ["training.augmentation.p_rotation=0.9", "training.augmentation.preset=strong"]
+    found = [edited(small_plan(), order).training.augmentation for order in (edits, edits[::-1])]
+    assert found[0] == found[1] == Augmentation.named("strong", p_rotation=0.9)
+    with pytest.raises(PlanError, match=r"differs: --set training\.augmentation\.preset=strong\.$"):
+        edited(small_plan(), ["training.augmentation=strong", edits[0]])

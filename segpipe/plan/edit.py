@@ -8,11 +8,18 @@ from typing import Any
 import yaml
 
 from segpipe.core.errors import PlanError
+from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.inherit import KEY
 from segpipe.plan.named import PRESET
 from segpipe.plan.schema import Plan
+from segpipe.plan.training import Training
+
+_USUAL = {  # of Training, by whether the optimizer is sgd; muon's updates are made as large as adamw's
+    True: {"learning_rate": 1e-2, "momentum": 0.99, "weight_decay": 3e-5},
+    False: {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-2},
+}
 
 
 def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
@@ -22,7 +29,8 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
         plan: Stays as it is.
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
             `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
-            edited configuration follows it.
+            edited configuration follows it. An optimizer without its learning rate is warned of: rates of sgd are too
+            high for the other ones.
 
     Raises:
         PlanError: If a key does not exist, two edits contradict each other, or the plan would not be valid: a patch
@@ -41,15 +49,35 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
             raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
         _refuse_contradiction(given, key, value)
         given[key] = value
-        _assign(values, key, value)
-    return Plan.parse(values, f"--set {' '.join(assignments)}") if assignments else plan
+    for key in sorted(given, key=lambda key: not key.endswith(f".{PRESET}")):  # a name first, then what differs
+        _assign(values, key, given[key])
+    if not assignments:
+        return plan
+    result = Plan.parse(values, f"--set {' '.join(assignments)}")
+    _tell_what_stays(plan.training, result.training, given)
+    return result
+
+
+def _tell_what_stays(old: Training, new: Training, given: Mapping[str, Any]) -> None:
+    """Warn of a learning rate, momentum or decay that was chosen for an optimizer of the other kind."""
+    is_sgd = new.optimizer == "sgd"
+    if is_sgd == (old.optimizer == "sgd") or {"training", "training.learning_rate"} & set(given):
+        return
+    usual = {key: value for key, value in _USUAL[is_sgd].items() if f"training.{key}" not in given}
+    stay = ", ".join(f"{key} {getattr(new, key):g}" for key in usual)
+    advice = " ".join(f"--set training.{key}={value:g}" for key, value in usual.items())
+    say(f"warning: training.optimizer={new.optimizer}: {stay} stay as chosen for {old.optimizer}. Usual are {advice}.")
 
 
 def _refuse_contradiction(given: Mapping[str, Any], key: str, value: Any) -> None:
     for other, known in given.items():
         inside = other.startswith(f"{key}.") or key.startswith(f"{other}.")
         if inside or (other == key and known != value):
-            raise PlanError(f"--set {key}={value}: contradicts --set {other}={known}. Give one of them.")
+            outer, name = (other, known) if key.startswith(f"{other}.") else (key, value)
+            both = f", or a name and what differs: --set {outer}.{PRESET}={name}" if isinstance(name, str) else ""
+            raise PlanError(
+                f"--set {key}={value}: contradicts --set {other}={known}. Give one of them{both if inside else ''}."
+            )
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
