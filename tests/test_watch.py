@@ -106,8 +106,10 @@ def test_a_label_that_no_training_case_holds():
 
 
 def test_labels_that_no_patch_is_centred_on():
-    (text,) = told([case(a=50, b=50)] * 2, [case(b=50)], NEVER, foreground_fraction=0.2)  # of 2 patches 0.4
-    assert "foreground_fraction 0.2 of 2 patches is none" in text
+    (text,) = told([case(a=50, b=50)] * 2, [case(b=50)], NEVER, foreground_fraction=0.0)
+    assert "no patch is centred on a label: foreground_fraction is 0" in text
+    (text,) = told([case(a=50, b=50)] * 2, [case(b=50)], NEVER, foreground_fraction=0.2)  # 0.4 of 2 patches: by chance
+    assert "foreground_fraction" not in text
 
 
 def test_a_label_that_was_found_before_points_at_the_learning_rate():

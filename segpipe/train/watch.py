@@ -82,10 +82,10 @@ class CollapseAlarm:
             causes.append(
                 f"none of the {len(self.data.validation)} validation cases holds it, so every hit is spurious"
             )
-        if round(self.configuration.batch_size * training.foreground_fraction) == 0:
+        if training.foreground_fraction == 0:
             causes.append(
-                f"no patch is centred on labels: foreground_fraction {training.foreground_fraction:g} of "
-                f"{self.configuration.batch_size} patches is none; raise it (--set training.foreground_fraction=0.33)"
+                "no patch is centred on a label: foreground_fraction is 0; raise it (--set "
+                "training.foreground_fraction=0.33)"
             )
         if size_vox < _SMALL_VOX:
             causes.append(
