@@ -38,9 +38,10 @@ class Training(Record):
             (label), or of a connected component of it, each component as likely (component; for lesions).
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
         augmentation: none, light, nnunet, strong, or changes to one of them.
-        precision: auto (bf16 on CPUs that have it, fp16 on CUDA), bf16, fp16 or fp32.
+        precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere.
         compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
-        channels_last: Whether a voxel's channels lie side by side in memory; None: no, since it was nowhere faster.
+        channels_last: Whether a voxel's channels lie side by side in memory; None: on CPUs where the network is
+            plain or residual, which makes it faster.
         seed: Of everything random in training.
     """
 
