@@ -15,7 +15,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import nn
 
 from plans import LABELS, small_plan, small_spec
-from segpipe.core.errors import PlanError
+from segpipe.core.errors import PlanError, SetupError
 from segpipe.data.splits import Fold
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Plan
@@ -192,7 +192,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_advice():
     fold = training_of(plan_with())
     batch = fold.draw(TRAIN, 0)
     batch.images[:] = torch.nan
-    with pytest.raises(PlanError, match=r"the loss is nan at iteration 0.*learning_rate=0\.0033"):
+    with pytest.raises(PlanError, match=r"the loss is nan at iteration 0.*learning_rate=0\.0033\)\.$"):
         fold.step(batch, RATE)
 
 
@@ -203,7 +203,7 @@ def test_in_float16_a_step_that_overflows_is_skipped_and_a_loss_that_never_becom
     assert not np.isfinite(fold.step(batch, RATE))
     assert torch.equal(weights_of(fold.network), before)
     assert fold.scaler.get_scale() == 2**15  # half of torch's first
-    with pytest.raises(PlanError, match="the loss is"):
+    with pytest.raises(PlanError, match=r"the loss is .*precision=fp32\.$"):
         for _ in range(20):
             fold.step(batch, RATE)
 
@@ -225,6 +225,13 @@ def test_compiling_is_asked_for_on_a_cpu_and_keeps_the_names_of_weights():
     is_compiled = [fold.network._compiled_call_impl is not None for fold in (plain, compiled)]  # no public way to ask
     assert is_compiled == [False, True] and compiled.predictor._compiled_call_impl is None
     assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
+
+
+def test_compiling_without_a_compiler_is_named_where_it_is_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", str(tmp_path / "g++"))
+    with pytest.raises(SetupError, match=r"compiled: true needs a compiler \(.*g\+\+\), .*training.compiled=false"):
+        training_of(plan_with(compiled=True))
+    assert training_of(plan_with()).network._compiled_call_impl is None
 
 
 def test_checkpointing_keeps_the_losses():

@@ -116,7 +116,7 @@ def test_torchrun_trains_a_fold_and_one_process_answers(work: Work) -> None:
 def test_devices_on_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_devices("cpu", "3") == ["cpu"] * 3 and resolve_devices("cpu", "cpu,cpu") == ["cpu", "cpu"]
     assert resolve_devices("cpu", "all") == resolve_devices("cpu", None) == resolve_devices("cpu", "1") == ["cpu"]
-    with pytest.raises(UsageError, match="--devices 0: "):
+    with pytest.raises(UsageError, match="--devices 0: expected 1 or more, all"):
         resolve_devices("cpu", "0")
     with pytest.raises(SetupError, match="--device two: unknown"):
         resolve_devices("cpu", "two")

@@ -50,7 +50,7 @@ def resolve_devices(name: str, wanted: str | None) -> list[str]:
         wanted: How many (on a CPU: processes), `all` CUDA devices, or names such as `cuda:0,cuda:2`; None: one.
 
     Raises:
-        UsageError: If it is none of these, or one device is asked for and several.
+        UsageError: If none are wanted, or one device is asked for and several.
         SetupError: If so many are not there.
     """
     if wanted is None:
@@ -58,15 +58,17 @@ def resolve_devices(name: str, wanted: str | None) -> list[str]:
     if not (wanted == "all" or wanted.isdecimal()):
         names = wanted.split(",")
         return [str(resolve_device(each)) for each in names]
+    if wanted.isdecimal() and int(wanted) == 0:
+        raise UsageError(f"--devices {wanted}: expected 1 or more, all, or names such as cuda:0,cuda:2.")
     device = resolve_device(name)
     if device == torch.device("cuda"):  # and none of them named
         n_there = torch.cuda.device_count()
-        if wanted != "all" and not 0 < int(wanted) <= n_there:
+        if wanted != "all" and int(wanted) > n_there:
             raise SetupError(f"--devices {wanted}: there are {n_there} CUDA devices.")
         return [f"cuda:{number}" for number in range(n_there if wanted == "all" else int(wanted))]
     if wanted in ("all", "1"):
         return [str(device)]
-    if device.type != "cpu" or int(wanted) == 0:
+    if device.type != "cpu":
         raise UsageError(f"--devices {wanted}: --device {name} is one device. Leave one option out.")
     return [str(device)] * int(wanted)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from segpipe.core.errors import PlanError
+from segpipe.core.errors import PlanError, SetupError
 from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for, seed_for
 from segpipe.data.splits import Fold
@@ -63,7 +64,7 @@ class FoldTraining:
 
     Raises:
         PlanError: If the batch cannot be divided by the processes.
-        SetupError: If the processes cannot train this network together.
+        SetupError: If the processes cannot train this network together, or it cannot be compiled as the plan wants.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class FoldTraining:
         self.seen: Callable[[Batch, Tensor], None] = lambda *_: None  # shown what is validated, and the full output
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
-        if _can_compile(device) if training.compiled is None else training.compiled:
+        if _is_compiled(training.compiled, device):
             self.network.compile()  # in place: names of weights stay
 
     @property
@@ -211,10 +212,10 @@ class FoldTraining:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
             return
         rate = self.plan.training.learning_rate
+        wider = "" if self.dtype == torch.float32 else " or train with --set training.precision=fp32"
         raise PlanError(
             f"training.learning_rate: the loss is {loss} at iteration {self.at.iteration}. Lower it "
-            f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}) or train with --set "
-            "training.precision=fp32."
+            f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}){wider}."
         )
 
     @torch.no_grad()
@@ -246,10 +247,26 @@ class FoldTraining:
         return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=loss, pool=self.group.sum)
 
 
-def _can_compile(device: torch.device) -> bool:
-    """Whether compiling pays: on CUDA, with what it needs. On a CPU it takes minutes."""
-    has_compiler = any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang"))
-    return device.type == "cuda" and has_compiler and find_spec("triton") is not None
+def _is_compiled(wanted: bool | None, device: torch.device) -> bool:
+    """Whether to compile; None: on CUDA, if it can be. On a CPU it takes minutes.
+
+    Raises:
+        SetupError: If it is wanted, and something for it is not there.
+    """
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        compilers = [os.environ.get("CC", "cc"), "gcc", "clang"]
+    else:
+        compilers = [os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")]
+    missing = [] if any(map(shutil.which, compilers)) else [f"a compiler ({' or '.join(compilers)})"]
+    if is_cuda and find_spec("triton") is None:
+        missing.append("triton")
+    if wanted and missing:
+        raise SetupError(
+            f"training.compiled: true needs {' and '.join(missing)}, not found here. Install it, or train with --set "
+            "training.compiled=false."
+        )
+    return is_cuda and not missing if wanted is None else wanted
 
 
 class _Later:
