@@ -40,7 +40,7 @@ def command(
     from segpipe.cli.main import print_json
     from segpipe.pipeline.packing import pack
 
-    names = [name for value in configurations for name in value.split(",")]
+    names = [name for value in configurations for name in value.split(",") if name]
     numbers = [str(fold) for fold in folds] or None
     manifest = pack(model, output, configurations=names, folds=numbers, licence=licence)
     if as_json:

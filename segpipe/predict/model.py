@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -75,6 +75,8 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
         raise UsageError(
             f"{run}: holds no trained weights (looked for fold_*/checkpoint.safetensors). Train first: `segpipe train`."
         )
+    if run == path and configuration is not None:
+        _require_of(configuration, run, trained.values())
     missing = [fold for fold in folds or [] if fold not in trained]
     if missing:
         raise UsageError(f"{run}: fold {', '.join(missing)} is not trained (trained: {', '.join(sorted(trained))}).")
@@ -86,6 +88,16 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     if not chosen:
         raise UsageError(f"{run}: no fold is trained to the end. Finish training, or name one with -f.")
     return [trained[fold] for fold in chosen]
+
+
+def _require_of(configuration: str, run: Path, folders: Iterable[FoldFolder]) -> None:
+    """Refuse the folder of one configuration where another is asked for; the weights say it, not the folder's name."""
+    names = {about_weights(folder.weights).get("configuration", run.name) for folder in folders}
+    if configuration not in names:
+        raise UsageError(
+            f"{run}: holds folds of {', '.join(sorted(names))}, not of {configuration!r}. Leave out -c, or give the "
+            "work folder that holds both."
+        )
 
 
 def _number(fold: Path) -> str:
