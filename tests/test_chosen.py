@@ -81,7 +81,9 @@ def test_what_was_chosen_predicts_and_its_postprocessing_is_applied(
     choose(work, *NAMES, steps=EMPTIED)
     assert not masks(work, "chosen").any()
     said = capsys.readouterr().err
-    assert "predicted with 3d_fullres + 3d_lowres, as `segpipe select` chose" in said and "selection/postproc" in said
+    assert (
+        "predicted with 3d_fullres + 3d_lowres, as selection/model.yaml says" in said and "selection/postproc" in said
+    )
     assert np.array_equal(masks(work, "raw", postprocesses=False), together)
     assert not masks(work, "asked for", configurations=NAMES[::-1]).any()  # the same two, by name
     assert np.array_equal(masks(work, "one", configurations=["3d_fullres"]), alone)  # nothing was chosen for it alone
@@ -129,6 +131,14 @@ def test_several_folders_are_averaged_and_none_twice(work: Work) -> None:
         outcome(work, "gone", configurations=["2d", "3d_lowres"])
 
 
+def test_the_folder_of_one_configuration_does_not_stand_for_another(work: Work) -> None:
+    run, copy = work.run("3d_fullres"), work.path.parent / "liver model"
+    with pytest.raises(UsageError, match=r"holds folds of 3d_fullres, not of '3d_lowres'. Leave out -c"):
+        find_members(run, ["3d_lowres"], None)
+    run.rename(copy)  # its weights say what they are, whatever it is called
+    assert len(find_members(copy, ["3d_fullres"], None)[0]) == 2
+
+
 def test_files_and_one_go_agree(work: Work) -> None:
     home = work.path.parent
     together = masks(work, "together", configurations=NAMES)
@@ -152,6 +162,9 @@ def test_uncertainty_lies_beside_the_masks_on_their_grid(work: Work) -> None:
     quarters = 4 * found["disagreement"]  # four networks
     assert quarters == pytest.approx(np.round(quarters)) and len(np.unique(quarters)) > 2
     assert [path.name for path in (home / "out").glob("*.nii.gz")] == ["p.nii.gz"]  # none is taken for a mask
-    (home / "out" / "uncertainty" / "p_entropy.nii.gz").unlink()
-    outcome(work, "out", uncertainty=True, configurations=NAMES).require_all()
-    assert (home / "out" / "uncertainty" / "p_entropy.nii.gz").is_file()
+    for name in ("entropy", "disagreement"):  # as a kill between the two leaves them
+        (home / "out" / "uncertainty" / f"p_{name}.nii.gz").unlink()
+        leftover = home / "out" / "uncertainty" / f".partial-0-p_{name}.nii.gz"
+        leftover.touch()
+        outcome(work, "out", uncertainty=True, configurations=NAMES).require_all()
+        assert (home / "out" / "uncertainty" / f"p_{name}.nii.gz").is_file() and not leftover.exists()

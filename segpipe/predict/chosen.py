@@ -69,7 +69,7 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
             f"Choose anew: `segpipe select {path}`."
         )
         return [find_folds(path, None, folds)]
-    say(f"{path}: predicted with {' + '.join(chosen.configurations)}, as `segpipe select` chose.")
+    say(f"{path.name or path}: predicted with {' + '.join(chosen.configurations)}, as {SELECTION}/{CHOSEN_FILE} says.")
     return members
 
 

@@ -67,6 +67,12 @@ class Ensemble:
         return next(self.members[0].networks[0].parameters()).device
 
     @property
+    def uncertainty_names(self) -> tuple[str, ...]:
+        """Of the maps that it makes: a single network disagrees with nobody."""
+        n_networks = sum(len(member.networks) for member in self.members)
+        return ("entropy", "disagreement") if n_networks > 1 else ("entropy",)
+
+    @property
     def digest(self) -> str:
         """Twelve hexadecimal digits of all weights, in whatever order the members are."""
         digests = sorted(member.digest for member in self.members)
@@ -100,8 +106,7 @@ def segment_ensemble(ensemble: Ensemble, prepared: Sequence[Prepared], options: 
     if options.with_probabilities:
         chances = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
         chances[0] = not labels.has_regions
-    n_networks = sum(len(member.networks) for member in ensemble.members)
-    names = ("entropy", "disagreement")[: 1 + (n_networks > 1)] if options.with_uncertainty else ()
+    names = ensemble.uncertainty_names if options.with_uncertainty else ()
     maps = {name: np.zeros(trace.shape_zyx, np.uint8) for name in names}
     for of_members in _slabs_side_by_side(ensemble, prepared, options):
         slab, shares_ONYX = of_members[0][0], _mean_shares(of_members, labels)

@@ -55,7 +55,8 @@ class Budget:
             ResourceError: If it would take more than the host may give.
         """
         if self.host_bytes is not None and need_bytes > self.host_bytes:
-            allowed = "left of --max-memory" if self.is_limit else "free"
+            program = f"{CPU.context_bytes / _GIB:.2f} GB that the program itself takes"
+            allowed = f"left of --max-memory without the {program}" if self.is_limit else "free"
             raise ResourceError(
                 f"{case_id}: needs about {need_bytes / _GIB:.2f} GB of memory, by its header; "
                 f"{self.host_bytes / _GIB:.2f} GB are {allowed}. Allow more, crop the image, or use a larger machine."

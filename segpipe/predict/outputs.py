@@ -22,7 +22,7 @@ from segpipe.data.label_lists import value_counts
 
 LABEL_TABLE = "dseg.tsv"
 PREDICTIONS = "predictions.csv"
-UNCERTAINTY = ("entropy", "disagreement")
+UNCERTAINTY_FOLDER, UNCERTAINTY = "uncertainty", ("entropy", "disagreement")
 UNKNOWN_WARNING = "made by an earlier command whose row is gone: seconds and warnings are not known"
 _MM3_IN_ML = 1000.0
 _SEPARATOR = "; "  # between warnings
@@ -40,7 +40,7 @@ def probabilities_path(folder: Path, case_id: str) -> Path:
 
 def uncertainty_paths(folder: Path, case_id: str) -> dict[str, Path]:
     """Where the maps of uncertainty of a case lie; in a folder of their own, so that none is taken for a mask."""
-    return {name: folder / "uncertainty" / f"{case_id}_{name}.nii.gz" for name in UNCERTAINTY}
+    return {name: folder / UNCERTAINTY_FOLDER / f"{case_id}_{name}.nii.gz" for name in UNCERTAINTY}
 
 
 def write_probabilities(folder: Path, case_id: str, values_ozyx: NDArray[np.float16]) -> None:

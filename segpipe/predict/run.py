@@ -29,6 +29,7 @@ from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, wi
 from segpipe.predict.model import Model
 from segpipe.predict.outcome import MEMORY_EXIT, CaseFault, Outcome
 from segpipe.predict.outputs import (
+    UNCERTAINTY_FOLDER,
     CaseRow,
     PredictionTable,
     label_sizes,
@@ -100,7 +101,8 @@ def predict_cases(
     wanted, ensemble = wanted or Wanted(), model if isinstance(model, Ensemble) else Ensemble((model,))
     make_folder(folder)
     with only_process(folder):
-        remove_leftovers(folder)
+        for place in (folder, folder / UNCERTAINTY_FOLDER):
+            remove_leftovers(place)
         labels = ensemble.plan.labels
         made = Made(
             model=ensemble.digest,
@@ -112,7 +114,7 @@ def predict_cases(
         claim(folder, cases, made)
         write_label_table(folder, labels)
         run = _Run(ensemble, folder, wanted)
-        missing = [case for case in cases if not _is_done(folder, case, wanted)]
+        missing = [case for case in cases if not _is_done(folder, case, wanted, ensemble)]
         run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
             say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
@@ -182,7 +184,8 @@ class _Run:
         started = time.monotonic()
         found, taken = segment_in_memory(self.ensemble, ready.prepared, self.options, case_id)
         self.options = replace(self.options, batch_windows=taken.batch_windows)
-        return ready, found, time.monotonic() - started
+        # the prepared image is not needed any more; writing may take as long as the next case, whose memory was counted
+        return replace(ready, prepared=()), found, time.monotonic() - started
 
     def _write(self, case: Case, ready: _Ready, found: Segmentation, seconds_network: float) -> None:
         started = time.monotonic()
@@ -271,8 +274,9 @@ class _Run:
         say(line)
 
 
-def _is_done(folder: Path, case: Case, wanted: Wanted) -> bool:
+def _is_done(folder: Path, case: Case, wanted: Wanted, ensemble: Ensemble) -> bool:
     files = [mask_path(folder, case.case_id)]
     files += [probabilities_path(folder, case.case_id)] if wanted.probabilities else []
-    files += [uncertainty_paths(folder, case.case_id)["entropy"]] if wanted.uncertainty else []
+    maps = uncertainty_paths(folder, case.case_id)
+    files += [maps[name] for name in ensemble.uncertainty_names] if wanted.uncertainty else []
     return all(file.is_file() for file in files)
