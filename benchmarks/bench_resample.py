@@ -44,7 +44,8 @@ def main() -> None:
     os.environ.update({name: str(args.threads) for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")})
     print(f"# Resampling, {' × '.join(map(str, _BEFORE))} → {' × '.join(map(str, _AFTER))} voxels\n")
     print(
-        f"`python benchmarks/bench_resample.py --threads {args.threads} --repeats {args.repeats}`, {platform.machine()}, "
+        f"`python benchmarks/bench_resample.py --threads {args.threads} --repeats {args.repeats}`, "
+        f"{platform.machine()}, "
     )
     print(f"{len(os.sched_getaffinity(0))} processors. Time: medians, the tools taking turns. Differs: images by the ")
     print("largest difference from nnunetv2's default, in SD; labels by voxels that are not the same.\n")
@@ -74,7 +75,7 @@ def table(what: str, n_threads: int, n_repeats: int) -> None:
 
 
 def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str:
-    """Of images the largest difference, of label maps the share of other voxels, among those that one calls foreground."""
+    """Of images the largest difference, of label maps the share of other voxels where either has foreground."""
     if ours.dtype.kind == "f":
         return f"{np.abs(ours - theirs).max() / theirs.std():.1e} SD"
     foreground = (ours > 0) | (theirs > 0)

@@ -14,11 +14,11 @@ from skimage.morphology import skeletonize
 
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
+from segpipe.core.thinning import centreline
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.centreline import centreline_scores
 from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin
-from segpipe.core.thinning import centreline
 
 NAMES = ("cldice", "cldice_sensitivity", "cldice_precision")
 

@@ -58,7 +58,9 @@ def write_history(path: Path, fold: int, n_epochs: int) -> None:
     for epoch in range(n_epochs):
         left = np.exp(-epoch / 5)
         dice = 0.9 - 0.8 * left - 0.02 * fold
-        lines.append(f"{epoch},{10 * epoch},{6.0 * epoch},0.01,{left},{left + 0.1},{dice - 0.05},{dice},{dice - 0.1},nan")
+        lines.append(
+            f"{epoch},{10 * epoch},{6.0 * epoch},0.01,{left},{left + 0.1},{dice - 0.05},{dice},{dice - 0.1},nan"
+        )
     path.write_text("\n".join(lines) + "\n")
 
 
@@ -221,7 +223,10 @@ def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work:
     assert [fold.name for fold in read_work(work).runs[0].folds] == ["0", "1", "2", "all"]
     page = report_of(work)
     assert "Folds 1, 2 were trained with training.epochs 50 (plan.yaml: 1000)." in page.text
-    assert any("fold all: 5 epochs in 24 s, training loss ends at" in (attributes.get("alt") or "") for _, attributes in page.tags)
+    assert any(
+        "fold all: 5 epochs in 24 s, training loss ends at" in (attributes.get("alt") or "")
+        for _, attributes in page.tags
+    )
 
 
 def test_cases_without_masks_leave_the_rest(work: Path):
