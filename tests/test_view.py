@@ -265,11 +265,21 @@ def test_a_port_in_use_is_an_error_that_says_so(server: ViewServer) -> None:
         ViewServer(server.site.gallery, server.site.port)
 
 
+def _hears_ctrl_c() -> None:
+    """Shells let what they start in the background ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_the_command_prints_the_address_and_ends_with_ctrl_c(dataset: Path) -> None:
     command = [sys.executable, "-m", "segpipe", "view", str(dataset), "--no-browser", "--json", "--case", "c2"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        found = json.loads(process.stdout.readline())
-        assert found["n_cases"] == 3 and found["url"].endswith("/#c2")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) == 0
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_hears_ctrl_c
+    ) as process:
+        try:
+            assert process.stdout is not None
+            found = json.loads(process.stdout.readline())
+            assert found["n_cases"] == 3 and found["url"].endswith("/#c2")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
