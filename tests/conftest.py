@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import locale
 import os
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import settings
 from published import PUBLISHED, SHARED_DATA
 
+_CHARACTERS = locale.setlocale(locale.LC_CTYPE)
 settings.register_profile("segpipe", deadline=None, print_blob=True)  # a loaded machine is no failure
 settings.load_profile("segpipe")
 
@@ -25,8 +27,13 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Tests marked `gpu` run where there is one and say so elsewhere."""
+    """Tests marked `gpu` run where there is one and say so elsewhere.
+
+    A library that some tests load sets the process's characters to ASCII; later tests would read files so.
+    """
+    locale.setlocale(locale.LC_CTYPE, _CHARACTERS)
     if item.get_closest_marker("gpu"):
         import torch
 

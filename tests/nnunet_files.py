@@ -34,5 +34,5 @@ def exported(work: Path) -> dict[str, Any]:
     """The work folder's plan as nnU-Net's plans.json."""
     output = work / "plans.json"
     assert run(["export", str(work), "--to", "nnunet-plans", str(output)]) == 0
-    plans: dict[str, Any] = json.loads(output.read_text())
+    plans: dict[str, Any] = json.loads(output.read_text("utf-8"))
     return plans

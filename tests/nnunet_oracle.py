@@ -60,5 +60,5 @@ def nnunet_plans(
             memory = {} if gpu_memory_gb is None else {"gpu_memory_target_in_gb": gpu_memory_gb}
             planner("Dataset001_X", **memory).plan_experiment()
     written = next(preprocessed.glob("nnUNet*Plans.json"))
-    plans: dict[str, Any] = json.loads(written.read_text())
+    plans: dict[str, Any] = json.loads(written.read_text("utf-8"))
     return plans

@@ -287,7 +287,7 @@ def test_every_kind_of_fault_is_explained_to_users():
 def test_published_oddities(shared_data: Path):
     """The index that came with the files, made by other means, names the sheared and the contradictory ones."""
     folder = shared_data / "odd_nifti"
-    index = [one for one in json.loads((folder / "index.json").read_text()) if "spacing_mismatch" in one]
+    index = [one for one in json.loads((folder / "index.json").read_text("utf-8")) if "spacing_mismatch" in one]
     report = check_dataset(folder, n_workers=2)
     found = {kind: {one.case_id for one in report.faults if one.kind == kind} for kind in KINDS}
     assert found["sheared"] == {one["path"] for one in index if one["shear"] > 0.01}

@@ -122,6 +122,6 @@ def test_weights_come_back_and_those_of_another_network_are_refused(tmp_path):
 def test_a_history_has_a_line_for_each_epoch_and_no_file_before(tmp_path):
     path = tmp_path / "history.csv"
     write_history(path, [{"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": float("nan")}])
-    assert path.read_text() == "epoch,loss\n1,0.5\n2,nan\n"
+    assert path.read_text("utf-8") == "epoch,loss\n1,0.5\n2,nan\n"
     write_history(path, [])
     assert not path.exists()

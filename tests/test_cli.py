@@ -165,7 +165,7 @@ def test_an_error_of_the_program_is_one_line_and_a_log(tmp_path: Path) -> None:
         f"Error of segpipe itself (ZeroDivisionError: division by zero). Its traceback is in {log}; please report it "
         "with that text (it names your folders). --debug shows it here.\n"
     )
-    text = log.read_text()
+    text = log.read_text("utf-8")
     assert text.startswith(f"segpipe {__version__}, Python 3.") and text.endswith(
         "ZeroDivisionError: division by zero\n"
     )

@@ -116,7 +116,7 @@ def test_the_record_comes_back_from_its_file_and_text_is_narrow(tmp_path):
     assert Comparison.load(tmp_path / "comparison.json") == found
     lines = comparison_text(found).splitlines()
     assert max(map(len, lines)) <= WIDTH
-    assert (tmp_path / "comparison.txt").read_text().splitlines() == lines
+    assert (tmp_path / "comparison.txt").read_text("utf-8").splitlines() == lines
     with (tmp_path / "comparisons.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == len(found.metrics[0].rows)

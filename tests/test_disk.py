@@ -13,7 +13,8 @@ from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
 from segpipe.plan.disk import MAX_LOCATIONS, prepared_bytes
 from segpipe.plan.make import make_plan
-from segpipe.prepare import store
+from segpipe.prepare import places
+from segpipe.prepare.dataset import prepare_dataset
 
 
 def case(shape_zyx, spacing_mm, **label_voxels: int) -> CaseFingerprint:
@@ -57,7 +58,7 @@ def test_axes_are_turned_and_2d_keeps_the_slices():
 
 
 def test_the_store_keeps_as_many_places():
-    assert MAX_LOCATIONS == store._MAX_LOCATIONS
+    assert MAX_LOCATIONS == places._MAX_VOXELS
 
 
 def test_a_stored_dataset_takes_about_as_much(tmp_path):
@@ -74,6 +75,6 @@ def test_a_stored_dataset_takes_about_as_much(tmp_path):
     fingerprint = measure(dataset, 1)
     plan = make_plan(fingerprint, dataset.labels, dataset.name, "nnunet", "cpu")
     fingerprint.save(work.fingerprint)
-    prepared = store.prepare_dataset(work, dataset, plan, "3d_fullres", 1)
+    prepared = prepare_dataset(work, dataset, plan, "3d_fullres", 1)
     stored_bytes = sum(file.stat().st_size for file in prepared.rglob("*") if file.is_file())
     assert prepared_bytes(fingerprint, plan, plan.configurations["3d_fullres"]) == pytest.approx(stored_bytes, rel=0.15)

@@ -83,7 +83,7 @@ def test_a_time_budget_ends_all_at_the_same_step(together: Together) -> None:
 
 def test_the_first_process_alone_writes_and_speaks(together: Together) -> None:
     assert "epoch 3/3" in together.errors[0] and together.errors[1] == ""
-    log = FoldFolder(together.folder / "stopped").log.read_text()
+    log = FoldFolder(together.folder / "stopped").log.read_text("utf-8")
     assert [log.count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
 
 

@@ -52,7 +52,7 @@ def test_the_mean_decides_and_the_mask_lies_where_the_first_one_does(tmp_path: P
     assert values_of(tmp_path / "out", "p") == [0] and values_of(tmp_path / "out", "q") == [2]
     mask = nib.load(tmp_path / "out" / "q.nii.gz")
     assert np.allclose(mask.affine, oblique_affine()) and mask.get_data_dtype() == np.uint8
-    assert (tmp_path / "out" / "dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\ta\n2\tb\n"
+    assert (tmp_path / "out" / "dseg.tsv").read_text("utf-8") == "index\tname\n0\tbackground\n1\ta\n2\tb\n"
     assert outcome.rows[1].sizes["b"].voxels == 960
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))]
     assert len(ensemble_folders([first, second], tmp_path / "out").rows) == 2  # goes on, and has nothing to do

@@ -41,7 +41,7 @@ def test_an_exception_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(ValueError), whole_file(tmp_path / "a.txt") as temporary:
         temporary.write_text("new")
         raise ValueError
-    assert (tmp_path / "a.txt").read_text() == "old\n"
+    assert (tmp_path / "a.txt").read_text("utf-8") == "old\n"
     assert names(tmp_path) == ["a.txt"]
 
 

@@ -126,7 +126,7 @@ def test_what_cannot_be_repaired_is_copied_and_said(tmp_path: Path):
     assert (fix.file, fix.is_repaired) == ("labelsTr/a.nii.gz", False)
     assert (fix.kind, fix.done) == ("label_not_integer", "copied as it was")
     assert (unreadable.kind, unreadable.case_id, unreadable.is_repaired) == ("unreadable", "c", False)
-    assert (tmp_path / "out/imagesTr/b_0000.nii.gz").read_text() == "no image"
+    assert (tmp_path / "out/imagesTr/b_0000.nii.gz").read_text("utf-8") == "no image"
 
 
 @pytest.mark.parametrize("out", ["data", "data/fixed", ".", "full"])

@@ -33,7 +33,7 @@ def written(name: str, preset: str, folder: Path) -> str:
     from_files += ["--nnunet-dataset", str(files / "dataset.json")]
     source = from_files if name in TASKS else [str(files), "--no-report"]
     assert run(["plan", *source, "-o", str(folder), "--no-cost", *PRESETS[preset]]) == 0
-    return (folder / "plan.yaml").read_text()
+    return (folder / "plan.yaml").read_text("utf-8")
 
 
 CASES = [(name, preset) for name in TASKS for preset in ("nnunet", "auto")]
@@ -42,7 +42,7 @@ CASES += [(name, preset) for name in IMAGES for preset in ("nnunet", "auto_cpu")
 
 @pytest.mark.parametrize(("name", "preset"), CASES)
 def test_the_planner_still_writes_the_plan_in_the_folder(name: str, preset: str, tmp_path: Path) -> None:
-    assert written(name, preset, tmp_path) == (PLANS / f"{name}_{preset}.yaml").read_text()
+    assert written(name, preset, tmp_path) == (PLANS / f"{name}_{preset}.yaml").read_text("utf-8")
 
 
 def test_every_plan_in_the_folder_is_kept_by_a_test() -> None:

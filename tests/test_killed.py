@@ -109,12 +109,12 @@ def test_train_goes_on_bit_for_bit(tmp_path: Path) -> None:
     train(tmp_path / "killed", None, [0], MACHINE)
     expected = Work(tmp_path / "whole").fold("3d_fullres", "0")
     assert is_same(what_lasts(folder), what_lasts(expected)), (first, second)
-    assert [line.split(",")[:2] for line in folder.history.read_text().splitlines()[1:]] == [
+    assert [line.split(",")[:2] for line in folder.history.read_text("utf-8").splitlines()[1:]] == [
         ["1", "20"],
         ["2", "40"],
         ["3", "60"],
     ]
-    assert [folder.log.read_text().count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
+    assert [folder.log.read_text("utf-8").count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
     assert not list(folder.path.glob(f"{TEMPORARY_PREFIX}*"))
 
 

@@ -107,7 +107,7 @@ def _draw_in_a_process(maps: Path) -> None:
     with Loader(numbered, first=0, n_threads=2) as loader:
         assert numbers(loader, 3) == [0, 1, 2]
         if maps.is_file():  # on Linux
-            assert "/dev/shm" not in maps.read_text()
+            assert "/dev/shm" not in maps.read_text("utf-8")
 
 
 def test_it_runs_in_a_spawned_process_without_shared_memory():

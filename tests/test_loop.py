@@ -104,7 +104,7 @@ def test_a_training_leaves_plan_weights_state_history_and_log(whole):
     assert {"iterations_per_second", "wait_share", "peak_memory_bytes", "mean_patch_dice", "dice_a"} <= set(rows[0])
     columns = History.load(whole.history).columns  # as the report reads it
     assert columns["stopped_early"] == (0, 0, 0) and len(columns["dice_b"]) == 3
-    log = whole.log.read_text()
+    log = whole.log.read_text("utf-8")
     assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
 
 
@@ -137,7 +137,7 @@ def test_stopped_again_and_again_it_ends_as_if_it_never_was(ready, whole, tmp_pa
     assert n_stops > 2
     assert is_same(what_lasts(FoldFolder(tmp_path)), what_lasts(whole))
     assert [row["epoch"] for row in history_of(FoldFolder(tmp_path))] == ["1", "2", "3"]
-    log = FoldFolder(tmp_path).log.read_text()
+    log = FoldFolder(tmp_path).log.read_text("utf-8")
     assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
     assert log.count("goes on at iteration") >= n_stops - 1 and "epoch 2/3" in capsys.readouterr().err
 
@@ -159,13 +159,13 @@ def interrupted(ready: Ready, folder: Path) -> FoldFolder:
 
 def test_history_and_log_that_are_ahead_of_the_state_are_put_back(ready, whole, tmp_path):
     folder = interrupted(ready, tmp_path)
-    before = folder.log.read_text()
-    folder.history.write_text(whole.history.read_text())
-    folder.log.write_text(before + whole.log.read_text())  # as if two more epochs had ended before a kill
+    before = folder.log.read_text("utf-8")
+    folder.history.write_text(whole.history.read_text("utf-8"))
+    folder.log.write_text(before + whole.log.read_text("utf-8"))  # as if two more epochs had ended before a kill
     ready.train(folder.path)
     assert is_same(what_lasts(folder), what_lasts(whole))
     assert [row["epoch"] for row in history_of(folder)] == ["1", "2", "3"]
-    log = folder.log.read_text()
+    log = folder.log.read_text("utf-8")
     assert log.startswith(before) and [log.count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
 
 
@@ -199,7 +199,7 @@ def test_training_stops_on_a_plateau_and_says_so(ready, tmp_path, capsys):
     folder = ready.train(tmp_path, learning_rate=1e-20, weight_average=0.0, epochs=9, early_stop_epochs=2)
     rows = history_of(folder)
     assert [row["stopped_early"] for row in rows] == ["0", "0", "1"]
-    for told in (capsys.readouterr().err, folder.log.read_text()):
+    for told in (capsys.readouterr().err, folder.log.read_text("utf-8")):
         assert "stopped early after epoch 3: the mean patch Dice has not risen since epoch 1" in told
         assert "this fold's validation scores are optimistic" in told
     ready.train(tmp_path, learning_rate=1e-20, weight_average=0.0, epochs=9, early_stop_epochs=2)

@@ -209,7 +209,7 @@ def labelled(*parts):
 
 @needs_fixtures
 def test_chaos_liver():
-    expected = json.loads((FIXTURES / "expected.json").read_text())["chaos_ct_liver"]["reproduced"]
+    expected = json.loads((FIXTURES / "expected.json").read_text("utf-8"))["chaos_ct_liver"]["reproduced"]
     (reference, grid), (prediction, _) = (
         labelled("chaos_ct_liver", f"{n}.nii.gz") for n in ("groundtruth", "segmentation")
     )
@@ -225,7 +225,7 @@ def test_chaos_liver():
 @needs_fixtures
 def test_spheres_fifteen_mm_apart():
     """The true distance is 15 mm; a surface of voxels is off by part of one, `mc` by less."""
-    expected = json.loads((FIXTURES / "expected.json").read_text())["meshmetrics"]
+    expected = json.loads((FIXTURES / "expected.json").read_text("utf-8"))["meshmetrics"]
     (reference, grid), (prediction, _) = (
         labelled("meshmetrics", "data", f"example_3d_{n}_mask.nii.gz") for n in ("ref", "pred")
     )
@@ -259,7 +259,9 @@ def test_spine():
 @pytest.mark.parametrize(("group", "first"), [("vertebra", 1), ("ivd", 100)])
 def test_vertebrae_and_discs(group, first):
     """panoptica's ASSD is the mean of the two directed means; here in voxels."""
-    expected = json.loads((FIXTURES / "expected.json").read_text())["panoptica"]["unmatched_instance_by_group"][group]
+    expected = json.loads((FIXTURES / "expected.json").read_text("utf-8"))["panoptica"]["unmatched_instance_by_group"][
+        group
+    ]
     (reference, _), (prediction, _) = (
         labelled("panoptica_spine", "examples", "spine_seg", "matched_instance", f"{n}.nii.gz") for n in ("ref", "pred")
     )

@@ -30,7 +30,7 @@ def test_two_folders_become_what_nnunet_reads(tmp_path):
     assert images == sorted(f"{case}_{channel:04d}.nii.gz" for case in CASES for channel in range(2))
     mask = tmp_path / "raw" / "labelsTr" / "p1.nii.gz"
     assert mask.is_symlink() and np.array_equal(read_labels(mask)[0], tiny_labels())
-    described = json.loads((tmp_path / "raw" / "dataset.json").read_text())
+    described = json.loads((tmp_path / "raw" / "dataset.json").read_text("utf-8"))
     assert described["file_ending"] == ".nii.gz" and described["numTraining"] == 4
     assert list(described["labels"].values()) == [0, 1, 2] and list(described["channel_names"]) == ["0", "1"]
 
@@ -90,6 +90,6 @@ def test_the_benchmark_trains_nnunetv2_and_leaves_masks_and_a_report(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     masks = sorted(path.name for path in (tmp_path / "out" / "validation").iterdir())
     assert masks == ["p3.nii.gz", "p4.nii.gz"]
-    report = json.loads((tmp_path / "out" / "run.json").read_text())
+    report = json.loads((tmp_path / "out" / "run.json").read_text("utf-8"))
     assert report["iterations"] == 2 and report["seed"] == 0 and "nnunetv2" in report["versions"]
     assert not Path(tmp_path / "data" / "nnunet").exists()

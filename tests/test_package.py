@@ -50,7 +50,7 @@ def test_a_packed_model_predicts_as_its_folder(tmp_path: Path, capsys: pytest.Ca
     assert run(["predict", "-m", str(work), "-o", str(tmp_path / "a"), *common]) == 0
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "b"), *common]) == 0
     assert (read_labels(tmp_path / "a/t.nii.gz")[0] == read_labels(tmp_path / "b/t.nii.gz")[0]).all()
-    assert (tmp_path / "a/prediction.json").read_text() == (tmp_path / "b/prediction.json").read_text()
+    assert (tmp_path / "a/prediction.json").read_text("utf-8") == (tmp_path / "b/prediction.json").read_text("utf-8")
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-f", "4"]) == 2
     assert "m.segpipe.zip/runs/3d_fullres: fold 4 is not trained (trained: 0, 1)" in capsys.readouterr().err
 

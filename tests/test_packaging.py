@@ -46,7 +46,7 @@ def faults_of(text: str) -> list[str]:
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
 def test_an_image_is_pinned_runs_as_a_user_and_installs_by_make(path: Path) -> None:
-    assert faults_of(path.read_text()) == []
+    assert faults_of(path.read_text("utf-8")) == []
 
 
 def test_there_is_an_image_with_and_without_cuda() -> None:
@@ -66,7 +66,7 @@ def test_there_is_an_image_with_and_without_cuda() -> None:
     ],
 )
 def test_an_offending_image_is_found(old: str, new: str) -> None:
-    text = (REPOSITORY / "docker" / "cpu.Dockerfile").read_text()
+    text = (REPOSITORY / "docker" / "cpu.Dockerfile").read_text("utf-8")
     assert old in text
     assert faults_of(text.replace(old, new))
 
@@ -86,7 +86,7 @@ def test_both_commands_install_first(target: str) -> None:
 
 def test_ci_runs_what_a_developer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKELEVEL", "1")  # as in `make test`, where make names the folder it leaves
-    lines = (REPOSITORY / ".ci" / "run").read_text().splitlines()
+    lines = (REPOSITORY / ".ci" / "run").read_text("utf-8").splitlines()
     assert lines[-1] == "make test" and "set -euo pipefail" in lines
     assert dry_run("test").stdout.splitlines()[-4:] == [
         ".venv/bin/ruff format --check .",
@@ -104,18 +104,18 @@ def test_an_unusable_python_is_named(tmp_path: Path, python: str, message: str) 
     old.write_text('#!/bin/sh\n[ "$1" = -V ] && echo Python 3.9.2 || exit 1\n')
     old.chmod(0o755)
     for name in ("Makefile", "pyproject.toml"):
-        (tmp_path / name).write_text((REPOSITORY / name).read_text())
+        (tmp_path / name).write_text((REPOSITORY / name).read_text("utf-8"))
     done = subprocess.run(["make", "test", f"PYTHON={python}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2 and message in done.stdout
     assert not (tmp_path / ".venv").exists()
 
 
 def test_the_makefile_allows_the_python_that_the_package_asks_for() -> None:
-    asked = re.search(r'requires-python = ">=3\.(\d+)"', (REPOSITORY / "pyproject.toml").read_text())
+    asked = re.search(r'requires-python = ">=3\.(\d+)"', (REPOSITORY / "pyproject.toml").read_text("utf-8"))
     assert asked is not None
-    assert f"sys.version_info < (3, {asked[1]})" in (REPOSITORY / "Makefile").read_text()
+    assert f"sys.version_info < (3, {asked[1]})" in (REPOSITORY / "Makefile").read_text("utf-8")
 
 
 def test_torch_is_not_pinned_to_a_build() -> None:
     for path in (REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile", *DOCKERFILES):
-        assert not re.search(r"\+cpu|\+cu\d|--index-url|--extra-index-url", path.read_text()), path
+        assert not re.search(r"\+cpu|\+cu\d|--index-url|--extra-index-url", path.read_text("utf-8")), path

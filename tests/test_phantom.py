@@ -38,7 +38,7 @@ def dice(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def test_the_folder_is_a_dataset_in_nnunet_layout(phantom: Path):
-    description = json.loads((phantom / "dataset.json").read_text())
+    description = json.loads((phantom / "dataset.json").read_text("utf-8"))
     assert description["channel_names"] == {"0": "T1", "1": "T2"}
     assert description["labels"] == {"background": 0, "organ": 1, "core": 2, "node": 3}
     assert description["numTraining"] == len(CASES)

@@ -56,8 +56,12 @@ def test_every_stage_leaves_its_files(trained):
             f.is_file() for f in (found.plan, found.weights, found.state, found.history, found.log, found.scores)
         )
         assert Plan.load(found.plan) == Plan.load(work.plan)
-        assert found.history.read_text().splitlines()[0].startswith("epoch,iteration,seconds,learning_rate,train_loss")
-        assert len(found.history.read_text().splitlines()) == 3
+        assert (
+            found.history.read_text("utf-8")
+            .splitlines()[0]
+            .startswith("epoch,iteration,seconds,learning_rate,train_loss")
+        )
+        assert len(found.history.read_text("utf-8").splitlines()) == 3
     table = ScoreTable.load(work.scores("3d_fullres"))
     assert sorted(table.case_ids) == CASES  # every case was validated once, out of fold
     assert not list(work.path.rglob(".partial-*"))
@@ -246,7 +250,7 @@ def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path)
     write_nnunet(tmp_path / "data", CASES)
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK[2:]))
     train(tmp_path / "work", None, [0], MACHINE, time_budget_seconds=6)
-    rows = Work(tmp_path / "work").fold("3d_fullres", "0").history.read_text().splitlines()
+    rows = Work(tmp_path / "work").fold("3d_fullres", "0").history.read_text("utf-8").splitlines()
     header, last = rows[0].split(","), rows[-1].split(",")
     values = dict(zip(header, last, strict=True))
     assert float(values["learning_rate"]) < 0.1 * Plan.load(tmp_path / "work" / "plan.yaml").training.learning_rate

@@ -182,7 +182,7 @@ def test_what_inherits_follows_its_base_until_it_says_otherwise(tmp_path):
     assert deeper.configurations["mine"].network.blocks == (2, 2)
     assert deeper.configurations["3d_fullres"].network.blocks == (1, 1)
     deeper.save(tmp_path / "plan.yaml")
-    text = (tmp_path / "plan.yaml").read_text()
+    text = (tmp_path / "plan.yaml").read_text("utf-8")
     assert "  mine:\n    inherits: 3d_fullres\n    batch_size: 5\n    network:\n      blocks: [2, 2]\ntraining:" in text
     assert Plan.load(tmp_path / "plan.yaml") == deeper
 

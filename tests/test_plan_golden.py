@@ -13,7 +13,7 @@ from published import PUBLISHED_PLANS, REPOSITORY
 from segpipe.plan.schema import Plan
 from segpipe.plan.topology import feature_voxels
 
-GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "nnunet_plans.json").read_text())
+GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "nnunet_plans.json").read_text("utf-8"))
 PRESETS = {
     "default_8": ("--preset", "nnunet"),
     "default_24": ("--preset", "nnunet", "--gpu-memory", "24"),
@@ -81,8 +81,8 @@ def test_published_fingerprints_give_nnunets_whole_files(task: str, planner: str
     folder = PUBLISHED_PLANS / f"Dataset{task}"
     if not folder.exists():
         pytest.skip(f"no published plans of nnunetv2 at {PUBLISHED_PLANS}")
-    files = (json.loads((folder / name).read_text()) for name in ("dataset_fingerprint.json", "dataset.json"))
+    files = (json.loads((folder / name).read_text("utf-8")) for name in ("dataset_fingerprint.json", "dataset.json"))
     found = exported(plan_files(tmp_path, *files, "--preset", MSD[planner]))
-    assert without_names(found) == without_names(json.loads((folder / f"plans_{planner}.json").read_text()))
+    assert without_names(found) == without_names(json.loads((folder / f"plans_{planner}.json").read_text("utf-8")))
     if planner != "default":  # the residual planners use the plain one's data where they can
         assert found["configurations"]["3d_fullres"]["data_identifier"] == "nnUNetPlans_3d_fullres"

@@ -87,7 +87,7 @@ def test_a_mask_its_row_and_the_names_of_its_values(model: Model, tmp_path: Path
     image, mask = nib.load(tmp_path / "in" / "a.nii.gz"), nib.load(path)
     assert np.array_equal(mask.affine, image.affine) and mask.get_data_dtype() == np.uint8
     assert mask.header.get_intent()[0] == "label"
-    assert (tmp_path / "out" / "dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\ta\n2\tb\n"
+    assert (tmp_path / "out" / "dseg.tsv").read_text("utf-8") == "index\tname\n0\tbackground\n1\ta\n2\tb\n"
     (row,) = rows_of(tmp_path / "out")
     n_a = int((np.asarray(mask.dataobj) == 1).sum())
     assert row["case_id"] == "a" and row["voxels_a"] == str(n_a) and row["warnings"] == ""
@@ -97,7 +97,7 @@ def test_a_mask_its_row_and_the_names_of_its_values(model: Model, tmp_path: Path
 
 def test_regions_are_named_by_what_is_painted_last(tmp_path: Path) -> None:
     write_label_table(tmp_path, REGIONS)
-    assert (tmp_path / "dseg.tsv").read_text() == "index\tname\n0\tbackground\n1\twhole\n2\tcore\n"
+    assert (tmp_path / "dseg.tsv").read_text("utf-8") == "index\tname\n0\tbackground\n1\twhole\n2\tcore\n"
 
 
 def _nrrd(path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_fault_of_the_program_is_logged_and_the_others_go_on(tmp_path: Path) -
     outcome = predicted(failing(TypeError("a bug"), 1), tmp_path / "in", tmp_path / "out")
     assert [f.text for f in outcome.faults] == ["a: unexpected TypeError (a bug); the whole of it is in errors.log."]
     assert [row.case_id for row in outcome.rows] == ["b"]
-    log = (tmp_path / "out" / "errors.log").read_text()
+    log = (tmp_path / "out" / "errors.log").read_text("utf-8")
     assert log.startswith("a\nTraceback") and "in forward" in log
     again = predicted(failing(TypeError("a bug"), 0), tmp_path / "in", tmp_path / "out")
     assert [row.case_id for row in again.rows] == ["a", "b"] and again.exit_code == 0
@@ -190,7 +190,7 @@ def test_rows_survive_a_kill_and_are_made_anew_when_they_are_gone(model: Model, 
     table = tmp_path / "out" / "predictions.csv"
     before = rows_of(tmp_path / "out")
     times = [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))]
-    lines = table.read_text().splitlines(keepends=True)
+    lines = table.read_text("utf-8").splitlines(keepends=True)
     table.write_text("".join(lines[:3]) + lines[3].rstrip("\n"))  # killed within the last row
     outcome = predicted(model, tmp_path / "in", tmp_path / "out")
     assert rows_of(tmp_path / "out")[:2] == before[:2]

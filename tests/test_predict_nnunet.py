@@ -120,7 +120,7 @@ def test_two_folds_predict_the_phantom_as_nnunetv2_does(phantom, tmp_path):
     work = planned(phantom, tmp_path / "work")
     for fold in ("0", "1"):
         write_random_fold(work, "3d_fullres", fold)
-    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, "3d_fullres", phantom / "imagesTr", case_ids[:1], tmp_path)
 
 
@@ -129,14 +129,14 @@ def test_slices_with_regions_are_predicted_as_by_nnunetv2(phantom, tmp_path):
     data.mkdir()
     for name in ("imagesTr", "labelsTr"):
         (data / name).symlink_to(phantom / name)
-    description = json.loads((phantom / "dataset.json").read_text())
+    description = json.loads((phantom / "dataset.json").read_text("utf-8"))
     values = sorted(value for value in description["labels"].values() if value)
     regions = {"background": 0, "last": values[-1], "all": values}  # the larger one is an output behind the smaller
     description |= {"labels": regions, "regions_class_order": [values[-1], values[0]]}
     (data / "dataset.json").write_text(json.dumps(description))
     work = planned(data, tmp_path / "work")
     write_random_fold(work, "2d")
-    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, "2d", data / "imagesTr", case_ids[:1], tmp_path)
 
 
@@ -147,11 +147,11 @@ def test_a_published_case_smaller_than_the_patch_is_predicted_as_by_nnunetv2(sha
         (data / folder).mkdir(parents=True)
         for path in sorted((shared_data / dataset / folder).iterdir())[:4]:
             (data / folder / path.name).symlink_to(path)
-    description = json.loads((shared_data / dataset / "dataset.json").read_text())
+    description = json.loads((shared_data / dataset / "dataset.json").read_text("utf-8"))
     (data / "dataset.json").write_text(json.dumps(description | {"numTraining": 4}))
     work = planned(data, tmp_path / "work")
     write_random_fold(work, name)
-    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text())["cases"]]
+    case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, name, data / "imagesTr", case_ids[:1], tmp_path)
 
 

@@ -161,7 +161,7 @@ def test_prepared_arrays_are_nnunets(name, n_cases, shared_data, tmp_path):
 
 def copied(source: Path, target: Path, n_cases: int) -> Path:
     """The smallest cases of a dataset in nnU-Net's layout."""
-    description = json.loads((source / "dataset.json").read_text())
+    description = json.loads((source / "dataset.json").read_text("utf-8"))
     chosen = sorted((source / "labelsTr").glob("*.nii.gz"), key=lambda path: path.stat().st_size)[:n_cases]
     for folder in ("imagesTr", "labelsTr"):
         (target / folder).mkdir(parents=True)
@@ -178,8 +178,8 @@ def with_nnunet(data: Path, case: Case, plans: Path) -> tuple[np.ndarray, np.nda
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(json.loads(plans.read_text()))
-    description = json.loads((data / "dataset.json").read_text())
+    manager = PlansManager(json.loads(plans.read_text("utf-8")))
+    description = json.loads((data / "dataset.json").read_text("utf-8"))
     image, labels, _ = DefaultPreprocessor(verbose=False).run_case(
         list(case.images), case.label, manager, manager.get_configuration("3d_fullres"), description
     )

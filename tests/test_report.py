@@ -214,7 +214,7 @@ def test_what_is_missing_is_named(work: Path):
 
 def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work: Path):
     run_folder = work / "runs" / CONFIGURATION
-    text = (work / "plan.yaml").read_text()
+    text = (work / "plan.yaml").read_text("utf-8")
     for fold, epochs in enumerate((1000, 50, 50)):
         changed = text.replace("epochs: 1000", f"epochs: {epochs}").replace("most frequent", "usual")
         (run_folder / f"fold_{fold}" / "plan.yaml").write_text(changed)
@@ -288,9 +288,9 @@ def test_the_command_prints_the_path(work: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_text_from_files_is_escaped(work: Path):
-    text = (work / "plan.yaml").read_text()
+    text = (work / "plan.yaml").read_text("utf-8")
     (work / "plan.yaml").write_text(text.replace("preset: nnunet", "preset: <script>alert(1)</script>"))
-    text = build_report(work).read_text()
+    text = build_report(work).read_text("utf-8")
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
@@ -314,7 +314,7 @@ def test_a_work_folder_reads_as_it_was_written(finished: Path, page_file: Path):
     (only,) = found.runs
     assert [fold.name for fold in only.folds] == ["0", "1", "2"]
     assert only.scores is not None and set(only.scores.case_ids) == set(found.dataset.by_id)
-    pictures = re.findall(r"data:image/(svg\+xml|png);base64,([A-Za-z0-9+/=]+)", page_file.read_text())
+    pictures = re.findall(r"data:image/(svg\+xml|png);base64,([A-Za-z0-9+/=]+)", page_file.read_text("utf-8"))
     starts = {kind: base64.b64decode(content)[:5] for kind, content in pictures}
     assert starts == {"png": b"\x89PNG\r", "svg+xml": b"<?xml"}
 
@@ -326,7 +326,7 @@ def commands_of(work: Path) -> list[str]:
 
 
 def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(work: Path):
-    run_folder, plan = work / "runs" / CONFIGURATION, (work / "plan.yaml").read_text()
+    run_folder, plan = work / "runs" / CONFIGURATION, (work / "plan.yaml").read_text("utf-8")
     budget = plan.replace("time_budget_seconds: null", "time_budget_seconds: 90.0")
     (run_folder / "fold_0" / "plan.yaml").write_text(budget)
     (run_folder / "fold_1" / "plan.yaml").write_text(plan.replace("optimizer: sgd", "optimizer: adamw"))

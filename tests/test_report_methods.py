@@ -41,7 +41,7 @@ def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
 
 
 def test_what_folds_were_trained_with_comes_before_what_was_planned(work: Path):  # noqa: F811
-    plan = (work / "plan.yaml").read_text()
+    plan = (work / "plan.yaml").read_text("utf-8")
     for fold, seconds in enumerate((60.0, 90.0, 60.0)):
         changed = plan.replace("time_budget_seconds: null", f"time_budget_seconds: {seconds}")
         (work / "runs" / CONFIGURATION / f"fold_{fold}" / "plan.yaml").write_text(changed)

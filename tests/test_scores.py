@@ -17,7 +17,7 @@ def test_a_table_comes_back_as_it_was_written(tmp_path):
     other = replace(ROW, case_id='odd, "case"', fold=None, seed=None, metric="hd95", value=0.1 + 0.2, unit="mm")
     table = ScoreTable((ROW, other))
     table.save(tmp_path / "scores.csv")
-    text = (tmp_path / "scores.csv").read_text()
+    text = (tmp_path / "scores.csv").read_text("utf-8")
     assert text.splitlines()[0] == (
         "run,case_id,patient_id,fold,seed,label,metric,value,unit,status,n_reference_vox,n_prediction_vox"
     )

@@ -68,7 +68,7 @@ def test_the_better_configuration_and_the_steps_that_help_are_chosen_and_kept(tm
     assert found["naive"]["mean"] == found["nested"]["mean"] == 1.0
     kept = Postprocessing.load(work.run("2d") / "postprocessing.yaml")
     assert kept.labels == {"a": Steps(min_volume_mm3=30.0)}
-    assert json.loads((work.path / "selection" / "selection.json").read_text()) == found
+    assert json.loads((work.path / "selection" / "selection.json").read_text("utf-8")) == found
 
 
 def test_what_helps_one_fold_and_harms_the_other_is_worth_less_nested(tmp_path, capsys):

@@ -22,7 +22,7 @@ WEIGHTS = InitialWeights(source="timm:efficientnet_b0", licence="Apache-2.0")
 def test_a_plan_names_only_the_parts_that_are_not_nnunets(tmp_path):
     plan = edited(small_plan(), ["configurations.3d_fullres.network.parts={attention: se, norm: group}"])
     plan.save(tmp_path / "plan.yaml")
-    text = (tmp_path / "plan.yaml").read_text()
+    text = (tmp_path / "plan.yaml").read_text("utf-8")
     assert (
         "      decoder_convolutions: [1]\n      parts:\n        norm: group\n        attention: se\ntraining:" in text
     )

@@ -76,7 +76,7 @@ def copied(finished: Path, folder: Path) -> Path:
 
 def test_a_study_ends_in_a_comparison_of_all_arms_on_the_same_cases(finished):
     out = finished / "out"
-    comparison = json.loads((out / "comparison.json").read_text())
+    comparison = json.loads((out / "comparison.json").read_text("utf-8"))
     assert comparison["methods"] == list(ARMS)
     tables = [ScoreTable.load(out / "arms" / name / "scores.csv") for name in ARMS]
     assert len({tuple((row.case_id, row.fold, row.label, row.metric) for row in table.rows) for table in tables}) == 1
@@ -109,7 +109,7 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(finished, tmp
     assert capsys.readouterr().err.count("is trained and scored already") == 2
     after = [(fold / "checkpoint.safetensors").stat().st_mtime_ns for fold in folds]
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
-    first, again = (json.loads((f / "out" / "comparison.json").read_text()) for f in (finished, folder))
+    first, again = (json.loads((f / "out" / "comparison.json").read_text("utf-8")) for f in (finished, folder))
     assert first == again  # the same seed trains the same
 
 
@@ -197,7 +197,7 @@ def test_every_arm_of_the_stored_studies_has_a_valid_plan(path):
     arms = [arm for arm in study.arms.values() if arm.is_trained_here]
     plans = [edited(plan, study.assignments(arm, 1)) for arm in arms]
     assert len({plan.digest() for plan in plans}) == len(arms) and all(plan.training.seed == 1 for plan in plans)
-    assert f"| `{path.name}` |" in (path.parent / "README.md").read_text()
+    assert f"| `{path.name}` |" in (path.parent / "README.md").read_text("utf-8")
 
 
 def test_the_ladder_adds_one_part_at_a_time_and_then_all_of_them():

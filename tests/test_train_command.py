@@ -60,4 +60,4 @@ def test_a_profile_is_json_leaves_no_training_and_a_length_trains_it(tmp_path, c
     assert run([*command, "-f", "1", "--iterations", "2"]) == 0
     fold = Work(tmp_path / "work").fold("3d_fullres", "1")
     assert Plan.load(fold.plan).training.iterations == 2
-    assert fold.history.read_text().splitlines()[1].startswith("1,2,")
+    assert fold.history.read_text("utf-8").splitlines()[1].startswith("1,2,")

@@ -93,7 +93,7 @@ def test_a_fold_that_cannot_go_on_in_one_process_ends_in_all_with_the_reason(
 
 
 def train_cases(work: Work, fold: int) -> list[str]:
-    return list(json.loads(work.splits.read_text())["folds"][fold]["train"])
+    return list(json.loads(work.splits.read_text("utf-8"))["folds"][fold]["train"])
 
 
 @pytest.mark.slow

@@ -113,7 +113,7 @@ def assert_geometry_is_equal(mask: Path, image: Path) -> None:
 def test_masks_carry_the_exact_geometry_of_odd_images(tmp_path: Path, shared_data: Path) -> None:
     folder = shared_data / "odd_nifti"
     n_written, refused = 0, []
-    for entry in json.loads((folder / "index.json").read_text()):
+    for entry in json.loads((folder / "index.json").read_text("utf-8")):
         image = folder / entry["path"]
         try:
             shape_zyx = read_header(image).grid.shape_zyx

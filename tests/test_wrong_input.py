@@ -65,7 +65,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _spoilt(here: Path, name: str, pattern: str, change) -> None:
     work = Path(shutil.copytree(here / "work", here / name))
     for file in work.glob(pattern):
-        text = "" if file.suffix in {".gz", ".safetensors"} else file.read_text()
+        text = "" if file.suffix in {".gz", ".safetensors"} else file.read_text("utf-8")
         file.unlink()
         if change is not None:
             file.write_text(change(text))

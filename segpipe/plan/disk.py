@@ -13,7 +13,7 @@ _IMAGE_BYTES, _INDEX_BYTES = 4, 2  # of a voxel: float32, int16
 # (ACDC). Images: 0.88 and 0.60, of which the larger is taken; label maps: 0.027 and 0.008.
 _IMAGE_SHARE, _INDEX_SHARE = 0.88, 0.03
 _LOCATION_BYTES = 12  # three int32 for each voxel on which a patch may be centred
-MAX_LOCATIONS = 10_000  # of a label in a case, as prepare/store.py keeps them
+MAX_LOCATIONS = 10_000  # of a label in a case, as prepare/places.py keeps them
 _CASE_BYTES = 1500  # how the case was prepared, and the heads of its files
 
 
