@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from plans import REGIONS, small_plan
 from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
 from segpipe.core.seeds import generator_for
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
@@ -17,7 +18,6 @@ from segpipe.plan.schema import Normalisation
 from segpipe.train.augment import Draws, Scope, draw, largest_angle, region_for, scope_of
 from segpipe.train.transforms import apply
 from segpipe.train.transforms_place import moved_by_torch, moved_compiled, spline_basis
-from tests.plans import REGIONS, small_plan
 
 NNUNET = Augmentation.named("nnunet")
 ALWAYS = Augmentation.named("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import time
 from collections.abc import Sequence
@@ -175,6 +176,19 @@ def test_only_what_watches_may_change_on_the_way(ready, whole, tmp_path):
         ready.train(folder.path, learning_rate=0.5)
     ready.train(folder.path, checkpoint_minutes=1.0, collapse_epochs=99)
     assert is_same(what_lasts(folder), what_lasts(whole))
+
+
+def test_weights_of_a_training_whose_state_is_gone_do_not_pass_for_the_new_ones(ready, whole, tmp_path, capsys):
+    folder = FoldFolder(Path(shutil.copytree(whole.path, tmp_path / "fold_0")))
+    old = folder.weights.read_bytes()
+    folder.state.unlink()
+    folder.previous_state.unlink(missing_ok=True)
+    stopping = Ready(ready.plan, replace(ready.data, train=Knocking(ready.data.train, signal.SIGTERM)))
+    with pytest.raises(Interrupted):
+        stopping.train(folder.path)
+    assert folder.weights.read_bytes() != old
+    assert (folder.path / "checkpoint_before.safetensors").read_bytes() == old
+    assert "without a state to go on from" in capsys.readouterr().err
 
 
 def test_short_epochs_are_not_all_saved_but_the_clock_and_the_end_save(ready, whole, tmp_path):

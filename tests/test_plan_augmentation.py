@@ -6,13 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.plan.sides import swapped_indices, swapped_outputs
-from tests.plans import LABELS, small_plan
 
 
 def labels(regions: bool = False, **values: int | tuple[int, ...]) -> LabelSet:

@@ -1,7 +1,7 @@
 """Train one fold to its end: by epochs, by iterations, or for a given time; resumable at any moment.
 
 By epochs or iterations, a training that was killed and went on ends with the weights of one that was not, on the CPU
-bit for bit. A time budget cannot promise that: how many steps fit depends on the machine and on the time that was lost.
+bit for bit. A time budget cannot promise that: how many steps fit depends on the machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
 _MOST_THREADS = 8  # each draws a batch ahead, which takes memory
-SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs: short ones of large networks are not all saved
+SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs; short ones are not all saved
 
 
 def train_fold(
@@ -59,8 +59,7 @@ def train_fold(
         plan: With everything a person chose, the time budget included.
         configuration_name: Which of its configurations.
         data: The fold's cases.
-        folder: Where to.
-        device: Where to compute.
+        folder, device: Where to, and where to compute.
         started: time.monotonic() from which the time budget counts.
         tensorboard: Whether to write event files as well; see `wants_tensorboard`.
         group: The processes that train it together, in a folder that all of them see.
@@ -83,6 +82,9 @@ def train_fold(
         if group.is_first:
             shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
             folder.scores.unlink(missing_ok=True)
+            if state is None and folder.weights.is_file():
+                folder.weights.replace(folder.weights.with_stem("checkpoint_before"))  # not of the plan that follows
+                say(f"warning: {folder.path}: weights without a state to go on from are kept as checkpoint_before.")
             plan.save(folder.plan)
             data.split.save(folder.split)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
