@@ -88,10 +88,11 @@ def test_ci_runs_what_a_developer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAKELEVEL", "1")  # as in `make test`, where make names the folder it leaves
     lines = (REPOSITORY / ".ci" / "run").read_text("utf-8").splitlines()
     assert lines[-1] == "make test" and "set -euo pipefail" in lines
-    assert dry_run("test").stdout.splitlines()[-4:] == [
+    assert dry_run("test").stdout.splitlines()[-5:] == [
         ".venv/bin/ruff format --check .",
         ".venv/bin/ruff check .",
         ".venv/bin/mypy",
+        ".venv/bin/mkdocs build --strict --quiet",
         ".venv/bin/pytest",
     ]
 
