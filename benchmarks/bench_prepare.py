@@ -5,9 +5,10 @@ python benchmarks/bench_prepare.py DATASET... [--workers 2] [--repeats 3] [--syn
 
 DATASET is a folder in nnU-Net's layout. The race: `segpipe plan` and `segpipe prepare` against
 `nnUNetv2_plan_and_preprocess -c 3d_fullres`, in fresh processes, from the same files to prepared arrays, imports
-included; the tools take turns and medians count. Memory of the race is that of all processes, looked at every 20 ms,
-shared pages shared out. Memory of the second table is the system's peak of a process that prepares one case at a time,
-above what it held before. `--synthetic` adds a CT of 512×512×400 voxels to that one.
+included, without segpipe's page and its prediction of costs, which nnunetv2 does not make; the tools take turns and
+medians count. Memory of the race is that of all processes, looked at every 20 ms, shared pages shared out. Memory of
+the second table is the system's peak of a process that prepares one case at a time, above what it held before.
+`--synthetic` adds a CT of 512×512×400 voxels to that one.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def race(dataset: Path, n_workers: int, n_repeats: int) -> None:
         with tempfile.TemporaryDirectory() as name:
             scratch, jobs = Path(name), str(n_workers)
             work = str(scratch / "work")
-            plan = ["plan", str(dataset), "-o", work, "--preset", "nnunet", "--no-report", "-j", jobs]
+            plan = ["plan", str(dataset), "-o", work, "--preset", "nnunet", "--no-report", "--no-cost", "-j", jobs]
             prepare = ["prepare", work, "-c", "3d_fullres", "-j", jobs]
             parts = [watched([str(_COMMANDS / "segpipe"), *command], {}) for command in (plan, prepare)]
             runs["segpipe"].append((sum(seconds for seconds, _ in parts), max(peak for _, peak in parts)))

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import blosc2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError
@@ -23,6 +22,9 @@ from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.places import LabelPlaces, Places, find_places
+
+if TYPE_CHECKING:
+    import torch
 
 _ARRAYS = ("image", "indices")
 GUIDE = "guide"
@@ -211,12 +213,18 @@ def open_cases(
 
 def on_device(case: PatchCase, device: torch.device) -> PatchCase:
     """A case in memory as tensors on a device."""
+    import torch  # late: preparing needs none, and starts in a second less
+
     return case.with_arrays(lambda array: torch.from_numpy(array).to(device))
 
 
 def _free_device_bytes(device: torch.device) -> int:
     """Memory that is free on a GPU; 0 for devices of which it is the machine's."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    if device.type != "cuda":
+        return 0
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0]
 
 
 def open_case(folder: Path, guide_folder: Path | None = None) -> PatchCase:
