@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import stat
 import zipfile
@@ -21,9 +22,12 @@ from segpipe.cli.main import run
 from segpipe.core.errors import SegpipeError, UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
+from segpipe.networks.build import build
 from segpipe.pipeline.packing import pack
+from segpipe.predict.model import find_folds
 from segpipe.predict.package import CARD, MANIFEST, opened, read_manifest, write_package
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
+from segpipe.train.checkpoint import save_weights
 
 WEIGHTS = "runs/3d_fullres/fold_0/checkpoint.safetensors"
 PLAN = "runs/3d_fullres/fold_0/plan.yaml"
@@ -127,6 +131,44 @@ def test_a_part_that_would_not_be_read_is_not_written(packed: Path, tmp_path: Pa
     with pytest.raises(ValueError, match=r"no part of a package: runs/\.\./x"):
         write_package(tmp_path / "m.zip", read_manifest(packed).model, {"runs/../x": b""})
     assert not (tmp_path / "m.zip").exists()
+
+
+def test_a_fold_that_is_still_trained_is_not_packed(tmp_path: Path) -> None:
+    for number, finished in enumerate("10"):
+        fold = write_fold(tmp_path / "work", plan_of(), number)
+        about = {"configuration": "3d_fullres", "fold": str(number), "finished": finished}
+        save_weights(fold.weights, build(plan_of().configurations["3d_fullres"].network, 1, 3), about)
+    for model, folds in ((tmp_path / "work", ["1"]), (fold.path, None)):
+        with pytest.raises(
+            UsageError, match=r"fold_1: not trained to the end, .*: a packed model cannot be trained on"
+        ):
+            pack(model, tmp_path / "m.segpipe.zip", folds=folds)
+    assert pack(tmp_path / "work", tmp_path / "m.segpipe.zip").model.folds == {"3d_fullres": ("0",)}
+
+
+def test_one_network_of_every_case_predicts_packed_or_not_where_no_fold_has_a_number(tmp_path: Path) -> None:
+    work = write_work(tmp_path / "work", n_folds=1)
+    fold = work / "runs" / "3d_fullres" / "fold_all"
+    (work / "runs" / "3d_fullres" / "fold_0").rename(fold)  # as `segpipe import` leaves nnU-Net's fold_all
+    about = {"configuration": "3d_fullres", "fold": "all", "finished": "1"}
+    save_weights(fold / "checkpoint.safetensors", build(plan_of().configurations["3d_fullres"].network, 1, 3), about)
+    pack(work, tmp_path / "m.segpipe.zip")
+    found, expected = (segpipe.load(m, device="cpu").ensemble.digest for m in (tmp_path / "m.segpipe.zip", work))
+    assert found == expected
+    write_fold(work, plan_of(), 3)
+    assert [folder.path.name for folder in find_folds(work, None, None)] == ["fold_3"]
+
+
+def test_a_line_about_an_opened_model_names_the_package(
+    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = rewritten(
+        packed, tmp_path / "m.segpipe.zip", lambda parts: [p for p in parts if "trained_on" not in p[0].filename]
+    )
+    segpipe.load(bare, device="cpu")
+    assert f"\nwarning: {bare}/runs/3d_fullres/fold_0: no trained_on.json;" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}/runs/3d_fullres: fold 4 is not trained"):
+        segpipe.load(bare, folds=[4])
 
 
 def test_nothing_is_left_of_an_opened_model(packed: Path) -> None:

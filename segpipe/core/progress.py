@@ -7,8 +7,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TypeVar
 
+from segpipe.core.errors import ResourceError, SegpipeError, SetupError
 from segpipe.core.processes import n_sharing, rank
 
 Item = TypeVar("Item")
@@ -16,8 +20,27 @@ Result = TypeVar("Result")
 _SECONDS_BETWEEN_LINES = 20.0
 
 
+_SHOWN_AS: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("_SHOWN_AS", default=())
+
+
+@contextmanager
+def shown_as(folder: Path, name: Path) -> Iterator[None]:
+    """While the body runs, lines and faults that tell of `folder`, a private copy, tell of `name`, which users know."""
+    token = _SHOWN_AS.set((*_SHOWN_AS.get(), (str(folder), str(name))))
+    try:
+        yield
+    except (SetupError, ResourceError):  # of the place where the copy lies
+        raise
+    except SegpipeError as fault:
+        raise type(fault)(str(fault).replace(str(folder), str(name))) from fault
+    finally:
+        _SHOWN_AS.reset(token)
+
+
 def say(text: str) -> None:
     """One line for the person who waits; of processes that work together, the first one speaks."""
+    for folder, name in _SHOWN_AS.get():
+        text = text.replace(folder, name)
     if rank() == 0:
         print(text, file=sys.stderr, flush=True)
 

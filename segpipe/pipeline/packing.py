@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
@@ -53,12 +53,13 @@ def pack(
         licence: Under which terms the model may be used, e.g. `CC-BY-4.0`; None if nobody said.
 
     Raises:
-        UsageError: If there is no such model, or it is a file already.
+        UsageError: If there is no such model, it is a file already, or a fold is not trained to the end.
         ResourceError, SetupError: If it cannot be written.
     """
     if model.is_file():
         raise UsageError(f"{model}: is a file, expected a work folder or one of its runs/<configuration>.")
     members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds)}
+    _require_finished(fold for chosen in members.values() for fold in chosen)
     plan = Plan.load(next(iter(members.values()))[0].plan)
     steps = chosen_postprocessing(list(members.values()), plan.labels)
     packed = members | _guides(plan, members)
@@ -93,6 +94,15 @@ def _about(fold: FoldFolder) -> tuple[str, str]:
     if not {"configuration", "fold"} <= about.keys():
         raise UsageError(f"{fold.weights}: does not say of which fold it is, so it is not of segpipe. Train the fold.")
     return about["configuration"], about["fold"]
+
+
+def _require_finished(folds: Iterable[FoldFolder]) -> None:
+    """Refuse what is still being trained: whoever gets the file could not finish it, and `predict` would refuse it."""
+    if open_ends := [str(fold.path) for fold in folds if about_weights(fold.weights).get("finished") == "0"]:
+        raise UsageError(
+            f"{', '.join(open_ends)}: not trained to the end, expected finished folds: a packed model cannot be "
+            "trained on. Finish training with the same `segpipe train`, or leave the fold out (-f)."
+        )
 
 
 def _guides(plan: Plan, members: dict[str, list[FoldFolder]]) -> dict[str, list[FoldFolder]]:

@@ -21,6 +21,7 @@ from segpipe.plan.trained_on import TrainedOn
 from segpipe.train.checkpoint import about_weights, load_weights
 
 _PREFERRED = "3d_fullres"
+_EVERY_CASE = "all"  # name of the fold that keeps no case for validation
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,8 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     Args:
         path: A work folder, one of its `runs/<configuration>`, or one fold's folder; a copy under another name will do.
         configuration: Which; None for the only one there is, or 3d_fullres of several.
-        folds: Which, trained to the end or not; None for all that are trained to the end.
+        folds: Which, trained to the end or not; None for all numbered ones that are trained to the end, or `all` (one
+            network trained on every case, as nnU-Net has it) if there is no other.
 
     Raises:
         UsageError: If there is no such configuration or fold, or no weights.
@@ -70,7 +72,8 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
         return [alone]
     run = _run_folder(path, configuration)
     trained = {_number(p.parent): FoldFolder(p.parent) for p in run.glob("fold_*/checkpoint.safetensors")}
-    trained = {number: folder for number, folder in trained.items() if number.isdecimal()}
+    numbered = {number: folder for number, folder in trained.items() if number.isdecimal()}
+    trained = numbered or {name: folder for name, folder in trained.items() if name == _EVERY_CASE}
     if not trained:
         raise UsageError(
             f"{run}: holds no trained weights (looked for fold_*/checkpoint.safetensors). Train first: `segpipe train`."
@@ -81,10 +84,10 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     if missing:
         raise UsageError(f"{run}: fold {', '.join(missing)} is not trained (trained: {', '.join(sorted(trained))}).")
     unfinished = {n for n, folder in trained.items() if about_weights(folder.weights).get("finished") == "0"}
-    chosen = list(folds) if folds else sorted(set(trained) - unfinished, key=int)
+    chosen = list(folds) if folds else sorted(set(trained) - unfinished, key=_place)
     if unfinished:
         text = "used as it is" if folds and unfinished & set(folds) else "left out"
-        say(f"warning: {run}: fold {', '.join(sorted(unfinished, key=int))} is not trained to the end; {text}.")
+        say(f"warning: {run}: fold {', '.join(sorted(unfinished, key=_place))} is not trained to the end; {text}.")
     if not chosen:
         raise UsageError(f"{run}: no fold is trained to the end. Finish training, or name one with -f.")
     return [trained[fold] for fold in chosen]
@@ -102,6 +105,10 @@ def _require_of(configuration: str, run: Path, folders: Iterable[FoldFolder]) ->
 
 def _number(fold: Path) -> str:
     return fold.name.removeprefix("fold_")
+
+
+def _place(fold: str) -> int:
+    return int(fold) if fold.isdecimal() else 0
 
 
 def _run_folder(path: Path, configuration: str | None) -> Path:

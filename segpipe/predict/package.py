@@ -25,6 +25,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, whole_file
+from segpipe.core.progress import shown_as
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
@@ -45,7 +46,7 @@ _FOLD = FoldFolder(Path())
 _WEIGHTS = _FOLD.weights.name
 _FOLD_FILES = "|".join(re.escape(path.name) for path in (_FOLD.weights, _FOLD.plan, _FOLD.trained_on))
 _RUN_PART = re.compile(
-    rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|fold_[0-9]{{1,9}}/(?:{_FOLD_FILES}))"
+    rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|fold_(?:[0-9]{{1,9}}|all)/(?:{_FOLD_FILES}))"
 )
 _OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{CHOSEN_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
 _RECORDS: dict[str, type[Record]] = {
@@ -167,9 +168,10 @@ def opened(model: Path) -> Iterator[Path]:
     except OSError as fault:
         raise disk_fault(fault, Path(tempfile.gettempdir())) from fault
     with private as parent:
-        folder = Path(parent) / model.name  # messages about what is in it name the package
-        _unpack(model, folder)
-        yield folder
+        folder = Path(parent) / model.name
+        with shown_as(folder, model):
+            _unpack(model, folder)
+            yield folder
 
 
 def read_manifest(model: Path) -> Manifest:
