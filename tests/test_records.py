@@ -131,6 +131,14 @@ def test_a_wrong_type_is_an_error_not_converted(values: dict[str, object], messa
         Optimizer.parse(values, "plan.yaml")
 
 
+def test_a_file_of_another_kind_is_not_explained_key_by_key() -> None:
+    with pytest.raises(PlanError) as fault:
+        Optimizer.parse({f"key{n}": n for n in range(500)}, "plan.yaml")
+    lines = str(fault.value).splitlines()
+    assert len(lines) == 12
+    assert lines[-1].strip().startswith("… and 491 more.")  # 500 keys too many and a missing one, of which 10 are named
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_are_finite(value: float) -> None:
     with pytest.raises(ValidationError):

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from segpipe.core.errors import DataError, PlanError, SegpipeError
 from segpipe.core.files import write_text
 
+_MOST_FAULTS = 10  # in a message
+
 
 class Record(BaseModel):
     """A frozen record; unknown keys, missing keys and `2.0` for an int are errors."""
@@ -138,6 +140,8 @@ def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
             found = repr(item["input"])
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: found {found if len(found) < 80 else found[:77] + '...'}; {message}.")
+    if len(lines) > _MOST_FAULTS:
+        lines[_MOST_FAULTS:] = [f"… and {len(lines) - _MOST_FAULTS} more. Is this another version's file? Make it anew."]
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
 
