@@ -141,7 +141,8 @@ def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: found {found if len(found) < 80 else found[:77] + '...'}; {message}.")
     if len(lines) > _MOST_FAULTS:
-        lines[_MOST_FAULTS:] = [f"… and {len(lines) - _MOST_FAULTS} more. Is this another version's file? Make it anew."]
+        n_more = len(lines) - _MOST_FAULTS
+        lines[_MOST_FAULTS:] = [f"… and {n_more} more. Is this a file of another version? Make it anew."]
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
 
