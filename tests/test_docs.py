@@ -1,0 +1,79 @@
+"""docs/: what is made of the code is equal to it, and what is written by hand says nothing that is not so."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+
+import click
+import pytest
+
+from segpipe.cli.main import COMMANDS, root
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PAGES = sorted(path for path in DOCS.glob("*.md") if path.name not in ("commands.md", "decisions.md", "json.md"))
+COMMAND_LINE = re.compile(r"^(?:\$ )?(segpipe (?!COMMAND).*)$", re.MULTILINE)
+
+
+def script(name: str) -> ModuleType:
+    """A generator of docs/, which is no package."""
+    spec = spec_from_file_location(name, DOCS / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The words of every line of a code block that calls segpipe, without comments and pipes."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in COMMAND_LINE.findall(block)]
+    return [shlex.split(line.split(" | ")[0].split(" > ")[0], comments=True) for line in lines]
+
+
+def require_right(words: list[str]) -> None:
+    """Refuse a command, option, value or number of arguments that does not exist."""
+    context = click.Context(root, info_name="segpipe")
+    command = root.get_command(context, words[1]) if words[1:] else root
+    assert command is not None, f"no command {words[1]}"
+    with click.Context(command, info_name=words[1] if words[1:] else None) as inside:
+        given, left, _ = command.make_parser(inside).parse_args(words[2:])
+        assert not left, words
+        for parameter in command.params:
+            value = given.get(parameter.name)
+            is_given = parameter.name in given and not parameter.value_is_missing(value)
+            assert is_given or not parameter.required, (words, parameter.name)
+            if isinstance(value, str | list | tuple) and not isinstance(parameter.type, click.Path):
+                parameter.type_cast_value(inside, value)
+
+
+def test_the_page_of_commands_is_made_of_the_commands() -> None:
+    maker = script("make_commands")
+    page = maker.page()
+    assert maker.PAGE.read_text(encoding="utf-8") == page, "run: python docs/make_commands.py"
+    assert all(f"\n### {name}\n" in page for name in COMMANDS)
+
+
+def test_the_tables_of_values_are_made_of_the_records() -> None:
+    maker = script("make_tables")
+    written = {path.name: path.read_text(encoding="utf-8") for path in maker.FOLDER.iterdir()}
+    assert written == maker.tables(), "run: python docs/make_tables.py"
+    assert "| `learning_rate` | `0.01` | At the start. |\n" in written["training.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_of_a_page_is_one(page: Path) -> None:
+    for words in commands_in(page.read_text(encoding="utf-8")):
+        require_right(words)
+
+
+@pytest.mark.parametrize("line", ["segpipe trian W", "segpipe train", "segpipe train W --fold 0", "segpipe train W X"])
+def test_a_wrong_command_is_found(line: str) -> None:
+    (words,) = commands_in(f"text\n\n```\n{line}    # why\n```\n")
+    with pytest.raises((AssertionError, click.UsageError)):
+        require_right(words)
