@@ -2,13 +2,14 @@
 PYTHON ?= python3
 # --no-cache-dir keeps a container image small
 PIP_CACHE ?=
+DEMO ?= segpipe-demo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .PHONY: demo test install format clean
 
 demo: install
-	$(BIN)/segpipe demo -o segpipe-demo
+	$(BIN)/segpipe demo -o $(DEMO)
 
 test: install
 	$(BIN)/ruff format --check .

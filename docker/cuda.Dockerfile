@@ -1,24 +1,22 @@
 # docker build -f docker/cuda.Dockerfile -t segpipe:cuda .
 # docker run --rm --gpus all segpipe:cuda          (make demo)
 # docker run --rm --gpus all segpipe:cuda make test
-# Data loading uses threads, not processes: no --shm-size or --ipc=host is needed.
-# PyTorch's wheels bring CUDA's libraries, so the base image need only carry what the driver expects.
-FROM nvidia/cuda:13.0.1-base-ubuntu24.04
+# As oneself, without a network and with nothing to write to but the data:
+# docker run --rm --gpus all --user "$(id -u):$(id -g)" --network none --read-only --tmpfs /tmp \
+#     -v "$PWD:/data" segpipe:cuda segpipe run /data/DATASET -o /data/work
+# Cases are loaded by threads: one GPU needs no --shm-size or --ipc=host.
+FROM python:3.12-slim-bookworm
 
-# Not pinned: the archive keeps no old versions, so a pinned image could not be built next month.
-# hadolint ignore=DL3008
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends make python3 python3-venv \
-    && rm -rf /var/lib/apt/lists/*
+# PyTorch's wheels bring CUDA's libraries; the container toolkit puts the driver in where these ask for it.
+ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# Readable by everybody, so that `docker run --user` may name the owner of the data.
-RUN useradd --uid 10001 --create-home segpipe && install -d -o 10001 /opt/segpipe
+COPY docker/install.sh /usr/local/bin/segpipe-install
+RUN segpipe-install system
 USER 10001
 WORKDIR /opt/segpipe
-
 COPY --chown=10001 . .
-RUN make install PIP_CACHE=--no-cache-dir
+RUN segpipe-install package
 
-# Caches of matplotlib and numba go where any user may write.
-ENV HOME=/tmp PATH="/opt/segpipe/.venv/bin:${PATH}"
+# Whoever runs it: caches of matplotlib and numba, and the demo, go where any user may write.
+ENV HOME=/tmp DEMO=/tmp/segpipe-demo PATH="/opt/segpipe/.venv/bin:${PATH}"
 CMD ["make", "demo"]

@@ -12,6 +12,7 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 DOCKERFILES = sorted((REPOSITORY / "docker").glob("*.Dockerfile"))
+SCRIPT = REPOSITORY / "docker" / "install.sh"
 INSTALL = ".venv/bin/python -m pip install --disable-pip-version-check --no-input  -e '.[test]'"
 
 
@@ -26,27 +27,47 @@ def faults_of(text: str) -> list[str]:
     steps, faults = instructions(text), []
     bases = [value for name, value in steps if name == "FROM"]
     faults += [f"FROM {base} is not pinned" for base in bases if ":" not in base or base.endswith(":latest")]
-    users = [value for name, value in steps if name == "USER"]
-    if not users or users[-1] in {"root", "0"}:
-        faults.append("runs as root")
+    user = "root"
     for name, value in steps:
-        if name == "RUN" and "apt-get install" in value:
-            if "rm -rf /var/lib/apt/lists/*" not in value:
-                faults.append("leaves apt's lists")
-            if "--no-install-recommends" not in value or "apt-get update" not in value:
-                faults.append("apt-get without update or with recommended packages")
-        if name == "RUN" and "pip install" in value:
-            faults.append("installs by its own command")
+        if name == "USER":
+            user = value
+        if name == "RUN" and value != ("segpipe-install system" if user == "root" else "segpipe-install package"):
+            faults.append(f"RUN {value}: {user} does what the script does not, or not as that user")
         if name == "ADD":
             faults.append("ADD where COPY is meant")
-    if not any(name == "RUN" and value.startswith("make install") for name, value in steps):
-        faults.append("does not install as the Makefile does")
+    if user in {"root", "0"}:
+        faults.append("runs as root")
+    if [value for name, value in steps if name == "RUN"] != ["segpipe-install system", "segpipe-install package"]:
+        faults.append("does not take both steps of the script")
     return faults
 
 
+def faults_of_script(text: str) -> list[str]:
+    """What a careful reader would object to in the steps of the images."""
+    expected = {
+        "make install": "does not install as the Makefile does",
+        "apt-get update": "asks apt for packages of the day the base was made",
+        "--no-install-recommends": "installs what is only recommended",
+        "rm -rf /var/lib/apt/lists/*": "leaves apt's lists",
+        "set -eu": "goes on after a step that failed",
+    }
+    return [fault for needed, fault in expected.items() if needed not in text] + (
+        ["installs by its own command"] if "pip install" in text else []
+    )
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.name)
-def test_an_image_is_pinned_runs_as_a_user_and_installs_by_make(path: Path) -> None:
+def test_an_image_is_pinned_runs_as_a_user_and_is_made_by_the_script(path: Path) -> None:
     assert faults_of(path.read_text("utf-8")) == []
+
+
+def test_the_script_installs_by_make_and_is_one_for_both_images() -> None:
+    assert faults_of_script(SCRIPT.read_text("utf-8")) == []
+    for path in DOCKERFILES:
+        assert ("COPY", "docker/install.sh /usr/local/bin/segpipe-install") in instructions(path.read_text("utf-8"))
+    assert os.access(SCRIPT, os.X_OK)
+    wrong = subprocess.run([SCRIPT, "pakage"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stderr) == (2, "install.sh: found 'pakage', expected system or package\n")
 
 
 def test_there_is_an_image_with_and_without_cuda() -> None:
@@ -59,9 +80,10 @@ def test_there_is_an_image_with_and_without_cuda() -> None:
         ("FROM python:3.12-slim-bookworm", "FROM python"),
         ("FROM python:3.12-slim-bookworm", "FROM python:latest"),
         ("USER 10001", "USER root"),
-        ("&& rm -rf /var/lib/apt/lists/*", "&& true"),
-        ("--no-install-recommends", ""),
-        ("RUN make install", "RUN pip install ."),
+        ("USER 10001", ""),
+        ("RUN segpipe-install system", "RUN segpipe-install system && apt-get install -y git"),
+        ("RUN segpipe-install package", "RUN pip install ."),
+        ("RUN segpipe-install package", ""),
         ("COPY --chown", "ADD --chown"),
     ],
 )
@@ -69,6 +91,21 @@ def test_an_offending_image_is_found(old: str, new: str) -> None:
     text = (REPOSITORY / "docker" / "cpu.Dockerfile").read_text("utf-8")
     assert old in text
     assert faults_of(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("rm -rf /var/lib/apt/lists/*", "true"),
+        ("--no-install-recommends", ""),
+        ("make install", "pip install ."),
+        ("set -eu", ""),
+    ],
+)
+def test_an_offending_script_is_found(old: str, new: str) -> None:
+    text = SCRIPT.read_text("utf-8")
+    assert old in text
+    assert faults_of_script(text.replace(old, new))
 
 
 def dry_run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -118,5 +155,5 @@ def test_the_makefile_allows_the_python_that_the_package_asks_for() -> None:
 
 
 def test_torch_is_not_pinned_to_a_build() -> None:
-    for path in (REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile", *DOCKERFILES):
+    for path in (REPOSITORY / "pyproject.toml", REPOSITORY / "Makefile", SCRIPT, *DOCKERFILES):
         assert not re.search(r"\+cpu|\+cu\d|--index-url|--extra-index-url", path.read_text("utf-8")), path
