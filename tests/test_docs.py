@@ -13,6 +13,7 @@ import click
 import pytest
 
 from segpipe.cli.main import COMMANDS, root
+from segpipe.evaluate.metrics import METRICS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name not in ("commands.md", "decisions.md", "json.md"))
@@ -77,3 +78,23 @@ def test_a_wrong_command_is_found(line: str) -> None:
     (words,) = commands_in(f"text\n\n```\n{line}    # why\n```\n")
     with pytest.raises((AssertionError, click.UsageError)):
         require_right(words)
+
+
+def test_the_pictures_are_those_of_the_metrics_and_their_captions_too() -> None:
+    maker, page = script("make_pictures"), (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    pictures = maker.pictures()
+    assert {path.stem for path in maker.FOLDER.iterdir()} == set(pictures)
+    for name, picture in pictures.items():
+        path = maker.FOLDER / f"{name}.svg"
+        assert path.read_text(encoding="utf-8") == picture.svg, "run: python docs/make_pictures.py"
+        assert path.stat().st_size < 40_000
+        assert f"![{picture.alt}](pictures/{name}.svg)\n\n*{picture.caption}*\n" in page, picture.caption
+
+
+def test_every_metric_is_explained() -> None:
+    page = (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([a-z0-9_]+)`", page))
+    of_other_surfaces = re.compile(
+        r"(hd|assd|masd|nsd)_(voxel|mc)|lesion_.*_(overlap50|iou\d\d|brats(_me[nt])?)|.*_image"
+    )
+    assert [name for name in METRICS if name not in named and not of_other_surfaces.fullmatch(name)] == []
