@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -33,7 +34,7 @@ from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.report.build import build_report
-from segpipe.report.html import Cell, Page, Section, Table, render
+from segpipe.report.html import Cell, DataCheck, Page, Section, Table, Verdict, render
 from segpipe.report.inputs import read_work
 
 CONFIGURATION = "3d_fullres"
@@ -141,15 +142,16 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
         "Phantom: segmentation report",
         CONFIGURATION,
         "Scores of each label",
-        "Learning curves",
-        "Distribution over cases",
-        "Agreement of volumes",
         "Worst, median and best case",
         "Every case",
+        "Distribution over cases",
+        "Agreement of volumes",
+        "Learning curves",
         "Methods paragraph",
         "The plan and its reasons",
+        "The data",
         "How to get this again",
-        "Where this report was written",
+        "Computed with",
     ]
     assert "This report is not complete" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
@@ -299,11 +301,15 @@ def test_a_sortable_cell_without_a_finite_number_has_no_key():
     assert Cell("d", 0.25).sort_key == "0.25"
 
 
+def empty_page() -> Page:
+    return Page("t", (), Verdict("v", ()), (), (), (), (), "", DataCheck("d", None), (), ())
+
+
 def test_an_empty_page_can_be_rendered_and_a_table_keeps_its_sort_keys():
-    assert "<h1>t</h1>" in render(Page("t", (), (), (), (), (), "", (), ()))
+    assert "<h1>t</h1>" in render(empty_page())
     table = Table(("case", "Dice"), ((Cell("a & b"), Cell("0.50", 0.5)),), "c", is_sortable=True)
     section = Section("s", (), (), None, None, (), (), None, None, (), table, None)
-    text = render(Page("t", (), (), (), (section,), (), "", (), ()))
+    text = render(replace(empty_page(), sections=(section,)))
     assert '<td data-key="">a &amp; b</td><td data-key="0.5">0.50</td>' in text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,10 +14,9 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from segpipe.data.check import CheckReport
-    from segpipe.data.faults import Fault
+    from segpipe.data.fault_groups import FaultGroup
 
 FATAL_EXIT = 3
-_FIRST_CASES = 3  # named in the table; `--json` lists all
 _FIRST_REPAIRS = 20  # told on the screen
 _WIDTH = 80  # where the output is no terminal
 
@@ -24,8 +24,9 @@ _WIDTH = 80  # where the output is no terminal
 @click.command()
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--fix", "out", type=click.Path(path_type=Path), help="Write a repaired copy into this new folder.")
+@click.option("-o", "--output", "work", type=click.Path(path_type=Path), help="Work folder whose report is to tell it.")
 @shared
-def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: object) -> int:
+def command(data: Path, out: Path | None, work: Path | None, as_json: bool, n_workers: int, **_: object) -> int:
     """List every fault of every case of a dataset.
 
     DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or
@@ -33,9 +34,12 @@ def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: ob
     """
     from segpipe.cli.main import print_json
     from segpipe.core.progress import say
+    from segpipe.core.work import Work
     from segpipe.data.check import check_dataset
     from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 
+    if work is not None:
+        Work(work).require_plan()
     repairs = None
     if out is None:
         report = check_dataset(data, n_workers)
@@ -49,6 +53,8 @@ def command(data: Path, out: Path | None, as_json: bool, n_workers: int, **_: ob
             "others copied as they are; now checking the copy"
         )
         report = check_dataset(out if data.is_dir() else out / data.name, n_workers)
+    if work is not None:
+        report.save(Work(work).data_check)
     if as_json:
         extra = {} if repairs is None else {"repairs": [repair.model_dump(mode="json") for repair in repairs]}
         print_json(report.model_dump(mode="json") | {"is_fatal": report.is_fatal} | extra)
@@ -65,6 +71,8 @@ def print_report(report: CheckReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    from segpipe.data.fault_groups import fault_groups
+
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False, emoji=False)
     lines = Table.grid(padding=(0, 2))
     lines.add_column(justify="right")
@@ -80,21 +88,10 @@ def print_report(report: CheckReport) -> None:
     console.print(f"{counted}. {verdict}.", style=style)
 
 
-def fault_groups(faults: tuple[Fault, ...]) -> list[list[Fault]]:
-    """Faults of one kind together, fatal kinds first, in the order of the table of kinds."""
-    from segpipe.data.faults import KINDS
-
-    by_kind = {kind: [one for one in faults if one.kind == kind] for kind in KINDS}
-    groups = [group for group in by_kind.values() if group]
-    return sorted(groups, key=lambda group: group[0].severity)
-
-
-def fault_table(groups: list[list[Fault]]) -> Table:
+def fault_table(groups: Sequence[FaultGroup]) -> Table:
     """One row for each kind of fault, at most 80 columns wide."""
     from rich.markup import escape
     from rich.table import Table
-
-    from segpipe.data.faults import KINDS
 
     table = Table(show_lines=True, expand=False)
     table.add_column("", width=5)
@@ -102,34 +99,7 @@ def fault_table(groups: list[list[Fault]]) -> Table:
     table.add_column("what", ratio=3, overflow="fold")
     table.add_column("what to do", ratio=2, overflow="fold")
     for group in groups:
-        first = group[0]
-        colour = "red" if first.severity == "fatal" else "yellow"
-        lines = [f"[bold]{escape(KINDS[first.kind].title)}[/bold]", *map(escape, _details(group))]
-        mark = "fatal" if first.severity == "fatal" else "warn"
-        table.add_row(f"[{colour}]{mark}[/{colour}]", str(len(group)), "\n".join(lines), escape(first.remedy))
+        mark, colour = ("fatal", "red") if group.severity == "fatal" else ("warn", "yellow")
+        lines = [f"[bold]{escape(group.title)}[/bold]", *map(escape, group.details)]
+        table.add_row(f"[{colour}]{mark}[/{colour}]", str(group.n_faults), "\n".join(lines), escape(group.remedy))
     return table
-
-
-def _details(group: list[Fault]) -> list[str]:
-    """The first cases or files, and what was found and expected in the first of them."""
-    first = group[0]
-    if first.kind == "description":
-        return [one.found for one in group]
-    places = list(dict.fromkeys(_place(one) for one in group if _place(one)))
-    if not places:  # of no case: what was found differs
-        return [_first([one.found for one in group]), f"expected {first.expected}"]
-    return [_first(places), f"{first.found}; expected {first.expected}"]
-
-
-def _first(texts: list[str]) -> str:
-    return ", ".join(texts[:_FIRST_CASES]) + (f", … ({len(texts)})" if len(texts) > _FIRST_CASES else "")
-
-
-def _place(one: Fault) -> str:
-    from segpipe.core.header import stem_of
-
-    name = Path(one.file).name if one.file else ""
-    if one.case_id is None:
-        return name
-    is_told = not name or name.startswith(one.case_id) or stem_of(Path(name)) in one.case_id
-    return one.case_id if is_told else f"{one.case_id} ({name})"

@@ -14,6 +14,7 @@ from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
 
 if TYPE_CHECKING:
+    from segpipe.data.check import CheckReport
     from segpipe.evaluate.scores import ScoreTable
     from segpipe.evaluate.summary import SummaryRow
     from segpipe.pipeline.machine import Machine
@@ -113,13 +114,15 @@ def run_stages(
         DataError: If a fault of the dataset is fatal.
     """
     from segpipe.cli.plan_tables import plan_text
+    from segpipe.core.work import Work
     from segpipe.evaluate.summary import summarise
     from segpipe.pipeline.planning import plan_data
     from segpipe.pipeline.training import train_in_order
     from segpipe.report.build import build_report
 
-    _check(data, machine.n_workers, quiet=quiet)
+    checked = _check(data, machine.n_workers, quiet=quiet)
     planned = plan_data(data, work, machine, _for_time(choices, folds, time_budget), keep=True)
+    checked.save(Work(work).data_check)
     if not quiet:
         click.echo(plan_text(planned))
     name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget)
@@ -162,8 +165,8 @@ def run_all(
         click.echo(f"Trained are {', '.join(scored)}: `segpipe select {work} --ensembles` chooses what predicts.")
 
 
-def _check(data: Path, n_workers: int, *, quiet: bool) -> None:
-    """Print what is wrong with a dataset.
+def _check(data: Path, n_workers: int, *, quiet: bool) -> CheckReport:
+    """What is wrong with a dataset; printed unless `quiet`.
 
     Raises:
         DataError: If a fault is fatal.
@@ -179,3 +182,4 @@ def _check(data: Path, n_workers: int, *, quiet: bool) -> None:
         fatal = [fault for fault in report.faults if fault.severity == "fatal"]
         first = f"{fatal[0].case_id or data}: {fatal[0].kind}, found {fatal[0].found}"
         raise DataError(f"{data}: {len(fatal)} fatal faults (first: {first}). `segpipe check {data}` lists them.")
+    return report

@@ -25,6 +25,11 @@ class FoldFolder:
         return self.path / "split.json"
 
     @property
+    def environment(self) -> Path:
+        """What it was trained with: versions, system, device."""
+        return self.path / "environment.json"
+
+    @property
     def trained_on(self) -> Path:
         """What the training cases are like; new images are compared with it."""
         return self.path / "trained_on.json"
@@ -43,6 +48,11 @@ class FoldFolder:
     def previous_state(self) -> Path:
         """The state before, in case the newest is damaged."""
         return self.path / "state.previous.pt"
+
+    @property
+    def diverged(self) -> Path:
+        """What was said of a loss that is not finite; the states are of before."""
+        return self.path / "diverged.txt"
 
     @property
     def history(self) -> Path:
@@ -90,6 +100,11 @@ class Work:
     def fingerprint(self) -> Path:
         """What was measured."""
         return self.path / "fingerprint.json"
+
+    @property
+    def data_check(self) -> Path:
+        """What `segpipe check` found in the dataset."""
+        return self.path / "data_check.json"
 
     @property
     def measured_cases(self) -> Path:

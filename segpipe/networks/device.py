@@ -78,6 +78,14 @@ def device_kind(name: str) -> str:
     return resolve_device(name).type
 
 
+def device_text(device: torch.device) -> str:
+    """For people: the GPU's name, or on how many processors is computed."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    n_threads = torch.get_num_threads()
+    return f"{device.type}, {n_threads} thread{'s' * (n_threads != 1)}"
+
+
 def gpu_memory_gb(name: str) -> float | None:
     """Memory of a `--device` option in GiB; None if it is no CUDA device."""
     device = resolve_device(name)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe import __version__
+from segpipe.core.environment import environment_here
 from segpipe.core.files import write_text
 from segpipe.data.splits import leaks
-from segpipe.report.html import Decision, Page, render
+from segpipe.report.data_faults import data_check
+from segpipe.report.html import Decision, Page, Place, render
 from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_work
+from segpipe.report.scored import read_scored
 from segpipe.report.sections import make_section
+from segpipe.report.verdict import make_verdict
 
-_PACKAGES = ("torch", "numpy", "scipy", "monai", "nnunetv2", "dynamic-network-architectures", "nibabel", "SimpleITK")
 _BUDGET = "training.time_budget_seconds"
 
 
@@ -43,17 +43,21 @@ def build_report(work: Path) -> Path:
 
 def _page(work: WorkFolder) -> Page:
     notes = list(work.notes)
-    sections = tuple(make_section(work, run, notes) for run in work.runs)
+    scored = [read_scored(run, notes) for run in work.runs]
+    sections = tuple(make_section(work, one, notes) for one in scored)
+    alarms = leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else ()
     name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.path.resolve().name))
     return Page(
         title=f"{name}: segmentation report",
         facts=_facts(work),
-        alarms=leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else (),
+        verdict=make_verdict(work, scored, alarms),
+        alarms=alarms,
         notes=tuple(notes),
         sections=sections,
         decisions=plan_decisions(work.plan),
         plan_text=work.folder.plan.read_text(encoding="utf-8") if work.plan else "",
-        versions=_versions(),
+        data=data_check(work),
+        environments=_environments(work),
         commands=_commands(work),
     )
 
@@ -111,14 +115,15 @@ def _value_text(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def _versions() -> tuple[tuple[str, str], ...]:
-    versions = [("segpipe", __version__), ("Python", platform.python_version())]
-    for package in _PACKAGES:
-        try:
-            versions.append((package, importlib.metadata.version(package)))
-        except importlib.metadata.PackageNotFoundError:
-            versions.append((package, "not installed"))
-    return (*versions, ("System", platform.platform()))
+def _environments(work: WorkFolder) -> tuple[Place, ...]:
+    """Where folds were trained, those that agree together, and where this page is made."""
+    folds_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for run in work.runs:
+        for fold in run.folds:
+            if fold.environment is not None:
+                folds_of.setdefault(fold.environment.facts, []).append(f"{run.configuration} fold {fold.name}")
+    trained = [Place(f"Trained: {', '.join(names)}", facts) for facts, names in folds_of.items()]
+    return (*trained, Place("This report", environment_here().facts))
 
 
 def _commands(work: WorkFolder) -> tuple[str, ...]:

@@ -106,6 +106,12 @@ def _unit(found: Sequence[VolumeAgreement]) -> str:
     return "mL" if max((v for one in found for v in one.means_mm3), default=0.0) >= _UNITS_MM3["mL"] else "mm³"
 
 
+def volume_text(value_mm3: float) -> str:
+    """A volume with its sign and unit."""
+    unit = "mL" if abs(value_mm3) >= _UNITS_MM3["mL"] else "mm³"
+    return f"{_volume(value_mm3, unit)} {unit}".replace("-", "−")
+
+
 def _with_interval(estimate: Estimate, unit: str) -> str:
     text = _volume(estimate.value, unit)
     if estimate.low is None or estimate.high is None:

@@ -60,6 +60,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class Point:
+    """One thing to know: good, bad, worth a look, or a note."""
+
+    kind: Literal["good", "note", "look", "bad"]
+    about: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The sentence for who reads one, and what it rests on."""
+
+    sentence: str
+    points: tuple[Point, ...]
+
+
+@dataclass(frozen=True)
 class Headline:
     """One number that matters, its interval and what it was taken over."""
 
@@ -97,17 +114,35 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class DataCheck:
+    """What `segpipe check` said: a sentence, and a table if there are faults."""
+
+    text: str
+    faults: Table | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something was computed: what that was, and name and value of each fact."""
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
 class Page:
     """The whole report; `alarms` say why its scores must not be trusted, `notes` what is missing."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
+    verdict: Verdict
     alarms: tuple[str, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]
     decisions: tuple[Decision, ...]
     plan_text: str
-    versions: tuple[tuple[str, str], ...]
+    data: DataCheck
+    environments: tuple[Place, ...]
     commands: tuple[str, ...]
 
 

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from segpipe.core.environment import Environment
 from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.records import read_mapping
 from segpipe.core.work import FoldFolder, Work
+from segpipe.data.check import CheckReport
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
@@ -40,12 +42,14 @@ class FoldRun:
         folder: Its files.
         history: How training went; None if it is not known.
         changes: Where its plan differs from the work folder's.
+        environment: What it was trained with; None if it is not known.
     """
 
     name: str
     folder: FoldFolder
     history: History | None
     changes: tuple[Change, ...]
+    environment: Environment | None
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ class WorkFolder:
         plan: The plan as it stands in the file; empty if there is none.
         splits: None if there are none.
         runs: By configuration, in alphabetical order.
+        checked: What was found in the data; None if it is not known.
         notes: What is missing or broken, a sentence each, for people.
     """
 
@@ -75,6 +80,7 @@ class WorkFolder:
     plan: Mapping[str, Any]
     splits: Splits | None
     runs: tuple[Run, ...]
+    checked: CheckReport | None
     notes: tuple[str, ...]
 
 
@@ -99,7 +105,8 @@ def read_work(folder: Path) -> WorkFolder:
     runs = tuple(_read_run(path, plan, splits, notes) for path in folders)
     if not runs:
         notes.append(f"Nothing is trained yet: `segpipe train {folder}` comes next.")
-    return WorkFolder(work, dataset, plan, splits, runs, tuple(notes))
+    checked = _read(work.data_check, CheckReport.load, notes) if work.data_check.exists() else None
+    return WorkFolder(work, dataset, plan, splits, runs, checked, tuple(notes))
 
 
 def _plan_values(path: Path) -> dict[str, Any]:
@@ -142,8 +149,9 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
     folder, own_notes = FoldFolder(run_folder / f"fold_{name}"), list[str]()
     history = _read(folder.history, History.load, own_notes)
     own_plan = _read(folder.plan, _plan_values, own_notes) if folder.plan.exists() else None
+    environment = _read(folder.environment, Environment.load, own_notes) if folder.environment.exists() else None
     notes += [f"fold {name}: {note}" for note in own_notes]
-    return FoldRun(name, folder, history, _changes(plan, own_plan) if plan and own_plan else ())
+    return FoldRun(name, folder, history, _changes(plan, own_plan) if plan and own_plan else (), environment)
 
 
 def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[Change, ...]:

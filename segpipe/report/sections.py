@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from segpipe.core.errors import SegpipeError
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
+from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
 from segpipe.report.cases import case_dice, case_pictures
 from segpipe.report.distributions import distributions, volume_picture, volume_table
 from segpipe.report.html import STATUS_TEXT, Cell, Headline, Section, Table, number_text
 from segpipe.report.inputs import Run, WorkFolder
 from segpipe.report.learning import learning_picture
-from segpipe.report.volumes import volume_agreements
+from segpipe.report.scored import Scored
 from segpipe.report.work_protocol import work_methods
 
 _HEADLINES = ("dice", "hd95")
@@ -21,15 +20,10 @@ _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precisio
 _MAX_LABELS_BY_CASE = 6  # more would make the table of cases wider than a page
 
 
-def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
+def make_section(work: WorkFolder, scored: Scored, notes: list[str]) -> Section:
     """The section of one configuration; what cannot be shown is added to `notes`."""
     own_notes: list[str] = []
-    table = run.scores if run.scores is not None and run.scores.rows else None
-    if table is not None and len(table.runs) > 1:
-        own_notes.append(f"scores.csv holds the runs {', '.join(table.runs)}; only {table.runs[0]!r} is shown.")
-        table = table.of_run(table.runs[0])
-    rows = _summary(table, own_notes) if table is not None else ()
-    volumes = volume_agreements(table) if table is not None else ()
+    run, table, rows = scored.run, scored.table, scored.rows
     section = Section(
         title=run.configuration,
         headlines=_headlines(rows, table),
@@ -38,8 +32,8 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
         curves=learning_picture(run),
         distributions=distributions(table, _HEADLINES) if table is not None else (),
         more_distributions=distributions(table, _others(table)) if table is not None else (),
-        volumes=volume_picture(volumes),
-        volume_table=volume_table(volumes),
+        volumes=volume_picture(scored.volumes),
+        volume_table=volume_table(scored.volumes),
         overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
         methods=work_methods(work, run, table, _shown_metrics(rows)) if table is not None else None,
@@ -51,14 +45,6 @@ def make_section(work: WorkFolder, run: Run, notes: list[str]) -> Section:
 def _others(table: ScoreTable) -> tuple[str, ...]:
     """Metrics that are no headline."""
     return tuple(name for name in table.metrics if name not in _HEADLINES)
-
-
-def _summary(table: ScoreTable, notes: list[str]) -> tuple[SummaryRow, ...]:
-    try:
-        return summarise(table)
-    except SegpipeError as fault:
-        notes.append(f"means cannot be taken: {fault}")
-        return ()
 
 
 def _interval_notes(rows: Sequence[SummaryRow]) -> tuple[str, ...]:

@@ -14,10 +14,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from segpipe.core.environment import environment_here
 from segpipe.core.errors import UsageError
 from segpipe.core.files import whole_file, write_text
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
+from segpipe.data.splits import Fold
+from segpipe.networks.device import device_text
+from segpipe.plan.schema import Plan
 
 Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
 _HASH_LENGTH = 64  # hexadecimal SHA-256
@@ -33,6 +37,13 @@ def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> No
             weights[name] = value.detach().cpu().contiguous()
     with whole_file(path) as temporary:
         temporary.write_bytes(save(weights, dict(about)))  # by Python, so that a full disk is an OSError
+
+
+def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.device) -> None:
+    """Write what a training is about to use: plan, cases, versions and device."""
+    plan.save(folder.plan)
+    split.save(folder.split)
+    environment_here(device_text(device)).save(folder.environment)
 
 
 def about_weights(path: Path) -> dict[str, str]:

@@ -6,13 +6,12 @@ bit for bit. A time budget cannot promise that: how many steps fit depends on th
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -25,12 +24,14 @@ from segpipe.core.progress import say, time_text
 from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
-from segpipe.train.checkpoint import Row, save_state, save_weights, write_history
+from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
+from segpipe.train.epoch import Epoch
+from segpipe.train.finite import Diverged, are_finite, diverged, note_divergence
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining
 from segpipe.train.loader import Loader
 from segpipe.train.optim import learning_rate
-from segpipe.train.resume import state_of_same_training
+from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.schedule import Schedule
 from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
 from segpipe.train.stop import Stop
@@ -52,6 +53,7 @@ def train_fold(
     *,
     tensorboard: bool = False,
     group: Group = ALONE,
+    restart: bool = False,
 ) -> None:
     """Train a fold, or go on with it; leaves plan, weights, state, history and log in its folder.
 
@@ -63,11 +65,12 @@ def train_fold(
         started: time.monotonic() from which the time budget counts.
         tensorboard: Whether to write event files as well; see `wants_tensorboard`.
         group: The processes that train it together, in a folder that all of them see.
+        restart: Whether to begin anew whatever the folder holds; its weights are kept as checkpoint_before.
 
     Raises:
         UsageError: If the folder holds a training with another plan or on other cases.
         DataError: If a prepared case cannot be read.
-        PlanError: If the loss becomes infinite or NaN.
+        PlanError: If the loss or the weights become infinite or NaN; the state of before is kept.
         Interrupted: If it was asked to stop; the state is saved.
         ResourceError: If memory or disk runs out.
     """
@@ -75,7 +78,10 @@ def train_fold(
     with only_process(folder.path) if group.is_first else nullcontext():
         with group.in_turn():
             remove_leftovers(folder.path)
-            state = state_of_same_training(plan, data.split, folder)
+            if restart and group.is_first:
+                forget(folder)
+            state = state_of_same_training(plan, data.split, folder, group.size)
+            changes = changes_text(Plan.load(folder.plan), plan) if state else ""
         if state and state["finished"]:
             say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
             return
@@ -85,17 +91,17 @@ def train_fold(
             if state is None and folder.weights.is_file():
                 folder.weights.replace(folder.weights.with_stem("checkpoint_before"))  # not of the plan that follows
                 say(f"warning: {folder.path}: weights without a state to go on from are kept as checkpoint_before.")
-            plan.save(folder.plan)
-            data.split.save(folder.split)
+            write_setting(folder, plan, data.split, device)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
             configuration = plan.configurations[configuration_name]
             fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group)
             if state:
                 fold.restore(state)
             about = {"segpipe": "1", "configuration": configuration_name, "fold": str(data.fold)}
+            about[PROCESSES] = str(group.size)
             loop = _Loop(fold, folder, about, started - fold.at.seconds)
             if state:
-                loop.go_on(state)
+                loop.go_on(state, changes)
             else:
                 loop.begin()
             if group.is_first:
@@ -108,28 +114,6 @@ def train_fold(
 def loading_threads(device: torch.device) -> int:
     """That draw batches: as many as torch has processors, within bounds; one where the network needs them itself."""
     return min(_MOST_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1
-
-
-@dataclass
-class _Epoch:
-    """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data.
-
-    A step whose loss is infinite or NaN changed nothing (float16, see `FoldTraining.step`) and is not in the sum.
-    `interrupted` is 1 if training stopped since the last epoch's end and went on.
-    """
-
-    loss_sum: float = 0.0
-    n_steps: int = 0
-    n_skipped: int = 0
-    seconds: float = 0.0
-    wait_seconds: float = 0.0
-    interrupted: int = 0
-
-    @property
-    def loss(self) -> float:
-        """Mean loss; NaN if no step counts."""
-        n_losses = self.n_steps - self.n_skipped
-        return self.loss_sum / n_losses if n_losses else math.nan
 
 
 class _Loop:
@@ -145,10 +129,11 @@ class _Loop:
     def __init__(self, fold: FoldTraining, folder: FoldFolder, about: dict[str, str], zero: float) -> None:
         self.fold, self.folder, self.about, self.zero = fold, folder, about, zero
         self.schedule = Schedule(fold.plan.training)
-        self.epoch = _Epoch()
+        self.epoch = Epoch()
         self.finished = False
         self.step_seconds = self.seconds_to_finish = 0.0
         self.saved, self.save_seconds = time.monotonic(), 0.0
+        self.saved_iteration = fold.at.iteration
         self.stop, self.bar, self.at_end = Stop(), EpochBar(), ExitStack()
         self.keeps = fold.group.is_first  # files, and what is told
         alarm = CollapseAlarm(fold.plan, fold.configuration, fold.data, self._tell)
@@ -161,21 +146,33 @@ class _Loop:
         self._write_history()
         self._tell(f"{self.folder.path}: begins with {cases} on {self.fold.device}, {precision}.")
 
-    def go_on(self, state: Mapping[str, Any]) -> None:
-        """Take up what a state holds beside the fold's part; history and log forget what is done again."""
+    def go_on(self, state: Mapping[str, Any], changes: str) -> None:
+        """Take up a state; history and log forget what is done again. `changes` is told."""
         at = self.fold.at
-        self.epoch = replace(_Epoch(**state["running"]), interrupted=1)
+        self.epoch = replace(Epoch(**state["running"]), interrupted=1)
         self._write_history()
         if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
-        self._tell(f"{self.folder.path}: goes on at iteration {at.iteration}, {time_text(at.seconds)} trained.")
+        done = f"goes on at iteration {at.iteration}, {time_text(at.seconds)} trained."
+        self._tell(f"{self.folder.path}: {done}{changes}")
 
     def show_in(self, watcher: CurvesFile | TensorBoard) -> None:
         """Every epoch; to be called after `begin` or `go_on`."""
         self.watchers.append(self.at_end.enter_context(closing(watcher)))
 
     def run(self) -> None:
-        """To the end of the training."""
+        """To the end of the training.
+
+        Raises:
+            PlanError: If the loss or the weights are not finite.
+        """
+        try:
+            self._run()
+        except Diverged as fault:
+            raise note_divergence(self.folder, fault, self.saved_iteration, keeps=self.keeps) from None
+        self.stop.obey(self.folder.path, self.fold.at.iteration)
+
+    def _run(self) -> None:
         fold = self.fold
         batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, loading_threads(fold.device))
         with self.at_end, self.stop.listening(), closing(self.bar), batches:
@@ -191,7 +188,6 @@ class _Loop:
                     self._save()
                 else:
                     self._step(batches)
-        self.stop.obey(self.folder.path, fold.at.iteration)
 
     def _is_asked_to_stop(self) -> bool:
         """Whether any process is, which stops all; and put all clocks by the first one's, so that all do the same."""
@@ -209,11 +205,7 @@ class _Loop:
         loss = self.fold.step(batches.next(), learning_rate(self.fold.plan.training, self.schedule.progress(at)))
         self.step_seconds = time.monotonic() - begun
         at.seconds = time.monotonic() - self.zero
-        self.epoch.loss_sum += loss if math.isfinite(loss) else 0.0
-        self.epoch.n_skipped += not math.isfinite(loss)
-        self.epoch.n_steps += 1
-        self.epoch.seconds += self.step_seconds
-        self.epoch.wait_seconds += batches.wait_seconds - waited
+        self.epoch.add(loss, self.step_seconds, batches.wait_seconds - waited)
         if self.keeps:
             self.bar.show(self.schedule.share_of_epoch(at), self._pace)
         if time.monotonic() - self.saved > 60 * self.fold.plan.training.checkpoint_minutes:
@@ -230,7 +222,7 @@ class _Loop:
         stops_early = not is_over and has_plateaued(at.history, training.early_stop_epochs)
         at.history[-1]["stopped_early"] = int(stops_early)
         self.finished = is_over or stops_early
-        self.epoch = _Epoch()
+        self.epoch = Epoch()
         self._write_history()
         for watcher in self.watchers:
             watcher(at.history)
@@ -260,17 +252,25 @@ class _Loop:
         }
 
     def _save(self) -> None:
-        """State last: it says how far training is, so what it speaks of must be there already."""
+        """State last: it says how far training is, so what it speaks of must be there already.
+
+        Raises:
+            Diverged: If the weights are not finite; what was saved before stays.
+        """
+        at, begun, fold = self.fold.at, time.monotonic(), self.fold
+        if not are_finite([fold.network, fold.predictor]):
+            raise diverged("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
         if not self.keeps:
             return
-        at, begun = self.fold.at, time.monotonic()
         about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
-        save_weights(self.folder.weights, self.fold.predictor, about)
+        save_weights(self.folder.weights, fold.predictor, about)
         own = {
             "running": asdict(self.epoch),
             "log_bytes": self.folder.log.stat().st_size if self.folder.log.is_file() else 0,
         }
-        save_state(self.folder, self.fold.state(finished=self.finished) | own)
+        save_state(self.folder, fold.state(finished=self.finished) | own)
+        self.folder.diverged.unlink(missing_ok=True)
+        self.saved_iteration = at.iteration
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
 
