@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
@@ -351,6 +352,22 @@ def test_a_case_is_never_called_so_that_its_folder_lies_elsewhere(tmp_path: Path
     if "\0" not in name:  # which a CSV file cannot hold
         with pytest.raises(DataError, match="expected a name without slash"):
             load_dataset(write_csv(tmp_path / "cases.csv", rows))
+
+
+@pytest.mark.parametrize("name", ["p1.seg.nrrd", "p1_seg.nrrd", "p1.nrrd"])
+def test_images_beside_segmentations_of_3d_slicer_lie_in_a_folder_of_any_name(tmp_path: Path, name: str):
+    for path, voxels in (("CT/p1.nrrd", tiny_image(1)), (f"Segmentations/{name}", tiny_labels())):
+        (tmp_path / path).parent.mkdir()
+        sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / path))
+    (case,) = load_dataset(tmp_path).cases
+    assert (case.case_id, Path(case.images[0]).name, Path(case.label or "").name) == ("p1", "p1.nrrd", name)
+
+
+def test_of_two_folders_beside_the_label_maps_none_is_taken_for_the_images(tmp_path: Path):
+    for path, voxels in (("CT/p1", tiny_image(1)), ("MR/p1", tiny_image(2)), ("masks/p1", tiny_labels())):
+        write_tiny(tmp_path / f"{path}.nii.gz", voxels)
+    with pytest.raises(DataError, match="no dataset was recognised"):
+        load_dataset(tmp_path)
 
 
 def test_a_hidden_file_is_no_name_for_a_mask(tmp_path: Path):

@@ -28,7 +28,8 @@ def read_folders(folder: Path) -> Found | None:
     Raises:
         DataError: If a folder cannot be listed.
     """
-    images, labels = subfolder(folder, IMAGE_FOLDERS), subfolder(folder, LABEL_FOLDERS)
+    labels = subfolder(folder, LABEL_FOLDERS)
+    images = subfolder(folder, IMAGE_FOLDERS) or _only_other(folder, labels)
     if images is None or labels is None:
         return None
     cases, n_channels, faults = pair_files(image_files(images), image_files(labels), None)
@@ -36,6 +37,12 @@ def read_folders(folder: Path) -> Found | None:
         n_channels = _fourth_axis(cases[0].images[0])
     names = ("image",) if n_channels == 1 else tuple(f"channel_{index}" for index in range(n_channels))
     return Found(folder.name, "folders", folder, names, None, tuple(cases), tuple(faults))
+
+
+def _only_other(folder: Path, labels: Path | None) -> Path | None:
+    """The one folder of images beside the label maps, whatever its name (`CT`); None if there are none or several."""
+    others = [path for path in listed(folder) if path.is_dir() and path != labels and image_files(path)]
+    return others[0] if labels is not None and len(others) == 1 else None
 
 
 def _fourth_axis(path: Path) -> int:

@@ -13,7 +13,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.data.faults import Fault, fault
 
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
-_LABEL_SUFFIX = re.compile(r"[_-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
+_LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
