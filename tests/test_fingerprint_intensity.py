@@ -37,6 +37,11 @@ def test_a_constant_image_by_hand():
     assert seen.histogram.share_below == seen.histogram.share_above == 0
 
 
+def test_the_case_with_the_least_contrast_is_known_by_hand():
+    one, other = count(voxels(0, 10)), count(voxels(1000, 3000))
+    assert pool([one, other]).least_range == 10 and pool([other]).least_range == 2000
+
+
 def test_the_histogram_by_hand():
     seen = pool([count(np.arange(1001, dtype=np.float32))])  # 0.005 of 1001 is 5.005
     picture = seen.histogram

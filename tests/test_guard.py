@@ -34,10 +34,23 @@ def measured(case_id: str, spacing_mm: tuple[float, float, float], orientation: 
     )
 
 
-def fingerprint(*cases: CaseFingerprint, low: float = 50.0, high: float = 150.0, least: float = 40.0) -> Fingerprint:
+def fingerprint(
+    *cases: CaseFingerprint,
+    low: float = 50.0,
+    high: float = 150.0,
+    least: float = 40.0,
+    least_range: float | None = 100.0,
+) -> Fingerprint:
     found = Intensities(
-        mean=100, std=20, min=least, median=100, max=160, percentile_00_5=low, percentile_99_5=high
-    )  # fmt: skip
+        mean=100,
+        std=20,
+        min=least,
+        median=100,
+        max=160,
+        percentile_00_5=low,
+        percentile_99_5=high,
+        least_range=least_range,
+    )
     return Fingerprint(
         orientation="RAS",
         channels=("MR0",),
@@ -47,6 +60,7 @@ def fingerprint(*cases: CaseFingerprint, low: float = 50.0, high: float = 150.0,
     )
 
 
+SEEN = Seen(low=50, high=150, min=40, least_range=100)
 TRAINED = fingerprint(measured("a", (2.5, 1.5, 1.0)), measured("b", (2.5, 1.5, 1.0)))
 
 
@@ -102,6 +116,17 @@ def test_intensities_of_another_scale_are_told() -> None:
     assert "channel MR0: every voxel is 0" in said(np.zeros(SHAPE_ZYX))
 
 
+def test_contrast_is_compared_with_the_case_that_has_least_of_it() -> None:
+    cases = measured("a", (2.5, 1.5, 1.0)), measured("b", (2.5, 1.5, 1.0))
+    other_units = fingerprint(*cases, high=100_000.0, least_range=100.0)  # one scanner counts a thousandfold
+    assert said(tiny_image(1), trained=other_units) == []
+    assert "far less contrast" in said(tiny_image(1) / 100 + 99, trained=other_units)[0]
+    assert said(tiny_image(1), trained=fingerprint(*cases, high=100_000.0, least_range=None)) == []
+    in_hounsfield = small_plan().model_copy(update={"normalisation": (CT,)})
+    unknown = fingerprint(*cases, high=100_000.0, least_range=None)
+    assert "far less contrast" in said(tiny_image(1), plan=in_hounsfield, trained=unknown)[0]
+
+
 def test_ct_without_values_below_zero_is_told() -> None:
     plan = small_plan().model_copy(update={"normalisation": (CT,)})
     trained = fingerprint(measured("a", (2.5, 1.5, 1.0)), low=-50.0, least=-200.0)
@@ -125,6 +150,6 @@ def test_the_record_is_of_the_training_cases_alone_and_folds_join(tmp_path: Path
     assert first.spacing_mm[0] == Span(low=2.5, high=2.5) and second.spacing_mm[0] == Span(low=3, high=5)
     both = first.joined(second)
     assert both.spacing_mm[0] == Span(low=2.5, high=5) and both.orientations == ("LPS", "RAS")
-    assert both.extent_mm[0] == Span(low=8 * 2.5, high=8 * 5) and both.intensities == (Seen(low=50, high=150, min=40),)
+    assert both.extent_mm[0] == Span(low=8 * 2.5, high=8 * 5) and both.intensities == (SEEN,)
     both.save(tmp_path / "trained_on.json")
     assert TrainedOn.load(tmp_path / "trained_on.json") == both

@@ -95,8 +95,15 @@ def pool(cases: Sequence[Foreground]) -> Intensities:
         max=high,
         percentile_00_5=below,
         percentile_99_5=above,
+        least_range=min(_range_of(case) for case in cases),
         histogram=_histogram(values, weights, below, above),
     )
+
+
+def _range_of(case: Foreground) -> float:
+    """From percentile 0.5 to 99.5 of one case."""
+    values, weights = _values(case.keys).clip(case.low, case.high), case.counts / case.counts.sum()
+    return _quantile(values, weights, 0.995) - _quantile(values, weights, 0.005)
 
 
 def _keys(values: NDArray[np.float32]) -> NDArray[np.int32]:

@@ -36,7 +36,8 @@ class Intensities(Record):
     """One channel inside the labelled structures, every case with the same weight.
 
     Args:
-        histogram: None if it is not known: nnU-Net's file has none.
+        least_range: From percentile 0.5 to 99.5 of the one case where they are nearest; None if not known.
+        histogram: None if it is not known: nnU-Net's file has neither.
     """
 
     mean: float
@@ -46,6 +47,7 @@ class Intensities(Record):
     max: float
     percentile_00_5: float
     percentile_99_5: float
+    least_range: NonNegativeFloat | None = None
     histogram: Histogram | None = None
 
 

@@ -24,11 +24,17 @@ class Span(Record):
 
 
 class Seen(Record):
-    """Intensities of a channel inside the labelled structures: percentiles 0.5 and 99.5, and the smallest."""
+    """Intensities of a channel inside the labelled structures: percentiles 0.5 and 99.5, and the smallest.
+
+    Args:
+        low, high, min: Of all cases together.
+        least_range: From one percentile to the other in the case with the least contrast; None if not known.
+    """
 
     low: float
     high: float
     min: float
+    least_range: NonNegativeFloat | None = None
 
 
 Spans = tuple[Span, Span, Span]
@@ -67,7 +73,12 @@ class TrainedOn(Record):
             spacing_mm=_spans(spacings, plan),
             extent_mm=_spans(extents, plan),
             intensities=tuple(
-                Seen(low=found.percentile_00_5, high=found.percentile_99_5, min=found.min)
+                Seen(
+                    low=found.percentile_00_5,
+                    high=found.percentile_99_5,
+                    min=found.min,
+                    least_range=found.least_range,
+                )
                 for found in fingerprint.intensities
             ),
         )

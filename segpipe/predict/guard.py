@@ -15,7 +15,8 @@ from segpipe.prepare.case import Trace
 
 MARGIN = 0.25  # how far beyond the training cases an edge may lie, as a share of theirs: bodies and protocols vary so
 _MIN_SHARE = 1e-4  # of voxels with intensities of the structures: small organs in whole-body scans are above it
-_MIN_CONTRAST = 0.1  # range of the image against that of the structures alone, which is the narrower one
+_MIN_CONTRAST = 0.1  # range of the image against that of the structures alone, which is the narrower one, in the
+# training case where it is least: scanners of MRI have units of their own, a thousandfold apart in one dataset
 _MAX_SAMPLE = 1 << 20  # voxels of a channel that are looked at; enough for shares of a ten-thousandth
 _DIRECTIONS = {"L": "left–right", "P": "front–back", "I": "head–feet"}
 _DIRECTIONS |= {"R": _DIRECTIONS["L"], "A": _DIRECTIONS["P"], "S": _DIRECTIONS["I"]}
@@ -74,8 +75,9 @@ def _intensity_oddities(voxels_zyx: NDArray[np.float32], scheme: str, seen: Seen
         return
     share = float(np.mean((values >= seen.low) & (values <= seen.high)))
     first, last = np.percentile(values, (0.5, 99.5))
-    trained = f"structures trained on: {seen.low:.4g} to {seen.high:.4g}"
+    least = seen.least_range if seen.least_range is not None else seen.high - seen.low if scheme == "ct" else 0.0
+    found = f"intensities from {first:.4g} to {last:.4g}"
     if share < _MIN_SHARE:
-        yield f"intensities from {first:.4g} to {last:.4g}, hardly any in the range of the {trained}"
-    elif last - first < _MIN_CONTRAST * (seen.high - seen.low):
-        yield f"intensities from {first:.4g} to {last:.4g}, far less contrast than the {trained}"
+        yield f"{found}, hardly any in the range of the structures trained on: {seen.low:.4g} to {seen.high:.4g}"
+    elif last - first < _MIN_CONTRAST * least:
+        yield f"{found}, far less contrast than the structures trained on had in any case: {least:.4g}"
