@@ -48,11 +48,11 @@ class Ready:
     plan: Plan
     data: FoldData
 
-    def train(self, folder: Path, **changed: object) -> FoldFolder:
+    def train(self, folder: Path, *, restart: bool = False, **changed: object) -> FoldFolder:
         """Train with another recipe, or go on."""
         training = self.plan.training.model_copy(update=changed)
         plan = self.plan.model_copy(update={"training": training})
-        train_fold(plan, NAME, self.data, FoldFolder(folder), CPU, time.monotonic())
+        train_fold(plan, NAME, self.data, FoldFolder(folder), CPU, time.monotonic(), restart=restart)
         return FoldFolder(folder)
 
 

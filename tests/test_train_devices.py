@@ -21,6 +21,7 @@ from test_pipeline import MACHINE, QUICK
 from segpipe.core.errors import DataError, Interrupted, SetupError, UsageError
 from segpipe.core.work import Work
 from segpipe.networks.device import resolve_devices
+from segpipe.pipeline.ahead import training_ahead
 from segpipe.pipeline.children import Ended, Job, raise_first, run_jobs
 from segpipe.pipeline.devices import devices_for
 from segpipe.pipeline.planning import Choices, plan_data
@@ -111,6 +112,12 @@ def test_torchrun_trains_a_fold_and_one_process_answers(work: Work) -> None:
     assert after == 2 * before
     assert f"2 processes train together, {before} patches each: as one with a batch of {after}" in found.stderr
     assert found.stderr.count("epoch 2/2  loss") == 1 and work.scores(NAME).is_file()
+    with pytest.raises(UsageError, match=rf"by 2 devices with {before} patches each.*batch_size={after} for the same"):
+        train(work.path, None, [1], MACHINE)
+    edits = [f"configurations.{NAME}.batch_size={after}"]
+    assert training_ahead(work.path, None, [1], MACHINE, edits=edits).todo.startswith(f"{NAME}, 0 of 1 folds")
+    assert training_ahead(work.path, None, [1], MACHINE, devices="2").todo.startswith(f"{NAME}, 0 of 1 folds")
+    assert training_ahead(work.path, None, [1], MACHINE, restart=True).todo.startswith(f"{NAME}, 1 of 1 folds")
 
 
 def test_devices_on_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     default=None,
     help="Write event files with pictures of patches; default: if tensorboard is installed.",
 )
+@click.option("--restart", is_flag=True, help="Train anew whatever the folds hold; leave it out to go on after a stop.")
 @dry_run
 @click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
 @shared
@@ -51,6 +52,7 @@ def command(
     edits: tuple[str, ...],
     devices: str | None,
     tensorboard: bool | None,
+    restart: bool,
     dry_run: bool,
     profiles: bool,
     as_json: bool,
@@ -58,7 +60,11 @@ def command(
     n_workers: int,
     seed: int,
 ) -> None:
-    """Train folds of a planned WORK folder; a killed run goes on with the same command."""
+    """Train folds of a planned WORK folder; a killed run goes on with the same command.
+
+    A finished fold can be trained longer (--epochs, --iterations, --time-budget) where the learning rate does not
+    follow the length: --set training.schedule=constant. Any other change of its plan is refused; --restart takes it.
+    """
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.core.processes import rank
@@ -77,7 +83,14 @@ def command(
         from segpipe.pipeline.ahead import training_ahead
 
         found = training_ahead(
-            work, configuration, folds or None, machine, time_budget_seconds=time_budget, edits=edits, devices=devices
+            work,
+            configuration,
+            folds or None,
+            machine,
+            time_budget_seconds=time_budget,
+            edits=edits,
+            devices=devices,
+            restart=restart,
         )
         print_ahead(found, as_json=as_json)
         return
@@ -90,6 +103,7 @@ def command(
         edits=edits,
         tensorboard=tensorboard,
         devices=devices,
+        restart=restart,
     )
     if rank():  # of processes that train together, the first one answers
         return

@@ -12,6 +12,7 @@ from segpipe.core.errors import SegpipeError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.history import History
 from segpipe.core.memory import free_bytes
+from segpipe.core.processes import n_processes
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
@@ -23,13 +24,14 @@ from segpipe.pipeline.devices import devices_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data, refuse_foreign
 from segpipe.pipeline.stages import default_configuration
+from segpipe.pipeline.training import shared_plan
 from segpipe.plan.edit import edited
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.prepare.current import states_of
 from segpipe.prepare.dataset import Needs, needs_of, prepared_folder
 from segpipe.train.checkpoint import about_weights
-from segpipe.train.resume import require_same_training
+from segpipe.train.resume import has_other_length, require_same_training
 from segpipe.train.schedule import Schedule
 
 _FLOAT_BYTES = 4
@@ -45,11 +47,12 @@ def training_ahead(
     time_budget_seconds: float | None = None,
     edits: Sequence[str] = (),
     devices: str | None = None,
+    restart: bool = False,
 ) -> Foreseen:
     """What `train` with the same arguments would take.
 
     Args:
-        folder, configuration, folds, machine, time_budget_seconds, edits, devices: As for `train`.
+        folder, configuration, folds, machine, time_budget_seconds, edits, devices, restart: As for `train`.
 
     Raises:
         UsageError, PlanError, DataError: As `train` does before it begins.
@@ -66,7 +69,13 @@ def training_ahead(
     needs = _preparing(work, plan, name, machine)
     (cost,) = planned_costs(plan.model_copy(update={"configurations": {name: plan.configurations[name]}}),
                             Fingerprint.load(work.fingerprint), machine)  # fmt: skip
-    left = [_steps_left(plan, splits.folds[fold], work.fold(name, str(fold))) for fold in chosen]
+    together = max(n_devices if len(chosen) == 1 else 1, n_processes())
+    trained = shared_plan(plan, name, together)
+    folders = {fold: work.fold(name, str(fold)) for fold in chosen}
+    left = [
+        Schedule(plan.training).n_iterations if restart else _steps_left(trained, splits.folds[fold], held, together)
+        for fold, held in folders.items()
+    ]
     n_left = sum(steps > 0 for steps in left)
     seconds, source = _seconds_of_fold(work, plan, name, cost, sum(left) / max(1, n_left))
     on_gpu, guide = cost.memory == "GPU", plan.configurations[name].previous
@@ -125,7 +134,7 @@ def _preparing(work: Work, plan: Plan, name: str, machine: Machine) -> Needs:
     return needs_of(work, missing, plan, configuration, machine.n_workers)
 
 
-def _steps_left(plan: Plan, split: Fold, folder: FoldFolder) -> int:
+def _steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> int:
     """Steps of a fold's training from where its last epoch ended.
 
     Raises:
@@ -135,9 +144,11 @@ def _steps_left(plan: Plan, split: Fold, folder: FoldFolder) -> int:
     if not folder.state.is_file() and not folder.previous_state.is_file():
         return n_steps
     is_finished = folder.weights.is_file() and about_weights(folder.weights).get("finished") == "1"
-    require_same_training(plan, split, folder, is_finished=is_finished)
+    require_same_training(plan, split, folder, is_finished=is_finished, n_processes=n_devices)
     done = History.load(folder.history).columns.get("iteration", ()) if folder.history.is_file() else ()
-    return 0 if is_finished else max(1, n_steps - int(done[-1])) if done else n_steps
+    if is_finished and not has_other_length(Plan.load(folder.plan), plan):
+        return 0
+    return max(0 if is_finished else 1, n_steps - int(done[-1])) if done else n_steps
 
 
 def _steps_text(plan: Plan, left: Sequence[int]) -> str:

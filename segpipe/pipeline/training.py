@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
@@ -38,6 +38,16 @@ from segpipe.train.tensorboard import wants_tensorboard
 _MIN_BUDGET_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class _How:
+    """What a process trains with: its machine, those it trains with, whether event files are written, and anew."""
+
+    machine: Machine
+    group: Group
+    tensorboard: bool
+    restart: bool
+
+
 def train(
     folder: Path,
     configuration: str | None,
@@ -48,6 +58,7 @@ def train(
     edits: Sequence[str] = (),
     tensorboard: bool | None = None,
     devices: str | None = None,
+    restart: bool = False,
 ) -> tuple[str, ScoreTable]:
     """Train folds; then predict and score their validation cases.
 
@@ -64,6 +75,7 @@ def train(
         edits: As for `plan`, for this training alone.
         tensorboard: Whether to write event files as well; None: if tensorboard is installed.
         devices: As for `devices_for`.
+        restart: Whether to train anew whatever the folds hold.
 
     Returns:
         The configuration and the scores of all folds that are trained by now.
@@ -84,11 +96,12 @@ def train(
     set_processors(machine.n_workers)
     if len(at_hand) == 1:
         with joined(resolve_device(at_hand[0])) as group:
-            _train_here(work, plan, name, chosen, splits, replace(machine, device=at_hand[0]), group, tensorboard)
+            how = _How(replace(machine, device=at_hand[0]), group, tensorboard, restart)
+            _train_here(work, plan, name, chosen, splits, how)
     else:
         _prepared(work, Dataset.load(work.dataset), plan, name, splits, machine)  # once, by all processors
         options = [part for edit in edits for part in ("--set", edit)]
-        options.append("--tensorboard" if tensorboard else "--no-tensorboard")
+        options += ["--tensorboard" if tensorboard else "--no-tensorboard", *["--restart"] * restart]
         train_in_processes(work.run(name), chosen, at_hand, ("train", str(work.path), "-c", name, *options), machine)
     return name, collect_scores(work, name, splits)
 
@@ -101,37 +114,33 @@ def _prepared(
     return prepared, guides_for(work, dataset, plan, name, splits, machine)
 
 
-def _train_here(
-    work: Work,
-    plan: Plan,
-    name: str,
-    folds: Sequence[int],
-    splits: Splits,
-    machine: Machine,
-    group: Group,
-    tensorboard: bool,
-) -> None:
+def _train_here(work: Work, plan: Plan, name: str, folds: Sequence[int], splits: Splits, how: _How) -> None:
     """One fold after another, in this process, which may be one of several that train together."""
     dataset = Dataset.load(work.dataset)
-    with group.in_turn():
-        prepared = _prepared(work, dataset, plan, name, splits, machine)
-    plan = _with_batch_of(group, plan, name)
+    with how.group.in_turn():
+        prepared = _prepared(work, dataset, plan, name, splits, how.machine)
+    plan = _with_batch_of(how.group, plan, name)
     for fold in folds:
-        _train_one(work, plan, name, fold, splits, prepared, machine, group, tensorboard)
-        if group.is_first:
-            _validate_one(work, dataset, name, fold, splits, machine)
+        _train_one(work, plan, name, fold, splits, prepared, how)
+        if how.group.is_first:
+            _validate_one(work, dataset, name, fold, splits, how.machine)
 
 
 def _with_batch_of(group: Group, plan: Plan, name: str) -> Plan:
+    if group.size > 1:
+        each = plan.configurations[name].batch_size
+        say(
+            f"{group.size} processes train together, {each} patches each: as one with a batch of {each * group.size}. "
+            f"The learning rate is left as it is, {plan.training.learning_rate:g}."
+        )
+    return shared_plan(plan, name, group.size)
+
+
+def shared_plan(plan: Plan, name: str, n_processes: int) -> Plan:
     """The plan with the batch of all processes together: they do what one with this plan would."""
-    if group.size == 1:
+    if n_processes == 1:
         return plan
-    each = plan.configurations[name]
-    batch_size = each.batch_size * group.size
-    say(
-        f"{group.size} processes train together, {each.batch_size} patches each: as one with a batch of {batch_size}. "
-        f"The learning rate is left as it is, {plan.training.learning_rate:g}."
-    )
+    batch_size = plan.configurations[name].batch_size * n_processes
     return edited(plan, [f"configurations.{name}.batch_size={batch_size}"])
 
 
@@ -180,24 +189,26 @@ def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guide
 
 
 def _train_one(
-    work: Work,
-    plan: Plan,
-    name: str,
-    fold: int,
-    splits: Splits,
-    prepared: tuple[Path, Path | None],
-    machine: Machine,
-    group: Group,
-    tensorboard: bool,
+    work: Work, plan: Plan, name: str, fold: int, splits: Splits, prepared: tuple[Path, Path | None], how: _How
 ) -> None:
     started = time.monotonic()
     cases, guides = prepared
-    data = open_fold(cases, splits, fold, machine, guides)
+    data = open_fold(cases, splits, fold, how.machine, guides)
     folder = work.fold(name, str(fold))
-    device = resolve_device(machine.device)
-    train_fold(plan, name, data, folder, device, started, tensorboard=tensorboard, group=group)
+    device = resolve_device(how.machine.device)
+    train_fold(
+        plan,
+        name,
+        data,
+        folder,
+        device,
+        started,
+        tensorboard=how.tensorboard,
+        group=how.group,
+        restart=how.restart,
+    )
     if (
-        group.is_first
+        how.group.is_first
         and work.fingerprint.is_file()
         and (trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train))
     ):

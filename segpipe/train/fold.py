@@ -28,6 +28,7 @@ from segpipe.train.augment import draw, region_for, scope_of
 from segpipe.train.cascade import with_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
+from segpipe.train.finite import diverged
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
@@ -161,7 +162,7 @@ class FoldTraining:
             The loss. It may be infinite or NaN in float16, where such a step is skipped and the loss scale lowered.
 
         Raises:
-            PlanError: If the loss is not finite and no smaller loss scale can help.
+            Diverged: If the loss is not finite and no smaller loss scale can help.
         """
         training = self.plan.training
         for group in self.optimizer.param_groups:
@@ -211,12 +212,7 @@ class FoldTraining:
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
             return
-        rate = self.plan.training.learning_rate
-        wider = "" if self.dtype == torch.float32 else " or train with --set training.precision=fp32"
-        raise PlanError(
-            f"training.learning_rate: the loss is {loss} at iteration {self.at.iteration}. Lower it "
-            f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}){wider}."
-        )
+        raise diverged(f"the loss is {loss}", self.at.iteration, self.plan.training, self.dtype)
 
     @torch.no_grad()
     def validate(self, n_batches: int) -> tuple[float, dict[str, float]]:

@@ -8,27 +8,46 @@ from segpipe.core.errors import UsageError
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.plan.schema import Plan
-from segpipe.train.checkpoint import load_state
+from segpipe.plan.training import Training
+from segpipe.train.checkpoint import about_weights, load_state, save_state
+from segpipe.train.fold import Progress
+from segpipe.train.schedule import Schedule
+from segpipe.train.watch import has_plateaued
 
-_MAY_CHANGE = ("time_budget_seconds", "checkpoint_minutes", "early_stop_epochs", "collapse_epochs")
+PROCESSES = "processes"  # that trained together: written beside weights
+_WATCHES = ("checkpoint_minutes", "early_stop_epochs", "collapse_epochs")
+_LENGTH = ("epochs", "iterations", "time_budget_seconds")
+_AFTER_DIVERGENCE = ("learning_rate", "warmup_fraction", "gradient_clip", "precision")
+_RESTART = "Use another work folder, or add --restart to `segpipe train` to train this fold anew."
 
 
-def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder) -> dict[str, Any] | None:
-    """The state to go on from, if it belongs to this plan and these cases.
+def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder, n_processes: int = 1) -> dict[str, Any] | None:
+    """The state to go on from, if it belongs to this plan and these cases; `finished` if nothing is left to do.
 
-    In an unfinished training the time budget and what only watches or saves may change; all else must be equal.
+    A finished one that goes on is not finished any more, in its folder too.
 
     Raises:
-        UsageError: If it belongs to another plan or to other cases.
+        UsageError: As `require_same_training`.
     """
     state = load_state(folder)
     if state is not None:
-        require_same_training(plan, split, folder, is_finished=bool(state["finished"]))
+        require_same_training(plan, split, folder, is_finished=bool(state["finished"]), n_processes=n_processes)
+        at = Progress(state["iteration"], state["epoch"], state["seconds"], state["history"])
+        is_over = Schedule(plan.training).is_over(at, 0.0) or has_plateaued(at.history, plan.training.early_stop_epochs)
+        if state["finished"] and not is_over and has_other_length(Plan.load(folder.plan), plan):
+            state["finished"] = False
+            save_state(folder, state)
     return state
 
 
-def require_same_training(plan: Plan, split: Fold, folder: FoldFolder, *, is_finished: bool) -> None:
+def require_same_training(
+    plan: Plan, split: Fold, folder: FoldFolder, *, is_finished: bool, n_processes: int = 1
+) -> None:
     """Refuse to go on with a training that is there, if it belongs to another plan or to other cases.
+
+    What only watches or saves may change, and the time budget of an unfinished training. Where the learning rate does
+    not depend on the length (constant, without a warm-up) the length may change too: the result is that of a training
+    which was as long from the first. After a loss that was not finite so may what can mend it.
 
     Raises:
         UsageError: If it does.
@@ -36,31 +55,78 @@ def require_same_training(plan: Plan, split: Fold, folder: FoldFolder, *, is_fin
     if not (folder.plan.is_file() and folder.split.is_file()):
         raise UsageError(
             f"{folder.path}: holds a training, but plan.yaml or split.json is missing, so nobody can tell of what. Put "
-            "it back, use another work folder, or delete this fold's folder to train it anew."
+            f"it back. {_RESTART}"
         )
     if Fold.load(folder.split) != split:
         raise UsageError(
             f"{folder.path}: was trained on other cases than splits.json now says; validating it on the new ones would "
-            "leak. Put the old splits back, use another work folder, or delete this fold's folder."
+            f"leak. Put the old splits back. {_RESTART}"
         )
     old = Plan.load(folder.plan)
-    if not is_finished:
-        changed = {name: getattr(plan.training, name) for name in _MAY_CHANGE}
-        old = old.model_copy(update={"training": old.training.model_copy(update=changed)})
-    if old != plan:
-        raise UsageError(
-            f"{folder.path}: holds a training with another plan ({_difference(old, plan)}). Use another work "
-            "folder, or delete this fold's folder to train it anew."
-        )
+    free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.diverged.is_file())
+    changed = {name: getattr(plan.training, name) for name in free}
+    same = old.model_copy(update={"training": old.training.model_copy(update=changed)})
+    if same != plan:
+        key, before, now = _differences(same, plan)[0]
+        where = f"{folder.path}: holds a training with another plan ({key}: {before}, now {now})."
+        processes = int(about_weights(folder.weights).get(PROCESSES, 1)) if folder.weights.is_file() else 1
+        if key.endswith(".batch_size") and processes != n_processes:
+            way = _by_devices(key, int(str(before)), processes, n_processes)
+        else:
+            way = _by_length(old.training) if key.removeprefix("training.") in _LENGTH else _RESTART
+        raise UsageError(f"{where} {way}")
 
 
-def _difference(old: Plan, new: Plan) -> str:
-    """The first difference of two plans, as `key: old, now new`."""
+def has_other_length(old: Plan, plan: Plan) -> bool:
+    """Whether two plans of one training do not end it alike."""
+    names = (*_LENGTH, "early_stop_epochs")
+    return any(getattr(old.training, name) != getattr(plan.training, name) for name in names)
+
+
+def changes_text(old: Plan, plan: Plan) -> str:
+    """What is changed on the way, to be told; empty if nothing is."""
+    found = [f"{key} {now} in place of {before}" for key, before, now in _differences(old, plan)]
+    return f" From here on {', '.join(found)}." if found else ""
+
+
+def forget(folder: FoldFolder) -> None:
+    """Leave nothing to go on from."""
+    for path in (folder.state, folder.previous_state, folder.diverged):
+        path.unlink(missing_ok=True)
+
+
+def _may_change(old: Training, *, is_finished: bool, has_diverged: bool) -> tuple[str, ...]:
+    if old.schedule == "constant" and not old.warmup_fraction:
+        length: tuple[str, ...] = _LENGTH
+    else:
+        length = () if is_finished else ("time_budget_seconds",)
+    return (*_WATCHES, *length, *(_AFTER_DIVERGENCE if has_diverged else ()))
+
+
+def _by_devices(key: str, whole: int, before: int, now: int) -> str:
+    """What to do about a batch that other devices shared."""
+    each, rest = divmod(whole, now)
+    same = f", or with --set {key}={each} for the same batch on {now}" if not rest else ""
+    return (
+        f"It was trained by {before} device{'s' * (before > 1)} with {whole // before} patches each, now there "
+        f"{'are' if now > 1 else 'is'} {now}. Go on with --devices {before}{same}; or add --restart to train anew."
+    )
+
+
+def _by_length(old: Training) -> str:
+    """Why a training cannot be made longer, and what to do."""
+    return (
+        f"Its learning rate follows its length ({old.schedule}{', warm-up' if old.warmup_fraction else ''}), so that "
+        f"one of another length is another training; only with training.schedule=constant and no warm-up can it be "
+        f"made longer. {_RESTART}"
+    )
+
+
+def _differences(old: Plan, new: Plan) -> list[tuple[str, object, object]]:
+    """Where two plans differ: key, old value, new value."""
     first, second = _flat(old.model_dump()), _flat(new.model_dump())
-    for key in [*first, *second]:
-        if first.get(key) != second.get(key):
-            return f"{key}: {first.get(key)}, now {second.get(key)}"
-    return "no difference"
+    keys = dict.fromkeys([*first, *second])
+    return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
 
 
 def _flat(values: object, place: str = "") -> dict[str, object]:

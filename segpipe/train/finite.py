@@ -1,0 +1,55 @@
+"""Losses and weights that are infinite or NaN: seen before they are saved, and what to do then."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from segpipe.core.errors import PlanError
+from segpipe.core.files import write_text
+from segpipe.core.work import FoldFolder
+from segpipe.plan.training import Training
+
+
+class Diverged(PlanError):
+    """The loss or the weights are not finite; what to change."""
+
+
+def diverged(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
+    """The fault: what was found, where, what to change."""
+    rate = training.learning_rate
+    wider = "" if dtype == torch.float32 else " or train with --set training.precision=fp32"
+    return Diverged(
+        f"training.learning_rate: {what} at iteration {iteration}. Lower it "
+        f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}){wider}."
+    )
+
+
+def are_finite(networks: Iterable[nn.Module]) -> bool:
+    """Whether all weights and statistics are: a gradient can spoil them while the loss still is finite."""
+    tensors = [value for network in networks for value in network.state_dict().values()]
+    return bool(torch.stack([value.isfinite().all() for value in tensors if value.is_floating_point()]).all())
+
+
+def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *, keeps: bool) -> PlanError:
+    """Remember it in the folder, so that the next start may change what can mend it.
+
+    Args:
+        folder: Of the training.
+        fault: What happened.
+        saved_iteration: Of the newest state, in which all is finite; 0: nothing was saved.
+        keeps: Whether this process writes files.
+
+    Returns:
+        The fault, and where training can go on.
+    """
+    if not saved_iteration:
+        return PlanError(f"{fault} No state was saved before: the same command with such a change begins anew.")
+    if keeps:
+        write_text(folder.diverged, f"{fault}\n")
+    return PlanError(
+        f"{fault} The state of iteration {saved_iteration} is kept, where all was finite: the same command with such a "
+        "change goes on from there, and with --restart it begins anew."
+    )
