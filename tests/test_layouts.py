@@ -359,8 +359,10 @@ def test_images_beside_segmentations_of_3d_slicer_lie_in_a_folder_of_any_name(tm
     for path, voxels in (("CT/p1.nrrd", tiny_image(1)), (f"Segmentations/{name}", tiny_labels())):
         (tmp_path / path).parent.mkdir()
         sitk.WriteImage(sitk.GetImageFromArray(voxels), str(tmp_path / path))
-    (case,) = load_dataset(tmp_path).cases
+    dataset = load_dataset(tmp_path)
+    (case,) = dataset.cases
     assert (case.case_id, Path(case.images[0]).name, Path(case.label or "").name) == ("p1", "p1.nrrd", name)
+    assert dataset.channels == ("CT",)
 
 
 def test_of_two_folders_beside_the_label_maps_none_is_taken_for_the_images(tmp_path: Path):

@@ -35,7 +35,8 @@ def read_folders(folder: Path) -> Found | None:
     cases, n_channels, faults = pair_files(image_files(images), image_files(labels), None)
     if n_channels == 1 and cases:
         n_channels = _fourth_axis(cases[0].images[0])
-    names = ("image",) if n_channels == 1 else tuple(f"channel_{index}" for index in range(n_channels))
+    only = "image" if images.name.lower() in IMAGE_FOLDERS else images.name  # a folder CT says how to normalise
+    names = (only,) if n_channels == 1 else tuple(f"channel_{index}" for index in range(n_channels))
     return Found(folder.name, "folders", folder, names, None, tuple(cases), tuple(faults))
 
 
