@@ -28,6 +28,7 @@ def load(
     mirror: bool = True,
     postprocesses: bool = True,
     max_memory_gb: float | None = None,
+    any_size: bool = False,
 ) -> Predictor:
     """Load a trained model, to segment arrays with it: `segpipe.load(model).predict(array, affine=affine)`.
 
@@ -44,6 +45,8 @@ def load(
         mirror: Average over mirrored copies, along the axes that the plan allows.
         postprocesses: Whether to do to the masks what was chosen for the model.
         max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+        any_size: Segment images 50 times as large as any that was trained on, or larger: most often their headers are
+            wrong, and they take ages.
 
     Raises:
         UsageError: If there is no such model, or the file is damaged.
@@ -60,6 +63,7 @@ def load(
         mirror=mirror,
         postprocesses=postprocesses,
         max_memory_gb=max_memory_gb,
+        any_size=any_size,
     )
 
 

@@ -31,8 +31,9 @@ from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, sm
 from segpipe.predict.model import Model
 from segpipe.predict.outcome import Outcome
 from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
-from segpipe.predict.run import Wanted, predict_cases
+from segpipe.predict.run import predict_cases
 from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.wanted import Wanted
 from segpipe.prepare.case import Prepared, prepare_case
 from segpipe.train.checkpoint import save_weights
 

@@ -71,14 +71,12 @@ def test_folds_are_averaged_before_the_strongest_output_is_taken():
     assert whole_logits(model, prepared, options) == pytest.approx(mean, abs=1e-5)
 
 
-def test_batches_and_half_sums_leave_the_logits_as_they_are():
+def test_batches_leave_the_logits_as_they_are():
     model = small_model()
     prepared = prepared_image(model)
     expected = whole_logits(model, prepared, SegmentOptions())
     batched = whole_logits(model, prepared, SegmentOptions(batch_windows=5, accumulate_on=CPU))
     assert batched == pytest.approx(expected, abs=1e-5)
-    half = whole_logits(model, prepared, SegmentOptions(half_sums=True))
-    assert half == pytest.approx(expected, abs=4e-3) and not np.array_equal(half, expected)
 
 
 def test_mirroring_swaps_left_and_right_as_the_plan_says():

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
     help="Most memory to take, on the host and on a GPU each.  [default: what is free]",
 )  # fmt: skip
+@click.option("--any-size", is_flag=True, help="Also predict images 50 times as large as any trained on, or larger.")
 @dry_run
 @shared
 def command(
@@ -59,6 +60,7 @@ def command(
     postprocessing: Path | None,
     no_postprocess: bool,
     max_memory_gb: float | None,
+    any_size: bool,
     dry_run: bool,
     as_json: bool,
     device: str,
@@ -87,7 +89,7 @@ def command(
     if dry_run:
         from segpipe.pipeline.ahead_predict import prediction_ahead
 
-        print_ahead(prediction_ahead(*what, **how), as_json=as_json)
+        print_ahead(prediction_ahead(*what, **how, any_size=any_size), as_json=as_json)
         return 0
     outcome = predict(
         *what,
@@ -95,6 +97,7 @@ def command(
         postprocessing=postprocessing,
         postprocesses=not no_postprocess,
         max_memory_gb=max_memory_gb,
+        any_size=any_size,
     )
     return print_outcome(outcome, as_json=as_json)
 

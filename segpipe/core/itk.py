@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -135,14 +136,22 @@ def _series_header(folder: Path) -> Header:
     return Header(folder, grid_of(folder, (x, y, z), affine), 1, None, True, first.dtype)
 
 
-def _slices(folder: Path) -> list[_Slice]:
-    """The files of the one series of a folder, in the order of their places.
+def _slices(folder: Path) -> tuple[_Slice, ...]:
+    """The files of the one series of a folder, in the order of their places; read once as long as they do not change.
 
     Raises:
         DataError: If there is no series, more than one, or slices that do not fit together.
         GeometryError: If slices are missing or lie twice at one place.
     """
-    slices = [_slice(path) for path in sorted(folder.iterdir()) if is_dicom_file(path)]
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+
+
+@lru_cache(
+    maxsize=4
+)  # header, voxels and the mask's geometry are asked for one after the other, of a case and the next
+def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple[_Slice, ...]:
+    slices = [_slice(path) for name, *_ in files if is_dicom_file(path := folder / name)]
     if not slices:
         raise DataError(f"{folder}: a folder without DICOM files, expected those of one series. Check the path.")
     names = {one.series: one.description for one in slices}
@@ -162,7 +171,7 @@ def _slices(folder: Path) -> list[_Slice]:
     heights_mm = np.array([one.affine_lps_mm[:3, 3] @ normal for one in slices])
     order = np.argsort(heights_mm, kind="stable")
     _require_even(folder, heights_mm[order])
-    return [slices[i] for i in order]
+    return tuple(slices[i] for i in order)
 
 
 def _require_even(folder: Path, heights_mm: NDArray[np.float64]) -> None:

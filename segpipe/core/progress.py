@@ -71,14 +71,33 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
         with Progress(*columns, console=Console(stderr=True)) as bar:
             yield from bar.track(items, total=total, description=escape(what))
         return
-    started = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+    pace = Pace(what, total)
+    for item in items:
         yield item
+        pace.step()
+    say(f"{what}: {total}/{total} in {time.monotonic() - pace.started:.1f} s")
+
+
+class Pace:
+    """A line now and then about one long piece of work; none about a short one.
+
+    Args:
+        what: Which work.
+        total: Steps it has.
+    """
+
+    def __init__(self, what: str, total: int) -> None:
+        self.what, self.total, self.done = what, total, 0
+        self.started = self._last = time.monotonic()
+
+    def step(self) -> None:
+        """One more step is done."""
+        self.done += 1
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES and done < total:
-            last = now
-            say(f"{what}: {done}/{total}, about {(now - started) / done * (total - done):.0f} s left")
-    say(f"{what}: {total}/{total} in {time.monotonic() - started:.1f} s")
+        if now - self._last > _SECONDS_BETWEEN_LINES and self.done < self.total:
+            self._last = now
+            left = time_text((now - self.started) / self.done * (self.total - self.done))
+            say(f"{self.what}: {self.done}/{self.total}, about {left} left")
 
 
 def map_threads(function: Callable[[Item], Result], items: Sequence[Item], what: str, n_workers: int) -> list[Result]:

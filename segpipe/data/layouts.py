@@ -190,7 +190,9 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
         checked_ending(path)
     if not files:
         what = "no such file or folder" if not path.exists() else "no image"
-        raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. Check the path.")
+        below = [p.name for p in listed(path) if p.is_dir() and image_files(p)] if path.is_dir() else []
+        where = f"Its folders {', '.join(below[:5])} hold images: give one of them" if below else "Check the path"
+        raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. {where}.")
     if len(channels) == 1:
         return _one_channel(files)
     return _several_channels(files, channels)

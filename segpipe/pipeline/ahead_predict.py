@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from segpipe.core.grid import Grid
 from segpipe.core.memory import free_bytes
 from segpipe.core.volume import read_header
 from segpipe.core.work import FoldFolder
+from segpipe.data.dataset import Case
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.cost import CPU
 from segpipe.networks.device import resolve_device
@@ -32,6 +34,8 @@ from segpipe.predict.model import load_model
 from segpipe.predict.outputs import PredictionTable, mask_path, probabilities_path
 from segpipe.predict.package import opened
 from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of
+from segpipe.predict.wanted import Wanted, is_done
 
 _SHARE_BYTES = 2  # of a probability, float16
 _MASK_BYTES = 0.05  # of a voxel, compressed: of 60 public label maps the largest took 0.036
@@ -48,6 +52,7 @@ def prediction_ahead(
     mirror: bool = True,
     probabilities: bool = False,
     uncertainty: bool = False,
+    any_size: bool = False,
 ) -> Foreseen:
     """What `predict` with the same arguments would take; of the images only headers are read.
 
@@ -59,15 +64,22 @@ def prediction_ahead(
         homes = [stack.enter_context(opened(model)) for model in models]
         members = [found for home in homes for found in find_members(home, configurations, folds)]
         ensemble = Ensemble(tuple(load_model(found, device) for found in members))
-        rates = [_seconds_per_voxel(folder) for found in members for folder in found]
+        rates = [
+            _seconds_per(folder, partial(windows_of, model=model))
+            for found, model in zip(members, ensemble.members, strict=True)
+            for folder in found
+        ]
     cases = list_inputs(inputs, ensemble.plan.channels)
     if not cases:
         raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
-    left = [case for case in cases if not mask_path(output, case.case_id).is_file()]
-    grids = [read_header(case.image_paths[0]).grid for case in left]
-    options = SegmentOptions(mirror=mirror, with_probabilities=probabilities, with_uncertainty=uncertainty)
-    n_vox = sum(prod(grid.shape_zyx) for grid in grids)
-    seconds = None if None in rates else n_vox * sum(rate for rate in rates if rate is not None)
+    wanted = Wanted(mirror, probabilities, uncertainty=uncertainty, any_size=any_size)
+    left = [case for case in cases if not is_done(output, case.case_id, wanted, ensemble)]
+    grids, notes = _predictable(left, ensemble, wanted)
+    options = SegmentOptions(mirror=mirror, with_uncertainty=uncertainty)
+    n_vox, largest_vox = (of(prod(grid.shape_zyx) for grid in grids) for of in (sum, partial(max, default=0)))
+    counts = [windows_of(grid, model) for model in ensemble.members for _ in model.networks for grid in grids]
+    windows = zip(counts, (rate for rate in rates for _ in grids), strict=True)
+    seconds = None if None in rates else sum(n * rate for n, rate in windows if rate is not None)
     if seconds is not None and not mirror:
         seconds /= 2 ** len(ensemble.plan.mirror_axes)
     per_vox = _MASK_BYTES + _SHARE_BYTES * (ensemble.plan.labels.n_outputs * probabilities + 2 * uncertainty)
@@ -78,13 +90,29 @@ def prediction_ahead(
         seconds=seconds,
         seconds_from="no predicted case tells: predict one first" if seconds is None else
         "at the pace of the folds' validation cases, where they were predicted",
-        disk_bytes=round(n_vox * per_vox),
+        disk_bytes=round(n_vox * per_vox + largest_vox * _SHARE_BYTES * ensemble.plan.labels.n_outputs * probabilities),
         free_disk_bytes=free_disk_bytes(output),
-        memory_bytes=_memory_bytes(grids, ensemble, options, on_gpu=on_gpu),
+        memory_bytes=_memory_bytes(grids, ensemble, options, on_gpu=on_gpu, spools=probabilities),
         free_memory_bytes=free_bytes(),
         memory_of="CPU",
-        notes=_gpu_note(ensemble, machine) if on_gpu else (),
+        notes=(*notes, *(_gpu_note(ensemble, machine) if on_gpu else ())),
     )  # fmt: skip
+
+
+def _predictable(cases: Sequence[Case], ensemble: Ensemble, wanted: Wanted) -> tuple[list[Grid], tuple[str, ...]]:
+    """Grids of the cases that would be predicted, and a note on how much work they are and on each of the others."""
+    grids, notes = readable_grids(cases), []
+    for case in cases:
+        try:
+            if case.case_id not in grids:
+                read_header(case.image_paths[0])
+            elif not wanted.any_size:
+                require_usual_size(case.case_id, grids[case.case_id], ensemble)
+        except DataError as fault:
+            grids.pop(case.case_id, None)
+            notes.append(f"{case.case_id} would be left out: {fault}")
+    n_passes = [passes_of(grid, ensemble, mirror=wanted.mirror) for grid in grids.values()]
+    return list(grids.values()), ((passes_text(n_passes),) if n_passes else ()) + tuple(notes)
 
 
 def selection_ahead(folder: Path, metric: str, machine: Machine, *, ensembles: bool = False) -> Foreseen:
@@ -104,7 +132,7 @@ def selection_ahead(folder: Path, metric: str, machine: Machine, *, ensembles: b
     started = time.perf_counter()
     masks.values(names[0], NO_POSTPROCESSING, first)
     seconds = (time.perf_counter() - started) * len(masks.cases) * n_models * len(STEPS) / machine.n_workers
-    rates = [_seconds_per_voxel(masks.fold(name, one)) for name, one in predicted]
+    rates = [_seconds_per(masks.fold(name, one), _voxels) for name, one in predicted]
     vox = [prod(read_header(Path(one.case.label or "")).grid.shape_zyx) for _, one in predicted]
     seconds += sum((rate or 0.0) * n for rate, n in zip(rates, vox, strict=True))
     return Foreseen(
@@ -126,10 +154,12 @@ def _has_probabilities(masks: OutOfFold, name: str, one: Validated) -> bool:
     return probabilities_path(masks.fold(name, one).validation, one.case.case_id).is_file()
 
 
-def _memory_bytes(grids: Sequence[Grid], ensemble: Ensemble, options: SegmentOptions, *, on_gpu: bool) -> int:
+def _memory_bytes(
+    grids: Sequence[Grid], ensemble: Ensemble, options: SegmentOptions, *, on_gpu: bool, spools: bool
+) -> int:
     """On the host, of the largest case."""
     windows = 0 if on_gpu else CPU.context_bytes + max(window_bytes(model, 1) for model in ensemble.models)
-    return max((case_bytes(grid, ensemble, options) for grid in grids), default=0) + windows
+    return max((case_bytes(grid, ensemble, options, spools=spools) for grid in grids), default=0) + windows
 
 
 def _gpu_note(ensemble: Ensemble, machine: Machine) -> tuple[str, ...]:
@@ -139,14 +169,18 @@ def _gpu_note(ensemble: Ensemble, machine: Machine) -> tuple[str, ...]:
     return (f"a window takes about {need:.1f} GiB of GPU memory ({free:.1f} GiB free)",)
 
 
-def _seconds_per_voxel(folder: FoldFolder) -> float | None:
-    """Of one network on an image of its validation cases; None if nobody noted it."""
+def _voxels(grid: Grid) -> int:
+    return prod(grid.shape_zyx)
+
+
+def _seconds_per(folder: FoldFolder, size_of: Callable[[Grid], int]) -> float | None:
+    """Of one network on its validation cases, for each unit of their size; None if nobody noted it."""
     if not folder.plan.is_file() or not folder.validation.is_dir():
         return None
-    seconds, n_vox = 0.0, 0
+    seconds, size = 0.0, 0
     for row in PredictionTable(folder.validation, Plan.load(folder.plan).labels).rows.values():
         mask = mask_path(folder.validation, row.case_id)
         if row.seconds_network is not None and mask.is_file():
             seconds += row.seconds_network + (row.seconds_prepare or 0.0)
-            n_vox += prod(read_header(mask).grid.shape_zyx)
-    return seconds / n_vox if n_vox else None
+            size += size_of(read_header(mask).grid)
+    return seconds / size if size else None

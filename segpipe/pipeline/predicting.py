@@ -20,7 +20,8 @@ from segpipe.predict.model import load_model
 from segpipe.predict.outcome import Outcome
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import Postprocessing
-from segpipe.predict.run import Wanted, predict_cases
+from segpipe.predict.run import predict_cases
+from segpipe.predict.wanted import Wanted
 
 
 def predict(
@@ -37,6 +38,7 @@ def predict(
     postprocessing: Path | None = None,
     postprocesses: bool = True,
     max_memory_gb: float | None = None,
+    any_size: bool = False,
 ) -> Outcome:
     """Predict images with trained folds.
 
@@ -55,6 +57,7 @@ def predict(
         postprocessing: File of what is done to the masks; None: what was chosen for these models, if anything was.
         postprocesses: Whether anything is done to the masks.
         max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+        any_size: Predict images that are far larger than those trained on as well.
 
     Raises:
         UsageError: If there is no such model, models do not go together, or the output folder holds another model's
@@ -74,7 +77,8 @@ def predict(
     cases = list_inputs(inputs, ensemble.plan.channels)
     if not cases:
         raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
-    return predict_cases(ensemble, cases, output, Wanted(mirror, probabilities, steps, max_memory_gb, uncertainty))
+    wanted = Wanted(mirror, probabilities, steps, max_memory_gb, uncertainty, any_size)
+    return predict_cases(ensemble, cases, output, wanted)
 
 
 def average(folders: Sequence[Path], output: Path, postprocessing: Path | None = None) -> Outcome:

@@ -24,7 +24,8 @@ from segpipe.pipeline.machine import Machine
 from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, weights_of
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.run import Wanted, predict_cases
+from segpipe.predict.run import predict_cases
+from segpipe.predict.wanted import Wanted
 
 
 class Chosen(Record):

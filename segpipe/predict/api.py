@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import ZYX, Grid, check_grid
-from segpipe.core.volume import Volume
+from segpipe.core.volume import Volume, read_header
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
@@ -28,6 +28,7 @@ from segpipe.predict.outputs import label_sizes
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import SegmentOptions, prepared_for
+from segpipe.predict.size import require_usual_size
 from segpipe.prepare.case import read_case_image, require_finite
 
 _ARRAY = "array"  # its name in messages
@@ -63,6 +64,7 @@ class Predictor:
         postprocessing: What is done to the masks.
         mirror: Average over mirrored copies.
         max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
+        any_size: Segment images that are far larger than those trained on as well.
         window_bytes: What a window takes on the host; 0 if the networks are on a GPU.
         n_windows: In one forward pass.
     """
@@ -71,6 +73,7 @@ class Predictor:
     postprocessing: Postprocessing
     mirror: bool
     max_memory_gb: float | None
+    any_size: bool
     window_bytes: int
     n_windows: int
 
@@ -93,7 +96,8 @@ class Predictor:
             probabilities: Keep them too, which takes memory for outputs × volume.
 
         Raises:
-            DataError: If the array has another number of axes or channels, no voxels, or values that are not finite.
+            DataError: If the array has another number of axes or channels, no voxels, or values that are not finite,
+                or is far larger than the images trained on (`any_size`).
             GeometryError: If the voxels are not placed in space, or contradictorily, or the grid is sheared.
             ResourceError: If memory is not enough.
 
@@ -110,30 +114,38 @@ class Predictor:
             f"no affine was given: x, y, z are taken to run to {', '.join(plan.orientation)}, as in the plan; of an "
             "image that lies otherwise, left and right may be exchanged"
         )
+        self._require(grid, _ARRAY, probabilities)
         return self._predict(Volume(voxels, grid), _ARRAY, () if affine is not None else (note,), probabilities)
 
     def predict_file(self, path: str | os.PathLike[str], *, probabilities: bool = False) -> Prediction:
         """Segment one image: a file, a folder with a DICOM series, or a folder with a file for each channel.
 
         Raises:
-            DataError: If it cannot be read or does not fit the model, or there are several images.
+            DataError: If it cannot be read or does not fit the model, there are several images, or it is far larger
+                than the images trained on (`any_size`).
             ResourceError: If memory is not enough.
         """
         cases = list_inputs(Path(path), self.ensemble.plan.channels)
         if len(cases) != 1:
             raise DataError(f"{path}: {len(cases)} images, expected one. For many use `segpipe predict`.")
+        self._require(read_header(cases[0].image_paths[0]).grid, cases[0].case_id, probabilities)
         volume = read_case_image(cases[0], self.ensemble.plan)
         return self._predict(volume, cases[0].case_id, (), probabilities)
 
+    def _require(self, grid: Grid, where: str, probabilities: bool) -> None:
+        """Refuse an image that would take ages, or more memory than there is."""
+        if not self.any_size:
+            require_usual_size(where, grid, self.ensemble)
+        options = SegmentOptions(with_probabilities=probabilities)
+        budget = budget_for(self.ensemble.device, self.max_memory_gb)
+        budget.require(where, self.window_bytes + case_bytes(grid, self.ensemble, options))
+
     def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], probabilities: bool) -> Prediction:
         ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels
-        options = SegmentOptions(mirror=self.mirror, with_probabilities=probabilities)
-        budget = budget_for(ensemble.device, self.max_memory_gb)
-        budget.require(where, self.window_bytes + case_bytes(grid, ensemble, options))
         prepared = [prepared_for(member, volume) for member in ensemble.members]
         first = ensemble.members[0]
         warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
-        options = replace(options, batch_windows=self.n_windows)
+        options = SegmentOptions(self.mirror, self.n_windows, with_probabilities=probabilities)
         found, _ = segment_in_memory(ensemble, prepared, options, where)
         voxel_mm3 = float(np.prod(grid.spacing_mm))
         mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
@@ -156,6 +168,7 @@ def load_predictor(
     mirror: bool = True,
     postprocesses: bool = True,
     max_memory_gb: float | None = None,
+    any_size: bool = False,
 ) -> Predictor:
     """`segpipe.load`, which has its documentation."""
     on = resolve_device(device)
@@ -169,6 +182,7 @@ def load_predictor(
         postprocessing=steps,
         mirror=mirror,
         max_memory_gb=max_memory_gb,
+        any_size=any_size,
         # foretold now: it runs the networks on fake weights, which no other thread may meet
         window_bytes=max(window_bytes(own, 1) for own in ensemble.models) if on.type == "cpu" else 0,
         n_windows=min(windows_at_once(own, budget) for own in ensemble.models),

@@ -114,6 +114,8 @@ def segment_ensemble(ensemble: Ensemble, prepared: Sequence[Prepared], options: 
         placed(mask, trace, slab)[...] = found
         if chances is not None:
             placed(chances, trace, slab)[...] = shares_ONYX.half().cpu().numpy()
+        if options.keep is not None:
+            options.keep(slab, shares_ONYX.half().cpu().numpy())
         if "entropy" in maps:
             placed(maps["entropy"], trace, slab)[...] = as_bytes(entropy(shares_ONYX, labels).cpu().numpy())
         if "disagreement" in maps:

@@ -16,11 +16,11 @@ from segpipe.core.progress import say
 from segpipe.networks.cost import CPU, CUDA
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.memory import Workload, trace_inference
-from segpipe.plan.spacing import resampled_shape
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.segment import Segmentation, SegmentOptions
-from segpipe.prepare.case import Prepared, turn_for
+from segpipe.predict.size import prepared_shape
+from segpipe.prepare.case import Prepared
 from segpipe.prepare.restore import SLAB_BYTES
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
@@ -28,6 +28,7 @@ _CPU = torch.device("cpu")
 _GIB = 2**30
 _FREE_SHARE = 0.9  # of what is free: other programs take some meanwhile
 _FLOAT_BYTES, _READ_BYTES = 4, 8  # of a voxel: float32; as a library hands it over at worst, float64
+_SHARE_BYTES = 2  # of a probability, float16
 _SLICES_VOX = 2**15  # at once on the CPU: slices of 56 × 40 take half the time 14 at a time, of 256 × 224 the same
 _MAX_WINDOWS_VOX = 2 * 128**3  # at once on a GPU: with as many it is busy, and more only takes memory
 _MAX_WINDOWS = 32
@@ -108,19 +109,20 @@ def windows_at_once(model: Model, budget: Budget) -> int:
     return max(1, min(n_fit, _MAX_WINDOWS_VOX // window_vox, _MAX_WINDOWS))
 
 
-def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
+def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions, *, spools: bool = False) -> int:
     """Host memory that a case takes at most at any moment, by its grid alone; what one window takes is not in it.
 
     Args:
         grid: Of the image; how much cropping will leave is not known, so nothing is counted as cropped.
         ensemble: Gives channels, outputs, voxel edges and patches. Every member holds its prepared image and its rows.
         options: Probabilities are held for the whole image; with uncertainty every network holds its rows.
+        spools: Whether probabilities go over the disk: of one output they are in memory when the file is written.
     """
     labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
     n_file = math.prod(grid.shape_zyx)
     image = rows = largest = 0
     for member in ensemble.models:
-        depth, height, width = _prepared_shape(grid, member)
+        depth, height, width = prepared_shape(grid, member)
         patch_z, patch_y, patch_x = member.configuration.patch_zyx
         held = len(member.networks) if options.with_uncertainty else 1
         n_guides = 0 if member.guide is None else n_channels + 2  # a second array with one channel more, and masks
@@ -129,7 +131,7 @@ def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
         largest = max(largest, depth * height * width)
     stored = n_file * n_channels * _FLOAT_BYTES
     of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.with_uncertainty
-    of_voxel += labels.n_outputs * 2 * 2 * options.with_probabilities
+    of_voxel += _SHARE_BYTES * (labels.n_outputs * options.with_probabilities + spools)
     together = len(ensemble.members) > 1 or options.with_uncertainty
     slabs = together * _SLABS_HELD * min(SLAB_BYTES, n_file * labels.n_outputs * _FLOAT_BYTES)
     moments = (
@@ -138,14 +140,6 @@ def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions) -> int:
         image + rows * _FLOAT_BYTES + slabs + n_file * of_voxel,
     )
     return max(moments)
-
-
-def _prepared_shape(grid: Grid, model: Model) -> tuple[int, ...]:
-    turn = turn_for(grid, model.plan)
-    spacing_mm = turn.permute(grid.spacing_mm)
-    pairs = zip(spacing_mm, model.configuration.spacing_mm, strict=True)
-    target_mm = [own if target is None else target for own, target in pairs]
-    return resampled_shape(turn.permute(grid.shape_zyx), spacing_mm, target_mm)
 
 
 def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[SegmentOptions]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.files import disk_fault, whole_file, write_text
+from segpipe.core.errors import DataError
+from segpipe.core.files import disk_fault, write_text
 from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
-from segpipe.core.volume import read_labels
+from segpipe.core.volume import SHARE_STEPS, read_header, read_labels, read_voxels
 from segpipe.data.label_lists import value_counts
 
 LABEL_TABLE = "dseg.tsv"
@@ -25,6 +28,8 @@ PREDICTIONS = "predictions.csv"
 UNCERTAINTY_FOLDER, UNCERTAINTY = "uncertainty", ("entropy", "disagreement")
 UNKNOWN_WARNING = "made by an earlier command whose row is gone: seconds and warnings are not known"
 _MM3_IN_ML = 1000.0
+_LENGTH_BYTES = 4  # at the end of gzip: length of the content, without what lies above 32 bits
+_NIFTI_HEADER_BYTES = 352  # before the voxels, of version 1 without extensions
 _SEPARATOR = "; "  # between warnings
 
 
@@ -43,10 +48,27 @@ def uncertainty_paths(folder: Path, case_id: str) -> dict[str, Path]:
     return {name: folder / UNCERTAINTY_FOLDER / f"{case_id}_{name}.nii.gz" for name in UNCERTAINTY}
 
 
-def write_probabilities(folder: Path, case_id: str, values_ozyx: NDArray[np.float16]) -> None:
-    """Write probabilities (outputs, Z, Y, X) on the image's grid, compressed, under the key `probabilities`."""
-    with whole_file(probabilities_path(folder, case_id)) as temporary:
-        np.savez_compressed(temporary, probabilities=values_ozyx)
+def is_whole(file: Path) -> bool:
+    """Whether a mask, map or file of probabilities is there to its end.
+
+    What was cut short lacks the end: of gzip the length of the content, of zip the list of parts. Another length than
+    segpipe writes is no fault by itself (a person may have edited the mask), so the file is then read.
+    """
+    if not file.is_file():
+        return False
+    if file.suffix == ".npz":
+        return zipfile.is_zipfile(file)
+    try:
+        header = read_header(file)
+        with file.open("rb") as stream:
+            stream.seek(-_LENGTH_BYTES, os.SEEK_END)
+            length = int.from_bytes(stream.read(), "little")
+        n_bytes = _NIFTI_HEADER_BYTES + math.prod(header.grid.shape_zyx) * header.dtype.itemsize
+        if length != n_bytes % 2 ** (8 * _LENGTH_BYTES):
+            read_voxels(header, None)
+    except (DataError, OSError):
+        return False
+    return True
 
 
 def write_label_table(folder: Path, labels: LabelSet) -> None:
@@ -78,6 +100,8 @@ class CaseRow:
         seconds_prepare, seconds_network, seconds_export: Reading and preparing; windows and the way back to the
             image's grid; postprocessing and writing. They overlap between cases. None if not known.
         sizes: Of every label by name, in the dataset's order.
+        mean_entropy, mean_disagreement: Mean of the maps of uncertainty over the voxels that the mask gives to any
+            label, 0 (sure) to 1; None if the map was not made or there is no such voxel.
         warnings: What is odd about the image.
     """
 
@@ -87,6 +111,8 @@ class CaseRow:
     seconds_export: float | None
     sizes: dict[str, LabelSize]
     warnings: tuple[str, ...]
+    mean_entropy: float | None = None
+    mean_disagreement: float | None = None
 
     def to_json(self) -> dict[str, object]:
         """The row for `--json`."""
@@ -101,6 +127,16 @@ def label_sizes(mask_zyx: NDArray[np.integer[Any]], grid: Grid, labels: LabelSet
     voxel_ml = float(np.prod(grid.spacing_mm)) / _MM3_IN_ML
     voxels = {label.name: sum(counts[value] for value in label.values) for label in labels.labels}
     return {name: LabelSize(n, n * voxel_ml) for name, n in voxels.items()}
+
+
+def mean_inside(shares_zyx: NDArray[np.uint8], mask_zyx: NDArray[np.integer[Any]], labels: LabelSet) -> float | None:
+    """Mean, 0 to 1, of a map of uncertainty where a mask holds anything but background; None if it holds nothing."""
+    total = n_inside = 0
+    for shares_yx, mask_yx in zip(shares_zyx, mask_zyx, strict=True):  # slice by slice, in little memory
+        inside = mask_yx != labels.background_value
+        total += int(shares_yx.sum(where=inside, dtype=np.int64))
+        n_inside += int(np.count_nonzero(inside))
+    return total / n_inside / SHARE_STEPS if n_inside else None
 
 
 def row_of_mask(folder: Path, case_id: str, labels: LabelSet) -> CaseRow:
@@ -134,7 +170,8 @@ class PredictionTable:
         """Names of the columns."""
         seconds = [f"seconds_{part}" for part in ("prepare", "network", "export")]
         sizes = [f"{what}_{name}" for name in self.names for what in ("voxels", "volume_ml")]
-        return ["case_id", *seconds, *sizes, "warnings"]
+        means = [f"mean_{name}" for name in UNCERTAINTY]
+        return ["case_id", *seconds, *sizes, *means, "warnings"]
 
     def keep(self, case_ids: Sequence[str]) -> None:
         """Write the table anew with the rows of these cases alone."""
@@ -158,18 +195,21 @@ class PredictionTable:
     def _cells(self, row: CaseRow) -> list[str]:
         seconds = (row.seconds_prepare, row.seconds_network, row.seconds_export)
         sizes = [text for name in self.names for text in _size_cells(row.sizes[name])]
-        return [row.case_id, *("" if s is None else f"{s:.3f}" for s in seconds), *sizes, _SEPARATOR.join(row.warnings)]
+        means = ("" if mean is None else f"{mean:.4f}" for mean in (row.mean_entropy, row.mean_disagreement))
+        times = ("" if s is None else f"{s:.3f}" for s in seconds)
+        return [row.case_id, *times, *sizes, *means, _SEPARATOR.join(row.warnings)]
 
     def _parsed(self, cells: list[str]) -> CaseRow | None:
-        case_id, prepare, network, export, *sizes, warnings = cells
+        case_id, prepare, network, export, *sizes, entropy, disagreement, warnings = cells
         try:
-            prepare_s, network_s, export_s = (float(text) if text else None for text in (prepare, network, export))
+            texts = (prepare, network, export, entropy, disagreement)
+            prepare_s, network_s, export_s, entropy_mean, disagreement_mean = (float(t) if t else None for t in texts)
             pairs = zip(map(int, sizes[::2]), map(float, sizes[1::2]), strict=True)
             of_label = {name: LabelSize(*pair) for name, pair in zip(self.names, pairs, strict=True)}
         except ValueError:  # cut off by a kill, or edited by hand: made anew from the mask
             return None
         known = tuple(warnings.split(_SEPARATOR)) if warnings else ()
-        return CaseRow(case_id, prepare_s, network_s, export_s, of_label, known)
+        return CaseRow(case_id, prepare_s, network_s, export_s, of_label, known, entropy_mean, disagreement_mean)
 
 
 def _size_cells(size: LabelSize) -> tuple[str, str]:

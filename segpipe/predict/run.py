@@ -6,6 +6,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -16,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, ResourceError
-from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.files import disk_fault, make_folder, remove_leftovers
 from segpipe.core.grid import Grid
 from segpipe.core.lock import only_process
-from segpipe.core.progress import say, track
-from segpipe.core.volume import read_header, write_mask, write_shares
+from segpipe.core.progress import Pace, say, track
+from segpipe.core.volume import write_mask, write_shares
 from segpipe.data.dataset import Case
-from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
+from segpipe.predict.claim import Made, claim
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.guard import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
@@ -34,14 +35,17 @@ from segpipe.predict.outputs import (
     PredictionTable,
     label_sizes,
     mask_path,
+    mean_inside,
     probabilities_path,
     row_of_mask,
     uncertainty_paths,
     write_label_table,
-    write_probabilities,
 )
-from segpipe.predict.postprocess import Postprocessing, postprocess
+from segpipe.predict.postprocess import postprocess
 from segpipe.predict.segment import Segmentation, SegmentOptions, prepared_for
+from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, steps_of
+from segpipe.predict.spool import ProbabilitySpool
+from segpipe.predict.wanted import Wanted, is_done
 from segpipe.prepare.case import Prepared, read_case_image
 
 Result = TypeVar("Result")
@@ -57,26 +61,6 @@ _UNEXPECTED = (
     TypeError,
     ValueError,
 )
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is to be made of each case.
-
-    Args:
-        mirror: Average over mirrored copies.
-        probabilities: Also write `<case_id>_probabilities.npz` (`probabilities`: float16 (outputs, Z, Y, X)).
-        postprocessing: What is done to the masks; probabilities stay as they are.
-        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
-        uncertainty: Also write maps of it: `uncertainty/<case_id>_entropy.nii.gz`, and of several networks
-            `uncertainty/<case_id>_disagreement.nii.gz`.
-    """
-
-    mirror: bool = True
-    probabilities: bool = False
-    postprocessing: Postprocessing = NO_POSTPROCESSING
-    max_memory_gb: float | None = None
-    uncertainty: bool = False
 
 
 def predict_cases(
@@ -114,7 +98,7 @@ def predict_cases(
         claim(folder, cases, made)
         write_label_table(folder, labels)
         run = _Run(ensemble, folder, wanted)
-        missing = [case for case in cases if not _is_done(folder, case, wanted, ensemble)]
+        missing = [case for case in cases if not is_done(folder, case.case_id, wanted, ensemble)]
         run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
             say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
@@ -134,16 +118,25 @@ class _Ready:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class _Computed:
+    """A case that is predicted and is to be written; `spool` holds its probabilities, if they are wanted."""
+
+    ready: _Ready
+    found: Segmentation
+    spool: ProbabilitySpool | None
+    seconds: float
+
+
 class _Run:
     """One command's work on a folder: what is done, and what went wrong."""
 
     def __init__(self, ensemble: Ensemble, folder: Path, wanted: Wanted) -> None:
         self.ensemble, self.folder, self.wanted = ensemble, folder, wanted
         self.budget = budget_for(ensemble.device, wanted.max_memory_gb)
-        self.options = SegmentOptions(
-            mirror=wanted.mirror, with_probabilities=wanted.probabilities, with_uncertainty=wanted.uncertainty
-        )
+        self.options = SegmentOptions(mirror=wanted.mirror, with_uncertainty=wanted.uncertainty)
         self.window_bytes = 0
+        self.grids: dict[str, Grid] = {}
         self.table = PredictionTable(folder, ensemble.plan.labels)
         self.faults: dict[str, CaseFault] = {}
 
@@ -166,6 +159,10 @@ class _Run:
         self.options = replace(self.options, batch_windows=n_windows)
         if self.ensemble.device.type == "cpu":
             self.window_bytes = max(window_bytes(model, n_windows) for model in models)
+        self.grids = readable_grids(cases)
+        n_passes = [passes_of(grid, self.ensemble, mirror=self.wanted.mirror) for grid in self.grids.values()]
+        if n_passes:
+            say(f"{len(cases)} image{'s' * (len(cases) > 1)}: {passes_text(n_passes)}.")
         with ThreadPoolExecutor(1) as writer:
             writing: Future[None] | None = None
             for case, reading in track(self._read_ahead(cases), "predicting", len(cases)):
@@ -174,23 +171,37 @@ class _Run:
                     writing.result()  # at most one mask waits, and a full disk ends the run
                 writing = None
                 if computed is not None:
-                    write = partial(self._write, case, *computed)
+                    write = partial(self._write, case, computed)
                     writing = writer.submit(self._attempt, case.case_id, write)
             if writing:
                 writing.result()
 
-    def _compute(self, case_id: str, reading: Future[_Ready]) -> tuple[_Ready, Segmentation, float]:
+    def _compute(self, case_id: str, reading: Future[_Ready]) -> _Computed:
         ready = reading.result()
         started = time.monotonic()
-        found, taken = segment_in_memory(self.ensemble, ready.prepared, self.options, case_id)
+        pace = Pace(f"{case_id}, windows", steps_of(self.ensemble, ready.prepared, self.options))
+        options, spool = replace(self.options, on_window=pace.step), None
+        if self.wanted.probabilities:
+            spool = ProbabilitySpool(self.folder, ready.prepared[0].trace, self.ensemble.plan.labels)
+            options = replace(options, keep=spool.add)
+        try:
+            found, taken = segment_in_memory(self.ensemble, ready.prepared, options, case_id)
+        except BaseException as fault:
+            if spool is not None:
+                spool.close()
+            if isinstance(fault, OSError):  # of the spool
+                raise disk_fault(fault, self.folder) from fault
+            raise
         self.options = replace(self.options, batch_windows=taken.batch_windows)
         # the prepared image is not needed any more; writing may take as long as the next case, whose memory was counted
-        return replace(ready, prepared=()), found, time.monotonic() - started
+        return _Computed(replace(ready, prepared=()), found, spool, time.monotonic() - started)
 
-    def _write(self, case: Case, ready: _Ready, found: Segmentation, seconds_network: float) -> None:
-        started = time.monotonic()
-        if found.probabilities_ozyx is not None:
-            write_probabilities(self.folder, case.case_id, found.probabilities_ozyx)
+    def _write(self, case: Case, computed: _Computed) -> None:
+        started, ready, found = time.monotonic(), computed.ready, computed.found
+        labels = self.ensemble.plan.labels
+        if computed.spool is not None:
+            with closing(computed.spool) as spool:
+                spool.write(probabilities_path(self.folder, case.case_id))
         for name, shares in found.uncertainty.items():
             write_shares(uncertainty_paths(self.folder, case.case_id)[name], shares, case.image_paths[0])
         mask = self._postprocessed(found.mask_zyx, ready.grid)
@@ -199,10 +210,11 @@ class _Run:
             CaseRow(
                 case_id=case.case_id,
                 seconds_prepare=ready.seconds,
-                seconds_network=seconds_network,
+                seconds_network=computed.seconds,
                 seconds_export=time.monotonic() - started,
-                sizes=label_sizes(mask, ready.grid, self.ensemble.plan.labels),
+                sizes=label_sizes(mask, ready.grid, labels),
                 warnings=ready.warnings,
+                **{f"mean_{name}": mean_inside(shares, mask, labels) for name, shares in found.uncertainty.items()},
             )
         )
 
@@ -226,14 +238,15 @@ class _Run:
 
     def _need_bytes(self, case: Case) -> int:
         """Host memory that a case will take; 0 if its header cannot be read, which is said when the image is."""
-        try:
-            grid = read_header(case.image_paths[0]).grid
-        except DataError:
+        if case.case_id not in self.grids:
             return 0
-        return self.window_bytes + case_bytes(grid, self.ensemble, self.options)
+        grid, spools = self.grids[case.case_id], self.wanted.probabilities
+        return self.window_bytes + case_bytes(grid, self.ensemble, self.options, spools=spools)
 
     def _read(self, case: Case) -> _Ready:
         started = time.monotonic()
+        if not self.wanted.any_size and case.case_id in self.grids:
+            require_usual_size(case.case_id, self.grids[case.case_id], self.ensemble)
         self.budget.require(case.case_id, self._need_bytes(case))
         volume = read_case_image(case, self.ensemble.plan)
         members = self.ensemble.members
@@ -272,11 +285,3 @@ class _Run:
         line = text if text.startswith(f"{case_id}:") else f"{case_id}: {text}"
         self.faults[case_id] = CaseFault(case_id, line, exit_code)
         say(line)
-
-
-def _is_done(folder: Path, case: Case, wanted: Wanted, ensemble: Ensemble) -> bool:
-    files = [mask_path(folder, case.case_id)]
-    files += [probabilities_path(folder, case.case_id)] if wanted.probabilities else []
-    maps = uncertainty_paths(folder, case.case_id)
-    files += [maps[name] for name in ensemble.uncertainty_names] if wanted.uncertainty else []
-    return all(file.is_file() for file in files)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from segpipe.plan.sides import sideways_axis, swapped_indices, swapped_outputs
 from segpipe.predict.model import Model
 from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared, prepare_image
-from segpipe.prepare.restore import restore
+from segpipe.prepare.restore import Keep, restore
 
 
 @dataclass(frozen=True)
@@ -28,17 +28,19 @@ class SegmentOptions:
         mirror: Average over mirrored copies, along the axes that the plan allows.
         batch_windows: Windows in one forward pass.
         accumulate_on: Where windows are added up; None for the networks' device.
-        half_sums: Add them up in float16, in half the memory.
         with_probabilities: Keep probabilities as well, which takes memory for outputs × volume.
+        keep: What takes the probabilities of each slab, where they are not to be in memory as a whole.
         with_uncertainty: Make maps of it as well; every network then holds its own rows of logits.
+        on_window: Called after each window of a model, or with uncertainty of a network.
     """
 
     mirror: bool = True
     batch_windows: int = 1
     accumulate_on: torch.device | None = None
-    half_sums: bool = False
     with_probabilities: bool = False
+    keep: Keep | None = None
     with_uncertainty: bool = False
+    on_window: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,7 @@ def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmen
         prepared.trace,
         model.plan.labels,
         with_probabilities=options.with_probabilities,
+        keep=options.keep,
     )
     return Segmentation(mask, probabilities)
 
@@ -86,7 +89,7 @@ def guided(model: Model, prepared: Prepared, options: SegmentOptions) -> Prepare
     """Of a cascade, the case with the labels that the coarser model predicts as last channel; else as it is."""
     if prepared.coarse is None or model.guide is None:
         return prepared
-    own = replace(options, with_probabilities=False, with_uncertainty=False)
+    own = replace(options, with_probabilities=False, keep=None, with_uncertainty=False)
     mask = segment(model.guide, prepared.coarse, own).mask_zyx
     labels = model.plan.labels.encode(mask, "labels of the coarser configuration").astype(np.float32)
     return replace(prepared, image_czyx=np.concatenate([prepared.image_czyx, labels[None]]), coarse=None)
@@ -110,7 +113,7 @@ def logit_rows(model: Model, prepared: Prepared, options: SegmentOptions) -> Ite
         precision=resolve_precision(plan.training.precision, device),
         n_batch=options.batch_windows,
         sum_on=options.accumulate_on,
-        sum_in=torch.float16 if options.half_sums else torch.float32,
         n_guides=n_inputs - n_images,
+        on_window=options.on_window,
     )
     return sliding_rows(model.networks, prepared.image_czyx, sliding)

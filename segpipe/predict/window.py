@@ -8,9 +8,10 @@ and no more than a patch of them is held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, product
+from math import prod
 from types import MappingProxyType
 
 import numpy as np
@@ -54,8 +55,8 @@ class Sliding:
         precision: For autocast; float32 for none.
         n_batch: Windows in one forward pass.
         sum_on: Where windows are added up; None for the networks' device.
-        sum_in: Type of the sums. Weights add up to 1, so float16 overflows only where a logit does.
         n_guides: Labels that the last channel of the image holds instead of intensities, to guide a cascade; 0: none.
+        on_window: Called after each window.
     """
 
     patch_zyx: ZYX
@@ -63,8 +64,8 @@ class Sliding:
     precision: torch.dtype = torch.float32
     n_batch: int = 1
     sum_on: torch.device | None = None
-    sum_in: torch.dtype = torch.float32
     n_guides: int = 0
+    on_window: Callable[[], None] | None = None
 
 
 def window_starts(n_voxels: int, patch: int) -> list[int]:
@@ -83,6 +84,11 @@ def window_starts(n_voxels: int, patch: int) -> list[int]:
         return list(range(n_voxels))
     n_windows = int(np.ceil((n_voxels - patch) / (patch * _STEP))) + 1
     return [round(i * (n_voxels - patch) / (n_windows - 1)) for i in range(n_windows)]
+
+
+def n_windows(size_zyx: Sequence[int], patch_zyx: Sequence[int]) -> int:
+    """Windows of an image."""
+    return prod(len(window_starts(n, p)) for n, p in zip(size_zyx, patch_zyx, strict=True))
 
 
 def gaussian_line(patch: int) -> NDArray[np.float64]:
@@ -165,7 +171,7 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
         sliding: How.
 
     Yields:
-        (O, Y, X) of `sum_in` on `sum_on` for each z in order. A constant network gives constant rows, whatever the
+        (O, Y, X) float32 on `sum_on` for each z in order. A constant network gives constant rows, whatever the
         window. At most a patch of rows is held, whatever the image's length.
 
     Raises:
@@ -178,7 +184,7 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
     for z, row in enumerate(_padded_rows(networks, image, sliding)):
         if not z0 <= z < z1:
             continue
-        if not row.sum(dtype=torch.float32).isfinite():  # NaN and infinity survive every sum
+        if not row.sum().isfinite():  # NaN and infinity survive every sum
             raise DataError(
                 f"slice {z - z0} of {size[0]}: the network's output is not finite. Look for odd values in the image "
                 "or predict in full precision (`training.precision: fp32` in the model's plan)."
@@ -198,9 +204,11 @@ def _padded_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
         first = z
         while len(rows) < sliding.patch_zyx[0]:
             shape, device = (len(logits_OZYX), n_lines, n_columns), sliding.sum_on or logits_OZYX.device
-            rows.append(torch.zeros(shape, dtype=sliding.sum_in, device=device))
+            rows.append(torch.zeros(shape, device=device))
         _add(rows, logits_OZYX, (y, x), shares_z[z], np.outer(shares_y[y], shares_x[x]))
         del logits_OZYX  # of all outputs they are large: gone before the next window is computed
+        if sliding.on_window is not None:
+            sliding.on_window()
     yield from rows
 
 

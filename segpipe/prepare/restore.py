@@ -8,7 +8,7 @@ outputs × volume exists on either grid, unless probabilities are asked for.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
 
 SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
+Keep = Callable[["Slab", NDArray[np.float16]], None]
+"""Takes a slab and its probabilities (outputs, N, Y, X)."""
 _BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
 
 
@@ -128,7 +130,12 @@ def probabilities(slab: Slab, labels: LabelSet) -> NDArray[np.float16]:
 
 
 def restore(
-    rows: Iterable[Tensor], trace: Trace, labels: LabelSet, *, with_probabilities: bool = False
+    rows: Iterable[Tensor],
+    trace: Trace,
+    labels: LabelSet,
+    *,
+    with_probabilities: bool = False,
+    keep: Keep | None = None,
 ) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
     """Logits on the prepared grid to a mask on the image's grid.
 
@@ -137,6 +144,7 @@ def restore(
         trace: How the case was prepared.
         labels: The structures.
         with_probabilities: Whether to keep them, which takes memory for outputs × volume.
+        keep: What takes those of each slab.
 
     Returns:
         (Z, Y, X) of `labels.mask_dtype` on the grid of the image file, background outside the crop; and probabilities
@@ -151,6 +159,8 @@ def restore(
         placed(mask, trace, slab)[...] = winners(slab, labels)
         if chances is not None:
             placed(chances, trace, slab)[...] = probabilities(slab, labels)
+        if keep is not None:
+            keep(slab, probabilities(slab, labels))
     return mask, chances
 
 
