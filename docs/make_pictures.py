@@ -5,7 +5,7 @@ A mask of one slice is measured as a contour in its plane, so what is drawn is e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ FOLDER = Path(__file__).with_name("pictures")
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # first and last + 1 along y, then along x
 
-_CELL, _GAP, _LINE = 14, 34, 18  # pixels: a voxel, between panels, a line of text
+_CELL, _GAP, _LINE = 12, 34, 18  # pixels: a voxel, between panels, a line of text
 _MISSED, _ADDED, _BOTH, _INK = "#0072B2", "#E69F00", "#C9C9C9", "#222222"  # Okabe and Ito 2008: safe for colour-blind
 _TOLERANCE_MM = 1.0
 _MISSED_MM = 30.0  # what a missed lesion counts in the picture of lesions
@@ -167,10 +167,9 @@ def _calibration() -> Picture:
     parts.append(
         f'<g transform="translate(28 {20 + edge}) rotate(-90)">{_text(0, 0, "how often it is so, 0 to 1")}</g>'
     )
-    parts += [_text(40 + edge + 20, 40 + _LINE * row, line) for row, line in enumerate(lines)]
     caption = f"Five groups of 100 voxels: {', '.join(lines)}."
     alt = "Points of what a network says against how often it is so, flatter than the diagonal"
-    return Picture(alt, caption, _framed("".join(parts), 40 + edge + 130, 20 + edge + 2 * _LINE))
+    return Picture(alt, caption, _framed("".join(parts), 40 + edge + 20, 20 + edge + 2 * _LINE))
 
 
 def _panel(
@@ -221,11 +220,14 @@ def _outline(mask: Mask) -> str:
 
 
 def _drawn(*panels: Panel) -> str:
+    """Panels side by side above a legend; a single one is told by the caption alone."""
+    if len(panels) == 1:
+        panels = (replace(panels[0], lines=()),)
     top, parts, left, height = 16, [], 16, 0
     for panel in panels:
         ny, nx = panel.reference.shape
         parts.append(panel.svg(left, top))
-        left += max(nx * _CELL, 9 * max(map(len, panel.lines)) * 4 // 5) + _GAP
+        left += max(nx * _CELL, 7 * max(map(len, panel.lines), default=0)) + _GAP
         height = max(height, top + ny * _CELL + _LINE * len(panel.lines))
     at = 16
     for text, colour in _LEGEND:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import sys
@@ -11,22 +12,26 @@ from types import ModuleType
 
 import click
 import pytest
+import torch
+from specs import unet
 
 from segpipe.cli.main import COMMANDS, root
+from segpipe.compare.study import Study
 from segpipe.evaluate.metrics import METRICS
+from segpipe.networks import build, spec
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PAGES = sorted(path for path in DOCS.glob("*.md") if path.name not in ("commands.md", "decisions.md", "json.md"))
 COMMAND_LINE = re.compile(r"^(?:\$ )?(segpipe (?!COMMAND).*)$", re.MULTILINE)
 
 
-def script(name: str) -> ModuleType:
-    """A generator of docs/, which is no package."""
-    spec = spec_from_file_location(name, DOCS / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
+def module_at(path: Path) -> ModuleType:
+    """A file of Python that is in no package."""
+    found = spec_from_file_location(path.stem, path)
+    assert found is not None and found.loader is not None
+    module = module_from_spec(found)
+    sys.modules[path.stem] = module  # dataclasses look there
+    found.loader.exec_module(module)
     return module
 
 
@@ -37,7 +42,14 @@ def commands_in(text: str) -> list[list[str]]:
     return [shlex.split(line.split(" | ")[0].split(" > ")[0], comments=True) for line in lines]
 
 
-def require_right(words: list[str]) -> None:
+def mentions_in(text: str) -> list[list[str]]:
+    """The words of every piece of a sentence in backticks that calls segpipe; it may leave arguments out."""
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    spans = (" ".join(span.split()) for span in re.findall(r"`(segpipe [^`]*)`", prose))
+    return [shlex.split(span) for span in spans if "…" not in span and "COMMAND" not in span]
+
+
+def require_right(words: list[str], *, is_whole: bool = True) -> None:
     """Refuse a command, option, value or number of arguments that does not exist."""
     context = click.Context(root, info_name="segpipe")
     command = root.get_command(context, words[1]) if words[1:] else root
@@ -48,20 +60,20 @@ def require_right(words: list[str]) -> None:
         for parameter in command.params:
             value = given.get(parameter.name)
             is_given = parameter.name in given and not parameter.value_is_missing(value)
-            assert is_given or not parameter.required, (words, parameter.name)
+            assert is_given or not parameter.required or not is_whole, (words, parameter.name)
             if isinstance(value, str | list | tuple) and not isinstance(parameter.type, click.Path):
                 parameter.type_cast_value(inside, value)
 
 
 def test_the_page_of_commands_is_made_of_the_commands() -> None:
-    maker = script("make_commands")
+    maker = module_at(DOCS / "make_commands.py")
     page = maker.page()
     assert maker.PAGE.read_text(encoding="utf-8") == page, "run: python docs/make_commands.py"
     assert all(f"\n### {name}\n" in page for name in COMMANDS)
 
 
 def test_the_tables_of_values_are_made_of_the_records() -> None:
-    maker = script("make_tables")
+    maker = module_at(DOCS / "make_tables.py")
     written = {path.name: path.read_text(encoding="utf-8") for path in maker.FOLDER.iterdir()}
     assert written == maker.tables(), "run: python docs/make_tables.py"
     assert "| `learning_rate` | `0.01` | At the start. |\n" in written["training.md"]
@@ -71,6 +83,8 @@ def test_the_tables_of_values_are_made_of_the_records() -> None:
 def test_every_command_of_a_page_is_one(page: Path) -> None:
     for words in commands_in(page.read_text(encoding="utf-8")):
         require_right(words)
+    for words in mentions_in(page.read_text(encoding="utf-8")):
+        require_right(words, is_whole=False)
 
 
 @pytest.mark.parametrize("line", ["segpipe trian W", "segpipe train", "segpipe train W --fold 0", "segpipe train W X"])
@@ -81,7 +95,7 @@ def test_a_wrong_command_is_found(line: str) -> None:
 
 
 def test_the_pictures_are_those_of_the_metrics_and_their_captions_too() -> None:
-    maker, page = script("make_pictures"), (DOCS / "evaluation.md").read_text(encoding="utf-8")
+    maker, page = module_at(DOCS / "make_pictures.py"), (DOCS / "evaluation.md").read_text(encoding="utf-8")
     pictures = maker.pictures()
     assert {path.stem for path in maker.FOLDER.iterdir()} == set(pictures)
     for name, picture in pictures.items():
@@ -98,3 +112,43 @@ def test_every_metric_is_explained() -> None:
         r"(hd|assd|masd|nsd)_(voxel|mc)|lesion_.*_(overlap50|iou\d\d|brats(_me[nt])?)|.*_image"
     )
     assert [name for name in METRICS if name not in named and not of_other_surfaces.fullmatch(name)] == []
+
+
+def test_every_message_that_is_explained_is_one_of_the_code() -> None:
+    said = messages_of_the_code()
+    headings = re.findall(r"^### `(.*)`$", (DOCS / "errors.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(headings) > 10
+    wrong = [h for h in headings if not any(all(part.strip() in text for part in h.split("…")) for text in said)]
+    assert wrong == []
+    assert not any("another process is at work on it" in text for text in said)
+
+
+def messages_of_the_code() -> set[str]:
+    """Every text in segpipe; what is put in between is left out."""
+    said = set()
+    for path in (DOCS.parent / "segpipe").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                said.add("".join(str(v.value) for v in node.values if isinstance(v, ast.Constant)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                said.add(node.value)
+    return said
+
+
+def test_the_block_of_the_page_is_a_kind_of_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (DOCS / "extending.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (study,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    parts = re.search(r'`"separable": (\{.*?\})` in `KINDS`', text, re.DOTALL)
+    assert parts is not None and set(re.findall(r'"(\w+)"', parts[1])) < spec.KINDS["plain"]
+    (tmp_path / "separable.py").write_text(code, encoding="utf-8")
+    monkeypatch.setitem(spec.KINDS, "separable", set(re.findall(r'"(\w+)"', parts[1])))
+    monkeypatch.setitem(build.NETWORKS, "separable", module_at(tmp_path / "separable.py").separable)
+    for view, patch in (("2d", (2, 17, 32)), ("anisotropic", (9, 16, 32))):
+        network = build.build(unet("separable", view, attention="se"), 2, 3)
+        outputs = network(torch.randn(1, 2, *patch))
+        assert outputs[0].shape == (1, 3, *patch)
+        sum(output.square().mean() for output in outputs).backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+    (tmp_path / "study.yaml").write_text(study, encoding="utf-8")
+    assert set(Study.load(tmp_path / "study.yaml").arms) == {"plain", "separable"}
