@@ -61,3 +61,17 @@ def test_a_profile_is_json_leaves_no_training_and_a_length_trains_it(tmp_path, c
     fold = Work(tmp_path / "work").fold("3d_fullres", "1")
     assert Plan.load(fold.plan).training.iterations == 2
     assert fold.history.read_text("utf-8").splitlines()[1].startswith("1,2,")
+
+
+def test_a_profile_is_of_the_fold_that_is_asked_for_and_of_one_process(tmp_path, capsys):
+    write_nnunet(tmp_path / "data", ["p1", "p2", "p3"])
+    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), Choices(n_folds=3, edits=("training.seed=0",)))
+    work, command = Work(tmp_path / "work"), ["train", str(tmp_path / "work"), "--device", "cpu", "-j", "1"]
+    splits = json.loads(work.splits.read_text("utf-8"))
+    splits["folds"][0]["train"] = ["gone"]  # fold 0, which was measured before, cannot be
+    work.splits.write_text(json.dumps(splits), "utf-8")
+    assert run([*command, "--profile", "-f", "1"]) == 0
+    assert run([*command, "--profile"]) != 0
+    assert run([*command, "--profile", "-f", "7"]) == 2
+    assert run([*command, "--profile", "-f", "0,1"]) == 2 and run([*command, "--profile", "--devices", "2"]) == 2
+    assert "--profile measures one process" in capsys.readouterr().err

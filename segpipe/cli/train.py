@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -40,7 +40,12 @@ if TYPE_CHECKING:
 )
 @click.option("--restart", is_flag=True, help="Train anew whatever the folds hold; leave it out to go on after a stop.")
 @dry_run
-@click.option("--profile", "profiles", is_flag=True, help="Only say where the time of training goes; keep nothing.")
+@click.option(
+    "--profile",
+    "profiles",
+    is_flag=True,
+    help="Only say where the time of training a fold (-f, else 0) goes; keep nothing.",
+)
 @shared
 def command(
     work: Path,
@@ -77,34 +82,15 @@ def command(
     machine = Machine(device, n_workers)
     edits = (*edits, *length_edits(epochs, iterations, time_budget))
     if profiles:
-        _profile(work, configuration, machine, edits, time_budget, as_json=as_json)
+        _profile(work, configuration, folds, machine, edits, time_budget, devices, as_json=as_json)
         return
+    asked: dict[str, Any] = {"time_budget_seconds": time_budget, "edits": edits, "devices": devices, "restart": restart}
     if dry_run:
         from segpipe.pipeline.ahead import training_ahead
 
-        found = training_ahead(
-            work,
-            configuration,
-            folds or None,
-            machine,
-            time_budget_seconds=time_budget,
-            edits=edits,
-            devices=devices,
-            restart=restart,
-        )
-        print_ahead(found, as_json=as_json)
+        print_ahead(training_ahead(work, configuration, folds or None, machine, **asked), as_json=as_json)
         return
-    name, table = train(
-        work,
-        configuration,
-        folds or None,
-        machine,
-        time_budget_seconds=time_budget,
-        edits=edits,
-        tensorboard=tensorboard,
-        devices=devices,
-        restart=restart,
-    )
+    name, table = train(work, configuration, folds or None, machine, tensorboard=tensorboard, **asked)
     if rank():  # of processes that train together, the first one answers
         return
     rows = summarise(table)
@@ -118,9 +104,11 @@ def command(
 def _profile(
     work: Path,
     configuration: str | None,
+    folds: tuple[int, ...],
     machine: Machine,
     edits: tuple[str, ...],
     time_budget: float | None,
+    devices: str | None,
     *,
     as_json: bool,
 ) -> None:
@@ -128,8 +116,12 @@ def _profile(
     from segpipe.cli.profile_table import profile_record, profile_text
     from segpipe.pipeline.profiling import profile
 
+    if devices is not None:
+        raise click.UsageError(f"--devices {devices}: --profile measures one process; name its device with --device.")
+    if len(folds) > 1:
+        raise click.UsageError("-f: --profile measures one fold; name one.")
     budget = () if time_budget is None else (f"training.time_budget_seconds={time_budget}",)
-    found = profile(work, configuration, machine, (*edits, *budget))
+    found = profile(work, configuration, machine, (*edits, *budget), folds[0] if folds else 0)
     if as_json:
         print_json(profile_record(found))
         return

@@ -20,28 +20,33 @@ from segpipe.train.fold import FoldTraining
 from segpipe.train.profile import Profile, profile_fold
 
 
-def profile(folder: Path, configuration: str | None, machine: Machine, edits: Sequence[str] = ()) -> Profile:
-    """Prepare the cases, as training does, and measure some steps on the first fold; no training is touched.
+def profile(
+    folder: Path, configuration: str | None, machine: Machine, edits: Sequence[str] = (), fold: int = 0
+) -> Profile:
+    """Prepare the cases, as training does, and measure some steps of a fold; no training is touched.
 
     Args:
         folder: A work folder with a plan.
         configuration: Which; None for the default one.
         machine: What to compute on.
         edits: As for `plan`.
+        fold: Which.
 
     Raises:
-        UsageError: If the folder holds no plan, or no such configuration.
+        UsageError: If the folder holds no plan, or no such configuration or fold.
         ResourceError: If memory or disk runs out.
     """
     work = Work(folder)
     work.require_plan()
     plan = edited(Plan.load(work.plan), edits)
+    splits = Splits.load(work.splits)
+    (fold,) = splits.chosen([fold])
     name = default_configuration(plan, configuration)
     device = resolve_device(machine.device)
     set_processors(machine.n_workers)
-    dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
+    dataset = Dataset.load(work.dataset)
     prepared = prepare_dataset(work, dataset, plan, name, machine.n_workers)
     guides = guides_for(work, dataset, plan, name, splits, machine)
-    data = open_fold(prepared, splits, 0, machine, guides)
+    data = open_fold(prepared, splits, fold, machine, guides)
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
         return profile_fold(FoldTraining(plan, plan.configurations[name], data, device, is_new=True), name, folder)
