@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
+from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.augmentation import Augmentation
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edited, warn_of_sides
 from segpipe.plan.make import make_plan
 from segpipe.plan.presets import PRESETS, preset_named
 from segpipe.plan.schema import Plan
@@ -245,3 +246,20 @@ def test_what_differs_from_a_name_is_kept_in_either_order():
     assert found[0] == found[1] == Augmentation.named("strong", p_rotation=0.9)
     with pytest.raises(PlanError, match=r"differs: --set training\.augmentation\.preset=strong\.$"):
         edited(small_plan(), ["training.augmentation=strong", edits[0]])
+
+
+def test_mirroring_labels_with_sides_by_hand_is_warned_of(capsys):
+    sides = LabelSet(labels=tuple(Label(name=f"kidney {s}", values=(n,)) for n, s in enumerate(("left", "right"), 1)))
+    plan = small_plan(sides).model_copy(update={"mirror_axes": (0, 1)})  # RAS: X runs from left to right
+    edited(plan, ["mirror_axes=[1]"])
+    edited(plan, ["mirror_axes=[0, 2]", "mirror_swaps=[[kidney left, kidney right]]"])
+    edited(small_plan(), ["mirror_axes=[2]"])  # labels without a side
+    assert capsys.readouterr().err == ""
+    mirrored = edited(plan, ["mirror_axes=[1, 2]"])
+    told = capsys.readouterr().err
+    assert "warning: mirror_axes [1, 2]: axis 2 runs from left to right" in told and "kidney left, kidney right" in told
+    assert "--set mirror_axes=[1])" in told
+    edited(mirrored, ["training.epochs=3"])  # it was told
+    assert capsys.readouterr().err == ""
+    warn_of_sides(mirrored)  # as a training does
+    assert "contradicts kidney left" in capsys.readouterr().err

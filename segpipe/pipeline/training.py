@@ -22,7 +22,7 @@ from segpipe.pipeline.devices import devices_for, train_in_processes
 from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edited, warn_of_sides
 from segpipe.plan.schema import Plan
 from segpipe.plan.trained_on import TrainedOn
 from segpipe.predict.model import load_out_of_fold
@@ -91,7 +91,9 @@ def train(
     at_hand = devices_for(chosen, machine, devices)
     if time_budget_seconds is not None:
         edits = (*edits, f"training.time_budget_seconds={_share(time_budget_seconds, len(chosen), len(at_hand))}")
-    plan = edited(Plan.load(work.plan), edits)
+    planned = Plan.load(work.plan)
+    warn_of_sides(planned)
+    plan = edited(planned, edits)
     name = default_configuration(plan, configuration)
     set_processors(machine.n_workers)
     if len(at_hand) == 1:

@@ -14,12 +14,14 @@ from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.inherit import KEY
 from segpipe.plan.named import PRESET
 from segpipe.plan.schema import Plan
+from segpipe.plan.sides import sided_labels, sideways_axis
 from segpipe.plan.training import Training
 
 _USUAL = {  # of Training, by whether the optimizer is sgd; muon's updates are made as large as adamw's
     True: {"learning_rate": 1e-2, "momentum": 0.99, "weight_decay": 3e-5},
     False: {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-2},
 }
+_N_NAMED = 4  # of labels in a warning
 
 
 def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
@@ -30,7 +32,7 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
             `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
             edited configuration follows it. An optimizer without its learning rate is warned of: rates of sgd are too
-            high for the other ones.
+            high for the other ones; so are labels with sides that are mirrored from now on.
 
     Raises:
         PlanError: If a key does not exist, two edits contradict each other, or the plan would not be valid: a patch
@@ -55,7 +57,30 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
         return plan
     result = Plan.parse(values, f"--set {' '.join(assignments)}")
     _tell_what_stays(plan.training, result.training, given)
+    if not mirrored_sides(plan):
+        warn_of_sides(result)
     return result
+
+
+def mirrored_sides(plan: Plan) -> tuple[str, ...]:
+    """Labels with a side whose mirror image a plan trains on although it contradicts them."""
+    paired = {name for pair in plan.mirror_swaps for name in pair}
+    if sideways_axis(plan.orientation, plan.axis_order) not in plan.mirror_axes:
+        return ()
+    return tuple(name for name in sided_labels(plan.labels.names) if name not in paired)
+
+
+def warn_of_sides(plan: Plan) -> None:
+    """Warn of labels with a side whose mirror image would contradict them."""
+    sided = mirrored_sides(plan)
+    if sided:
+        side_axis = sideways_axis(plan.orientation, plan.axis_order)
+        rest = [axis for axis in plan.mirror_axes if axis != side_axis]
+        say(
+            f"warning: mirror_axes {list(plan.mirror_axes)}: axis {side_axis} runs from left to right, and a mirror "
+            f"image contradicts {', '.join(sided[:_N_NAMED])}{' …' * (len(sided) > _N_NAMED)}. Leave it out (--set "
+            f"mirror_axes={rest}), or name the labels that change places: --set mirror_swaps=[[LEFT, RIGHT]]."
+        )
 
 
 def _tell_what_stays(old: Training, new: Training, given: Mapping[str, Any]) -> None:
