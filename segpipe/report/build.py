@@ -57,7 +57,7 @@ def _page(work: WorkFolder) -> Page:
         decisions=plan_decisions(work.plan),
         plan_text=work.folder.plan.read_text(encoding="utf-8") if work.plan else "",
         data=data_check(work),
-        environments=_environments(work),
+        environments=environments(work),
         commands=_commands(work),
     )
 
@@ -115,7 +115,7 @@ def _value_text(value: Any) -> str:
     return ("yes" if value else "no") if isinstance(value, bool) else str(value)
 
 
-def _environments(work: WorkFolder) -> tuple[Place, ...]:
+def environments(work: WorkFolder) -> tuple[Place, ...]:
     """Where folds were trained, those that agree together, and where this page is made."""
     folds_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in work.runs:

@@ -81,8 +81,9 @@ def overlay_png(overlay: Overlay) -> bytes:
     axes = figure.subplots(n_rows, len(planes), squeeze=False, width_ratios=[width for _, width in sizes_mm])
     drawn: set[str] = set()
     for row in range(n_rows):
+        window = _window(overlay.image_czyx[row])
         for panel, (name, axis, letters) in zip(axes[row], planes, strict=True):
-            drawn |= _draw_plane(panel, overlay, row, axis, int(index_zyx[axis]))
+            drawn |= _draw_plane(panel, overlay, row, axis, int(index_zyx[axis]), window)
             frame_plane(panel, of_plane(box_mm[0], axis), of_plane(box_mm[1], axis), letters)
             panel.set_title(f"{drawn_name(overlay.channel_names[row])}, {name}", fontsize=9, color="white", pad=3)
     _draw_legend(figure, [name for name in overlay.labels.names if name in drawn], overlay.labels.names)
@@ -129,15 +130,21 @@ def of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[flo
     return rows, columns
 
 
-def _draw_plane(panel: Axes, overlay: Overlay, channel: int, axis: int, index: int) -> set[str]:
-    """Draw image and contours; the names of the labels that are in the plane."""
-    row_mm, column_mm = of_plane(overlay.spacing_mm, axis)
-    voxels = overlay.image_czyx[channel]
+def _window(voxels: NDArray[np.float32]) -> tuple[float, float]:
+    """Intensities that are black and white."""
     finite = voxels[np.isfinite(voxels)]
     low, high = np.percentile(finite, WINDOW_PERCENTILES) if finite.size else (0.0, 1.0)
-    plane = np.take(voxels, index, axis)
+    return float(low), max(float(high), float(low) + 1e-6)
+
+
+def _draw_plane(
+    panel: Axes, overlay: Overlay, channel: int, axis: int, index: int, window: tuple[float, float]
+) -> set[str]:
+    """Draw image and contours; the names of the labels that are in the plane."""
+    row_mm, column_mm = of_plane(overlay.spacing_mm, axis)
+    plane = np.take(overlay.image_czyx[channel], index, axis)
     extent = (0, plane.shape[1] * column_mm, plane.shape[0] * row_mm, 0)
-    panel.imshow(plane, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), extent=extent, interpolation="nearest")
+    panel.imshow(plane, cmap="gray", vmin=window[0], vmax=window[1], extent=extent, interpolation="nearest")
     rows_mm = (np.arange(-1, plane.shape[0] + 1) + 0.5) * row_mm
     columns_mm = (np.arange(-1, plane.shape[1] + 1) + 0.5) * column_mm
     drawn = set()

@@ -1,0 +1,161 @@
+"""The verdict of a report, the check of its data, and what it was computed with."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
+
+from segpipe.cli.main import run
+from segpipe.core.environment import Environment, environment_here
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.check import CheckReport
+from segpipe.data.faults import fault
+from segpipe.data.splits import Splits
+from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.networks.device import device_text
+from segpipe.plan.schema import Plan
+from segpipe.report.build import environments
+from segpipe.report.data_faults import data_check
+from segpipe.report.html import Verdict
+from segpipe.report.inputs import Run, WorkFolder, read_work
+from segpipe.report.scored import read_scored
+from segpipe.report.verdict import make_verdict
+from segpipe.train.checkpoint import write_setting
+
+NO_SPLITS = WorkFolder(Work(Path("w")), None, {}, None, (), None, ())
+
+
+def score(number: int, label: str, dice: float, status: str = "ok", patient: str = "") -> Score:
+    n_reference, n_prediction = 0 if status == "spurious" else 9, 0 if status == "missed" else 9
+    patient = patient or f"p{number}"
+    return Score("r", f"c{number}", patient, 0, 0, label, "dice", dice, "1", status, n_reference, n_prediction)
+
+
+def verdict_of(*scores: Score, configuration: str = "r", alarms: tuple[str, ...] = ()) -> Verdict:
+    scored = read_scored(Run(configuration, (), ScoreTable(scores)), [])
+    return make_verdict(NO_SPLITS, [scored], alarms)
+
+
+def texts(verdict: Verdict) -> dict[str, str]:
+    return {point.about: f"{point.kind}: {point.text}" for point in verdict.points}
+
+
+def test_a_verdict_by_hand():
+    # organ 0.9 and 0.8, node 0.5 and missed (0): labels' means 0.85 and 0.25, their mean 0.55
+    found = verdict_of(
+        score(1, "organ", 0.9), score(2, "organ", 0.8), score(1, "node", 0.5), score(2, "node", 0, "missed")
+    )
+    assert found.sentence.startswith("Mean Dice 0.550")
+    assert "over 2 cases of 2 patients and 2 labels, each segmented by a model that was not trained" in found.sentence
+    said = texts(found)
+    assert said["Labels"].startswith("note: node is the weakest with a Dice of 0.250")
+    assert said["Labels"].endswith("organ the strongest with 0.850.")
+    assert said["Structures"] == "bad: 1 of 4 structures missed: node in c2."
+    # cases' means 0.7 and 0.4, their median 0.55; 0.4 is not more than 0.2 below it
+    assert said["Cases"] == "note: c2 is the worst with a mean Dice of 0.400; the median is 0.550."
+    assert said["Precision"].startswith("look: 2 patients, fewer than 50")
+
+
+def test_far_worse_cases_and_invented_structures_are_counted():
+    fine = [score(number, "organ", 0.9) for number in range(3)]
+    said = texts(verdict_of(*fine, score(3, "organ", 0.3), score(4, "organ", 0, "spurious")))
+    assert said["Cases"].startswith("look: c4") and said["Cases"].endswith("2 cases lie more than 0.2 below it.")
+    assert said["Structures"] == "bad: 1 predicted where there is none: organ in c4."
+    assert texts(verdict_of(*fine))["Structures"].startswith("good: Each of 3 structures was found")
+    assert "Labels" not in said  # of one label none is the weakest
+
+
+def test_an_alarm_replaces_the_score():
+    found = verdict_of(score(1, "organ", 0.9), alarms=("leak",))
+    assert found.sentence.startswith("Do not trust these scores") and "0.9" not in found.sentence
+    assert found.points[0].kind == "bad"
+
+
+def test_of_several_configurations_the_best_of_those_with_most_cases_is_named():
+    tables = {"few": [(1, 0.99)], "low": [(1, 0.6), (2, 0.7)], "high": [(1, 0.8), (2, 0.9)]}
+    scored = [
+        read_scored(Run(name, (), ScoreTable(tuple(score(n, "organ", d) for n, d in values))), [])
+        for name, values in tables.items()
+    ]
+    found = make_verdict(NO_SPLITS, scored, ())
+    assert found.sentence.startswith("high: Mean Dice 0.850")
+    assert "(few 0.990, low 0.650)" in texts(found)["Configuration"]
+
+
+def test_without_scores_there_is_no_verdict():
+    for runs in ([], [read_scored(Run("r", (), None), [])]):
+        assert make_verdict(NO_SPLITS, runs, ()).sentence.startswith("Nothing is scored yet")
+
+
+def test_a_half_finished_cross_validation_is_told(work: Path):  # noqa: F811
+    missing = Splits.load(work / "splits.json").folds[1].validation
+    (work / "runs" / CONFIGURATION / "scores.csv").unlink()
+    shutil.rmtree(work / "runs" / CONFIGURATION / "fold_1")
+    found = read_work(work)
+    said = texts(make_verdict(found, [read_scored(one, []) for one in found.runs], ()))
+    n_left = 6 - len(missing)
+    assert said["Scores"] == f"look: {n_left} of 6 cases are scored so far; no patient is on both sides of a fold."
+    assert said["Data"].startswith("look: Not checked")
+
+
+def test_the_check_of_the_data_is_kept_and_told(work: Path, capsys: pytest.CaptureFixture[str]):  # noqa: F811
+    found, file = read_work(work), Work(work).data_check
+    assert found.dataset is not None
+    command = f"segpipe check {found.dataset.root} -o {work}"
+    assert f"`{command}` makes one." in data_check(found).text
+    assert run(command.split()[1:]) == 0
+    kept = CheckReport.load(file)
+    assert kept.dataset is not None and set(kept.dataset.by_id) == set(found.dataset.by_id)
+    faults = (fault("label_empty", "background only", "c1"), fault("unreadable", "no image", "c2"))
+    kept.model_copy(update={"faults": faults}).save(file)
+    page = data_check(read_work(work))
+    assert page.text == f"Every file of {kept.path} was read. Fatal faults: 1, warnings: 1." and page.faults is not None
+    assert [[cell.text for cell in row[:2]] for row in page.faults.rows] == [
+        ["fatal: File cannot be read", "c2; no image; expected a whole image file"],
+        ["warning: Empty label map", "c1; background only; expected at least one labelled voxel"],
+    ]
+    point = make_verdict(read_work(work), [], ()).points[-1]
+    assert (point.kind, point.text) == ("bad", "1 fatal fault, 1 warning; see below.")
+    fewer = kept.dataset.model_copy(update={"cases": kept.dataset.cases[1:]})
+    kept.model_copy(update={"dataset": fewer}).save(file)
+    assert data_check(read_work(work)).text.endswith("The cases were not those that are trained on: check again.")
+    file.write_text("{}")
+    assert any("data_check.json cannot be used" in note for note in read_work(work).notes)
+    capsys.readouterr()
+
+
+def test_a_check_is_not_kept_where_nothing_is_planned(work: Path, tmp_path: Path):  # noqa: F811
+    root = read_work(work).dataset.root
+    assert run(["check", root, "-o", str(tmp_path / "none")]) == 2
+    assert not (tmp_path / "none").exists()
+
+
+def test_folds_say_what_they_were_trained_with(work: Path):  # noqa: F811
+    folders = [FoldFolder(work / "runs" / CONFIGURATION / f"fold_{number}") for number in range(3)]
+    here = environment_here("cpu, 2 threads")
+    for folder in folders[:2]:
+        here.save(folder.environment)
+    other = here.model_copy(update={"device": "NVIDIA Example", "versions": here.versions | {"torch": "9.9"}})
+    other.save(folders[2].environment)
+    found = environments(read_work(work))
+    name = CONFIGURATION
+    assert [place.title for place in found] == [
+        f"Trained: {name} fold 0, {name} fold 1",
+        f"Trained: {name} fold 2",
+        "This report",
+    ]
+    assert {("Device", "NVIDIA Example"), ("torch", "9.9")} <= set(found[1].facts)
+    assert "Device" not in dict(found[2].facts)
+
+
+def test_a_training_writes_its_setting(work: Path, tmp_path: Path):  # noqa: F811
+    plan, split = Plan.load(work / "plan.yaml"), Splits.load(work / "splits.json").folds[0]
+    folder = FoldFolder(tmp_path)
+    write_setting(folder, plan, split, torch.device("cpu"))
+    assert Plan.load(folder.plan) == plan
+    kept = Environment.load(folder.environment)
+    assert kept == environment_here(device_text(torch.device("cpu"))) and kept.device.startswith("cpu, ")
