@@ -18,11 +18,13 @@ from datasets import write_nnunet
 from test_loop import is_same, what_lasts
 from test_pipeline import MACHINE, QUICK
 
+from plans import small_plan
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import FoldFolder, Work
 from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.pipeline.stages import prepare
 from segpipe.pipeline.training import train
+from segpipe.predict.outputs import PredictionTable
 from segpipe.prepare.store import open_cases
 
 CASES = [f"case_{i:03d}" for i in range(60)]
@@ -133,3 +135,7 @@ def test_predict_goes_on(tmp_path: Path) -> None:
     for case in CASES:
         assert (folder / f"{case}.nii.gz").read_bytes() == (tmp_path / "whole" / f"{case}.nii.gz").read_bytes()
     assert not list(folder.glob(".partial-*"))
+    tables = [PredictionTable(place, small_plan().labels).rows for place in (folder, tmp_path / "whole")]
+    assert list(tables[0]) == CASES and [row.sizes for row in tables[0].values()] == [
+        row.sizes for row in tables[1].values()
+    ]
