@@ -18,7 +18,7 @@ _EXPLAINED = ("preset", "spacing", "normalisation", "mirror_axes")  # the others
 def plan_text(planned: Planned) -> str:
     """What was decided, why, and what it will take."""
     plan = planned.plan
-    lines = [f"Plan {plan.preset} for {plan.dataset}"]
+    lines = textwrap.wrap(f"Plan {plan.preset} for {plan.dataset}", _WIDTH, subsequent_indent="  ")
     lines += [
         piece
         for key in _EXPLAINED

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 
 import click
 
 from segpipe.cli.options import configuration, shared
+
+_WIDTH = 80
 
 
 @click.command("prepare")
@@ -41,4 +44,4 @@ def command(
     if as_json and needs is not None:
         print_json({"prepared": folder and str(folder), **asdict(needs)})
     else:
-        click.echo(needs or f"Prepared cases: {folder}")
+        click.echo(f"Prepared cases: {folder}" if needs is None else textwrap.fill(str(needs), _WIDTH))

@@ -15,6 +15,8 @@ from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
 SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
 _WIDTH = 80
 _N_NAMED = 3
+_MIN_NAME = 6
+_COUNTS = ["mean", "95 % interval", "ok", "both\nempty", "missed", "spu-\nrious"]
 
 
 def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> str:
@@ -31,10 +33,11 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
 
     shown = [row for row in rows if row.metric in metrics]
     n_labels = len({row.label for row in shown} - {MEAN_LABEL})
+    title_width, label_width, width = _widths(shown, [METRICS[metric].title for metric in metrics])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, width in (("metric", 16), ("label", 13)):
-        table.add_column(heading, max_width=width, no_wrap=True)
-    for heading in ("mean", "95 % interval", "ok", "both\nempty", "missed", "spu-\nrious"):
+    table.add_column("metric", max_width=title_width, no_wrap=True)
+    table.add_column("label", max_width=label_width, no_wrap=True)
+    for heading in _COUNTS:
         table.add_column(heading, justify="right", no_wrap=True)
     for metric in metrics:
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
@@ -42,9 +45,20 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
             title = METRICS[metric].title if index == 0 else ""
             table.add_row(title, Text(row.label), *_cells(row), end_section=index == len(of_metric) - 1)
     text = io.StringIO()
-    Console(file=text, width=_WIDTH, color_system=None).print(table)
+    Console(file=text, width=width, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*lines, *_notes(shown)])
+
+
+def _widths(rows: Sequence[SummaryRow], titles: Sequence[str]) -> tuple[int, int, int]:
+    """Letters that titles and labels may have, and the width of the table: names are cut, so that numbers fit."""
+    cells = [_COUNTS, *(_cells(row) for row in rows)]
+    numbers = sum(max(len(line) for row in cells for line in row[column].split("\n")) for column in range(len(_COUNTS)))
+    between = 2 * (len(_COUNTS) + 2)  # two spaces after each column
+    spare = _WIDTH - between - numbers
+    title = max(min(max(map(len, titles), default=0), spare - _MIN_NAME), _MIN_NAME)
+    label = max(spare - title, _MIN_NAME)
+    return title, label, between + numbers + title + label
 
 
 def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[
         yield ""
     left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}
     for (method, label), n_cases in left_out.items():
-        yield f"Left out by the policy: {n_cases} scores of {method}, {label}."
+        yield from _wrapped(f"Left out by the policy: {n_cases} scores of {method}, {label}.")
     for note in dict.fromkeys(row.note for row in rows if row.note and not row.grouping):
         yield from _wrapped(f"{note[0].upper()}{note[1:]}.")
 

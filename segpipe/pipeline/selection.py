@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from math import isnan
 from pathlib import Path
 
@@ -26,6 +27,8 @@ from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import predict_cases
 from segpipe.predict.wanted import Wanted
+
+_WIDTH = 80
 
 
 class Chosen(Record):
@@ -132,7 +135,7 @@ def selection_text(report: SelectionReport) -> str:
     lines.append(f"Naive, on the cases it was chosen on: {naive}")
     lines.append(f"Nested, each fold scored with what the others chose: {nested}")
     lines.append("Report the nested number; the naive one is the best of many and too good.")
-    return "\n".join(lines)
+    return "\n".join(piece for line in lines for piece in textwrap.wrap(line, _WIDTH, subsequent_indent="    "))
 
 
 def _scored_folds(work: Work, name: str, splits: Splits) -> set[int]:
