@@ -19,6 +19,7 @@ from segpipe.evaluate.metrics import METRICS, Status
 from segpipe.evaluate.scores import Score, ScoreTable
 
 _NNUNET_METRICS = {"Dice": "dice", "IoU": "iou"}  # the others of summary.json are counts
+_DESCRIPTION, _LEVELS = "dataset.json", 3  # from fold_0/validation/summary.json up to the model's folder
 _OTHER_NAMES = {"method": "run", "case": "case_id", "patient": "patient_id"}  # of columns
 _COUNTS = ("n_reference_vox", "n_prediction_vox")
 
@@ -26,7 +27,8 @@ _COUNTS = ("n_reference_vox", "n_prediction_vox")
 def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
     """Scores in a `summary.json` of nnU-Net v2.
 
-    Cases are called as their prediction files, and each is its own patient.
+    Cases are called as their prediction files, and each is its own patient. Labels are named by the `dataset.json` that
+    nnU-Net lays into the folder of a trained model; where there is none, they are called by their values.
 
     Args:
         path: The file.
@@ -40,11 +42,13 @@ def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
         raise DataError(
             f"{path}: has no list metric_per_case, expected nnU-Net v2's summary. Evaluate the masks again."
         )
+    names = _label_names(path)
     rows: list[Score] = []
     try:
         for case in cases:
             case_id = stem_of(Path(case["prediction_file"]))
-            for label, values in case["metrics"].items():
+            for key, values in case["metrics"].items():
+                label = names.get(key, key)
                 counts = (int(values["n_ref"]), int(values["n_pred"]))
                 for theirs, ours in _NNUNET_METRICS.items():
                     status = _status(*counts)
@@ -55,6 +59,16 @@ def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
         return ScoreTable(tuple(rows))
     except (KeyError, TypeError, AttributeError, ValueError) as fault:
         raise DataError(f"{path}: is no summary of nnU-Net v2 ({fault!r}). Evaluate the masks again.") from None
+
+
+def _label_names(summary: Path) -> dict[str, str]:
+    """Names of labels by what nnU-Net calls them in a summary: `1`, or `(1, 2)` for a region."""
+    beside = (folder / _DESCRIPTION for folder in list(summary.absolute().parents)[:_LEVELS])
+    description = next((path for path in beside if path.is_file()), None)
+    labels = read_mapping(description, DataError).get("labels") if description else None
+    if not isinstance(labels, Mapping):
+        return {}
+    return {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
 
 
 def long_table(path: Path) -> ScoreTable:
