@@ -6,7 +6,7 @@ python benchmarks/bench_prepare.py DATASET... [--workers 2] [--repeats 3] [--syn
 DATASET is a folder in nnU-Net's layout. The race: `segpipe plan` and `segpipe prepare` against
 `nnUNetv2_plan_and_preprocess -c 3d_fullres`, in fresh processes, from the same files to prepared arrays, imports
 included, without segpipe's page and its prediction of costs, which nnunetv2 does not make; the tools take turns and
-medians count. Memory of the race is that of all processes, looked at every 20 ms, shared pages shared out. Memory of
+medians count. Memory of the race is that of all processes, looked at ten times a second, shared pages shared out. Memory of
 the second table is the system's peak of a process that prepares one case at a time, above what it held before.
 `--synthetic` adds a CT of 512×512×400 voxels to that one.
 """
@@ -31,7 +31,7 @@ from bench_fingerprint import memory_kib
 
 from segpipe.core.work import Work
 
-_SECONDS_BETWEEN_LOOKS = 0.02
+_SECONDS_BETWEEN_LOOKS = 0.1  # a look takes some 6 ms, which are taken from what is measured if there is one core
 _COMMANDS = Path(sys.executable).parent
 _CT_SHAPE_ZYX, _CT_MM = (400, 512, 512), (1.5, 0.8, 0.8)
 
