@@ -6,9 +6,9 @@ python benchmarks/bench_prepare.py DATASET... [--workers 2] [--repeats 3] [--syn
 DATASET is a folder in nnU-Net's layout. The race: `segpipe plan` and `segpipe prepare` against
 `nnUNetv2_plan_and_preprocess -c 3d_fullres`, in fresh processes, from the same files to prepared arrays, imports
 included, without segpipe's page and its prediction of costs, which nnunetv2 does not make; the tools take turns and
-medians count. Memory of the race is that of all processes, looked at ten times a second, shared pages shared out. Memory of
-the second table is the system's peak of a process that prepares one case at a time, above what it held before.
-`--synthetic` adds a CT of 512×512×400 voxels to that one.
+medians count. Memory of the race is that of all processes, looked at ten times a second, shared pages shared out.
+Memory of the second table is the system's peak of a process that prepares one case at a time, above what it held
+before. `--synthetic` adds a CT of 512×512×400 voxels to that one.
 """
 
 from __future__ import annotations
