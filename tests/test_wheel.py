@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import tomllib
 import zipfile
+from collections.abc import Iterator, Sequence
 from email import message_from_string
 from email.message import Message
 from pathlib import Path
@@ -25,11 +28,20 @@ PYPROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_t
 PROJECT: dict[str, Any] = PYPROJECT["project"]
 _FOR_USERS = {name: texts for name, texts in PROJECT["optional-dependencies"].items() if name != "test"}
 
+_NOBODYS = 54321  # user and group that no machine knows
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Not one of pytest's, into which others may not look."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def wheel(folder: Path) -> Path:
     """Built from a copy, so that nothing of an earlier build gets in; asks nothing of the network."""
-    folder = tmp_path_factory.mktemp("wheel")
     shutil.copytree(REPOSITORY / "segpipe", folder / "segpipe", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", *PROJECT["license-files"]):
         shutil.copy(REPOSITORY / name, folder)
@@ -39,21 +51,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.fixture(scope="session")
-def installed(wheel: Path) -> Path:
+@pytest.fixture(scope="module")
+def installed(folder: Path, wheel: Path) -> Path:
     """`bin` of a new environment with the wheel and nothing else.
 
     A `.pth` lends it the packages of this one, whose own `.pth` files, so an editable segpipe, are not followed.
     """
-    folder = wheel.parent.parent / "environment"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", folder, "install", "-q"]
+    environment = folder / "environment"
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", environment, "install", "-q"]
     subprocess.run([*pip, "--no-deps", "--no-index", wheel], check=True)
-    (site,) = folder.glob("lib/python*/site-packages")
+    (site,) = environment.glob("lib/python*/site-packages")
     lent = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
     (site / "lent.pth").write_text("\n".join(lent), encoding="utf-8")
     lend_compiled_loops(site)
-    return folder / "bin"
+    return environment / "bin"
 
 
 def lend_compiled_loops(site: Path) -> None:
@@ -64,14 +76,35 @@ def lend_compiled_loops(site: Path) -> None:
         if own.is_file() and own.read_bytes() == module.read_bytes():
             shutil.copy(kept, own.parent / "__pycache__")
             shutil.copystat(module, own)
+            (own.parent / "__pycache__").chmod(0o777)  # numba reads only where it may write
 
 
-def called(command: list[str | Path], folder: Path) -> str:
+def called(command: Sequence[str | Path], folder: Path, **settings: str) -> str:
     """Standard output of a command that runs in `folder` without anything of this process's environment for Python."""
-    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | settings
     done = subprocess.run(command, cwd=folder, env=outside, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+@pytest.fixture
+def stranger(folder: Path, installed: Path) -> tuple[list[str], Path]:
+    """What makes a command that of a user without name, home or network, and the one folder that is his.
+
+    Root may become another and cut the network off, elsewhere the command stays one's own. As a rule he may not look
+    where root keeps its files, which a container's user may; if it can be granted, he is allowed that.
+    """
+    home = folder / "his"
+    home.mkdir()
+    if os.geteuid() == 0:
+        os.chown(home, _NOBODYS, _NOBODYS)
+    become = ["setpriv", f"--reuid={_NOBODYS}", f"--regid={_NOBODYS}", "--clear-groups"]
+    may_read = [f"--{kind}-caps=-all,+dac_read_search" for kind in ("inh", "ambient")]
+    for network, user in itertools.product([["unshare", "--net"], []], [[*become, *may_read], become]):
+        probe = [*network, *user, str(installed / "python"), "-c", "open('probe', 'w')"]
+        if shutil.which(probe[0]) and not subprocess.run(probe, cwd=home, capture_output=True).returncode:
+            return [*network, *user], home
+    return [], home
 
 
 def metadata_of(wheel: Path) -> Message:
@@ -80,26 +113,29 @@ def metadata_of(wheel: Path) -> Message:
         return message_from_string(opened.read(name).decode())
 
 
-def test_the_demo_runs_from_the_wheel(installed: Path, tmp_path: Path) -> None:
-    where = called([installed / "python", "-c", "import segpipe; print(segpipe.__file__)"], tmp_path)
-    assert Path(where.strip()).is_relative_to(installed.parent)
-    printed = called(
-        [installed / "segpipe", "demo", "--cases", "4", "--time-budget", "10s", "--device", "cpu"], tmp_path
-    )
-    report = tmp_path / "segpipe-demo" / "work" / "report" / "index.html"
-    assert f"Report: {report.relative_to(tmp_path)}" in printed
+def test_the_demo_runs_from_the_wheel_by_a_user_without_a_name(
+    installed: Path, stranger: tuple[list[str], Path]
+) -> None:
+    """As in a container with `--user`: no entry in passwd, no home, nothing to write to but the folder he is in."""
+    become, home = stranger
+    run = [*become, installed / "python", "-c", "import os, segpipe; print(os.getuid(), segpipe.__file__)"]
+    user, where = called(run, home).split()
+    assert int(user) == (_NOBODYS if become else os.getuid())
+    assert Path(where).is_relative_to(installed.parent)
+    options = ["--cases", "4", "--time-budget", "10s", "--device", "cpu"]
+    printed = called([*become, installed / "segpipe", "demo", *options], home, HOME="/nonexistent")
+    report = home / "segpipe-demo" / "work" / "report" / "index.html"
+    assert f"Report: {report.relative_to(home)}" in printed
     assert "</html>" in report.read_text("utf-8")
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_no_other(wheel: Path) -> None:
-    source = wheel.parent.parent
-    files = {path.relative_to(source).as_posix(): path for path in source.rglob("segpipe/**/*") if path.is_file()}
-    expected = {name: path.read_bytes() for name, path in files.items() if not name.startswith("build/")}
+def test_the_wheel_holds_every_file_of_the_package_and_no_other(folder: Path, wheel: Path) -> None:
+    files = {path.relative_to(folder).as_posix(): path for path in (folder / "segpipe").rglob("*") if path.is_file()}
     with zipfile.ZipFile(wheel) as opened:
         found = {name: opened.read(name) for name in opened.namelist() if ".dist-info/" not in name}
-    assert sorted(found) == sorted(expected)
-    assert found == expected
-    assert "segpipe/py.typed" in found
+    assert sorted(found) == sorted(files)
+    assert found == {name: path.read_bytes() for name, path in files.items()}
+    assert {"segpipe/py.typed", "segpipe/pipeline/model_card.md.jinja", "segpipe/view/niivue.umd.js"} <= found.keys()
 
 
 def test_the_wheel_says_what_it_is(wheel: Path, installed: Path, tmp_path: Path) -> None:
@@ -156,3 +192,43 @@ def test_the_notices_name_all_that_was_made_by_others() -> None:
         and max(map(len, path.read_text("utf-8").splitlines())) > 300
     }
     assert foreign - {"segpipe/view/niivue_licence.txt"} == noticed("In this repository and in the wheel")
+
+
+WITHOUT = """
+import sys
+from importlib.machinery import PathFinder
+
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] in {"tensorboard", "timm"} else super().find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(PathFinder)] = Without
+
+from torch import nn
+from segpipe.core.errors import SetupError
+from segpipe.networks.inflate import start_from
+from segpipe.networks.parts import InitialWeights
+from segpipe.train.tensorboard import wants_tensorboard
+
+assert wants_tensorboard(None) is False
+weights = InitialWeights(source="timm:efficientnet_b0.ra_in1k", licence="Apache-2.0")
+for use in (lambda: wants_tensorboard(True), lambda: start_from(weights, nn.Identity())):
+    try:
+        use()
+    except SetupError as fault:
+        print(fault)
+"""
+
+
+def test_what_is_missing_is_named_with_the_command_that_installs_it(tmp_path: Path) -> None:
+    """An extra that is not installed is not used, or named where it was asked for."""
+    track, timm = called([sys.executable, "-c", WITHOUT], tmp_path).splitlines()
+    assert "the package tensorboard is not installed. Install it (pip install 'segpipe[track]')" in track
+    assert "the package timm is not installed. `pip install 'segpipe[timm]'`" in timm
+
+
+def test_every_extra_that_a_text_names_is_there() -> None:
+    texts = [*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").rglob("*.md"), *(REPOSITORY / "segpipe").rglob("*.py")]
+    named = {extra for path in texts for extra in re.findall(r"(?:segpipe|'\.)\[(\w+)\]", path.read_text("utf-8"))}
+    assert {"track", "timm"} <= named <= PROJECT["optional-dependencies"].keys()
