@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat
+from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from segpipe.plan.named import Named
 
@@ -23,12 +23,14 @@ _Ascending = AfterValidator(_ascending)
 _Range = Annotated[tuple[PositiveFloat, PositiveFloat], _Ascending]
 _Shares = Annotated[tuple[NonNegativeFloat, Annotated[float, Field(lt=0.4)]], _Ascending]
 _Radii = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=100)]], _Ascending]
+_Sizes = Annotated[tuple[PositiveInt, Annotated[int, Field(le=7)]], _Ascending]
 _Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
 _CHANCES = (
     "p_rotation", "p_scale", "p_elastic", "p_mirror", "p_noise", "p_blur", "p_brightness", "p_contrast", "p_lowres",
-    "p_gamma_inverted", "p_gamma", "p_guide_shape", "p_guide_part",
+    "p_gamma_inverted", "p_gamma", "p_quarter_turn", "p_median", "p_shift", "p_blank", "p_gradient", "p_local_gamma",
+    "p_sharpening", "p_guide_shape", "p_guide_part",
 )  # fmt: skip
 AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the defaults
     "none": dict.fromkeys(_CHANCES, 0.0),
@@ -36,11 +38,13 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the de
         rotation_degrees=15.0, scale=(0.85, 1.2), p_blur=0.0, p_lowres=0.0, p_gamma_inverted=0.0, p_gamma=0.15
     ),
     "nnunet": {},
-    # Ranges of nnunetv2's nnUNetTrainerDA5 where it has the same transform. It has no elastic deformation, and others
-    # that are not here: quarter turns, median filter, sharpening, blank boxes, brightness and gamma that vary in space.
+    # nnunetv2's nnUNetTrainerDA5, and an elastic deformation, which it has not. Its exchange of axes is a quarter turn
+    # of a mirror image; where it blurs or takes medians, one or the other, these are drawn apart, each half as often.
     "strong": dict(
-        p_rotation=0.4, p_rotation_axis=0.5, p_scale_apart=1.0, p_elastic=0.2, p_contrast=0.2, p_lowres=0.15,
-        scale=(0.7, 1.43), blur_vox=(0.3, 1.5), contrast=(0.5, 2.0), lowres_zoom=(0.25, 1.0),
+        p_rotation=0.4, p_rotation_axis=0.5, p_scale_apart=1.0, p_elastic=0.2, p_brightness=0.0, p_contrast=0.2,
+        p_lowres=0.15, p_blur=0.1, scale=(0.7, 1.43), blur_vox=(0.3, 1.5), contrast=(0.5, 2.0), lowres_zoom=(0.25, 1.0),
+        p_quarter_turn=0.375, p_median=0.1, p_shift=0.1, p_blank=0.4, p_gradient=0.3, p_local_gamma=0.3,
+        p_sharpening=0.2,
     ),
 }  # fmt: skip
 
@@ -65,6 +69,14 @@ class Augmentation(Named):
         blur_vox: Smallest and largest standard deviation, drawn for each axis.
         brightness, contrast, gamma: Smallest and largest factor, for each channel.
         lowres_zoom: Smallest and largest share of the voxels along an axis, for each channel.
+        p_quarter_turn: That a sample is turned by 90, 180 or 270 degrees in a plane in which the patch is square.
+        p_median, p_shift, p_blank, p_gradient, p_local_gamma, p_sharpening: Of half of the channels of such a sample.
+        median_vox: Smallest and largest edge of the window whose median is taken.
+        shift_std: Standard deviation of what is added to a channel, in units of the normalised image.
+        blank_boxes: Most boxes, each a tenth to a third of the patch along an axis, that become their mean.
+        gradient: Least and greatest height of a smooth hill, or depth of a hollow, that is added.
+        local_gamma_below, local_gamma_above: Ranges of gamma on top of such a hill, as often the one as the other.
+        sharpening: Smallest and largest share of the Laplacian that is taken away.
         p_guide_shape: That labels which guide a cascade grow, shrink, lose gaps or lose spurs.
         p_guide_part: That labels which guide a cascade lose a connected part.
         p_guide_label: Of each label of such a sample.
@@ -101,6 +113,20 @@ class Augmentation(Named):
     contrast: _Range = (0.75, 1.25)
     gamma: _Range = (0.7, 1.5)
     lowres_zoom: _Zooms = (0.5, 1.0)
+    p_quarter_turn: _Probability = 0.0
+    p_median: _Probability = 0.0
+    p_shift: _Probability = 0.0
+    p_blank: _Probability = 0.0
+    p_gradient: _Probability = 0.0
+    p_local_gamma: _Probability = 0.0
+    p_sharpening: _Probability = 0.0
+    median_vox: _Sizes = (2, 7)
+    shift_std: NonNegativeFloat = 0.5
+    blank_boxes: PositiveInt = 4
+    gradient: _Range = (1.0, 5.0)
+    local_gamma_below: _Range = (0.01, 0.8)
+    local_gamma_above: _Range = (1.5, 4.0)
+    sharpening: _Range = (0.1, 1.0)
     p_guide_shape: _Probability = 0.4
     p_guide_part: _Probability = 0.2
     p_guide_label: _Probability = 0.5
@@ -115,4 +141,11 @@ class Augmentation(Named):
     @property
     def moves(self) -> bool:
         """Whether voxels are looked up between voxels, so that more than the patch must be cut."""
-        return bool(self.p_rotation or self.p_scale or self.p_elastic)
+        return bool(self.p_rotation or self.p_scale or self.p_elastic or self.p_quarter_turn)
+
+    @property
+    def alters_locally(self) -> bool:
+        """Whether intensities are ever changed by `train/transforms_local`."""
+        return bool(
+            self.p_median or self.p_shift or self.p_blank or self.p_gradient or self.p_local_gamma or self.p_sharpening
+        )

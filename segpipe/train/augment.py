@@ -17,6 +17,7 @@ from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.sides import sideways_axis, swapped_indices
 from segpipe.train.cascade import Change, draw_changes
+from segpipe.train.transforms_local import LocalChange, draw_local
 
 Array = NDArray[np.float32]
 
@@ -89,6 +90,7 @@ class Draws:
         brightness, contrast, gamma, gamma_inverted, lowres_zoom: (B, C) 1 where none.
         noise_seeds: (B,) of each sample's noise field, which differs between kinds of device.
         guide_changes: Of each sample; empty outside a cascade.
+        local_changes: Of each sample; empty if the plan has none.
     """
 
     turns: Array
@@ -104,6 +106,7 @@ class Draws:
     gamma: Array
     noise_seeds: NDArray[np.int64]
     guide_changes: tuple[tuple[Change, ...], ...] = ()
+    local_changes: tuple[tuple[LocalChange, ...], ...] = ()
 
     def part(self, number: int, n_parts: int) -> Draws:
         """Every `n_parts`-th sample from `number` on."""
@@ -160,6 +163,10 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         _rotated(scope, generator, is_drawn=bool(r)) @ np.diag(_scales(scope, generator, is_drawn=bool(s)))
         for r, s in zip(rotates, scales, strict=True)
     ]
+    quarters = np.zeros(n_samples, np.bool_)
+    if chances.p_quarter_turn and (axes := _square_axes(scope)):
+        quarters = generator.random(n_samples) < chances.p_quarter_turn
+        turns = [t @ _quarter_turn(axes, generator) if q else t for t, q in zip(turns, quarters, strict=True)]
     mirrored = np.zeros((n_samples, 3), np.bool_)
     mirrored[:, list(scope.mirror_axes)] = generator.random((n_samples, len(scope.mirror_axes))) < chances.p_mirror
     blurs = _chosen(generator, chances.p_blur, shape, _CHANNEL_SHARE)[..., None]
@@ -167,7 +174,7 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
     return Draws(
         turns=np.stack(turns).astype(np.float32),
         controls=_controls(scope, deforms, generator) if deforms.any() else None,
-        is_moved=rotates | scales | deforms,
+        is_moved=rotates | scales | deforms | quarters,
         mirrored=mirrored,
         noise_std=np.where(noisy, generator.uniform(0, chances.noise_std, n_samples), 0).astype(np.float32),
         blur_vox=np.where(blurs, generator.uniform(*chances.blur_vox, (*shape, 3)), 0).astype(np.float32),
@@ -178,6 +185,7 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         gamma=_factors(generator, chances.p_gamma, chances.gamma, shape),
         noise_seeds=generator.integers(2**31, size=n_samples),
         guide_changes=draw_changes(chances, n_samples, scope.n_guides, generator) if scope.n_guides else (),
+        local_changes=draw_local(chances, scope.patch_zyx, shape, generator) if chances.alters_locally else (),
     )
 
 
@@ -192,6 +200,18 @@ def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
     cos, sin = np.cos(angle), np.sin(angle)
     matrix[[first, first, second, second], [first, second, first, second]] = (cos, -sin, sin, cos)
     return matrix
+
+
+def _square_axes(scope: Scope) -> tuple[int, ...]:
+    """The axes along which the patch has as many voxels as along another one, of those that it is turned in."""
+    patch, axes = scope.patch_zyx, range(1 if scope.is_flat else 0, 3)
+    return tuple(a for a in axes if any(a != other and patch[a] == patch[other] for other in axes))
+
+
+def _quarter_turn(axes: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float64]:
+    """One, two or three of them in the plane of two of the axes."""
+    first, second = sorted(generator.choice(axes, 2, replace=False).tolist())
+    return np.round(_rotation(3 - first - second, np.pi / 2 * int(generator.integers(1, 4))))
 
 
 def _rotated(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from segpipe.train.augment import Draws, Scope
 from segpipe.train.cascade import changed
 from segpipe.train.transforms_intensity import alter_intensities_
+from segpipe.train.transforms_local import alter_locally_
 from segpipe.train.transforms_place import placed
 
 
@@ -32,6 +33,7 @@ def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope
     images, indices = placed(images_BCZYX, indices_BZYX, draws, scope)
     outside = [(channel, images[:, channel] == 0) for channel in scope.masked_channels]
     alter_intensities_(images, draws, keep_planes=scope.is_flat)
+    alter_locally_(images, draws.local_changes, keep_planes=scope.is_flat)
     for channel, mask in outside:
         images[:, channel].masked_fill_(mask, 0)
     return images, indices
