@@ -178,7 +178,8 @@ def _data(checked: CheckReport | None) -> tuple[Point, ...]:
     if checked is None:
         return (Point("look", "Data", "Not checked, or not that this folder knows of; see below."),)
     n_fatal = sum(one.severity == "fatal" for one in checked.faults)
-    counted = f"{_many(n_fatal, 'fatal fault')}, {_many(len(checked.faults) - n_fatal, 'warning')}; see below."
+    counts = ((n_fatal, "fatal fault"), (len(checked.faults) - n_fatal, "warning"))
+    counted = f"{', '.join(_many(n, noun) for n, noun in counts if n)}; see below."
     if checked.faults:
         return (Point("bad" if n_fatal else "look", "Data", counted),)
     return (Point("good", "Data", "No fault was found in any file."),)
