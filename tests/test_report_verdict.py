@@ -62,7 +62,7 @@ def test_a_verdict_by_hand():
 
 def test_far_worse_cases_and_invented_structures_are_counted():
     fine = [score(number, "organ", 0.9) for number in range(3)]
-    said = texts(verdict_of(*fine, score(3, "organ", 0.3), score(4, "organ", 0, "spurious")))
+    said = texts(verdict_of(*fine, score(3, "organ", 0.3), score(4, "organ", 0, "spurious"), score(5, "organ", 0.8)))
     assert said["Cases"].startswith("look: c4") and said["Cases"].endswith("2 cases lie more than 0.2 below it.")
     assert said["Structures"] == "bad: 1 predicted where there is none: organ in c4."
     assert texts(verdict_of(*fine))["Structures"].startswith("good: Each of 3 structures was found")
