@@ -169,10 +169,10 @@ def test_the_digest_is_of_the_members_in_any_order():
 
 def test_memory_of_networks_side_by_side_by_hand():
     # 16³ voxels of 4 bytes; members of 2.5 × 1.5 × 1 mm have 16 rows and a patch of 8: 8·16·16 voxels of 3 outputs.
-    # alone the moment of resampling is the largest: raw, cropped, resampled, two between; together it is prediction
+    # alone: image, rows, two arrays of a slab's output, two masks; together: the slabs of all outputs
     grid, n_vox = Grid((16, 16, 16), np.diag([1.0, 1.5, 2.5, 1.0])), 16**3
     model = trained(3, 1, patch_zyx=(8, 8, 12))
-    assert case_bytes(grid, Ensemble((model,)), SegmentOptions()) == n_vox * 4 * 5
+    assert case_bytes(grid, Ensemble((model,)), SegmentOptions()) == n_vox * (4 + 6 + 2 * 4 + 2)
     rows, slabs = 3 * (8 * 16 * 16) * 3 * 4, 4 * n_vox * 3 * 4
     expected = n_vox * 4 + rows + slabs + n_vox * (2 + 2)
     assert case_bytes(grid, Ensemble((model,)), SegmentOptions(with_uncertainty=True)) == expected

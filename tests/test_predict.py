@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from plans import REGIONS, small_plan, small_spec
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, ResourceError, UsageError
+from segpipe.core.grid import Grid
 from segpipe.core.volume import read_header, read_labels, write_image
 from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case
@@ -258,8 +259,8 @@ def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_
     write_tiny(tmp_path / "in" / "huge.nii.gz", np.zeros((400, 400, 400), np.uint8))
     outcome = predicted(model, tmp_path / "in", tmp_path / "out", Wanted(max_memory_gb=1.0))
     assert [row.case_id for row in outcome.rows] == ["a"] and outcome.exit_code == 5
-    text = outcome.faults[0].text  # by hand: 64e6 voxels × 20 bytes (below) are 1.19 GiB
-    assert text.startswith("huge: needs about 1.19 GB of memory, by its header") and "left of --max-memory" in text
+    text = outcome.faults[0].text  # by hand: 64e6 voxels × 12 bytes, float32 and what a library reads, are 0.72 GiB
+    assert text.startswith("huge: needs about 0.72 GB of memory, by its header") and "left of --max-memory" in text
 
 
 def test_windows_at_once_follow_the_memory(model: Model) -> None:
@@ -282,7 +283,13 @@ def test_small_slices_are_predicted_together_on_a_cpu(model: Model) -> None:
 def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
     grid = read_header(write_tiny(tmp_path / "a.nii.gz", tiny_image(1))).grid
     assert grid.shape_zyx == SHAPE_ZYX  # 960 voxels, as many when prepared: the plan has their edges
-    assert case_bytes(grid, Ensemble((model,)), SegmentOptions()) == 960 * 4 * 5  # raw, cropped, resampled, two between
+    ensemble, options = Ensemble((model,)), SegmentOptions()
+    # predicting is the largest moment: the image, rows of three outputs (the patch holds all), two arrays of a slab's
+    # output, two bytes for masks
+    assert case_bytes(grid, ensemble, options, windows_bytes=7) == 960 * (4 + 3 * 4 + 2 * 4 + 2) + 7
+    fine = Grid((40, 5, 6), np.diag([2.0, 3.0, 5.0, 1.0]))  # 1200 voxels become 80 × 10 × 12, which is resampled
+    # raw, normalised, prepared; in between the result and what is clipped of it, more than between two axes
+    assert case_bytes(fine, ensemble, options, windows_bytes=7) == (2 * 1200 + 9600 + 2 * 9600) * 4
 
 
 def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:

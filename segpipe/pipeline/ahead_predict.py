@@ -158,8 +158,9 @@ def _memory_bytes(
     grids: Sequence[Grid], ensemble: Ensemble, options: SegmentOptions, *, on_gpu: bool, spools: bool
 ) -> int:
     """On the host, of the largest case."""
-    windows = 0 if on_gpu else CPU.context_bytes + max(window_bytes(model, 1) for model in ensemble.models)
-    return max((case_bytes(grid, ensemble, options, spools=spools) for grid in grids), default=0) + windows
+    windows = 0 if on_gpu else max(window_bytes(model, 1) for model in ensemble.models)
+    cases = [case_bytes(grid, ensemble, options, windows_bytes=windows, spools=spools) for grid in grids]
+    return CPU.context_bytes + max(cases, default=0)
 
 
 def _gpu_note(ensemble: Ensemble, machine: Machine) -> tuple[str, ...]:

@@ -138,7 +138,7 @@ class Predictor:
             require_usual_size(where, grid, self.ensemble)
         options = SegmentOptions(with_probabilities=probabilities)
         budget = budget_for(self.ensemble.device, self.max_memory_gb)
-        budget.require(where, self.window_bytes + case_bytes(grid, self.ensemble, options))
+        budget.require(where, case_bytes(grid, self.ensemble, options, windows_bytes=self.window_bytes))
 
     def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], probabilities: bool) -> Prediction:
         ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels

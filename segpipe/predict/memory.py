@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 
@@ -20,7 +21,7 @@ from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.predict.size import prepared_shape
-from segpipe.prepare.case import Prepared
+from segpipe.prepare.case import Prepared, turn_for
 from segpipe.prepare.restore import SLAB_BYTES
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
@@ -109,37 +110,60 @@ def windows_at_once(model: Model, budget: Budget) -> int:
     return max(1, min(n_fit, _MAX_WINDOWS_VOX // window_vox, _MAX_WINDOWS))
 
 
-def case_bytes(grid: Grid, ensemble: Ensemble, options: SegmentOptions, *, spools: bool = False) -> int:
-    """Host memory that a case takes at most at any moment, by its grid alone; what one window takes is not in it.
+def case_bytes(
+    grid: Grid, ensemble: Ensemble, options: SegmentOptions, *, windows_bytes: int = 0, spools: bool = False
+) -> int:
+    """Host memory that a case takes at most at any moment, by its grid alone.
 
     Args:
         grid: Of the image; how much cropping will leave is not known, so nothing is counted as cropped.
         ensemble: Gives channels, outputs, voxel edges and patches. Every member holds its prepared image and its rows.
         options: Probabilities are held for the whole image; with uncertainty every network holds its rows.
+        windows_bytes: What windows take on the host; they are not computed while the image is read and resampled.
         spools: Whether probabilities go over the disk: of one output they are in memory when the file is written.
     """
     labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
     n_file = math.prod(grid.shape_zyx)
-    image = rows = largest = 0
+    n_slab = min(n_file, SLAB_BYTES // (labels.n_outputs * _FLOAT_BYTES))
+    image = rows = resampling = slab = 0
     for member in ensemble.models:
-        depth, height, width = prepared_shape(grid, member)
+        depth, height, width = shape = prepared_shape(grid, member)
         patch_z, patch_y, patch_x = member.configuration.patch_zyx
         held = len(member.networks) if options.with_uncertainty else 1
         n_guides = 0 if member.guide is None else n_channels + 2  # a second array with one channel more, and masks
         image += depth * height * width * (n_channels + n_guides) * _FLOAT_BYTES
         rows += held * min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * labels.n_outputs
-        largest = max(largest, depth * height * width)
+        turned = turn_for(grid, member.plan).permute(grid.shape_zyx)
+        wider = (
+            height * width / (turned[1] * turned[2])
+        )  # one output of a slab: its rows, between the axes, on the image
+        slab = max(slab, round(n_slab * (1 + wider + wider * (shape != turned))))
+        own = depth * height * width * n_channels if shape != turned else 0  # else the normalised image is the prepared
+        resampling = max(resampling, _between(turned, shape) + own)
     stored = n_file * n_channels * _FLOAT_BYTES
     of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.with_uncertainty
     of_voxel += _SHARE_BYTES * (labels.n_outputs * options.with_probabilities + spools)
     together = len(ensemble.members) > 1 or options.with_uncertainty
-    slabs = together * _SLABS_HELD * min(SLAB_BYTES, n_file * labels.n_outputs * _FLOAT_BYTES)
+    slabs = _SLABS_HELD * n_slab * labels.n_outputs if together else slab
+    prepared_before = image * (len(ensemble.models) > 1)  # of other members
     moments = (
-        stored + n_file * _READ_BYTES,
-        2 * stored + image + 2 * max(n_file, largest) * _FLOAT_BYTES,
-        image + rows * _FLOAT_BYTES + slabs + n_file * of_voxel,
+        stored + n_file * n_channels * _READ_BYTES,
+        2 * stored + resampling * _FLOAT_BYTES + prepared_before,
+        image + (rows + slabs) * _FLOAT_BYTES + n_file * of_voxel + windows_bytes,
     )
     return max(moments)
+
+
+def _between(shape_zyx: Sequence[int], target_zyx: Sequence[int]) -> int:
+    """Voxels of one channel that are held between the axes that `resample` goes along, the one that shrinks most first.
+
+    Two arrays at a time: those before and after an axis, and in the end the result and what is clipped of it.
+    """
+    if tuple(shape_zyx) == tuple(target_zyx):
+        return 0
+    pairs = sorted(zip(target_zyx, shape_zyx, strict=True), key=lambda pair: pair[0] / pair[1])
+    sizes = [0, *(math.prod(t for t, _ in pairs[:n]) * math.prod(s for _, s in pairs[n:]) for n in (1, 2, 3))]
+    return max(*(before + after for before, after in pairwise(sizes)), 2 * sizes[-1])
 
 
 def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[SegmentOptions]:

@@ -241,7 +241,7 @@ class _Run:
         if case.case_id not in self.grids:
             return 0
         grid, spools = self.grids[case.case_id], self.wanted.probabilities
-        return self.window_bytes + case_bytes(grid, self.ensemble, self.options, spools=spools)
+        return case_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=spools)
 
     def _read(self, case: Case) -> _Ready:
         started = time.monotonic()

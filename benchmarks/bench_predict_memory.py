@@ -1,0 +1,170 @@
+"""Peak memory of predictions beside what is foretold of them by headers, on a CPU.
+
+python benchmarks/bench_predict_memory.py [--cases NAME …] > benchmarks/results/predict_memory.md
+
+Every case runs in a fresh process: random weights and one image, `segpipe predict`'s own functions from file to mask.
+The image has one value but for an empty slice, so that windows are computed once and a run takes seconds. Foretold:
+what the program takes by itself, and the case with the windows of the network (`segpipe.predict.memory`). Measured: the
+most resident memory of the process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from segpipe.core.labels import Label, LabelSet
+from segpipe.core.volume import write_image
+from segpipe.data.dataset import Case
+from segpipe.networks.build import build
+from segpipe.networks.cost import CPU
+from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
+from segpipe.predict.ensemble import Ensemble
+from segpipe.predict.memory import case_bytes, window_bytes
+from segpipe.predict.model import Model
+from segpipe.predict.run import predict_cases
+from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.size import readable_grids
+from segpipe.predict.wanted import Wanted
+
+_MALLOC = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One prediction.
+
+    Args:
+        shape_zyx: Of the image, of 1 mm voxels.
+        target_mm: Edges of the voxels that the network sees.
+        n_labels: Besides background.
+        n_channels: Of the image.
+        n_folds: Networks that are averaged.
+        mirror, probabilities, uncertainty: As for `segpipe predict`.
+        dtype: Of the voxels in the file.
+        patch_zyx: Window.
+        precision: Of the network.
+    """
+
+    shape_zyx: tuple[int, int, int]
+    target_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    n_labels: int = 2
+    n_channels: int = 1
+    n_folds: int = 1
+    mirror: bool = False
+    probabilities: bool = False
+    uncertainty: bool = False
+    dtype: str = "int16"
+    patch_zyx: tuple[int, int, int] = (64, 96, 96)
+    precision: str = "fp32"
+
+
+_LARGE = (200, 320, 320)
+SETTINGS = {
+    "small": Setting((40, 56, 40)),
+    "mirrored": Setting((40, 56, 40), mirror=True),
+    "large": Setting(_LARGE),
+    "large float64": Setting(_LARGE, dtype="float64"),
+    "to 2 mm": Setting(_LARGE, (2.0, 2.0, 2.0)),
+    "to 0.7 mm": Setting((120, 224, 224), (0.7, 0.7, 0.7)),
+    "anisotropic": Setting((40, 320, 320), (1.0, 0.8, 0.8), patch_zyx=(8, 160, 160)),
+    "4 channels": Setting((155, 240, 240), n_channels=4),
+    "30 labels": Setting((160, 224, 224), n_labels=30),
+    "30 labels to 2 mm": Setting(_LARGE, (2.0, 2.0, 2.0), n_labels=30),
+    "30 labels, probabilities": Setting((160, 224, 224), (2.0, 2.0, 2.0), n_labels=30, probabilities=True),
+    "3 folds, uncertainty": Setting((160, 224, 224), n_folds=3, uncertainty=True),
+    "bf16": Setting((160, 224, 224), precision="bf16"),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="*", default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--measure", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measured(SETTINGS[options.measure])))
+        return
+    print("# Memory of predictions\n\nMiB; one CPU thread; a fresh process for each.\n")
+    print("| case | image | labels | foretold | measured | foretold / measured |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for name in options.cases:
+        command = [sys.executable, __file__, "--measure", name]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | _MALLOC)
+        foretold, peak = (value / 2**20 for value in json.loads(done.stdout))
+        setting = SETTINGS[name]
+        image = " × ".join(map(str, (setting.n_channels, *setting.shape_zyx)))
+        row = [name, image, setting.n_labels, f"{foretold:.0f}", f"{peak:.0f}", f"{foretold / peak:.2f}"]
+        print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def measured(setting: Setting) -> tuple[int, int]:
+    """Bytes foretold, and the most that this process held."""
+    model, wanted = model_of(setting), Wanted(setting.mirror, setting.probabilities, uncertainty=setting.uncertainty)
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "image.nii.gz"
+        voxels = np.full((setting.n_channels, *setting.shape_zyx), 100, setting.dtype)
+        voxels[:, 0] = 0  # is cropped; nearly all is left
+        write_image(path, voxels, np.eye(4))
+        del voxels
+        case = Case(case_id="image", patient_id="image", images=(str(path),))
+        (grid,) = readable_grids([case]).values()
+        options = SegmentOptions(mirror=setting.mirror, with_uncertainty=setting.uncertainty)
+        windows, spools = window_bytes(model, 1), setting.probabilities
+        of_case = case_bytes(grid, Ensemble((model,)), options, windows_bytes=windows, spools=spools)
+        foretold = CPU.context_bytes + of_case
+        predict_cases(model, [case], Path(scratch) / "out", wanted).require_all()
+    return foretold, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def model_of(setting: Setting) -> Model:
+    """A small network, so that the case takes more than its windows."""
+    labels = LabelSet(labels=tuple(Label(name=f"l{n}", values=(n,)) for n in range(1, setting.n_labels + 1)))
+    spec = NetworkSpec(
+        kind="plain",
+        features=(8, 16, 32),
+        strides_zyx=((1, 1, 1), (2, 2, 2), (2, 2, 2)),
+        kernels_zyx=((3, 3, 3),) * 3,
+        blocks=(1, 1, 1),
+        decoder_convolutions=(1, 1),
+    )
+    configuration = Configuration(
+        spacing_mm=setting.target_mm,
+        median_shape_zyx=setting.shape_zyx,
+        patch_zyx=setting.patch_zyx,
+        batch_size=2,
+        batch_dice=False,
+        network=spec,
+    )
+    plan = Plan(
+        preset="nnunet",
+        dataset="noise",
+        fingerprint="0",
+        channels=tuple(f"MR{n}" for n in range(setting.n_channels)),
+        labels=labels,
+        orientation="RAS",
+        axis_order=(0, 1, 2),
+        normalisation=(Normalisation(scheme="zscore"),) * setting.n_channels,
+        mirror_axes=(0, 1, 2),
+        configurations={"3d_fullres": configuration},
+        training=Training.model_validate({"precision": setting.precision}),
+        reasons={},
+    )
+    torch.manual_seed(0)
+    networks = [build(spec, setting.n_channels, labels.n_outputs).eval() for _ in range(setting.n_folds)]
+    return Model(plan, configuration, tuple(networks), "0")
+
+
+if __name__ == "__main__":
+    main()
