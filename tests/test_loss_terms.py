@@ -147,6 +147,21 @@ def test_cldice_equals_monais(n_slices):
     )
 
 
+def test_cldice_of_named_labels_is_that_of_a_plan_with_these_alone():
+    generator = torch.Generator().manual_seed(6)
+    logits, indices = torch.randn(2, 6, 5, 9, 10, generator=generator), torch.randint(0, 6, (2, 5, 9, 10))
+    names = tuple(Label(name=f"label {n}", values=(n,)) for n in range(1, 6))
+    shares, terms = logits.softmax(1), {"cldice": 1.0}
+    each = []
+    for place in (4, 2):  # as two answers, this label and the rest, of which the logarithms are the logits
+        pair = torch.stack([1 - shares[:, place], shares[:, place]], 1).log()
+        mask = (indices == place).long()
+        each.append(supervised_loss([pair], mask, TUBE, batch_dice=False, loss=Loss(terms=terms)))
+    chosen = Loss(terms=terms, cldice_labels=("label 4", "label 2"))
+    found = supervised_loss([logits], indices, LabelSet(labels=names), batch_dice=False, loss=chosen)
+    assert float(found) == pytest.approx(float(sum(each) / 2), abs=1e-6)
+
+
 def vessel(width: int) -> Tensor:
     """A straight vessel along Z, square, in the middle."""
     indices = torch.zeros(1, 9, 12, 12, dtype=torch.int64)

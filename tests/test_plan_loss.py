@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from plans import small_plan
 from segpipe.core.errors import PlanError
+from segpipe.core.labels import Label, LabelSet
 from segpipe.core.records import parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.edit import edited
@@ -101,3 +102,20 @@ def test_every_term_has_a_formula_and_every_formula_a_name():
     assert tuple(loss_terms.TERMS) == TERMS
     assert {term for terms in LOSSES.values() for term in terms} == set(TERMS)
     assert all(Loss.named(name).model_dump(mode="json") == name for name in LOSSES)
+
+
+def test_cldice_is_for_few_labels_which_can_be_named():
+    vessels = tuple(Label(name=f"vessel {n}", values=(n,)) for n in range(1, 101))
+    plan = small_plan(LabelSet(labels=vessels))
+    with pytest.raises(
+        PlanError, match=r"cldice for 100 labels .* expected 16 or fewer; name the tubes.*skeleton_recall"
+    ):
+        edited(plan, ["training.loss=dice_ce_cldice"])
+    edited(plan, ["training.loss=dice_ce_skeleton_recall"])
+    named = ["training.loss.preset=dice_ce_cldice", "training.loss.cldice_labels=[vessel 7, vessel 3]"]
+    loss = edited(plan, named).training.loss
+    assert loss.labels_with_lines(plan.labels.names) == (6, 2)
+    with pytest.raises(PlanError, match="'vein' must be one of vessel 1"):
+        edited(plan, [named[0], "training.loss.cldice_labels=[vein]"])
+    with pytest.raises(PlanError, match="cldice_labels belongs to cldice"):
+        edited(plan, [named[1]])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
@@ -34,7 +34,9 @@ _READ_BY: dict[str, tuple[Term, ...]] = {
     "tversky_beta": ("tversky", "focal_tversky"),
     "focal_tversky_exponent": ("focal_tversky",),
     "cldice_iterations": ("cldice",),
+    "cldice_labels": ("cldice",),
 }
+MOST_LINES = 16  # labels with soft skeletons: each takes tens of copies of its output
 
 
 class Loss(Named):
@@ -49,6 +51,7 @@ class Loss(Named):
             0.5 are Dice.
         focal_tversky_exponent: focal_tversky: of 1 - Tversky; below 1 labels that are nearly right pull harder.
         cldice_iterations: cldice: erosions of the soft skeleton; as many as the thickest tube's radius has voxels.
+        cldice_labels: cldice: names of the labels whose centrelines are looked for; empty: all, up to 16.
     """
 
     NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"terms": terms} for name, terms in LOSSES.items()}
@@ -61,11 +64,34 @@ class Loss(Named):
     tversky_beta: PositiveFloat = 0.7
     focal_tversky_exponent: PositiveFloat = 0.75
     cldice_iterations: PositiveInt = 3
+    cldice_labels: tuple[str, ...] = ()
 
     @field_validator("terms")
     @classmethod
     def _ordered(cls, terms: dict[Term, float]) -> dict[Term, float]:
         return {term: terms[term] for term in TERMS if term in terms}  # equal records write equal bytes
+
+    def labels_with_lines(self, names: Sequence[str]) -> tuple[int, ...]:
+        """Places, among the labels of a plan, of those whose centrelines cldice looks for; none without that term.
+
+        Raises:
+            ValueError: If one is unknown or named twice, or there are more than memory and time allow.
+        """
+        if "cldice" not in self.terms:
+            return ()
+        chosen = self.cldice_labels or tuple(names)
+        wrong = [name for name in chosen if name not in names or chosen.count(name) > 1]
+        if wrong:
+            raise ValueError(
+                f"training.loss.cldice_labels: {wrong[0]!r} must be one of {', '.join(names)}, and stand once"
+            )
+        if len(chosen) > MOST_LINES:
+            raise ValueError(
+                f"training.loss: cldice for {len(chosen)} labels takes tens of copies of each output, expected "
+                f"{MOST_LINES} or fewer; name the tubes (--set 'training.loss.cldice_labels=[{chosen[0]}, …]'), or "
+                "take skeleton_recall, whose cost does not grow with the labels"
+            )
+        return tuple(names.index(name) for name in chosen)
 
     @model_validator(mode="after")
     def _is_read(self) -> Loss:

@@ -170,6 +170,7 @@ class Plan(Record):
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
         self._expect_swaps()
+        self.training.loss.labels_with_lines(self.labels.names)
         if not self.configurations:
             raise ValueError("configurations is empty")
         for name, configuration in self.configurations.items():

@@ -81,7 +81,7 @@ def focal(view: View) -> Tensor:
 
 
 def cldice(view: View) -> Tensor:
-    """1 - soft centreline Dice, mean over labels, 0 (perfect) to 1. Takes tens of copies of the outputs.
+    """1 - soft centreline Dice, mean over the labels named, 0 (perfect) to 1. Takes tens of copies of their outputs.
 
     Source:
         Shit et al. 2021, CVPR; soft skeleton and constants of MONAI's SoftclDiceLoss, equal to 1e-6 for one label.

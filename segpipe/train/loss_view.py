@@ -37,6 +37,7 @@ class View:
         loss: What the terms take.
         batch_dice: Whether overlaps are summed over the batch before dividing.
         pool: Sums what was summed over this process's part of the batch over all parts.
+        lines: Places of the labels whose centrelines count.
     """
 
     logits_BCZYX: Tensor
@@ -49,6 +50,7 @@ class View:
     loss: Loss
     batch_dice: bool
     pool: Pool
+    lines: tuple[int, ...] = ()
 
     def overlap_BN(self, weights_B1ZYX: Tensor | None = None) -> Tensor:
         """Sum of each label's shares inside the label, over the voxels that count, weighted."""
@@ -60,13 +62,13 @@ class View:
         return self._sum_inside(ones, weights_B1ZYX)
 
     def shares_and_targets_BNZYX(self) -> tuple[Tensor, Tensor]:
-        """Shares and masks of all labels, float32, 0 where ignored: a copy of the outputs each."""
-        logits = self.logits_BCZYX.float()
+        """Shares and masks of the labels of `lines`, float32, 0 where ignored."""
+        logits, lines = self.logits_BCZYX.float(), list(self.lines)
         if self.masks_BNZYX is None:
-            shares = logits.softmax(1)[:, 1:]
-            targets = functional.one_hot(self.indices_BZYX, logits.shape[1]).movedim(-1, 1)[:, 1:]
+            shares = logits.softmax(1)[:, [place + 1 for place in lines]]
+            targets = torch.stack([self.indices_BZYX == place + 1 for place in lines], 1)
         else:
-            shares, targets = logits.sigmoid(), self.masks_BNZYX
+            shares, targets = logits[:, lines].sigmoid(), self.masks_BNZYX[:, lines]
         if self.counted_B1ZYX is None:
             return shares, targets.float()
         return shares * self.counted_B1ZYX, (targets * self.counted_B1ZYX).float()
@@ -114,7 +116,10 @@ def view(
         shape = (logits_BCZYX.shape[0], 1, *logits_BCZYX.shape[2:])
         log_right, predicted = right.view(shape), sums[:, 1:]
         log_mean = mean.view(shape) if loss.label_smoothing else None
-    return View(logits_BCZYX, indices_BZYX, counted, masks, log_right, log_mean, predicted, loss, batch_dice, pool)
+    lines = loss.labels_with_lines(labels.names)
+    return View(
+        logits_BCZYX, indices_BZYX, counted, masks, log_right, log_mean, predicted, loss, batch_dice, pool, lines
+    )
 
 
 def region_masks(indices_BZYX: Tensor, labels: LabelSet) -> Tensor:
