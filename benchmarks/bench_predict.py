@@ -5,8 +5,8 @@ python benchmarks/bench_predict.py hippocampus=DATA,WORK,10 acdc=DATA,WORK,6 sts
 
 Each argument names a dataset in nnU-Net's layout, a work folder with a trained 3d_fullres fold of a nnU-Net preset, and
 how many of its first cases are predicted. Commands run in fresh processes, one after the other, from files to masks,
-mirroring on: `segpipe predict` in fp32 and bf16; `nnUNetv2_predict_from_modelfolder -device cpu`, also with -npp 0
--nps 0.
+mirroring on: `segpipe predict` in fp32 and bf16; `nnUNetv2_predict_from_modelfolder -device cpu`, also with one process
+each for loading and export.
 """
 
 from __future__ import annotations
@@ -57,25 +57,17 @@ def race(name: str, data: Path, work: Path, n_cases: int, n_threads: int, scratc
     theirs = [str(_COMMANDS / "nnUNetv2_predict_from_modelfolder"), "-i", str(images), "-m", str(model), "-f", "0"]
     arms = {
         "nnunetv2": [*theirs, "-device", "cpu", "-o", str(scratch / "nnunetv2")],
-        "nnunetv2 -npp 0 -nps 0": [*theirs, "-device", "cpu", "-npp", "0", "-nps", "0", "-o", str(scratch / "alone")],
+        "nnunetv2 -npp 1 -nps 1": [*theirs, "-device", "cpu", "-npp", "1", "-nps", "1", "-o", str(scratch / "alone")],
     }
     for precision in ("fp32", "bf16"):
         (fold,) = import_nnunet_model(model, scratch / precision, ["0"])
         plan = Plan.load(fold.plan)
         training = plan.training.model_copy(update={"precision": precision})
         plan.model_copy(update={"training": training}).save(fold.plan)
-        command = [
-            "predict",
-            "-m",
-            str(scratch / precision),
-            "-i",
-            str(images),
-            "--device",
-            "cpu",
-            "-j",
-            str(n_threads),
-        ]
-        arms[f"segpipe {precision}"] = [str(_COMMANDS / "segpipe"), *command, "-o", str(scratch / f"ours_{precision}")]
+        command = (
+            f"predict -m {scratch / precision} -i {images} --device cpu -j {n_threads} -o {scratch}/ours_{precision}"
+        )
+        arms[f"segpipe {precision}"] = [str(_COMMANDS / "segpipe"), *command.split()]
     first = 0.0
     for arm, command in arms.items():
         seconds, peak_mib = watched(command, environment)
