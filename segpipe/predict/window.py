@@ -144,21 +144,18 @@ def mirrors_of(
 
 def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]) -> Tensor:
     """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch."""
-    total: Tensor | None = None
+    total_BOZYX: Tensor | None = None
     for mirror in mirrors:
-        logits = _unmirrored(network, x_BCZYX, mirror)
-        total = logits if total is None else total.add_(logits)
-        del logits  # of all outputs they are large: gone before the network runs again
-    assert total is not None
-    return total.div_(len(mirrors))
-
-
-def _unmirrored(network: nn.Module, x_BCZYX: Tensor, mirror: Mirror) -> Tensor:
-    """Logits of a mirrored copy in the place of the original; never the network's own tensor, so it may be added to."""
-    dims = [a + 2 for a in mirror.axes]
-    channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
-    logits = network(channels_BCZYX.flip(dims))[0].flip(dims).float()
-    return logits[:, list(mirror.outputs)] if mirror.outputs else logits
+        dims = [axis + 2 for axis in mirror.axes]
+        channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
+        logits_BOZYX = network(channels_BCZYX.flip(dims))[0]
+        if total_BOZYX is None:
+            total_BOZYX = torch.zeros_like(logits_BOZYX, dtype=torch.float32)
+        for output, place in zip(total_BOZYX.unbind(1), mirror.outputs or range(logits_BOZYX.shape[1]), strict=True):
+            output.add_(logits_BOZYX[:, place].flip([dim - 1 for dim in dims]))  # a copy of one of them, not of all
+        del logits_BOZYX  # of all outputs they are large: gone before the network runs again
+    assert total_BOZYX is not None
+    return total_BOZYX.div_(len(mirrors))
 
 
 @torch.inference_mode()
