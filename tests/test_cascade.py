@@ -32,6 +32,7 @@ from segpipe.prepare.case import Prepared, Trace, prepare_indices
 from segpipe.prepare.dataset import prepared_folder
 from segpipe.prepare.guides import StoredGuide
 from segpipe.prepare.store import StoredCase, open_case
+from segpipe.train.checkpoint import save_weights
 
 CPU, MACHINE = torch.device("cpu"), Machine("cpu", 1)
 CASES = ["p0", "p1", "p2", "p3"]
@@ -99,6 +100,26 @@ def test_validation_is_guided_by_the_same_fold_and_prediction_by_all(trained):
     whole = load_model([work.fold("3d_cascade", "0")], CPU)
     assert whole.guide is not None and len(whole.guide.networks) == 2
     assert whole.digest != load_out_of_fold(work.fold("3d_cascade", "0"), CPU).digest
+
+
+def test_a_coarse_fold_that_is_trained_again_is_told_in_training_and_prediction(trained, tmp_path, capsys):
+    shutil.copytree(trained / "work", tmp_path / "work")
+    work, common = Work(tmp_path / "work"), ["--device", "cpu", "-j", "1"]
+    image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
+    commands = (
+        ["train", str(work.path), "-c", "3d_cascade", "-f", "0", *common],
+        ["predict", "-m", str(work.path), "-c", "3d_cascade", "-i", str(image), "-o", str(tmp_path / "out"), *common],
+    )
+    for command in commands:
+        assert run(command) == 0 and "was trained again" not in capsys.readouterr().err
+    weights = work.fold("3d_lowres", "1").weights
+    network = load_model([work.fold("3d_lowres", "0")], CPU).networks[0]
+    save_weights(weights, network, {"configuration": "3d_lowres", "fold": "1", "finished": "1"})
+    commands[1][commands[1].index("-o") + 1] = str(tmp_path / "again")
+    for command in commands:
+        assert run(command) == 0
+        assert "3d_lowres/1 was trained again since it guided this cascade" in capsys.readouterr().err
+    assert run([*commands[0], "--restart"]) == 0 and "was trained again" not in capsys.readouterr().err
 
 
 def test_new_images_are_predicted_without_files_of_the_coarse_model(trained, tmp_path):

@@ -50,6 +50,11 @@ class FoldFolder:
         return self.path / "state.previous.pt"
 
     @property
+    def guided_by(self) -> Path:
+        """Which coarse weights guided a cascade's training."""
+        return self.path / "guided_by.json"
+
+    @property
     def diverged(self) -> Path:
         """What was said of a loss that is not finite; the states are of before."""
         return self.path / "diverged.txt"

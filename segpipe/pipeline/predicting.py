@@ -11,6 +11,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.device import resolve_device, set_processors
+from segpipe.pipeline.guided_by import warn_of_guides
 from segpipe.pipeline.machine import Machine
 from segpipe.predict.chosen import Members, chosen_postprocessing, find_members
 from segpipe.predict.claim import NO_POSTPROCESSING
@@ -71,6 +72,9 @@ def predict(
         members = [folders for home in homes for folders in find_members(home, configurations, folds)]
         _require_distinct(members)
         ensemble = Ensemble(tuple(load_model(folders, resolve_device(machine.device)) for folders in members))
+        for model, folders in zip(ensemble.members, members, strict=True):
+            for folder in folders:
+                warn_of_guides(folder, model.configuration.previous)
         steps = _given_steps(postprocessing, ensemble.plan.labels)
         if postprocesses and postprocessing is None:
             steps = chosen_postprocessing(members, ensemble.plan.labels)

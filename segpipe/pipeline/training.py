@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
+from segpipe.core.files import make_folder
 from segpipe.core.processes import rank
 from segpipe.core.progress import say
 from segpipe.core.work import Work
@@ -19,6 +20,7 @@ from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.devices import devices_for, train_in_processes
+from segpipe.pipeline.guided_by import note_guides
 from segpipe.pipeline.guiding import guides_for
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
@@ -198,6 +200,10 @@ def _train_one(
     data = open_fold(cases, splits, fold, how.machine, guides)
     folder = work.fold(name, str(fold))
     device = resolve_device(how.machine.device)
+    if how.group.is_first:
+        begins = how.restart or not (folder.state.is_file() or folder.previous_state.is_file())
+        make_folder(folder.path)
+        note_guides(folder, plan.configurations[name].previous, begins=begins)
     train_fold(
         plan,
         name,
