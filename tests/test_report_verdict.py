@@ -83,7 +83,10 @@ def test_of_several_configurations_the_best_of_those_with_most_cases_is_named():
     ]
     found = make_verdict(NO_SPLITS, scored, ())
     assert found.sentence.startswith("high: Mean Dice 0.850")
-    assert "(few 0.990, low 0.650)" in texts(found)["Configuration"]
+    among = "high has the highest mean Dice among those with the most scored cases (few 0.990 of 1 case, low 0.650)."
+    assert texts(found)["Configuration"].startswith(f"look: {among}")
+    found = make_verdict(NO_SPLITS, scored[1:], ())
+    assert texts(found)["Configuration"].startswith("look: high has the highest mean Dice (low 0.650).")
 
 
 def test_without_scores_there_is_no_verdict():

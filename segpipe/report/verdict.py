@@ -21,7 +21,7 @@ _FAR_BELOW = 0.2  # of Dice below the median: a case that something went wrong w
 
 
 def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[str]) -> Verdict:
-    """Of the configuration with the highest mean Dice.
+    """Of the configuration with the highest mean Dice, among those with the most scored cases.
 
     Args:
         work: The folder.
@@ -109,9 +109,11 @@ def _choice(best: Scored, scored: Sequence[Scored]) -> list[Point]:
     if len(scored) < 2:
         return []
     others = sorted((one for one in scored if one is not best), key=_mean_dice, reverse=True)
-    names = ", ".join(f"{one.run.configuration} {_mean_dice(one):.3f}" for one in others)
-    text = f"{best.run.configuration} has the highest mean Dice ({names}). Choosing the highest makes it look better "
-    return [Point("look", "Configuration", f"{text}than it is; segpipe select scores the choice itself.")]
+    fewer = {id(one): f" of {_many(_n_cases(one), 'case')}" for one in others if _n_cases(one) < _n_cases(best)}
+    names = ", ".join(f"{one.run.configuration} {_mean_dice(one):.3f}{fewer.get(id(one), '')}" for one in others)
+    among = " among those with the most scored cases" if fewer else ""
+    text = f"{best.run.configuration} has the highest mean Dice{among} ({names}). Choosing the highest makes it look "
+    return [Point("look", "Configuration", f"{text}better than it is; segpipe select scores the choice itself.")]
 
 
 def _labels(best: Scored) -> list[Point]:
