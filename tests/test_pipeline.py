@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from datasets import tiny_image, tiny_labels, write_nnunet, write_tiny
+from datasets import tiny_image, tiny_labels, write_json, write_nnunet, write_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -205,6 +205,18 @@ def test_run_keeps_the_splits_that_plan_made(tmp_path):
     assert (tmp_path / "work" / "splits.json").read_bytes() == before
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
     assert (tmp_path / "work" / "splits.previous.json").read_bytes() == before
+
+
+def test_run_takes_the_splits_it_is_given_over_those_that_are_there(tmp_path):
+    write_nnunet(tmp_path / "data", CASES)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=3, edits=QUICK))
+    folds = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
+    file = write_json(tmp_path / "splits.json", folds)
+    dry = ["run", str(tmp_path / "data"), "-o", str(tmp_path / "work"), "--splits", str(file), "--dry-run"]
+    assert run([*dry, "--device", "cpu"]) == 0
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(splits_file=file), keep=True)
+    found = Splits.load(tmp_path / "work" / "splits.json").folds
+    assert [sorted(fold.validation) for fold in found] == [sorted(CASES[:2]), sorted(CASES[2:])]
 
 
 def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):

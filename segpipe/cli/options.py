@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import click
@@ -93,6 +94,7 @@ preset = click.option(
     show_default=True,
     help="auto, cpu, cpu_short, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
+splits = click.option("--splits", type=click.Path(path_type=Path), help="nnU-Net's splits_final.json to use instead.")
 gpu_memory = click.option(
     "--gpu-memory", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
     help="Plan for a GPU with this much memory.",

@@ -19,11 +19,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @options.gpu_memory
 @options.time_budget
 @click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="Folds to split into.")
-@click.option("--splits", type=click.Path(path_type=Path), help="nnU-Net's splits_final.json to use instead.")
+@options.splits
 @click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
 @click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
 @click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, also an old one.")
-@click.option("--cost/--no-cost", "with_cost", default=True, help="Predict memory, time and disk (a second or two).")
+@click.option("--cost/--no-cost", "with_cost", default=True, help="Predict memory, time and disk (some seconds).")
 @click.option("--report/--no-report", "with_report", default=True, help="Write a page with pictures, if DATA is given.")
 @edits
 @shared

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
 @options.gpu_memory
+@options.splits
 @configuration
 @folds
 @time_budget
@@ -39,6 +40,7 @@ def command(
     work: Path,
     preset: str,
     gpu_memory: float | None,
+    splits: Path | None,
     configuration: str | None,
     folds: tuple[int, ...],
     time_budget: float | None,
@@ -60,7 +62,7 @@ def command(
 
     edits = (*edits, *length_edits(epochs, iterations, time_budget))
     machine = Machine(device, n_workers)
-    choices = Choices(preset=preset, gpu_memory_gb=gpu_memory, edits=edits, seed=seed)
+    choices = Choices(preset=preset, gpu_memory_gb=gpu_memory, splits_file=splits, edits=edits, seed=seed)
     if dry_run:
         from segpipe.pipeline.ahead import run_ahead
 

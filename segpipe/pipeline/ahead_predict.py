@@ -86,7 +86,8 @@ def prediction_ahead(
     on_gpu = device.type == "cuda"
     return Foreseen(
         command="predict",
-        todo=f"{len(left)} of {len(cases)} images with {len(rates)} networks; the other masks are there",
+        todo=f"{len(left)} of {len(cases)} images with {len(rates)} networks"
+        + ("; the other masks are there" if len(left) < len(cases) else ""),
         seconds=seconds,
         seconds_from="no predicted case tells: predict one first" if seconds is None else
         "at the pace of the folds' validation cases, where they were predicted",

@@ -82,7 +82,7 @@ def plan_data(data: Path, folder: Path, machine: Machine, choices: Choices, *, k
     dataset = load_dataset(data)
     refuse_bad_headers(dataset, machine.n_workers)
     fingerprint = remeasure(work.measured_cases, dataset, machine.n_workers)
-    splits = _kept_splits(work, dataset) if keep else None
+    splits = _kept_splits(work, dataset) if keep and choices.splits_file is None else None
     if splits is None:
         splits = _splits(dataset, fingerprint, choices, choices.splits_file or data / _NNUNET_SPLITS)
     plan = _decided(fingerprint, dataset.labels, dataset.name, machine, choices)
