@@ -185,6 +185,22 @@ def test_where_no_log_can_be_written_the_traceback_is_shown(tmp_path: Path) -> N
     assert done.returncode == 1 and "Traceback" in done.stderr and "Its traceback is above" in done.stderr
 
 
+@pytest.mark.parametrize(("number", "code", "said"), [
+    ("SIGTERM", 75, "Interrupted: stopped by SIGTERM. The same command goes on.\n"),
+    ("SIGINT", 130, "Stopped; the same command goes on.\n"),
+])  # fmt: skip
+def test_a_signal_in_a_library_that_turns_it_into_an_error_of_its_own(number: str, code: int, said: str) -> None:
+    # pydantic does so where the signal arrives while a record's class is made
+    turned = f"""import signal
+    try:
+        signal.raise_signal(signal.{number})
+    except BaseException as fault:
+        raise TypeError(f"in a class: {{fault}}") from None"""
+    command = [sys.executable, "-c", BROKEN.replace("return 1 / 0", turned)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, said)
+
+
 def test_a_reader_who_has_enough_is_no_fault() -> None:
     line = f"{sys.executable} -m segpipe completion bash | head -c 1; exit ${{PIPESTATUS[0]}}"
     many = f"for i in 1 2 3; do {line}; done"

@@ -97,8 +97,9 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see core/errors.py)."""
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs are not meant by Ctrl-C
+            signal.signal(number, _interrupt)
     for stream in (
         sys.stdout,
         sys.stderr,
@@ -111,8 +112,14 @@ def main(args: list[str] | None = None) -> None:
     sys.exit(run(args))
 
 
+_stops: list[BaseException] = []  # what signals raised: libraries raise errors of their own in its place
+
+
 def _interrupt(number: int, _: object) -> None:
-    raise Interrupted(f"stopped by {signal.Signals(number).name}. The same command goes on.")
+    name = signal.Signals(number).name
+    by_hand = number == signal.SIGINT
+    _stops.append(KeyboardInterrupt() if by_hand else Interrupted(f"stopped by {name}. The same command goes on."))
+    raise _stops[-1]
 
 
 def run(args: Sequence[str], command: click.Command = root) -> int:
@@ -125,6 +132,10 @@ def run(args: Sequence[str], command: click.Command = root) -> int:
         return 0
     except (click.ClickException, click.Abort, KeyboardInterrupt, SegpipeError, MemoryError, OSError) as fault:
         return tell(fault, as_json=as_json)
+    except BaseException:
+        if not _stops:
+            raise
+        return tell(_stops[0], as_json=as_json)
     return result if isinstance(result, int) else 0
 
 
