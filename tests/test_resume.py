@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_loop import Ready, history_of, interrupted, is_same, ready, saved_iteration, what_lasts
+from test_loop import CPU, Ready, history_of, interrupted, is_same, ready, saved_iteration, what_lasts
 
 from plans import small_plan, small_spec
 from segpipe.core.errors import PlanError, UsageError
@@ -19,6 +19,10 @@ from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import save_weights
+from segpipe.train.distributed import Group
+from segpipe.train.finite import diverged, note_divergence
+from segpipe.train.fold import FoldTraining
+from segpipe.train.loop import _Loop
 from segpipe.train.resume import PROCESSES, require_same_training
 
 __all__ = ["ready"]  # a fixture
@@ -118,6 +122,16 @@ def test_weights_that_are_not_finite_are_never_saved(ready: Ready, tmp_path):
     with pytest.raises(PlanError, match=r"weights are infinite or NaN at iteration 1\. Lower it"):
         ready.train(tmp_path, learning_rate=1e45, warmup_fraction=0.0, checkpoint_minutes=1e-9)
     assert not FoldFolder(tmp_path).state.exists() and not FoldFolder(tmp_path).weights.exists()
+
+
+def test_of_processes_that_train_together_only_the_first_looks_at_weights_and_says_what_is_saved(ready, tmp_path):
+    # the others never save: they would look after every step, end all, and leave no note that the rate may change
+    folder, fault = FoldFolder(tmp_path), diverged("the loss is nan", 5, ready.plan.training, torch.float32)
+    fold = FoldTraining(ready.plan, ready.plan.configurations[NAME], ready.data, CPU, is_new=True, group=Group(rank=1))
+    with torch.no_grad():
+        next(fold.network.parameters()).fill_(torch.nan)
+    _Loop(fold, folder, {}, 0.0)._save()
+    assert note_divergence(folder, fault, 0, keeps=False) is fault and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -43,12 +43,13 @@ def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *
         keeps: Whether this process writes files.
 
     Returns:
-        The fault, and where training can go on.
+        The fault, and where training can go on, which only the process that writes knows.
     """
+    if not keeps:
+        return fault
     if not saved_iteration:
         return PlanError(f"{fault} No state was saved before: the same command with such a change begins anew.")
-    if keeps:
-        write_text(folder.diverged, f"{fault}\n")
+    write_text(folder.diverged, f"{fault}\n")
     return PlanError(
         f"{fault} The state of iteration {saved_iteration} is kept, where all was finite: the same command with such a "
         "change goes on from there, and with --restart it begins anew."

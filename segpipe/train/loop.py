@@ -257,11 +257,11 @@ class _Loop:
         Raises:
             Diverged: If the weights are not finite; what was saved before stays.
         """
+        if not self.keeps:
+            return
         at, begun, fold = self.fold.at, time.monotonic(), self.fold
         if not are_finite([fold.network, fold.predictor]):
             raise diverged("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
-        if not self.keeps:
-            return
         about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
         save_weights(self.folder.weights, fold.predictor, about)
         own = {
