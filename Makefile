@@ -1,4 +1,5 @@
-# make demo: see segpipe work. make test: everything a change must pass. Both install into .venv first.
+# make demo: see segpipe work. make test: everything a change must pass. make docs: the site, in site/.
+# Each installs into .venv first.
 PYTHON ?= python3
 # --no-cache-dir keeps a container image small
 PIP_CACHE ?=
@@ -6,7 +7,7 @@ DEMO ?= segpipe-demo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test install format clean
+.PHONY: demo test docs install format clean
 
 demo: install
 	$(BIN)/segpipe demo -o $(DEMO)
@@ -17,6 +18,9 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet
 	$(BIN)/pytest
+
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 install: $(INSTALLED)
 
