@@ -147,9 +147,7 @@ def _slices(folder: Path) -> tuple[_Slice, ...]:
     return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
-@lru_cache(
-    maxsize=4
-)  # header, voxels and the mask's geometry are asked for one after the other, of a case and the next
+@lru_cache(4)  # header, voxels and the mask's geometry are asked for one after the other, of a case and the next
 def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple[_Slice, ...]:
     slices = [_slice(path) for name, *_ in files if is_dicom_file(path := folder / name)]
     if not slices:

@@ -134,9 +134,8 @@ def case_bytes(
         image += depth * height * width * (n_channels + n_guides) * _FLOAT_BYTES
         rows += held * min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * labels.n_outputs
         turned = turn_for(grid, member.plan).permute(grid.shape_zyx)
-        wider = (
-            height * width / (turned[1] * turned[2])
-        )  # one output of a slab: its rows, between the axes, on the image
+        wider = height * width / (turned[1] * turned[2])
+        # one output of a slab: its rows, between the axes, on the image
         slab = max(slab, round(n_slab * (1 + wider + wider * (shape != turned))))
         own = depth * height * width * n_channels if shape != turned else 0  # else the normalised image is the prepared
         resampling = max(resampling, _between(turned, shape) + own)

@@ -189,8 +189,8 @@ class _Run:
         except BaseException as fault:
             if spool is not None:
                 spool.close()
-            if isinstance(fault, OSError):  # of the spool
-                raise disk_fault(fault, self.folder) from fault
+                if isinstance(fault, OSError):  # of the spool: nothing else writes here
+                    raise disk_fault(fault, self.folder) from fault
             raise
         self.options = replace(self.options, batch_windows=taken.batch_windows)
         # the prepared image is not needed any more; writing may take as long as the next case, whose memory was counted
