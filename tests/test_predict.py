@@ -287,9 +287,12 @@ def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
     # predicting is the largest moment: the image, rows of three outputs (the patch holds all), two arrays of a slab's
     # output, two bytes for masks
     assert case_bytes(grid, ensemble, options, windows_bytes=7) == 960 * (4 + 3 * 4 + 2 * 4 + 2) + 7
+    assert case_bytes(grid, ensemble, options, spools=True) == 960 * (4 + 3 * 4 + 2 * 4 + 2 + 2)  # an output, float16
     fine = Grid((40, 5, 6), np.diag([2.0, 3.0, 5.0, 1.0]))  # 1200 voxels become 80 × 10 × 12, which is resampled
     # raw, normalised, prepared; in between the result and what is clipped of it, more than between two axes
     assert case_bytes(fine, ensemble, options, windows_bytes=7) == (2 * 1200 + 9600 + 2 * 9600) * 4
+    of_two = (2 * 1200 + 9600 + 2 * 9600 + 2 * 9600) * 4  # and what is prepared for both, at most
+    assert case_bytes(fine, Ensemble((model, model)), options, windows_bytes=7) == of_two
 
 
 def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from test_loop import CPU, Ready, history_of, interrupted, is_same, ready, saved_iteration, what_lasts
+from torch import nn
 
 from plans import small_plan, small_spec
 from segpipe.core.errors import PlanError, UsageError
@@ -20,7 +21,7 @@ from segpipe.plan.schema import Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import save_weights
 from segpipe.train.distributed import Group
-from segpipe.train.finite import diverged, note_divergence
+from segpipe.train.finite import are_finite, diverged, note_divergence
 from segpipe.train.fold import FoldTraining
 from segpipe.train.loop import _Loop
 from segpipe.train.resume import PROCESSES, require_same_training
@@ -122,6 +123,14 @@ def test_weights_that_are_not_finite_are_never_saved(ready: Ready, tmp_path):
     with pytest.raises(PlanError, match=r"weights are infinite or NaN at iteration 1\. Lower it"):
         ready.train(tmp_path, learning_rate=1e45, warmup_fraction=0.0, checkpoint_minutes=1e-9)
     assert not FoldFolder(tmp_path).state.exists() and not FoldFolder(tmp_path).weights.exists()
+
+
+@pytest.mark.parametrize("name", ["0.bias", "1.running_var"])
+def test_a_single_number_that_is_not_finite_is_seen_in_whatever_is_saved(name):
+    sound, spoilt = (nn.Sequential(nn.Conv1d(1, 2, 1), nn.BatchNorm1d(2)) for _ in range(2))
+    assert are_finite([sound, spoilt])  # and the count of batches, an integer, is no matter
+    spoilt.state_dict()[name][1] = torch.inf
+    assert not are_finite([sound, spoilt])
 
 
 def test_of_processes_that_train_together_only_the_first_looks_at_weights_and_says_what_is_saved(ready, tmp_path):

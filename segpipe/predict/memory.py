@@ -144,7 +144,7 @@ def case_bytes(
     of_voxel += _SHARE_BYTES * (labels.n_outputs * options.with_probabilities + spools)
     together = len(ensemble.members) > 1 or options.with_uncertainty
     slabs = _SLABS_HELD * n_slab * labels.n_outputs if together else slab
-    prepared_before = image * (len(ensemble.models) > 1)  # of other members
+    prepared_before = image * (len(ensemble.models) > 1)  # of other members, at most
     moments = (
         stored + n_file * n_channels * _READ_BYTES,
         2 * stored + resampling * _FLOAT_BYTES + prepared_before,
