@@ -107,7 +107,7 @@ def test_regions_are_painted_in_order_and_ignored_voxels_are_marked():
 def test_a_wrong_number_of_channels_names_the_case(tmp_path):
     write_image(tmp_path / "c.nii.gz", np.stack([tiny_image(0), tiny_image(1)]), oblique_affine())
     plan = small_plan()
-    with pytest.raises(DataError, match=r"c: 2 channels, the plan expects 1 \(MR0\)"):
+    with pytest.raises(DataError, match=r"c: 2 channels, the plan expects 1 \(MR0\)\. Write the one .* as a 3D file"):
         prepare_case(
             Case(case_id="c", patient_id="c", images=(str(tmp_path / "c.nii.gz"),)),
             plan,

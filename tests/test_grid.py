@@ -155,3 +155,14 @@ def test_grids_may_differ_by_a_tenth_of_a_voxel() -> None:
         require_same_grid(a, Grid((1, 1, 2), shift), "m.nii")
     with pytest.raises(GeometryError, match=r"shape 3 × 1 × 1 \(x, y, z\), expected 2 × 1 × 1"):
         require_same_grid(a, Grid((1, 1, 3), np.eye(4)), "m.nii")
+
+
+def test_a_grid_that_is_only_turned_is_not_to_be_resampled() -> None:
+    ras = Grid((2, 3, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
+    for orientation, shape_zyx in (("SPR", (4, 3, 2)), ("LAS", (2, 3, 4))):
+        turned = Grid(shape_zyx, affine_of(orientation, (1.0, 1.0, 2.0), 0.0))
+        with pytest.raises(GeometryError, match=rf"run {orientation}, those of the other RAS: turn it") as fault:
+            require_same_grid(ras, turned, "m.nii")
+        assert "Resample" not in str(fault.value)
+    with pytest.raises(GeometryError, match="Resample one"):
+        require_same_grid(ras, Grid((4, 3, 3), affine_of("SPR", (1.0, 1.0, 2.0), 0.0)), "m.nii")

@@ -254,6 +254,20 @@ def test_what_is_no_image_is_a_data_fault(tmp_path: Path, name: str, content: by
         read_image(broken(tmp_path, name, content))
 
 
+def test_a_file_gzipped_against_its_name_is_to_be_renamed(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii", voxels(), oblique_affine())
+    plain = (tmp_path / "a.nii").read_bytes()
+    with pytest.raises(DataError, match=r"b\.nii: is compressed with gzip, but called b\.nii instead of b\.nii\.gz"):
+        read_image(broken(tmp_path, "b.nii", gzip.compress(plain)))
+    with pytest.raises(DataError, match=r"b\.nii\.gz: is not compressed .* instead of b\.nii, .* Rename it"):
+        read_image(broken(tmp_path, "b.nii.gz", plain))
+
+
+def test_values_beyond_float32_become_infinite_without_a_warning(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.nii", voxels().astype(np.float64) * 1e300, oblique_affine())
+    assert np.isinf(read_image(tmp_path / "a.nii").voxels_czyx).all()
+
+
 @pytest.mark.parametrize("ending", [".nii", ".nii.gz", ".nrrd", ".mha"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
 def test_a_file_cut_short_is_a_data_fault(tmp_path: Path, ending: str, share: float) -> None:

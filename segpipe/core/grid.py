@@ -114,13 +114,25 @@ def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
     """
     if reference.shape_zyx != other.shape_zyx:
         found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
-        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. Resample one onto the other.")
+        remedy = _turn_advice(reference, other) or "Resample one onto the other."
+        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. {remedy}")
     gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
     if gap_mm > allowed_mm:
         raise GeometryError(
             f"{what}: same shape, but a corner voxel is {gap_mm:.3f} mm apart (allowed {allowed_mm:.3f} mm). "
-            "Check the two headers."
+            f"{_turn_advice(reference, other) or 'Check the two headers.'}"
         )
+
+
+def _turn_advice(reference: Grid, other: Grid) -> str:
+    """What to do about a grid that would be the other one if its axes ran as that one's; empty if it would not."""
+    turn = reorientation(other, reference.orientation)
+    if other.orientation == reference.orientation or turn.permute(other.shape_zyx) != reference.shape_zyx:
+        return ""
+    return (
+        f"Its axes run {other.orientation}, those of the other {reference.orientation}: turn it, which loses nothing, "
+        "e.g. with nibabel's `as_reoriented`."
+    )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What an image file says of itself, and its name. Opens nothing: that is done in core/volume.py."""
+"""What an image file says of itself, and its name. Reads no image: that is done in core/volume.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 _SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
 MAX_GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below
+_GZIP_MAGIC = b"\x1f\x8b"
+_NIFTI_MAGIC_AT = (4, 344)  # where versions 2 and 1 say that they are NIfTI
 _MAX_COMPRESSION = 1032  # deflate writes at least one bit for 129 bytes
 
 
@@ -195,12 +197,29 @@ def unreadable(path: Path, fault: Exception) -> DataError:
     """The error a user should see when a library cannot read an image: not allowed to, or damaged."""
     if not may_be_read(path):
         return DataError(f"{path}: may not be read (permission denied). Ask its owner, or `chmod u+r` it.")
+    if renamed := _right_name(path):
+        state = "is" if renamed.endswith(".gz") else "is not"
+        found = f"{state} compressed with gzip, but called {path.name} instead of {renamed}"
+        return DataError(f"{path}: {found}, expected a name that says what it is. Rename it.")
     last_line = str(fault).strip().splitlines()[-1:] or [type(fault).__name__]
     size = path.stat().st_size if path.is_file() else 0
     return DataError(
         f"{path}: cannot be read as an image ({size} bytes; {last_line[0].strip()[:200]}). "
         "It is damaged, cut short or of another format: copy or export it again."
     )
+
+
+def _right_name(path: Path) -> str:
+    """What a NIfTI file should be called that is gzipped, or not, against its name; empty if that is not its fault."""
+    if ending_of(path) not in NIFTI_ENDINGS or not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        begin = file.read(_NIFTI_MAGIC_AT[-1] + 2)
+    is_named_gz = path.name.lower().endswith(".gz")
+    if begin[:2] == _GZIP_MAGIC:
+        return "" if is_named_gz else f"{path.name}.gz"
+    is_nifti = any(begin[at : at + 2] == b"n+" for at in _NIFTI_MAGIC_AT)
+    return path.name[: -len(".gz")] if is_named_gz and is_nifti else ""
 
 
 def may_be_read(path: Path) -> bool:

@@ -220,7 +220,7 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
     Raises:
         DataError: If the voxels cannot be read.
     """
-    with _file_faults(header.path):
+    with _file_faults(header.path), np.errstate(over="ignore"):  # what float32 does not hold is infinite, and found
         if _is_itk(header.path):
             array = itk.read_voxels(header)
             return array.astype(dtype or array.dtype, copy=False)

@@ -111,9 +111,11 @@ def read_case_image(case: Case, plan: Plan) -> Volume:
     volume = read_image_channels(case.image_paths)
     voxels = volume.voxels_czyx
     if len(voxels) != len(plan.channels):
+        several = "Give one file for each channel, ending in _0000, _0001, …, or one 4D file with all of them."
         raise DataError(
             f"{case.case_id}: {len(voxels)} channels, the plan expects {len(plan.channels)} "
-            f"({', '.join(plan.channels)}). Give one file for each channel, ending in _0000, _0001, …"
+            f"({', '.join(plan.channels)}). "
+            f"{several if len(plan.channels) > 1 else 'Write the one that is meant, or each time point, as a 3D file.'}"
         )
     require_finite(voxels, case.case_id)
     return volume
