@@ -121,6 +121,7 @@ def test_patients_are_told_by_the_names_of_all_folds(tmp_path):
 def test_labels_of_a_summary_are_named_by_the_dataset_beside_the_model(tmp_path):
     path = tmp_path / "trainer" / "fold_0" / "validation" / "summary.json"
     summary(path, {"p1": {"1": (0.8, 9, 9), "(1, 2)": (0.9, 9, 9), "7": (0.5, 9, 9)}})
+    write(tmp_path / "dataset.json", '{"labels": {"of another model": 1}}')
     assert [row.label for row in nnunet_table(path, 0).rows[::2]] == ["1", "(1, 2)", "7"]
     write(tmp_path / "trainer" / "dataset.json", '{"labels": {"background": 0, "core": 1, "whole": [1, 2]}}')
     assert [row.label for row in nnunet_table(path, 0).rows[::2]] == ["core", "whole", "7"]

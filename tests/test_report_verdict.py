@@ -69,6 +69,23 @@ def test_far_worse_cases_and_invented_structures_are_counted():
     assert "Labels" not in said  # of one label none is the weakest
 
 
+def test_volumes_that_are_wrong_on_average_are_told_by_hand():
+    # t(0.975, 2 degrees) = 4.30: organ 6000 ± 4.30 · 1000 / √3 and node -600 ± 248 mm³ are off 0, spleen 0 ± 2.5 is not
+    off_mm3 = {"organ": (5000, 6000, 7000), "node": (-500, -600, -700), "spleen": (-1, 0, 1)}
+    volumes = [
+        Score("r", f"c{number}", f"p{number}", 0, 0, label, "volume_difference", value, "mm3", "ok", 9000, 9000 + value)
+        for label, values in off_mm3.items()
+        for number, value in enumerate(values)
+    ]
+    dice = [score(number, label, 0.9) for label in off_mm3 for number in range(3)]
+    told = texts(verdict_of(*dice, *volumes))["Volumes"]
+    assert told == "look: Predicted larger (+) or smaller (−) on average: organ +6.00 mL, node −600 mm³."
+    spleen = [row for row in (*dice, *volumes) if row.label == "spleen"]
+    assert texts(verdict_of(*spleen))["Volumes"].startswith("good: No label's volume is wrong on average")
+    for without_interval in (dice, [spleen[0], spleen[3]]):  # no volumes; one patient
+        assert "Volumes" not in texts(verdict_of(*without_interval))
+
+
 def test_an_alarm_replaces_the_score():
     found = verdict_of(score(1, "organ", 0.9), alarms=("leak",))
     assert found.sentence.startswith("Do not trust these scores") and "0.9" not in found.sentence
@@ -112,6 +129,9 @@ def test_the_check_of_the_data_is_kept_and_told(work: Path, capsys: pytest.Captu
     assert f"`{command}` makes one." in data_check(found).text
     assert run(command.split()[1:]) == 0
     kept = CheckReport.load(file)
+    kept.model_copy(update={"faults": ()}).save(file)
+    page = data_check(read_work(work))
+    assert page.text == f"Every file of {kept.path} was read. No fault was found." and page.faults is None
     assert kept.dataset is not None and set(kept.dataset.by_id) == set(found.dataset.by_id)
     faults = (fault("label_empty", "background only", "c1"), fault("unreadable", "no image", "c2"))
     kept.model_copy(update={"faults": faults}).save(file)
