@@ -29,6 +29,14 @@ def test_a_series_is_an_image_in_the_order_of_its_places(tmp_path: Path) -> None
     assert np.allclose(volume.grid.affine_ras_mm[:3, 3], (5.0, -7.0, 11.0))
 
 
+def test_a_series_that_was_written_again_in_files_of_the_same_size_is_read_again(tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "scan", voxels())
+    assert read_header(folder).grid.affine_ras_mm[0, 3] == 5.0
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes().replace(b"-5\\7", b"-6\\7"))
+    assert read_header(folder).grid.affine_ras_mm[0, 3] == 6.0
+
+
 def test_folders_of_series_are_cases_and_channels(tmp_path: Path) -> None:
     for name in ("p1/study.2", "p2/study.2", "p2/study.3"):
         write_series(tmp_path / "one" / name, voxels()[:2])
