@@ -165,7 +165,7 @@ WRONG = [  # command, exit code, words of the message
     ("pack none -o new.zip", 2, "none: no such folder"),
     ("pack work -o empty", 4, "empty: is a folder, expected the name of a file"),
     ("run none -o new", 3, "none: no such file or folder. Check the path."),
-    ("run empty -o new", 3, "1 fatal faults"),
+    ("run empty -o new", 3, "1 fatal fault (first: empty: No images, "),
     ("run data -o data", 2, "is the dataset itself"),
     ("run data -o file", 4, STANDS),
     ("run none -o new --dry-run", 3, "cannot be listed"),

@@ -176,12 +176,14 @@ def _check(data: Path, n_workers: int, *, quiet: bool) -> CheckReport:
     from segpipe.cli.check import print_report
     from segpipe.core.errors import DataError
     from segpipe.data.check import check_dataset
+    from segpipe.data.faults import KINDS
 
     report = check_dataset(data, n_workers)
     if not quiet:
         print_report(report)
     if report.is_fatal:
         fatal = [fault for fault in report.faults if fault.severity == "fatal"]
-        first = f"{fatal[0].case_id or data}: {fatal[0].kind}, found {fatal[0].found}"
-        raise DataError(f"{data}: {len(fatal)} fatal faults (first: {first}). `segpipe check {data}` lists them.")
+        first = f"{fatal[0].case_id or data}: {KINDS[fatal[0].kind].title}, found {fatal[0].found}"
+        n_fatal = f"{len(fatal)} fatal fault{'s' * (len(fatal) > 1)}"
+        raise DataError(f"{data}: {n_fatal} (first: {first}). `segpipe check {data}` lists them.")
     return report
