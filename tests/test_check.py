@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
+from dicom import write_series
 
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError
@@ -245,6 +246,13 @@ def test_images_without_a_layout_are_checked_one_by_one(tmp_path: Path):
     assert kinds(report) == [("constant", "y.nii.gz"), ("no_labels", None), ("other_format", "z.mgz")]
     single = check_dataset(tmp_path / "deep/er/x.nii.gz", n_workers=1)
     assert kinds(single) == [("no_labels", None)]
+
+
+def test_dicom_series_are_checked_as_they_are_predicted(tmp_path: Path):
+    first = write_series(tmp_path / "ann/t1", np.arange(24, dtype=np.int16).reshape(2, 3, 4))
+    write_series(tmp_path / "bob/t1", np.full((2, 3, 4), 7, np.int16))
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [("constant", "bob/t1"), ("no_labels", None)]
+    assert kinds(check_dataset(first, n_workers=1)) == [("no_labels", None)]
 
 
 @pytest.mark.parametrize("make", ["nothing in it", "no case"])

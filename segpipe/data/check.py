@@ -9,10 +9,12 @@ from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.header import ending_of
+from segpipe.core.itk import is_dicom_file
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.data.dataset import Dataset
+from segpipe.data.dicom_inputs import series_folders
 from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.folders import read_folders
 from segpipe.data.found import Found, FoundCase
@@ -146,7 +148,7 @@ def _found(path: Path) -> tuple[Found, list[Fault]]:
     if found is not None:
         return for_training(found), []
     loose = _loose(path)
-    foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS)]
+    foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS) and not is_dicom_file(p)]
     faults = [fault("other_format", p.suffix, str(p.relative_to(path)), p) for p in foreign]
     if loose.cases:
         faults.append(fault("no_labels", f"{len(loose.cases)} image(s), none with a label map"))
@@ -154,10 +156,10 @@ def _found(path: Path) -> tuple[Found, list[Fault]]:
 
 
 def _loose(path: Path) -> Found:
-    """All images below a folder, each a case of its own, or one image."""
-    files = [path] if path.is_file() else [p for p in walk(path) if ending_of(p)]
+    """All images below a folder, each a case of its own, a folder of DICOM too; or one image."""
+    files = [path] if path.is_file() else [*(p for p in walk(path) if ending_of(p)), *series_folders(path)]
     root = path.parent if path.is_file() else path
-    cases = tuple(FoundCase(str(file.relative_to(root)), (file,)) for file in files)
+    cases = tuple(FoundCase(path.name if file == root else str(file.relative_to(root)), (file,)) for file in files)
     return Found(path.name, "files", root, (), None, cases, ())
 
 

@@ -20,7 +20,7 @@ def find_series(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
         DataError: If channels are missing or too many, or folders give the same name.
     """
     groups: dict[str, dict[int, Path]] = {}
-    for folder in _series_folders(path):
+    for folder in series_folders(path):
         name = "_".join(folder.relative_to(path).parts) or path.name
         match = NUMBERED.fullmatch(name)
         case_id, channel = (match["case"], int(match["channel"])) if match and len(channels) > 1 else (name, 0)
@@ -40,7 +40,7 @@ def find_series(path: Path, channels: tuple[str, ...]) -> list[FoundCase]:
     return [FoundCase(case_id, tuple(group[c] for c in sorted(group))) for case_id, group in groups.items()]
 
 
-def _series_folders(path: Path) -> list[Path]:
+def series_folders(path: Path) -> list[Path]:
     """Folders at or below `path` that hold DICOM files themselves."""
     found = []
     for place, inner, names in os.walk(path):
