@@ -15,7 +15,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
-from segpipe.networks.norms import memory_format
+from segpipe.networks.inference import ready_to_predict
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.trained_on import TrainedOn
 from segpipe.train.checkpoint import about_weights, load_weights
@@ -153,8 +153,7 @@ def load_model(
             )
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         load_weights(folder.weights, network)
-        order = memory_format(configuration.network.kind, configuration.network.n_axes, device, trains=False)
-        networks.append(network.to(memory_format=order).to(device).eval())
+        networks.append(ready_to_predict(network, configuration.network.kind, configuration.network.n_axes, device))
         digest.update(folder.weights.read_bytes())
     guide = None
     if configuration.previous is not None:
