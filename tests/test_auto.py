@@ -62,7 +62,7 @@ def test_cases_are_counted_whatever_is_declared():
 
 def test_no_gpu_means_the_plan_for_a_cpu_and_memory_that_is_named_means_a_gpu():
     cpu = planned(HIPPOCAMPUS, "cpu")
-    assert cpu.training.optimizer == "adamw" and cpu.configurations["3d_fullres"].network.features[0] == 16
+    assert cpu.training.optimizer == "muon" and cpu.configurations["3d_fullres"].network.features[0] == 16
     assert cpu.gpu_memory_gb is None and "no GPU" in cpu.reasons["preset"]
     assert planned(HIPPOCAMPUS, "cpu", 8.0).configurations == planned(HIPPOCAMPUS, "cuda", 8.0).configurations
 

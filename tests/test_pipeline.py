@@ -272,7 +272,7 @@ def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path)
 def test_another_plan_does_not_go_on_with_a_training(trained, capsys):
     code = run(["train", str(trained / "work"), "-f", "0", "--set", "training.learning_rate=0.5", "--device", "cpu"])
     assert code == 2
-    assert "training.learning_rate: 0.004, now 0.5" in capsys.readouterr().err
+    assert "training.learning_rate: 0.01, now 0.5" in capsys.readouterr().err
 
 
 def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, capsys):

@@ -106,7 +106,7 @@ def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(rea
     with pytest.raises(UsageError, match="momentum"):  # not what mends it
         ready.train(folder.path, momentum=0.5)
     ready.train(folder.path, learning_rate=0.001, epochs=3)
-    assert "training.learning_rate 0.001 in place of 0.004" in folder.log.read_text("utf-8")
+    assert "training.learning_rate 0.001 in place of 0.01" in folder.log.read_text("utf-8")
     assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.diverged.exists()
     assert saved_iteration(folder.state) == 12 and "goes on at iteration 3" in capsys.readouterr().err
 
@@ -121,7 +121,7 @@ def test_without_a_state_before_it_begins_anew(ready: Ready, tmp_path):
 def test_weights_that_are_not_finite_are_never_saved(ready: Ready, tmp_path):
     # the loss of the first step is finite; a rate that float32 cannot hold then spoils the weights
     with pytest.raises(PlanError, match=r"weights are infinite or NaN at iteration 1\. Lower it"):
-        ready.train(tmp_path, learning_rate=1e45, warmup_fraction=0.0, checkpoint_minutes=1e-9)
+        ready.train(tmp_path, optimizer="adamw", learning_rate=1e45, warmup_fraction=0.0, checkpoint_minutes=1e-9)
     assert not FoldFolder(tmp_path).state.exists() and not FoldFolder(tmp_path).weights.exists()
 
 
