@@ -28,6 +28,7 @@ from segpipe.core.volume import write_image
 from segpipe.data.dataset import Case
 from segpipe.networks.build import build
 from segpipe.networks.cost import CPU
+from segpipe.networks.inference import ready_to_predict
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
 from segpipe.predict.ensemble import Ensemble
@@ -162,7 +163,8 @@ def model_of(setting: Setting) -> Model:
         reasons={},
     )
     torch.manual_seed(0)
-    networks = [build(spec, setting.n_channels, labels.n_outputs).eval() for _ in range(setting.n_folds)]
+    built = [build(spec, setting.n_channels, labels.n_outputs) for _ in range(setting.n_folds)]
+    networks = [ready_to_predict(network, spec.kind, spec.n_axes, torch.device("cpu")) for network in built]
     return Model(plan, configuration, tuple(networks), "0")
 
 
