@@ -128,7 +128,7 @@ def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:
 
 def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
     lines = []
-    for item in fault.errors():
+    for item in sorted(fault.errors(), key=lambda item: item["type"] == "missing"):  # what is wrong tells more
         place = ".".join(map(str, item["loc"])) or "(top)"
         if item["type"] == "extra_forbidden":
             lines.append(
