@@ -37,7 +37,9 @@ def words(svg: bytes) -> str:
 
 
 def run_of(folder: Path, *histories: History | None) -> Run:
-    folds = (FoldRun(str(k), FoldFolder(folder / f"fold_{k}"), history, ()) for k, history in enumerate(histories))
+    folds = (
+        FoldRun(str(k), FoldFolder(folder / f"fold_{k}"), history, (), None) for k, history in enumerate(histories)
+    )
     return Run("3d_fullres", tuple(folds), None)
 
 
