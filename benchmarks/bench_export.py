@@ -133,6 +133,7 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
     from segpipe.core.volume import write_mask
     from segpipe.data.dataset import Case
     from segpipe.networks.build import build
+    from segpipe.networks.inference import ready_to_predict
     from segpipe.networks.spec import NetworkSpec
     from segpipe.plan.schema import Configuration, Normalisation, Plan
     from segpipe.plan.training import Training
@@ -172,7 +173,8 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
         reasons={},
     )
     torch.manual_seed(0)
-    model = Model(plan, configuration, (build(network, 1, 117).eval(),), "0")
+    ready = ready_to_predict(build(network, 1, 117), network.kind, network.n_axes, torch.device("cpu"))
+    model = Model(plan, configuration, (ready,), "0")
     image = folder / "image.nii.gz"
     started = time.perf_counter()
     prepared = prepare_case(Case(case_id="c", patient_id="c", images=(str(image),)), plan, configuration)
