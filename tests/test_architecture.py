@@ -51,8 +51,8 @@ _PRINTERS = ("cli/", "core/progress.py")
 _UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
 _UNSAFE_YAML = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
 _VAGUE_NAMES = {"utils", "util", "helpers", "helper", "misc", "common", "tools"}
-MAX_FILE_LINES = 300
-MAX_BODY_LINES = 40
+MAX_FILE_LINES = 500  # both are judged in review long before; these catch what nobody looked at
+MAX_BODY_LINES = 60
 
 Check = Callable[[str, str], list[str]]
 
@@ -150,7 +150,7 @@ def _is_false(node: ast.expr) -> bool:
 
 
 def too_long(path: str, source: str) -> list[str]:
-    """Files of more than 300 lines, functions of more than 40 without signature and docstring."""
+    """Files and functions beyond the limits; a function counts without its signature and docstring."""
     n_lines = len(source.splitlines())
     faults = [f"{path}: {n_lines} lines, allowed {MAX_FILE_LINES}"] if n_lines > MAX_FILE_LINES else []
     for node in ast.walk(ast.parse(source)):
@@ -243,9 +243,9 @@ OFFENDERS = [  # check, path, source
     ("unsafe", "core/records.py", "yaml.load(text, Loader=yaml.SafeLoader)"),
     ("unsafe", "core/records.py", "eval(text)"),
     ("unsafe", "prepare/store.py", "np.load(path, allow_pickle=True)"),
-    ("length", "core/grid.py", "\n" * 301),
-    ("length", "core/grid.py", "def f():\n" + "    x = 1\n" * 41),
-    ("length", "core/grid.py", "class A:\n    async def f(self):\n" + "        x = 1\n" * 41),
+    ("length", "core/grid.py", "\n" * 501),
+    ("length", "core/grid.py", "def f():\n" + "    x = 1\n" * 61),
+    ("length", "core/grid.py", "class A:\n    async def f(self):\n" + "        x = 1\n" * 61),
     ("prints", "train/loop.py", "def f():\n    print('epoch')"),
     ("errors", "train/loop.py", "try:\n    f()\nexcept Exception:\n    g()"),
     ("errors", "train/loop.py", "try:\n    f()\nexcept (ValueError, Exception):\n    raise"),
@@ -269,7 +269,7 @@ INNOCENTS = [
     ("libraries", "predict/window.py", "import torch"),
     ("unsafe", "train/checkpoint.py", "torch.load(path, weights_only=True)\nnet.eval()\nyaml.safe_load(text)"),
     ("unsafe", "prepare/store.py", "np.save(path, array, allow_pickle=False)"),
-    ("length", "core/grid.py", 'def f():\n    """' + "\n    more" * 50 + '"""\n' + "    x = 1\n" * 40),
+    ("length", "core/grid.py", 'def f():\n    """' + "\n    more" * 50 + '"""\n' + "    x = 1\n" * 60),
     ("prints", "cli/train.py", "print('done')"),
     ("errors", "core/progress.py", "try:\n    f()\nexcept BaseException:\n    raise"),
     ("names", "train/loop.py", ""),
