@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import NonNegativeFloat, NonNegativeInt
 
 from segpipe.core.records import Record
+from segpipe.core.text import duration_text, size_text
 
 _WIDTH = 80
 
@@ -68,32 +69,3 @@ def free_disk_bytes(folder: Path) -> int:
     """Free space where a folder lies or will lie."""
     absolute = folder.absolute()
     return shutil.disk_usage(next(path for path in (absolute, *absolute.parents) if path.exists())).free
-
-
-def size_text(n_bytes: int) -> str:
-    """Rounded to what matters.
-
-    Example:
-        >>> size_text(700), size_text(3 * 2**20), size_text(5 * 2**30 // 2)
-        ('1 KiB', '3.0 MiB', '2.5 GiB')
-    """
-    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
-        if n_bytes >= unit:
-            return f"{n_bytes / unit:.1f} {name}"
-    return f"{-(-n_bytes // 2**10)} KiB"
-
-
-def duration_text(seconds: float) -> str:
-    """Rounded to what matters.
-
-    Example:
-        >>> duration_text(59.7), duration_text(3599), duration_text(7500), duration_text(400_000)
-        ('60 s', '60 min', '2 h 05 min', '4 d 15 h')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 100:
-        return f"{minutes} min"
-    hours = round(minutes / 60)
-    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

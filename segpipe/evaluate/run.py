@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import Label, LabelSet
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
-from segpipe.evaluate.ahead import ReadAhead
 from segpipe.evaluate.case import Box, Case, ScoreSettings
 from segpipe.evaluate.groups import GROUPS
 from segpipe.evaluate.indexed import IndexedMaps, in_threads, index_maps
@@ -69,7 +69,8 @@ def score_pairs(
         DataError: After all pairs were tried, with one line for each that cannot be read or whose two grids differ.
     """
     n_threads = max(1, n_workers // max(1, len(pairs)))
-    with ReadAhead(partial(_read, labels=labels, settings=settings), pairs, max(1, n_workers)) as ahead:
+    n_ahead = max(1, n_workers)
+    with Prefetch(lambda i: _read(pairs[i], labels, settings), n_ahead, n_ahead, stop=len(pairs)) as ahead:
         score = partial(_score_pair, pairs, ahead, settings=settings, n_threads=n_threads)
         results = map_threads(score, range(len(pairs)), "score", n_workers)
     faults = [result for result in results if isinstance(result, DataError)]
@@ -141,11 +142,11 @@ def _read(pair: MaskPair, labels: LabelSet, settings: ScoreSettings) -> _Read:
 
 
 def _score_pair(
-    pairs: Sequence[MaskPair], ahead: ReadAhead[MaskPair, _Read], index: int, settings: ScoreSettings, n_threads: int
+    pairs: Sequence[MaskPair], ahead: Prefetch[_Read], index: int, settings: ScoreSettings, n_threads: int
 ) -> _Scored | DataError:
     pair = pairs[index]
     try:
-        read = ahead(index)
+        read = ahead.get(index)
         scores = _score_maps(read.maps, read.grid, read.labels, pair.origin, settings, pair.probabilities, n_threads)
     except DataError as fault:
         return fault

@@ -1,0 +1,49 @@
+"""Numbers as people read them: counts with their noun, sizes in GiB, durations."""
+
+from __future__ import annotations
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """A number and its noun, in agreement.
+
+    Args:
+        n: How many.
+        noun: The singular; it may bring its verb.
+        plural: The plural where it is not `noun` with an s.
+
+    Example:
+        >>> count(1, "image"), count(2, "mask"), count(0, "fold")
+        ('1 image', '2 masks', '0 folds')
+        >>> count(1, "case is missing", "cases are missing"), count(3, "axis", "axes")
+        ('1 case is missing', '3 axes')
+    """
+    return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def size_text(n_bytes: float) -> str:
+    """Memory or disk space in binary units, to three digits or so; less than 1 KiB is rounded up to it.
+
+    Example:
+        >>> size_text(700), size_text(3 * 2**20), size_text(1003 * 2**20), size_text(3.8 * 2**30)
+        ('1 KiB', '3.0 MiB', '1003 MiB', '3.8 GiB')
+    """
+    for unit, name in ((2**30, "GiB"), (2**20, "MiB")):
+        if n_bytes >= unit - unit / 2**11:  # what would be rounded to 1024 MiB is 1 GiB
+            return f"{n_bytes / unit:.{0 if n_bytes >= 99.95 * unit else 1}f} {name}"
+    return f"{-int(-n_bytes // 2**10)} KiB"
+
+
+def duration_text(seconds: float) -> str:
+    """A duration in the unit that suits it.
+
+    Example:
+        >>> duration_text(59.7), duration_text(3599), duration_text(7500), duration_text(400_000)
+        ('60 s', '60 min', '2 h 05 min', '4 d 15 h')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 100:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"

@@ -1,0 +1,44 @@
+"""Numbers and nouns agree; memory is printed in the unit it is computed in."""
+
+from __future__ import annotations
+
+import pytest
+
+from segpipe.core.text import count, duration_text, size_text
+
+
+@pytest.mark.parametrize(
+    ("n", "words", "text"),
+    [
+        (1, ("image",), "1 image"),
+        (2, ("image",), "2 images"),
+        (0, ("image",), "0 images"),
+        (1, ("axis", "axes"), "1 axis"),
+        (2, ("axis", "axes"), "2 axes"),
+        (21, ("case is left out", "cases are left out"), "21 cases are left out"),
+    ],
+)
+def test_a_number_agrees_with_its_noun(n, words, text):
+    assert count(n, *words) == text
+
+
+@pytest.mark.parametrize(
+    ("n_bytes", "text"),
+    [
+        (0, "0 KiB"),
+        (1, "1 KiB"),
+        (2**20, "1.0 MiB"),
+        (1_000_000_000, "954 MiB"),  # 1e9 / 1048576 = 953.7: a GB is not a GiB
+        (2**30 - 1, "1.0 GiB"),
+        (4_080_218_931, "3.8 GiB"),  # 3.8 × 1073741824
+        (24 * 2**30, "24.0 GiB"),
+        (137 * 2**30, "137 GiB"),
+    ],
+)
+def test_sizes_are_binary(n_bytes, text):
+    assert size_text(n_bytes) == text
+
+
+def test_durations_by_hand():
+    texts = [duration_text(s) for s in (0.2, 99, 100, 5900, 6000, 172_000)]  # 172,000 s are 2866.7 min, 47.8 h
+    assert texts == ["0 s", "99 s", "2 min", "98 min", "1 h 40 min", "2 d 0 h"]
