@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from segpipe.cli.run import Finished
-    from segpipe.evaluate.folders import Evaluation
-    from segpipe.predict.api import Predictor
+from segpipe._version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from segpipe.evaluate.folders import Evaluation
+    from segpipe.pipeline.run import Finished
+    from segpipe.predict.api import Predictor
 
 # Threads that wait for each other sleep instead of spinning. Beside another busy process spinning made a training step
 # up to a hundred times slower, since each of its thousands of small parallel loops lost a time slice. Read by OpenMP
@@ -101,10 +101,10 @@ def run(
     """
     from pathlib import Path
 
-    from segpipe.cli.run import run_stages
     from segpipe.core.progress import cpu_count
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices
+    from segpipe.pipeline.run import run_stages
 
     return run_stages(
         Path(data),
@@ -113,8 +113,7 @@ def run(
         Choices(preset=preset, gpu_memory_gb=gpu_memory_gb, edits=tuple(edits), seed=seed),
         configuration=configuration,
         folds=folds,
-        time_budget=time_budget_seconds,
-        quiet=True,
+        time_budget_seconds=time_budget_seconds,
     )
 
 

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import click
 
-from segpipe import __version__
+from segpipe._version import __version__
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
 
 _HEADLINES = {2: "Not possible", 3: "Data", 4: "Setup", 5: "Memory or disk", 75: "Interrupted"}

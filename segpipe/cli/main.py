@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from segpipe import __version__
+from segpipe._version import __version__
 from segpipe.cli.examples import EXAMPLES
 from segpipe.cli.faults import log_and_tell, tell
 from segpipe.core.errors import Interrupted, SegpipeError

@@ -8,9 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-import segpipe
-
-_evaluate = segpipe.evaluate  # still the function: the name is given to the package when it is imported
+# Still the function: the name is given to the package once it is imported. An import of segpipe would close a ring.
+_evaluate = sys.modules["segpipe"].evaluate
 
 
 class _CallablePackage(ModuleType):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import isfinite
 from pathlib import Path
 
-from segpipe import __version__
+from segpipe._version import __version__
 from segpipe.core.errors import UsageError
 from segpipe.core.work import FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable

@@ -6,7 +6,7 @@ import importlib.metadata
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from segpipe import __version__
+from segpipe._version import __version__
 from segpipe.compare.permutation import MAX_EXACT_PATIENTS
 from segpipe.compare.records import Comparison, MetricComparison
 from segpipe.compare.verdict import quantity
