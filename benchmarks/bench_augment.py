@@ -24,8 +24,8 @@ from torch import Tensor
 
 from segpipe.core.grid import ZYX
 from segpipe.plan.augmentation import Augmentation
-from segpipe.train.augment import Scope, draw, is_flat, largest_angle, region_for
-from segpipe.train.transforms import apply
+from segpipe.train.augmentation.apply import apply
+from segpipe.train.augmentation.draws import Scope, draw, is_flat, largest_angle, region_for
 
 CASES: tuple[tuple[ZYX, int, int], ...] = (  # patch, batch, labels
     ((40, 56, 40), 2, 2),

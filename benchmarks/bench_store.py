@@ -36,7 +36,7 @@ from segpipe.core.work import Work
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepared_folder
 from segpipe.prepare.store import PatchCase, load_case, open_case
-from segpipe.train.augment import region_for
+from segpipe.train.augmentation.draws import region_for
 from segpipe.train.loader import Loader
 from segpipe.train.sampling import Sampling, cut, draw_batch
 

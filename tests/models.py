@@ -12,7 +12,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation, Plan
-from segpipe.plan.trained_on import Seen, Span, TrainedOn
+from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
 from segpipe.train.checkpoint import save_weights
 
 
@@ -33,8 +33,8 @@ def write_fold(work: Path, plan: Plan, number: int, name: str = "3d_fullres") ->
     network = build(own.network, plan.n_inputs(own), plan.labels.n_outputs)
     save_weights(fold.weights, network, {"configuration": name, "fold": str(number), "finished": "1"})
     span, extent = Span(low=1, high=2.5), Span(low=10, high=25)
-    seen = Seen(low=50, high=150, min=40)
-    TrainedOn(
+    seen = ChannelRange(low=50, high=150, min=40)
+    TrainingStats(
         n_cases=3 + number,
         orientations=("RAS",),
         spacing_mm=(span,) * 3,

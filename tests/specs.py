@@ -7,8 +7,8 @@ from functools import partial
 from typing import Any
 
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
-from segpipe.networks.effnet import effnet
 from segpipe.networks.parts import Parts
+from segpipe.networks.sized_specs import effnet
 from segpipe.networks.spec import NetworkSpec
 
 Axes = tuple[tuple[int, ...], ...]

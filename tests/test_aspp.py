@@ -1,4 +1,4 @@
-"""networks/aspp.py."""
+"""networks/unet.py."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import torch
 from monai.networks.blocks import SimpleASPP
 from torch import nn
 
-from segpipe.networks.aspp import DeepLabPyramid, SimplePyramid, pyramid
 from segpipe.networks.blocks import Layers
 from segpipe.networks.parts import Parts
+from segpipe.networks.unet import DeepLabPyramid, SimplePyramid, pyramid
 
 
 def isotropic(*rates: int) -> tuple[tuple[int, int, int], ...]:

@@ -1,4 +1,4 @@
-"""train/augment.py, train/transforms.py"""
+"""train/augmentation/draws.py, train/augmentation/apply.py"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
 from segpipe.core.seeds import generator_for
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.schema import Normalisation
-from segpipe.train.augment import Draws, Scope, draw, largest_angle, region_for, scope_of
-from segpipe.train.transforms import apply
-from segpipe.train.transforms_place import moved_by_torch, moved_compiled, spline_basis
+from segpipe.train.augmentation.apply import apply
+from segpipe.train.augmentation.draws import Draws, Scope, draw, largest_angle, region_for, scope_of
+from segpipe.train.augmentation.placement import moved_by_torch, moved_compiled, spline_basis
 
 NNUNET = Augmentation.named("nnunet")
 ALWAYS = Augmentation.named("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})

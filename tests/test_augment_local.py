@@ -1,4 +1,4 @@
-"""train/transforms_local.py and quarter turns, beside batchgeneratorsv2 as nnunetv2's trainer DA5 uses it."""
+"""train/augmentation/local.py and quarter turns, beside batchgeneratorsv2 as nnunetv2's trainer DA5 uses it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5
 from scipy import stats
 
 from segpipe.plan.augmentation import Augmentation
-from segpipe.train.augment import Scope, draw
-from segpipe.train.transforms import apply
-from segpipe.train.transforms_local import CHANGES, Hill, LocalChange, alter_locally_, draw_local, hill_ZYX
+from segpipe.train.augmentation.apply import apply
+from segpipe.train.augmentation.draws import Scope, draw
+from segpipe.train.augmentation.local import CHANGES, Hill, LocalChange, alter_locally_, draw_local, hill_ZYX
 
 STRONG = Augmentation.named("strong")
 PATCH = (14, 30, 22)

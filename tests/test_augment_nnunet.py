@@ -1,4 +1,4 @@
-"""train/augment.py and train/transforms*.py beside batchgeneratorsv2, whose transforms nnunetv2 trains with."""
+"""train/augmentation beside batchgeneratorsv2, whose transforms nnunetv2 trains with."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from scipy import stats
 
 from segpipe.plan.augmentation import Augmentation
-from segpipe.train.augment import Draws, Scope, draw
-from segpipe.train.transforms import apply
+from segpipe.train.augmentation.apply import apply
+from segpipe.train.augmentation.draws import Draws, Scope, draw
 
 NNUNET = Augmentation.named("nnunet")
 PATCH = (12, 14, 10)

@@ -1,4 +1,4 @@
-"""plan/auto.py, plan/sides.py: our own decisions."""
+"""plan/make.py, plan/laterality.py: our own decisions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from test_plan import fingerprint
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.laterality import sided_labels, sideways_axis, words_of
 from segpipe.plan.make import make_plan
 from segpipe.plan.patch import Memory
 from segpipe.plan.presets import PRESETS
 from segpipe.plan.schema import Plan
-from segpipe.plan.sides import sided_labels, sideways_axis, words_of
 
 HIPPOCAMPUS = fingerprint([(36, 50, 35)] * 260, [(1.0, 1.0, 1.0)] * 260)
 LIVER = fingerprint([(482, 512, 512)] * 131, [(1.0, 0.77, 0.77)] * 131)

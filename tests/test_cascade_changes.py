@@ -28,10 +28,10 @@ from plans import LABELS, small_plan
 from segpipe.plan.augmentation import Augmentation
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
-from segpipe.train.augment import Scope, draw, scope_of
+from segpipe.train.augmentation.apply import apply, apply_to_guides
+from segpipe.train.augmentation.draws import Scope, draw, scope_of
 from segpipe.train.cascade import OPERATIONS, Removal, Reshaping, changed, dilated, draw_changes, with_guides
 from segpipe.train.sampling import Sampling, draw_batch
-from segpipe.train.transforms import apply, apply_to_guides
 
 THEIRS = {
     "dilate": binary_dilation_torch,

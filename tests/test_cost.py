@@ -1,4 +1,4 @@
-"""networks/cost.py and networks/memory.py: bytes and multiplications of a step that nobody computes."""
+"""networks/cost.py and networks/memory_trace.py: bytes and multiplications of a step that nobody computes."""
 
 from __future__ import annotations
 

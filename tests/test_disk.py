@@ -1,4 +1,4 @@
-"""plan/disk.py: how much prepared cases take, before there are any."""
+"""plan/planned_cost.py: how much prepared cases take, before there are any."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
-from segpipe.plan.disk import MAX_LOCATIONS, prepared_bytes
 from segpipe.plan.make import make_plan
+from segpipe.plan.planned_cost import MAX_LOCATIONS, prepared_bytes
 from segpipe.prepare import places
 from segpipe.prepare.dataset import prepare_dataset
 

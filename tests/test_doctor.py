@@ -11,7 +11,7 @@ import pytest
 from segpipe.cli.main import run
 from segpipe.core.findings import finding
 from segpipe.core.folder_findings import file_system, folder_findings
-from segpipe.networks.findings import torch_findings
+from segpipe.networks.doctor import torch_findings
 from segpipe.pipeline.doctor import (
     extras_finding,
     memory_finding,

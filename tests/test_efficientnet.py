@@ -13,9 +13,9 @@ from segpipe.networks.blocks import BlockShape, Layers
 from segpipe.networks.build import build
 from segpipe.networks.efficientnet import LatePadding, MobileBlock
 from segpipe.networks.efficientnet_table import levels, stem_features
-from segpipe.networks.effnet import effnet
 from segpipe.networks.inflate import start_from
 from segpipe.networks.parts import InitialWeights
+from segpipe.networks.sized_specs import effnet
 from segpipe.networks.spec import NetworkSpec
 
 with warnings.catch_warnings():

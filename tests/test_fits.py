@@ -1,4 +1,4 @@
-"""plan/fits.py: what fits instead of what was wanted."""
+"""plan/patch.py: what fits instead of what was wanted."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plans import small_spec
-from segpipe.plan.fits import nearest_fit
+from segpipe.plan.patch import nearest_fit
 from segpipe.plan.schema import Configuration
 
 

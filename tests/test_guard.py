@@ -13,7 +13,7 @@ from segpipe.core.grid import Grid
 from segpipe.core.volume import Volume
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.schema import Normalisation, Plan
-from segpipe.plan.trained_on import Seen, Span, TrainedOn
+from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
 from segpipe.predict.guard import warnings_of
 from segpipe.prepare.case import prepare_image
 
@@ -60,7 +60,7 @@ def fingerprint(
     )
 
 
-SEEN = Seen(low=50, high=150, min=40, least_range=100)
+SEEN = ChannelRange(low=50, high=150, min=40, least_range=100)
 TRAINED = fingerprint(measured("a", (2.5, 1.5, 1.0)), measured("b", (2.5, 1.5, 1.0)))
 
 
@@ -72,7 +72,7 @@ def said(
     grid = Grid(voxels_zyx.shape, oblique_affine() if affine is None else affine)
     volume = Volume(voxels_zyx[None].astype(np.float32), grid)
     trace = prepare_image(volume, plan, plan.configurations["3d_fullres"])[1]
-    return list(warnings_of(volume, trace, plan, TrainedOn.of(trained, plan, ["a", "b"])))
+    return list(warnings_of(volume, trace, plan, TrainingStats.of(trained, plan, ["a", "b"])))
 
 
 def test_an_image_like_the_training_cases_is_not_warned_of() -> None:
@@ -145,11 +145,11 @@ def test_without_numbers_of_the_training_only_constant_images_are_told() -> None
 def test_the_record_is_of_the_training_cases_alone_and_folds_join(tmp_path: Path) -> None:
     found = fingerprint(measured("a", (2.5, 1.5, 1.0)), measured("b", (5.0, 1.5, 1.0)), measured("c", (3, 2, 1), "LPS"))
     plan = small_plan()
-    first, second = TrainedOn.of(found, plan, ["a"]), TrainedOn.of(found, plan, ["b", "c"])
-    assert first is not None and second is not None and TrainedOn.of(found, plan, ["gone"]) is None
+    first, second = TrainingStats.of(found, plan, ["a"]), TrainingStats.of(found, plan, ["b", "c"])
+    assert first is not None and second is not None and TrainingStats.of(found, plan, ["gone"]) is None
     assert first.spacing_mm[0] == Span(low=2.5, high=2.5) and second.spacing_mm[0] == Span(low=3, high=5)
     both = first.joined(second)
     assert both.spacing_mm[0] == Span(low=2.5, high=5) and both.orientations == ("LPS", "RAS")
     assert both.extent_mm[0] == Span(low=8 * 2.5, high=8 * 5) and both.intensities == (SEEN,)
     both.save(tmp_path / "trained_on.json")
-    assert TrainedOn.load(tmp_path / "trained_on.json") == both
+    assert TrainingStats.load(tmp_path / "trained_on.json") == both

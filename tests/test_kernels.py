@@ -1,4 +1,4 @@
-"""networks/kernels.py"""
+"""networks/build.py"""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import pytest
 from specs import SPECS
 from torch import nn
 
-from segpipe.networks.build import NETWORKS, build
-from segpipe.networks.kernels import inner_kernels
+from segpipe.networks.build import NETWORKS, build, inner_kernels
 
 _LARGE = [f"b{size}" for size in range(1, 8)]  # EfficientNets differ in size alone
 

@@ -1,4 +1,4 @@
-"""train/loss_terms.py: by hand, and with MONAI's losses as second opinion where both mean the same."""
+"""train/losses.py: by hand, and with MONAI's losses as second opinion where both mean the same."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
 from segpipe.core.thinning import centreline
 from segpipe.networks.cost import cost
 from segpipe.plan.loss import LOSSES, Loss
-from segpipe.train.losses import supervised_loss
-from segpipe.train.skeleton import tubes
+from segpipe.train.losses import supervised_loss, tubes
 
 TUBE = LabelSet(labels=(Label(name="vessel", values=(1,)),))
 TWO_VOXELS = torch.zeros(1, 3, 1, 1, 2), torch.tensor([[[[1, 0]]]])  # label a and background, every share 1/3

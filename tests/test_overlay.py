@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.train.overlay import Plane, drawn, planes_of
+from segpipe.train.tensorboard import Plane, drawn, planes_of
 
 ORANGE, SKY_BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))))

@@ -1,4 +1,4 @@
-"""plan/augmentation.py, and in plan/sides.py which labels change places."""
+"""plan/augmentation.py, and in plan/laterality.py which labels change places."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.edit import edited
+from segpipe.plan.laterality import swapped_indices, swapped_outputs
 from segpipe.plan.schema import Plan
-from segpipe.plan.sides import swapped_indices, swapped_outputs
 
 
 def labels(regions: bool = False, **values: int | tuple[int, ...]) -> LabelSet:

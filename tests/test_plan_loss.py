@@ -1,4 +1,4 @@
-"""plan/loss.py and plan/named.py: how a loss is named, written and edited."""
+"""plan/loss.py and plan/presettable.py: how a loss is named, written and edited."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.edit import edited
 from segpipe.plan.loss import LOSSES, TERMS, Loss
 from segpipe.plan.schema import Plan
-from segpipe.train import loss_terms
+from segpipe.train import losses
 
 PLAN = small_plan()
 
@@ -99,7 +99,7 @@ def test_what_is_refused(edit, message):
 
 
 def test_every_term_has_a_formula_and_every_formula_a_name():
-    assert tuple(loss_terms.TERMS) == TERMS
+    assert tuple(losses.TERMS) == TERMS
     assert {term for terms in LOSSES.values() for term in terms} == set(TERMS)
     assert all(Loss.named(name).model_dump(mode="json") == name for name in LOSSES)
 

@@ -26,7 +26,7 @@ from segpipe.data.dataset import Case
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation
-from segpipe.plan.trained_on import Seen, Span, TrainedOn
+from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
 from segpipe.predict.model import Model
@@ -312,8 +312,8 @@ def test_the_command_tells_each_case_in_json_and_warns_of_what_is_unlike(
     model.plan.save(fold.plan)
     save_weights(fold.weights, model.networks[0], {"configuration": "3d_fullres", "fold": "0", "finished": "1"})
     edge, extent = Span(low=1, high=2.5), Span(low=10, high=25)
-    seen = Seen(low=50, high=150, min=40)
-    trained_on = TrainedOn(
+    seen = ChannelRange(low=50, high=150, min=40)
+    trained_on = TrainingStats(
         n_cases=2, orientations=("RAS",), spacing_mm=(edge,) * 3, extent_mm=(extent,) * 3, intensities=(seen,)
     )
     trained_on.save(fold.trained_on)

@@ -23,9 +23,9 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.build import build
+from segpipe.plan.laterality import AS_STORED, sideways_axis
 from segpipe.plan.schema import Plan
-from segpipe.plan.sides import AS_STORED, sideways_axis
-from segpipe.plan.trained_on import TrainedOn
+from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.model import find_folds, load_model
 from segpipe.train.checkpoint import about_weights, save_weights
 
@@ -150,14 +150,14 @@ def _require_usual(path: Path, values: dict[str, Any], name: str) -> None:
             )
 
 
-def _trained_on(source: Path, plan: Plan) -> TrainedOn | None:
+def _trained_on(source: Path, plan: Plan) -> TrainingStats | None:
     """What nnU-Net measured of the training cases of all folds; None if that is not beside the model."""
     path = source / "dataset_fingerprint.json"
     if not path.is_file():
         return None
     fingerprint = read_nnunet_fingerprint(path, read_nnunet_dataset(source / "dataset.json"))
     oriented = plan.model_copy(update={"orientation": fingerprint.orientation})  # its lists are in the order of arrays
-    seen = TrainedOn.of(fingerprint, oriented, [case.case_id for case in fingerprint.cases])
+    seen = TrainingStats.of(fingerprint, oriented, [case.case_id for case in fingerprint.cases])
     return None if seen is None else seen.model_copy(update={"orientations": ()})
 
 

@@ -13,9 +13,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from segpipe.core.records import Record
-from segpipe.networks.build import build
-from segpipe.networks.kernels import inner_kernels
-from segpipe.networks.memory import Loss, Workload, trace_inference, trace_training
+from segpipe.networks.build import build, inner_kernels
+from segpipe.networks.memory_trace import LossFunction, Workload, trace_inference, trace_training
 from segpipe.networks.spec import NetworkSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -95,7 +94,7 @@ def cost(
     optimizer: str = "sgd",
     averages_weights: bool = False,
     precision: Precision = "bf16",
-    loss: Loss | None = None,
+    loss: LossFunction | None = None,
     calibration: Calibration = CUDA,
 ) -> Cost:
     """Predict what training and prediction take, without computing anything; needs no GPU.

@@ -18,7 +18,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import OPTIMIZER_STATES
-from segpipe.networks.findings import free_device_bytes
+from segpipe.networks.doctor import free_device_bytes
 from segpipe.pipeline.costs import planned_costs
 from segpipe.pipeline.devices import devices_for
 from segpipe.pipeline.machine import Machine

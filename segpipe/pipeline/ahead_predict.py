@@ -21,7 +21,7 @@ from segpipe.data.dataset import Case
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.cost import CPU
 from segpipe.networks.device import resolve_device
-from segpipe.networks.findings import free_device_bytes
+from segpipe.networks.doctor import free_device_bytes
 from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.selection import candidates_of

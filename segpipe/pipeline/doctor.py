@@ -14,7 +14,7 @@ from segpipe.core.findings import Finding, finding
 from segpipe.core.folder_findings import folder_findings
 from segpipe.core.memory import free_bytes
 from segpipe.core.progress import cpu_count
-from segpipe.networks.findings import torch_findings
+from segpipe.networks.doctor import torch_findings
 
 _GB = 2**30
 _FEW_BYTES = 4 * _GB  # preparing one large CT takes about as much

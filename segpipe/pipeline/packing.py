@@ -13,7 +13,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.plan.schema import Plan
-from segpipe.plan.trained_on import TrainedOn
+from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.chosen import (
     CHOSEN_FILE,
     SELECTION,
@@ -118,7 +118,7 @@ def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]
         inside.plan.as_posix(): Plan.load(fold.plan).to_yaml().encode(),
     }
     if fold.trained_on.is_file():
-        parts[inside.trained_on.as_posix()] = TrainedOn.load(fold.trained_on).to_json().encode()
+        parts[inside.trained_on.as_posix()] = TrainingStats.load(fold.trained_on).to_json().encode()
     return parts
 
 
@@ -140,7 +140,7 @@ def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedS
         )
 
 
-def model_card(facts: ModelFacts, plan: Plan, trained_on: TrainedOn | None, steps: Postprocessing) -> str:
+def model_card(facts: ModelFacts, plan: Plan, trained_on: TrainingStats | None, steps: Postprocessing) -> str:
     """The model card: Markdown for people, which says what is not known as well."""
     import jinja2
 

@@ -26,7 +26,7 @@ from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.stages import default_configuration
 from segpipe.plan.edit import edited, warn_of_sides
 from segpipe.plan.schema import Plan
-from segpipe.plan.trained_on import TrainedOn
+from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
@@ -218,7 +218,7 @@ def _train_one(
     if (
         how.group.is_first
         and work.fingerprint.is_file()
-        and (trained_on := TrainedOn.of(Fingerprint.load(work.fingerprint), plan, data.split.train))
+        and (trained_on := TrainingStats.of(Fingerprint.load(work.fingerprint), plan, data.split.train))
     ):
         trained_on.save(folder.trained_on)
 

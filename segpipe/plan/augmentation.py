@@ -1,4 +1,4 @@
-"""How strongly training patches are altered: values of the plan, from which `train/augment` draws."""
+"""How strongly training patches are altered: values of the plan, from which `train/augmentation/draws` draws."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
-from segpipe.plan.named import Named
+from segpipe.plan.presettable import Presettable
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
 _Angle = Annotated[float, Field(ge=0, le=180)]
@@ -49,7 +49,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the de
 }  # fmt: skip
 
 
-class Augmentation(Named):
+class Augmentation(Presettable):
     """Probabilities (p_, of a sample) and ranges. The defaults are nnU-Net's.
 
     In a file it is a name of `AUGMENTATIONS`, or a mapping of what differs: `{preset: nnunet, p_rotation: 0.4}`.
@@ -145,7 +145,7 @@ class Augmentation(Named):
 
     @property
     def alters_locally(self) -> bool:
-        """Whether intensities are ever changed by `train/transforms_local`."""
+        """Whether intensities are ever changed by `train/augmentation/local`."""
         return bool(
             self.p_median or self.p_shift or self.p_blank or self.p_gradient or self.p_local_gamma or self.p_sharpening
         )

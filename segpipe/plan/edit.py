@@ -11,10 +11,9 @@ from segpipe.core.errors import PlanError
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
-from segpipe.plan.inherit import KEY
-from segpipe.plan.named import PRESET
-from segpipe.plan.schema import Plan
-from segpipe.plan.sides import sided_labels, sideways_axis
+from segpipe.plan.laterality import sided_labels, sideways_axis
+from segpipe.plan.presettable import PRESET
+from segpipe.plan.schema import KEY, Plan
 from segpipe.plan.training import Training
 
 _USUAL = {  # of Training, by whether the optimizer is sgd; muon's updates are made as large as adamw's

@@ -1,4 +1,4 @@
-"""What a network is trained to make small, as a value; the formulas are in train/loss_terms.py."""
+"""What a network is trained to make small, as a value; the formulas are in train/losses.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from segpipe.plan.named import Named
+from segpipe.plan.presettable import Presettable
 
 Term = Literal["dice", "tversky", "focal_tversky", "ce", "topk", "focal", "cldice", "skeleton_recall"]
 TERMS: tuple[Term, ...] = get_args(Term)
@@ -39,7 +39,7 @@ _READ_BY: dict[str, tuple[Term, ...]] = {
 MOST_LINES = 16  # labels with soft skeletons: each takes tens of copies of its output
 
 
-class Loss(Named):
+class Loss(Presettable):
     """A weighted sum of terms; the default is nnU-Net's.
 
     Args:

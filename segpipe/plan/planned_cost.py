@@ -1,8 +1,13 @@
-"""What a configuration will take, as a record: for tables, reports and JSON."""
+"""Disk space that prepared cases will take, from the fingerprint alone."""
 
 from __future__ import annotations
 
+import math
+
 from segpipe.core.records import Record
+from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
+from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.spacing import resampled_shape
 
 
 class PlannedCost(Record):
@@ -27,3 +32,33 @@ class PlannedCost(Record):
     seconds_per_step: float | None
     parameters: int
     prepared_gb: float
+
+
+_IMAGE_BYTES, _INDEX_BYTES = 4, 2  # of a voxel: float32, int16
+# Compressed size as a share, measured on the 220 hippocampus crops of a public set (1 mm MR) and on 60 cardiac volumes
+# (ACDC). Images: 0.88 and 0.60, of which the larger is taken; label maps: 0.027 and 0.008.
+_IMAGE_SHARE, _INDEX_SHARE = 0.88, 0.03
+_LOCATION_BYTES = 12  # three int32 for each voxel on which a patch may be centred
+MAX_LOCATIONS = 10_000  # of a label in a case, as prepare/places.py keeps them
+_CASE_BYTES = 1500  # how the case was prepared, and the heads of its files
+
+
+def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuration) -> int:
+    """About how much the prepared cases of a configuration take. Configurations of one spacing share them.
+
+    Returns:
+        Rather too much than too little: resampled noise takes as much; an empty background, or few grey values,
+        take down to half.
+    """
+    return sum(_case_bytes(case, plan, configuration) for case in fingerprint.cases)
+
+
+def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> int:
+    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
+    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
+    target_mm = [own if t is None else t for own, t in zip(spacing_mm, configuration.spacing_mm, strict=True)]
+    n_voxels = math.prod(resampled_shape(shape, spacing_mm, target_mm))
+    growth = n_voxels / math.prod(shape)
+    n_locations = sum(min(n * growth, MAX_LOCATIONS) for n in case.label_voxels.values())
+    voxel_bytes = len(plan.channels) * _IMAGE_BYTES * _IMAGE_SHARE + _INDEX_BYTES * _INDEX_SHARE
+    return round(n_voxels * voxel_bytes + n_locations * _LOCATION_BYTES) + _CASE_BYTES

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.plan.measured import Measured
 from segpipe.plan.presets import Preset
 from segpipe.plan.schema import Configuration, Normalisation
-from segpipe.plan.spacing import spacings_and_shapes, uses_fine_tenth
+from segpipe.plan.spacing import PlannerInput, spacings_and_shapes, uses_fine_tenth
 
 _N_NAMED = 4
 _SCHEME_SENTENCES = {
@@ -24,7 +23,7 @@ _SCHEME_SENTENCES = {
 def reasons_for(
     preset: Preset,
     fingerprint: Fingerprint,
-    measured: Measured,
+    measured: PlannerInput,
     configurations: Mapping[str, Configuration],
     normalisation: Sequence[Normalisation],
     sided: Sequence[str],
@@ -52,7 +51,7 @@ def _orientation(fingerprint: Fingerprint) -> str:
     return f"{fingerprint.orientation} is the most frequent of {len(counts)} orientations ({n_same} of {n_cases})."
 
 
-def _spacing(fingerprint: Fingerprint, measured: Measured) -> str:
+def _spacing(fingerprint: Fingerprint, measured: PlannerInput) -> str:
     edges = _times(measured.spacing_mm.tolist())
     if uses_fine_tenth(*spacings_and_shapes(fingerprint)):
         return (
@@ -62,7 +61,7 @@ def _spacing(fingerprint: Fingerprint, measured: Measured) -> str:
     return f"{edges} mm is the median voxel."
 
 
-def _coarsening(configurations: Mapping[str, Configuration], preset: Preset, measured: Measured) -> str:
+def _coarsening(configurations: Mapping[str, Configuration], preset: Preset, measured: PlannerInput) -> str:
     full = configurations.get("3d_fullres")
     if full is None or not preset.view or list(full.spacing_mm) == measured.spacing_mm.tolist():
         return ""
@@ -93,7 +92,7 @@ def _mirroring(preset: Preset, sided: Sequence[str]) -> str:
 
 
 def _configuration(
-    name: str, own: Configuration, all_of_them: Mapping[str, Configuration], preset: Preset, measured: Measured
+    name: str, own: Configuration, all_of_them: Mapping[str, Configuration], preset: Preset, measured: PlannerInput
 ) -> str:
     if own.previous is not None:
         return f"Like {own.inherits}, with the labels that {own.previous} predicts as further channels."
@@ -111,7 +110,7 @@ def _configuration(
     return text
 
 
-def _batch(own: Configuration, preset: Preset, measured: Measured) -> str:
+def _batch(own: Configuration, preset: Preset, measured: PlannerInput) -> str:
     n_axes = own.network.n_axes
     voxels = math.prod(own.patch_zyx) * (own.batch_size + 1)
     if own.batch_size == 2:

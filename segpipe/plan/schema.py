@@ -21,9 +21,62 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.networks.spec import NetworkSpec
-from segpipe.plan.inherit import completed, shortened
-from segpipe.plan.sides import AS_STORED, sideways_axis, swapped_indices
+from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
+
+KEY = "inherits"
+
+
+def complete_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]:
+    """Every configuration with all its values.
+
+    Args:
+        configurations: By name, as a plan file holds them; one with `inherits` may leave out whatever is as in the
+            configuration it names, also inside `network`.
+
+    Raises:
+        ValueError: If a base does not exist or configurations inherit from each other in a circle.
+    """
+    return {name: _complete(name, configurations, ()) for name in configurations}
+
+
+def _complete(name: str, configurations: Mapping[str, Any], below: tuple[str, ...]) -> Any:
+    own = configurations[name]
+    base = own.get(KEY) if isinstance(own, Mapping) else None
+    if base is None:
+        return own
+    if not isinstance(base, str) or base not in configurations:
+        raise ValueError(
+            f"{name} inherits from {base!r}, expected one of {', '.join(sorted({*configurations} - {name}))}"
+        )
+    if base == name or base in below:
+        raise ValueError(f"{' → '.join((*below, name, base))}: configurations inherit in a circle; break it")
+    return _over(_complete(base, configurations, (*below, name)), own)
+
+
+def _over(base: Any, own: Any) -> Any:
+    if not (isinstance(base, Mapping) and isinstance(own, Mapping)):
+        return own
+    return {**base, **{key: _over(base.get(key), value) for key, value in own.items()}}
+
+
+def shorten_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `complete_configurations`: of a configuration with `inherits` only what differs from its base."""
+    return {
+        name: own if own.get(KEY) is None else {KEY: own[KEY], **_difference(configurations[own[KEY]], own)}
+        for name, own in configurations.items()
+    }
+
+
+def _difference(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    result = {}
+    for key, value in own.items():
+        if key in base and base[key] == value:
+            continue
+        both = isinstance(value, Mapping) and isinstance(base.get(key), Mapping)
+        result[key] = _difference(base[key], value) if both else value
+    return result
+
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 _NAME = re.compile(r"\w[\w-]*")
@@ -146,13 +199,14 @@ class Plan(Record):
         configurations = values.get("configurations")
         if not isinstance(configurations, Mapping):
             return values
-        return {**values, "configurations": completed(configurations)}
+        return {**values, "configurations": complete_configurations(configurations)}
 
     @model_serializer(mode="wrap")
     def _brief(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
         whole = {name: c.model_dump(mode="json", context=WRITE_DEFAULTS) for name, c in self.configurations.items()}
-        brief = shortened(whole)  # what inherits says, must say a default too, or the base's value would be read
+        # what differs from the base is written even at its default, or the base's value would be read
+        brief = shorten_configurations(whole)
         for name, configuration in self.configurations.items():
             if configuration.inherits is not None:
                 values["configurations"][name] = brief[name]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 
 ANISOTROPY = 3.0  # an axis this many times coarser than the others is treated apart
@@ -63,3 +65,53 @@ def spacings_and_shapes(fingerprint: Fingerprint) -> tuple[Floats, Floats]:
     spacings = np.array([case.spacing_mm for case in fingerprint.cases], np.float64)
     shapes = np.array([case.cropped_shape_zyx for case in fingerprint.cases], np.float64)
     return spacings, shapes
+
+
+@dataclass(frozen=True, eq=False)
+class PlannerInput:
+    """A dataset at its target spacing, axes in the plan's order.
+
+    Args:
+        axis_order: Coarsest axis first.
+        spacing_mm: (3,) target voxel edges.
+        median_shape: (3,) median over cases at that spacing, voxels.
+        n_cases: As the rules count them.
+        n_label_entries: Entries of the label list: background, ignore and regions included.
+    """
+
+    axis_order: tuple[int, int, int]
+    spacing_mm: Floats
+    median_shape: Floats
+    n_cases: int
+    n_label_entries: int
+
+    @property
+    def voxels(self) -> float:
+        """Of all cases."""
+        return float(np.prod(self.median_shape) * self.n_cases)
+
+
+def planner_input(fingerprint: Fingerprint, labels: LabelSet, *, exact: bool) -> PlannerInput:
+    """What the rules start from.
+
+    Args:
+        fingerprint: The measured dataset.
+        labels: Its structures.
+        exact: As nnunetv2: the number of cases is the declared one, and a lone slice is no coarse axis.
+    """
+    spacings, shapes = spacings_and_shapes(fingerprint)
+    target = target_spacing(spacings, shapes)
+    is_lone = np.median(shapes, axis=0) == 1
+    order = axis_order(target if exact else np.where(is_lone, np.inf, target))
+    resampled = [
+        resampled_shape(n, s, target.tolist())
+        for n, s in zip(shapes.astype(int).tolist(), spacings.tolist(), strict=True)
+    ]
+    n_declared = fingerprint.declared_cases if exact else None
+    return PlannerInput(
+        axis_order=order,
+        spacing_mm=target[list(order)],
+        median_shape=np.median(resampled, axis=0)[list(order)],
+        n_cases=n_declared or len(fingerprint.cases),
+        n_label_entries=len(labels.labels) + 1 + (labels.ignore_value is not None),
+    )

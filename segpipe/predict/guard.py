@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.volume import Volume
+from segpipe.plan.laterality import AS_STORED
 from segpipe.plan.schema import Plan
-from segpipe.plan.sides import AS_STORED
-from segpipe.plan.trained_on import Seen, Spans, TrainedOn
+from segpipe.plan.training_stats import ChannelRange, Spans, TrainingStats
 from segpipe.prepare.case import Trace
 
 MARGIN = 0.25  # how far beyond the training cases an edge may lie, as a share of theirs: bodies and protocols vary so
@@ -22,7 +22,7 @@ _DIRECTIONS = {"L": "left–right", "P": "front–back", "I": "head–feet"}
 _DIRECTIONS |= {"R": _DIRECTIONS["L"], "A": _DIRECTIONS["P"], "S": _DIRECTIONS["I"]}
 
 
-def warnings_of(volume: Volume, trace: Trace, plan: Plan, trained_on: TrainedOn | None) -> tuple[str, ...]:
+def warnings_of(volume: Volume, trace: Trace, plan: Plan, trained_on: TrainingStats | None) -> tuple[str, ...]:
     """One sentence for each oddity of an image.
 
     Args:
@@ -59,7 +59,7 @@ def _outside(what: str, edges_mm: Sequence[float], spans: Spans, names: Sequence
             yield f"{what} of {edge_mm:.4g} mm {name}, trained on {span.low:.4g} to {span.high:.4g} mm"
 
 
-def _intensity_oddities(voxels_zyx: NDArray[np.float32], scheme: str, seen: Seen | None) -> Iterator[str]:
+def _intensity_oddities(voxels_zyx: NDArray[np.float32], scheme: str, seen: ChannelRange | None) -> Iterator[str]:
     low, high = float(voxels_zyx.min()), float(voxels_zyx.max())
     if low == high:
         yield f"every voxel is {low:g}"

@@ -16,7 +16,7 @@ from segpipe.core.memory import free_bytes
 from segpipe.core.progress import say
 from segpipe.networks.cost import CPU, CUDA
 from segpipe.networks.device import memory_faults, resolve_precision
-from segpipe.networks.memory import Workload, trace_inference
+from segpipe.networks.memory_trace import Workload, trace_inference
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.segment import Segmentation, SegmentOptions

@@ -17,7 +17,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
 from segpipe.networks.inference import ready_to_predict
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.trained_on import TrainedOn
+from segpipe.plan.training_stats import TrainingStats
 from segpipe.train.checkpoint import about_weights, load_weights
 
 _PREFERRED = "3d_fullres"
@@ -41,7 +41,7 @@ class Model:
     configuration: Configuration
     networks: tuple[nn.Module, ...]
     digest: str
-    trained_on: TrainedOn | None = None
+    trained_on: TrainingStats | None = None
     guide: Model | None = None
 
     @property
@@ -205,11 +205,11 @@ def require_same_view(plan: Plan, previous: str, coarser: Plan, where: Path) -> 
         )
 
 
-def trained_on_of(folders: Sequence[FoldFolder]) -> TrainedOn | None:
+def trained_on_of(folders: Sequence[FoldFolder]) -> TrainingStats | None:
     """What the folds' training cases are like together; None if one does not tell."""
     if not all(folder.trained_on.is_file() for folder in folders):
         say(
             f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."
         )
         return None
-    return reduce(TrainedOn.joined, (TrainedOn.load(folder.trained_on) for folder in folders))
+    return reduce(TrainingStats.joined, (TrainingStats.load(folder.trained_on) for folder in folders))

@@ -29,7 +29,7 @@ from segpipe.core.progress import shown_as
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
-from segpipe.plan.trained_on import TrainedOn
+from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 
@@ -51,7 +51,7 @@ _RUN_PART = re.compile(
 _OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{CHOSEN_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
 _RECORDS: dict[str, type[Record]] = {
     _FOLD.plan.name: Plan,
-    _FOLD.trained_on.name: TrainedOn,
+    _FOLD.trained_on.name: TrainingStats,
     POSTPROCESSING_FILE: Postprocessing,
     CHOSEN_FILE: ChosenModel,
 }

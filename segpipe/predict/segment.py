@@ -13,7 +13,7 @@ from torch import Tensor
 
 from segpipe.core.volume import Volume
 from segpipe.networks.device import resolve_precision
-from segpipe.plan.sides import sideways_axis, swapped_indices, swapped_outputs
+from segpipe.plan.laterality import sideways_axis, swapped_indices, swapped_outputs
 from segpipe.predict.model import Model
 from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared, prepare_image

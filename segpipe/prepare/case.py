@@ -14,8 +14,8 @@ from segpipe.core.grid import Grid, Reorientation, reorientation, require_same_g
 from segpipe.core.records import Record
 from segpipe.core.volume import Volume, read_image_channels, read_labels
 from segpipe.data.dataset import Case
+from segpipe.plan.laterality import AS_STORED
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.sides import AS_STORED
 from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.normalise import normalise
 from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image

@@ -18,7 +18,7 @@ from segpipe.core.records import Record
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
-from segpipe.plan.disk import prepared_bytes
+from segpipe.plan.planned_cost import prepared_bytes
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.case import prepare_case

@@ -24,7 +24,8 @@ from segpipe.networks.inflate import start_from
 from segpipe.networks.norms import memory_format
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
-from segpipe.train.augment import draw, region_for, scope_of
+from segpipe.train.augmentation.apply import apply, apply_to_guides
+from segpipe.train.augmentation.draws import draw, region_for, scope_of
 from segpipe.train.cascade import with_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
@@ -32,7 +33,6 @@ from segpipe.train.finite import diverged
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import OPTIMIZERS, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
-from segpipe.train.transforms import apply, apply_to_guides
 
 TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the random streams
 

@@ -6,12 +6,13 @@ bit for bit. A time budget cannot promise that: how many steps fit depends on th
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,6 @@ from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.epoch import Epoch
 from segpipe.train.finite import Diverged, are_finite, diverged, note_divergence
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining
 from segpipe.train.loader import Loader
@@ -37,6 +37,37 @@ from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, pe
 from segpipe.train.stop import Stop
 from segpipe.train.tensorboard import TensorBoard
 from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
+
+
+@dataclass
+class Epoch:
+    """The epoch that runs, so far: training losses, steps, the time they took and how long they waited for data.
+
+    A step whose loss is infinite or NaN changed nothing (float16, see `FoldTraining.step`) and is not in the sum.
+    `interrupted` is 1 if training stopped since the last epoch's end and went on.
+    """
+
+    loss_sum: float = 0.0
+    n_steps: int = 0
+    n_skipped: int = 0
+    seconds: float = 0.0
+    wait_seconds: float = 0.0
+    interrupted: int = 0
+
+    def add(self, loss: float, seconds: float, wait_seconds: float) -> None:
+        """Take in a step."""
+        self.loss_sum += loss if math.isfinite(loss) else 0.0
+        self.n_skipped += not math.isfinite(loss)
+        self.n_steps += 1
+        self.seconds += seconds
+        self.wait_seconds += wait_seconds
+
+    @property
+    def loss(self) -> float:
+        """Mean loss; NaN if no step counts."""
+        n_losses = self.n_steps - self.n_skipped
+        return self.loss_sum / n_losses if n_losses else math.nan
+
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
 _MOST_THREADS = 8  # each draws a batch ahead, which takes memory

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
-from segpipe.networks.kernels import inner_kernels
+from segpipe.networks.build import inner_kernels
 from segpipe.plan.training import Training
 from segpipe.train.muon import Muon
 

@@ -12,7 +12,7 @@ from segpipe.core.records import Record, did_you_mean
 PRESET = "preset"  # key beside which stands what differs from a name
 
 
-class Named(Record):
+class Presettable(Record):
     """A record that a file gives as a name, a name and what differs from it, or what differs from the defaults.
 
     The shortest of these that reads back equal is written; `model_dump(context=WRITE_DEFAULTS)` has every field.

@@ -14,8 +14,8 @@ from torch.nn import functional
 
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import IGNORE_INDEX
-from segpipe.train.augment import Draws, Scope
-from segpipe.train.transforms_compiled import look_up
+from segpipe.train.augmentation.draws import Draws, Scope
+from segpipe.train.augmentation.lookup import look_up
 
 _ALL_PRESENT = 2  # labels that are taken to be in every region: to look for more costs less than to turn them
 _LABELS_AT_ONCE = 8  # masks that are looked up together: more take more memory, fewer more passes

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-Loss = Callable[[Sequence[Tensor], Tensor], Tensor]
+LossFunction = Callable[[Sequence[Tensor], Tensor], Tensor]
 """Scalar loss from the network's outputs and the inside labels (B, Z, Y, X) int64."""
 
 _FLOPS_PER_MAC = 2
@@ -81,7 +81,7 @@ class Traced:
     n_macs_step: int
 
 
-def trace_training(network: nn.Module, work: Workload, loss: Loss, scratch_share: float) -> Traced:
+def trace_training(network: nn.Module, work: Workload, loss: LossFunction, scratch_share: float) -> Traced:
     """Follow one training step without its optimizer.
 
     Args:
@@ -126,7 +126,7 @@ def trace_inference(network: nn.Module, work: Workload, scratch_share: float) ->
 class _Step(nn.Module):
     """Forward, loss and backward in one call, so that checkpointed parts meet the fake parameters in backward too."""
 
-    def __init__(self, network: nn.Module, dtype: torch.dtype, loss: Loss, live: _LiveStorages) -> None:
+    def __init__(self, network: nn.Module, dtype: torch.dtype, loss: LossFunction, live: _LiveStorages) -> None:
         super().__init__()
         self.network, self.dtype, self.loss, self.live = network, dtype, loss, live
 

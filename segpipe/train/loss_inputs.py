@@ -23,8 +23,8 @@ Pool = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class View:
-    """Outputs beside labels.
+class LossInputs:
+    """What the terms of a loss read: outputs beside labels, at one resolution.
 
     Args:
         logits_BCZYX: The outputs, any float type.
@@ -84,10 +84,10 @@ class View:
         return sums.scatter_add(2, indices, values).sum(1)[:, 1:]
 
 
-def view(
+def read_outputs(
     logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet, loss: Loss, *, batch_dice: bool, pool: Pool
-) -> View:
-    """Look at outputs.
+) -> LossInputs:
+    """Read what the terms need from the outputs of one resolution.
 
     Args:
         logits_BCZYX: Any float type; computed in float32.
@@ -117,7 +117,7 @@ def view(
         log_right, predicted = right.view(shape), sums[:, 1:]
         log_mean = mean.view(shape) if loss.label_smoothing else None
     lines = loss.labels_with_lines(labels.names)
-    return View(
+    return LossInputs(
         logits_BCZYX, indices_BZYX, counted, masks, log_right, log_mean, predicted, loss, batch_dice, pool, lines
     )
 

@@ -23,7 +23,7 @@ class Span(Record):
         return Span(low=min(self.low, other.low), high=max(self.high, other.high))
 
 
-class Seen(Record):
+class ChannelRange(Record):
     """Intensities of a channel inside the labelled structures: percentiles 0.5 and 99.5, and the smallest.
 
     Args:
@@ -40,7 +40,7 @@ class Seen(Record):
 Spans = tuple[Span, Span, Span]
 
 
-class TrainedOn(Record):
+class TrainingStats(Record):
     """The training cases of a fold. Axes are those of the plan: turned to its orientation, then in its order.
 
     Args:
@@ -55,10 +55,10 @@ class TrainedOn(Record):
     orientations: tuple[str, ...]
     spacing_mm: Spans
     extent_mm: Spans
-    intensities: tuple[Seen, ...]
+    intensities: tuple[ChannelRange, ...]
 
     @classmethod
-    def of(cls, fingerprint: Fingerprint, plan: Plan, case_ids: Sequence[str]) -> TrainedOn | None:
+    def of(cls, fingerprint: Fingerprint, plan: Plan, case_ids: Sequence[str]) -> TrainingStats | None:
         """From what was measured of the cases; None if none of them was."""
         cases = [case for case in fingerprint.cases if case.case_id in set(case_ids)]
         if not cases:
@@ -73,7 +73,7 @@ class TrainedOn(Record):
             spacing_mm=_spans(spacings, plan),
             extent_mm=_spans(extents, plan),
             intensities=tuple(
-                Seen(
+                ChannelRange(
                     low=found.percentile_00_5,
                     high=found.percentile_99_5,
                     min=found.min,
@@ -83,13 +83,13 @@ class TrainedOn(Record):
             ),
         )
 
-    def joined(self, other: TrainedOn) -> TrainedOn:
+    def joined(self, other: TrainingStats) -> TrainingStats:
         """Of two folds that predict together; cases of both may be the same, so the larger number counts."""
         (z, y, x), (depth, height, width) = (
             [mine.joined(its) for mine, its in zip(*pair, strict=True)]
             for pair in ((self.spacing_mm, other.spacing_mm), (self.extent_mm, other.extent_mm))
         )
-        return TrainedOn(
+        return TrainingStats(
             n_cases=max(self.n_cases, other.n_cases),
             orientations=tuple(sorted({*self.orientations, *other.orientations})),
             spacing_mm=(z, y, x),

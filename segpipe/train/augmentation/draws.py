@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import IGNORE_INDEX
 from segpipe.plan.augmentation import Augmentation
+from segpipe.plan.laterality import sideways_axis, swapped_indices
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.sides import sideways_axis, swapped_indices
+from segpipe.train.augmentation.local import LocalChange, draw_local
 from segpipe.train.cascade import Change, draw_changes
-from segpipe.train.transforms_local import LocalChange, draw_local
 
 Array = NDArray[np.float32]
 

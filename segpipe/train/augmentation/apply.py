@@ -6,11 +6,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from segpipe.train.augment import Draws, Scope
+from segpipe.train.augmentation.draws import Draws, Scope
+from segpipe.train.augmentation.intensity import alter_intensities_
+from segpipe.train.augmentation.local import alter_locally_
+from segpipe.train.augmentation.placement import placed
 from segpipe.train.cascade import changed
-from segpipe.train.transforms_intensity import alter_intensities_
-from segpipe.train.transforms_local import alter_locally_
-from segpipe.train.transforms_place import placed
 
 
 def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:

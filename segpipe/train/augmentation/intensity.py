@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from segpipe.train.augment import Draws
-from segpipe.train.transforms_place import on_device
+from segpipe.train.augmentation.draws import Draws
+from segpipe.train.augmentation.placement import on_device
 
 _MIN_EXTENT = 1e-7  # of a channel that is divided by it: a constant one stays constant
 _Numbers = NDArray[np.float32]
