@@ -29,8 +29,8 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels, write_image
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS
-from segpipe.evaluate.run import MaskPair, score_case, score_folder
 from segpipe.evaluate.scores import Origin
+from segpipe.evaluate.scoring import MaskPair, score_case, score_folder
 
 SPACING_MM = (1.5, 0.8, 0.8)
 ROWS = (

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from segpipe._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from segpipe.evaluate.folders import Evaluation
+    from segpipe.evaluate.evaluation import Evaluation
     from segpipe.pipeline.run import Finished
     from segpipe.predict.api import Predictor
 
@@ -151,7 +151,7 @@ def evaluate(
     from pathlib import Path
 
     from segpipe.core.progress import cpu_count
-    from segpipe.evaluate.folders import Wish, evaluate_masks
+    from segpipe.evaluate.evaluation import Wish, evaluate_masks
 
     wish = Wish(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
     return evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)

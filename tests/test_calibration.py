@@ -27,8 +27,8 @@ from segpipe.evaluate.calibration import (
 )
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
-from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import score_case
 from segpipe.evaluate.summary import summarise
 
 P = np.array([0.22, 0.48, 0.49, 0.96, 0.55, 0.64, 0.78, 0.82, 0.34, 0.87])

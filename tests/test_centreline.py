@@ -17,8 +17,8 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.thinning import centreline
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.centreline import centreline_scores
-from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin
+from segpipe.evaluate.scoring import score_case
 
 NAMES = ("cldice", "cldice_sensitivity", "cldice_precision")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from segpipe.compare.agreement import agreements
 from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.report.volume_agreement import agreements
 
 
 def table(*differences_mm3, label="organ"):

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segpipe.compare.ranking import rank_methods
-from segpipe.compare.suitability import suitability
+from segpipe.compare.ranking import rank_methods, suitability
 
 NAMES = ("a", "b", "c")
 

@@ -11,10 +11,9 @@ import pytest
 from published import SHARED_DATA
 
 from segpipe.cli.main import run
-from segpipe.compare.cases import CaseTable, read_cases
+from segpipe.compare.comparison import Question, compare, parse_margins
 from segpipe.compare.records import Comparison
-from segpipe.compare.results import Method, Source, read_methods
-from segpipe.compare.run import Question, compare, parse_margins
+from segpipe.compare.results import CaseTable, Method, Source, read_cases, read_methods
 from segpipe.compare.text import WIDTH, comparison_text, save
 from segpipe.core.errors import DataError, UsageError
 from segpipe.evaluate.scores import Score, ScoreTable

@@ -11,8 +11,8 @@ import pytest
 
 from segpipe.cli.main import run
 from segpipe.core.volume import write_image
+from segpipe.evaluate.evaluation import PRESETS, chosen_metrics
 from segpipe.evaluate.metrics import METRICS, parse_metrics
-from segpipe.evaluate.presets import PRESETS, chosen_metrics
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import POLICIES
 

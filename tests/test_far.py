@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial import cKDTree
 
-from segpipe.evaluate.far import far_squares
+from segpipe.evaluate.surfaces.distance_loops import far_squares
 
 
 def test_by_hand():

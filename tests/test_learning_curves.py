@@ -14,7 +14,7 @@ from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, _running_mean, _thinned, learning_curves
 from segpipe.core.work import FoldFolder
 from segpipe.report.inputs import FoldRun, Run
-from segpipe.report.learning import learning_picture
+from segpipe.report.sections import learning_picture
 from segpipe.train.checkpoint import Row
 from segpipe.train.show import CurvesFile
 

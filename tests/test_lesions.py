@@ -17,14 +17,20 @@ from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels
 from segpipe.evaluate.case import ScoreSettings
-from segpipe.evaluate.lesion_table import lesions_path
-from segpipe.evaluate.lesions import RULES, SCORES, LesionRule, lesion_scores, match_lesions, match_numbered
+from segpipe.evaluate.lesions import (
+    RULES,
+    SCORES,
+    LesionRule,
+    lesion_scores,
+    lesions_path,
+    match_lesions,
+    match_numbered,
+)
 from segpipe.evaluate.metrics import METRICS, Overlap
-from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import score_case
 from segpipe.evaluate.summary import MEAN_LABEL, POLICIES, summarise
-from segpipe.evaluate.surface import lattice_distances
-from segpipe.evaluate.surface_metrics import hausdorff_percentile_mm
+from segpipe.evaluate.surfaces.distances import hausdorff_percentile_mm, lattice_distances
 
 MM = (1.0, 1.0, 1.0)
 SPACING = (2.0, 1.0, 0.5)

@@ -14,15 +14,17 @@ from published import SHARED_DATA
 
 from segpipe.core.volume import read_labels
 from segpipe.evaluate.metrics import METRICS, dice, iou, measure, overlap_of
-from segpipe.evaluate.surface import lattice_distances, mc_distances, voxel_distances
-from segpipe.evaluate.surface_metrics import (
+from segpipe.evaluate.surfaces.distances import (
     hausdorff_interpolated_mm,
     hausdorff_mm,
     hausdorff_percentile_mm,
     hausdorff_pooled_mm,
+    lattice_distances,
+    mc_distances,
     mean_directed_distance_mm,
     mean_surface_distance_mm,
     surface_dice,
+    voxel_distances,
 )
 
 FIXTURES = SHARED_DATA / "metric_fixtures"

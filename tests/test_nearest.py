@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import distance_transform_edt
 
-from segpipe.evaluate.bits import FIRST, mask_bits, places_of
-from segpipe.evaluate.nearest import UNKNOWN, near_squares, rows_near
+from segpipe.evaluate.surfaces.distance_loops import UNKNOWN, near_squares, rows_near
+from segpipe.evaluate.surfaces.packed_masks import FIRST, mask_bits, places_of
 
 
 def bits_of(mask):

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.evaluate.quantile import least_reaching
+from segpipe.evaluate.surfaces.distance_loops import least_reaching
 
 
 def test_by_hand():

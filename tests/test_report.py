@@ -26,8 +26,8 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.layouts import load_dataset
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
-from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.evaluate.summary import summarise
 from segpipe.fingerprint.measure import measure
 from segpipe.plan.edit import edited

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from segpipe.cli.main import run
+from segpipe.compare.comparison import Question, compare, parse_margins
 from segpipe.compare.results import Method
-from segpipe.compare.run import Question, compare, parse_margins
 from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.report.compare_charts import aligned_scores, case_means, difference_of
 from segpipe.report.compare_page import write_compare_page
-from segpipe.report.differences import aligned_scores, case_means, difference_of
 
 
 def score(name: str, case: int, label: str, value: float, metric: str = "dice", seed: int = 0) -> Score:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
 from test_report_compare import method
 
-from segpipe.compare.run import Question, compare, parse_margins
+from segpipe.compare.comparison import Question, compare, parse_margins
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
 from segpipe.evaluate.intervals import N_RESAMPLES

@@ -19,10 +19,9 @@ from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.networks.device import device_text
 from segpipe.plan.schema import Plan
 from segpipe.report.build import environments
-from segpipe.report.data_faults import data_check
 from segpipe.report.html import Verdict
-from segpipe.report.inputs import Run, WorkFolder, read_work
-from segpipe.report.scored import read_scored
+from segpipe.report.inputs import Run, WorkFolder, read_scored, read_work
+from segpipe.report.sections import data_check
 from segpipe.report.verdict import make_verdict
 from segpipe.train.checkpoint import write_setting
 

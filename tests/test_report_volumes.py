@@ -8,7 +8,7 @@ import pytest
 
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.volumes import Estimate, VolumeAgreement, volume_agreements
+from segpipe.report.volume_agreement import Estimate, VolumeAgreement, volume_agreements
 
 VOXEL_MM3 = 2.0
 

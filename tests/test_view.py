@@ -25,9 +25,8 @@ from segpipe.core.volume import write_image
 from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset
 from segpipe.evaluate.scores import Origin, Score, ScoreTable
-from segpipe.view.content import read_masks
+from segpipe.view.content import largest_error, read_masks
 from segpipe.view.gallery import Gallery, Shown
-from segpipe.view.largest_error import largest_error
 from segpipe.view.server import Site, ViewServer, answer
 from segpipe.view.sources import from_images, from_predictions, from_work, is_work_folder
 

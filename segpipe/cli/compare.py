@@ -46,9 +46,8 @@ def command(
     a method; NAME:SEED=RESULT, repeated, gives the seeds of one, which verdicts on methods need.
     """
     from segpipe.cli.main import print_json
-    from segpipe.compare.cases import CaseTable, read_cases
-    from segpipe.compare.results import Source, read_methods
-    from segpipe.compare.run import Question, compare, parse_margins
+    from segpipe.compare.comparison import Question, compare, parse_margins
+    from segpipe.compare.results import CaseTable, Source, read_cases, read_methods
     from segpipe.compare.text import comparison_text, save
     from segpipe.core.errors import UsageError
     from segpipe.evaluate.summary import check_policy

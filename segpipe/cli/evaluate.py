@@ -11,7 +11,7 @@ import click
 from segpipe.cli.options import shared
 
 if TYPE_CHECKING:
-    from segpipe.evaluate.folders import Evaluation
+    from segpipe.evaluate.evaluation import Evaluation
 
 
 class Tolerance(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -68,7 +68,7 @@ def command(
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import SHOWN, summary_record, summary_text
     from segpipe.core.files import require_place
-    from segpipe.evaluate.folders import Wish, evaluate_masks
+    from segpipe.evaluate.evaluation import Wish, evaluate_masks
 
     if output is not None:
         require_place(output)
@@ -86,7 +86,7 @@ def command(
 
 def _saved(found: Evaluation, output: Path | None) -> dict[str, str | None]:
     """Write the tables, and tell where they are."""
-    from segpipe.evaluate.lesion_table import lesions_path, save_lesions
+    from segpipe.evaluate.lesions import lesions_path, save_lesions
     from segpipe.evaluate.metrics import METRICS
 
     if output is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from segpipe.compare.run import DEFAULT_MARGIN
+from segpipe.compare.comparison import DEFAULT_MARGIN
 from segpipe.core.records import Record, did_you_mean
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.evaluate.metrics import METRICS

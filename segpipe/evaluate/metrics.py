@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
-from segpipe.evaluate import surface_metrics
-from segpipe.evaluate.surface import mask_distances
-from segpipe.evaluate.surface_metrics import SurfaceDistances
+from segpipe.evaluate.surfaces import distances as surfaces
+from segpipe.evaluate.surfaces.distances import SurfaceDistances, mask_distances
 
 Mask = NDArray[np.bool_]
 Status = Literal["ok", "both_empty", "missed", "spurious"]
@@ -37,7 +36,7 @@ class Metric:
             is defined where a mask is empty too, so no policy replaces it).
         title: For tables that people read.
         group: What it is computed from, together with the others of its group: `counts` of voxels, one of the surface
-            models `lattice`, `voxel`, `mc` (see `surface.py`), or a name in `groups.GROUPS`.
+            models `lattice`, `voxel`, `mc` (see `surfaces/distances.py`), or a name in `scoring.GROUPS`.
         is_default: Whether it is computed when nobody asked for anything.
         missed_mm: Of a distance that says itself what a missed structure counts; None leaves it to the policy.
     """
@@ -255,17 +254,17 @@ def surface_values(
     """Those of some metrics that one surface model gives; those of `lattice` carry no suffix."""
     suffix = "" if model == "lattice" else f"_{model}"
     statistics: dict[str, Callable[[SurfaceDistances], float]] = {
-        f"hd{suffix}": surface_metrics.hausdorff_mm,
-        f"assd{suffix}": surface_metrics.mean_surface_distance_mm,
-        f"masd{suffix}": surface_metrics.mean_directed_distance_mm,
+        f"hd{suffix}": surfaces.hausdorff_mm,
+        f"assd{suffix}": surfaces.mean_surface_distance_mm,
+        f"masd{suffix}": surfaces.mean_directed_distance_mm,
     }
     if model == "voxel":
-        statistics["hd95_voxel_max"] = partial(surface_metrics.hausdorff_interpolated_mm, fraction=0.95)
-        statistics["hd95_voxel_pooled"] = partial(surface_metrics.hausdorff_pooled_mm, fraction=0.95)
+        statistics["hd95_voxel_max"] = partial(surfaces.hausdorff_interpolated_mm, fraction=0.95)
+        statistics["hd95_voxel_pooled"] = partial(surfaces.hausdorff_pooled_mm, fraction=0.95)
     else:
-        statistics[f"hd95{suffix}"] = partial(surface_metrics.hausdorff_percentile_mm, fraction=0.95)
+        statistics[f"hd95{suffix}"] = partial(surfaces.hausdorff_percentile_mm, fraction=0.95)
     if nsd_tolerance_mm is not None:
-        statistics[f"nsd{suffix}"] = partial(surface_metrics.surface_dice, tolerance_mm=nsd_tolerance_mm)
+        statistics[f"nsd{suffix}"] = partial(surfaces.surface_dice, tolerance_mm=nsd_tolerance_mm)
     return {name: statistic(distances) for name, statistic in statistics.items() if name in metrics}
 
 

@@ -21,8 +21,8 @@ from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
-from segpipe.evaluate.run import MaskPair
 from segpipe.evaluate.scores import Origin
+from segpipe.evaluate.scoring import MaskPair
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Case
 from segpipe.evaluate.case import ScoreSettings
-from segpipe.evaluate.run import score_case
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import score_case
 from segpipe.evaluate.summary import DEFAULT_POLICY, counted_values
 from segpipe.predict.ensemble_files import mean_mask
 from segpipe.predict.outputs import mask_path, probabilities_path

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from segpipe.bridge.nnunet_raw import file_ending, nnunet_labels
 from segpipe.bridge.nnunet_train import NnunetJob, train_nnunet
+from segpipe.compare.comparison import Question, compare
 from segpipe.compare.records import Comparison
 from segpipe.compare.results import Method
-from segpipe.compare.run import Question, compare
 from segpipe.compare.study import SEED_MARK, Study, Training
 from segpipe.compare.text import save
 from segpipe.core.errors import DataError, UsageError
@@ -23,8 +23,8 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.pairs import find_pairs
-from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import ScoreTable
+from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.networks.device import device_kind
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data

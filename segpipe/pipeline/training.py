@@ -15,8 +15,8 @@ from segpipe.core.progress import say
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
-from segpipe.evaluate.run import MaskPair, score_folder
 from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.devices import devices_for, train_in_processes

@@ -11,11 +11,9 @@ from typing import Any
 from segpipe.core.environment import environment_here
 from segpipe.core.files import write_text
 from segpipe.data.splits import leaks
-from segpipe.report.data_faults import data_check
 from segpipe.report.html import Decision, Page, Place, render
-from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_work
-from segpipe.report.scored import read_scored
-from segpipe.report.sections import make_section
+from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_scored, read_work
+from segpipe.report.sections import data_check, make_section
 from segpipe.report.verdict import make_verdict
 
 _BUDGET = "training.time_budget_seconds"

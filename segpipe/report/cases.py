@@ -14,7 +14,7 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.report.html import STATUS_TEXT, Picture, number_text
 from segpipe.report.inputs import FoldRun, Run, WorkFolder
 from segpipe.report.pictures import DISPLAY_ORIENTATION, Overlay, overlay_png
-from segpipe.report.volumes import CaseKey
+from segpipe.report.volume_agreement import CaseKey
 
 _WORST = ("Worst case", "Second worst case", "Third worst case")
 _MAX_LABELS = 6  # whose scores stand in a caption

@@ -15,7 +15,7 @@ from segpipe.core.figures import (
     new_figure,
     tidy,
 )
-from segpipe.report.volumes import Estimate, VolumeAgreement
+from segpipe.report.volume_agreement import Estimate, VolumeAgreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

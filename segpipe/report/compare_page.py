@@ -9,16 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from segpipe.compare.align import Aligned
+from segpipe.compare.comparison import Question
 from segpipe.compare.records import Comparison, Description, MetricComparison, Row, Suitability
 from segpipe.compare.results import Method
-from segpipe.compare.run import Question
 from segpipe.compare.verdict import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
 from segpipe.report.charts import Spread, distribution_svg
-from segpipe.report.compare_charts import differences_svg, ranked, rankings_svg
-from segpipe.report.differences import aligned_scores, case_means, difference_of
+from segpipe.report.compare_charts import (
+    aligned_scores,
+    case_means,
+    difference_of,
+    differences_svg,
+    ranked,
+    rankings_svg,
+)
 from segpipe.report.distributions import axis_limits
 from segpipe.report.html import Cell, Picture, Table, render
 from segpipe.report.methods_text import MethodsText, comparison_methods

@@ -12,7 +12,7 @@ from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.report.charts import Spread, agreement_svg, distribution_svg
 from segpipe.report.html import STATUS_TEXT, Cell, Picture, Table, number_text
-from segpipe.report.volumes import Estimate, VolumeAgreement
+from segpipe.report.volume_agreement import Estimate, VolumeAgreement
 
 _MAX_NAMED = 6  # cases without value in a caption
 _MAX_PANELS = 12  # more would be taller than a page

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
+from math import isfinite
 
+from segpipe.core.history import History
+from segpipe.core.learning_curves import FoldCurves, learning_curves
+from segpipe.core.progress import time_text
+from segpipe.data.fault_groups import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
 from segpipe.report.cases import case_dice, case_pictures
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.html import STATUS_TEXT, Cell, Headline, Section, Table, number_text
-from segpipe.report.inputs import Run, WorkFolder
-from segpipe.report.learning import learning_picture
-from segpipe.report.scored import Scored
+from segpipe.report.html import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table, number_text
+from segpipe.report.inputs import Run, Scored, WorkFolder
 from segpipe.report.work_protocol import work_methods
 
 _HEADLINES = ("dice", "hd95")
@@ -132,3 +136,74 @@ def _score_cell(row: Score | None) -> Cell:
     if row.status == "ok":
         return Cell(number_text(row.value, row.unit), row.value)
     return Cell(STATUS_TEXT[row.status], row.value, is_bad=row.status != "both_empty")
+
+
+_CAPTION = (
+    "A row for each fold. Patch Dice is measured during training on patches of the validation cases and only shows "
+    "whether training works; pale lines are what was measured, strong ones their running mean."
+)
+
+
+def learning_picture(run: Run) -> Picture | None:
+    """Curves of all folds that have finished an epoch; None if there are none."""
+    folds = [
+        FoldCurves(f"fold {fold.name}", history, in_training=history.is_unfinished and not fold.folder.scores.is_file())
+        for fold in run.folds
+        if (history := fold.history) is not None and history.n_epochs
+    ]
+    if not folds:
+        return None
+    words = " ".join(_in_words(fold) for fold in folds)
+    alt = f"Loss, patch Dice and learning rate over epochs of training. {words}"
+    unfinished = [f"{fold.name} is in training ({_left(fold.history)})" for fold in folds if fold.in_training]
+    caption = f"{_CAPTION} {'; '.join(unfinished).capitalize()}." if unfinished else _CAPTION
+    return Picture("svg", learning_curves(folds, "svg"), alt, caption)
+
+
+def _left(history: History) -> str:
+    return f"about {time_text(history.seconds_left)} left"
+
+
+def _in_words(fold: FoldCurves) -> str:
+    """A sentence for those who cannot see the picture."""
+    history = fold.history
+    parts = [f"{fold.name}: {history.n_epochs} epochs"]
+    if isfinite(history.seconds[-1]):
+        parts[0] += f" in {time_text(history.seconds[-1])}"
+    for column, name in (("train_loss", "training loss"), ("validation_loss", "validation loss")):
+        if isfinite(history.column(column)[-1]):
+            parts.append(f"{name} ends at {history.column(column)[-1]:.3f}")
+    if isfinite(history.mean_dice[-1]):
+        parts.append(f"mean patch Dice at {history.mean_dice[-1]:.3f}")
+    ends = {name: values[-1] for name, values in history.dice_of_labels.items() if isfinite(values[-1])}
+    if len(ends) > 1:
+        worst = min(ends, key=lambda name: ends[name])
+        parts.append(f"{worst} is the lowest with {ends[worst]:.3f}")
+    if history.interruptions:
+        parts.append(f"interrupted in epochs {', '.join(f'{epoch:g}' for epoch in history.interruptions)}")
+    if history.stopped_early:
+        parts.append("stopped early")
+    return f"{', '.join(parts)}{f', still in training, {_left(history)}' if fold.in_training else ''}."
+
+
+def data_check(work: WorkFolder) -> DataCheck:
+    """Faults by kind, and of which state of the dataset they are."""
+    if work.checked is None:
+        root = work.dataset.root if work.dataset else "DATA"
+        command = shlex.join(["segpipe", "check", root, "-o", str(work.folder.path)])
+        return DataCheck(f"No check of the data is kept in this folder. `{command}` makes one.", None)
+    n_fatal = sum(one.severity == "fatal" for one in work.checked.faults)
+    n_warnings = len(work.checked.faults) - n_fatal
+    counted = f"Fatal faults: {n_fatal}, warnings: {n_warnings}" if work.checked.faults else "No fault was found"
+    text = f"Every file of {work.checked.path} was read. {counted}."
+    if work.dataset and work.checked.dataset and set(work.dataset.by_id) != set(work.checked.dataset.by_id):
+        text += " The cases were not those that are trained on: check again."
+    rows = tuple(_row(group) for group in fault_groups(work.checked.faults))
+    caption = "Faults by kind, with the first cases that have them."
+    return DataCheck(text, Table(("fault", "found", "what to do", "n"), rows, caption) if rows else None)
+
+
+def _row(group: FaultGroup) -> tuple[Cell, ...]:
+    is_fatal = group.severity == "fatal"
+    kind = Cell(f"{'fatal' if is_fatal else 'warning'}: {group.title}", is_bad=is_fatal)
+    return (kind, Cell("; ".join(group.details)), Cell(group.remedy), Cell(str(group.n_faults)))

@@ -13,8 +13,7 @@ from segpipe.evaluate.summary import SummaryRow
 from segpipe.report.cases import case_dice
 from segpipe.report.distributions import volume_text
 from segpipe.report.html import Point, Verdict, number_text
-from segpipe.report.inputs import WorkFolder
-from segpipe.report.scored import Scored
+from segpipe.report.inputs import Scored, WorkFolder
 
 _MAX_NAMED = 3
 _FAR_BELOW = 0.2  # of Dice below the median: a case that something went wrong with

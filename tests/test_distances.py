@@ -11,18 +11,20 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import cKDTree
 
-from segpipe.evaluate.cells import cell_patches
-from segpipe.evaluate.surface import lattice_distances, mc_distances, voxel_distances
-from segpipe.evaluate.surface_metrics import (
+from segpipe.evaluate.surfaces.cell_patches import cell_patches
+from segpipe.evaluate.surfaces.distances import (
     Directed,
     SurfaceDistances,
     hausdorff_interpolated_mm,
     hausdorff_mm,
     hausdorff_percentile_mm,
     hausdorff_pooled_mm,
+    lattice_distances,
+    mc_distances,
     mean_directed_distance_mm,
     mean_surface_distance_mm,
     surface_dice,
+    voxel_distances,
 )
 
 

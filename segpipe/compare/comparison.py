@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any
 
 import numpy as np
 
 from segpipe.compare.align import Aligned, align
-from segpipe.compare.cases import CaseTable
-from segpipe.compare.describe import describe
 from segpipe.compare.permutation import N_PERMUTATIONS
-from segpipe.compare.ranking import rank_methods
-from segpipe.compare.records import Comparison, MetricComparison
-from segpipe.compare.results import Method
+from segpipe.compare.ranking import rank_methods, suitability
+from segpipe.compare.records import Comparison, Description, MetricComparison
+from segpipe.compare.results import CaseTable, Method
 from segpipe.compare.rows import Draft, corrected, draft_rows
-from segpipe.compare.suitability import suitability
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.metrics import METRICS
-from segpipe.evaluate.summary import DEFAULT_POLICY
+from segpipe.evaluate.scores import DIAGONAL, ScoreTable
+from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
 
 DEFAULT_MARGIN = 0.005  # half a Dice point; of distances none is usual
 
@@ -142,3 +142,31 @@ def _groups(aligned: Aligned, cases: CaseTable) -> Iterator[tuple[str, str, Alig
         of_cases = [group_of.get(case, "") for case in aligned.case_ids]
         for group in sorted(set(of_cases)):
             yield grouping, group or "(unknown)", aligned.only(np.array([own == group for own in of_cases]))
+
+
+def describe(
+    methods: Sequence[Method], aligned: Aligned, policy: str, seed: int, grouping: str = "", group: str = ""
+) -> list[Description]:
+    """Summaries of the aligned cases, for each method the labels and then their mean.
+
+    Raises:
+        DataError: As `summarise`.
+    """
+    patient_of = dict(zip(aligned.case_ids, aligned.patient_ids, strict=True))
+    labels = set(aligned.labels)
+    result: list[Description] = []
+    for method in methods:
+        rows = tuple(
+            row if row.patient_id == patient_of[row.case_id] else replace(row, patient_id=patient_of[row.case_id])
+            for row in method.table.rows
+            if row.case_id in patient_of
+            and ((row.metric == aligned.metric.name and row.label in labels) or row.metric == DIAGONAL)
+        )
+        for row in summarise(ScoreTable(rows), policy, seed):
+            numbers: dict[str, Any] = {
+                name: None if isinstance(value, float) and not isfinite(value) else value
+                for name, value in asdict(row).items()
+            }
+            if row.label in labels or len(labels) > 1:
+                result.append(Description(method=method.name, grouping=grouping, group=group, **numbers))
+    return result

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.evaluate.indexed import index_maps
 from segpipe.evaluate.metrics import Overlap
+from segpipe.evaluate.surfaces.indexed_maps import index_maps
 
 
 def label_set(*values, ignore=None, background=0):

@@ -2,8 +2,8 @@
 
 A box of n voxels along an axis is stored with one layer more on either side: background, or along an axis on which the
 image has a single voxel, that voxel again, so that no surface runs across it. Along X voxel x is bit FIRST + x of its
-row. A cell (see `cells.py`) has the place of its first voxel: cell (z, y, b) joins rows z and z + 1, y and y + 1, bits
-b and b + 1. Rows end in an empty word, so that 64 bits can be read from any place.
+row. A cell (see `cell_patches.py`) has the place of its first voxel: cell (z, y, b) joins rows z and z + 1, y and
+y + 1, bits b and b + 1. Rows end in an empty word, so that 64 bits can be read from any place.
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
 from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.metrics import measure
-from segpipe.evaluate.run import MaskPair, score_case, score_folder
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, ScoreTable
+from segpipe.evaluate.scoring import MaskPair, score_case, score_folder
 
 SPACING_XYZ = (0.5, 1.0, 2.0)
 GRID = Grid((6, 8, 10), np.diag([*SPACING_XYZ, 1.0]))

@@ -18,12 +18,14 @@ from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
-from segpipe.evaluate.case import Box, Case, ScoreSettings
-from segpipe.evaluate.groups import GROUPS
-from segpipe.evaluate.indexed import IndexedMaps, in_threads, index_maps
+from segpipe.evaluate.calibration import calibration_group
+from segpipe.evaluate.case import Box, Case, GroupScores, ScoreSettings
+from segpipe.evaluate.centreline import centreline_group
+from segpipe.evaluate.lesions import lesion_group
 from segpipe.evaluate.metrics import METRICS, Overlap, Status, count_values, surface_values
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
-from segpipe.evaluate.surface import surface_distances
+from segpipe.evaluate.surfaces.distances import surface_distances
+from segpipe.evaluate.surfaces.indexed_maps import IndexedMaps, in_threads, index_maps
 
 DEFAULT_SETTINGS = ScoreSettings()
 _N_NAMED = 8  # values and labels in a message
@@ -294,3 +296,10 @@ def _never_flat(box: Box | None, shape_zyx: tuple[int, int, int]) -> Box | None:
 
 def _row_maker(origin: Origin, label: str) -> Callable[..., Score]:
     return lambda *rest: Score(origin.run, origin.case_id, origin.patient_id, origin.fold, origin.seed, label, *rest)
+
+
+GROUPS: dict[str, Callable[[Case], GroupScores]] = {
+    "centreline": centreline_group,
+    "lesions": lesion_group,
+    "calibration": calibration_group,
+}

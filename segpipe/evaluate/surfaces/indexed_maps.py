@@ -10,15 +10,17 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.compiled import kernel, say_first_use, trailing_zeros
 from segpipe.core.labels import LabelSet
 from segpipe.evaluate.metrics import Overlap
-from segpipe.evaluate.surface import Box
+from segpipe.evaluate.surfaces.distances import Box
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 _MAX_TABLE = 1 << 20  # label values further apart than this are searched for instead of looked up
 _IGNORED, _UNKNOWN = -1, -2
 _INT32 = np.iinfo(np.int32)
+_ONE, _BYTE = np.uint64(1), np.uint64(3)
 _N_SLICES = 32  # worked on at once, where a copy of the whole volume would cost more memory than everything else
 
 
@@ -102,9 +104,6 @@ def _index(
     n_threads: int,
 ) -> tuple[bool, bool]:
     """Write indices and what is ignored; returns which map has unknown values."""
-    from segpipe.core.compiled import say_first_use
-    from segpipe.evaluate.scan import index_pair
-
     say_first_use(index_pair)
     known = {labels.background_value: 0} | {value: i + 1 for i, value in enumerate(labels.values)}
     if labels.ignore_value is not None:
@@ -151,9 +150,6 @@ def _in_kind(values: NDArray[Any]) -> NDArray[Any]:
 def _count(
     reference: NDArray[Any], prediction: NDArray[Any], n_values: int, n_threads: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    from segpipe.core.compiled import say_first_use
-    from segpipe.evaluate.scan import count_pairs
-
     say_first_use(count_pairs)
     step = max(-(-len(reference) // n_threads), 1)
     firsts = range(0, len(reference), step)
@@ -168,6 +164,103 @@ def _count(
     boxes[..., :3][boxes[..., 3] == 0] = np.iinfo(np.int64).max  # a slab without a value must not make its box larger
     counts = np.sum([counts for counts, _ in found], axis=0)
     return counts, np.concatenate([boxes[..., :3].min(0), boxes[..., 3:].max(0)], axis=1)
+
+
+@kernel
+def index_pair(
+    reference: Any,
+    prediction: Any,
+    low: Any,
+    table: Any,
+    ignored: Any,
+    unknown: Any,
+    reference_out: Any,
+    prediction_out: Any,
+    is_ignored: Any,
+) -> Any:
+    """Write the inside indices of two maps of file values.
+
+    Args:
+        reference, prediction: (n,) integers.
+        low: File value of the first entry of `table`.
+        table: Index of each file value from `low` on; `ignored` or `unknown` for some.
+        ignored, unknown: Entries of `table` that are no index; what lies outside the table is unknown too.
+        reference_out, prediction_out: (n,), written: the indices, 0 for what is unknown, and in both maps 0 where the
+            reference is ignored.
+        is_ignored: (n,) bool, written, where the reference is ignored; or (0,).
+
+    Returns:
+        Voxels with an unknown value in the reference and in the prediction.
+    """
+    n_unknown = np.zeros(2, np.int64)
+    n_table = len(table)
+    for i in range(len(reference)):
+        place = np.int64(reference[i]) - low
+        index = table[place] if 0 <= place < n_table else unknown
+        place = np.int64(prediction[i]) - low
+        other = table[place] if 0 <= place < n_table else unknown
+        if index == unknown:
+            n_unknown[0] += 1
+            index = 0
+        if other == unknown:
+            n_unknown[1] += 1
+            other = 0
+        if index == ignored:
+            is_ignored[i] = True
+            index = other = 0
+        reference_out[i] = index
+        prediction_out[i] = 0 if other == ignored else other
+    return n_unknown
+
+
+@kernel
+def count_pairs(reference: Any, prediction: Any, n_values: Any) -> Any:
+    """Count pairs of values and box every value.
+
+    Args:
+        reference, prediction: (Z, Y, X) unsigned integers below `n_values`.
+
+    Returns:
+        Counts (n_values, n_values), the reference's value first, and boxes (n_values, 6) around a value in both maps
+        together, low z, y, x and high (exclusive) z, y, x; of a value that is in neither map high is 0.
+    """
+    n_z, n_y, n_x = reference.shape
+    counts = np.zeros((n_values, n_values), np.int64)
+    boxes = np.zeros((n_values, 6), np.int64)
+    boxes[:, :3] = max(n_z, n_y, n_x)
+    ends = np.zeros((n_x // 8 + 1) * 8, np.uint8)  # where a run of equal pairs ends
+    ends[n_x] = 1
+    eights = ends.view(np.uint64)
+    for z in range(n_z):
+        for y in range(n_y):
+            row, other = reference[z, y], prediction[z, y]
+            largest = row[0]
+            for x in range(n_x):  # a maximum keeps the small type, so that many voxels fit in one step
+                largest = max(largest, row[x], other[x])
+            if largest == 0:
+                counts[0, 0] += n_x
+                continue
+            for x in range(1, n_x):
+                ends[x] = (row[x] != row[x - 1]) | (other[x] != other[x - 1])
+            start: Any = 0
+            for i in range(len(eights)):
+                word = eights[i]
+                while word:
+                    stop = 8 * i + np.int64(trailing_zeros(word) >> _BYTE)
+                    word &= word - _ONE
+                    one, two = row[start], other[start]
+                    counts[one, two] += stop - start
+                    _widen(boxes[one], z, y, start, stop)
+                    if two != one:
+                        _widen(boxes[two], z, y, start, stop)
+                    start = stop
+    return counts, boxes
+
+
+@kernel
+def _widen(box: Any, z: Any, y: Any, start: Any, stop: Any) -> None:
+    box[0], box[1], box[2] = min(box[0], z), min(box[1], y), min(box[2], start)
+    box[3], box[4], box[5] = max(box[3], z + 1), max(box[4], y + 1), max(box[5], stop)
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item], n_threads: int) -> list[Result]:
