@@ -1,4 +1,4 @@
-"""segpipe: from a folder of labelled scans to a model whose worth you can defend."""
+"""segpipe: from a folder of labelled scans to a model you can defend."""
 
 from __future__ import annotations
 

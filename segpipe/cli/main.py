@@ -92,7 +92,7 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="segpipe")
 @click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error of the program.")
 def root() -> None:
-    """From a folder of labelled scans to a model whose worth you can defend."""
+    """From a folder of labelled scans to a model you can defend."""
 
 
 def main(args: list[str] | None = None) -> None:
