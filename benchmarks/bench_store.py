@@ -31,7 +31,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
 from segpipe.core.grid import ZYX
-from segpipe.core.progress import cpu_count
+from segpipe.core.machine import cpu_count
 from segpipe.core.work import Work
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepared_folder

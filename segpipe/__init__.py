@@ -101,7 +101,7 @@ def run(
     """
     from pathlib import Path
 
-    from segpipe.core.progress import cpu_count
+    from segpipe.core.machine import cpu_count
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices
     from segpipe.pipeline.run import run_stages
@@ -150,7 +150,7 @@ def evaluate(
     """
     from pathlib import Path
 
-    from segpipe.core.progress import cpu_count
+    from segpipe.core.machine import cpu_count
     from segpipe.evaluate.evaluation import Wish, evaluate_masks
 
     wish = Wish(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from segpipe.cli.main import run
-from segpipe.core.findings import finding
-from segpipe.core.folder_findings import file_system, folder_findings
+from segpipe.core.doctor import finding
 from segpipe.networks.doctor import torch_findings
 from segpipe.pipeline.doctor import (
     extras_finding,
+    file_system,
+    folder_findings,
     memory_finding,
     package_finding,
     processor_finding,

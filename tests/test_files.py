@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from segpipe.core.errors import ResourceError, SetupError
-from segpipe.core.files import make_folder, remove_leftovers, whole_file, whole_folder, write_text
+from segpipe.core.errors import ResourceError, SetupError, UsageError
+from segpipe.core.files import make_folder, only_process, remove_leftovers, whole_file, whole_folder, write_text
 
 
 def names(folder: Path) -> list[str]:
@@ -146,3 +146,26 @@ def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
     finally:
         alive.kill()
         alive.wait()
+
+
+_HOLD = """
+import sys
+from pathlib import Path
+from segpipe.core.files import only_process
+with only_process(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_folder_that_another_process_holds_is_refused_until_it_dies(tmp_path: Path) -> None:
+    other = subprocess.Popen(
+        [sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None and other.stdout.readline() == "held\n"
+    with pytest.raises(UsageError, match="another process works on it now"), only_process(tmp_path):
+        pass
+    other.kill()
+    other.communicate()
+    with only_process(tmp_path):
+        pass

@@ -296,7 +296,7 @@ def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
 
 
 def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:
-    from segpipe.core.lock import only_process
+    from segpipe.core.files import only_process
 
     write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
     (tmp_path / "out").mkdir()

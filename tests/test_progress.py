@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.core.progress import cpu_count, map_threads, say, track
+from segpipe.core.machine import cpu_count
+from segpipe.core.progress import map_threads, say, track
 
 
 def test_results_come_in_the_order_of_the_items() -> None:

@@ -10,7 +10,7 @@ import torch
 from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
 
 from segpipe.cli.main import run
-from segpipe.core.environment import Environment, environment_here
+from segpipe.core.machine import Environment, environment_here
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.check import CheckReport
 from segpipe.data.faults import fault

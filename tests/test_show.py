@@ -6,7 +6,6 @@ import sys
 
 import torch
 
-from segpipe.core.progress import time_text
 from segpipe.train import show
 from segpipe.train.show import EpochBar, epoch_line, peak_memory_bytes
 
@@ -42,17 +41,6 @@ def test_a_line_with_many_labels_gives_the_worst_and_counts():
 def test_one_label_needs_no_mean_and_an_epoch_beyond_the_plan_no_smaller_total():
     line = epoch_line(ROW | {"dice_a": 0.9}, "all", 2)
     assert "fold all  epoch 3/3 " in line and "patch Dice a 0.900" in line
-
-
-def test_times_by_hand():
-    assert [time_text(s) for s in (0, 99, 100, 5940, 6000, 90000)] == [
-        "0 s",
-        "99 s",
-        "2 min",
-        "99 min",
-        "1 h 40 min",
-        "25 h 00 min",
-    ]
 
 
 def test_memory_is_at_least_what_is_held():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import nan
+
 import pytest
 
 from segpipe.core.text import count, duration_text, size_text
@@ -40,5 +42,5 @@ def test_sizes_are_binary(n_bytes, text):
 
 
 def test_durations_by_hand():
-    texts = [duration_text(s) for s in (0.2, 99, 100, 5900, 6000, 172_000)]  # 172,000 s are 2866.7 min, 47.8 h
-    assert texts == ["0 s", "99 s", "2 min", "98 min", "1 h 40 min", "2 d 0 h"]
+    texts = [duration_text(s) for s in (0.2, 99, 100, 5940, 6000, 90_000, 172_000, nan)]  # the last: 2867 min
+    assert texts == ["0 s", "99 s", "2 min", "99 min", "1 h 40 min", "25 h 00 min", "2 d 0 h", "?"]

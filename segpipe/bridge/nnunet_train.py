@@ -30,7 +30,8 @@ from typing import Any
 from segpipe.bridge.nnunet_raw import link_dataset, read_folds
 from segpipe.core.errors import DataError, SegpipeError, SetupError, UsageError
 from segpipe.core.files import make_folder, write_text
-from segpipe.core.progress import cpu_count, say
+from segpipe.core.machine import cpu_count
+from segpipe.core.progress import say
 from segpipe.core.records import Record, read_mapping
 from segpipe.data.layouts import load_dataset
 

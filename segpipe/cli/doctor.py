@@ -12,7 +12,7 @@ import click
 from segpipe.cli.options import shared
 
 if TYPE_CHECKING:
-    from segpipe.core.findings import Finding
+    from segpipe.core.doctor import Finding
 
 FAULT_EXIT = 4
 _MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "fault": ("FAULT", "red")}

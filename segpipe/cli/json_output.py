@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from segpipe.compare.records import Comparison
 from segpipe.compare.study import Study
-from segpipe.core.findings import Finding
+from segpipe.core.doctor import Finding
 from segpipe.core.foreseen import Foreseen
 from segpipe.core.records import Record
 from segpipe.data.check import CheckReport

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from segpipe.core.progress import cpu_count
+from segpipe.core.machine import cpu_count
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -72,7 +72,7 @@ def command(
     """
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import summary_record, summary_text
-    from segpipe.core.processes import rank
+    from segpipe.core.machine import rank
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.training import train

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import socket
@@ -12,13 +13,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from segpipe.core.errors import ResourceError, SegpipeError, SetupError
+from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
 
 _SECONDS_OF_DAY = 86_400.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 TEMPORARY_PREFIX = ".partial-"  # what is being written, or what a killed run left, begins so and is never read
+LOCK_NAME = ".lock"
 
 
 def disk_fault(fault: OSError, path: Path) -> SegpipeError:
@@ -127,6 +129,26 @@ def write_text(path: Path, text: str) -> None:
     """
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+@contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold a folder; the kernel lets go of it when the process ends, however it ends.
+
+    Raises:
+        UsageError: If another process holds it.
+    """
+    path = folder / LOCK_NAME
+    try:
+        lock = path.open("w")
+    except OSError as fault:
+        raise disk_fault(fault, path) from fault
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(f"{folder}: another process works on it now. Wait for it, or stop it first.") from None
+        yield
 
 
 def remove_leftovers(folder: Path) -> None:

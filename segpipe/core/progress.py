@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError
-from segpipe.core.processes import n_sharing, rank
+from segpipe.core.machine import rank
+from segpipe.core.text import duration_text
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -96,7 +96,7 @@ class Pace:
         now = time.monotonic()
         if now - self._last > _SECONDS_BETWEEN_LINES and self.done < self.total:
             self._last = now
-            left = time_text((now - self.started) / self.done * (self.total - self.done))
+            left = duration_text((now - self.started) / self.done * (self.total - self.done))
             say(f"{self.what}: {self.done}/{self.total}, about {left} left")
 
 
@@ -116,24 +116,3 @@ def map_threads(function: Callable[[Item], Result], items: Sequence[Item], what:
             pool.shutdown(cancel_futures=True)
             raise
     return [results[index] for index in range(len(items))]
-
-
-def time_text(seconds: float) -> str:
-    """Rounded to what matters.
-
-    Example:
-        >>> time_text(59.7), time_text(3599), time_text(7500), time_text(float("nan"))
-        ('60 s', '60 min', '2 h 05 min', '?')
-    """
-    if seconds != seconds:
-        return "?"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def cpu_count() -> int:
-    """Processors this process may use, those it shares divided evenly."""
-    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, n_processors // n_sharing())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isnan
+
 
 def count(n: int, noun: str, plural: str = "") -> str:
     """A number and its noun, in agreement.
@@ -34,12 +36,14 @@ def size_text(n_bytes: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """A duration in the unit that suits it.
+    """A duration in the unit that suits it; `?` for NaN.
 
     Example:
         >>> duration_text(59.7), duration_text(3599), duration_text(7500), duration_text(400_000)
         ('60 s', '60 min', '2 h 05 min', '4 d 15 h')
     """
+    if isnan(seconds):
+        return "?"
     if seconds < 100:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

@@ -36,11 +36,12 @@ from segpipe.core.header import (
     stated_edges,
     unreadable,
 )
-from segpipe.core.label_values import whole_numbers
 
 logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it mends headers aloud, naming no file
 _BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
 _UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
+_MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
+_MAX_LABEL = np.iinfo(np.int32).max
 SHARE_STEPS = 200  # of a map from 0 to 1: half a percent, and shares of 2, 4, 5 and 10 come out exactly
 
 
@@ -298,3 +299,33 @@ def _file_faults(path: Path) -> Iterator[None]:
         yield
     except (ImageFileError, HeaderDataError, *_BROKEN) as fault:
         raise unreadable(path, fault) from None
+
+
+def whole_numbers(values_zyx: NDArray[Any], path: Path) -> NDArray[np.int32]:
+    """Labels of any type as integers, same shape; 0.99999997 is 1.
+
+    Args:
+        values_zyx: (Z, Y, X), what was read; of what is computed on the way only a slice is held.
+        path: The file, for messages.
+
+    Raises:
+        DataError: If a value is not near an integer, not finite, or beyond 32 bits.
+    """
+    result = np.empty(values_zyx.shape, np.int32)
+    for values, place in zip(values_zyx, result, strict=True):
+        wrong = _no_labels(values)
+        if wrong.any():
+            raise DataError(
+                f"{path}: label values are not whole numbers (such as {values[wrong][0]:g}), expected integers below "
+                f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export "
+                "it again with nearest neighbour."
+            )
+        place[...] = np.rint(values) if values.dtype.kind == "f" else values
+    return result
+
+
+def _no_labels(values: NDArray[Any]) -> NDArray[np.bool_]:
+    if values.dtype.kind in "iu":
+        return (values > _MAX_LABEL) | (values < -_MAX_LABEL)
+    with np.errstate(invalid="ignore"):  # inf - inf
+        return ~(np.abs(values - np.rint(values)) <= _MAX_ROUNDING) | (np.abs(values) > _MAX_LABEL)

@@ -18,13 +18,13 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import remove_leftovers, whole_folder, write_text
 from segpipe.core.grid import MAX_SHEAR
 from segpipe.core.header import NIFTI_ENDINGS, Header, ending_of, may_be_read, stem_of
-from segpipe.core.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.found import Found, FoundCase
+from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.data.inspect import kind_of, what_was_found
 from segpipe.data.layouts import find_layout
 from segpipe.data.patients import PATIENTS_FILE
@@ -67,7 +67,7 @@ class Repair(Record):
 def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
     """Write a copy of a dataset, repaired where that needs no judgement, and `repairs.csv` in it.
 
-    Headers in other units, with an sform that contradicts pixdim, or with two places: see `core.header_repair`. Label
+    Headers in other units, with an sform that contradicts pixdim, or with two places: see `data.header_repair`. Label
     maps stored as floats or scaled become integers; those that are turned or shifted against their image
     (`data.placement`) get its axes and its header. Everything else is copied byte by byte, damaged files too.
 

@@ -10,7 +10,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
 from segpipe.core.labels import LabelSet
-from segpipe.core.progress import cpu_count
+from segpipe.core.machine import cpu_count
 from segpipe.core.volume import read_header
 from segpipe.data.bids import read_bids
 from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name

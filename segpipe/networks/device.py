@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from segpipe.core.errors import ResourceError, SetupError, UsageError
-from segpipe.core.processes import local_rank, n_processes
+from segpipe.core.machine import local_rank, n_processes
 
 
 def resolve_device(name: str) -> torch.device:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from segpipe.core.findings import Finding, finding
+from segpipe.core.doctor import Finding, finding
 from segpipe.networks.device import precision_name, resolve_device
 
 _FEW_GPU_BYTES = 4 * 2**30  # below, only small patches fit

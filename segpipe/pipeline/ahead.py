@@ -11,8 +11,7 @@ from pathlib import Path
 from segpipe.core.errors import SegpipeError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.history import History
-from segpipe.core.memory import free_bytes
-from segpipe.core.processes import n_processes
+from segpipe.core.machine import free_bytes, n_processes
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits

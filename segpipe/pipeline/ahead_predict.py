@@ -14,7 +14,7 @@ import numpy as np
 from segpipe.core.errors import DataError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.grid import Grid
-from segpipe.core.memory import free_bytes
+from segpipe.core.machine import free_bytes
 from segpipe.core.volume import read_header
 from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case

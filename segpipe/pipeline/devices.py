@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
-from segpipe.core.processes import n_processes
+from segpipe.core.machine import n_processes
 from segpipe.core.progress import say
 from segpipe.networks.device import resolve_devices
 from segpipe.pipeline.children import Job, raise_first, run_jobs

@@ -15,8 +15,7 @@ from segpipe.compare.results import Method
 from segpipe.compare.study import SEED_MARK, Study, Training
 from segpipe.compare.text import save
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import make_folder
-from segpipe.core.lock import only_process
+from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder, Work

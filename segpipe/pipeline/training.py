@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import make_folder
-from segpipe.core.processes import rank
+from segpipe.core.machine import rank
 from segpipe.core.progress import say
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset

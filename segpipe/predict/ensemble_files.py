@@ -11,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.files import make_folder, only_process, remove_leftovers
 from segpipe.core.grid import require_same_grid
 from segpipe.core.header import stem_of
 from segpipe.core.labels import LabelSet
-from segpipe.core.lock import only_process
 from segpipe.core.probabilities import probabilities_beside, read_outputs
 from segpipe.core.progress import track
 from segpipe.core.records import read_mapping

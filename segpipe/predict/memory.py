@@ -12,7 +12,7 @@ import torch
 
 from segpipe.core.errors import ResourceError
 from segpipe.core.grid import Grid
-from segpipe.core.memory import free_bytes
+from segpipe.core.machine import free_bytes
 from segpipe.core.progress import say
 from segpipe.networks.cost import CPU, CUDA
 from segpipe.networks.device import memory_faults, resolve_precision

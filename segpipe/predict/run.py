@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, ResourceError
-from segpipe.core.files import disk_fault, make_folder, remove_leftovers
+from segpipe.core.files import disk_fault, make_folder, only_process, remove_leftovers
 from segpipe.core.grid import Grid
-from segpipe.core.lock import only_process
 from segpipe.core.progress import Pace, say, track
 from segpipe.core.volume import write_mask, write_shares
 from segpipe.data.dataset import Case

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 from segpipe.core.errors import DataError, ResourceError
 from segpipe.core.files import remove_leftovers
 from segpipe.core.labels import LabelSet
-from segpipe.core.memory import free_bytes
+from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads, say
 from segpipe.core.records import Record
 from segpipe.core.work import Work

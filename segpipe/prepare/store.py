@@ -17,7 +17,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.files import whole_folder, write_text
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
-from segpipe.core.memory import free_bytes
+from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.prepare.case import Prepared, Trace

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from segpipe.core.environment import environment_here
 from segpipe.core.files import write_text
+from segpipe.core.machine import environment_here
 from segpipe.data.splits import leaks
 from segpipe.report.html import Decision, Page, Place, render
 from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_scored, read_work

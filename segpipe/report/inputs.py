@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segpipe.core.environment import Environment
 from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
+from segpipe.core.machine import Environment
 from segpipe.core.records import read_mapping
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.check import CheckReport

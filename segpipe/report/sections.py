@@ -8,7 +8,7 @@ from math import isfinite
 
 from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, learning_curves
-from segpipe.core.progress import time_text
+from segpipe.core.text import duration_text
 from segpipe.data.fault_groups import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
@@ -161,7 +161,7 @@ def learning_picture(run: Run) -> Picture | None:
 
 
 def _left(history: History) -> str:
-    return f"about {time_text(history.seconds_left)} left"
+    return f"about {duration_text(history.seconds_left)} left"
 
 
 def _in_words(fold: FoldCurves) -> str:
@@ -169,7 +169,7 @@ def _in_words(fold: FoldCurves) -> str:
     history = fold.history
     parts = [f"{fold.name}: {history.n_epochs} epochs"]
     if isfinite(history.seconds[-1]):
-        parts[0] += f" in {time_text(history.seconds[-1])}"
+        parts[0] += f" in {duration_text(history.seconds[-1])}"
     for column, name in (("train_loss", "training loss"), ("validation_loss", "validation loss")):
         if isfinite(history.column(column)[-1]):
             parts.append(f"{name} ends at {history.column(column)[-1]:.3f}")

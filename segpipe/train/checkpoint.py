@@ -14,9 +14,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from segpipe.core.environment import environment_here
 from segpipe.core.errors import UsageError
 from segpipe.core.files import whole_file, write_text
+from segpipe.core.machine import environment_here
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, distributed, nn
 
 from segpipe.core.errors import SetupError
-from segpipe.core.processes import n_processes, rank
+from segpipe.core.machine import n_processes, rank
 
 _PATIENCE = timedelta(7)  # days: the others wait while the first prepares and predicts; a dead one is noticed at once
 _AT_ONCE = 1 << 24  # gradients that are sent together: enough to use the line, and few beside the network

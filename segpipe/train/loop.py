@@ -18,10 +18,10 @@ from typing import Any
 
 import torch
 
-from segpipe.core.files import make_folder, remove_leftovers
+from segpipe.core.files import make_folder, only_process, remove_leftovers
 from segpipe.core.history import MEAN_DICE
-from segpipe.core.lock import only_process
-from segpipe.core.progress import say, time_text
+from segpipe.core.progress import say
+from segpipe.core.text import duration_text
 from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
@@ -184,7 +184,7 @@ class _Loop:
         self._write_history()
         if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
-        done = f"goes on at iteration {at.iteration}, {time_text(at.seconds)} trained."
+        done = f"goes on at iteration {at.iteration}, {duration_text(at.seconds)} trained."
         self._tell(f"{self.folder.path}: {done}{changes}")
 
     def show_in(self, watcher: CurvesFile | TensorBoard) -> None:
@@ -316,7 +316,7 @@ class _Loop:
     def _pace(self) -> str:
         at, epoch = self.fold.at, self.epoch
         title = epoch_title({"epoch": at.epoch + 1}, *self._title())
-        pace = f"{epoch.n_steps / epoch.seconds:.2f} it/s  {time_text(self.schedule.seconds_left(at))} left"
+        pace = f"{epoch.n_steps / epoch.seconds:.2f} it/s  {duration_text(self.schedule.seconds_left(at))} left"
         return f"{title}  loss {epoch.loss:.3f}  {pace}"
 
     def _write_history(self) -> None:

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from segpipe.core.files import whole_file
 from segpipe.core.history import DICE, MEAN_DICE, History
 from segpipe.core.learning_curves import FoldCurves, learning_curves
-from segpipe.core.progress import say, time_text
+from segpipe.core.progress import say
+from segpipe.core.text import duration_text
 from segpipe.train.checkpoint import Row
 
 _SECONDS_BETWEEN_SIGNS = 60.0
@@ -40,7 +41,7 @@ def epoch_line(row: Row, fold: str, n_epochs: int) -> str:
         f"{row['iterations_per_second']:.2f} it/s",
         f"{row['wait_share']:.0%} waiting for data",
         f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
-        f"{time_text(row['seconds_left'])} left",
+        f"{duration_text(row['seconds_left'])} left",
     ]
     return "  ".join(parts)
 

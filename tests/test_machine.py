@@ -1,4 +1,4 @@
-"""core/memory.py"""
+"""core/machine.py: memory and processors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segpipe.core.memory import free_bytes
+from segpipe.core.machine import free_bytes
 
 KIB = 1024
 

@@ -1,0 +1,100 @@
+"""This machine and this process on it: its rank, processors, free memory and versions."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from segpipe._version import __version__
+from segpipe.core.records import Record
+
+_GROUP_FILES = (  # of a container, by version of control groups: limit, use, the name of what is only cached in it
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+_PACKAGES = ("torch", "numpy", "scipy", "monai", "nnunetv2", "dynamic-network-architectures", "nibabel", "SimpleITK")
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def n_processes() -> int:
+    """Processes that do one thing together, this one included."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Number of this process among those on this machine, from 0: the number of its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def n_sharing() -> int:
+    """Processes that share this machine's processors and memory, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
+def cpu_count() -> int:
+    """Processors this process may use, those it shares divided evenly."""
+    n_processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, n_processors // n_sharing())
+
+
+def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that can be taken without swapping: what is free, and what only holds copies of files.
+
+    Args:
+        meminfo: The machine's account.
+        groups: The container's.
+
+    Returns:
+        The smaller of both, divided by the processes that share it; 0 where the system does not say, as on macOS.
+    """
+    if not meminfo.is_file():
+        return 0
+    fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    for limit, use, account, cached in _GROUP_FILES:
+        if (groups / limit).is_file() and (text := (groups / limit).read_text().strip()).isdecimal():
+            values = dict(line.split() for line in (groups / account).read_text().splitlines())
+            free = min(free, int(text) - int((groups / use).read_text()) + int(values[cached]))
+    return max(0, free) // n_sharing()
+
+
+class Environment(Record):
+    """Where something was computed.
+
+    Args:
+        versions: Of segpipe, Python and packages; `not installed` for those that are not.
+        system: The operating system.
+        device: Processor or GPU; empty where nothing was asked of one.
+    """
+
+    versions: dict[str, str]
+    system: str
+    device: str
+
+    @property
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """Name and value of everything that is known."""
+        device = (("Device", self.device),) if self.device else ()
+        return (*device, *self.versions.items(), ("System", self.system))
+
+
+def environment_here(device: str = "") -> Environment:
+    """This process's, in which `device` computes."""
+    versions = {"segpipe": __version__, "Python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return Environment(versions=versions, system=platform.platform(), device=device)
