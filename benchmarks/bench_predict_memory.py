@@ -34,10 +34,9 @@ from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import case_bytes, window_bytes
 from segpipe.predict.model import Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.run import predict_cases
-from segpipe.predict.segment import SegmentOptions
 from segpipe.predict.size import readable_grids
-from segpipe.predict.wanted import Wanted
 
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once
 
@@ -112,7 +111,10 @@ def main() -> None:
 
 def measured(setting: Setting) -> tuple[int, int]:
     """Bytes foretold, and the most that this process held."""
-    model, wanted = model_of(setting), Wanted(setting.mirror, setting.probabilities, uncertainty=setting.uncertainty)
+    model = model_of(setting)
+    options = PredictOptions(
+        mirror=setting.mirror, probabilities=setting.probabilities, uncertainty=setting.uncertainty, any_size=True
+    )
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "image.nii.gz"
         voxels = np.full((setting.n_channels, *setting.shape_zyx), 100, setting.dtype)
@@ -121,11 +123,9 @@ def measured(setting: Setting) -> tuple[int, int]:
         del voxels
         case = Case(case_id="image", patient_id="image", images=(str(path),))
         (grid,) = readable_grids([case]).values()
-        options = SegmentOptions(mirror=setting.mirror, with_uncertainty=setting.uncertainty)
-        windows, spools = window_bytes(model, 1), setting.probabilities
-        of_case = case_bytes(grid, Ensemble((model,)), options, windows_bytes=windows, spools=spools)
+        of_case = case_bytes(grid, Ensemble((model,)), options, windows_bytes=window_bytes(model, 1), spools=True)
         foretold = CPU.context_bytes + of_case
-        predict_cases(model, [case], Path(scratch) / "out", wanted).require_all()
+        predict_cases(model, [case], Path(scratch) / "out", options).require_all()
     return foretold, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from segpipe._version import __version__ as __version__
 
@@ -19,52 +19,29 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
-def load(
-    model: str | os.PathLike[str],
-    *,
-    configurations: Sequence[str] = (),
-    folds: Sequence[int] | None = None,
-    device: str = "auto",
-    mirror: bool = True,
-    postprocesses: bool = True,
-    max_memory_gb: float | None = None,
-    any_size: bool = False,
-) -> Predictor:
+def load(model: str | os.PathLike[str], *, device: str = "auto", **options: Any) -> Predictor:
     """Load a trained model, to segment arrays with it: `segpipe.load(model).predict(array, affine=affine)`.
 
-    Nothing of the process is changed: random generators, threads, signals and the current folder stay as they are.
-    Only `max_memory_gb` on a GPU is a limit that torch keeps for the whole process. What is unusual about the model is
-    said on stderr.
+    The process is left as it is: random generators, threads, signals and the current folder do not change. Only
+    `max_memory_gib` on a GPU is a limit that torch keeps for the whole process.
 
     Args:
-        model: A work folder, one of its `runs/<configuration>`, or a file of `segpipe pack`, whose parts lie in a
-            temporary folder while they are loaded.
-        configurations: Which, averaged if several; none for what `segpipe select` chose, else the default one.
-        folds: Which, averaged; None for all that are trained to the end.
+        model: A work folder, one of its `runs/<configuration>`, or a file of `segpipe pack`, which is unpacked to a
+            temporary folder while it is loaded.
         device: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
-        mirror: Average over mirrored copies, along the axes that the plan allows.
-        postprocesses: Whether to do to the masks what was chosen for the model.
-        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
-        any_size: Segment images 50 times as large as any that was trained on, or larger: most often their headers are
-            wrong, and they take ages.
+        options: Fields of `segpipe.predict.options.PredictOptions`: `configurations`, `folds`, `mirror`,
+            `probabilities`, `uncertainty`, `postprocessing`, `postprocesses`, `max_memory_gib`, `any_size`.
 
     Raises:
         UsageError: If there is no such model, or the file is damaged.
         PlanError: If its plan is wrong.
         SetupError: If there is no such device.
+        TypeError: If there is no such option.
     """
     from segpipe.predict.api import load_predictor
+    from segpipe.predict.options import PredictOptions
 
-    return load_predictor(
-        model,
-        configurations=configurations,
-        folds=folds,
-        device=device,
-        mirror=mirror,
-        postprocesses=postprocesses,
-        max_memory_gb=max_memory_gb,
-        any_size=any_size,
-    )
+    return load_predictor(model, PredictOptions(**options), device)
 
 
 def run(

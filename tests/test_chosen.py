@@ -18,6 +18,7 @@ from segpipe.networks.build import build
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.predicting import average, predict
 from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, find_members, weights_of
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outcome import Outcome
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
 from segpipe.train.checkpoint import save_weights
@@ -69,7 +70,7 @@ def masks(work: Work, name: str, **more: object) -> np.ndarray:
 
 def outcome(work: Work, name: str, **more: object) -> Outcome:
     home = work.path.parent
-    return predict(more.pop("models", work.path), home / "in", home / name, MACHINE, **more)  # type: ignore[arg-type]
+    return predict(more.pop("models", work.path), home / "in", home / name, MACHINE, PredictOptions(**more))  # type: ignore[arg-type]
 
 
 def test_what_was_chosen_predicts_and_its_postprocessing_is_applied(

@@ -19,6 +19,7 @@ from segpipe.plan.schema import Configuration
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.memory import case_bytes
 from segpipe.predict.model import Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import SegmentOptions, segment
 from segpipe.predict.uncertainty import disagreement, entropy
 from segpipe.prepare.case import Prepared, prepare_image
@@ -172,7 +173,7 @@ def test_memory_of_networks_side_by_side_by_hand():
     # alone: image, rows, two arrays of a slab's output, two masks; together: the slabs of all outputs
     grid, n_vox = Grid((16, 16, 16), np.diag([1.0, 1.5, 2.5, 1.0])), 16**3
     model = trained(3, 1, patch_zyx=(8, 8, 12))
-    assert case_bytes(grid, Ensemble((model,)), SegmentOptions()) == n_vox * (4 + 6 + 2 * 4 + 2)
+    assert case_bytes(grid, Ensemble((model,)), PredictOptions()) == n_vox * (4 + 6 + 2 * 4 + 2)
     rows, slabs = 3 * (8 * 16 * 16) * 3 * 4, 4 * n_vox * 3 * 4
     expected = n_vox * 4 + rows + slabs + n_vox * (2 + 2)
-    assert case_bytes(grid, Ensemble((model,)), SegmentOptions(with_uncertainty=True)) == expected
+    assert case_bytes(grid, Ensemble((model,)), PredictOptions(uncertainty=True)) == expected

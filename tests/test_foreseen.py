@@ -20,6 +20,7 @@ from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.pipeline.training import train
 from segpipe.plan.schema import Plan
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import PredictionTable
 
 MACHINE = Machine("cpu", 1)
@@ -95,7 +96,11 @@ def test_predicting_takes_as_long_as_the_validation_cases_did(folder, tmp_path):
     assert found.seconds == pytest.approx(4 * each)  # all tiny images are equally large
     assert found.disk_bytes == round(4 * 960 * 0.05) and found.memory_bytes > 2**29
     unmirrored = prediction_ahead(
-        [folder / "work"], folder / "data" / "imagesTr", tmp_path / "out", MACHINE, mirror=False, probabilities=True
+        [folder / "work"],
+        folder / "data" / "imagesTr",
+        tmp_path / "out",
+        MACHINE,
+        PredictOptions(mirror=False, probabilities=True),
     )
     n_mirrors = 2 ** len(Plan.load(fold.plan).mirror_axes)
     assert unmirrored.seconds == pytest.approx(4 * each / n_mirrors)

@@ -27,6 +27,7 @@ from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.pipeline.predicting import predict
 from segpipe.pipeline.training import train
 from segpipe.plan.schema import Plan
+from segpipe.predict.options import PredictOptions
 
 MACHINE = Machine("cpu", 1)
 QUICK = (
@@ -111,9 +112,8 @@ def test_a_turned_copy_of_an_image_gives_the_same_mask_turned(trained, tmp_path)
 
 
 def test_probabilities_are_on_the_images_grid(trained, tmp_path):
-    predict(
-        trained / "work", trained / "data" / "imagesTr" / "p1_0000.nii.gz", tmp_path, MACHINE, probabilities=True
-    ).require_all()
+    image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
+    predict(trained / "work", image, tmp_path, MACHINE, PredictOptions(probabilities=True)).require_all()
     with np.load(tmp_path / "p1_probabilities.npz") as stored:
         shares = stored["probabilities"]
     assert shares.shape == (3, 8, 10, 12) and shares.dtype == np.float16
@@ -174,7 +174,7 @@ def test_an_unfinished_fold_is_left_out_with_a_word(trained, tmp_path, capsys):
     image = trained / "data" / "imagesTr" / "p1_0000.nii.gz"
     (first,) = predict(tmp_path / "work", image, tmp_path / "a", MACHINE).require_all()
     assert "fold 1 is not trained to the end; left out" in capsys.readouterr().err
-    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE, folds=["0"]).require_all()
+    (second,) = predict(trained / "work", image, tmp_path / "b", MACHINE, PredictOptions(folds=["0"])).require_all()
     assert first.read_bytes() == second.read_bytes()
 
 

@@ -30,11 +30,11 @@ from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
 from segpipe.predict.model import Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outcome import Outcome
 from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
 from segpipe.predict.run import predict_cases
 from segpipe.predict.segment import SegmentOptions
-from segpipe.predict.wanted import Wanted
 from segpipe.prepare.case import Prepared, prepare_case
 from segpipe.train.checkpoint import save_weights
 
@@ -74,8 +74,8 @@ def failing(fault: Exception, n_failures: int) -> Model:
     return Model(model.plan, model.configuration, (Failing(fault, n_failures),), "1")
 
 
-def predicted(model: Model, images: Path, output: Path, wanted: Wanted | None = None) -> Outcome:
-    return predict_cases(model, list_inputs(images, model.plan.channels), output, wanted)
+def predicted(model: Model, images: Path, output: Path, options: PredictOptions | None = None) -> Outcome:
+    return predict_cases(model, list_inputs(images, model.plan.channels), output, options)
 
 
 def rows_of(folder: Path) -> list[dict[str, str]]:
@@ -135,7 +135,7 @@ def test_shapes_and_spacings_of_all_kinds(
 ) -> None:
     voxels = np.random.default_rng(0).normal(100, 20, shape_zyx).astype(np.float32)
     write_tiny(tmp_path / "in" / "a.nii.gz", voxels, np.diag([*spacing_xyz_mm, 1.0]))
-    (path,) = predicted(model, tmp_path / "in", tmp_path / "out", Wanted(probabilities=True)).require_all()
+    (path,) = predicted(model, tmp_path / "in", tmp_path / "out", PredictOptions(probabilities=True)).require_all()
     assert read_labels(path)[0].shape == shape_zyx
     with np.load(tmp_path / "out" / "a_probabilities.npz") as stored:
         assert stored["probabilities"].shape == (3, *shape_zyx) and stored["probabilities"].dtype == np.float16
@@ -202,7 +202,9 @@ def test_rows_survive_a_kill_and_are_made_anew_when_they_are_gone(model: Model, 
     table.unlink()
     assert len(predicted(model, tmp_path / "in", tmp_path / "out").rows) == 3 == len(rows_of(tmp_path / "out"))
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").glob("*.nii.gz"))] == times
-    predicted(model, tmp_path / "in", tmp_path / "out", Wanted(probabilities=True))  # made again: one row each, not two
+    predicted(
+        model, tmp_path / "in", tmp_path / "out", PredictOptions(probabilities=True)
+    )  # made again: one row each, not two
     assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "b", "c"]
     assert outcome.rows[0].sizes["a"].voxels == int(before[0]["voxels_a"])
     mask_path(tmp_path / "out", "b").unlink()
@@ -257,10 +259,10 @@ def test_only_out_of_memory_is_treated_as_such(tmp_path: Path) -> None:
 def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_path: Path) -> None:
     write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
     write_tiny(tmp_path / "in" / "huge.nii.gz", np.zeros((400, 400, 400), np.uint8))
-    outcome = predicted(model, tmp_path / "in", tmp_path / "out", Wanted(max_memory_gb=1.0))
+    outcome = predicted(model, tmp_path / "in", tmp_path / "out", PredictOptions(max_memory_gib=1.0, any_size=True))
     assert [row.case_id for row in outcome.rows] == ["a"] and outcome.exit_code == 5
     text = outcome.faults[0].text  # by hand: 64e6 voxels × 12 bytes, float32 and what a library reads, are 0.72 GiB
-    assert text.startswith("huge: needs about 0.72 GB of memory, by its header") and "left of --max-memory" in text
+    assert text.startswith("huge: needs about 0.72 GiB of memory, by its header") and "left of --max-memory" in text
 
 
 def test_windows_at_once_follow_the_memory(model: Model) -> None:
@@ -268,7 +270,7 @@ def test_windows_at_once_follow_the_memory(model: Model) -> None:
     assert budget.host_bytes and not budget.is_limit and windows_at_once(model, budget) == 1
     limited = budget_for(torch.device("cpu"), 2.0)
     assert limited.host_bytes == 2 * 2**30 - 820 * 2**20
-    with pytest.raises(ResourceError, match=r"c: needs about 2.00 GB .* 1.20 GB are left of --max-memory"):
+    with pytest.raises(ResourceError, match=r"c: needs about 2.00 GiB .* 1.20 GiB are left of --max-memory"):
         limited.require("c", 2 * 2**30)
 
 
@@ -283,11 +285,13 @@ def test_small_slices_are_predicted_together_on_a_cpu(model: Model) -> None:
 def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
     grid = read_header(write_tiny(tmp_path / "a.nii.gz", tiny_image(1))).grid
     assert grid.shape_zyx == SHAPE_ZYX  # 960 voxels, as many when prepared: the plan has their edges
-    ensemble, options = Ensemble((model,)), SegmentOptions()
+    ensemble, options = Ensemble((model,)), PredictOptions()
     # predicting is the largest moment: the image, rows of three outputs (the patch holds all), two arrays of a slab's
     # output, two bytes for masks
     assert case_bytes(grid, ensemble, options, windows_bytes=7) == 960 * (4 + 3 * 4 + 2 * 4 + 2) + 7
-    assert case_bytes(grid, ensemble, options, spools=True) == 960 * (4 + 3 * 4 + 2 * 4 + 2 + 2)  # an output, float16
+    assert case_bytes(grid, ensemble, PredictOptions(probabilities=True), spools=True) == 960 * (
+        4 + 3 * 4 + 2 * 4 + 2 + 2
+    )  # an output, float16
     fine = Grid((40, 5, 6), np.diag([2.0, 3.0, 5.0, 1.0]))  # 1200 voxels become 80 × 10 × 12, which is resampled
     # raw, normalised, prepared; in between the result and what is clipped of it, more than between two axes
     assert case_bytes(fine, ensemble, options, windows_bytes=7) == (2 * 1200 + 9600 + 2 * 9600) * 4

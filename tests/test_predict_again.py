@@ -50,7 +50,7 @@ def test_what_was_cut_short_is_made_anew_and_nothing_else(
     assert not is_whole(out / name)
     capsys.readouterr()
     assert predicted(work, tmp_path / "in", out, *wanted) == 0
-    assert f"{Path(name).name}: damaged, cut short perhaps; made anew" in capsys.readouterr().err
+    assert f"{Path(name).name}: damaged, perhaps truncated; made again" in capsys.readouterr().err
     assert read_labels(out / "a.nii.gz")[0].shape == tiny_image(1).shape and is_whole(out / name)
     assert {path: path.stat().st_mtime_ns for path in times} == times
     assert sorted(row["case_id"] for row in rows_of(out)) == ["a", "b"]

@@ -21,6 +21,7 @@ from segpipe.core.probabilities import read_outputs
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.predicting import predict
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import SegmentOptions
 from segpipe.predict.spool import ProbabilitySpool
 from segpipe.prepare.case import Trace
@@ -70,7 +71,9 @@ def test_a_full_disk_is_one_and_not_a_lack_of_memory(tmp_path: Path, capsys: pyt
     work, before = write_work(tmp_path / "work", n_folds=1), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, before[1]))  # the probabilities take 960 × 3 × 2 bytes
     try:
-        outcome = predict(work, tmp_path / "in", tmp_path / "out", Machine("cpu", 1), probabilities=True)
+        outcome = predict(
+            work, tmp_path / "in", tmp_path / "out", Machine("cpu", 1), PredictOptions(probabilities=True)
+        )
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert outcome.exit_code == 5 and "the disk is full" in outcome.faults[0].text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--no-postprocess", is_flag=True, help="Leave the masks as the network gives them.")
 @click.option(
-    "--max-memory", "max_memory_gb", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
+    "--max-memory", "max_memory_gib", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GiB",
     help="Most memory to take, on the host and on a GPU each.  [default: what is free]",
 )  # fmt: skip
 @click.option("--any-size", is_flag=True, help="Also predict images 50 times as large as any trained on, or larger.")
@@ -59,7 +59,7 @@ def command(
     save_uncertainty: bool,
     postprocessing: Path | None,
     no_postprocess: bool,
-    max_memory_gb: float | None,
+    max_memory_gib: float | None,
     any_size: bool,
     dry_run: bool,
     as_json: bool,
@@ -75,31 +75,26 @@ def command(
     """
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.predicting import predict
+    from segpipe.predict.options import PredictOptions
 
-    if postprocessing is not None and no_postprocess:
-        raise click.UsageError("--postprocess and --no-postprocess: give one of them.")
-    what = (models, inputs, output, Machine(device, n_workers))
-    how: dict[str, Any] = {
-        "configurations": [name for given in configurations for name in given.split(",") if name],
-        "folds": [str(fold) for fold in folds] or None,
-        "mirror": tta,
-        "probabilities": save_probabilities,
-        "uncertainty": save_uncertainty,
-    }
+    options = PredictOptions(
+        configurations=tuple(name for given in configurations for name in given.split(",") if name),
+        folds=folds,
+        mirror=tta,
+        probabilities=save_probabilities,
+        uncertainty=save_uncertainty,
+        postprocessing=postprocessing,
+        postprocesses=not no_postprocess,
+        max_memory_gib=max_memory_gib,
+        any_size=any_size,
+    )
+    machine = Machine(device, n_workers)
     if dry_run:
         from segpipe.pipeline.ahead_predict import prediction_ahead
 
-        print_ahead(prediction_ahead(*what, **how, any_size=any_size), as_json=as_json)
+        print_ahead(prediction_ahead(models, inputs, output, machine, options), as_json=as_json)
         return 0
-    outcome = predict(
-        *what,
-        **how,
-        postprocessing=postprocessing,
-        postprocesses=not no_postprocess,
-        max_memory_gb=max_memory_gb,
-        any_size=any_size,
-    )
-    return print_outcome(outcome, as_json=as_json)
+    return print_outcome(predict(models, inputs, output, machine, options), as_json=as_json)
 
 
 def print_outcome(outcome: Outcome, *, as_json: bool) -> int:

@@ -31,11 +31,10 @@ from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import case_bytes, window_bytes
 from segpipe.predict.model import load_model
-from segpipe.predict.outputs import PredictionTable, mask_path, probabilities_path
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.outputs import PredictionTable, is_done, mask_path, probabilities_path
 from segpipe.predict.package import opened
-from segpipe.predict.segment import SegmentOptions
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of
-from segpipe.predict.wanted import Wanted, is_done
 
 _SHARE_BYTES = 2  # of a probability, float16
 _MASK_BYTES = 0.05  # of a voxel, compressed: of 60 public label maps the largest took 0.036
@@ -46,23 +45,17 @@ def prediction_ahead(
     inputs: Path,
     output: Path,
     machine: Machine,
-    *,
-    configurations: Sequence[str] = (),
-    folds: Sequence[str] | None = None,
-    mirror: bool = True,
-    probabilities: bool = False,
-    uncertainty: bool = False,
-    any_size: bool = False,
+    options: PredictOptions | None = None,
 ) -> Foreseen:
     """What `predict` with the same arguments would take; of the images only headers are read.
 
     Raises:
         UsageError, PlanError, DataError: As `predict` does before it begins.
     """
-    device = resolve_device(machine.device)
+    options, device = options or PredictOptions(), resolve_device(machine.device)
     with ExitStack() as stack:
         homes = [stack.enter_context(opened(model)) for model in models]
-        members = [found for home in homes for found in find_members(home, configurations, folds)]
+        members = [found for home in homes for found in find_members(home, options.configurations, options.fold_names)]
         ensemble = Ensemble(tuple(load_model(found, device) for found in members))
         rates = [
             _seconds_per(folder, partial(windows_of, model=model))
@@ -72,17 +65,18 @@ def prediction_ahead(
     cases = list_inputs(inputs, ensemble.plan.channels)
     if not cases:
         raise DataError(f"{inputs}: holds no images. Give a file, a folder of images, or a dataset.")
-    wanted = Wanted(mirror, probabilities, uncertainty=uncertainty, any_size=any_size)
-    left = [case for case in cases if not is_done(output, case.case_id, wanted, ensemble)]
-    grids, notes = _predictable(left, ensemble, wanted)
-    options = SegmentOptions(mirror=mirror, with_uncertainty=uncertainty)
+    left = [case for case in cases if not is_done(output, case.case_id, options, ensemble.uncertainty_names)]
+    grids, notes = _predictable(left, ensemble, options)
     n_vox, largest_vox = (of(prod(grid.shape_zyx) for grid in grids) for of in (sum, partial(max, default=0)))
     counts = [windows_of(grid, model) for model in ensemble.members for _ in model.networks for grid in grids]
     windows = zip(counts, (rate for rate in rates for _ in grids), strict=True)
     seconds = None if None in rates else sum(n * rate for n, rate in windows if rate is not None)
-    if seconds is not None and not mirror:
+    if seconds is not None and not options.mirror:
         seconds /= 2 ** len(ensemble.plan.mirror_axes)
-    per_vox = _MASK_BYTES + _SHARE_BYTES * (ensemble.plan.labels.n_outputs * probabilities + 2 * uncertainty)
+    per_vox = _MASK_BYTES + _SHARE_BYTES * (
+        ensemble.plan.labels.n_outputs * options.probabilities + 2 * options.uncertainty
+    )
+    spooled = _SHARE_BYTES * ensemble.plan.labels.n_outputs * options.probabilities
     on_gpu = device.type == "cuda"
     return Foreseen(
         command="predict",
@@ -91,28 +85,30 @@ def prediction_ahead(
         seconds=seconds,
         seconds_from="no predicted case tells: predict one first" if seconds is None else
         "at the pace of the folds' validation cases, where they were predicted",
-        disk_bytes=round(n_vox * per_vox + largest_vox * _SHARE_BYTES * ensemble.plan.labels.n_outputs * probabilities),
+        disk_bytes=round(n_vox * per_vox + largest_vox * spooled),
         free_disk_bytes=free_disk_bytes(output),
-        memory_bytes=_memory_bytes(grids, ensemble, options, on_gpu=on_gpu, spools=probabilities),
+        memory_bytes=_memory_bytes(grids, ensemble, options, on_gpu=on_gpu),
         free_memory_bytes=free_bytes(),
         memory_of="CPU",
         notes=(*notes, *(_gpu_note(ensemble, machine) if on_gpu else ())),
     )  # fmt: skip
 
 
-def _predictable(cases: Sequence[Case], ensemble: Ensemble, wanted: Wanted) -> tuple[list[Grid], tuple[str, ...]]:
+def _predictable(
+    cases: Sequence[Case], ensemble: Ensemble, options: PredictOptions
+) -> tuple[list[Grid], tuple[str, ...]]:
     """Grids of the cases that would be predicted, and a note on how much work they are and on each of the others."""
     grids, notes = readable_grids(cases), []
     for case in cases:
         try:
             if case.case_id not in grids:
                 read_header(case.image_paths[0])
-            elif not wanted.any_size:
+            elif not options.any_size:
                 require_usual_size(case.case_id, grids[case.case_id], ensemble)
         except DataError as fault:
             grids.pop(case.case_id, None)
             notes.append(f"{case.case_id} would be left out: {fault}")
-    n_passes = [passes_of(grid, ensemble, mirror=wanted.mirror) for grid in grids.values()]
+    n_passes = [passes_of(grid, ensemble, mirror=options.mirror) for grid in grids.values()]
     return list(grids.values()), ((passes_text(n_passes),) if n_passes else ()) + tuple(notes)
 
 
@@ -155,12 +151,10 @@ def _has_probabilities(masks: OutOfFold, name: str, one: Validated) -> bool:
     return probabilities_path(masks.fold(name, one).validation, one.case.case_id).is_file()
 
 
-def _memory_bytes(
-    grids: Sequence[Grid], ensemble: Ensemble, options: SegmentOptions, *, on_gpu: bool, spools: bool
-) -> int:
+def _memory_bytes(grids: Sequence[Grid], ensemble: Ensemble, options: PredictOptions, *, on_gpu: bool) -> int:
     """On the host, of the largest case."""
     windows = 0 if on_gpu else max(window_bytes(model, 1) for model in ensemble.models)
-    cases = [case_bytes(grid, ensemble, options, windows_bytes=windows, spools=spools) for grid in grids]
+    cases = [case_bytes(grid, ensemble, options, windows_bytes=windows, spools=True) for grid in grids]
     return CPU.context_bytes + max(cases, default=0)
 
 

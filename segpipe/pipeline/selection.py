@@ -24,9 +24,9 @@ from segpipe.pipeline.candidates import AVERAGED, STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, weights_of
 from segpipe.predict.model import load_out_of_fold
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import predict_cases
-from segpipe.predict.wanted import Wanted
 
 _WIDTH = 80
 
@@ -155,7 +155,10 @@ def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine)
             folder = masks.work.fold(name, str(fold))
             cases = [one.case for one in masks.cases if one.fold == fold]
             model = load_out_of_fold(folder, resolve_device(machine.device))
-            predict_cases(model, cases, folder.validation, Wanted(probabilities=True)).require_all()
+            options = PredictOptions(
+                probabilities=True, any_size=True
+            )  # cases of the dataset: their size is no mistake
+            predict_cases(model, cases, folder.validation, options).require_all()
 
 
 def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:

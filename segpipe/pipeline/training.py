@@ -28,6 +28,7 @@ from segpipe.plan.edit import edited, warn_of_sides
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.model import load_out_of_fold
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
@@ -227,7 +228,8 @@ def _validate_one(work: Work, dataset: Dataset, name: str, fold: int, splits: Sp
     folder = work.fold(name, str(fold))
     model = load_out_of_fold(folder, resolve_device(machine.device))
     cases = [dataset.by_id[case_id] for case_id in splits.folds[fold].validation]
-    predict_cases(model, cases, folder.validation).require_all()
+    options = PredictOptions(any_size=True)  # cases of the dataset: their size is no mistake of a header
+    predict_cases(model, cases, folder.validation, options).require_all()
     pairs = [
         MaskPair(
             reference=Path(case.label or ""),

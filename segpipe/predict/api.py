@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import ZYX, Grid, check_grid
-from segpipe.core.volume import Volume, read_header
+from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
-from segpipe.predict.chosen import chosen_postprocessing, find_members
-from segpipe.predict.claim import NO_POSTPROCESSING
+from segpipe.predict.chosen import find_members, postprocessing_for
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.guard import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import load_model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import label_sizes
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import Postprocessing, postprocess
@@ -42,8 +42,10 @@ class Prediction:
     Args:
         mask: (Z, Y, X) on the voxels of the image; the dataset's label values, of a type that the labels fix.
         labels: The values of each structure in the mask, by name; of a region those of all it joins.
-        probabilities: (outputs, Z, Y, X) float16, background and then the labels, or one for each region; None if not
-            asked for. Postprocessing does not change them.
+        probabilities: (outputs, Z, Y, X) float16, background and then the labels, or one for each region; None unless
+            requested. Postprocessing does not change them.
+        uncertainty: Maps (Z, Y, X) float32 by name, 0 (sure) to 1: `entropy`, and with several networks
+            `disagreement`. Empty unless requested by `segpipe.load(…, uncertainty=True)`.
         volumes_ml: Of each structure, by name.
         warnings: What is odd about the image, against those that the model was trained on.
     """
@@ -51,6 +53,7 @@ class Prediction:
     mask: NDArray[Any]
     labels: Mapping[str, tuple[int, ...]]
     probabilities: NDArray[np.float16] | None
+    uncertainty: Mapping[str, NDArray[np.float32]]
     volumes_ml: Mapping[str, float]
     warnings: tuple[str, ...]
 
@@ -61,19 +64,15 @@ class Predictor:
 
     Args:
         ensemble: What predicts.
-        postprocessing: What is done to the masks.
-        mirror: Average over mirrored copies.
-        max_memory_gb: The most memory to take, on the host and on a GPU each; None: what is free.
-        any_size: Segment images that are far larger than those trained on as well.
+        postprocessing: Steps for the masks.
+        options: As given to `segpipe.load`.
         window_bytes: What a window takes on the host; 0 if the networks are on a GPU.
         n_windows: In one forward pass.
     """
 
     ensemble: Ensemble
     postprocessing: Postprocessing
-    mirror: bool
-    max_memory_gb: float | None
-    any_size: bool
+    options: PredictOptions
     window_bytes: int
     n_windows: int
 
@@ -114,8 +113,9 @@ class Predictor:
             f"no affine was given: x, y, z are taken to run to {', '.join(plan.orientation)}, as in the plan; of an "
             "image that lies otherwise, left and right may be exchanged"
         )
-        self._require(grid, _ARRAY, probabilities)
-        return self._predict(Volume(voxels, grid), _ARRAY, () if affine is not None else (note,), probabilities)
+        options = self._options(probabilities)
+        self._require(grid, _ARRAY, options)
+        return self._predict(Volume(voxels, grid), _ARRAY, () if affine is not None else (note,), options)
 
     def predict_file(self, path: str | os.PathLike[str], *, probabilities: bool = False) -> Prediction:
         """Segment one image: a file, a folder with a DICOM series, or a folder with a file for each channel.
@@ -128,25 +128,33 @@ class Predictor:
         cases = list_inputs(Path(path), self.ensemble.plan.channels)
         if len(cases) != 1:
             raise DataError(f"{path}: {len(cases)} images, expected one. For many use `segpipe predict`.")
-        self._require(read_header(cases[0].image_paths[0]).grid, cases[0].case_id, probabilities)
+        options = self._options(probabilities)
+        self._require(read_header(cases[0].image_paths[0]).grid, cases[0].case_id, options)
         volume = read_case_image(cases[0], self.ensemble.plan)
-        return self._predict(volume, cases[0].case_id, (), probabilities)
+        return self._predict(volume, cases[0].case_id, (), options)
 
-    def _require(self, grid: Grid, where: str, probabilities: bool) -> None:
-        """Refuse an image that would take ages, or more memory than there is."""
-        if not self.any_size:
+    def _options(self, probabilities: bool) -> PredictOptions:
+        return replace(self.options, probabilities=probabilities or self.options.probabilities)
+
+    def _require(self, grid: Grid, where: str, options: PredictOptions) -> None:
+        """Refuse an image that would take very long, or more memory than there is."""
+        if not options.any_size:
             require_usual_size(where, grid, self.ensemble)
-        options = SegmentOptions(with_probabilities=probabilities)
-        budget = budget_for(self.ensemble.device, self.max_memory_gb)
+        budget = budget_for(self.ensemble.device, options.max_memory_gib)
         budget.require(where, case_bytes(grid, self.ensemble, options, windows_bytes=self.window_bytes))
 
-    def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], probabilities: bool) -> Prediction:
+    def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], options: PredictOptions) -> Prediction:
         ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels
         prepared = [prepared_for(member, volume) for member in ensemble.members]
         first = ensemble.members[0]
         warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
-        options = SegmentOptions(self.mirror, self.n_windows, with_probabilities=probabilities)
-        found, _ = segment_in_memory(ensemble, prepared, options, where)
+        segmenting = SegmentOptions(
+            mirror=options.mirror,
+            batch_windows=self.n_windows,
+            with_probabilities=options.probabilities,
+            with_uncertainty=options.uncertainty,
+        )
+        found, _ = segment_in_memory(ensemble, prepared, segmenting, where)
         voxel_mm3 = float(np.prod(grid.spacing_mm))
         mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
         sizes = label_sizes(mask, grid, labels)
@@ -154,35 +162,26 @@ class Predictor:
             mask=mask,
             labels={label.name: label.values for label in labels.labels},
             probabilities=found.probabilities_ozyx,
+            uncertainty={
+                name: steps.astype(np.float32) / np.float32(SHARE_STEPS) for name, steps in found.uncertainty.items()
+            },
             volumes_ml={name: size.volume_ml for name, size in sizes.items()},
             warnings=warnings,
         )
 
 
-def load_predictor(
-    model: str | os.PathLike[str],
-    *,
-    configurations: Sequence[str] = (),
-    folds: Sequence[int] | None = None,
-    device: str = "auto",
-    mirror: bool = True,
-    postprocesses: bool = True,
-    max_memory_gb: float | None = None,
-    any_size: bool = False,
-) -> Predictor:
-    """`segpipe.load`, which has its documentation."""
+def load_predictor(model: str | os.PathLike[str], options: PredictOptions, device: str = "auto") -> Predictor:
+    """Load a model, as `segpipe.load` documents it."""
     on = resolve_device(device)
     with opened(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
-        members = find_members(folder, configurations, [str(fold) for fold in folds] if folds is not None else None)
+        members = find_members(folder, options.configurations, options.fold_names)
         ensemble = Ensemble(tuple(load_model(folders, on) for folders in members))
-        steps = chosen_postprocessing(members, ensemble.plan.labels) if postprocesses else NO_POSTPROCESSING
-    budget = budget_for(on, max_memory_gb)
+        postprocessing = postprocessing_for(options, members, ensemble.plan.labels)
+    budget = budget_for(on, options.max_memory_gib)
     return Predictor(
         ensemble=ensemble,
-        postprocessing=steps,
-        mirror=mirror,
-        max_memory_gb=max_memory_gb,
-        any_size=any_size,
+        postprocessing=postprocessing,
+        options=options,
         # foretold now: it runs the networks on fake weights, which no other thread may meet
         window_bytes=max(window_bytes(own, 1) for own in ensemble.models) if on.type == "cpu" else 0,
         n_windows=min(windows_at_once(own, budget) for own in ensemble.models),

@@ -12,6 +12,7 @@ from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.model import find_folds
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.train.checkpoint import about_weights
 
@@ -71,6 +72,28 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
         return [find_folds(path, None, folds)]
     say(f"{path.name or path}: predicted with {' + '.join(chosen.configurations)}, as {SELECTION}/{CHOSEN_FILE} says.")
     return members
+
+
+def postprocessing_for(options: PredictOptions, members: Members, labels: LabelSet) -> Postprocessing:
+    """Steps for the masks: none, those of a file, or what `segpipe select` chose.
+
+    Raises:
+        PlanError: If a file is damaged or names an unknown label.
+    """
+    if not options.postprocesses:
+        return NO_POSTPROCESSING
+    if options.postprocessing is None:
+        return chosen_postprocessing(members, labels)
+    return given_postprocessing(options.postprocessing, labels)
+
+
+def given_postprocessing(file: Path, labels: LabelSet | None = None) -> Postprocessing:
+    """Read steps from a file; they must fit the labels, if those are known."""
+    steps = Postprocessing.load(file)
+    if labels is not None:
+        steps.require_known(labels, file)
+    say(f"postprocessing: {file}")
+    return steps
 
 
 def chosen_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:

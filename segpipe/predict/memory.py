@@ -19,6 +19,7 @@ from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.memory_trace import Workload, trace_inference
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.predict.size import prepared_shape
 from segpipe.prepare.case import Prepared, turn_for
@@ -57,11 +58,11 @@ class Budget:
             ResourceError: If it would take more than the host may give.
         """
         if self.host_bytes is not None and need_bytes > self.host_bytes:
-            program = f"{CPU.context_bytes / _GIB:.2f} GB that the program itself takes"
+            program = f"{CPU.context_bytes / _GIB:.2f} GiB that the program itself takes"
             allowed = f"left of --max-memory without the {program}" if self.is_limit else "free"
             raise ResourceError(
-                f"{case_id}: needs about {need_bytes / _GIB:.2f} GB of memory, by its header; "
-                f"{self.host_bytes / _GIB:.2f} GB are {allowed}. Allow more, crop the image, or use a larger machine."
+                f"{case_id}: needs about {need_bytes / _GIB:.2f} GiB of memory, by its header; "
+                f"{self.host_bytes / _GIB:.2f} GiB are {allowed}. Allow more, crop the image, or use a larger machine."
             )
 
     def holds(self, need_bytes: int) -> bool:
@@ -69,7 +70,7 @@ class Budget:
         return self.host_bytes is None or need_bytes <= self.host_bytes
 
 
-def budget_for(device: torch.device, max_memory_gb: float | None) -> Budget:
+def budget_for(device: torch.device, max_memory_gib: float | None) -> Budget:
     """What there is, or what is allowed: on the host and on a GPU each. torch keeps the limit of a GPU itself.
 
     Of the host's limit what Python and torch take by themselves goes off.
@@ -78,11 +79,11 @@ def budget_for(device: torch.device, max_memory_gb: float | None) -> Budget:
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         on_device = int(free * _FREE_SHARE)
-        if max_memory_gb is not None:
-            torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory_gb * _GIB / total), device)
-            on_device = min(on_device, int(max_memory_gb * _GIB) - CUDA.context_bytes)
-    if max_memory_gb is not None:
-        return Budget(max(0, int(max_memory_gb * _GIB) - CPU.context_bytes), on_device, is_limit=True)
+        if max_memory_gib is not None:
+            torch.cuda.set_per_process_memory_fraction(min(1.0, max_memory_gib * _GIB / total), device)
+            on_device = min(on_device, int(max_memory_gib * _GIB) - CUDA.context_bytes)
+    if max_memory_gib is not None:
+        return Budget(max(0, int(max_memory_gib * _GIB) - CPU.context_bytes), on_device, is_limit=True)
     return Budget(int(free_bytes() * _FREE_SHARE) or None, on_device, is_limit=False)
 
 
@@ -111,16 +112,16 @@ def windows_at_once(model: Model, budget: Budget) -> int:
 
 
 def case_bytes(
-    grid: Grid, ensemble: Ensemble, options: SegmentOptions, *, windows_bytes: int = 0, spools: bool = False
+    grid: Grid, ensemble: Ensemble, options: PredictOptions, *, windows_bytes: int = 0, spools: bool = False
 ) -> int:
     """Host memory that a case takes at most at any moment, by its grid alone.
 
     Args:
         grid: Of the image; how much cropping will leave is not known, so nothing is counted as cropped.
         ensemble: Gives channels, outputs, voxel edges and patches. Every member holds its prepared image and its rows.
-        options: Probabilities are held for the whole image; with uncertainty every network holds its rows.
+        options: With probabilities they are held for the whole image; with uncertainty every network holds its rows.
         windows_bytes: What windows take on the host; they are not computed while the image is read and resampled.
-        spools: Whether probabilities go over the disk: of one output they are in memory when the file is written.
+        spools: Whether probabilities go over the disk instead: only one output is in memory, when the file is written.
     """
     labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
     n_file = math.prod(grid.shape_zyx)
@@ -129,7 +130,7 @@ def case_bytes(
     for member in ensemble.models:
         depth, height, width = shape = prepared_shape(grid, member)
         patch_z, patch_y, patch_x = member.configuration.patch_zyx
-        held = len(member.networks) if options.with_uncertainty else 1
+        held = len(member.networks) if options.uncertainty else 1
         n_guides = 0 if member.guide is None else n_channels + 2  # a second array with one channel more, and masks
         image += depth * height * width * (n_channels + n_guides) * _FLOAT_BYTES
         rows += held * min(depth, patch_z) * max(height, patch_y) * max(width, patch_x) * labels.n_outputs
@@ -140,9 +141,9 @@ def case_bytes(
         own = depth * height * width * n_channels if shape != turned else 0  # else the normalised image is the prepared
         resampling = max(resampling, _between(turned, shape) + own)
     stored = n_file * n_channels * _FLOAT_BYTES
-    of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.with_uncertainty
-    of_voxel += _SHARE_BYTES * (labels.n_outputs * options.with_probabilities + spools)
-    together = len(ensemble.members) > 1 or options.with_uncertainty
+    of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.uncertainty
+    of_voxel += _SHARE_BYTES * options.probabilities * (1 if spools else labels.n_outputs)
+    together = len(ensemble.members) > 1 or options.uncertainty
     slabs = _SLABS_HELD * n_slab * labels.n_outputs if together else slab
     prepared_before = image * (len(ensemble.models) > 1)  # of other members, at most
     moments = (

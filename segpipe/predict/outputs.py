@@ -20,8 +20,10 @@ from segpipe.core.errors import DataError
 from segpipe.core.files import disk_fault, write_text
 from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
+from segpipe.core.progress import say
 from segpipe.core.volume import SHARE_STEPS, read_header, read_labels, read_voxels
 from segpipe.data.label_lists import value_counts
+from segpipe.predict.options import PredictOptions
 
 LABEL_TABLE = "dseg.tsv"
 PREDICTIONS = "predictions.csv"
@@ -69,6 +71,25 @@ def is_whole(file: Path) -> bool:
     except (DataError, OSError):
         return False
     return True
+
+
+def is_done(folder: Path, case_id: str, options: PredictOptions, maps: Sequence[str]) -> bool:
+    """Whether the folder has every file that the options ask for, each of them whole; damaged ones are reported.
+
+    Args:
+        folder: Where the masks are.
+        case_id: The case.
+        options: Say which files.
+        maps: Names of the maps of uncertainty that the networks make.
+    """
+    files = [mask_path(folder, case_id)]
+    files += [probabilities_path(folder, case_id)] if options.probabilities else []
+    paths = uncertainty_paths(folder, case_id)
+    files += [paths[name] for name in maps] if options.uncertainty else []
+    whole = [is_whole(file) for file in files]
+    if damaged := [file.name for file, is_good in zip(files, whole, strict=True) if file.is_file() and not is_good]:
+        say(f"{folder}: {', '.join(damaged)}: damaged, perhaps truncated; made again.")
+    return all(whole)
 
 
 def write_label_table(folder: Path, labels: LabelSet) -> None:

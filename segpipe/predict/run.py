@@ -22,16 +22,18 @@ from segpipe.core.grid import Grid
 from segpipe.core.progress import Pace, say, track
 from segpipe.core.volume import write_mask, write_shares
 from segpipe.data.dataset import Case
-from segpipe.predict.claim import Made, claim
+from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.guard import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.outcome import MEMORY_EXIT, CaseFault, Outcome
 from segpipe.predict.outputs import (
     UNCERTAINTY_FOLDER,
     CaseRow,
     PredictionTable,
+    is_done,
     label_sizes,
     mask_path,
     mean_inside,
@@ -40,11 +42,10 @@ from segpipe.predict.outputs import (
     uncertainty_paths,
     write_label_table,
 )
-from segpipe.predict.postprocess import postprocess
+from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import Segmentation, SegmentOptions, prepared_for
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, steps_of
 from segpipe.predict.spool import ProbabilitySpool
-from segpipe.predict.wanted import Wanted, is_done
 from segpipe.prepare.case import Prepared, read_case_image
 
 Result = TypeVar("Result")
@@ -63,7 +64,11 @@ _UNEXPECTED = (
 
 
 def predict_cases(
-    model: Model | Ensemble, cases: Sequence[Case], folder: Path, wanted: Wanted | None = None
+    model: Model | Ensemble,
+    cases: Sequence[Case],
+    folder: Path,
+    options: PredictOptions | None = None,
+    postprocessing: Postprocessing = NO_POSTPROCESSING,
 ) -> Outcome:
     """Predict the cases that are not there yet; one that cannot be predicted does not keep the others from it.
 
@@ -74,14 +79,17 @@ def predict_cases(
         cases: Images; labels are not read.
         folder: Where the masks go, `<case_id>.nii.gz`, with `predictions.csv`, `dseg.tsv` and, if something
             unforeseen happened to a case, `errors.log`.
-        wanted: What to make; None: masks, mirrored.
+        options: What to write and how; None for masks alone. The models and `postprocessing` are given, so what the
+            options say of them is not read.
+        postprocessing: Steps for the masks; probabilities stay as they are.
 
     Raises:
         UsageError: If the folder holds masks of another model or of unknown origin, or is where the images lie.
         ResourceError: If the disk is full.
         SetupError: If the folder is not writable.
     """
-    wanted, ensemble = wanted or Wanted(), model if isinstance(model, Ensemble) else Ensemble((model,))
+    ensemble = model if isinstance(model, Ensemble) else Ensemble((model,))
+    options = options or PredictOptions()
     make_folder(folder)
     with only_process(folder):
         for place in (folder, folder / UNCERTAINTY_FOLDER):
@@ -89,15 +97,15 @@ def predict_cases(
         labels = ensemble.plan.labels
         made = Made(
             model=ensemble.digest,
-            mirrored=wanted.mirror,
+            mirrored=options.mirror,
             images={},
-            postprocessing=wanted.postprocessing,
+            postprocessing=postprocessing,
             labels=labels,
         )
         claim(folder, cases, made)
         write_label_table(folder, labels)
-        run = _Run(ensemble, folder, wanted)
-        missing = [case for case in cases if not is_done(folder, case.case_id, wanted, ensemble)]
+        run = _Run(ensemble, folder, options, postprocessing)
+        missing = [case for case in cases if not is_done(folder, case.case_id, options, ensemble.uncertainty_names)]
         run.take_up([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
             say(f"{folder}: {len(cases) - len(missing)} of {len(cases)} masks are there already.")
@@ -130,10 +138,12 @@ class _Computed:
 class _Run:
     """One command's work on a folder: what is done, and what went wrong."""
 
-    def __init__(self, ensemble: Ensemble, folder: Path, wanted: Wanted) -> None:
-        self.ensemble, self.folder, self.wanted = ensemble, folder, wanted
-        self.budget = budget_for(ensemble.device, wanted.max_memory_gb)
-        self.options = SegmentOptions(mirror=wanted.mirror, with_uncertainty=wanted.uncertainty)
+    def __init__(
+        self, ensemble: Ensemble, folder: Path, options: PredictOptions, postprocessing: Postprocessing
+    ) -> None:
+        self.ensemble, self.folder, self.options, self.postprocessing = ensemble, folder, options, postprocessing
+        self.budget = budget_for(ensemble.device, options.max_memory_gib)
+        self.segmenting = SegmentOptions(mirror=options.mirror, with_uncertainty=options.uncertainty)
         self.window_bytes = 0
         self.grids: dict[str, Grid] = {}
         self.table = PredictionTable(folder, ensemble.plan.labels)
@@ -155,11 +165,11 @@ class _Run:
             return
         models = self.ensemble.models
         n_windows = min(windows_at_once(model, self.budget) for model in models)
-        self.options = replace(self.options, batch_windows=n_windows)
+        self.segmenting = replace(self.segmenting, batch_windows=n_windows)
         if self.ensemble.device.type == "cpu":
             self.window_bytes = max(window_bytes(model, n_windows) for model in models)
         self.grids = readable_grids(cases)
-        n_passes = [passes_of(grid, self.ensemble, mirror=self.wanted.mirror) for grid in self.grids.values()]
+        n_passes = [passes_of(grid, self.ensemble, mirror=self.options.mirror) for grid in self.grids.values()]
         if n_passes:
             say(f"{len(cases)} image{'s' * (len(cases) > 1)}: {passes_text(n_passes)}.")
         with ThreadPoolExecutor(1) as writer:
@@ -178,9 +188,9 @@ class _Run:
     def _compute(self, case_id: str, reading: Future[_Ready]) -> _Computed:
         ready = reading.result()
         started = time.monotonic()
-        pace = Pace(f"{case_id}, windows", steps_of(self.ensemble, ready.prepared, self.options))
-        options, spool = replace(self.options, on_window=pace.step), None
-        if self.wanted.probabilities:
+        pace = Pace(f"{case_id}, windows", steps_of(self.ensemble, ready.prepared, self.segmenting))
+        options, spool = replace(self.segmenting, on_window=pace.step), None
+        if self.options.probabilities:
             spool = ProbabilitySpool(self.folder, ready.prepared[0].trace, self.ensemble.plan.labels)
             options = replace(options, keep=spool.add)
         try:
@@ -191,7 +201,7 @@ class _Run:
                 if isinstance(fault, OSError):  # of the spool: nothing else writes here
                     raise disk_fault(fault, self.folder) from fault
             raise
-        self.options = replace(self.options, batch_windows=taken.batch_windows)
+        self.segmenting = replace(self.segmenting, batch_windows=taken.batch_windows)
         # the prepared image is not needed any more; writing may take as long as the next case, whose memory was counted
         return _Computed(replace(ready, prepared=()), found, spool, time.monotonic() - started)
 
@@ -218,10 +228,10 @@ class _Run:
         )
 
     def _postprocessed(self, mask_zyx: NDArray[Any], grid: Grid) -> NDArray[Any]:
-        if not self.wanted.postprocessing.labels:
+        if not self.postprocessing.labels:
             return mask_zyx
         voxel_mm3 = float(np.prod(grid.spacing_mm))
-        return postprocess(mask_zyx, voxel_mm3, self.ensemble.plan.labels, self.wanted.postprocessing)
+        return postprocess(mask_zyx, voxel_mm3, self.ensemble.plan.labels, self.postprocessing)
 
     def _read_ahead(self, cases: Sequence[Case]) -> Iterator[tuple[Case, Future[_Ready]]]:
         """Read and prepare the next case while one is predicted, or after it where memory does not hold both."""
@@ -239,12 +249,12 @@ class _Run:
         """Host memory that a case will take; 0 if its header cannot be read, which is said when the image is."""
         if case.case_id not in self.grids:
             return 0
-        grid, spools = self.grids[case.case_id], self.wanted.probabilities
-        return case_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=spools)
+        grid = self.grids[case.case_id]
+        return case_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=True)
 
     def _read(self, case: Case) -> _Ready:
         started = time.monotonic()
-        if not self.wanted.any_size and case.case_id in self.grids:
+        if not self.options.any_size and case.case_id in self.grids:
             require_usual_size(case.case_id, self.grids[case.case_id], self.ensemble)
         self.budget.require(case.case_id, self._need_bytes(case))
         volume = read_case_image(case, self.ensemble.plan)
