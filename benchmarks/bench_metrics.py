@@ -27,7 +27,7 @@ from scipy.ndimage import gaussian_filter, zoom
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels, write_image
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import MaskPair, score_case, score_folder

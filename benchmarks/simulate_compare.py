@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from segpipe.compare.paired import ALPHA, Paired, wilcoxon_p_values
 from segpipe.compare.permutation import sign_flip_p_values
-from segpipe.compare.training import fold_differences, method_estimate, nadeau_bengio
+from segpipe.compare.training_variance import fold_differences, method_estimate, nadeau_bengio
 from segpipe.evaluate.intervals import mean_with_interval
 
 N_SIMULATIONS = 2000

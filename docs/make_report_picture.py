@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from segpipe.report.build import build_report
+from segpipe.report.work_report import build_report
 
 WIDTH, HEIGHT = 1200, 1512  # the verdict, the scores and the first row of a case
 PICTURE = Path(__file__).resolve().parent / "pictures" / "report.png"

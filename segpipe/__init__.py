@@ -128,7 +128,7 @@ def evaluate(
     from pathlib import Path
 
     from segpipe.core.machine import cpu_count
-    from segpipe.evaluate.evaluation import Wish, evaluate_masks
+    from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
-    wish = Wish(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
+    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
     return evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)

@@ -25,7 +25,7 @@ from segpipe.evaluate.calibration import (
     read_probabilities,
     tally,
 )
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import score_case

@@ -15,8 +15,8 @@ from skimage.morphology import skeletonize
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.thinning import centreline
-from segpipe.evaluate.case import ScoreSettings
 from segpipe.evaluate.centreline import centreline_scores
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import score_case
 

@@ -12,9 +12,9 @@ from published import SHARED_DATA
 
 from segpipe.cli.main import run
 from segpipe.compare.comparison import Question, compare, parse_margins
-from segpipe.compare.records import Comparison
+from segpipe.compare.comparison_records import Comparison
+from segpipe.compare.comparison_text import WIDTH, comparison_text, save
 from segpipe.compare.results import CaseTable, Method, Source, read_cases, read_methods
-from segpipe.compare.text import WIDTH, comparison_text, save
 from segpipe.core.errors import DataError, UsageError
 from segpipe.evaluate.scores import Score, ScoreTable
 

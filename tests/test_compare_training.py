@@ -12,7 +12,7 @@ from scipy import stats
 
 from segpipe.compare.mixed import mixed_model
 from segpipe.compare.paired import Paired, model_estimate
-from segpipe.compare.training import fold_differences, method_estimate, nadeau_bengio, posterior
+from segpipe.compare.training_variance import fold_differences, method_estimate, nadeau_bengio, posterior
 
 SIMULATED = runpy.run_path(str(REPOSITORY / "benchmarks" / "simulate_compare.py"))
 Study, simulate, positives, coverage = (SIMULATED[name] for name in ("Study", "simulate", "positives", "coverage"))

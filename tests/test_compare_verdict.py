@@ -7,7 +7,7 @@ from math import nan
 
 import pytest
 
-from segpipe.compare.verdict import Evidence, p_text, quantity, verdict
+from segpipe.compare.verdict_sentences import Evidence, p_text, quantity, verdict
 from segpipe.evaluate.metrics import METRICS
 
 SURE = Evidence(

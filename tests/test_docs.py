@@ -16,7 +16,7 @@ import torch
 from specs import unet
 
 from segpipe.cli.main import COMMANDS, root
-from segpipe.compare.study import Study
+from segpipe.compare.study_file import Study
 from segpipe.evaluate.metrics import METRICS
 from segpipe.networks import build, spec
 

@@ -11,7 +11,7 @@ import pytest
 
 from segpipe.cli.main import run
 from segpipe.core.volume import write_image
-from segpipe.evaluate.evaluation import PRESETS, chosen_metrics
+from segpipe.evaluate.evaluation import METRIC_SETS, chosen_metrics
 from segpipe.evaluate.metrics import METRICS, parse_metrics
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import POLICIES
@@ -93,14 +93,14 @@ def test_lesions_of_three_cases(folders, capsys):
         ("p2", "tumour", "ok"),
         ("p2", "tumour", "missed"),
     ]
-    assert set(ScoreTable.load(out).metrics) == set(PRESETS["lesions"].metrics)
+    assert set(ScoreTable.load(out).metrics) == set(METRIC_SETS["lesions"].metrics)
 
 
 def test_the_table_shows_what_was_asked_for(folders, capsys):
     assert run(arguments(folders, "--preset", "brats")) == 0
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines())
-    for metric in PRESETS["brats"].metrics:
+    for metric in METRIC_SETS["brats"].metrics:
         assert METRICS[metric].title in printed
     assert "3 cases, policy brats." in printed
     assert run(arguments(folders, "--metrics", "iou,dice", "--policy", "nnunet")) == 0
@@ -116,15 +116,15 @@ def test_titles_are_told_apart():
     assert max(map(len, special)) <= 16  # the width of their column
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", METRIC_SETS)
 def test_presets_name_metrics_and_policies_that_exist(preset):
-    assert set(PRESETS[preset].metrics) <= set(METRICS)
-    assert PRESETS[preset].policy in POLICIES
+    assert set(METRIC_SETS[preset].metrics) <= set(METRICS)
+    assert METRIC_SETS[preset].policy in POLICIES
 
 
 def test_a_preset_and_metrics_add_up():
     names, policy = chosen_metrics("iou,dice", "brats")
-    assert names == (*PRESETS["brats"].metrics, "iou")
+    assert names == (*METRIC_SETS["brats"].metrics, "iou")
     assert policy == "brats"
     assert chosen_metrics("all", None)[0] == parse_metrics("all")
 

@@ -13,8 +13,8 @@ import pytest
 from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, _running_mean, _thinned, learning_curves
 from segpipe.core.work import FoldFolder
-from segpipe.report.inputs import FoldRun, Run
 from segpipe.report.sections import learning_picture
+from segpipe.report.work_contents import FoldRun, Run
 from segpipe.train.checkpoint import Row
 from segpipe.train.show import CurvesFile
 

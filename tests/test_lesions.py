@@ -16,7 +16,7 @@ from scipy import ndimage
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.lesions import (
     RULES,
     SCORES,

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.labels import Label, LabelSet
 from segpipe.report.charts import Spread, distribution_svg
-from segpipe.report.pictures import Overlay, overlay_png
+from segpipe.report.overlay_pictures import Overlay, overlay_png
 
 LABELS = LabelSet(labels=(Label(name="organ", values=(1,)), Label(name="core", values=(2,))))
 

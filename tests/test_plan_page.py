@@ -23,9 +23,9 @@ from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasur
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.report.plan_page import write_plan_page
-from segpipe.report.plan_pictures import volume_pictures
-from segpipe.report.plan_samples import patch_corners_mm, read_slice, sample_cases
-from segpipe.report.plan_tables import configuration_table, cost_table, label_table, rare_labels, stage_tables
+from segpipe.report.plan_page_pictures import volume_pictures
+from segpipe.report.plan_page_samples import patch_corners_mm, read_slice, sample_cases
+from segpipe.report.plan_page_tables import configuration_table, cost_table, label_table, rare_labels, stage_tables
 
 CASES = [f"case_{number}" for number in range(6)]
 

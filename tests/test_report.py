@@ -33,9 +33,9 @@ from segpipe.fingerprint.measure import measure
 from segpipe.plan.edit import edited
 from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
-from segpipe.report.build import build_report
-from segpipe.report.html import Cell, DataCheck, Page, Section, Table, Verdict, render
-from segpipe.report.inputs import read_work
+from segpipe.report.page import Cell, DataCheck, Page, Section, Table, VerdictBox, render
+from segpipe.report.work_contents import read_work
+from segpipe.report.work_report import build_report
 
 CONFIGURATION = "3d_fullres"
 MISSED = "phantom_001"  # the case whose node the prediction misses
@@ -302,7 +302,7 @@ def test_a_sortable_cell_without_a_finite_number_has_no_key():
 
 
 def empty_page() -> Page:
-    return Page("t", (), Verdict("v", ()), (), (), (), (), "", DataCheck("d", None), (), ())
+    return Page("t", (), VerdictBox("v", ()), (), (), (), (), "", DataCheck("d", None), (), ())
 
 
 def test_an_empty_page_can_be_rendered_and_a_table_keeps_its_sort_keys():

@@ -16,7 +16,7 @@ from segpipe.core.volume import write_image
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.report.build import build_report
+from segpipe.report.work_report import build_report
 
 MAX_BYTES = 10_000_000
 N_CASES = 50

@@ -18,11 +18,11 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.networks.device import device_text
 from segpipe.plan.schema import Plan
-from segpipe.report.build import environments
-from segpipe.report.html import Verdict
-from segpipe.report.inputs import Run, WorkFolder, read_scored, read_work
+from segpipe.report.page import VerdictBox
 from segpipe.report.sections import data_check
-from segpipe.report.verdict import make_verdict
+from segpipe.report.verdict_box import make_verdict
+from segpipe.report.work_contents import Run, WorkFolder, read_scored, read_work
+from segpipe.report.work_report import environments
 from segpipe.train.checkpoint import write_setting
 
 NO_SPLITS = WorkFolder(Work(Path("w")), None, {}, None, (), None, ())
@@ -34,12 +34,12 @@ def score(number: int, label: str, dice: float, status: str = "ok", patient: str
     return Score("r", f"c{number}", patient, 0, 0, label, "dice", dice, "1", status, n_reference, n_prediction)
 
 
-def verdict_of(*scores: Score, configuration: str = "r", alarms: tuple[str, ...] = ()) -> Verdict:
+def verdict_of(*scores: Score, configuration: str = "r", alarms: tuple[str, ...] = ()) -> VerdictBox:
     scored = read_scored(Run(configuration, (), ScoreTable(scores)), [])
     return make_verdict(NO_SPLITS, [scored], alarms)
 
 
-def texts(verdict: Verdict) -> dict[str, str]:
+def texts(verdict: VerdictBox) -> dict[str, str]:
     return {point.about: f"{point.kind}: {point.text}" for point in verdict.points}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.volume_agreement import Estimate, VolumeAgreement, volume_agreements
+from segpipe.report.volume_agreement import VolumeAgreement, VolumeEstimate, volume_agreements
 
 VOXEL_MM3 = 2.0
 
@@ -51,7 +51,7 @@ def test_a_structure_that_both_lack_does_not_count_and_a_missed_one_does():
     rows = (score("a", 0, 0), score("b", 6, 0), score("c", 0, 4), score("d", 5, 5, "node"), score("a", 0, 0, "never"))
     organ, node = volume_agreements(ScoreTable(rows))
     assert (organ.n_scores, organ.n_both_empty, organ.differences_mm3) == (2, 1, (-12, 8))
-    assert (node.label, node.bias, node.lower, node.upper) == ("node", Estimate(0, None, None), None, None)
+    assert (node.label, node.bias, node.lower, node.upper) == ("node", VolumeEstimate(0, None, None), None, None)
 
 
 def test_several_cases_of_one_patient_count_as_one_unit():
@@ -78,7 +78,7 @@ def test_intervals_of_limits_hold_the_truth_as_often_as_they_say():
 
 
 def agreement(label: str, n: int, half_mm3: float) -> VolumeAgreement:
-    limits = [Estimate(sign * half_mm3, None, None) for sign in (0, -1, 1)]
+    limits = [VolumeEstimate(sign * half_mm3, None, None) for sign in (0, -1, 1)]
     return VolumeAgreement(label, (1000.0,) * n, (0.0,) * n, n, n, 0, 0, limits[0], limits[1], limits[2])
 
 

@@ -14,7 +14,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import measure
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_case, score_folder

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segpipe.compare.selection import Candidates, Choice, choose, score_by_columns, select
+from segpipe.compare.nested_selection import Candidates, Choice, choose, score_by_columns, select
 
 
 def candidates(values, folds, sign=1):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published import REPOSITORY
 
 from segpipe.cli.main import run
-from segpipe.compare.study import Arm, Base, Study, described, read_study
+from segpipe.compare.study_file import Arm, Base, Study, described, read_study
 from segpipe.core.errors import PlanError
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits

@@ -20,7 +20,7 @@ from test_report_compare import method
 from segpipe.cli.main import run
 from segpipe.cli.tables import summary_text
 from segpipe.compare.comparison import Question, compare, parse_margins
-from segpipe.compare.text import comparison_text
+from segpipe.compare.comparison_text import comparison_text
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import SummaryRow, summarise
 

@@ -25,8 +25,8 @@ from segpipe.core.volume import write_image
 from segpipe.core.work import Work
 from segpipe.data.layouts import load_dataset
 from segpipe.evaluate.scores import Origin, Score, ScoreTable
-from segpipe.view.content import largest_error, read_masks
-from segpipe.view.gallery import Gallery, Shown
+from segpipe.view.case_content import largest_error, read_masks
+from segpipe.view.gallery import Gallery, GalleryCase
 from segpipe.view.server import Site, ViewServer, answer
 from segpipe.view.sources import from_images, from_predictions, from_work, is_work_folder
 
@@ -143,7 +143,7 @@ def test_ignored_voxels_are_not_wrong_and_kinds_of_errors_are_told_apart(tmp_pat
     reference, prediction = np.zeros((2, *SHAPE_ZYX), np.uint8)
     reference[0, 0, :4], prediction[0, 0, :4] = (1, 0, 2, 9), (0, 1, 1, 1)  # missed, spurious, other label, ignored
     paths = [write_tiny(tmp_path / f"{i}.nii.gz", array) for i, array in enumerate((reference, prediction))]
-    masks = read_masks(Shown("c", (paths[0],), *paths), 0, 9)
+    masks = read_masks(GalleryCase("c", (paths[0],), *paths), 0, 9)
     assert masks.values == (1, 2, 9)
     assert masks.maps["difference"].indices_zyx[0, 0, :5].tolist() == [1, 2, 3, 0, 0]
     assert masks.error is not None and masks.error.wrong_mm3 == pytest.approx(3 * 3.75)
@@ -252,7 +252,7 @@ def test_nothing_can_be_written_and_a_faulty_image_says_so(server: ViewServer, d
 def test_channels_of_a_4d_file_are_served_one_by_one(tmp_path: Path) -> None:
     both = np.stack([tiny_image(1), tiny_image(2) * 0 + 0.5])
     write_image(tmp_path / "four.nii.gz", both, oblique_affine())
-    site = Site(Gallery("t", (Shown("four", (tmp_path / "four.nii.gz",)),)), "secret", 80)
+    site = Site(Gallery("t", (GalleryCase("four", (tmp_path / "four.nii.gz",)),)), "secret", 80)
     second = answer(site, "127.0.0.1:80", "/secret/case/four/image_1.nii")
     assert np.unique(np.asarray(nib.Nifti1Image.from_bytes(second.body).dataobj)).tolist() == [0.5]
     info = json.loads(answer(site, "127.0.0.1:80", "/secret/case/four/info.json").body)

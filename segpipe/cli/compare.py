@@ -47,8 +47,8 @@ def command(
     """
     from segpipe.cli.main import print_json
     from segpipe.compare.comparison import Question, compare, parse_margins
+    from segpipe.compare.comparison_text import comparison_text, save
     from segpipe.compare.results import CaseTable, Source, read_cases, read_methods
-    from segpipe.compare.text import comparison_text, save
     from segpipe.core.errors import UsageError
     from segpipe.evaluate.summary import check_policy
 

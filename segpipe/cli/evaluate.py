@@ -68,11 +68,11 @@ def command(
     from segpipe.cli.main import print_json
     from segpipe.cli.tables import SHOWN, summary_record, summary_text
     from segpipe.core.files import require_place
-    from segpipe.evaluate.evaluation import Wish, evaluate_masks
+    from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
     if output is not None:
         require_place(output)
-    wish = Wish(labels, metrics, preset, policy, nsd_tolerance, allow_missing)
+    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance, allow_missing)
     found = evaluate_masks(reference, predictions, wish, n_workers, seed)
     files = _saved(found, output)
     if as_json:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from pydantic import BaseModel
 
-from segpipe.compare.records import Comparison
-from segpipe.compare.study import Study
+from segpipe.compare.comparison_records import Comparison
+from segpipe.compare.study_file import Study
 from segpipe.core.doctor import Finding
 from segpipe.core.foreseen import Foreseen
 from segpipe.core.records import Record

@@ -16,7 +16,7 @@ from segpipe.cli.options import shared
 @shared
 def command(work: Path, as_json: bool, **_: Any) -> None:
     """Write WORK/report/index.html: scores, curves, pictures and the plan's reasons, in one file."""
-    from segpipe.report.build import build_report
+    from segpipe.report.work_report import build_report
 
     path = build_report(work)
     if as_json:

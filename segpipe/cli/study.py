@@ -30,8 +30,8 @@ def command(
     A killed study goes on with the same command; what is finished is not done again.
     """
     from segpipe.cli.main import print_json
-    from segpipe.compare.study import described, read_study
-    from segpipe.compare.text import comparison_text
+    from segpipe.compare.comparison_text import comparison_text
+    from segpipe.compare.study_file import described, read_study
     from segpipe.core.errors import UsageError
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.study import is_finished, run_study

@@ -19,7 +19,7 @@ from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import counted_values
 
 _N_NAMED = 10
-Training = tuple[int, int]  # seed and fold; fold is -1 if every case was scored once for each seed
+TrainingKey = tuple[int, int]  # seed and fold; fold is -1 if every case was scored once for each seed
 
 
 @dataclass(frozen=True)
@@ -153,13 +153,13 @@ def _chosen(method: Method, metric: str, labels: tuple[str, ...]) -> list[Score]
 Place = tuple[str, str]  # case and label
 
 
-def _by_place(rows: Sequence[Score]) -> dict[Training, dict[Place, Score]]:
+def _by_place(rows: Sequence[Score]) -> dict[TrainingKey, dict[Place, Score]]:
     """Scores of each training, in ascending order of seed and fold."""
     folds: dict[tuple[str, int | None], set[int | None]] = {}
     for row in rows:
         folds.setdefault((row.case_id, row.seed), set()).add(row.fold)
     is_fold_a_training = any(len(of) > 1 for of in folds.values())
-    result: dict[Training, dict[Place, Score]] = {}
+    result: dict[TrainingKey, dict[Place, Score]] = {}
     for row in rows:
         training = (row.seed or 0, (row.fold or 0) if is_fold_a_training else -1)
         result.setdefault(training, {})[row.case_id, row.label] = row
@@ -167,7 +167,7 @@ def _by_place(rows: Sequence[Score]) -> dict[Training, dict[Place, Score]]:
 
 
 def _common_cases(
-    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], allow_missing: bool
+    by_place: Mapping[str, Mapping[TrainingKey, Mapping[Place, Score]]], allow_missing: bool
 ) -> tuple[tuple[str, ...], list[str]]:
     """Cases that every training of every method has, in order of appearance."""
     cases = {
@@ -198,7 +198,7 @@ def _common_cases(
     return common, [f"{len(every) - len(common)} of {len(every)} cases were not scored by all and are left out."]
 
 
-def _training_text(training: Training) -> str:
+def _training_text(training: TrainingKey) -> str:
     seed, fold = training
     return (f", seed {seed}" if seed else "") + (f", fold {fold}" if fold >= 0 else "")
 
@@ -221,7 +221,7 @@ def _refuse_other_references(tables: Mapping[str, Sequence[Score]], case_ids: Co
 
 
 def _label_names(
-    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], case_ids: Sequence[str]
+    by_place: Mapping[str, Mapping[TrainingKey, Mapping[Place, Score]]], case_ids: Sequence[str]
 ) -> tuple[str, ...]:
     """Labels in order of appearance; each case must have the same in every training."""
     every = [of for trainings in by_place.values() for of in trainings.values()]
@@ -264,7 +264,7 @@ def _owners(
 
 
 def _folds(
-    by_place: Mapping[str, Mapping[Training, Mapping[Place, Score]]], case_ids: Sequence[str]
+    by_place: Mapping[str, Mapping[TrainingKey, Mapping[Place, Score]]], case_ids: Sequence[str]
 ) -> tuple[NDArray[np.intp] | None, list[str]]:
     """Fold of each case, by seed if they differ from seed to seed; None if there is nothing to go by."""
     of_method = []

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from segpipe.compare.align import Aligned, align
+from segpipe.compare.comparison_records import Comparison, Description, MetricComparison
+from segpipe.compare.comparison_rows import Draft, corrected, draft_rows
 from segpipe.compare.permutation import N_PERMUTATIONS
 from segpipe.compare.ranking import rank_methods, suitability
-from segpipe.compare.records import Comparison, Description, MetricComparison
 from segpipe.compare.results import CaseTable, Method
-from segpipe.compare.rows import Draft, corrected, draft_rows
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.metrics import METRICS

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from segpipe.compare.comparison_records import MixedModel
 from segpipe.compare.paired import ALPHA
-from segpipe.compare.records import MixedModel
 
 _MAX_ROWS = 1000  # time grows with the cube of the rows in a fold
 

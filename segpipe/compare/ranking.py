@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
+from segpipe.compare.comparison_records import Ranking, Suitability
 from segpipe.compare.paired import Paired
-from segpipe.compare.records import Ranking, Suitability
 from segpipe.evaluate.intervals import patient_weights, sums_by_patient
 
 _LEVELS = (0.025, 0.975)

@@ -11,6 +11,7 @@ from pydantic import field_validator, model_validator
 from segpipe.core.errors import DataError
 from segpipe.core.records import Record
 
+Mask = NDArray[np.bool_]  # where a structure is
 _CHUNK_VOX = 1 << 20
 _TABLE_SPAN = 1 << 20  # values closer together than this are looked up in a table, which is faster than searching
 _UNKNOWN = np.int16(-2)

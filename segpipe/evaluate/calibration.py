@@ -17,16 +17,15 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 
 from segpipe.core.errors import DataError
-from segpipe.core.labels import LabelSet
+from segpipe.core.labels import LabelSet, Mask
 from segpipe.core.probabilities import read_outputs
-from segpipe.evaluate.case import Case, GroupScores, is_one_of
-from segpipe.evaluate.metrics import Mask
+from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores, is_one_of
 
 N_BINS = 15  # Guo et al. 2017, ICML, and most papers since
 NEAR_MM = 10.0  # far from every mask all is background, which any network knows: it would hide every fault
 
 
-def calibration_group(case: Case) -> GroupScores:
+def calibration_group(case: EvaluationCase) -> GroupScores:
     """Calibration of every label: near it, and in the whole image (`_image`, where easy background outweighs all).
 
     Raises:

@@ -6,12 +6,12 @@ from math import isnan, nan
 
 import numpy as np
 
+from segpipe.core.labels import Mask
 from segpipe.core.thinning import centreline
-from segpipe.evaluate.case import Case, GroupScores
-from segpipe.evaluate.metrics import Mask
+from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores
 
 
-def centreline_group(case: Case) -> GroupScores:
+def centreline_group(case: EvaluationCase) -> GroupScores:
     """`centreline_scores` of every label."""
     return GroupScores({name: centreline_scores(*case.masks(name)) for name in case.labels.names})
 

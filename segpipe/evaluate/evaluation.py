@@ -9,7 +9,7 @@ from pathlib import Path
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, parse_metrics
 from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing, with_probabilities
 from segpipe.evaluate.scoring import FolderScores, score_pairs
@@ -17,13 +17,13 @@ from segpipe.evaluate.summary import DEFAULT_POLICY, SummaryRow, check_policy, s
 
 
 @dataclass(frozen=True)
-class Wish:
+class EvaluateOptions:
     """What is to be scored, and how.
 
     Args:
         labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: found at the references.
         metrics: `all`, or names such as `dice,hd95`; None: those of the preset, or of whole masks.
-        preset: A name of `PRESETS`.
+        preset: A name of `METRIC_SETS`.
         policy: What empty masks count; None: that of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score what there is, though references lack a prediction.
@@ -56,7 +56,7 @@ class Evaluation:
     n_cases: int
 
 
-def evaluate_masks(reference: Path, predictions: Path, wish: Wish, n_workers: int, seed: int) -> Evaluation:
+def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_workers: int, seed: int) -> Evaluation:
     """Score masks against references.
 
     Args:
@@ -92,27 +92,27 @@ def _check_tolerance(tolerance: float | Mapping[str, float] | None, names: Seque
 
 
 @dataclass(frozen=True)
-class Preset:
+class MetricSet:
     """Metrics in the order in which they are shown, and what empty masks count with them."""
 
     metrics: tuple[str, ...]
     policy: str = DEFAULT_POLICY
 
 
-def _brats(rule: str) -> Preset:
+def _brats(rule: str) -> MetricSet:
     shown = [f"lesion_{name}_{rule}" for name in ("dice", "hd95", "sensitivity", "precision")]
-    return Preset((*shown, "dice", "hd95"), policy="brats")
+    return MetricSet((*shown, "dice", "hd95"), policy="brats")
 
 
 _LESION = tuple(f"lesion_{name}" for name in ("f1", "sensitivity", "precision", "dice", "hd95"))
 _QUALITY = tuple(f"lesion_{name}_iou50" for name in ("f1", "sq", "pq"))  # f1 is the recognition quality
-PRESETS: dict[str, Preset] = {
+METRIC_SETS: dict[str, MetricSet] = {
     "brats": _brats("brats"),
     "brats_men": _brats("brats_men"),
     "brats_met": _brats("brats_met"),
-    "lesions": Preset(("dice", *_LESION, *_QUALITY)),
-    "tubes": Preset(("cldice", "cldice_sensitivity", "cldice_precision", "dice", "nsd", "hd95")),
-    "calibration": Preset(("dice", *(name for name, metric in METRICS.items() if metric.group == "calibration"))),
+    "lesions": MetricSet(("dice", *_LESION, *_QUALITY)),
+    "tubes": MetricSet(("cldice", "cldice_sensitivity", "cldice_precision", "dice", "nsd", "hd95")),
+    "calibration": MetricSet(("dice", *(name for name, metric in METRICS.items() if metric.group == "calibration"))),
 }
 
 
@@ -121,14 +121,14 @@ def chosen_metrics(metrics: str | None, preset: str | None) -> tuple[tuple[str, 
 
     Args:
         metrics: Names as `parse_metrics` reads them; None if not given.
-        preset: A name of `PRESETS`; None if not given.
+        preset: A name of `METRIC_SETS`; None if not given.
 
     Raises:
         UsageError: If a name is unknown.
     """
-    if preset is not None and preset not in PRESETS:
-        raise UsageError(f"preset {preset!r} is unknown.{did_you_mean(preset, list(PRESETS))}")
+    if preset is not None and preset not in METRIC_SETS:
+        raise UsageError(f"preset {preset!r} is unknown.{did_you_mean(preset, list(METRIC_SETS))}")
     named = () if metrics is None else parse_metrics(metrics)
     if preset is None:
         return named or DEFAULT_METRICS, DEFAULT_POLICY
-    return tuple(dict.fromkeys((*PRESETS[preset].metrics, *named))), PRESETS[preset].policy
+    return tuple(dict.fromkeys((*METRIC_SETS[preset].metrics, *named))), METRIC_SETS[preset].policy

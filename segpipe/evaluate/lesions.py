@@ -22,8 +22,9 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from segpipe.core.files import write_text
-from segpipe.evaluate.case import Case, GroupScores
-from segpipe.evaluate.metrics import METRICS, Mask, Overlap, Status, dice, iou
+from segpipe.core.labels import Mask
+from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores
+from segpipe.evaluate.metrics import METRICS, Overlap, Status, dice, iou
 from segpipe.evaluate.surfaces.distances import hausdorff_percentile_mm, lattice_distances
 
 Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
@@ -325,7 +326,7 @@ class LesionRow:
     z_mm: float
 
 
-def lesion_group(case: Case) -> GroupScores:
+def lesion_group(case: EvaluationCase) -> GroupScores:
     """Lesions of every label under every rule that a chosen metric names."""
     chosen = [name for name in case.settings.metrics if METRICS[name].group == "lesions"]
     diagonal_mm = float(np.linalg.norm(np.multiply(case.grid.shape_zyx, case.grid.spacing_mm)))
@@ -346,7 +347,7 @@ def lesion_group(case: Case) -> GroupScores:
     return GroupScores(values, tuple(details), statuses)
 
 
-def _rows(lesions: Lesions, case: Case, label_name: str, rule: str) -> list[LesionRow]:
+def _rows(lesions: Lesions, case: EvaluationCase, label_name: str, rule: str) -> list[LesionRow]:
     rows = []
     start_zyx = [axis.start for axis in case.boxes[label_name] or ()]
     for number, one in enumerate(lesions.lesions, 1):

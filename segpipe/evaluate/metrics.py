@@ -13,14 +13,13 @@ from math import inf, nan, prod
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segpipe.core.errors import UsageError
+from segpipe.core.labels import Mask
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.surfaces import distances as surfaces
 from segpipe.evaluate.surfaces.distances import SurfaceDistances, mask_distances
 
-Mask = NDArray[np.bool_]
 Status = Literal["ok", "both_empty", "missed", "spurious"]
 STATUSES: tuple[Status, ...] = ("ok", "both_empty", "missed", "spurious")
 

@@ -19,7 +19,7 @@ from segpipe.data.found import Found, image_files, label_name, listed, without_t
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import MaskPair

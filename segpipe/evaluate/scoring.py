@@ -19,12 +19,12 @@ from segpipe.core.progress import map_threads, say
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
 from segpipe.evaluate.calibration import calibration_group
-from segpipe.evaluate.case import Box, Case, GroupScores, ScoreSettings
 from segpipe.evaluate.centreline import centreline_group
+from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores, ScoreSettings
 from segpipe.evaluate.lesions import lesion_group
 from segpipe.evaluate.metrics import METRICS, Overlap, Status, count_values, surface_values
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreTable
-from segpipe.evaluate.surfaces.distances import surface_distances
+from segpipe.evaluate.surfaces.distances import Box, surface_distances
 from segpipe.evaluate.surfaces.indexed_maps import IndexedMaps, in_threads, index_maps
 
 DEFAULT_SETTINGS = ScoreSettings()
@@ -254,7 +254,7 @@ def _score_maps(
     return CaseScores(tuple(rows), tuple(row for group in groups for row in group.details))
 
 
-def _measure(case: Case, label: Label) -> dict[str, float]:
+def _measure(case: EvaluationCase, label: Label) -> dict[str, float]:
     """Metrics of counts and surfaces of one label."""
     maps, spacing_mm = (case.reference, case.prediction), case.grid.spacing_mm
     values = count_values(case.overlaps[label.name], spacing_mm)
@@ -267,9 +267,9 @@ def _measure(case: Case, label: Label) -> dict[str, float]:
 
 def _case(
     maps: IndexedMaps, grid: Grid, labels: LabelSet, origin: Origin, settings: ScoreSettings, probabilities: Path | None
-) -> Case:
+) -> EvaluationCase:
     indices = {label.name: labels.indices_of(label) for label in labels.labels}
-    return Case(
+    return EvaluationCase(
         origin.case_id,
         maps.reference,
         maps.prediction,
@@ -298,7 +298,7 @@ def _row_maker(origin: Origin, label: str) -> Callable[..., Score]:
     return lambda *rest: Score(origin.run, origin.case_id, origin.patient_id, origin.fold, origin.seed, label, *rest)
 
 
-GROUPS: dict[str, Callable[[Case], GroupScores]] = {
+GROUPS: dict[str, Callable[[EvaluationCase], GroupScores]] = {
     "centreline": centreline_group,
     "lesions": lesion_group,
     "calibration": calibration_group,

@@ -20,7 +20,7 @@ from segpipe.core.progress import map_threads
 from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Case
-from segpipe.evaluate.case import ScoreSettings
+from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import score_case
 from segpipe.evaluate.summary import DEFAULT_POLICY, counted_values

@@ -15,7 +15,7 @@ from segpipe.evaluate.summary import SummaryRow, summarise
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, Planned, plan_data
 from segpipe.pipeline.training import train_in_order
-from segpipe.report.build import build_report
+from segpipe.report.work_report import build_report
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.compare.selection import Candidates, Choice, Mask, select
+from segpipe.compare.nested_selection import Candidates, Choice, select
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import Record
@@ -173,7 +173,7 @@ def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
         wanted = {name: of for name, of in steps if not of.is_nothing}
         return Chosen(model=models[choice.model], postprocessing=Postprocessing(labels=wanted))
 
-    def score(choice: Choice, is_in: Mask) -> NDArray[np.float64]:
+    def score(choice: Choice, is_in: NDArray[np.bool_]) -> NDArray[np.float64]:
         return masks.values(named(choice).model, named(choice).postprocessing, is_in)
 
     found = select(Candidates(values, folds, patients, sign), score)

@@ -10,10 +10,10 @@ from pathlib import Path
 from segpipe.bridge.nnunet_raw import file_ending, nnunet_labels
 from segpipe.bridge.nnunet_train import NnunetJob, train_nnunet
 from segpipe.compare.comparison import Question, compare
-from segpipe.compare.records import Comparison
+from segpipe.compare.comparison_records import Comparison
+from segpipe.compare.comparison_text import save
 from segpipe.compare.results import Method
-from segpipe.compare.study import SEED_MARK, Study, Training
-from segpipe.compare.text import save
+from segpipe.compare.study_file import SEED_MARK, Study, StudyTraining
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
@@ -153,18 +153,18 @@ class _Running:
     def _configuration(self, arm: str) -> str | None:
         return self.study.arms[arm].configuration or self.study.base.configuration
 
-    def _fold(self, training: Training) -> FoldFolder:
+    def _fold(self, training: StudyTraining) -> FoldFolder:
         work, arm = self.folder.seed(training.arm, training.seed), self.study.arms[training.arm]
         if arm.nnunetv2:
             return FoldFolder(work.path / f"fold_{training.fold}")
         name = default_configuration(Plan.load(work.plan), self._configuration(training.arm))
         return work.fold(name, str(training.fold))
 
-    def _scores(self, training: Training) -> ScoreTable:
+    def _scores(self, training: StudyTraining) -> ScoreTable:
         rows = ScoreTable.load(self._fold(training).scores).rows
         return ScoreTable(tuple(replace(row, run=training.arm, seed=training.seed) for row in rows))
 
-    def _train_planned(self, training: Training) -> None:
+    def _train_planned(self, training: StudyTraining) -> None:
         work, fold = self.folder.seed(training.arm, training.seed), self._fold(training)
         split = self.splits.folds[training.fold]
         is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
@@ -173,7 +173,7 @@ class _Running:
             return
         train(work.path, fold.path.parent.name, [training.fold], self.machine)
 
-    def _train_nnunet(self, training: Training) -> None:
+    def _train_nnunet(self, training: StudyTraining) -> None:
         fold, split = self._fold(training), self.splits.folds[training.fold]
         job = NnunetJob(
             fold=training.fold,
@@ -202,11 +202,11 @@ class _Running:
             pair
             for seed in seeds
             for fold in self.study.folds
-            for pair in self._pairs(Path(masks.replace(SEED_MARK, str(seed))), Training(name, fold, seed))
+            for pair in self._pairs(Path(masks.replace(SEED_MARK, str(seed))), StudyTraining(name, fold, seed))
         ]
         return score_folder(pairs, self.dataset.labels, self.machine.n_workers)
 
-    def _pairs(self, masks: Path, training: Training) -> list[MaskPair]:
+    def _pairs(self, masks: Path, training: StudyTraining) -> list[MaskPair]:
         """A fold's validation cases.
 
         Raises:
@@ -225,7 +225,7 @@ class _Running:
         ]
 
 
-def is_finished(study: Study, output: Path, training: Training) -> bool:
+def is_finished(study: Study, output: Path, training: StudyTraining) -> bool:
     """Whether a training is scored, as far as its files tell."""
     work = StudyFolder(output).seed(training.arm, training.seed)
     fold = f"fold_{training.fold}/scores.csv"

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from segpipe.core.box import nonzero_box
 from segpipe.core.errors import PlanError
-from segpipe.core.labels import Label, LabelSet
+from segpipe.core.labels import Label, LabelSet, Mask
 from segpipe.core.records import Record, did_you_mean
 
 POSTPROCESSING_FILE = "postprocessing.yaml"
@@ -21,7 +21,6 @@ _ALL_NEIGHBOURS = np.ones((3, 3, 3), bool)
 _SLACK = 1e-9  # relative; a volume that equals the limit on paper is not below it
 
 Values = NDArray[np.integer[Any]]
-Mask = NDArray[np.bool_]
 
 
 class Steps(Record):

@@ -15,7 +15,7 @@ from segpipe.core.figures import (
     new_figure,
     tidy,
 )
-from segpipe.report.volume_agreement import Estimate, VolumeAgreement
+from segpipe.report.volume_agreement import VolumeAgreement, VolumeEstimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -117,7 +117,7 @@ def agreement_svg(found: Sequence[VolumeAgreement], unit: str, unit_mm3: float) 
     return figure_bytes(figure, "svg")
 
 
-def _draw_estimate(panel: Axes, estimate: Estimate, unit_mm3: float, colour: str, style: str) -> None:
+def _draw_estimate(panel: Axes, estimate: VolumeEstimate, unit_mm3: float, colour: str, style: str) -> None:
     panel.axhline(estimate.value / unit_mm3, color=colour, linestyle=style, linewidth=1.3)
     if estimate.low is not None and estimate.high is not None:
         panel.axhspan(estimate.low / unit_mm3, estimate.high / unit_mm3, color=colour, alpha=0.15, linewidth=0)

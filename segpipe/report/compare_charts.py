@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned, align
 from segpipe.compare.comparison import Question
-from segpipe.compare.records import Ranking, Row
+from segpipe.compare.comparison_records import ComparisonRow, Ranking
 from segpipe.compare.results import Method
 from segpipe.core.figures import CHART_COLOURS, figure_bytes, new_figure
 from segpipe.evaluate.scores import ScoreTable
@@ -129,7 +129,7 @@ def aligned_scores(methods: Sequence[Method], metric: str, question: Question) -
     )  # fmt: skip
 
 
-def difference_of(row: Row, aligned: Aligned, name: str) -> Difference:
+def difference_of(row: ComparisonRow, aligned: Aligned, name: str) -> Difference:
     """A row of a comparison with its cases.
 
     Args:

@@ -10,9 +10,9 @@ import numpy as np
 
 from segpipe.compare.align import Aligned
 from segpipe.compare.comparison import Question
-from segpipe.compare.records import Comparison, Description, MetricComparison, Row, Suitability
+from segpipe.compare.comparison_records import Comparison, ComparisonRow, Description, MetricComparison, Suitability
 from segpipe.compare.results import Method
-from segpipe.compare.verdict import p_text, quantity
+from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
@@ -26,8 +26,8 @@ from segpipe.report.compare_charts import (
     rankings_svg,
 )
 from segpipe.report.distributions import axis_limits
-from segpipe.report.html import Cell, Picture, Table, render
 from segpipe.report.methods_text import MethodsText, comparison_methods
+from segpipe.report.page import Cell, Picture, Table, render
 
 PAGE_FILE = "index.html"
 _MAX_PAIRS = 15  # in one picture; beyond, those with the first method
@@ -130,14 +130,14 @@ def _suitability(found: Suitability | None, metric: Metric) -> tuple[tuple[str, 
     )
 
 
-def _shown(declared: Sequence[Row]) -> list[Row]:
+def _shown(declared: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Declared rows of all pairs, or of very many those with the first method."""
     first = declared[0].baseline
     return [row for row in declared if len(declared) <= _MAX_PAIRS or row.baseline == first][:_N_ROWS]
 
 
 def _difference_pictures(
-    rows: Sequence[Row], declared: Sequence[Row], aligned: Aligned, metric: Metric
+    rows: Sequence[ComparisonRow], declared: Sequence[ComparisonRow], aligned: Aligned, metric: Metric
 ) -> tuple[Picture, ...]:
     """The declared rows, then the labels of each pair with the first method."""
     own = [row for row in rows if not row.grouping]
@@ -157,7 +157,9 @@ def _difference_pictures(
     return tuple(pictures)
 
 
-def _differences(rows: Sequence[Row], names: Sequence[str], aligned: Aligned, metric: Metric, caption: str) -> Picture:
+def _differences(
+    rows: Sequence[ComparisonRow], names: Sequence[str], aligned: Aligned, metric: Metric, caption: str
+) -> Picture:
     drawn = [difference_of(row, aligned, name) for row, name in zip(rows, names, strict=True)]
     texts = [f"{d.name} {_text(d.mean, metric, signed=True)}{_bounds(d.models, metric)}, {d.answer}" for d in drawn]
     alt = f"Paired differences of {metric.title}: {'; '.join(texts)}."
@@ -175,7 +177,7 @@ def _bounds(interval: tuple[float | None, float | None] | None, metric: Metric, 
     return f" [{_text(interval[0], metric, signed=signed)}, {_text(interval[1], metric, signed=signed)}]"
 
 
-def _row_table(rows: Sequence[Row], metric: Metric) -> Table:
+def _row_table(rows: Sequence[ComparisonRow], metric: Metric) -> Table:
     lines = []
     for row in rows:
         found = row.models

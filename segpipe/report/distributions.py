@@ -11,8 +11,8 @@ import numpy as np
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.report.charts import Spread, agreement_svg, distribution_svg
-from segpipe.report.html import STATUS_TEXT, Cell, Picture, Table, number_text
-from segpipe.report.volume_agreement import Estimate, VolumeAgreement
+from segpipe.report.page import STATUS_TEXT, Cell, Picture, Table, number_text
+from segpipe.report.volume_agreement import VolumeAgreement, VolumeEstimate
 
 _MAX_NAMED = 6  # cases without value in a caption
 _MAX_PANELS = 12  # more would be taller than a page
@@ -112,7 +112,7 @@ def volume_text(value_mm3: float) -> str:
     return f"{_volume(value_mm3, unit)} {unit}".replace("-", "−")
 
 
-def _with_interval(estimate: Estimate, unit: str) -> str:
+def _with_interval(estimate: VolumeEstimate, unit: str) -> str:
     text = _volume(estimate.value, unit)
     if estimate.low is None or estimate.high is None:
         return text

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from segpipe._version import __version__
+from segpipe.compare.comparison_records import Comparison, MetricComparison
 from segpipe.compare.permutation import MAX_EXACT_PATIENTS
-from segpipe.compare.records import Comparison, MetricComparison
-from segpipe.compare.verdict import quantity
+from segpipe.compare.verdict_sentences import quantity
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS, N_RESAMPLES
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import MEAN_LABEL

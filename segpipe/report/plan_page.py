@@ -13,11 +13,10 @@ from segpipe.data.splits import Splits, leaks
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
-from segpipe.report.build import plan_decisions
-from segpipe.report.html import Decision, Picture, Table, render
-from segpipe.report.plan_pictures import geometry_picture, intensity_picture, volume_pictures
-from segpipe.report.plan_samples import sample_pictures
-from segpipe.report.plan_tables import (
+from segpipe.report.page import Decision, Picture, Table, render
+from segpipe.report.plan_page_pictures import geometry_picture, intensity_picture, volume_pictures
+from segpipe.report.plan_page_samples import sample_pictures
+from segpipe.report.plan_page_tables import (
     axis_names,
     configuration_table,
     cost_table,
@@ -28,6 +27,7 @@ from segpipe.report.plan_tables import (
     split_tables,
     stage_tables,
 )
+from segpipe.report.work_report import plan_decisions
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ from segpipe.data.fault_groups import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
-from segpipe.report.cases import case_dice, case_pictures
+from segpipe.report.case_pictures import case_dice, case_pictures
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.html import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table, number_text
-from segpipe.report.inputs import Run, Scored, WorkFolder
-from segpipe.report.work_protocol import work_methods
+from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table, number_text
+from segpipe.report.work_contents import Run, Scored, WorkFolder
+from segpipe.report.work_methods import work_methods
 
 _HEADLINES = ("dice", "hd95")
 _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precision")

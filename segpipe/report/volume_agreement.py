@@ -56,7 +56,7 @@ def agreements(table: ScoreTable) -> tuple[Agreement, ...]:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class VolumeEstimate:
     """A number and its 95 % interval (None: there is none), in mm³."""
 
     value: float
@@ -88,9 +88,9 @@ class VolumeAgreement:
     n_patients: int
     n_both_empty: int
     n_unplaced: int
-    bias: Estimate
-    lower: Estimate | None
-    upper: Estimate | None
+    bias: VolumeEstimate
+    lower: VolumeEstimate | None
+    upper: VolumeEstimate | None
 
 
 def volume_agreements(table: ScoreTable) -> tuple[VolumeAgreement, ...]:
@@ -144,19 +144,21 @@ def _of_label(
     )
 
 
-def _intervals(found: Agreement, n_patients: int) -> tuple[Estimate, Estimate | None, Estimate | None]:
+def _intervals(
+    found: Agreement, n_patients: int
+) -> tuple[VolumeEstimate, VolumeEstimate | None, VolumeEstimate | None]:
     """Of the bias and both limits; none from one patient."""
     bias = found.bias_mm3
     if found.low_mm3 is None or found.high_mm3 is None:
-        return Estimate(bias, None, None), None, None
+        return VolumeEstimate(bias, None, None), None, None
     if n_patients < 2:
-        lower, upper = Estimate(found.low_mm3, None, None), Estimate(found.high_mm3, None, None)
-        return Estimate(bias, None, None), lower, upper
+        lower, upper = VolumeEstimate(found.low_mm3, None, None), VolumeEstimate(found.high_mm3, None, None)
+        return VolumeEstimate(bias, None, None), lower, upper
     sd, root, df = (found.high_mm3 - found.low_mm3) / (2 * _Z), np.sqrt(n_patients), n_patients - 1
     half = float(stats.t.ppf(_LEVELS[1], df)) * sd / root
     near, far = (float(k) * sd / root for k in stats.nct.ppf(_LEVELS, df, _Z * root))
     return (
-        Estimate(bias, bias - half, bias + half),
-        Estimate(found.low_mm3, bias - far, bias - near),
-        Estimate(found.high_mm3, bias + near, bias + far),
+        VolumeEstimate(bias, bias - half, bias + half),
+        VolumeEstimate(found.low_mm3, bias - far, bias - near),
+        VolumeEstimate(found.high_mm3, bias + near, bias + far),
     )

@@ -20,7 +20,7 @@ from segpipe.core.errors import SetupError
 from segpipe.core.figures import COLOUR_NAMES, SCAN_COLOURS, WINDOW_PERCENTILES
 from segpipe.core.files import disk_fault
 from segpipe.core.history import DICE, MEAN_DICE
-from segpipe.core.labels import LabelSet
+from segpipe.core.labels import LabelSet, Mask
 from segpipe.train.checkpoint import Row
 from segpipe.train.fold import FoldTraining
 from segpipe.train.sampling import Batch
@@ -129,7 +129,6 @@ def _legend(names: Sequence[str]) -> str:
     return "\n".join(["Planes with most labelled voxels. Reference solid, prediction dashed:\n", *lines])
 
 
-Mask = NDArray[np.bool_]
 _LONGEST_PX = 320  # edge of the largest plane
 _GAP_PX = 4  # between planes
 _DASH_PX = 6

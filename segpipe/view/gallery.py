@@ -13,7 +13,7 @@ from segpipe.evaluate.scores import ScoreTable
 
 
 @dataclass(frozen=True)
-class Shown:
+class GalleryCase:
     """Files of a case.
 
     Args:
@@ -45,18 +45,18 @@ class Gallery:
     """
 
     title: str
-    cases: tuple[Shown, ...]
+    cases: tuple[GalleryCase, ...]
     channels: tuple[str, ...] = ()
     label_names: Mapping[int, str] = field(default_factory=dict)
     background_value: int = 0
     ignore_value: int | None = None
 
-    def case(self, case_id: str) -> Shown | None:
+    def case(self, case_id: str) -> GalleryCase | None:
         """The case of that name."""
         return next((case for case in self.cases if case.case_id == case_id), None)
 
 
-def worst_first(cases: Iterable[Shown]) -> tuple[Shown, ...]:
+def worst_first(cases: Iterable[GalleryCase]) -> tuple[GalleryCase, ...]:
     """By mean Dice, then by name; cases without scores last."""
     return tuple(sorted(cases, key=lambda c: (c.dice is None, c.dice if c.dice is not None else 0.0, c.case_id)))
 

@@ -19,8 +19,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from segpipe.core.errors import DataError, SetupError
-from segpipe.view.content import describe, image_nifti, mask_nifti, read_masks
-from segpipe.view.gallery import Gallery, Shown
+from segpipe.view.case_content import describe, image_nifti, mask_nifti, read_masks
+from segpipe.view.gallery import Gallery, GalleryCase
 
 HOST = "127.0.0.1"
 _OWN_FILES = {  # name in the address: file beside this one, type
@@ -46,7 +46,7 @@ _HEADERS = {
 
 
 @dataclass(frozen=True)
-class Answer:
+class HttpAnswer:
     """What is sent back."""
 
     status: HTTPStatus
@@ -68,7 +68,7 @@ class Site:
         return f"http://{HOST}:{self.port}/{self.token}/"
 
 
-def answer(site: Site, host: str, target: str) -> Answer:
+def answer(site: Site, host: str, target: str) -> HttpAnswer:
     """The answer to a request.
 
     Args:
@@ -90,12 +90,12 @@ def answer(site: Site, host: str, target: str) -> Answer:
         return _refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(fault))
 
 
-def _found(site: Site, steps: list[str]) -> Answer | None:
+def _found(site: Site, steps: list[str]) -> HttpAnswer | None:
     if steps == [""]:
         read_masks.cache_clear()  # whoever loads the page again wants to see files as they are now
     if len(steps) == 1 and steps[0] in _OWN_FILES:
         name, kind = _OWN_FILES[steps[0]]
-        return Answer(HTTPStatus.OK, kind, (files("segpipe.view") / name).read_bytes())
+        return HttpAnswer(HTTPStatus.OK, kind, (files("segpipe.view") / name).read_bytes())
     if steps == ["cases.json"]:
         cases = [{"case_id": case.case_id, "dice": case.dice} for case in site.gallery.cases]
         return _json(HTTPStatus.OK, {"title": site.gallery.title, "cases": cases})
@@ -105,7 +105,7 @@ def _found(site: Site, steps: list[str]) -> Answer | None:
     return None if case is None else _of_case(case, site.gallery, steps[2])
 
 
-def _of_case(case: Shown, gallery: Gallery, name: str) -> Answer | None:
+def _of_case(case: GalleryCase, gallery: Gallery, name: str) -> HttpAnswer | None:
     if name == "info.json":
         return _json(HTTPStatus.OK, describe(case, gallery))
     channel = _IMAGE.fullmatch(name)
@@ -113,14 +113,14 @@ def _of_case(case: Shown, gallery: Gallery, name: str) -> Answer | None:
         body = image_nifti(case, int(channel[1]))
     else:
         body = mask_nifti(case, gallery, _MASKS[name]) if name in _MASKS else None
-    return None if body is None else Answer(HTTPStatus.OK, _NIFTI, body)
+    return None if body is None else HttpAnswer(HTTPStatus.OK, _NIFTI, body)
 
 
-def _json(status: HTTPStatus, value: Any) -> Answer:
-    return Answer(status, _JSON, json.dumps(value, ensure_ascii=False).encode())
+def _json(status: HTTPStatus, value: Any) -> HttpAnswer:
+    return HttpAnswer(status, _JSON, json.dumps(value, ensure_ascii=False).encode())
 
 
-def _refused(status: HTTPStatus, why: str) -> Answer:
+def _refused(status: HTTPStatus, why: str) -> HttpAnswer:
     return _json(status, {"message": why})
 
 

@@ -15,7 +15,7 @@ from segpipe.data.found import Found, image_files, pair_files
 from segpipe.data.layouts import find_layout, list_inputs
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.view.gallery import Gallery, Shown, case_dice, value_names, worst_first
+from segpipe.view.gallery import Gallery, GalleryCase, case_dice, value_names, worst_first
 
 _SCORES, _LABEL_TABLE = "scores.csv", "dseg.tsv"
 _N_NAMED = 5  # cases in a message
@@ -49,7 +49,7 @@ def from_work(folder: Path, configuration: str | None) -> Gallery:
     dice = case_dice(_scores_of_work(work, chosen)) if chosen else {}
     masks = _validation_masks(work, chosen) if chosen else {}
     cases = [
-        Shown(
+        GalleryCase(
             case_id=case.case_id,
             images=tuple(case.image_paths),
             reference=Path(case.label) if case.label else None,
@@ -117,7 +117,7 @@ def from_predictions(predictions: Path, images: Path, references: Path | None, s
     if without:
         say(f"{len(without)} of {len(masks)} masks have no image in {images}: {', '.join(without[:_N_NAMED])}")
     cases = [
-        Shown(name, images_of[name], reference_of.get(name), path, dice.get(name))
+        GalleryCase(name, images_of[name], reference_of.get(name), path, dice.get(name))
         for name, path in masks.items()
         if name in images_of
     ]
@@ -148,17 +148,17 @@ def from_images(folder: Path) -> Gallery:
     """
     layout = find_layout(folder) if folder.is_dir() or folder.suffix.lower() in (".csv", ".json") else None
     if layout is not None:
-        cases = [Shown(case.case_id, case.images, case.label) for case in layout.cases if case.images]
+        cases = [GalleryCase(case.case_id, case.images, case.label) for case in layout.cases if case.images]
     elif folder.is_dir() and image_files(folder):
-        cases = [Shown(stem_of(path), (path,)) for path in image_files(folder)]
+        cases = [GalleryCase(stem_of(path), (path,)) for path in image_files(folder)]
     else:
-        cases = [Shown(case.case_id, tuple(case.image_paths)) for case in list_inputs(folder, ("image",))]
+        cases = [GalleryCase(case.case_id, tuple(case.image_paths)) for case in list_inputs(folder, ("image",))]
     if not cases:
         raise DataError(f"{folder}: a {layout.layout if layout else ''} layout without an image. Check its folders.")
     return _gallery(folder.resolve().name, cases, layout, {})
 
 
-def _gallery(title: str, cases: list[Shown], layout: Found | None, named: Mapping[int, str]) -> Gallery:
+def _gallery(title: str, cases: list[GalleryCase], layout: Found | None, named: Mapping[int, str]) -> Gallery:
     labels = None if layout is None else layout.labels
     return Gallery(
         title=title,

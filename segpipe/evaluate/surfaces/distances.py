@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.core.labels import Mask
 from segpipe.evaluate.surfaces.cell_patches import CellPatches, cell_patches
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-Mask = NDArray[np.bool_]
 Box = tuple[slice, slice, slice]
 _FLAT = 1e3  # mm in place of the spacing of an axis that is none: no row is searched along it
 _EVERY = 32  # of so many elements one is tried before the search among near rows, which is slow where it is in vain

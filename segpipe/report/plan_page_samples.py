@@ -19,9 +19,9 @@ from segpipe.core.volume import read_image, read_labels
 from segpipe.data.dataset import Case, Dataset
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.schema import Normalisation, Plan
-from segpipe.report.html import Picture
-from segpipe.report.pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
-from segpipe.report.plan_tables import listed
+from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
+from segpipe.report.page import Picture
+from segpipe.report.plan_page_tables import listed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

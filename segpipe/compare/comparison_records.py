@@ -76,7 +76,7 @@ class FoldTest(Record):
     better: float
 
 
-class Row(Record):
+class ComparisonRow(Record):
     """Two methods, one metric, one label or `(mean)` over labels, all cases or a group of them.
 
     Args:
@@ -209,7 +209,7 @@ class MetricComparison(Record):
     n_seeds: int
     notes: tuple[str, ...]
     descriptions: tuple[Description, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     rankings: tuple[Ranking, ...]
     suitability: Suitability | None
 

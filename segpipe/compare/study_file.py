@@ -141,10 +141,10 @@ class Study(Record):
         return self
 
     @property
-    def trainings(self) -> tuple[Training, ...]:
+    def trainings(self) -> tuple[StudyTraining, ...]:
         """Every training, those that are compared with each other next to each other."""
         return tuple(
-            Training(name, fold, seed)
+            StudyTraining(name, fold, seed)
             for seed in self.seeds
             for fold in self.folds
             for name, arm in self.arms.items()
@@ -175,7 +175,7 @@ class Study(Record):
 
 
 @dataclass(frozen=True)
-class Training:
+class StudyTraining:
     """One training of a study."""
 
     arm: str

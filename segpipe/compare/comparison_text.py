@@ -9,18 +9,18 @@ from collections.abc import Iterator, Sequence
 from math import nan
 from pathlib import Path
 
-from segpipe.compare.records import (
+from segpipe.compare.comparison_records import (
     Comparison,
+    ComparisonRow,
     Description,
     FoldTest,
     MetricComparison,
     MixedModel,
     Ranking,
-    Row,
     Suitability,
     Verdict,
 )
-from segpipe.compare.verdict import p_text, quantity
+from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.core.records import Record
 from segpipe.evaluate.metrics import METRICS, Metric
@@ -129,7 +129,7 @@ def _listed(sentence: str, beside: Sequence[str]) -> list[str]:
     return lines + textwrap.wrap(f"{text}.", WIDTH, initial_indent="  ", subsequent_indent="  ") if text else lines
 
 
-def _beside_models(row: Row) -> list[str]:
+def _beside_models(row: ComparisonRow) -> list[str]:
     share, delta, standardised = row.probability_of_improvement, row.cliffs_delta, row.standardised
     return [
         f"permutation {p_text(row.models.p_value)}, Wilcoxon {p_text(row.p_wilcoxon)} before correction",
@@ -139,7 +139,7 @@ def _beside_models(row: Row) -> list[str]:
     ]
 
 
-def _beside_methods(row: Row, metric: Metric) -> list[str]:
+def _beside_methods(row: ComparisonRow, metric: Metric) -> list[str]:
     parts = []
     if row.methods is not None:
         parts.append(f"from {row.methods_basis}, {p_text(row.methods.p_value)} before correction")
@@ -153,7 +153,7 @@ def _beside_methods(row: Row, metric: Metric) -> list[str]:
     return parts
 
 
-def _row_lines(rows: Sequence[Row], metric: Metric) -> Iterator[str]:
+def _row_lines(rows: Sequence[ComparisonRow], metric: Metric) -> Iterator[str]:
     """Exploratory rows, one line each."""
     if not rows:
         return
@@ -186,7 +186,7 @@ def _ranking_lines(rankings: Sequence[Ranking]) -> Iterator[str]:
             )
 
 
-def _suitability_lines(found: Suitability | None, rows: Sequence[Row], metric: Metric) -> Iterator[str]:
+def _suitability_lines(found: Suitability | None, rows: Sequence[ComparisonRow], metric: Metric) -> Iterator[str]:
     if found is not None:
         ratio = "undefined" if found.ratio is None else f"{100 * found.ratio:.0f} %"
         share = "undefined" if found.generalisability is None else f"{found.generalisability:.2f}"

@@ -11,8 +11,8 @@ import numpy as np
 from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.schema import Normalisation, Plan
-from segpipe.report.html import Picture
-from segpipe.report.plan_tables import axis_names, listed, scheme_text, short, volume_unit
+from segpipe.report.page import Picture
+from segpipe.report.plan_page_tables import axis_names, listed, scheme_text, short, volume_unit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from typing import Any
 from segpipe.data.splits import leaks
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY
-from segpipe.report.inputs import Change, Run, WorkFolder
 from segpipe.report.methods_text import MethodsText, interval_text, metrics_text, policy_text, software_text
-from segpipe.report.plan_tables import listed
+from segpipe.report.plan_page_tables import listed
+from segpipe.report.work_contents import Change, Run, WorkFolder
 
 _OWN_GRID = "Masks were scored on the grid of their image."
 _SEED = 0  # of the report's own bootstrap, the default of `summarise`

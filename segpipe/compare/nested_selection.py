@@ -17,7 +17,6 @@ from segpipe.evaluate.intervals import Interval, mean_with_interval
 _SLACK = 1e-9  # means that are equal on paper differ by rounding; then the earlier candidate is taken
 
 Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +62,7 @@ class Selection:
     nested: Interval
 
 
-def select(candidates: Candidates, score: Callable[[Choice, Mask], Floats], seed: int = 0) -> Selection:
+def select(candidates: Candidates, score: Callable[[Choice, NDArray[np.bool_]], Floats], seed: int = 0) -> Selection:
     """Choose on all cases, and again without each fold.
 
     Args:
@@ -93,7 +92,7 @@ def select(candidates: Candidates, score: Callable[[Choice, Mask], Floats], seed
     )
 
 
-def choose(candidates: Candidates, is_in: Mask) -> Choice:
+def choose(candidates: Candidates, is_in: NDArray[np.bool_]) -> Choice:
     """The model with the best mean as it is, then for each label the steps with the best mean.
 
     Args:
@@ -110,10 +109,10 @@ def choose(candidates: Candidates, is_in: Mask) -> Choice:
     return Choice(model, steps)
 
 
-def score_by_columns(candidates: Candidates) -> Callable[[Choice, Mask], Floats]:
+def score_by_columns(candidates: Candidates) -> Callable[[Choice, NDArray[np.bool_]], Floats]:
     """Scores of a choice where the steps of one label do not change the scores of another."""
 
-    def score(choice: Choice, is_in: Mask) -> Floats:
+    def score(choice: Choice, is_in: NDArray[np.bool_]) -> Floats:
         labels = np.arange(candidates.values.shape[-1])
         of_labels: Floats = candidates.values[choice.model, choice.steps, :, labels].T
         return of_labels[is_in]

@@ -11,10 +11,10 @@ from segpipe.core.errors import DataError, SegpipeError
 from segpipe.core.grid import reorientation
 from segpipe.core.volume import read_image_channels, read_labels, require_same_grid
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.report.html import STATUS_TEXT, Picture, number_text
-from segpipe.report.inputs import FoldRun, Run, WorkFolder
-from segpipe.report.pictures import DISPLAY_ORIENTATION, Overlay, overlay_png
+from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, Overlay, overlay_png
+from segpipe.report.page import STATUS_TEXT, Picture, number_text
 from segpipe.report.volume_agreement import CaseKey
+from segpipe.report.work_contents import FoldRun, Run, WorkFolder
 
 _WORST = ("Worst case", "Second worst case", "Third worst case")
 _MAX_LABELS = 6  # whose scores stand in a caption

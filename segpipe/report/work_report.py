@@ -11,10 +11,10 @@ from typing import Any
 from segpipe.core.files import write_text
 from segpipe.core.machine import environment_here
 from segpipe.data.splits import leaks
-from segpipe.report.html import Decision, Page, Place, render
-from segpipe.report.inputs import FoldRun, Run, WorkFolder, read_scored, read_work
+from segpipe.report.page import Decision, Page, Place, render
 from segpipe.report.sections import data_check, make_section
-from segpipe.report.verdict import make_verdict
+from segpipe.report.verdict_box import make_verdict
+from segpipe.report.work_contents import FoldRun, Run, WorkFolder, read_scored, read_work
 
 _BUDGET = "training.time_budget_seconds"
 

@@ -17,13 +17,12 @@ from segpipe.core.figures import (
     figure_bytes,
     new_figure,
 )
-from segpipe.core.labels import LabelSet
+from segpipe.core.labels import LabelSet, Mask
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Mask = NDArray[np.bool_]
 DISPLAY_ORIENTATION = "LPS"  # x to the patient's left: seen from the feet, as radiologists look at scans
 _MARGIN_FRACTION, _MARGIN_MM = 0.35, 15.0  # kept around the structures, so that their surroundings can be judged
 _MAX_CHANNELS = 2

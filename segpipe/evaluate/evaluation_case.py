@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.grid import Grid
-from segpipe.core.labels import LabelSet
-from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, Mask, Overlap, Status
-
-Box = tuple[slice, slice, slice]
+from segpipe.core.labels import LabelSet, Mask
+from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, Overlap, Status
+from segpipe.evaluate.surfaces.distances import Box
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class ScoreSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Case:
+class EvaluationCase:
     """One case, for metrics that need more than the counts or the surfaces of one label.
 
     Args:

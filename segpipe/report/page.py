@@ -69,7 +69,7 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerdictBox:
     """The sentence for who reads one, and what it rests on."""
 
     sentence: str
@@ -135,7 +135,7 @@ class Page:
 
     title: str
     facts: tuple[tuple[str, str], ...]
-    verdict: Verdict
+    verdict: VerdictBox
     alarms: tuple[str, ...]
     notes: tuple[str, ...]
     sections: tuple[Section, ...]

@@ -13,7 +13,7 @@ from segpipe.data.splits import Splits
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Configuration, Normalisation, Plan
-from segpipe.report.html import Cell, Table
+from segpipe.report.page import Cell, Table
 
 _RARE_SHARE = 0.1  # of the cases; below it a mean over cases rests on few of them
 _FOLDS_SIDE_BY_SIDE = 10  # more would make the table wider than a page

@@ -17,7 +17,7 @@ from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import nifti_bytes, read_header, read_image, read_labels
 from segpipe.data.label_lists import value_counts
-from segpipe.view.gallery import Gallery, Shown
+from segpipe.view.gallery import Gallery, GalleryCase
 
 DIFFERENCES = ("missed", "spurious", "other label")  # 1, 2, 3 in the map of differences
 _INT16 = np.iinfo(np.int16)
@@ -49,7 +49,7 @@ class Masks:
 
 
 @lru_cache(maxsize=1)  # the page asks for four things of one case
-def read_masks(case: Shown, background_value: int, ignore_value: int | None) -> Masks:
+def read_masks(case: GalleryCase, background_value: int, ignore_value: int | None) -> Masks:
     """Read the label maps of a case and compare them; faults of files become notes, so that the rest is shown.
 
     Voxels that the reference says to ignore are not wrong, whatever was predicted.
@@ -75,7 +75,7 @@ def read_masks(case: Shown, background_value: int, ignore_value: int | None) -> 
     return Masks(maps, tuple(values), error, tuple(notes))
 
 
-def _other_places(case: Shown, read: Mapping[str, tuple[Any, Grid]]) -> list[str]:
+def _other_places(case: GalleryCase, read: Mapping[str, tuple[Any, Grid]]) -> list[str]:
     """A sentence for each label map that does not lie on the image's grid."""
     notes: list[str] = []
     for _, grid in read.values():
@@ -102,7 +102,7 @@ def _difference(reference: NDArray[Any], prediction: NDArray[Any], ignored: int 
     return kinds * is_wrong
 
 
-def describe(case: Shown, gallery: Gallery) -> dict[str, Any]:
+def describe(case: GalleryCase, gallery: Gallery) -> dict[str, Any]:
     """What the page needs to know of a case before it draws it, as JSON values.
 
     Raises:
@@ -123,7 +123,7 @@ def describe(case: Shown, gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def image_nifti(case: Shown, channel: int) -> bytes | None:
+def image_nifti(case: GalleryCase, channel: int) -> bytes | None:
     """A channel of the image as uncompressed NIfTI; None if there is no such channel.
 
     Raises:
@@ -144,7 +144,7 @@ def _channel(path: Path, channel: int) -> bytes | None:
     return nifti_bytes(voxels, volume.grid.affine_ras_mm)
 
 
-def mask_nifti(case: Shown, gallery: Gallery, name: str) -> bytes | None:
+def mask_nifti(case: GalleryCase, gallery: Gallery, name: str) -> bytes | None:
     """`reference`, `prediction` or `difference` as uncompressed NIfTI; None if there is none."""
     found = read_masks(case, gallery.background_value, gallery.ignore_value).maps.get(name)
     return None if found is None else nifti_bytes(found.indices_zyx[None], found.grid.affine_ras_mm)

@@ -11,12 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned
+from segpipe.compare.comparison_records import ComparisonRow, FoldTest, MixedModel
 from segpipe.compare.mixed import mixed_model
 from segpipe.compare.paired import Estimate, Paired, effect_of, mean_of_numbers, model_estimate, wilcoxon_p_values
 from segpipe.compare.permutation import benjamini_hochberg, holm, sign_flip_p_values
-from segpipe.compare.records import FoldTest, MixedModel, Row
-from segpipe.compare.training import MethodEstimate, fold_differences, method_estimate, nadeau_bengio, posterior
-from segpipe.compare.verdict import Evidence, number, verdict
+from segpipe.compare.training_variance import (
+    MethodEstimate,
+    fold_differences,
+    method_estimate,
+    nadeau_bengio,
+    posterior,
+)
+from segpipe.compare.verdict_sentences import Evidence, number, verdict
 from segpipe.core.seeds import generator_for
 from segpipe.evaluate.intervals import means_with_intervals
 from segpipe.evaluate.summary import MEAN_LABEL
@@ -30,7 +36,7 @@ class Draft:
     """A row before its p-values are corrected.
 
     Args:
-        values: Fields of `Row`.
+        values: Fields of `ComparisonRow`.
         models, methods: What its verdicts rest on.
     """
 
@@ -78,14 +84,14 @@ def draft_rows(
     return drafts
 
 
-def corrected(drafts: Sequence[Draft]) -> list[Row]:
+def corrected(drafts: Sequence[Draft]) -> list[ComparisonRow]:
     """Rows with p-values corrected: Holm for the declared, Benjamini-Hochberg for the others; models, methods apart."""
     models = _with_corrections([draft.models for draft in drafts], drafts)
     has_methods = [draft for draft in drafts if draft.methods is not None]
     found = _with_corrections([draft.methods for draft in has_methods if draft.methods is not None], has_methods)
     methods = dict(zip(map(id, has_methods), found, strict=True))
     return [
-        Row(
+        ComparisonRow(
             **draft.values,
             models=verdict(about_models),
             methods=verdict(methods[id(draft)]) if id(draft) in methods else None,

@@ -10,16 +10,16 @@ from segpipe.data.check import CheckReport
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import SummaryRow
-from segpipe.report.cases import case_dice
+from segpipe.report.case_pictures import case_dice
 from segpipe.report.distributions import volume_text
-from segpipe.report.html import Point, Verdict, number_text
-from segpipe.report.inputs import Scored, WorkFolder
+from segpipe.report.page import Point, VerdictBox, number_text
+from segpipe.report.work_contents import Scored, WorkFolder
 
 _MAX_NAMED = 3
 _FAR_BELOW = 0.2  # of Dice below the median: a case that something went wrong with
 
 
-def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[str]) -> Verdict:
+def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[str]) -> VerdictBox:
     """Of the configuration with the highest mean Dice, among those with the most scored cases.
 
     Args:
@@ -29,7 +29,7 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
     """
     with_dice = [one for one in scored if one.dice is not None and np.isfinite(one.dice.mean)]
     if not with_dice:
-        return Verdict("Nothing is scored yet: there is no verdict on a segmentation.", _data(work.checked))
+        return VerdictBox("Nothing is scored yet: there is no verdict on a segmentation.", _data(work.checked))
     best = max(with_dice, key=lambda one: (_n_cases(one), _mean_dice(one)))
     points = (
         *_trust(work, best, alarms),
@@ -41,7 +41,7 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
         *_data(work.checked),
     )
     name = f"{best.run.configuration}: " if len(scored) > 1 else ""
-    return Verdict(name + _sentence(best, has_alarm=bool(alarms)), points)
+    return VerdictBox(name + _sentence(best, has_alarm=bool(alarms)), points)
 
 
 def _mean_dice(one: Scored) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import isfinite
 
+from segpipe.compare.comparison_records import Answer, Verdict
 from segpipe.compare.paired import ALPHA
-from segpipe.compare.records import Answer, Verdict
 from segpipe.evaluate.metrics import Metric
 from segpipe.evaluate.summary import MEAN_LABEL
 
