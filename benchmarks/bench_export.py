@@ -61,7 +61,7 @@ def smooth_noise(n_outputs: int, shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def ours(logits: np.ndarray, trace: Trace) -> np.ndarray:
-    from segpipe.prepare.restore import restore
+    from segpipe.predict.restore import restore
 
     return restore(torch.from_numpy(logits).unbind(1), trace, label_set(len(logits)))[0]
 
@@ -138,9 +138,9 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
     from segpipe.plan.schema import Configuration, Normalisation, Plan
     from segpipe.plan.training import Training
     from segpipe.predict.model import Model
+    from segpipe.predict.restore import restore
     from segpipe.predict.segment import SegmentOptions, logit_rows
     from segpipe.prepare.case import prepare_case
-    from segpipe.prepare.restore import restore
 
     network = NetworkSpec(
         kind="plain",

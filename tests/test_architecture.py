@@ -282,7 +282,7 @@ def test_nothing_in_the_package_imports_tests_or_benchmarks() -> None:
 
 
 OFFENDERS = [  # check, path, source
-    ("arrows", "evaluate/metrics.py", "from segpipe.predict.window import slide"),
+    ("arrows", "evaluate/metrics.py", "from segpipe.predict.sliding_window import slide"),
     ("arrows", "evaluate/metrics.py", "def f():\n    import segpipe.predict"),
     ("arrows", "evaluate/metrics.py", "from segpipe import predict"),
     ("arrows", "evaluate/metrics.py", "from ..predict import window"),
@@ -331,7 +331,7 @@ INNOCENTS = [
     ("arrows", "core/volume.py", "from segpipe import __version__\nfrom segpipe.core.grid import Grid"),
     ("arrows", "cli/main.py", "importlib.import_module(f'segpipe.cli.{name}').command"),
     ("libraries", "core/volume.py", "import nibabel"),
-    ("libraries", "predict/window.py", "import torch"),
+    ("libraries", "predict/sliding_window.py", "import torch"),
     ("unsafe", "train/checkpoint.py", "torch.load(path, weights_only=True)\nnet.eval()\nyaml.safe_load(text)"),
     ("unsafe", "prepare/store.py", "np.save(path, array, allow_pickle=False)"),
     ("length", "core/grid.py", 'def f():\n    """' + "\n    more" * 50 + '"""\n' + "    x = 1\n" * 60),

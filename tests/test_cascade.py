@@ -28,9 +28,9 @@ from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold
 from segpipe.predict.segment import SegmentOptions, logit_rows
+from segpipe.prepare.cascade import StoredGuide
 from segpipe.prepare.case import Prepared, Trace, prepare_indices
 from segpipe.prepare.dataset import prepared_folder
-from segpipe.prepare.guides import StoredGuide
 from segpipe.prepare.store import StoredCase, open_case
 from segpipe.train.checkpoint import save_weights
 

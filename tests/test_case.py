@@ -15,8 +15,8 @@ from segpipe.core.grid import Grid, reorientation
 from segpipe.core.labels import IGNORE_INDEX
 from segpipe.core.volume import Volume, write_image
 from segpipe.data.dataset import Case
+from segpipe.predict.restore import restore
 from segpipe.prepare.case import prepare_case, prepare_image, prepare_indices
-from segpipe.prepare.restore import restore
 
 ORIENTATIONS = st.sampled_from(["RAS", "LPS", "SPL", "AIR", "PIL", "IRA"])
 ORDERS = st.permutations([0, 1, 2])

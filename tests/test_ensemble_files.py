@@ -15,8 +15,8 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.core.volume import read_labels
-from segpipe.predict.claim import Made
 from segpipe.predict.ensemble_files import ensemble_folders, mean_mask
+from segpipe.predict.ownership import MadeWith
 from segpipe.predict.postprocess import Postprocessing, Steps
 
 LISTED = {"background": 0, "a": 1, "b": 2}
@@ -35,7 +35,7 @@ def predicted(folder: Path, shares: dict[str, np.ndarray], labels: LabelSet | No
     if labels is None:
         write_json(folder / "dataset.json", {"labels": LISTED, "channel_names": {"0": "CT"}})
     else:
-        Made(model="0", mirrored=True, images={}, labels=labels).save(folder / "prediction.json")
+        MadeWith(model="0", mirrored=True, images={}, labels=labels).save(folder / "prediction.json")
     return folder
 
 

@@ -31,8 +31,8 @@ from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
 from segpipe.predict.model import Model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.outcome import Outcome
 from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
+from segpipe.predict.result import PredictionResult
 from segpipe.predict.run import predict_cases
 from segpipe.predict.segment import SegmentOptions
 from segpipe.prepare.case import Prepared, prepare_case
@@ -74,7 +74,7 @@ def failing(fault: Exception, n_failures: int) -> Model:
     return Model(model.plan, model.configuration, (Failing(fault, n_failures),), "1")
 
 
-def predicted(model: Model, images: Path, output: Path, options: PredictOptions | None = None) -> Outcome:
+def predicted(model: Model, images: Path, output: Path, options: PredictOptions | None = None) -> PredictionResult:
     return predict_cases(model, list_inputs(images, model.plan.channels), output, options)
 
 

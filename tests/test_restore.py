@@ -1,4 +1,4 @@
-"""prepare/restore.py"""
+"""predict/restore.py"""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from plans import LABELS, REGIONS
 from segpipe.core.box import Box
 from segpipe.core.labels import Label, LabelSet
+from segpipe.predict.restore import probabilities, restore, slabs, winners
 from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for
-from segpipe.prepare.restore import probabilities, restore, slabs, winners
 
 EDGES = st.sampled_from([0.7, 1.0, 1.3, 2.0, 5.0])
 

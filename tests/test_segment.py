@@ -13,9 +13,9 @@ from segpipe.core.volume import Volume
 from segpipe.networks.build import build
 from segpipe.plan.schema import Configuration
 from segpipe.predict.model import Model
+from segpipe.predict.restore import slabs
 from segpipe.predict.segment import SegmentOptions, logit_rows, segment
 from segpipe.prepare.case import Prepared, prepare_image
-from segpipe.prepare.restore import slabs
 
 CPU = torch.device("cpu")
 

@@ -11,7 +11,7 @@ from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import finite, folds, shared
 
 if TYPE_CHECKING:
-    from segpipe.predict.outcome import Outcome
+    from segpipe.predict.result import PredictionResult
 
 
 @click.command("predict")
@@ -97,7 +97,7 @@ def command(
     return print_outcome(predict(models, inputs, output, machine, options), as_json=as_json)
 
 
-def print_outcome(outcome: Outcome, *, as_json: bool) -> int:
+def print_outcome(outcome: PredictionResult, *, as_json: bool) -> int:
     """Print where the masks are and what failed; returns the exit code."""
     from segpipe.cli.main import print_json
 

@@ -26,14 +26,14 @@ from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.selection import candidates_of
 from segpipe.plan.schema import Plan
-from segpipe.predict.chosen import find_members
-from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import case_bytes, window_bytes
 from segpipe.predict.model import load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import PredictionTable, is_done, mask_path, probabilities_path
 from segpipe.predict.package import opened
+from segpipe.predict.postprocess import NO_POSTPROCESSING
+from segpipe.predict.selected_model import find_members
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of
 
 _SHARE_BYTES = 2  # of a probability, float16

@@ -5,7 +5,7 @@ from __future__ import annotations
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
-from segpipe.predict.chosen import weights_of
+from segpipe.predict.selected_model import weights_of
 
 
 class GuidedBy(Record):

@@ -18,14 +18,14 @@ from segpipe.data.splits import Fold, Splits
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.schema import Plan
-from segpipe.predict.chosen import weights_of
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.memory import budget_for, segment_in_memory, windows_at_once
 from segpipe.predict.model import Model, load_model, require_same_view
 from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.selected_model import weights_of
+from segpipe.prepare.cascade import StoredGuide, has_guide, store_guide
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset, prepared_folder
-from segpipe.prepare.guides import StoredGuide, has_guide, store_guide
 from segpipe.prepare.store import StoredCase, open_case
 from segpipe.train.checkpoint import about_weights
 

@@ -16,8 +16,8 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel
 from segpipe.predict.package import Manifest, opened, read_manifest
+from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 from segpipe.train.checkpoint import about_weights
 
 _DIGITS = 12  # of a SHA-256, as elsewhere
@@ -114,9 +114,9 @@ def info(path: Path) -> Info:
         more = {"n_cases": len(dataset.cases), "n_patients": len({case.patient_id for case in dataset.cases})}
     if work.splits.is_file():
         more["n_folds"] = Splits.load(work.splits).k
-    chosen = path / SELECTION / CHOSEN_FILE
+    chosen = path / SELECTION / SELECTED_MODEL_FILE
     if chosen.is_file():
-        more["chosen"] = ChosenModel.load(chosen).configurations
+        more["chosen"] = SelectedModel.load(chosen).configurations
     return described.model_copy(update=more)
 
 

@@ -14,18 +14,17 @@ from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.chosen import (
-    CHOSEN_FILE,
-    SELECTION,
-    ChosenModel,
-    chosen_postprocessing,
-    find_members,
-    weights_of,
-)
-from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.model import guide_folds, trained_on_of
 from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
-from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.selected_model import (
+    SELECTED_MODEL_FILE,
+    SELECTION,
+    SelectedModel,
+    find_members,
+    selected_postprocessing,
+    weights_of,
+)
 from segpipe.train.checkpoint import about_weights
 
 _TEMPLATE = "model_card.md.jinja"
@@ -61,7 +60,7 @@ def pack(
     members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds)}
     _require_finished(fold for chosen in members.values() for fold in chosen)
     plan = Plan.load(next(iter(members.values()))[0].plan)
-    steps = chosen_postprocessing(list(members.values()), plan.labels)
+    steps = selected_postprocessing(list(members.values()), plan.labels)
     packed = members | _guides(plan, members)
     trained_on = [trained_on_of(chosen) for chosen in members.values()]
     facts = ModelFacts(
@@ -81,10 +80,10 @@ def pack(
     home = _INSIDE.run(next(iter(members))) if len(members) == 1 else Path(SELECTION)
     if steps != NO_POSTPROCESSING:
         parts[(home / POSTPROCESSING_FILE).as_posix()] = steps.to_yaml().encode()
-    chosen_model = ChosenModel(
+    chosen_model = SelectedModel(
         configurations=tuple(members), weights=weights_of(fold for chosen in members.values() for fold in chosen)
     )
-    parts[f"{SELECTION}/{CHOSEN_FILE}"] = chosen_model.to_yaml().encode()
+    parts[f"{SELECTION}/{SELECTED_MODEL_FILE}"] = chosen_model.to_yaml().encode()
     return write_package(output, facts, parts)
 
 

@@ -11,15 +11,15 @@ from segpipe.data.layouts import list_inputs
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.guided_by import warn_of_guides
 from segpipe.pipeline.machine import Machine
-from segpipe.predict.chosen import Members, find_members, given_postprocessing, postprocessing_for
-from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.ensemble_files import ensemble_folders
 from segpipe.predict.model import load_model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.outcome import Outcome
 from segpipe.predict.package import opened
+from segpipe.predict.postprocess import NO_POSTPROCESSING
+from segpipe.predict.result import PredictionResult
 from segpipe.predict.run import predict_cases
+from segpipe.predict.selected_model import Members, find_members, given_postprocessing, postprocessing_for
 
 
 def predict(
@@ -28,7 +28,7 @@ def predict(
     output: Path,
     machine: Machine,
     options: PredictOptions | None = None,
-) -> Outcome:
+) -> PredictionResult:
     """Predict images with trained folds.
 
     Args:
@@ -64,7 +64,7 @@ def predict(
     return predict_cases(ensemble, cases, output, options, steps)
 
 
-def average(folders: Sequence[Path], output: Path, postprocessing: Path | None = None) -> Outcome:
+def average(folders: Sequence[Path], output: Path, postprocessing: Path | None = None) -> PredictionResult:
     """Average the probabilities in folders of predictions; as `ensemble_folders`, with the steps of a file."""
     steps = NO_POSTPROCESSING if postprocessing is None else given_postprocessing(postprocessing)
     return ensemble_folders(folders, output, steps)

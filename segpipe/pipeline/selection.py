@@ -22,11 +22,11 @@ from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.candidates import AVERAGED, STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
-from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, weights_of
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import predict_cases
+from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_of
 
 _WIDTH = 80
 
@@ -202,7 +202,7 @@ def _keep(work: Work, candidates: list[str], report: SelectionReport) -> None:
         steps = report.chosen.postprocessing.model_copy(update={"weights": weights})
         steps.save((work.run(names[0]) if len(names) == 1 else home) / POSTPROCESSING_FILE)
     report.save(home / "selection.json")
-    ChosenModel(configurations=tuple(names), weights=weights).save(home / CHOSEN_FILE)
+    SelectedModel(configurations=tuple(names), weights=weights).save(home / SELECTED_MODEL_FILE)
 
 
 def _mean(values: NDArray[np.float64]) -> float | None:

@@ -18,9 +18,8 @@ from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.layouts import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
-from segpipe.predict.chosen import find_members, postprocessing_for
 from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.guard import warnings_of
+from segpipe.predict.input_warnings import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import load_model
 from segpipe.predict.options import PredictOptions
@@ -28,6 +27,7 @@ from segpipe.predict.outputs import label_sizes
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import SegmentOptions, prepared_for
+from segpipe.predict.selected_model import find_members, postprocessing_for
 from segpipe.predict.size import require_usual_size
 from segpipe.prepare.case import read_case_image, require_finite
 

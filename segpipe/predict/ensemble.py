@@ -17,10 +17,10 @@ from segpipe.core.errors import UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model
+from segpipe.predict.restore import Slab, placed, rows_per_slab, slabs, winners
 from segpipe.predict.segment import Segmentation, SegmentOptions, guided, logit_rows, segment
 from segpipe.predict.uncertainty import as_bytes, disagreement, entropy
 from segpipe.prepare.case import Prepared
-from segpipe.prepare.restore import Slab, placed, rows_per_slab, slabs, winners
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,10 +23,10 @@ from segpipe.data.dataset import Case
 from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.found import image_files
 from segpipe.data.label_lists import parse_labels
-from segpipe.predict.claim import ABOUT, NO_POSTPROCESSING, Made, claim
-from segpipe.predict.outcome import CaseFault, Outcome
 from segpipe.predict.outputs import CaseRow, PredictionTable, label_sizes, mask_path, row_of_mask, write_label_table
-from segpipe.predict.postprocess import Postprocessing, postprocess
+from segpipe.predict.ownership import ABOUT, MadeWith, claim_folder
+from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
+from segpipe.predict.result import CaseFault, PredictionResult
 
 
 def mean_mask(files: Sequence[Path], labels: LabelSet, shape_zyx: tuple[int, ...]) -> NDArray[Any]:
@@ -62,7 +62,9 @@ def _mean_outputs(files: Sequence[Path], labels: LabelSet, shape_zyx: tuple[int,
         yield total / np.float32(len(files))
 
 
-def ensemble_folders(folders: Sequence[Path], output: Path, steps: Postprocessing = NO_POSTPROCESSING) -> Outcome:
+def ensemble_folders(
+    folders: Sequence[Path], output: Path, steps: Postprocessing = NO_POSTPROCESSING
+) -> PredictionResult:
     """Average the probabilities of folders of predictions; one mask for each case that is not there yet.
 
     Args:
@@ -86,7 +88,9 @@ def ensemble_folders(folders: Sequence[Path], output: Path, steps: Postprocessin
     make_folder(output)
     with only_process(output):
         remove_leftovers(output)
-        claim(output, cases, Made(model="ensemble", mirrored=False, images={}, postprocessing=steps, labels=labels))
+        claim_folder(
+            output, cases, MadeWith(model="ensemble", mirrored=False, images={}, postprocessing=steps, labels=labels)
+        )
         write_label_table(output, labels)
         table, faults = PredictionTable(output, labels), []
         table.keep([case_id for case_id in table.rows if mask_path(output, case_id).is_file()])
@@ -99,7 +103,7 @@ def ensemble_folders(folders: Sequence[Path], output: Path, steps: Postprocessin
             except DataError as fault:
                 faults.append(CaseFault(case.case_id, f"{case.case_id}: {fault}", DataError.exit_code))
         rows = tuple(table.rows[case.case_id] for case in cases if case.case_id in table.rows)
-        return Outcome(output, rows, tuple(faults))
+        return PredictionResult(output, rows, tuple(faults))
 
 
 def _common_labels(folders: Sequence[Path]) -> LabelSet:
@@ -119,7 +123,7 @@ def _text(labels: LabelSet) -> str:
 
 def _labels_of(folder: Path) -> LabelSet:
     """As segpipe notes them beside its masks, or nnU-Net's copy of the dataset's description."""
-    if (folder / ABOUT).is_file() and (known := Made.load(folder / ABOUT).labels):
+    if (folder / ABOUT).is_file() and (known := MadeWith.load(folder / ABOUT).labels):
         return known
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected one of `segpipe predict --save-probabilities`.")

@@ -20,10 +20,10 @@ from segpipe.networks.memory_trace import Workload, trace_inference
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.options import PredictOptions
+from segpipe.predict.restore import SLAB_BYTES
 from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.predict.size import prepared_shape
 from segpipe.prepare.case import Prepared, turn_for
-from segpipe.prepare.restore import SLAB_BYTES
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
 _CPU = torch.device("cpu")

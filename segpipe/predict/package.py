@@ -30,8 +30,8 @@ from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -48,12 +48,12 @@ _FOLD_FILES = "|".join(re.escape(path.name) for path in (_FOLD.weights, _FOLD.pl
 _RUN_PART = re.compile(
     rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|fold_(?:[0-9]{{1,9}}|all)/(?:{_FOLD_FILES}))"
 )
-_OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{CHOSEN_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
+_OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{SELECTED_MODEL_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
 _RECORDS: dict[str, type[Record]] = {
     _FOLD.plan.name: Plan,
     _FOLD.trained_on.name: TrainingStats,
     POSTPROCESSING_FILE: Postprocessing,
-    CHOSEN_FILE: ChosenModel,
+    SELECTED_MODEL_FILE: SelectedModel,
 }
 # What the readers raise on a file that is cut off or was made to break them; RecursionError is a RuntimeError.
 _BROKEN = (zipfile.BadZipFile, EOFError, RuntimeError, StructError, ValueError, OverflowError, yaml.YAMLError)

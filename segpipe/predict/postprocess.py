@@ -65,6 +65,9 @@ class Postprocessing(Record):
             raise PlanError(f"{where}: label {unknown[0]!r} is unknown.{did_you_mean(unknown[0], list(labels.names))}")
 
 
+NO_POSTPROCESSING = Postprocessing()
+
+
 def postprocess(values_zyx: Values, voxel_mm3: float, labels: LabelSet, wanted: Postprocessing) -> Values:
     """A label map after its steps, one label after the other in the order of the set.
 

@@ -22,13 +22,11 @@ from segpipe.core.grid import Grid
 from segpipe.core.progress import Pace, say, track
 from segpipe.core.volume import write_mask, write_shares
 from segpipe.data.dataset import Case
-from segpipe.predict.claim import NO_POSTPROCESSING, Made, claim
 from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.guard import warnings_of
+from segpipe.predict.input_warnings import warnings_of
 from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
 from segpipe.predict.model import Model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.outcome import MEMORY_EXIT, CaseFault, Outcome
 from segpipe.predict.outputs import (
     UNCERTAINTY_FOLDER,
     CaseRow,
@@ -42,10 +40,12 @@ from segpipe.predict.outputs import (
     uncertainty_paths,
     write_label_table,
 )
-from segpipe.predict.postprocess import Postprocessing, postprocess
+from segpipe.predict.ownership import MadeWith, claim_folder
+from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
+from segpipe.predict.probability_spool import ProbabilitySpool
+from segpipe.predict.result import MEMORY_EXIT, CaseFault, PredictionResult
 from segpipe.predict.segment import Segmentation, SegmentOptions, prepared_for
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, steps_of
-from segpipe.predict.spool import ProbabilitySpool
 from segpipe.prepare.case import Prepared, read_case_image
 
 Result = TypeVar("Result")
@@ -69,7 +69,7 @@ def predict_cases(
     folder: Path,
     options: PredictOptions | None = None,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
-) -> Outcome:
+) -> PredictionResult:
     """Predict the cases that are not there yet; one that cannot be predicted does not keep the others from it.
 
     The next case is read and the last one written while one is predicted.
@@ -95,14 +95,14 @@ def predict_cases(
         for place in (folder, folder / UNCERTAINTY_FOLDER):
             remove_leftovers(place)
         labels = ensemble.plan.labels
-        made = Made(
+        made = MadeWith(
             model=ensemble.digest,
             mirrored=options.mirror,
             images={},
             postprocessing=postprocessing,
             labels=labels,
         )
-        claim(folder, cases, made)
+        claim_folder(folder, cases, made)
         write_label_table(folder, labels)
         run = _Run(ensemble, folder, options, postprocessing)
         missing = [case for case in cases if not is_done(folder, case.case_id, options, ensemble.uncertainty_names)]
@@ -112,7 +112,7 @@ def predict_cases(
         run.predict(missing)
         rows = tuple(run.table.rows[case.case_id] for case in cases if case.case_id in run.table.rows)
         faults = tuple(run.faults[case.case_id] for case in cases if case.case_id in run.faults)
-        return Outcome(folder, rows, faults)
+        return PredictionResult(folder, rows, faults)
 
 
 @dataclass(frozen=True, eq=False)

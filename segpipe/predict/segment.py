@@ -15,9 +15,9 @@ from segpipe.core.volume import Volume
 from segpipe.networks.device import resolve_precision
 from segpipe.plan.laterality import sideways_axis, swapped_indices, swapped_outputs
 from segpipe.predict.model import Model
-from segpipe.predict.window import Sliding, mirrors_of, sliding_rows
+from segpipe.predict.restore import Keep, restore
+from segpipe.predict.sliding_window import Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared, prepare_image
-from segpipe.prepare.restore import Keep, restore
 
 
 @dataclass(frozen=True)

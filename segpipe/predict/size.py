@@ -14,7 +14,7 @@ from segpipe.plan.spacing import resampled_shape
 from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.model import Model
 from segpipe.predict.segment import SegmentOptions
-from segpipe.predict.window import mirrors_of, n_windows
+from segpipe.predict.sliding_window import mirrors_of, n_windows
 from segpipe.prepare.case import Prepared, turn_for
 
 MAX_TIMES_TRAINED = 50  # the largest training case; larger is a wrong header far more often than a larger body

@@ -14,7 +14,7 @@ from segpipe.core.volume import Volume
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
-from segpipe.predict.guard import warnings_of
+from segpipe.predict.input_warnings import warnings_of
 from segpipe.prepare.case import prepare_image
 
 CT = Normalisation(scheme="ct", low=-100.0, high=300.0, mean=80.0, std=50.0)

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from segpipe.core.files import disk_fault, whole_file
 from segpipe.core.labels import LabelSet
+from segpipe.predict.restore import Slab
 from segpipe.prepare.case import Trace
-from segpipe.prepare.restore import Slab
 
 _DTYPE = np.dtype(np.float16)
 

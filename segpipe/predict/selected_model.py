@@ -10,19 +10,18 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
-from segpipe.predict.claim import NO_POSTPROCESSING
 from segpipe.predict.model import find_folds
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.train.checkpoint import about_weights
 
 SELECTION = "selection"  # folder in a work folder
-CHOSEN_FILE = "model.yaml"
+SELECTED_MODEL_FILE = "model.yaml"
 
 Members = Sequence[Sequence[FoldFolder]]
 
 
-class ChosenModel(Record):
+class SelectedModel(Record):
     """selection/model.yaml: what predicts if nobody says otherwise.
 
     Args:
@@ -59,10 +58,10 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
         PlanError: If selection/model.yaml is damaged.
     """
     names = list(dict.fromkeys(configurations))
-    if names or not (path / SELECTION / CHOSEN_FILE).is_file():
+    if names or not (path / SELECTION / SELECTED_MODEL_FILE).is_file():
         return [find_folds(path, name, folds) for name in names] or [find_folds(path, None, folds)]
-    file = path / SELECTION / CHOSEN_FILE
-    chosen = ChosenModel.load(file)
+    file = path / SELECTION / SELECTED_MODEL_FILE
+    chosen = SelectedModel.load(file)
     members = [find_folds(path, name, folds) for name in chosen.configurations]
     if retrained := _retrained(chosen.weights, members):
         say(
@@ -70,7 +69,8 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
             f"Choose anew: `segpipe select {path}`."
         )
         return [find_folds(path, None, folds)]
-    say(f"{path.name or path}: predicted with {' + '.join(chosen.configurations)}, as {SELECTION}/{CHOSEN_FILE} says.")
+    names_text = " + ".join(chosen.configurations)
+    say(f"{path.name or path}: predicted with {names_text}, as {SELECTION}/{SELECTED_MODEL_FILE} says.")
     return members
 
 
@@ -83,7 +83,7 @@ def postprocessing_for(options: PredictOptions, members: Members, labels: LabelS
     if not options.postprocesses:
         return NO_POSTPROCESSING
     if options.postprocessing is None:
-        return chosen_postprocessing(members, labels)
+        return selected_postprocessing(members, labels)
     return given_postprocessing(options.postprocessing, labels)
 
 
@@ -96,7 +96,7 @@ def given_postprocessing(file: Path, labels: LabelSet | None = None) -> Postproc
     return steps
 
 
-def chosen_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
+def selected_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
     """What `segpipe select` chose to do to the masks of these configurations together; nothing if it chose nothing.
 
     Raises:
@@ -106,8 +106,10 @@ def chosen_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
     file = next(iter(runs)) / POSTPROCESSING_FILE
     if len(members) > 1:
         home = next(iter(runs)).parent.parent / SELECTION
-        is_known = len({run.parent for run in runs}) == 1 and (home / CHOSEN_FILE).is_file()
-        if not is_known or set(ChosenModel.load(home / CHOSEN_FILE).configurations) != {run.name for run in runs}:
+        is_known = len({run.parent for run in runs}) == 1 and (home / SELECTED_MODEL_FILE).is_file()
+        if not is_known or set(SelectedModel.load(home / SELECTED_MODEL_FILE).configurations) != {
+            run.name for run in runs
+        }:
             return NO_POSTPROCESSING
         file = home / POSTPROCESSING_FILE
     if not file.is_file():

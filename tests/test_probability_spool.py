@@ -1,4 +1,4 @@
-"""predict/spool.py: the probabilities in the file are those that memory would hold, and memory does not hold them."""
+"""predict/probability_spool.py: the file holds the probabilities that memory would hold, and memory does not."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.predicting import predict
 from segpipe.predict.ensemble import Ensemble, segment_ensemble
 from segpipe.predict.options import PredictOptions
+from segpipe.predict.probability_spool import ProbabilitySpool
+from segpipe.predict.restore import slabs
 from segpipe.predict.segment import SegmentOptions
-from segpipe.predict.spool import ProbabilitySpool
 from segpipe.prepare.case import Trace
-from segpipe.prepare.restore import slabs
 
 
 @pytest.mark.parametrize("with_uncertainty", [False, True])

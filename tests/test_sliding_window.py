@@ -1,4 +1,4 @@
-"""predict/window.py"""
+"""predict/sliding_window.py"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from segpipe.core.errors import DataError
-from segpipe.predict.window import (
+from segpipe.predict.sliding_window import (
     Mirror,
     Sliding,
     gaussian_line,

@@ -21,7 +21,7 @@ class CaseFault:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class PredictionResult:
     """What became of the cases.
 
     Args:

@@ -11,13 +11,12 @@ from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.data.dataset import Case, signature_of
 from segpipe.predict.outputs import mask_path, probabilities_path, uncertainty_paths
-from segpipe.predict.postprocess import Postprocessing
+from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
 
 ABOUT = "prediction.json"
-NO_POSTPROCESSING = Postprocessing()
 
 
-class Made(Record):
+class MadeWith(Record):
     """What the masks of a folder were made with and of; another model must not go on in it.
 
     Args:
@@ -35,7 +34,7 @@ class Made(Record):
     labels: LabelSet | None = None
 
 
-def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
+def claim_folder(folder: Path, cases: Sequence[Case], made: MadeWith) -> None:
     """Note what the folder's masks are made with and of; masks of images that changed since are removed.
 
     Raises:
@@ -45,7 +44,7 @@ def claim(folder: Path, cases: Sequence[Case], made: Made) -> None:
     images = [path.resolve() for case in cases for path in case.image_paths]
     if folder.resolve() in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
         raise UsageError(f"{folder}: the images lie there. Choose another output folder, so that none is overwritten.")
-    known = Made.load(about) if about.is_file() else made
+    known = MadeWith.load(about) if about.is_file() else made
     if known.labels is None:
         known = known.model_copy(update={"labels": made.labels})
     if known.model_copy(update={"images": {}}) != made:

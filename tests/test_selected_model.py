@@ -17,10 +17,10 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.predicting import average, predict
-from segpipe.predict.chosen import CHOSEN_FILE, SELECTION, ChosenModel, find_members, weights_of
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.outcome import Outcome
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
+from segpipe.predict.result import PredictionResult
+from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, find_members, weights_of
 from segpipe.train.checkpoint import save_weights
 
 MACHINE = Machine("cpu", 1)
@@ -54,7 +54,7 @@ def choose(work: Work, *names: str, steps: Postprocessing | None = None) -> None
     """As `segpipe select` leaves it."""
     weights = weights_of(work.fold(name, str(fold)) for name in names for fold in range(2))
     home = work.path / SELECTION
-    ChosenModel(configurations=names, weights=weights).save(home / CHOSEN_FILE)
+    SelectedModel(configurations=names, weights=weights).save(home / SELECTED_MODEL_FILE)
     if steps:
         place = home if len(names) > 1 else work.run(names[0])
         steps.model_copy(update={"weights": weights}).save(place / POSTPROCESSING_FILE)
@@ -68,7 +68,7 @@ def masks(work: Work, name: str, **more: object) -> np.ndarray:
     return read_labels(outcome(work, name, **more).require_all()[0])[0]
 
 
-def outcome(work: Work, name: str, **more: object) -> Outcome:
+def outcome(work: Work, name: str, **more: object) -> PredictionResult:
     home = work.path.parent
     return predict(more.pop("models", work.path), home / "in", home / name, MACHINE, PredictOptions(**more))  # type: ignore[arg-type]
 
