@@ -10,7 +10,6 @@ import pytest
 from published import REPOSITORY
 from scipy import stats
 
-from segpipe.compare.mixed import mixed_model
 from segpipe.compare.paired import Paired, model_estimate
 from segpipe.compare.training_variance import fold_differences, method_estimate, nadeau_bengio, posterior
 
@@ -96,40 +95,6 @@ def test_repeated_cross_validation_takes_each_seeds_own_folds():
     values = (first[..., None], second[..., None])
     paired = Paired((second - first).mean(axis=0)[:, None], np.arange(4))
     assert fold_differences(paired, values, folds)[..., 0] == pytest.approx(np.array([[0.1, 0.3], [0.1, 0.3]]))
-
-
-def test_the_mixed_model_finds_what_was_put_in():
-    study = Study(n_cases=400, n_folds=10, n_seeds=4, case_sd=0.05, training_sd=0.02, difference=0.03)
-    random = np.random.default_rng(3)
-    scores, folds = simulate(study, random)
-    rest = random.normal(0, 0.03, (4, 400))
-    found = mixed_model((scores[1] - scores[0])[..., 0] + rest, np.arange(400), folds[0])
-    assert found.df == 39
-    assert found.low < 0.03 < found.high
-    assert found.sd_patient == pytest.approx(0.05, rel=0.15)
-    assert found.sd_fold_seed == pytest.approx(0.02, rel=0.3)
-    assert found.sd_rest == pytest.approx(0.03, rel=0.1)
-    # the standard error that the model has on paper: trainings and patients
-    assert found.standard_error == pytest.approx((0.02**2 / 40 + 0.05**2 / 400) ** 0.5, rel=0.35)
-
-
-def test_the_mixed_model_without_seeds_is_that_of_statsmodels():
-    from statsmodels.regression.mixed_linear_model import MixedLM
-
-    random = np.random.default_rng(4)
-    folds = np.arange(120)[None] % 12
-    differences = random.normal(0, 1, (1, 120)) + random.normal(0.5, 1, 12)[folds]
-    theirs = MixedLM(differences[0], np.ones((120, 1)), groups=folds[0]).fit(reml=True)
-    found = mixed_model(differences, np.arange(120), folds[0])
-    assert found.estimate == pytest.approx(theirs.fe_params[0], rel=1e-4)
-    assert found.standard_error == pytest.approx(theirs.bse_fe[0], rel=1e-3)
-    assert (found.sd_patient, found.sd_fold_seed) == (None, None)
-
-
-def test_where_no_mixed_model_can_be_fitted():
-    assert mixed_model(np.zeros((2, 6)), np.arange(6), None) is None  # nothing varies
-    assert mixed_model(np.arange(6.0)[None], np.arange(6), None) is None  # one training
-    assert mixed_model(np.full((2, 6), np.nan), np.arange(6), None) is None
 
 
 @pytest.mark.slow

@@ -35,30 +35,6 @@ class Verdict(Record):
     detectable: float | None
 
 
-class MixedModel(Record):
-    """difference ~ 1 + (1|fold) + (1|fold:seed) + (1|patient), by REML.
-
-    Args:
-        estimate, standard_error, low, high: Of the mean difference.
-        p_value: Two-sided, t with `df` degrees of freedom.
-        df: Folds × seeds - 1.
-        sd_fold, sd_fold_seed, sd_patient, sd_rest: Of the random terms; None for a term that the data cannot have.
-        note: What the fit complained about; empty if nothing.
-    """
-
-    estimate: float
-    standard_error: float
-    low: float
-    high: float
-    p_value: float
-    df: int
-    sd_fold: float | None
-    sd_fold_seed: float | None
-    sd_patient: float | None
-    sd_rest: float
-    note: str
-
-
 class FoldTest(Record):
     """Nadeau and Bengio's corrected t-test and its Bayesian reading.
 
@@ -97,7 +73,6 @@ class ComparisonRow(Record):
         methods: About the methods: trainings vary too. None without a second seed.
         methods_basis: What it rests on: `folds and seeds`, `seeds`, `repeated cross-validation`, or why there is none.
         folds: None without folds.
-        mixed: None without folds and without seeds, for what was not declared, or if it cannot be fitted.
         note: About the interval.
     """
 
@@ -124,7 +99,6 @@ class ComparisonRow(Record):
     methods: Verdict | None
     methods_basis: str
     folds: FoldTest | None
-    mixed: MixedModel | None
     note: str
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned
-from segpipe.compare.comparison_records import ComparisonRow, FoldTest, MixedModel
-from segpipe.compare.mixed import mixed_model
-from segpipe.compare.paired import Estimate, Paired, effect_of, mean_of_numbers, model_estimate, wilcoxon_p_values
+from segpipe.compare.comparison_records import ComparisonRow, FoldTest
+from segpipe.compare.paired import Estimate, Paired, effect_of, model_estimate, wilcoxon_p_values
 from segpipe.compare.permutation import benjamini_hochberg, holm, sign_flip_p_values
 from segpipe.compare.training_variance import (
     MethodEstimate,
@@ -124,7 +123,6 @@ class _Tests:
     names: tuple[str, str]
     paired: Paired
     alone: tuple[Paired, Paired]  # each method's scores of the pairs
-    trainings: NDArray[np.float64]  # differences of each training, (n_trainings, n_cases, n_labels)
     intervals: Sequence[Any]
     permuted: NDArray[np.float64]
     wilcoxon: NDArray[np.float64]
@@ -139,13 +137,11 @@ def _tests(
     counted = ~np.isnan(paired.differences)
     alone = [Paired(np.where(counted, aligned.model_values[m], np.nan), aligned.patients) for m in (first, second)]
     values, folds = (aligned.values[first], aligned.values[second]), aligned.folds
-    n_common = min(map(len, values))
     return _Tests(
         aligned=aligned,
         names=(aligned.methods[first], aligned.methods[second]),
         paired=paired,
         alone=(alone[0], alone[1]),
-        trainings=values[1][:n_common] - values[0][:n_common],
         intervals=means_with_intervals(paired.differences, aligned.patients, seed),
         permuted=permuted,
         wilcoxon=wilcoxon_p_values(paired),
@@ -177,7 +173,6 @@ def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bo
         "p_wilcoxon": number(tests.wilcoxon[index]),
         "methods_basis": tests.methods.basis if tests.methods else ONLY_ALL if own["grouping"] else ONE_SEED,
         "folds": None if own["grouping"] else _fold_test(tests.folds, index, margin, aligned.sign),
-        "mixed": _mixed(tests, index) if is_declared else None,
         "note": interval.note,
     }
     common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[float("nan")] * 8)
@@ -214,12 +209,3 @@ def _fold_test(estimate: Estimate | None, index: int, margin: float, sign: int) 
     return FoldTest(
         p_value=p_value, low=value - half, high=value + half, worse=worse, equivalent=equivalent, better=better
     )
-
-
-def _mixed(tests: _Tests, index: int) -> MixedModel | None:
-    of_cases, folds = tests.trainings, tests.aligned.folds
-    if folds is not None and len(folds) > 1:
-        return None  # in repeated cross-validation patients change folds: Nadeau-Bengio's is the test
-    is_label = index < of_cases.shape[2]
-    of_endpoint = of_cases[:, :, index] if is_label else mean_of_numbers(of_cases, 2)
-    return mixed_model(of_endpoint, tests.aligned.patients, None if folds is None else folds[0])

@@ -15,7 +15,6 @@ from segpipe.compare.comparison_records import (
     Description,
     FoldTest,
     MetricComparison,
-    MixedModel,
     Ranking,
     Suitability,
     Verdict,
@@ -28,7 +27,7 @@ from segpipe.evaluate.summary import MEAN_LABEL
 
 WIDTH = 80
 JSON_FILE, CSV_FILE, TEXT_FILE = "comparison.json", "comparisons.csv", "comparison.txt"
-_NESTED: dict[str, type[Record]] = {"models": Verdict, "methods": Verdict, "folds": FoldTest, "mixed": MixedModel}
+_NESTED: dict[str, type[Record]] = {"models": Verdict, "methods": Verdict, "folds": FoldTest}
 
 
 def save(comparison: Comparison, folder: Path) -> None:
@@ -94,7 +93,7 @@ def _metric_lines(found: MetricComparison) -> Iterator[str]:
     )
     for row in declared:
         pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
-        yield from _listed(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row, metric))
+        yield from _listed(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row))
     yield ""
     yield from _row_lines([row for row in found.rows if not row.is_declared], metric)
     yield from _ranking_lines(found.rankings)
@@ -139,7 +138,7 @@ def _beside_models(row: ComparisonRow) -> list[str]:
     ]
 
 
-def _beside_methods(row: ComparisonRow, metric: Metric) -> list[str]:
+def _beside_methods(row: ComparisonRow) -> list[str]:
     parts = []
     if row.methods is not None:
         parts.append(f"from {row.methods_basis}, {p_text(row.methods.p_value)} before correction")
@@ -147,9 +146,6 @@ def _beside_methods(row: ComparisonRow, metric: Metric) -> list[str]:
         worse, equal, better = row.folds.worse, row.folds.equivalent, row.folds.better
         parts.append(f"Nadeau-Bengio {p_text(row.folds.p_value)}")
         parts.append(f"worse, equal, better with probability {worse:.2f}, {equal:.2f}, {better:.2f}")
-    if row.mixed is not None:
-        low, high = (quantity(limit, metric, signed=True) for limit in (row.mixed.low, row.mixed.high))
-        parts.append(f"mixed model {low} to {high}, {p_text(row.mixed.p_value)}")
     return parts
 
 

@@ -48,7 +48,7 @@ _LATEX: dict[str, str | int | None] = {
     "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}",
 }  # fmt: skip
 _FOREIGN = "Scores that another program computed follow its own definitions."
-_PACKAGES = ("numpy", "scipy", "statsmodels")
+_PACKAGES = ("numpy", "scipy")
 
 
 @dataclass(frozen=True)
