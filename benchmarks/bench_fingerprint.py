@@ -84,7 +84,7 @@ def measure_once(tool: str, dataset: Path, scratch: Path, n_workers: int) -> Non
     if tool == "nnunetv2":
         seconds = with_nnunet(dataset, scratch, n_workers)
     else:
-        from segpipe.data.layouts import load_dataset
+        from segpipe.data.load import load_dataset
         from segpipe.fingerprint.changes import remeasure
 
         started = time.perf_counter()

@@ -144,7 +144,7 @@ def estimated_and_used(data: Path) -> tuple[float, float]:
 
 def write_plan(data: Path, work: Work) -> None:
     """Measure and plan a dataset; labels that occur nowhere, which segpipe refuses, are left out."""
-    from segpipe.data.layouts import load_dataset
+    from segpipe.data.load import load_dataset
     from segpipe.fingerprint.measure import assemble, measure_cases
     from segpipe.plan.make import make_plan
 

@@ -258,7 +258,7 @@ def _nnunet_steps(args: argparse.Namespace) -> Iterator[None]:
     """nnunetv2's steps, one for each time that it is asked."""
     from segpipe.bridge import nnunet_train
     from segpipe.bridge.nnunet_raw import link_dataset, read_folds
-    from segpipe.data.layouts import load_dataset
+    from segpipe.data.load import load_dataset
 
     dataset, shared = load_dataset(Path(args.data[0])), args.work / "nnunet"
     folds = read_folds(args.work / "splits.json", dataset)

@@ -12,7 +12,8 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.data.check import check_dataset
 from segpipe.data.fix import fix_dataset
-from segpipe.data.layouts import list_inputs, load_dataset
+from segpipe.data.inputs import list_inputs
+from segpipe.data.load import load_dataset
 
 SCANS = [("01", "1"), ("01", "2"), ("02", "1"), ("03", "1"), ("04", "1"), ("05", "1")]
 TABLE = "index\tname\tcolor\n0\tBackground\t#000000\n2\tleft lung\t#ff0000\n1\theart\t#00ff00\n"
@@ -59,7 +60,7 @@ def test_scans_become_cases_and_subjects_patients(tmp_path: Path, raw: str):
     assert report.faults == ()
     assert load_dataset(root / raw, n_workers=1) == dataset  # the images' folder stands for the dataset
     assert report.understood["layout"] == "BIDS (sub-…/anat, derivatives)"
-    assert report.understood["patients"] == "5, the subjects (sub-…)"
+    assert report.understood["patients"] == "5, from the subjects (sub-…)"
     assert report.understood["label maps"].startswith("derivatives/manual/sub-01/ses-1/anat/sub-01_ses-1_desc")
 
 

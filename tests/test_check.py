@@ -18,9 +18,9 @@ from segpipe.core.errors import DataError
 from segpipe.core.volume import read_header, write_image
 from segpipe.data.check import CheckReport, check_dataset, refuse_bad_headers
 from segpipe.data.faults import KINDS
-from segpipe.data.found import FoundCase
 from segpipe.data.inspect import _in_memory
-from segpipe.data.layouts import load_dataset
+from segpipe.data.layouts.scan import CaseFiles
+from segpipe.data.load import load_dataset
 
 CASES = ["a", "b", "c", "d", "e"]
 README = Path(__file__).resolve().parent.parent / "data_readme.md"
@@ -170,7 +170,7 @@ def test_a_header_that_exaggerates_does_not_hide_the_faults_of_others(tmp_path: 
 def test_what_does_not_fit_into_memory_is_a_fault_of_its_file(tmp_path: Path):
     write_nnunet(tmp_path, ["a"])
     header = read_header(image(tmp_path, "a"))
-    nothing, (fault,) = _in_memory(lambda *_: (np.empty(2**60, np.uint8), []), FoundCase("a", ()), header)
+    nothing, (fault,) = _in_memory(lambda *_: (np.empty(2**60, np.uint8), []), CaseFiles("a", ()), header)
     assert nothing is None
     assert (fault.kind, fault.case_id, fault.file) == ("too_large", "a", str(image(tmp_path, "a")))
     assert fault.found == "12 × 10 × 8 voxels (x, y, z), 1 channel(s) of float32"

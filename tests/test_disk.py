@@ -8,7 +8,7 @@ from datasets import write_nnunet, write_tiny
 
 from plans import small_plan
 from segpipe.core.work import Work
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
 from segpipe.plan.make import make_plan

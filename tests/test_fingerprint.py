@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from segpipe.core.errors import DataError
 from segpipe.core.volume import write_image
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import Fingerprint, LabelMeasure
 

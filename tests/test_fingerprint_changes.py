@@ -11,7 +11,7 @@ from datasets import tiny_image, tiny_labels, write_cases, write_nnunet, write_t
 
 from segpipe.core.errors import DataError
 from segpipe.data.dataset import Dataset
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.changes import Changes, changes, remeasure
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import Fingerprint

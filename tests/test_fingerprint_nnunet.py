@@ -9,7 +9,7 @@ import pytest
 from datasets import tiny_image, tiny_labels, write_nnunet, write_tiny
 
 from segpipe.data.dataset import Dataset
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 
 _N_SAMPLES = 20_000  # for each case

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
@@ -13,12 +14,16 @@ from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write
 from hypothesis import given
 from hypothesis import strategies as st
 
+import segpipe
 from segpipe.core.errors import DataError
 from segpipe.core.volume import write_image
+from segpipe.data.check import check_dataset
 from segpipe.data.dataset import Case
-from segpipe.data.found import pair_files
+from segpipe.data.inputs import list_inputs
 from segpipe.data.label_lists import parse_labels, value_counts
-from segpipe.data.layouts import list_inputs, load_dataset
+from segpipe.data.layouts import LAYOUTS, Layout
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, pair_files
+from segpipe.data.load import load_dataset
 from segpipe.data.patients import assign_patients, patient_by_name
 
 
@@ -376,3 +381,45 @@ def test_a_hidden_file_is_no_name_for_a_mask(tmp_path: Path):
     path = write_tiny(tmp_path / ".x.nii.gz", tiny_image(1))
     with pytest.raises(DataError, match=r"case '\.x'; expected a name without slash.*Rename the file"):
         list_inputs(path, ("T1",))
+
+
+def read_pairs(path: Path) -> DatasetFiles | None:
+    """Two files per case, `p1_ct.nii.gz` and `p1_seg.nii.gz`, in a folder with a file `pairs.txt`."""
+    if not (path / "pairs.txt").is_file():
+        return None
+    names = (path / "pairs.txt").read_text().split()
+    cases = tuple(CaseFiles(n, (path / f"{n}_ct.nii.gz",), path / f"{n}_seg.nii.gz", n[:2]) for n in names)
+    return DatasetFiles(path.name, path, ("CT",), None, cases, patients_from="from pairs.txt")
+
+
+def test_a_new_layout_is_one_reader_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for number, name in enumerate(("p1", "p2", "p3")):
+        write_tiny(tmp_path / f"{name}_ct.nii.gz", tiny_image(number))
+        write_tiny(tmp_path / f"{name}_seg.nii.gz", tiny_labels())
+    (tmp_path / "pairs.txt").write_text("p1\np2\np3\n")
+    with pytest.raises(DataError, match="no dataset was recognised"):
+        load_dataset(tmp_path)
+    monkeypatch.setitem(LAYOUTS, "pairs", Layout("two files per case (pairs.txt)", "a file pairs.txt", read_pairs))
+    dataset = load_dataset(tmp_path, n_workers=1)
+    assert (dataset.layout, dataset.channels, len(dataset.cases)) == ("pairs", ("CT",), 3)
+    report = check_dataset(tmp_path, 1)
+    assert report.dataset == dataset
+    assert report.understood["layout"] == "two files per case (pairs.txt)"
+    assert report.understood["patients"] == "3, from pairs.txt"
+    assert [case.case_id for case in list_inputs(tmp_path, ("CT",))] == ["p1", "p2", "p3"]
+    (tmp_path / "pairs.txt").unlink()
+    with pytest.raises(DataError, match=r"BIDS \(sub-…/anat and derivatives/\) or a file pairs.txt"):
+        load_dataset(tmp_path)
+
+
+def test_no_code_asks_for_a_layout_by_name():
+    package = Path(segpipe.__file__).parent
+    asked = re.compile(rf"layout\w*\s*(==|!=|in)\s*\W?({'|'.join(LAYOUTS)})\b")
+    assert asked.search('if found.layout == "bids":')
+    assert not [path for path in package.rglob("*.py") if asked.search(path.read_text(encoding="utf-8"))]
+
+
+def test_every_layout_is_described_for_people():
+    readme = (Path(segpipe.__file__).parent.parent / "data_readme.md").read_text(encoding="utf-8").lower()
+    short = {name: re.split(r" \(|,", layout.title)[0].lower() for name, layout in LAYOUTS.items()}
+    assert {name for name, title in short.items() if f"### {title}" not in readme} == set()

@@ -16,7 +16,7 @@ from published import REPOSITORY
 from segpipe.bridge.nnunet_raw import file_ending, link_dataset, nnunet_labels, read_folds
 from segpipe.core.errors import DataError
 from segpipe.core.volume import read_labels, write_image
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.data.splits import Fold, Splits
 
 CASES = ["p1", "p2", "p3", "p4"]

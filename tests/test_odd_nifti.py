@@ -12,7 +12,7 @@ import torch
 from plans import small_plan
 from segpipe.core.errors import DataError
 from segpipe.data.check import check_dataset
-from segpipe.data.layouts import list_inputs
+from segpipe.data.inputs import list_inputs
 from segpipe.networks.build import build
 from segpipe.predict.model import Model
 from segpipe.predict.run import predict_cases

@@ -23,7 +23,7 @@ from segpipe.core.grid import Grid
 from segpipe.core.volume import read_header, read_labels, write_image
 from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case
-from segpipe.data.layouts import list_inputs
+from segpipe.data.inputs import list_inputs
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation
 from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats

@@ -17,7 +17,7 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError, ResourceError
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import content_of, measure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.machine import Machine

@@ -23,7 +23,7 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.history import History
 from segpipe.core.volume import read_labels, write_mask
 from segpipe.data.dataset import Dataset
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
 from segpipe.evaluate.scores import Origin, ScoreTable

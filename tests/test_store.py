@@ -17,7 +17,7 @@ from segpipe.core.box import Box
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.work import Work
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset

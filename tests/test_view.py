@@ -23,7 +23,7 @@ from segpipe.core.errors import DataError, SetupError, UsageError
 from segpipe.core.grid import Grid
 from segpipe.core.volume import write_image
 from segpipe.core.work import Work
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.evaluate.scores import Origin, Score, ScoreTable
 from segpipe.view.case_content import largest_error, read_masks
 from segpipe.view.gallery import Gallery, GalleryCase

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 from playwright.sync_api import Browser, Page, expect
 
 from segpipe.core.volume import read_labels, write_mask
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import MaskPair, score_folder

@@ -12,8 +12,8 @@ from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
-from segpipe.data.described import channels_of
 from segpipe.data.label_lists import parse_labels
+from segpipe.data.layouts.dataset_json import channels_of
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 
 _INTENSITIES = "foreground_intensity_properties_per_channel"

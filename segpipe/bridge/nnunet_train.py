@@ -33,7 +33,7 @@ from segpipe.core.files import make_folder, write_text
 from segpipe.core.machine import cpu_count
 from segpipe.core.progress import say
 from segpipe.core.records import Record, read_mapping
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 
 _NAME = "Dataset001_Baseline"
 _CONFIGURATION = "3d_fullres"

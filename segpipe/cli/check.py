@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from segpipe.data.check import CheckReport
-    from segpipe.data.fault_groups import FaultGroup
+    from segpipe.data.faults import FaultGroup
 
 FATAL_EXIT = 3
 _FIRST_REPAIRS = 20  # told on the screen
@@ -71,7 +71,7 @@ def print_report(report: CheckReport) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from segpipe.data.fault_groups import fault_groups
+    from segpipe.data.faults import fault_groups
 
     console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDTH, highlight=False, emoji=False)
     lines = Table.grid(padding=(0, 2))

@@ -1,28 +1,33 @@
-"""Every fault of every case of a dataset, found before anything is computed from it."""
+"""Every fault of every case of a dataset, found before anything is computed from it, and how it was understood."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from segpipe.core.errors import DataError
+from segpipe.core.grid import Grid
 from segpipe.core.header import ending_of
 from segpipe.core.itk import is_dicom_file
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
+from segpipe.core.text import count
 from segpipe.data.dataset import Dataset
-from segpipe.data.dicom_inputs import series_folders
 from segpipe.data.faults import Fault, fault, refuse
-from segpipe.data.folders import read_folders
-from segpipe.data.found import Found, FoundCase
+from segpipe.data.inputs import series_folders
 from segpipe.data.inspect import CaseFacts, inspect_case, inspect_headers
 from segpipe.data.label_lists import checked_found
-from segpipe.data.layouts import find_layout, for_training, patients_of, to_dataset, unknown_layout
-from segpipe.data.understood import understood
+from segpipe.data.layouts import LAYOUTS
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
+from segpipe.data.load import find_layout, for_training, patients_of, to_dataset, unknown_layout
 
+_LOOSE = "files"  # the layout of a folder without one: every image is a case
+_LOOSE_TITLE = "no layout: image files one by one"
+_MAX_LABELS = 12  # named on the screen
 _MIN_PATIENTS = 2
 _GOOD_PATIENTS = 5  # one for each of the usual folds
 _INCOMPLETE = {"missing_channel", "extra_channel", "file_missing"}
@@ -30,13 +35,13 @@ _FOREIGN_ENDINGS = (".mgz", ".mgh", ".hdr", ".img", ".dcm", ".ima", ".mnc", ".nh
 
 
 class CheckReport(Record):
-    """What `check` found.
+    """The result of `check`.
 
     Args:
         path: What was checked.
-        understood: How it was read, line by line: heading and text.
+        understood: How it was understood, line by line: heading and text.
         dataset: The dataset; None if cases are incomplete or it could not be understood.
-        presence: For each case whose label map could be read, the labels that occur in it.
+        presence: The labels that occur in each case whose label map could be read.
         faults: All of them, fatal ones first, then by kind and case.
     """
 
@@ -48,7 +53,7 @@ class CheckReport(Record):
 
     @property
     def is_fatal(self) -> bool:
-        """Whether training must not start."""
+        """True if training must not start."""
         return any(one.severity == "fatal" for one in self.faults)
 
 
@@ -57,51 +62,52 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
 
     Args:
         path: A dataset in a layout of data_readme.md, or any folder of images, or one image.
-        n_workers: Cases read side by side; each holds one image in memory.
+        n_workers: Cases read in parallel; each holds one image in memory.
 
     Returns:
-        What was understood and every fault. Images without labels are checked one by one, with the fatal fault
-        that they cannot be trained on.
+        How the dataset was understood, and every fault. Images without labels are checked one by one, and that they
+        cannot be trained on is a fatal fault.
 
     Raises:
         DataError: If there is nothing at `path`.
     """
     if not path.exists():
         raise DataError(unknown_layout(path))
-    found, faults = _found(path.absolute())
-    is_loose = found.layout == "files"
-    faults += found.faults
-    if not found.cases:
-        faults.append(fault("empty", _emptiness(path, found)))
-        return _report(path, {"layout": found.layout}, None, {}, faults)
-    facts = _facts(found, None if is_loose else len(found.channels), path.name, n_workers)
+    files, faults = _read_layout(path.absolute())
+    faults += files.faults
+    if not files.cases:
+        faults.append(fault("empty", _emptiness(path, files)))
+        return _report(path, {"layout": _title(files)}, None, {}, faults)
+    is_loose = files.layout == _LOOSE
+    facts = _facts(files, None if is_loose else len(files.channels), path.name, n_workers)
     for one in facts:
         faults += one.faults
-    patients, how, patient_faults = _patients(found) if not is_loose else ({c.case_id: "" for c in found.cases}, "", [])
-    faults += [*patient_faults, *_duplicates(found.cases, facts, patients)]
-    labels = None
-    if not is_loose:
-        labels, label_faults = _labels(found, facts)
-        faults += [*label_faults, *_patient_count(patients), *_orientations(facts)]
+    if is_loose:
+        faults += _duplicates(files.cases, facts, {case.case_id: "" for case in files.cases})
+        return _report(path, _understanding(files, facts), None, {}, faults)
+    patients, patients_from, patient_faults = _patients(files)
+    labels, label_faults = _labels(files, facts)
+    faults += [*patient_faults, *_duplicates(files.cases, facts, patients), *label_faults]
+    faults += [*_patient_count(patients), *_orientations(facts)]
     presence = {} if labels is None else _presence(facts, labels)
-    is_whole = not any(one.severity == "fatal" for one in (*found.faults, *patient_faults))
-    dataset = to_dataset(found, labels, patients, how) if labels is not None and is_whole else None
-    lines = understood(found, facts, labels, presence, None if is_loose else f"{len(set(patients.values()))}, {how}")
+    is_whole = not any(one.severity == "fatal" for one in (*files.faults, *patient_faults))
+    dataset = to_dataset(files, labels, patients, patients_from) if labels is not None and is_whole else None
+    lines = _understanding(files, facts, labels, presence, f"{len(set(patients.values()))}, {patients_from}")
     return _report(path, lines, dataset, presence, faults)
 
 
 def refuse_bad_headers(dataset: Dataset, n_workers: int) -> None:
-    """Read every header of a dataset, which takes seconds, before its voxels are, which may take hours.
+    """Read every header of a dataset, which takes seconds, before the voxels, which may take hours.
 
     Args:
-        dataset: All its files are named.
-        n_workers: Cases read side by side.
+        dataset: Its files may be missing.
+        n_workers: Cases read in parallel.
 
     Raises:
         DataError: With the fatal faults of all cases.
     """
     cases = [
-        FoundCase(case.case_id, tuple(case.image_paths), None if case.label is None else Path(case.label))
+        CaseFiles(case.case_id, tuple(case.image_paths), None if case.label is None else Path(case.label))
         for case in dataset.cases
     ]
     n_channels = len(dataset.channels)
@@ -109,21 +115,25 @@ def refuse_bad_headers(dataset: Dataset, n_workers: int) -> None:
     refuse((one for faults in per_case for one in faults), Path(dataset.root))
 
 
-def _facts(found: Found, n_channels: int | None, name: str, n_workers: int) -> list[CaseFacts]:
-    """Every case, read. Where a file is known to be missing, one that is left is not taken for a 4D file."""
-    incomplete = {one.case_id for one in found.faults if one.kind in _INCOMPLETE}
+def _facts(files: DatasetFiles, n_channels: int | None, name: str, n_workers: int) -> list[CaseFacts]:
+    """Read every case. Where a file is known to be missing, the remaining one is not taken for a 4D file."""
+    incomplete = {one.case_id for one in files.faults if one.kind in _INCOMPLETE}
     return map_threads(
         lambda case: inspect_case(case, None if case.case_id in incomplete else n_channels),
-        found.cases,
+        files.cases,
         f"checking {name}",
         n_workers,
     )
 
 
-def _emptiness(path: Path, found: Found) -> str:
-    if found.layout == "files":
+def _emptiness(path: Path, files: DatasetFiles) -> str:
+    if files.layout == _LOOSE:
         return f"{path.name} holds no image file that segpipe reads"
-    return f"the layout was understood ({found.layout}), but there is no case in it"
+    return f"the layout was recognised ({_title(files)}), but there is no case in it"
+
+
+def _title(files: DatasetFiles) -> str:
+    return _LOOSE_TITLE if files.layout == _LOOSE else LAYOUTS[files.layout].title
 
 
 def _report(
@@ -137,34 +147,34 @@ def _report(
     return CheckReport(path=str(path), understood=lines, dataset=dataset, presence=presence, faults=tuple(ordered))
 
 
-def _found(path: Path) -> tuple[Found, list[Fault]]:
-    """The layout; if its description is wrong, whatever can be checked without it."""
+def _read_layout(path: Path) -> tuple[DatasetFiles, list[Fault]]:
+    """Read the layout; if its description is wrong, what can be checked without it."""
     try:
-        found = find_layout(path)
+        files = find_layout(path)
     except DataError as problem:
         faults = [fault("description", str(problem), None, None)]
-        fallback = read_folders(path) if path.is_dir() else None
+        fallback = find_layout(path, {"folders": LAYOUTS["folders"]})
         return fallback or _loose(path if path.is_dir() else path.parent), faults
-    if found is not None:
-        return for_training(found), []
+    if files is not None:
+        return for_training(files), []
     loose = _loose(path)
     foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS) and not is_dicom_file(p)]
     faults = [fault("other_format", p.suffix, str(p.relative_to(path)), p) for p in foreign]
     if loose.cases:
-        faults.append(fault("no_labels", f"{len(loose.cases)} image(s), none with a label map"))
+        faults.append(fault("no_labels", f"{count(len(loose.cases), 'image')}, none with a label map"))
     return loose, faults
 
 
-def _loose(path: Path) -> Found:
-    """All images below a folder, each a case of its own, a folder of DICOM too; or one image."""
+def _loose(path: Path) -> DatasetFiles:
+    """List all images below a folder, DICOM folders too, each as a case of its own; or one image."""
     files = [path] if path.is_file() else [*(p for p in walk(path) if ending_of(p)), *series_folders(path)]
     root = path.parent if path.is_file() else path
-    cases = tuple(FoundCase(path.name if file == root else str(file.relative_to(root)), (file,)) for file in files)
-    return Found(path.name, "files", root, (), None, cases, ())
+    cases = tuple(CaseFiles(path.name if file == root else str(file.relative_to(root)), (file,)) for file in files)
+    return DatasetFiles(path.name, root, (), None, cases, layout=_LOOSE)
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """Files below a folder in order, without hidden ones; a folder reached twice by links is walked once."""
+    """Yield the files below a folder in order, without hidden ones; a folder that links reach twice is walked once."""
     seen = set()
     for folder, folders, files in os.walk(path, followlinks=True):
         real = os.path.realpath(folder)
@@ -174,16 +184,16 @@ def walk(path: Path) -> Iterator[Path]:
         seen.add(real)
 
 
-def _patients(found: Found) -> tuple[dict[str, str], str, list[Fault]]:
+def _patients(files: DatasetFiles) -> tuple[dict[str, str], str, list[Fault]]:
     try:
-        return patients_of(found)
+        return patients_of(files)
     except DataError as problem:
-        alone = {case.case_id: case.case_id for case in found.cases}
+        alone = {case.case_id: case.case_id for case in files.cases}
         return alone, "unknown", [fault("description", str(problem), None, None)]
 
 
-def _duplicates(cases: Sequence[FoundCase], facts: list[CaseFacts], patients: dict[str, str]) -> list[Fault]:
-    """Images whose voxels are those of an earlier one."""
+def _duplicates(cases: Sequence[CaseFiles], facts: list[CaseFacts], patients: dict[str, str]) -> list[Fault]:
+    """Find images whose voxels are those of an earlier one."""
     seen: dict[str, tuple[str, Path]] = {}
     faults = []
     for case, one in zip(cases, facts, strict=True):
@@ -198,27 +208,28 @@ def _duplicates(cases: Sequence[FoundCase], facts: list[CaseFacts], patients: di
     return faults
 
 
-def _labels(found: Found, facts: list[CaseFacts]) -> tuple[LabelSet | None, list[Fault]]:
-    """The labels, listed or found, and faults of the values against them."""
+def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | None, list[Fault]]:
+    """Find the labels, listed or in the label maps, and the values that contradict them."""
     counts = {one.case_id: one.n_label_vox for one in facts if one.n_label_vox is not None}
     values = {value for per_case in counts.values() for value in per_case}
-    labels = found.labels
+    labels = files.labels
     if labels is None:
         try:
-            labels = checked_found(values, found.root)
+            labels = checked_found(values, files.root)
         except DataError as problem:
             return None, [fault("description", str(problem), None, None)]
-    files = {case.case_id: case.label for case in found.cases}
+    label_maps = {case.case_id: case.label for case in files.cases}
     faults = []
     nothing = {labels.background_value, labels.ignore_value}
     for case_id, per_case in counts.items():
         unknown = [v for v in per_case if v not in labels.known_values]
         if unknown:
-            named = ", ".join(f"{v} ({per_case[v]} voxels)" for v in unknown[:5]) + (", …" if unknown[5:] else "")
+            named = ", ".join(f"{v} ({count(per_case[v], 'voxel')})" for v in unknown[:5])
+            named += ", …" if unknown[5:] else ""
             expected = f"values of the list: {_some(sorted(labels.known_values))}"
-            faults.append(fault("label_unknown", named, case_id, files[case_id], expected))
+            faults.append(fault("label_unknown", named, case_id, label_maps[case_id], expected))
         elif set(per_case) <= nothing:
-            faults.append(fault("label_empty", "background only", case_id, files[case_id]))
+            faults.append(fault("label_empty", "background only", case_id, label_maps[case_id]))
     for label in labels.labels if counts else ():
         if not set(label.values) & values:
             faults.append(fault("label_unused", f"{label.name} ({', '.join(map(str, label.values))})"))
@@ -235,7 +246,7 @@ def _presence(facts: list[CaseFacts], labels: LabelSet) -> dict[str, tuple[str, 
 
 def _patient_count(patients: dict[str, str]) -> list[Fault]:
     n_patients, n_cases = len(set(patients.values())), len(patients)
-    text = f"{n_cases} case{'s' * (n_cases > 1)} of {n_patients} patient{'s' * (n_patients > 1)}"
+    text = f"{count(n_cases, 'case')} of {count(n_patients, 'patient')}"
     if n_patients < _MIN_PATIENTS:
         return [fault("one_patient", text)]
     return [fault("few_patients", text)] if n_patients < _GOOD_PATIENTS else []
@@ -258,3 +269,63 @@ def _orientations(facts: list[CaseFacts]) -> list[Fault]:
 
 def _some(values: list[int]) -> str:
     return ", ".join(map(str, values[:10])) + (", …" if len(values) > 10 else "")
+
+
+def _understanding(
+    files: DatasetFiles,
+    facts: Sequence[CaseFacts],
+    labels: LabelSet | None = None,
+    presence: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
+    patients: str = "",
+) -> dict[str, str]:
+    """Describe a dataset in a few lines, heading and text, that a person can compare with what they know of it.
+
+    Args:
+        files: The layout.
+        facts: What was read, one for each case.
+        labels: Its labels; None if there are none.
+        presence: Labels in each case.
+        patients: Their number and how it is known; empty if it does not matter.
+    """
+    grids = [one.grid for one in facts if one.grid is not None]
+    lines = {"layout": _title(files), "cases": str(len(files.cases))}
+    if patients:
+        lines["patients"] = patients
+    if files.channels:
+        lines["channels"] = ", ".join(files.channels)
+    lines |= files.notes
+    if labels is not None:
+        lines["labels"] = _label_line(labels, presence)
+    sites = Counter(case.site for case in files.cases if case.site)
+    if sites:
+        lines["sites"] = ", ".join(f"{site} ({n})" for site, n in sorted(sites.items()))
+    return lines | (_grid_lines(grids) if grids else {})
+
+
+def _label_line(labels: LabelSet, presence: Mapping[str, tuple[str, ...]]) -> str:
+    n_cases = Counter(name for names in presence.values() for name in names)
+    named = [
+        f"{label.name} = {'+'.join(map(str, label.values))} (in {n_cases[label.name]})"
+        for label in labels.labels[:_MAX_LABELS]
+    ]
+    if len(labels.labels) > _MAX_LABELS:
+        named.append(f"… {len(labels.labels)} in all")
+    extra = [] if labels.ignore_value is None else [f"ignore = {labels.ignore_value}"]
+    return ", ".join([f"background = {labels.background_value}", *named, *extra])
+
+
+def _grid_lines(grids: Sequence[Grid]) -> dict[str, str]:
+    shapes = [grid.shape_zyx[::-1] for grid in grids]
+    spacings = [grid.spacing_mm[::-1] for grid in grids]
+    orientations = Counter(grid.orientation for grid in grids)
+    return {
+        "shape": f"{_ranges(shapes)} voxels (x, y, z)",
+        "spacing": f"{_ranges(spacings)} mm (x, y, z)",
+        "orientation": ", ".join(f"{name} ({n})" for name, n in orientations.most_common()),
+    }
+
+
+def _ranges(triples: Sequence[tuple[float, ...]]) -> str:
+    """Write the smallest and largest value along each axis."""
+    ends = [(min(axis), max(axis)) for axis in zip(*triples, strict=True)]
+    return " × ".join(f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g}–{high:.4g}" for low, high in ends)

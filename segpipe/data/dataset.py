@@ -61,7 +61,7 @@ class Dataset(Record):
 
     Args:
         name: For people.
-        layout: How the folder was understood: nnunet, msd, folders, csv, bids.
+        layout: How the folder was understood: a key of `LAYOUTS`.
         root: The folder or file it was read from.
         channels: Channel names in order, e.g. ("T1", "FLAIR"); the planner normalises by them ("CT").
         labels: The structures.

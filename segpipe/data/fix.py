@@ -22,11 +22,11 @@ from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
-from segpipe.data.described import DESCRIPTION_FILE
-from segpipe.data.found import Found, FoundCase
 from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.data.inspect import kind_of, what_was_found
-from segpipe.data.layouts import find_layout
+from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
+from segpipe.data.load import find_layout
 from segpipe.data.patients import PATIENTS_FILE
 from segpipe.data.placement import Placement, placement
 
@@ -115,7 +115,7 @@ def _check_places(path: Path, out: Path) -> None:
         raise UsageError(f"{out}: exists and is not empty, expected a new folder. Choose another name.")
 
 
-def _files(path: Path, found: Found | None) -> tuple[Path, list[Path]]:
+def _files(path: Path, found: DatasetFiles | None) -> tuple[Path, list[Path]]:
     """The folder that is copied and the files in it."""
     named = [file for case in found.cases for file in (*case.images, case.label) if file] if found else []
     root = path if path.is_dir() else path.parent
@@ -139,7 +139,7 @@ class _Job:
 
     root: Path
     copy: Path
-    case_of: dict[Path, FoundCase]
+    case_of: dict[Path, CaseFiles]
 
     def target(self, file: Path) -> Path:
         return self.copy / file.relative_to(self.root)

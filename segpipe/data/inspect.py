@@ -16,8 +16,8 @@ from segpipe.core.grid import MAX_SHEAR, Grid, require_same_grid
 from segpipe.core.header import Header, may_be_read
 from segpipe.core.volume import read_header, read_label_values, read_voxels
 from segpipe.data.faults import Fault, fault
-from segpipe.data.found import FoundCase
 from segpipe.data.label_lists import value_counts
+from segpipe.data.layouts.scan import CaseFiles
 from segpipe.data.placement import placement
 
 Result = TypeVar("Result")
@@ -42,7 +42,7 @@ class CaseFacts:
     n_label_vox: dict[int, int] | None
 
 
-def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
+def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
     """Read a case's files one after the other, so that only one is in memory.
 
     Args:
@@ -63,7 +63,7 @@ def inspect_case(case: FoundCase, n_channels: int | None) -> CaseFacts:
     return CaseFacts(case.case_id, tuple(faults), headers[0].grid if headers else None, hashes, n_label_vox)
 
 
-def inspect_headers(case: FoundCase, n_channels: int | None) -> tuple[list[Header], Header | None, list[Fault]]:
+def inspect_headers(case: CaseFiles, n_channels: int | None) -> tuple[list[Header], Header | None, list[Fault]]:
     """Headers of a case's images and of its label map, as far as they can be read, and what is wrong with them.
 
     Args:
@@ -82,7 +82,7 @@ def inspect_headers(case: FoundCase, n_channels: int | None) -> tuple[list[Heade
     return headers, label, faults
 
 
-def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
+def _header(case: CaseFiles, path: Path, faults: list[Fault]) -> Header | None:
     try:
         return read_header(path)
     except GeometryError as problem:
@@ -93,7 +93,7 @@ def _header(case: FoundCase, path: Path, faults: list[Fault]) -> Header | None:
     return None
 
 
-def _channel_faults(case: FoundCase, headers: list[Header], n_channels: int) -> list[Fault]:
+def _channel_faults(case: CaseFiles, headers: list[Header], n_channels: int) -> list[Fault]:
     """One 4D file with all channels or one 3D file for each; how many files there are was judged by their names."""
     if len(headers) == 1 and headers[0].n_channels == n_channels:
         return []
@@ -110,7 +110,7 @@ def _channel_faults(case: FoundCase, headers: list[Header], n_channels: int) -> 
     return [fault("channel_count", found, case.case_id, headers[0].path, expected)]
 
 
-def _header_faults(case: FoundCase, header: Header) -> list[Fault]:
+def _header_faults(case: CaseFiles, header: Header) -> list[Fault]:
     """Faults of a header by itself."""
     found = {}
     if header.unit != "mm":
@@ -128,7 +128,7 @@ def _header_faults(case: FoundCase, header: Header) -> list[Fault]:
     return faults
 
 
-def _image_place_faults(case: FoundCase, header: Header, first: Grid) -> list[Fault]:
+def _image_place_faults(case: CaseFiles, header: Header, first: Grid) -> list[Fault]:
     """Where an image lies against the first one of its case."""
     try:
         require_same_grid(first, header.grid, header.path.name)
@@ -137,7 +137,7 @@ def _image_place_faults(case: FoundCase, header: Header, first: Grid) -> list[Fa
     return []
 
 
-def _label_place_faults(case: FoundCase, label: Header, image: Header) -> list[Fault]:
+def _label_place_faults(case: CaseFiles, label: Header, image: Header) -> list[Fault]:
     """Where a label map lies against the first image of its case."""
     place = placement(image, label)
     if place.kind == "same":
@@ -151,7 +151,7 @@ def _label_place_faults(case: FoundCase, label: Header, image: Header) -> list[F
     return [_apart(case, label, image.grid)]
 
 
-def _apart(case: FoundCase, header: Header, first: Grid) -> Fault:
+def _apart(case: CaseFiles, header: Header, first: Grid) -> Fault:
     gap_mm = first.corner_gap_mm(header.grid)
     if np.isinf(gap_mm):
         expected = f"{_shape(first)} as the first image"
@@ -162,7 +162,7 @@ def _apart(case: FoundCase, header: Header, first: Grid) -> Fault:
 
 
 def _in_memory(
-    inspect: Callable[[FoundCase, Header], tuple[Result | None, list[Fault]]], case: FoundCase, header: Header
+    inspect: Callable[[CaseFiles, Header], tuple[Result | None, list[Fault]]], case: CaseFiles, header: Header
 ) -> tuple[Result | None, list[Fault]]:
     """What `inspect` finds; a file that is too large, or says so, must not end the check of all others."""
     try:
@@ -172,7 +172,7 @@ def _in_memory(
         return None, [fault("too_large", text, case.case_id, header.path)]
 
 
-def _inspect_voxels(case: FoundCase, header: Header) -> tuple[str | None, list[Fault]]:
+def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[Fault]]:
     """Digest of an image, None if there is nothing to compare; and what is wrong with its voxels."""
     try:
         voxels = np.ascontiguousarray(read_voxels(header))
@@ -192,7 +192,7 @@ def _inspect_voxels(case: FoundCase, header: Header) -> tuple[str | None, list[F
     return (None if faults else _digest(voxels)), faults
 
 
-def _inspect_labels(case: FoundCase, header: Header) -> tuple[dict[int, int] | None, list[Fault]]:
+def _inspect_labels(case: CaseFiles, header: Header) -> tuple[dict[int, int] | None, list[Fault]]:
     if header.n_channels != 1:
         text = f"4D with {header.n_channels} volumes"
         return None, [fault("label_channels", text, case.case_id, header.path)]

@@ -12,12 +12,12 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.probabilities import probabilities_beside
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
-from segpipe.data.described import DESCRIPTION_FILE
 from segpipe.data.faults import refuse
-from segpipe.data.folders import IMAGE_FOLDERS, LABEL_FOLDERS, subfolder
-from segpipe.data.found import Found, image_files, label_name, listed, without_twins
 from segpipe.data.label_lists import labels_in_files, parse_labels
-from segpipe.data.layouts import find_layout, patients_of
+from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
+from segpipe.data.layouts.folders import IMAGE_FOLDERS, LABEL_FOLDERS, subfolder
+from segpipe.data.layouts.scan import DatasetFiles, image_files, label_name, listed, without_twins
+from segpipe.data.load import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
@@ -214,7 +214,7 @@ def _paint_order(named: dict[str, int | list[int]]) -> list[int]:
     return [v[0] if isinstance(v, list) else v for n, v in named.items() if n.lower() not in ("background", "ignore")]
 
 
-def _dataset(path: Path) -> Found | None:
+def _dataset(path: Path) -> DatasetFiles | None:
     """The dataset at `path` if it has cases with label maps; None if these are files without one."""
     if path.is_dir() and image_files(path):
         return None
@@ -225,7 +225,7 @@ def _dataset(path: Path) -> Found | None:
     return found if found is not None and _labels_of_cases(found) else None
 
 
-def _labels_of_cases(found: Found) -> dict[str, Path]:
+def _labels_of_cases(found: DatasetFiles) -> dict[str, Path]:
     """Label map of each case, also of those without image.
 
     Raises:
@@ -273,7 +273,7 @@ def _by_case(masks: Mapping[str, Path], references: Mapping[str, Path]) -> dict[
     return {case_id: masks[name] for case_id, name in found.items() if name is not None}
 
 
-def _patients(case_ids: list[str], found: Found | None, homes: Sequence[Path]) -> tuple[dict[str, str], str]:
+def _patients(case_ids: list[str], found: DatasetFiles | None, homes: Sequence[Path]) -> tuple[dict[str, str], str]:
     """Patients as the dataset names them, else by the first `patients.json`, else by the cases' names."""
     if found is not None and any(case.patient_id for case in found.cases):
         patients, how, faults = patients_of(found)

@@ -18,7 +18,7 @@ from segpipe.core.machine import free_bytes
 from segpipe.core.volume import read_header
 from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case
-from segpipe.data.layouts import list_inputs
+from segpipe.data.inputs import list_inputs
 from segpipe.networks.cost import CPU
 from segpipe.networks.device import resolve_device
 from segpipe.networks.doctor import free_device_bytes

@@ -16,7 +16,7 @@ from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
 from segpipe.data.check import refuse_bad_headers
 from segpipe.data.dataset import Dataset
-from segpipe.data.layouts import load_dataset
+from segpipe.data.load import load_dataset
 from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.data.layouts import list_inputs
+from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.guided_by import warn_of_guides
 from segpipe.pipeline.machine import Machine

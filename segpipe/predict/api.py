@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import ZYX, Grid, check_grid
 from segpipe.core.volume import SHARE_STEPS, Volume, read_header
-from segpipe.data.layouts import list_inputs
+from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
 from segpipe.predict.ensemble import Ensemble

@@ -20,9 +20,9 @@ from segpipe.core.progress import track
 from segpipe.core.records import read_mapping
 from segpipe.core.volume import read_header, write_mask
 from segpipe.data.dataset import Case
-from segpipe.data.described import DESCRIPTION_FILE
-from segpipe.data.found import image_files
 from segpipe.data.label_lists import parse_labels
+from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
+from segpipe.data.layouts.scan import image_files
 from segpipe.predict.outputs import CaseRow, PredictionTable, label_sizes, mask_path, row_of_mask, write_label_table
 from segpipe.predict.ownership import ABOUT, MadeWith, claim_folder
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess

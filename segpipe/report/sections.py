@@ -9,7 +9,7 @@ from math import isfinite
 from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, learning_curves
 from segpipe.core.text import duration_text
-from segpipe.data.fault_groups import FaultGroup, fault_groups
+from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow

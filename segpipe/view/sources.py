@@ -10,9 +10,10 @@ from segpipe.core.header import checked_ending, stem_of
 from segpipe.core.progress import say
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.folders import IMAGE_FOLDERS, subfolder
-from segpipe.data.found import Found, image_files, pair_files
-from segpipe.data.layouts import find_layout, list_inputs
+from segpipe.data.inputs import list_inputs
+from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
+from segpipe.data.layouts.scan import DatasetFiles, image_files, pair_files
+from segpipe.data.load import find_layout
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.view.gallery import Gallery, GalleryCase, case_dice, value_names, worst_first
@@ -124,7 +125,7 @@ def from_predictions(predictions: Path, images: Path, references: Path | None, s
     return _gallery(folder.resolve().name, cases, layout, _named_values(folder))
 
 
-def _images_of(images: Path, layout: Found | None, masks: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
+def _images_of(images: Path, layout: DatasetFiles | None, masks: Mapping[str, Path]) -> dict[str, tuple[Path, ...]]:
     """Image files by the name of the mask that they belong to."""
     if layout is not None:
         return {case.case_id: case.images for case in layout.cases}
@@ -158,7 +159,7 @@ def from_images(folder: Path) -> Gallery:
     return _gallery(folder.resolve().name, cases, layout, {})
 
 
-def _gallery(title: str, cases: list[GalleryCase], layout: Found | None, named: Mapping[int, str]) -> Gallery:
+def _gallery(title: str, cases: list[GalleryCase], layout: DatasetFiles | None, named: Mapping[int, str]) -> Gallery:
     labels = None if layout is None else layout.labels
     return Gallery(
         title=title,

@@ -1,4 +1,4 @@
-"""A CSV manifest: one line a case, `case_id, patient_id, image_<channel>…, label, site`."""
+"""CSV manifests: one line per case, `case_id, patient_id, image_<channel>…, label, site`."""
 
 from __future__ import annotations
 
@@ -9,27 +9,21 @@ from pathlib import Path
 from segpipe.core.errors import DataError
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
-from segpipe.data.found import Found, FoundCase, listed
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, listed
 
 _REQUIRED, _OPTIONAL = ("case_id",), ("patient_id", "label", "site")
 _IMAGE = "image"
 
 
-def manifests_in(folder: Path) -> list[Path]:
-    """CSV files of a folder that are manifests: their first line has `case_id` and an image column.
+def read_manifest(path: Path) -> DatasetFiles | None:
+    """Read a CSV manifest, or the only one in a folder; None if there is none. Paths in it are relative to its folder.
 
     Raises:
-        DataError: If the folder cannot be listed.
+        DataError: If a CSV file lacks a needed column, or a folder holds several manifests.
     """
-    return [path for path in listed(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
-
-
-def read_manifest(file: Path) -> Found:
-    """Understand a CSV manifest; paths in it are relative to its folder.
-
-    Raises:
-        DataError: If it is not a CSV file with the columns needed.
-    """
+    file = path if path.suffix.lower() == ".csv" and path.is_file() else _manifest_in(path)
+    if file is None:
+        return None
     header, rows = _rows(file)
     image_columns = [name for name in header if _is_image_column(name)]
     missing = [name for name in _REQUIRED if name not in header] + ([] if image_columns else ["image_<channel>"])
@@ -40,7 +34,7 @@ def read_manifest(file: Path) -> Found:
         )
     channels = tuple(name.removeprefix(_IMAGE).lstrip("_") or _IMAGE for name in image_columns)
     faults = _column_faults(header, file)
-    cases: dict[str, FoundCase] = {}
+    cases: dict[str, CaseFiles] = {}
     for line, row in rows:
         case, row_faults = _case(row, line, file, image_columns)
         faults += row_faults
@@ -49,10 +43,24 @@ def read_manifest(file: Path) -> Found:
         elif case.case_id:
             cases[case.case_id] = case
     ordered = tuple(cases[case_id] for case_id in sorted(cases))
-    return Found(file.parent.name, "csv", file.parent, channels, None, ordered, tuple(faults))
+    patients_from = "from the column patient_id"
+    return DatasetFiles(file.parent.name, file.parent, channels, None, ordered, tuple(faults), patients_from)
 
 
-def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tuple[FoundCase, list[Fault]]:
+def _manifest_in(folder: Path) -> Path | None:
+    """Find the CSV file whose first line has `case_id` and an image column."""
+    if not folder.is_dir():
+        return None
+    manifests = [path for path in listed(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
+    if len(manifests) > 1:
+        raise DataError(
+            f"{folder}: {len(manifests)} CSV manifests ({', '.join(m.name for m in manifests[:5])}), expected one. "
+            "Give the file itself."
+        )
+    return manifests[0] if manifests else None
+
+
+def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tuple[CaseFiles, list[Fault]]:
     case_id = row["case_id"]
     faults = []
     if not is_case_name(case_id):
@@ -71,7 +79,7 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
     faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
     present = tuple(path for path in images if path.exists())
     found_label = label if label is not None and label.exists() else None
-    return FoundCase(case_id, present, found_label, row.get("patient_id") or None, row.get("site") or None), faults
+    return CaseFiles(case_id, present, found_label, row.get("patient_id") or None, row.get("site") or None), faults
 
 
 def _column_faults(header: list[str], file: Path) -> list[Fault]:

@@ -1,10 +1,10 @@
-"""What a folder holds, before anyone judges whether it can be trained on."""
+"""The files of a dataset as they are on disk, before they are judged, and the helpers that all readers share."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from segpipe.core.errors import DataError
@@ -17,15 +17,15 @@ _LABEL_SUFFIX = re.compile(r"[._-](seg|segmentation|label|labels|mask|gt)$", re.
 
 
 @dataclass(frozen=True)
-class FoundCase:
-    """Files of one case, as far as they exist.
+class CaseFiles:
+    """The files of one case, as far as they exist.
 
     Args:
         case_id: Its name.
         images: Files in the order of the channels, or one 4D file; missing ones are left out (and are a fault).
         label: Its label map; None if there is none.
-        patient_id: Its patient, where the layout says so itself (CSV); None otherwise.
-        site: Where it was acquired, where the layout says so; None otherwise.
+        patient_id: Its patient, where the layout names it; None otherwise.
+        site: Where it was acquired, where the layout names it; None otherwise.
     """
 
     case_id: str
@@ -36,26 +36,30 @@ class FoundCase:
 
 
 @dataclass(frozen=True)
-class Found:
-    """How a folder was understood.
+class DatasetFiles:
+    """The files of a dataset, as a reader of its layout understands them.
 
     Args:
         name: Of the dataset, for people.
-        layout: nnunet, msd, folders, csv, bids or files.
         root: The folder that paths are relative to.
         channels: Channel names in order.
         labels: The structures; None if the layout does not list them.
         cases: Sorted by case id.
-        faults: What is wrong with the files' names and pairing.
+        faults: What is wrong with the names and the pairing of the files.
+        patients_from: Where the patients of the cases come from; empty if the layout names none.
+        notes: More lines for `check`, by heading.
+        layout: Key of `LAYOUTS`; `find_layout` fills it in.
     """
 
     name: str
-    layout: str
     root: Path
     channels: tuple[str, ...]
     labels: LabelSet | None
-    cases: tuple[FoundCase, ...]
-    faults: tuple[Fault, ...]
+    cases: tuple[CaseFiles, ...]
+    faults: tuple[Fault, ...] = ()
+    patients_from: str = ""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    layout: str = ""
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -68,7 +72,7 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def listed(folder: Path) -> list[Path]:
-    """What a folder holds, by name, without hidden entries.
+    """List a folder by name, without hidden entries.
 
     Raises:
         DataError: If the folder cannot be listed.
@@ -84,13 +88,13 @@ def listed(folder: Path) -> list[Path]:
 
 
 def numbered(path: Path) -> tuple[str, int] | None:
-    """Case and channel of a name such as `case_0001.nii.gz`; None if it does not end in four digits."""
+    """Split a name into case and channel, such as `case_0001.nii.gz`; None if it does not end in four digits."""
     match = NUMBERED.fullmatch(stem_of(path))
     return (match["case"], int(match["channel"])) if match else None
 
 
 def without_twins(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[Fault]]:
-    """Files by name; a second file of the same name (`a.nii` beside `a.nii.gz`) is a fault."""
+    """Collect files by name; a second file of the same name (`a.nii` beside `a.nii.gz`) is a fault."""
     by_name: dict[str, Path] = {}
     faults = []
     for name, path in files:
@@ -103,10 +107,10 @@ def without_twins(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], l
 
 def pair_files(
     images: list[Path], labels: list[Path], n_channels: int | None
-) -> tuple[list[FoundCase], int, list[Fault]]:
+) -> tuple[list[CaseFiles], int, list[Fault]]:
     """Pair images with label maps by name: `case.nii.gz` or `case_0000.nii.gz` with `case.nii.gz`.
 
-    Whether four digits at the end number a channel or belong to the case's name is decided by the label maps.
+    The label maps decide whether four digits at the end are a channel or part of the case's name.
 
     Args:
         images: Image files.
@@ -133,20 +137,20 @@ def pair_files(
     for case_id in sorted(set(label_of) - set(groups)):
         faults.append(fault("label_without_image", "a label map, no image", case_id, label_of[case_id]))
     cases = [
-        FoundCase(case_id, tuple(group[c] for c in sorted(group)), label_of.get(case_id))
+        CaseFiles(case_id, tuple(group[c] for c in sorted(group)), label_of.get(case_id))
         for case_id, group in sorted(groups.items())
     ]
     return cases, n_expected, faults
 
 
 def label_name(stem: str, known: set[str]) -> str:
-    """The case of a label file: its name, or its name without `_seg` and the like if only that is an image's."""
+    """Name the case of a label file: its stem, or its name without `_seg` and the like if only that is an image's."""
     bare = _LABEL_SUFFIX.sub("", stem)
     return bare if stem not in known and bare in known else stem
 
 
 def _groups(images: list[Path], has_numbers: bool) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
-    """Files of each case by channel; a file without number is channel 0."""
+    """Group the files of each case by channel; a file without number is channel 0."""
     groups: dict[str, dict[int, Path]] = {}
     faults = []
     for path in images:

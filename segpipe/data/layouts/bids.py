@@ -11,8 +11,8 @@ from segpipe.core.errors import DataError
 from segpipe.core.header import NIFTI_ENDINGS, ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.data.faults import Fault, fault
-from segpipe.data.found import Found, FoundCase, listed, without_twins
 from segpipe.data.label_lists import parse_labels
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, listed, without_twins
 
 _CASE_ENTITIES = ("sub", "ses", "run")  # what tells one scan of a patient from the next
 _LABEL_SUFFIXES = ("dseg", "mask")  # the first that occurs counts: a dseg holds all structures, a mask one
@@ -39,14 +39,14 @@ class _Name:
         return "_".join(filter(None, (self.rest, self.suffix)))
 
 
-def read_bids(folder: Path) -> Found | None:
-    """Understand a BIDS dataset, or one folder of its derivatives; None if it has no `sub-…` folder.
+def read_bids(path: Path) -> DatasetFiles | None:
+    """Read a BIDS dataset, or one folder of its derivatives; None if it has no `sub-…` folder.
 
     A case is a scan: subject, session and run. What else the names of images say is their channel: `T1w`,
     `acq-ax_T2w`. Label maps are the `dseg` of one derivative, or its `mask` if there is none.
 
     Args:
-        folder: The dataset, images in `sub-…` or `rawdata/sub-…`; or `derivatives/<name>` of it, where several hold
+        path: The dataset, images in `sub-…` or `rawdata/sub-…`; or `derivatives/<name>` of it, where several hold
             label maps.
 
     Returns:
@@ -55,9 +55,11 @@ def read_bids(folder: Path) -> Found | None:
     Raises:
         DataError: If folders or tables cannot be read, or it cannot be told which files are the label maps.
     """
-    root, chosen = (folder.parent.parent, folder) if folder.parent.name == "derivatives" else (folder, None)
-    if folder.name == "rawdata" and not (folder / "derivatives").is_dir():
-        root = folder.parent
+    if not path.is_dir():
+        return None
+    root, chosen = (path.parent.parent, path) if path.parent.name == "derivatives" else (path, None)
+    if path.name == "rawdata" and not (path / "derivatives").is_dir():
+        root = path.parent
     raw = next((place for place in (root, root / "rawdata") if place.is_dir() and _subjects(place)), None)
     if raw is None:
         return None
@@ -80,10 +82,20 @@ def read_bids(folder: Path) -> Found | None:
     for case_id, group in groups.items():
         faults += _case_faults(case_id, group, channels, label_of)
     cases = tuple(
-        FoundCase(case_id, tuple(group[c] for c in channels if c in group), label_of.get(case_id), _subject(case_id))
+        CaseFiles(case_id, tuple(group[c] for c in channels if c in group), label_of.get(case_id), _subject(case_id))
         for case_id, group in sorted(groups.items())
     )
-    return Found(root.name, "bids", root, channels, labels, cases, tuple(faults))
+    first = next((case.label for case in cases if case.label), None)
+    return DatasetFiles(
+        root.name,
+        root,
+        channels,
+        labels,
+        cases,
+        tuple(faults),
+        patients_from="from the subjects (sub-…)",
+        notes={"label maps": f"{first.relative_to(root)}, …"} if first else {},  # which derivative was taken
+    )
 
 
 def _case_faults(

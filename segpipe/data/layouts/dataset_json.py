@@ -11,49 +11,78 @@ from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
 from segpipe.core.records import read_mapping
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
-from segpipe.data.found import Found, FoundCase, image_files, pair_files, without_twins
 from segpipe.data.label_lists import parse_labels
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, image_files, pair_files, without_twins
 
 DESCRIPTION_FILE = "dataset.json"
 
 
-def read_described(folder: Path) -> Found:
-    """Understand a folder by its `dataset.json`.
+def read_nnunet(path: Path) -> DatasetFiles | None:
+    """Read a folder by nnU-Net's `dataset.json`; None if there is no such file, or one of the Decathlon.
 
     Raises:
         DataError: If the file is not valid, or neither of the two layouts.
     """
+    folder, values = _description(path)
+    if values is None or _is_msd(values):
+        return None
     file = folder / DESCRIPTION_FILE
-    values = read_mapping(file, DataError)
-    is_msd = "training" in values and "channel_names" not in values
-    if not is_msd and "channel_names" not in values:
+    if "channel_names" not in values:
         raise DataError(
             f"{file}: neither 'channel_names' (nnU-Net v2) nor 'modality' and 'training' (MSD), found the keys "
             f"{', '.join(values) or 'none'}. Add what is missing; data_readme.md shows both."
         )
-    channels = channels_of(values.get("modality" if is_msd else "channel_names"), file)
-    listed = values.get("labels")
-    labels = None if listed is None else parse_labels(listed, values.get("regions_class_order"), str(file))
+    channels = channels_of(values["channel_names"], file)
     ending = values.get("file_ending", ".nii.gz")
-    if not is_msd and ending not in IMAGE_ENDINGS:
+    if ending not in IMAGE_ENDINGS:
         raise DataError(
             f"{file}: file_ending {ending!r}, expected one of {', '.join(IMAGE_ENDINGS)}. Convert the images."
         )
-    if is_msd:
-        cases, faults = _msd_cases(values["training"], folder, len(channels))
-    elif "dataset" in values:
+    if "dataset" in values:
         cases, faults = _mapped_cases(values["dataset"], folder, len(channels))
     else:
-        images, label_files = (  # a folder that is missing is an empty one: every file's partner is missing
+        images, label_files = (  # a missing folder counts as an empty one: the partner of every file is missing
             image_files(folder / name) if (folder / name).is_dir() else [] for name in ("imagesTr", "labelsTr")
         )
         cases, _, faults = pair_files(images, label_files, len(channels))
-    return Found(
+    return _dataset_files(folder, values, channels, cases, faults)
+
+
+def read_msd(path: Path) -> DatasetFiles | None:
+    """Read a folder by the Decathlon's `dataset.json`, which lists the cases; None if there is no such file.
+
+    Raises:
+        DataError: If the file is not valid.
+    """
+    folder, values = _description(path)
+    if values is None or not _is_msd(values):
+        return None
+    channels = channels_of(values.get("modality"), folder / DESCRIPTION_FILE)
+    cases, faults = _msd_cases(values["training"], folder, len(channels))
+    return _dataset_files(folder, values, channels, cases, faults)
+
+
+def _description(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """Read the `dataset.json` at or in a path: its folder, and its values or None."""
+    folder = path.parent if path.name == DESCRIPTION_FILE and path.is_file() else path
+    file = folder / DESCRIPTION_FILE
+    return folder, read_mapping(file, DataError) if file.is_file() else None
+
+
+def _is_msd(values: Mapping[str, Any]) -> bool:
+    return "training" in values and "channel_names" not in values
+
+
+def _dataset_files(
+    folder: Path, values: Mapping[str, Any], channels: tuple[str, ...], cases: list[CaseFiles], faults: list[Fault]
+) -> DatasetFiles:
+    listed = values.get("labels")
+    file = str(folder / DESCRIPTION_FILE)
+    return DatasetFiles(
         name=str(values.get("name") or folder.name),
-        layout="msd" if is_msd else "nnunet",
         root=folder,
         channels=channels,
-        labels=labels,
+        labels=None if listed is None else parse_labels(listed, values.get("regions_class_order"), file),
         cases=tuple(sorted(cases, key=lambda case: case.case_id)),
         faults=tuple(faults),
     )
@@ -76,7 +105,7 @@ def channels_of(listed: Any, file: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[FoundCase], list[Fault]]:
+def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[CaseFiles], list[Fault]]:
     """Cases of the list `training`; `"image"` is a file (4D if it has channels) or a list of files."""
     file = folder / DESCRIPTION_FILE
     if not isinstance(training, list):
@@ -98,7 +127,7 @@ def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[Found
     return _listed_cases(entries, folder, n_channels)
 
 
-def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[FoundCase], list[Fault]]:
+def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[CaseFiles], list[Fault]]:
     """Cases of nnU-Net's key `dataset`: paths of their own for each case."""
     file = folder / DESCRIPTION_FILE
     if not isinstance(mapping, Mapping):
@@ -115,7 +144,7 @@ def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[Fou
 
 def _listed_cases(
     entries: list[tuple[str, list[Any], Any]], folder: Path, n_channels: int
-) -> tuple[list[FoundCase], list[Fault]]:
+) -> tuple[list[CaseFiles], list[Fault]]:
     cases = []
     _, faults = without_twins((case_id, folder / str(images[0] if images else "")) for case_id, images, _ in entries)
     seen: set[str] = set()
@@ -137,7 +166,7 @@ def _listed_cases(
         named = [*files, *([label_file] if label_file else [])]
         faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
         present = tuple(path for path in files if path.exists())
-        cases.append(FoundCase(case_id, present, label_file if label_file and label_file.exists() else None))
+        cases.append(CaseFiles(case_id, present, label_file if label_file and label_file.exists() else None))
     return cases, faults
 
 

@@ -1,0 +1,195 @@
+"""Images to predict: files, folders, datasets in any layout, and DICOM series, each in a folder of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+
+from segpipe.core.errors import DataError
+from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
+from segpipe.core.itk import is_dicom_file
+from segpipe.core.text import count
+from segpipe.core.volume import read_header
+from segpipe.data.dataset import Case
+from segpipe.data.faults import refuse
+from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
+from segpipe.data.layouts.scan import NUMBERED, CaseFiles, image_files, listed, numbered, without_twins
+from segpipe.data.load import find_layout, patients_of, to_case
+from segpipe.data.patients import assign_patients
+
+_ONLY_FOR_TRAINING = {"image_without_label", "label_without_image", "patient_unknown"}
+
+
+def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
+    """List the images to predict.
+
+    Args:
+        path: One file, a folder of images (`case_0000.nii.gz`, … for several channels, or 4D files, or one file per
+            case), a folder with a DICOM series or with folders of them, or any layout that `load_dataset` reads;
+            labels are not needed.
+        channels: The model's channels in order. A manifest that uses the same names may list them in another order.
+
+    Returns:
+        Cases sorted by id; each has one file (or DICOM folder) for each channel, or one 4D file.
+
+    Raises:
+        DataError: If there is no image, a channel is missing or too many, or two files give one case.
+    """
+    path = path.absolute()
+    is_image = path.is_file() and bool(ending_of(path))
+    files = find_layout(path) if path.exists() and not is_image else None
+    if files is not None:
+        refuse((fault for fault in files.faults if fault.kind not in _ONLY_FOR_TRAINING), path)
+        cases = [_in_order(case, files.channels, channels, path) for case in files.cases]
+        patients, _, _ = patients_of(files)
+    else:
+        cases = _loose_inputs(path, channels)
+        patients, _, _ = assign_patients([case.case_id for case in cases], path if path.is_dir() else path.parent)
+    if not cases:
+        raise DataError(f"{path}: no case to predict. Check the folder.")
+    return [to_case(case, patients[case.case_id]) for case in sorted(cases, key=lambda case: case.case_id)]
+
+
+def _in_order(case: CaseFiles, found: tuple[str, ...], wanted: tuple[str, ...], where: Path) -> CaseFiles:
+    """Put the files of a case in the model's order of channels."""
+    if len(found) != len(wanted):
+        raise DataError(
+            f"{where}: {count(len(found), 'channel')} ({', '.join(found)}), the model needs {len(wanted)} "
+            f"({', '.join(wanted)}). Give it the channels it was trained with."
+        )
+    is_permuted = found != wanted and sorted(found) == sorted(wanted) and len(set(found)) == len(found)
+    if not is_permuted or len(case.images) != len(found):
+        return case
+    return CaseFiles(case.case_id, tuple(case.images[found.index(name)] for name in wanted), case.label)
+
+
+def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
+    """List the cases of a file, or of the top level of a folder without layout."""
+    if path.is_dir():
+        files = image_files(path)
+        inner = subfolder(path, ("imagests", *IMAGE_FOLDERS))
+        files = files or (image_files(inner) if inner else [])
+        if not files and (series := find_series(path, channels)):
+            return series
+    elif is_dicom_file(path):
+        raise DataError(f"{path}: one file of a DICOM series, expected all of them. Give its folder.")
+    else:
+        files = _with_siblings(path, len(channels)) if path.exists() else []
+    if path.is_file():
+        checked_ending(path)
+    if not files:
+        what = "no such file or folder" if not path.exists() else "no image"
+        below = [p.name for p in listed(path) if p.is_dir() and image_files(p)] if path.is_dir() else []
+        where = f"Its folders {', '.join(below[:5])} hold images: choose one of them" if below else "Check the path"
+        raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. {where}.")
+    if len(channels) == 1:
+        return _one_channel(files)
+    return _several_channels(files, channels)
+
+
+def _with_siblings(file: Path, n_channels: int) -> list[Path]:
+    """List a file and, if it is a numbered channel of several, the other channels beside it."""
+    number = numbered(file)
+    if number is None or n_channels == 1:
+        return [file]
+    return [p for p in image_files(file.parent) if (other := numbered(p)) is not None and other[0] == number[0]]
+
+
+def _one_channel(files: list[Path]) -> list[CaseFiles]:
+    numbers = [numbered(file) for file in files]
+    is_numbered = all(number is not None and number[1] == 0 for number in numbers)
+    names = [
+        number[0] if is_numbered and number else stem_of(file) for number, file in zip(numbers, files, strict=True)
+    ]
+    by_name, twins = without_twins(zip(names, files, strict=True))
+    refuse(twins, files[0].parent)
+    of_case = {case: [n[1] for n in group if n] for case, group in _by_case(numbers)}
+    surplus = {case: found for case, found in of_case.items() if found[0] == 0 and len(found) > 1}
+    if len(surplus) > 1 and len(surplus) == len(of_case) and all(numbers):  # a single name is a numbered series
+        case, found = next(iter(surplus.items()))
+        raise DataError(
+            f"{files[0].parent}: case {case} has channels {', '.join(f'{i:04d}' for i in found)}, the model needs one. "
+            "Give it the folder of the channel it was trained with."
+        )
+    return [CaseFiles(name, (file,)) for name, file in by_name.items()]
+
+
+def _by_case(numbers: list[tuple[str, int] | None]) -> list[tuple[str, list[tuple[str, int]]]]:
+    ordered = sorted(number for number in numbers if number is not None)
+    return [(case, list(group)) for case, group in itertools.groupby(ordered, key=lambda number: number[0])]
+
+
+def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[CaseFiles]:
+    groups: dict[str, list[Path]] = {}
+    for file in files:
+        groups.setdefault((numbered(file) or (stem_of(file), 0))[0], []).append(file)
+    cases, problems = [], []
+    for case_id, group in groups.items():
+        indices = [number[1] for file in group if (number := numbered(file)) is not None]
+        if len(indices) == len(group) and sorted(indices) == list(range(len(channels))):
+            cases.append(CaseFiles(case_id, tuple(sorted(group, key=lambda file: numbered(file) or ("", 0)))))
+            continue
+        try:
+            counts = {file: read_header(file).n_channels for file in group}
+        except DataError:  # concerns this case alone: it is reported when the case is read
+            cases.append(CaseFiles(case_id, tuple(group)))
+            continue
+        names, twins = without_twins((stem_of(file), file) for file in group)
+        if not twins and all(n == len(channels) for n in counts.values()):
+            cases += [CaseFiles(name, (file,)) for name, file in names.items()]
+            continue
+        missing = [f"{i:04d} ({name})" for i, name in enumerate(channels) if i not in indices]
+        what = f"channel {', '.join(missing)} is missing" if missing else "more files than channels"
+        problems.append(f"case {case_id}: {what}; found {_with_channels(counts)}.")
+    if problems:
+        raise DataError(
+            f"{files[0].parent}: expected {len(channels)} files (case_0000 to case_{len(channels) - 1:04d}) or one 4D "
+            "file per case. Add the files, or move the cases away.\n  " + "\n  ".join(problems)
+        )
+    return cases
+
+
+def _with_channels(n_channels: dict[Path, int]) -> str:
+    return ", ".join(f"{file.name} ({count(n, 'channel')})" for file, n in n_channels.items())
+
+
+def find_series(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
+    """List the cases of a folder that holds a DICOM series, or of all folders below that do; empty if none does.
+
+    A case is named after its folders below `path`, joined by `_`. Of several channels each has a folder, which ends in
+    `_0000`, `_0001`, …
+
+    Raises:
+        DataError: If channels are missing or too many, or folders give the same name.
+    """
+    groups: dict[str, dict[int, Path]] = {}
+    for folder in series_folders(path):
+        name = "_".join(folder.relative_to(path).parts) or path.name
+        match = NUMBERED.fullmatch(name)
+        case_id, channel = (match["case"], int(match["channel"])) if match and len(channels) > 1 else (name, 0)
+        if channel in groups.setdefault(case_id, {}):
+            raise DataError(f"{folder}: gives case {case_id}, and so does {groups[case_id][channel]}. Rename one.")
+        groups[case_id][channel] = folder
+    faults = [
+        f"case {case_id}: found {', '.join(folder.name for folder in group.values())}"
+        for case_id, group in groups.items()
+        if sorted(group) != list(range(len(channels)))
+    ]
+    if faults:
+        raise DataError(
+            f"{path}: expected {len(channels)} DICOM folders per case, one for each channel ({', '.join(channels)}), "
+            f"ending in _0000 to _{len(channels) - 1:04d}. Add or rename them.\n  " + "\n  ".join(faults)
+        )
+    return [CaseFiles(case_id, tuple(group[c] for c in sorted(group))) for case_id, group in groups.items()]
+
+
+def series_folders(path: Path) -> list[Path]:
+    """List the folders at or below `path` that hold DICOM files themselves."""
+    found = []
+    for place, inner, names in os.walk(path):
+        inner[:] = sorted(name for name in inner if not name.startswith("."))
+        folder = Path(place)
+        if any(is_dicom_file(folder / name) for name in sorted(names) if not name.startswith(".")):
+            found.append(folder)
+    return found
