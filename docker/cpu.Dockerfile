@@ -1,7 +1,7 @@
 # docker build -f docker/cpu.Dockerfile -t segpipe:cpu .
 # docker run --rm segpipe:cpu                      (make demo)
 # docker run --rm segpipe:cpu make test
-# As oneself, without a network and with nothing to write to but the data:
+# As your own user, without a network, writing to the data folder only:
 # docker run --rm --user "$(id -u):$(id -g)" --network none --read-only --tmpfs /tmp \
 #     -v "$PWD:/data" segpipe:cpu segpipe run /data/DATASET -o /data/work
 FROM python:3.12-slim-bookworm
@@ -13,6 +13,6 @@ WORKDIR /opt/segpipe
 COPY --chown=10001 . .
 RUN segpipe-install package
 
-# Whoever runs it: caches of matplotlib and numba, and the demo, go where any user may write.
+# For any user: caches of matplotlib and numba, and the demo, go to a folder that everyone may write to.
 ENV HOME=/tmp DEMO=/tmp/segpipe-demo PATH="/opt/segpipe/.venv/bin:${PATH}"
 CMD ["make", "demo"]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The steps of both images: `install.sh system` as root on a Debian with Python, then `install.sh package` in the source
-# tree as the user of the image. The second needs no Docker; a test runs what it leaves behind, read-only and as anybody.
+# The steps of both images: run `install.sh system` as root on a Debian with Python, then `install.sh package` in the source
+# tree as the user of the image. The second step needs no Docker; a test runs its result read-only, as another user.
 set -eu
 case "${1:-}" in
 system)
