@@ -31,7 +31,7 @@ from segpipe.networks.cost import CPU, CUDA, Calibration, cost
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Training
 from segpipe.train.losses import supervised_loss
-from segpipe.train.optim import OPTIMIZERS
+from segpipe.train.optim import MAKE_OPTIMIZER
 
 LABELS = LabelSet(labels=tuple(Label(name=str(value), values=(value,)) for value in (1, 2)))
 LOSS = partial(supervised_loss, labels=LABELS, batch_dice=False)
@@ -107,7 +107,7 @@ def measure(row: dict[str, Any], device_name: str) -> dict[str, int]:
     spec, device = NETWORKS[row["network"]][0], torch.device(device_name)
     torch.manual_seed(0)
     network = build(spec, N_CHANNELS, LABELS.n_outputs).to(device)
-    optimizer = OPTIMIZERS["sgd"](network, Training())
+    optimizer = MAKE_OPTIMIZER["sgd"](network, Training())
     small = [min(p, max(32, 2 * d)) for p, d in zip(row["patch_zyx"], (1, *spec.divisors_zyx)[-3:], strict=True)]
     _step(network, optimizer, small, row["precision"], device)  # loads libraries, makes the optimizer's state
     if device.type == "cuda":

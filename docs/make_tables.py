@@ -1,19 +1,25 @@
-"""docs/tables/*.md, made of the records whose values a plan holds: `python docs/make_tables.py`."""
+"""docs/tables/*.md, made of the records and tables that a plan follows: `python docs/make_tables.py`."""
 
 from __future__ import annotations
 
 import inspect
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from segpipe.cli.json_page import _arguments
-from segpipe.networks.parts import Parts
+from segpipe.core.choices import Choice, table_of
+from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
+from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
-from segpipe.plan.loss import LOSSES, Loss
-from segpipe.plan.training import Training
+from segpipe.plan.loss import LOSSES, TERMS, Loss
+from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
+from segpipe.plan.training import SAMPLERS, Training
 
 FOLDER = Path(__file__).with_name("tables")
 
@@ -26,24 +32,70 @@ def tables() -> dict[str, str]:
         "loss.md": _values(Loss, without=()),
         "parts.md": _values(Parts, without=()),
         "losses.md": _rows("name", "terms and their weights", LOSSES),
-        "augmentations.md": _rows("name", "what differs from the table below", AUGMENTATIONS),
+        "augmentations.md": _rows(
+            "name",
+            "what differs from the table below",
+            {name: dict(row.changes) for name, row in AUGMENTATIONS.items()},
+        ),
+        "optimizers.md": _choices("optimizer", OPTIMIZERS, Training),
+        "schedules.md": _choices("schedule", SCHEDULES, Training),
+        "samplers.md": _choices("foreground_unit", SAMPLERS, Training),
+        "terms.md": _choices("term", TERMS, Loss),
+        "kinds.md": _choices("kind", KINDS, None),
+        "norms.md": _choices("norm", NORMS, Parts),
+        "activations.md": _choices("activation", ACTIVATIONS, Parts),
+        "gates.md": _choices("attention", GATES, Parts),
+        "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
     }
+
+
+def _choices(title: str, table: Mapping[str, Choice], record: type[BaseModel] | None) -> str:
+    """The rows of a table of choices; without a record their parameters are not shown."""
+    rows = []
+    for row, group in itertools.groupby(table, lambda name: table[name]):  # the sizes of one family share a row
+        names = list(group)
+        name = "` … `".join(names if len(names) == 1 else (names[0], names[-1]))
+        own = ", ".join(_parameter(record, parameter) for parameter in row.parameters) if record else ""
+        rows.append(
+            f"| `{name}` | {'; '.join(filter(None, (row.does, own and f'reads {own}')))} | {row.source or '–'} |"
+        )
+    return "\n".join([f"| {title} | what it is | source |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _parameter(record: type[BaseModel], name: str) -> str:
+    """A parameter with its default and range."""
+    field = record.model_fields[name]
+    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(limit, key):g}"
+        for limit in field.metadata
+        for key, sign in signs.items()
+        if getattr(limit, key, None) is not None
+    ]
+    return f"`{name}` ({', '.join([_shown(field.default).strip('`'), *limits])})"
 
 
 def _values(record: type[BaseModel], without: tuple[str, ...]) -> str:
     said = _arguments(inspect.getdoc(record) or "")
     rows = [
-        f"| `{name}` | {_shown(field.default)} | {_choices(field.annotation)}{said.get(name, '')} |"
+        f"| `{name}` | {_shown(field.default)} | {_names(field)}{said.get(name, '')} |"
         for name, field in record.model_fields.items()
         if name not in without
     ]
     return "\n".join(["| value | default | meaning |", "| --- | --- | --- |", *rows]) + "\n"
 
 
-def _choices(annotation: Any) -> str:
-    """What may be chosen among, if that is a list of names."""
-    inner = next((part for part in (annotation, *get_args(annotation)) if get_origin(part) is Literal), None)
-    return f"One of {', '.join(f'`{name}`' for name in get_args(inner))}. " if inner else ""
+def _names(field: FieldInfo) -> str:
+    """The names among which a value is chosen, if it is."""
+    parts = (*field.metadata, field.annotation, *get_args(field.annotation))
+    table = next((found for part in parts if (found := table_of(part)) is not None), None)
+    literal = next((part for part in parts if get_origin(part) is Literal), None)
+    names = table or get_args(literal)
+    return (
+        f"One of {', '.join(f'`{name}`' for name in names)}. "
+        if names and get_origin(field.annotation) is not dict
+        else ""
+    )
 
 
 def _rows(key: str, value: str, names: dict[str, dict[Any, Any]]) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.networks.attention import (
-    ATTENTION,
+    MAKE_GATE,
     BlockAttention,
     EfficientChannelAttention,
     SpatialAndChannel,
@@ -17,12 +17,12 @@ from segpipe.networks.attention import (
 )
 
 SHAPES = {2: (2, 8, 5, 6), 3: (2, 8, 3, 5, 6)}
-every_gate = pytest.mark.parametrize(("kind", "n_axes"), [(kind, n) for kind in ATTENTION for n in SHAPES])
+every_gate = pytest.mark.parametrize(("kind", "n_axes"), [(kind, n) for kind in MAKE_GATE for n in SHAPES])
 
 
 def gate(kind: str, n_axes: int) -> nn.Module:
     torch.manual_seed(0)
-    return ATTENTION[kind](n_axes, 8, 2)
+    return MAKE_GATE[kind](n_axes, 8, 2)
 
 
 def n_parameters(module: nn.Module) -> int:
@@ -107,7 +107,7 @@ def test_no_hidden_channel_begins_dead(kind):
     """Behind an instance norm the means are about the same in every image, so what is closed once is closed always."""
     for seed in range(20):
         torch.manual_seed(seed)
-        module, x = ATTENTION[kind](3, 16, 8), functional.instance_norm(torch.randn(2, 16, 6, 6, 6))
+        module, x = MAKE_GATE[kind](3, 16, 8), functional.instance_norm(torch.randn(2, 16, 6, 6, 6))
         module(functional.leaky_relu(x)).square().sum().backward()
         assert all(p.grad.ne(0).all() for p in module.parameters())
 

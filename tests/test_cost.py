@@ -15,6 +15,7 @@ from plans import LABELS, small_spec
 from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, CUDA, cost, fits, seconds_per_step
 from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.train.losses import supervised_loss
 
 LOSS = partial(supervised_loss, labels=LABELS, batch_dice=False)
@@ -77,7 +78,9 @@ def test_cuda_computes_group_norm_in_float32(calibration, bytes_of_norm):
 
 def test_optimizer_and_average_by_hand():
     found = {
-        name: cost(two_layers(), 1, 3, PATCH, 1, optimizer=name, averages_weights=average).optimizer_bytes
+        name: cost(
+            two_layers(), 1, 3, PATCH, 1, optimizer_states=OPTIMIZERS[name].states, averages_weights=average
+        ).optimizer_bytes
         for name, average in (("sgd", False), ("adamw", True), ("muon", False))
     }
     assert found == {"sgd": 4 * 65, "adamw": 3 * 4 * 65, "muon": 4 * (60 + 2 * 5)}  # two momenta for the biases

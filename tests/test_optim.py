@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from segpipe.plan.schema import Training
-from segpipe.train.optim import OPTIMIZERS, WeightAverage, learning_rate
+from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage, learning_rate
 
 
 def test_poly_schedule_by_hand():
@@ -43,10 +43,10 @@ def test_a_constant_schedule_stays_after_its_warm_up():
     assert [learning_rate(training, share) for share in (0.25, 0.5, 1.0)] == [0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("name", list(MAKE_OPTIMIZER))
 def test_every_optimizer_goes_downhill(name):
     network = nn.Linear(3, 2)
-    optimizer = OPTIMIZERS[name](network, Training(optimizer=name, learning_rate=0.05, momentum=0.9))
+    optimizer = MAKE_OPTIMIZER[name](network, Training(optimizer=name, learning_rate=0.05, momentum=0.9))
     first = sum(float(p.detach().square().sum()) for p in network.parameters())
     for _ in range(60):
         optimizer.zero_grad()
@@ -55,7 +55,7 @@ def test_every_optimizer_goes_downhill(name):
     assert sum(float(p.detach().square().sum()) for p in network.parameters()) < first / 10
 
 
-@pytest.mark.parametrize("name", list(OPTIMIZERS))
+@pytest.mark.parametrize("name", list(MAKE_OPTIMIZER))
 def test_restored_optimizers_go_on_bit_for_bit(name):
     def steps(network, optimizer, numbers):
         for number in numbers:
@@ -66,14 +66,14 @@ def test_restored_optimizers_go_on_bit_for_bit(name):
     torch.manual_seed(0)
     whole, training = nn.Linear(3, 2), Training(optimizer=name, learning_rate=0.05, momentum=0.9)
     first, second = copy.deepcopy(whole), nn.Linear(3, 2)
-    steps(whole, OPTIMIZERS[name](whole, training), range(5))
-    optimizer = OPTIMIZERS[name](first, training)
+    steps(whole, MAKE_OPTIMIZER[name](whole, training), range(5))
+    optimizer = MAKE_OPTIMIZER[name](first, training)
     steps(first, optimizer, range(2))
     saved = io.BytesIO()
     torch.save([first.state_dict(), optimizer.state_dict()], saved)
     saved.seek(0)
     weights, state = torch.load(saved, weights_only=True)
-    restored = OPTIMIZERS[name](second, training)
+    restored = MAKE_OPTIMIZER[name](second, training)
     second.load_state_dict(weights)
     restored.load_state_dict(state)
     steps(second, restored, range(2, 5))

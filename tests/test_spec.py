@@ -55,7 +55,7 @@ def test_a_configuration_that_inherits_can_go_back_to_a_default(tmp_path):
 
 
 REFUSED = [  # change of a two-stage 3D network, and what is said
-    ("kind=resdual", "Did you mean 'residual'"),
+    ("kind=resdual", "did you mean 'residual'"),
     ("parts.atention=se", "Did you mean 'attention'"),
     ("parts={norm: batch, dropout_fraction: 0.1}", "take norm instance, group or layer, or drop_path_fraction"),
     ("parts.bottleneck=aspp_simple", "needs one dilation for each dilated branch"),
@@ -64,11 +64,11 @@ REFUSED = [  # change of a two-stage 3D network, and what is said
     ("parts={bottleneck: aspp_simple, dilations_zyx: [[1, 1, 1]], bottleneck_pooling: true}", "aspp_deeplab alone"),
     ("parts.bottleneck_features=8", "belongs to a bottleneck"),
     ("parts.attention_position=block", "needs an attention"),
-    ("parts={attention: se, attention_position: after_add}", "there is no addition"),
+    ("parts={attention: se, attention_position: after_add}", "has no addition"),
     ("parts={attention: eca, attention_position: block, decoder: residual}", "just behind norm 'instance'"),
     ("parts.expansion=[2, 2]", "kind 'plain' does not use parts.expansion"),
     ("parts.drop_path_fraction=0.1", "kind 'plain' does not use parts.drop_path_fraction"),
-    ("parts.residual_scale=0.1", "there is no addition"),
+    ("parts.residual_scale=0.1", "has no addition"),
     ("parts.decoder_features=[4, 8]", "decoder_features has 2 entries, expected 1"),
     ("parts.dropout_fraction=1.0", "less than 1"),
     ("strides_zyx=[[2, 2, 2], [2, 2, 2]]", "expected 1 on every axis"),

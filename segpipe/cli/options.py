@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from segpipe.core.machine import cpu_count
 
@@ -133,6 +134,17 @@ def length_edits(epochs: int | None, iterations: int | None, time_budget: float 
     return tuple(f"training.{name}={value}" for name, value in limits.items())
 
 
+def _complete_edit(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    from segpipe.plan.edit import completions  # pydantic and numpy are not wanted before a shell asks
+
+    return [CompletionItem(text, help=does) for text, does in completions(incomplete)]
+
+
 edits = click.option(
-    "--set", "edits", multiple=True, metavar="KEY=VALUE", help="Change a value of the plan; repeatable."
+    "--set",
+    "edits",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a value of the plan; repeatable.",
+    shell_complete=_complete_edit,
 )

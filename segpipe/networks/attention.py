@@ -9,6 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from segpipe.core.choices import functions_for
+from segpipe.networks.parts import GATES
+
 _MIN_HIDDEN = 4  # fewer cannot tell channels apart
 _SPATIAL_KERNEL = 7
 _CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
@@ -99,9 +102,11 @@ class SpatialAndChannel(nn.Module):
         return torch.maximum(self.channels(x), x * self.voxels(x).sigmoid())
 
 
-ATTENTION: dict[str, Callable[[int, int, int], nn.Module]] = {  # (axes, features, reduction) to a gate
+_MakeGate = Callable[[int, int, int], nn.Module]  # from the number of axes, of features, and the reduction
+_MAKERS: dict[str, _MakeGate] = {
     "se": lambda _, n_features, reduction: SqueezeExcitation(n_features, reduction),
     "eca": lambda _, n_features, __: EfficientChannelAttention(n_features),
     "cbam": BlockAttention,
     "scse": SpatialAndChannel,
 }
+MAKE_GATE = functions_for(GATES, _MAKERS, "GATES of networks/parts.py")

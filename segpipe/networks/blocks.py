@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from segpipe.networks.attention import ATTENTION
+from segpipe.core.choices import functions_for
+from segpipe.networks.attention import MAKE_GATE
 from segpipe.networks.norms import InstanceNorm2d, InstanceNorm3d
-from segpipe.networks.parts import Parts
+from segpipe.networks.parts import ACTIVATIONS, NORMS, Parts
 
 _NORM_GROUPS = 8
 _LEAKY_SLOPE = 1e-2
@@ -69,27 +70,11 @@ class Layers:
 
     def norm(self, n_features: int) -> nn.Module:
         """The spec's norm with a scale and a shift for each channel, eps 1e-5."""
-        match self.parts.norm:
-            case "instance":
-                return _INSTANCE[self.n_axes](n_features, eps=1e-5, affine=True)
-            case "batch":
-                return _BATCH[self.n_axes](n_features)
-            case "group":
-                return nn.GroupNorm(math.gcd(_NORM_GROUPS, n_features), n_features)
-            case "layer":
-                return ChannelNorm(n_features)
+        return MAKE_NORM[self.parts.norm](self.n_axes, n_features)
 
     def activation(self) -> nn.Module:
         """The spec's activation; it may overwrite its input."""
-        match self.parts.activation:
-            case "leaky_relu":
-                return nn.LeakyReLU(_LEAKY_SLOPE, inplace=True)
-            case "relu":
-                return nn.ReLU(inplace=True)
-            case "gelu":
-                return nn.GELU()
-            case "silu":
-                return nn.SiLU(inplace=True)
+        return MAKE_ACTIVATION[self.parts.activation]()
 
     def unit(
         self,
@@ -117,7 +102,7 @@ class Layers:
         kind = self.parts.attention
         if kind is None or self.parts.attention_position != position:
             return nn.Identity()
-        return ATTENTION[kind](self.n_axes, n_features, self.parts.attention_reduction)
+        return MAKE_GATE[kind](self.n_axes, n_features, self.parts.attention_reduction)
 
     def _per_axis(self, value: Sequence[int] | int) -> tuple[int, ...]:
         return (value,) * self.n_axes if isinstance(value, int) else tuple(value)
@@ -167,6 +152,22 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         normed = functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, 1e-5)
         return normed.movedim(-1, 1)
+
+
+_NORM_MAKERS: dict[str, Callable[[int, int], nn.Module]] = {  # from the number of axes and of features
+    "instance": lambda n_axes, n_features: _INSTANCE[n_axes](n_features, eps=1e-5, affine=True),
+    "batch": lambda n_axes, n_features: _BATCH[n_axes](n_features),
+    "group": lambda _, n_features: nn.GroupNorm(math.gcd(_NORM_GROUPS, n_features), n_features),
+    "layer": lambda _, n_features: ChannelNorm(n_features),
+}
+MAKE_NORM = functions_for(NORMS, _NORM_MAKERS, "NORMS of networks/parts.py")
+_ACTIVATION_MAKERS: dict[str, Callable[[], nn.Module]] = {
+    "leaky_relu": lambda: nn.LeakyReLU(_LEAKY_SLOPE, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "gelu": nn.GELU,
+    "silu": lambda: nn.SiLU(inplace=True),
+}
+MAKE_ACTIVATION = functions_for(ACTIVATIONS, _ACTIVATION_MAKERS, "ACTIVATIONS of networks/parts.py")
 
 
 class DropPath(nn.Module):

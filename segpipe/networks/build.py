@@ -16,8 +16,8 @@ Most write an encoder and, if theirs is not nnU-Net's, a `DecoderStyle`, and put
 - A value that the family needs and `Parts` lacks is a new field there, with a default that changes nothing.
 - No parameter may stay without a gradient, and no batch norm hide when `parts.norm` is another.
 
-The rows: the function in `NETWORKS` below, and in `spec.KINDS` the parts that the family uses; a spec with others is
-refused. A third, a small spec in tests/specs.py, has tests/test_build.py run over it.
+The rows: the function in `_FAMILIES` below, and a `NetworkKind` in `spec.KINDS` with the parts that the family uses; a
+spec with others is refused. A third, a small spec in tests/specs.py, has tests/test_build.py run over it.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from segpipe.core.choices import functions_for
 from segpipe.core.errors import PlanError
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
 from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.monai_kinds import segresnet, swin_unetr
-from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 
 
@@ -46,7 +47,7 @@ def residual(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
     return he_initialisation(UNet(spec, ResidualEncoder(spec, n_channels), n_outputs))
 
 
-NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
+_FAMILIES: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "plain": plain,
     "residual": residual,
     "convnext": convnext,
@@ -54,6 +55,7 @@ NETWORKS: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
 }
+NETWORKS = functions_for(KINDS, _FAMILIES, "KINDS of networks/spec.py")
 
 
 class SliceWise(nn.Module):

@@ -19,10 +19,6 @@ from segpipe.networks.spec import NetworkSpec
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-OPTIMIZER_STATES = {"sgd": (1, 1), "adamw": (2, 2), "muon": (1, 2)}  # kept for each number of inner kernels, of others
-# Made while stepping: sgd adds the weight decay to a copy of the gradients; muon's work on one kernel, about six times
-# its size, is below all gradients.
-_OPTIMIZER_COPIES = {"sgd": 1, "adamw": 0, "muon": 1}
 _PROBE_EDGE_VOX = {"cuda": 96}  # large enough to fill the device; 32 elsewhere
 _PROBE_FEATURES = 32
 _PROBE_SECONDS = 1.0
@@ -91,7 +87,8 @@ def cost(
     patch_zyx: tuple[int, int, int],
     batch_size: int,
     *,
-    optimizer: str = "sgd",
+    optimizer_states: tuple[int, int] = (1, 1),
+    gradient_copies: int = 1,
     averages_weights: bool = False,
     precision: Precision = "bf16",
     loss: LossFunction | None = None,
@@ -105,7 +102,9 @@ def cost(
         n_outputs: Channels of the result; a module has its own.
         patch_zyx: Voxels of a patch.
         batch_size: Patches in a step.
-        optimizer: One of `OPTIMIZER_STATES`.
+        optimizer_states: Numbers that the optimizer keeps for each number of an inner kernel, and of any other
+            parameter; the default is that of SGD with momentum.
+        gradient_copies: Copies of all gradients that a step of the optimizer makes on its way.
         averages_weights: Whether a second copy of the weights is kept.
         precision: Of autocast.
         loss: The trainer's, so that its memory counts; None for the network alone.
@@ -124,8 +123,8 @@ def cost(
     traced = trace_training(network, work, loss or _sum_of_means, calibration.scratch_share)
     one_patch = trace_inference(network, replace(work, batch_size=1), calibration.scratch_share)
     weight_bytes, gradient_bytes = traced.parameter_bytes + traced.buffer_bytes, traced.trainable_bytes
-    optimizer_bytes = _state_bytes(network, optimizer) + averages_weights * weight_bytes
-    stepping_bytes = weight_bytes + traced.batch_bytes + (1 + _OPTIMIZER_COPIES[optimizer]) * gradient_bytes
+    optimizer_bytes = _state_bytes(network, optimizer_states) + averages_weights * weight_bytes
+    stepping_bytes = weight_bytes + traced.batch_bytes + (1 + gradient_copies) * gradient_bytes
     peak_bytes = max(traced.peak_bytes, stepping_bytes) + optimizer_bytes
     lasting_bytes = weight_bytes + optimizer_bytes + traced.batch_bytes + traced.kept_bytes
     return Cost(
@@ -143,8 +142,8 @@ def cost(
     )
 
 
-def _state_bytes(network: nn.Module, optimizer: str) -> int:
-    of_kernels, of_others = OPTIMIZER_STATES[optimizer]
+def _state_bytes(network: nn.Module, states: tuple[int, int]) -> int:
+    of_kernels, of_others = states
     kernel_bytes = sum(p.nbytes for p in inner_kernels(network) if p.requires_grad)
     return (
         of_others * sum(p.nbytes for p in network.parameters() if p.requires_grad)

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from segpipe.networks.spec import KINDS
+
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of dimensions
-_FASTER_IN_TRAINING = ("plain", "residual")  # convolutions of single channels lose more backward than they gain
 
 
 def memory_format(kind: str, n_axes: int, device: torch.device, *, trains: bool, wanted: bool | None = None) -> Any:
@@ -27,7 +28,7 @@ def memory_format(kind: str, n_axes: int, device: torch.device, *, trains: bool,
         wanted: Channels last or not; None: where it was measured faster, see docs/decisions.md.
     """
     if wanted is None:
-        wanted = device.type == "cpu" and (not trains or kind in _FASTER_IN_TRAINING)
+        wanted = device.type == "cpu" and (not trains or KINDS[kind].fast_channels_last)
     return _CHANNELS_LAST[n_axes + 2] if wanted else torch.contiguous_format
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -16,18 +17,59 @@ from pydantic import (
     model_validator,
 )
 
+from segpipe.core.choices import Choice, OneOf
 from segpipe.core.records import Record
 
-WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also what stands at its default
+WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
+
+NORMS: dict[str, Choice] = {  # blocks.py has a function for each row
+    "instance": Choice(does="over the voxels of each channel of each sample", source="Ulyanov et al. 2016"),
+    "batch": Choice(does="over the voxels of each channel of the batch", source="Ioffe and Szegedy 2015"),
+    "group": Choice(
+        does="over 8 groups of channels, or the largest number that divides both 8 and the channels",
+        source="Wu and He 2018",
+    ),
+    "layer": Choice(does="over the channels of each voxel", source="Liu et al. 2022, ConvNeXt"),
+}
+ACTIVATIONS: dict[str, Choice] = {  # blocks.py has a function for each row
+    "leaky_relu": Choice(does="leaky ReLU of slope 0.01", source="nnU-Net"),
+    "relu": Choice(does="ReLU"),
+    "gelu": Choice(does="Gaussian error linear unit", source="Hendrycks and Gimpel 2016"),
+    "silu": Choice(does="x · sigmoid(x)", source="Elfwing et al. 2018"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(Choice):
+    """A gate on a feature map; `sees_only_means`: of its channels, which an instance norm makes equal."""
+
+    sees_only_means: bool = False
+
+
+GATES: dict[str, Gate] = {  # attention.py has a function for each row
+    "se": Gate(does="channels by the means of all channels", source="Hu et al. 2018", sees_only_means=True),
+    "eca": Gate(does="channels by the means of their neighbours", source="Wang et al. 2020", sees_only_means=True),
+    "cbam": Gate(does="channels by their means and maxima, then voxels", source="Woo et al. 2018"),
+    "scse": Gate(does="the larger of gated channels and gated voxels", source="Roy et al. 2018"),
+}
+PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
+    "aspp_simple": Choice(does="dilated convolutions beside a 1×1×1", source="MONAI, SimpleASPP"),
+    "aspp_deeplab": Choice(does="narrow dilated branches with norm and activation", source="Chen et al. 2017"),
+}
+
+
+def writes_defaults(info: SerializationInfo) -> bool:
+    """Whether `model_dump` was called with `WRITE_DEFAULTS`."""
+    return bool(info.context and info.context.get("write_defaults"))
 
 
 class Sparse(Record):
-    """A record of which only what differs from the default is written, so that older plans keep their bytes."""
+    """A record that writes only what differs from the default, so that older plans keep their bytes."""
 
     @model_serializer(mode="wrap")
     def _only_what_was_chosen(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        if info.context and info.context.get("write_defaults"):
+        if writes_defaults(info):
             return values
         fields = type(self).model_fields
         return {name: value for name, value in values.items() if getattr(self, name) != fields[name].default}
@@ -37,18 +79,17 @@ class Parts(Sparse):
     """What a U-Net is assembled from. A kind refuses the parts that it does not use (`spec.KINDS`).
 
     Args:
-        norm: instance; batch; group (8 groups, or the largest number that divides both 8 and the channels);
-            layer (over the channels of each voxel, as ConvNeXt).
+        norm: Behind a convolution.
         activation: Between convolutions. convnext and the gates of attention have their own.
         bias: Whether a convolution before a norm has a bias. A norm removes it again; nnU-Net has it.
         dropout_fraction: Share of channels dropped between convolution and norm, 0 to below 1.
         drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
         residual_scale: Factor of a residual branch before it is added.
-        attention: Gate on channels (se, eca), on channels and voxels (cbam, scse).
+        attention: Gate on a feature map.
         attention_position: skip: on what the encoder hands to the decoder; block: in every block, before its addition
             (plain: behind the convolutions of a stage); after_add: in every block, behind its addition.
         attention_reduction: Channels of a gate's hidden layer are C / this, at least 4.
-        bottleneck: Atrous pyramid behind the deepest stage: aspp_simple as MONAI, aspp_deeplab as DeepLabV3.
+        bottleneck: Atrous pyramid behind the deepest stage.
         dilations_zyx: One for each dilated branch of the pyramid, from `aspp_dilations`.
         bottleneck_features: Channels behind the pyramid; None: those of the deepest stage.
         bottleneck_pooling: aspp_deeplab: a branch with the mean over the patch, which is not the mean of the image.
@@ -65,16 +106,16 @@ class Parts(Sparse):
             norms then see each batch twice, so that their running statistics move nearly twice as fast.
     """
 
-    norm: Literal["instance", "batch", "group", "layer"] = "instance"
-    activation: Literal["leaky_relu", "relu", "gelu", "silu"] = "leaky_relu"
+    norm: Annotated[str, OneOf(NORMS)] = "instance"
+    activation: Annotated[str, OneOf(ACTIVATIONS)] = "leaky_relu"
     bias: bool = True
     dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
     drop_path_fraction: float = Field(default=0.0, ge=0, lt=1)
     residual_scale: PositiveFloat = 1.0
-    attention: Literal["se", "eca", "cbam", "scse"] | None = None
+    attention: Annotated[str, OneOf(GATES)] | None = None
     attention_position: Literal["skip", "block", "after_add"] = "skip"
     attention_reduction: PositiveInt = 8
-    bottleneck: Literal["aspp_simple", "aspp_deeplab"] | None = None
+    bottleneck: Annotated[str, OneOf(PYRAMIDS)] | None = None
     dilations_zyx: tuple[tuple[PositiveInt, ...], ...] = ()
     bottleneck_features: PositiveInt | None = None
     bottleneck_pooling: bool = False

@@ -2,31 +2,83 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from pydantic import PositiveInt, field_validator, model_validator
+from pydantic import PositiveInt, model_validator
 
-from segpipe.core.records import did_you_mean
+from segpipe.core.choices import Choice, OneOf
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET, levels
-from segpipe.networks.parts import InitialWeights, Parts, Sparse
+from segpipe.networks.parts import GATES, InitialWeights, Parts, Sparse
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
 _ATTENTION = {"attention", "attention_position", "attention_reduction"}
-_MEANS = {"se", "eca"}  # gates that see the channels' means and nothing else
-_PLAIN = _PYRAMID | _ATTENTION | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
-_PLAIN |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
-KINDS: dict[str, set[str]] = {  # the parts that each kind uses
-    "plain": _PLAIN - {"stem_kernel_zyx", "drop_path_fraction"},
-    "residual": _PLAIN,
-    "convnext": _PLAIN - {"activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
-    | {"expansion", "decoder_expansion", "response_norm"},
-    **{kind: (_PLAIN - {"dropout_fraction", "stem_kernel_zyx"}) | {"padding"} for kind in KINDS_OF_EFFICIENTNET},
-    "segresnet": {"dropout_fraction"},
-    "swin_unetr": {"dropout_fraction", "drop_path_fraction", "checkpointing"},
-}
-_OWN_FEATURES: dict[str, tuple[int, ...]] = {  # kinds with a topology of their own: multiples of the first features
-    "segresnet": (1, 2, 4, 8),
-    "swin_unetr": (1, 1, 2, 4, 8, 16),
+_UNET = _PYRAMID | _ATTENTION | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+_UNET |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkKind(Choice):
+    """What is known of a family of networks without building it; `parameters` are the `Parts` that it uses.
+
+    Args:
+        has_additions: Its blocks end in an addition, on which residual_scale and attention after_add act.
+        gates_norms: A gate in position block comes just behind a norm.
+        fast_channels_last: Trains faster on a CPU with a voxel's channels side by side. Convolutions of single channels
+            lose more in the backward pass than they gain.
+        own_features: Multiples of the first stage's features, of a family with a topology of its own.
+    """
+
+    has_additions: bool = True
+    gates_norms: bool = False
+    fast_channels_last: bool = False
+    own_features: tuple[int, ...] | None = None
+
+
+_EFFICIENTNET = NetworkKind(
+    does="EfficientNet in 3D or 2D, with an extra block at full resolution; presets effnet_b0 to effnet_b7",
+    source="Tan and Le 2019, EfficientNet; takes weights of timm",
+    parameters=tuple(sorted((_UNET - {"dropout_fraction", "stem_kernel_zyx"}) | {"padding"})),
+    gates_norms=True,
+)
+KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
+    "plain": NetworkKind(
+        does="convolutions; presets nnunet and cpu",
+        source="dynamic-network-architectures, PlainConvUNet",
+        parameters=tuple(sorted(_UNET - {"stem_kernel_zyx", "drop_path_fraction"})),
+        has_additions=False,
+        fast_channels_last=True,
+    ),
+    "residual": NetworkKind(
+        does="residual blocks; presets resenc_m, resenc_l and resenc_xl",
+        source="dynamic-network-architectures, ResidualEncoderUNet",
+        parameters=tuple(sorted(_UNET)),
+        gates_norms=True,
+        fast_channels_last=True,
+    ),
+    "convnext": NetworkKind(
+        does="MedNeXt blocks: depthwise convolution, expansion, compression; presets convnext_s to convnext_l",
+        source="Roy et al. 2023, MedNeXt",
+        parameters=tuple(
+            sorted(
+                _UNET - {"activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+                | {"expansion", "decoder_expansion", "response_norm"}
+            )
+        ),
+    ),
+    **dict.fromkeys(KINDS_OF_EFFICIENTNET, _EFFICIENTNET),
+    "segresnet": NetworkKind(
+        does="MONAI's network with its fixed topology, for comparison; by --set",
+        source="Myronenko 2018",
+        parameters=("dropout_fraction",),
+        own_features=(1, 2, 4, 8),
+    ),
+    "swin_unetr": NetworkKind(
+        does="MONAI's network with its fixed topology, for comparison; by --set",
+        source="Hatamizadeh et al. 2022",
+        parameters=("checkpointing", "drop_path_fraction", "dropout_fraction"),
+        own_features=(1, 1, 2, 4, 8, 16),
+    ),
 }
 _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
 
@@ -37,7 +89,7 @@ class NetworkSpec(Sparse):
     One stage can be written, since nnU-Net's planner does so for tiny images, but not built.
 
     Args:
-        kind: The family of the encoder, one of `KINDS`.
+        kind: The family of the encoder, a row of `KINDS`.
         features: Channels of each encoder stage.
         strides_zyx: Stride at the entry of each stage; the first is 1 on every axis. (Z, Y, X) or (Y, X).
         kernels_zyx: Kernel of each stage, odd.
@@ -47,7 +99,7 @@ class NetworkSpec(Sparse):
         weights: Where the weights before training come from; None: random.
     """
 
-    kind: str
+    kind: Annotated[str, OneOf(KINDS)]
     features: tuple[PositiveInt, ...]
     strides_zyx: tuple[tuple[PositiveInt, ...], ...]
     kernels_zyx: tuple[tuple[PositiveInt, ...], ...]
@@ -55,13 +107,6 @@ class NetworkSpec(Sparse):
     decoder_convolutions: tuple[PositiveInt, ...]
     parts: Parts = Parts()
     weights: InitialWeights | None = None
-
-    @field_validator("kind")
-    @classmethod
-    def _known(cls, kind: str) -> str:
-        if kind not in KINDS:
-            raise ValueError(f"expected one of {', '.join(KINDS)}.{did_you_mean(kind, list(KINDS))}")
-        return kind
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkSpec:
@@ -90,23 +135,23 @@ class NetworkSpec(Sparse):
 
     def _expect_used_parts(self) -> None:
         chosen = [name for name, field in Parts.model_fields.items() if getattr(self.parts, name) != field.default]
-        unused = [name for name in chosen if name not in KINDS[self.kind]]
+        kind = KINDS[self.kind]
+        unused = [name for name in chosen if name not in kind.parameters]
         if unused:
             raise ValueError(f"kind {self.kind!r} does not use parts.{unused[0]}; leave it out")
         scaled = self.parts.residual_scale != 1 and self.parts.decoder == "plain"
-        if self.kind == "plain" and (scaled or self.parts.attention_position == "after_add"):
+        if not kind.has_additions and (scaled or self.parts.attention_position == "after_add"):
             raise ValueError(
-                "there is no addition in kind 'plain' that attention_position after_add or residual_scale could act "
-                "on; take kind residual"
+                f"kind {self.kind!r} has no addition that attention_position after_add or residual_scale could act on; "
+                "take kind residual"
             )
         self._expect_seeing_gates()
 
     def _expect_seeing_gates(self) -> None:
-        parts, adds_norms = (
-            self.parts,
-            "residual" in (self.kind, self.parts.decoder) or self.kind in KINDS_OF_EFFICIENTNET,
-        )
-        if adds_norms and (parts.norm, parts.attention_position) == ("instance", "block") and parts.attention in _MEANS:
+        parts = self.parts
+        gates_norms = KINDS[self.kind].gates_norms or parts.decoder == "residual"
+        is_blind = parts.attention is not None and GATES[parts.attention].sees_only_means
+        if gates_norms and is_blind and (parts.norm, parts.attention_position) == ("instance", "block"):
             raise ValueError(
                 f"attention {parts.attention!r} in position block sees channels' means just behind norm 'instance', "
                 "which makes them the same for every image; take attention_position after_add or skip, or another norm"
@@ -115,9 +160,10 @@ class NetworkSpec(Sparse):
     def _expect_own_topology(self) -> None:
         if self.kind in KINDS_OF_EFFICIENTNET:
             self._expect_efficientnet()
-        if self.kind not in _OWN_FEATURES:
+        own_features = KINDS[self.kind].own_features
+        if own_features is None:
             return
-        features = tuple(self.features[0] * factor for factor in _OWN_FEATURES[self.kind])
+        features = tuple(self.features[0] * factor for factor in own_features)
         if self.features != features:
             raise ValueError(f"features {self.features} of kind {self.kind!r} must be {features}")
         if any(set(stride) != {2} for stride in self.strides_zyx[1:]):

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from segpipe.core.choices import functions_for
 from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths, residual_stage
+from segpipe.networks.parts import PYRAMIDS
 from segpipe.networks.spec import NetworkSpec
 
 _KERNEL = 3
@@ -17,13 +19,8 @@ _KERNEL = 3
 
 def pyramid(make: Layers, n_in: int, n_out: int) -> nn.Module:
     """The spec's pyramid from `n_in` to `n_out` channels; the identity if it has none."""
-    match make.parts.bottleneck:
-        case "aspp_simple":
-            return SimplePyramid(make, n_in, n_out)
-        case "aspp_deeplab":
-            return DeepLabPyramid(make, n_in, n_out)
-        case None:
-            return nn.Identity()
+    kind = make.parts.bottleneck
+    return nn.Identity() if kind is None else MAKE_PYRAMID[kind](make, n_in, n_out)
 
 
 class SimplePyramid(nn.Module):
@@ -72,6 +69,13 @@ class DeepLabPyramid(nn.Module):
             mean_BC = self.pooled(x.flatten(2).mean(2))
             maps.append(mean_BC[(..., *(None,) * (x.ndim - 2))].expand(-1, -1, *x.shape[2:]))
         return self.project(torch.cat(maps, 1))
+
+
+_PYRAMID_MAKERS: dict[str, Callable[[Layers, int, int], nn.Module]] = {
+    "aspp_simple": SimplePyramid,
+    "aspp_deeplab": DeepLabPyramid,
+}
+MAKE_PYRAMID = functions_for(PYRAMIDS, _PYRAMID_MAKERS, "PYRAMIDS of networks/parts.py")
 
 
 def _shares(total: int, n_parts: int) -> list[int]:

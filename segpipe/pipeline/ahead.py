@@ -16,7 +16,6 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.networks.cost import OPTIMIZER_STATES
 from segpipe.networks.doctor import free_device_bytes
 from segpipe.pipeline.costs import planned_costs
 from segpipe.pipeline.devices import devices_for
@@ -25,6 +24,7 @@ from segpipe.pipeline.planning import Choices, plan_data, refuse_foreign
 from segpipe.pipeline.stages import default_configuration
 from segpipe.pipeline.training import shared_plan
 from segpipe.plan.edit import edited
+from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.prepare.current import states_of
@@ -178,5 +178,5 @@ def _seconds_of_fold(work: Work, plan: Plan, name: str, cost: PlannedCost, n_ste
 
 def _fold_bytes(plan: Plan, cost: PlannedCost) -> int:
     """Of a fold: weights for prediction, and two states with what the optimizer keeps."""
-    kept = max(OPTIMIZER_STATES[plan.training.optimizer]) + 1 + bool(plan.training.weight_average)
+    kept = max(OPTIMIZERS[plan.training.optimizer].states) + 1 + bool(plan.training.weight_average)
     return (1 + _STATES * kept) * cost.parameters * _FLOAT_BYTES

@@ -15,6 +15,7 @@ from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_
 from segpipe.networks.device import precision_name, resolve_device
 from segpipe.networks.spec import NetworkSpec
 from segpipe.pipeline.machine import Machine
+from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.patch import Memory, PredictMemory, nearest_fit
 from segpipe.plan.planned_cost import PlannedCost, prepared_bytes
 from segpipe.plan.schema import Configuration, Plan
@@ -159,13 +160,15 @@ def _cost_of(plan: Plan, configuration: Configuration, machine: Machine) -> Cost
 def _cost(
     task: _Task, network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int, *, batch_dice: bool
 ) -> Cost:
+    optimizer = OPTIMIZERS[task.training.optimizer]
     return cost(
         network,
         task.n_channels,
         task.labels.n_outputs,
         patch_zyx,
         batch_size,
-        optimizer=task.training.optimizer,
+        optimizer_states=optimizer.states,
+        gradient_copies=optimizer.gradient_copies,
         averages_weights=bool(task.training.weight_average),
         precision=task.precision,
         loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice, loss=task.training.loss),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from segpipe.core.choices import Choice
 from segpipe.plan.presettable import Presettable
 
 _Probability = Annotated[float, Field(ge=0, le=1)]
@@ -27,26 +29,79 @@ _Sizes = Annotated[tuple[PositiveInt, Annotated[int, Field(le=7)]], _Ascending]
 _Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
-_CHANCES = (
-    "p_rotation", "p_scale", "p_elastic", "p_mirror", "p_noise", "p_blur", "p_brightness", "p_contrast", "p_lowres",
-    "p_gamma_inverted", "p_gamma", "p_quarter_turn", "p_median", "p_shift", "p_blank", "p_gradient", "p_local_gamma",
-    "p_sharpening", "p_guide_shape", "p_guide_part",
-)  # fmt: skip
-AUGMENTATIONS: dict[str, dict[str, Any]] = {  # what each name changes in the defaults
-    "none": dict.fromkeys(_CHANCES, 0.0),
-    "light": dict(
-        rotation_degrees=15.0, scale=(0.85, 1.2), p_blur=0.0, p_lowres=0.0, p_gamma_inverted=0.0, p_gamma=0.15
+_CHANCES = (  # not among them: shares of what is changed anyway, such as p_rotation_axis
+    "p_rotation",
+    "p_scale",
+    "p_elastic",
+    "p_mirror",
+    "p_noise",
+    "p_blur",
+    "p_brightness",
+    "p_contrast",
+    "p_lowres",
+    "p_gamma_inverted",
+    "p_gamma",
+    "p_quarter_turn",
+    "p_median",
+    "p_shift",
+    "p_blank",
+    "p_gradient",
+    "p_local_gamma",
+    "p_sharpening",
+    "p_guide_shape",
+    "p_guide_part",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentationPreset(Choice):
+    """A name for values of `Augmentation`: what it changes in the defaults."""
+
+    changes: Mapping[str, Any]
+
+
+AUGMENTATIONS: dict[str, AugmentationPreset] = {
+    "none": AugmentationPreset(does="changes nothing", changes=dict.fromkeys(_CHANCES, 0.0)),
+    "light": AugmentationPreset(
+        does="small turns and scales, no blur; for short trainings",
+        changes={
+            "rotation_degrees": 15.0,
+            "scale": (0.85, 1.2),
+            "p_blur": 0.0,
+            "p_lowres": 0.0,
+            "p_gamma_inverted": 0.0,
+            "p_gamma": 0.15,
+        },
     ),
-    "nnunet": {},
-    # nnunetv2's nnUNetTrainerDA5, and an elastic deformation, which it has not. Its exchange of axes is a quarter turn
-    # of a mirror image; where it blurs or takes medians, one or the other, these are drawn apart, each half as often.
-    "strong": dict(
-        p_rotation=0.4, p_rotation_axis=0.5, p_scale_apart=1.0, p_elastic=0.2, p_brightness=0.0, p_contrast=0.2,
-        p_lowres=0.15, p_blur=0.1, scale=(0.7, 1.43), blur_vox=(0.3, 1.5), contrast=(0.5, 2.0), lowres_zoom=(0.25, 1.0),
-        p_quarter_turn=0.375, p_median=0.1, p_shift=0.1, p_blank=0.4, p_gradient=0.3, p_local_gamma=0.3,
-        p_sharpening=0.2,
+    "nnunet": AugmentationPreset(does="nnU-Net's default", source="nnunetv2, nnUNetTrainer", changes={}),
+    # An elastic deformation comes on top, which nnunetv2 does not have. Its exchange of axes is a quarter turn of a
+    # mirror image; where it either blurs or takes medians, these are drawn apart, each half as often.
+    "strong": AugmentationPreset(
+        does="more of everything, and local changes",
+        source="nnunetv2, nnUNetTrainerDA5",
+        changes={
+            "p_rotation": 0.4,
+            "p_rotation_axis": 0.5,
+            "p_scale_apart": 1.0,
+            "p_elastic": 0.2,
+            "p_brightness": 0.0,
+            "p_contrast": 0.2,
+            "p_lowres": 0.15,
+            "p_blur": 0.1,
+            "scale": (0.7, 1.43),
+            "blur_vox": (0.3, 1.5),
+            "contrast": (0.5, 2.0),
+            "lowres_zoom": (0.25, 1.0),
+            "p_quarter_turn": 0.375,
+            "p_median": 0.1,
+            "p_shift": 0.1,
+            "p_blank": 0.4,
+            "p_gradient": 0.3,
+            "p_local_gamma": 0.3,
+            "p_sharpening": 0.2,
+        },
     ),
-}  # fmt: skip
+}
 
 
 class Augmentation(Presettable):
@@ -87,7 +142,7 @@ class Augmentation(Presettable):
         nnU-Net's list of transforms, probabilities and ranges (nnunetv2 2.8.1).
     """
 
-    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = AUGMENTATIONS
+    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: row.changes for name, row in AUGMENTATIONS.items()}
 
     p_rotation: _Probability = 0.2
     p_rotation_axis: _Probability = 1.0

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from pydantic.fields import FieldInfo
 
+from segpipe.core.choices import table_of
 from segpipe.core.errors import PlanError
 from segpipe.core.progress import say
-from segpipe.core.records import did_you_mean, parse_yaml
+from segpipe.core.records import Record, did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.laterality import sided_labels, sideways_axis
-from segpipe.plan.presettable import PRESET
+from segpipe.plan.optimizers import OPTIMIZERS
+from segpipe.plan.presettable import PRESET, Presettable
 from segpipe.plan.schema import KEY, Plan
 from segpipe.plan.training import Training
 
-_USUAL = {  # of Training, by whether the optimizer is sgd; muon's updates are made as large as adamw's
-    True: {"learning_rate": 1e-2, "momentum": 0.99, "weight_decay": 3e-5},
-    False: {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-2},
-}
 _N_NAMED = 4  # of labels in a warning
+_USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
 
 
 def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
@@ -83,11 +83,11 @@ def warn_of_sides(plan: Plan) -> None:
 
 
 def _tell_what_stays(old: Training, new: Training, given: Mapping[str, Any]) -> None:
-    """Warn of a learning rate, momentum or decay that was chosen for an optimizer of the other kind."""
-    is_sgd = new.optimizer == "sgd"
-    if is_sgd == (old.optimizer == "sgd") or {"training", "training.learning_rate"} & set(given):
+    """Warn of a learning rate, momentum or decay that was chosen for an optimizer of another kind."""
+    usual_before, usual_now = OPTIMIZERS[old.optimizer].usual, OPTIMIZERS[new.optimizer].usual
+    if usual_before == usual_now or {"training", "training.learning_rate"} & set(given):
         return
-    usual = {key: value for key, value in _USUAL[is_sgd].items() if f"training.{key}" not in given}
+    usual = {key: value for key, value in usual_now.items() if f"training.{key}" not in given}
     stay = ", ".join(f"{key} {getattr(new, key):g}" for key in usual)
     advice = " ".join(f"--set training.{key}={value:g}" for key, value in usual.items())
     say(f"warning: training.optimizer={new.optimizer}: {stay} stay as chosen for {old.optimizer}. Usual are {advice}.")
@@ -127,3 +127,50 @@ def _below(place: Any, step: str, key: str) -> Any:
     if step not in known:
         raise PlanError(f"--set {key}: there is no {step!r} in the plan.{did_you_mean(step, known)}")
     return place[step]
+
+
+def completions(text: str) -> list[tuple[str, str]]:
+    """Continue what was typed behind `--set`: with keys, or behind an equals sign with names and what each does.
+
+    Example:
+        >>> completions("training.sched")
+        [('training.schedule=', '')]
+        >>> completions("training.schedule=cos")
+        [('training.schedule=cosine', 'falls along half a cosine')]
+    """
+    key, equals, start = text.partition("=")
+    fields = dict(_fields_in(Plan, ""))
+    if not equals:
+        return [(f"{name}=", "") for name in fields if name.startswith(text)]
+    names = _names_for(fields[key]) if key in fields else {}
+    return [(f"{key}={name}", does) for name, does in names.items() if name.startswith(start)]
+
+
+def _fields_in(record: type[Record], prefix: str) -> Iterator[tuple[str, FieldInfo]]:
+    """Every key of a record and of the records in it; a completion has no plan to ask for its configurations."""
+    for name, field in record.model_fields.items():
+        yield f"{prefix}{name}", field
+        inner, kind = _record_in(field), get_origin(field.annotation)
+        for below in _USUAL_CONFIGURATIONS if kind is dict else ("",) if kind is not tuple else ():
+            if inner is not None:
+                yield from _fields_in(inner, f"{prefix}{name}.{below}")
+
+
+def _record_in(field: FieldInfo) -> type[Record] | None:
+    parts = (field.annotation, *get_args(field.annotation))
+    return next((part for part in parts if isinstance(part, type) and issubclass(part, Record)), None)
+
+
+def _names_for(field: FieldInfo) -> dict[str, str]:
+    """Names that a value may be, each with what it does."""
+    record = _record_in(field)
+    if record is not None and issubclass(record, Presettable):
+        return dict.fromkeys(record.NAMES, "")
+    if get_origin(field.annotation) is dict:  # its keys are names, not its value
+        return {}
+    annotations = (*field.metadata, field.annotation, *get_args(field.annotation))
+    table = next((found for part in annotations if (found := table_of(part)) is not None), None)
+    if table is not None:
+        return {name: row.does for name, row in table.items()}
+    literals = [name for part in annotations if get_origin(part) is Literal for name in get_args(part)]
+    return dict.fromkeys(["true", "false"] if field.annotation is bool else map(str, literals), "")

@@ -3,15 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.plan.presettable import Presettable
 
-Term = Literal["dice", "tversky", "focal_tversky", "ce", "topk", "focal", "cldice", "skeleton_recall"]
-TERMS: tuple[Term, ...] = get_args(Term)
-LOSSES: dict[str, dict[Term, float]] = {  # a name, and the weights of its terms; the rest is at its default
+
+@dataclass(frozen=True, kw_only=True)
+class LossTerm(Choice):
+    """A term of a loss. Its parameters are fields of `Loss`.
+
+    Args:
+        only_full_resolution: Left out of deep supervision, as it does not survive bringing the labels down.
+    """
+
+    only_full_resolution: bool = False
+
+
+TERMS: dict[str, LossTerm] = {  # train/losses.py has a function for each row
+    "dice": LossTerm(does="soft Dice, negative", source="Drozdzal et al. 2016; nnU-Net's"),
+    "tversky": LossTerm(
+        does="1 - Tversky index", source="Salehi et al. 2017", parameters=("tversky_alpha", "tversky_beta")
+    ),
+    "focal_tversky": LossTerm(
+        does="1 - Tversky index, to a power",
+        source="Abraham and Khan 2019",
+        parameters=("tversky_alpha", "tversky_beta", "focal_tversky_exponent"),
+    ),
+    "ce": LossTerm(does="cross-entropy; of regions, binary", parameters=("label_smoothing",)),
+    "topk": LossTerm(
+        does="cross-entropy of the worst voxels",
+        source="Wu et al. 2016; nnU-Net's",
+        parameters=("label_smoothing", "topk_fraction"),
+    ),
+    "focal": LossTerm(does="focal loss", source="Lin et al. 2017", parameters=("focal_gamma",)),
+    "cldice": LossTerm(
+        does="1 - soft centreline Dice",
+        source="Shit et al. 2021",
+        parameters=("cldice_iterations", "cldice_labels"),
+    ),
+    "skeleton_recall": LossTerm(
+        does="share of a label found around its centreline, negative",
+        source="Kirchhoff et al. 2024",
+        only_full_resolution=True,  # a thin line is lost on a coarser grid
+    ),
+}
+LOSSES: dict[str, dict[str, float]] = {  # a name, and the weights of its terms; the rest is at its default
     "dice_ce": {"dice": 1.0, "ce": 1.0},
     "dice": {"dice": 1.0},
     "ce": {"ce": 1.0},
@@ -25,16 +65,6 @@ LOSSES: dict[str, dict[Term, float]] = {  # a name, and the weights of its terms
     "focal_tversky_ce": {"focal_tversky": 1.0, "ce": 1.0},
     "dice_ce_cldice": {"dice": 1.0, "ce": 1.0, "cldice": 1.0},
     "dice_ce_skeleton_recall": {"dice": 1.0, "ce": 1.0, "skeleton_recall": 1.0},
-}
-_READ_BY: dict[str, tuple[Term, ...]] = {
-    "label_smoothing": ("ce", "topk"),
-    "topk_fraction": ("topk",),
-    "focal_gamma": ("focal",),
-    "tversky_alpha": ("tversky", "focal_tversky"),
-    "tversky_beta": ("tversky", "focal_tversky"),
-    "focal_tversky_exponent": ("focal_tversky",),
-    "cldice_iterations": ("cldice",),
-    "cldice_labels": ("cldice",),
 }
 MOST_LINES = 16  # labels with soft skeletons: each takes tens of copies of its output
 
@@ -56,7 +86,7 @@ class Loss(Presettable):
 
     NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"terms": terms} for name, terms in LOSSES.items()}
 
-    terms: dict[Term, PositiveFloat] = Field(default=LOSSES["dice_ce"], min_length=1)
+    terms: dict[Annotated[str, OneOf(TERMS)], PositiveFloat] = Field(default=LOSSES["dice_ce"], min_length=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     topk_fraction: float = Field(default=0.1, gt=0, le=1)
     focal_gamma: float = Field(default=2.0, ge=0)
@@ -68,7 +98,7 @@ class Loss(Presettable):
 
     @field_validator("terms")
     @classmethod
-    def _ordered(cls, terms: dict[Term, float]) -> dict[Term, float]:
+    def _ordered(cls, terms: dict[str, float]) -> dict[str, float]:
         return {term: terms[term] for term in TERMS if term in terms}  # equal records write equal bytes
 
     def labels_with_lines(self, names: Sequence[str]) -> tuple[int, ...]:
@@ -95,7 +125,7 @@ class Loss(Presettable):
 
     @model_validator(mode="after")
     def _is_read(self) -> Loss:
-        for key, terms in _READ_BY.items():
-            if getattr(self, key) != type(self).model_fields[key].default and not set(terms) & set(self.terms):
-                raise ValueError(f"{key} belongs to {' and '.join(terms)}; terms are {', '.join(self.terms)}")
+        for key, readers in unread_parameters(TERMS, self.terms).items():
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} belongs to {readers}; terms are {', '.join(self.terms)}")
         return self

@@ -7,7 +7,9 @@ from typing import Any, ClassVar
 
 from pydantic import SerializationInfo, SerializerFunctionWrapHandler, model_serializer, model_validator
 
-from segpipe.core.records import Record, did_you_mean
+from segpipe.core.choices import expect_known
+from segpipe.core.records import Record
+from segpipe.networks.parts import writes_defaults
 
 PRESET = "preset"  # key beside which stands what differs from a name
 
@@ -35,15 +37,12 @@ class Presettable(Record):
         name = rest.pop(PRESET, None)
         if name is None:
             return rest
-        if not isinstance(name, str) or name not in cls.NAMES:
-            hint = did_you_mean(str(name), list(cls.NAMES)).rstrip(".")
-            raise ValueError(f"{name!r} is not a known name.{hint}")
-        return {**cls.NAMES[name], **rest}
+        return {**cls.NAMES[expect_known(str(name), cls.NAMES)], **rest}
 
     @model_serializer(mode="wrap")
     def _shortest(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> Any:
         values: dict[str, Any] = handler(self)
-        if info.context and info.context.get("write_defaults"):
+        if writes_defaults(info):
             return values
         forms: list[tuple[int, Any]] = []
         for name in self.NAMES:

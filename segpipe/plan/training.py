@@ -2,13 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
+from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.records import Record
+from segpipe.networks.parts import writes_defaults
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.loss import Loss
+from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
+
+SAMPLERS: dict[str, Choice] = {  # what a patch is centred on; train/sampling.py has a function for each row
+    "label": Choice(does="a voxel of a label that is present, each label as likely"),
+    "component": Choice(does="a voxel of a connected component of it, each component as likely; for lesions"),
+}
+_Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(Record):
@@ -22,20 +42,25 @@ class Training(Record):
         early_stop_epochs: Training ends when the mean patch Dice has not risen for so many epochs; None: never.
         collapse_epochs: After so many epochs in which a label was never found, its likely causes are told.
         checkpoint_minutes: Time between two saved states.
-        optimizer: sgd (Nesterov), adamw, muon (kernels inside the network; adamw for the rest, at the same rate).
+        optimizer: How weights follow the gradients.
         learning_rate: At the start.
         momentum: sgd, muon: momentum; adamw: first beta.
         weight_decay: L2 (sgd) or decoupled (adamw, muon).
+        nesterov: sgd, muon: step from where the momentum leads.
+        adam_beta1: muon: decay of the mean gradient of the parameters that adamw takes.
+        adam_beta2: adamw, muon: decay of the mean square of the gradient. 0.999 is usual elsewhere; its memory of a
+            thousand steps is longer than a short training.
+        adam_epsilon: adamw, muon: added to the root of that mean, so that tiny gradients make no large steps.
         warmup_fraction: Share of the training in which the learning rate rises linearly from 0.
-        schedule: poly: (1 - progress)^0.9, as nnU-Net; cosine; constant.
+        schedule: How the learning rate falls.
+        poly_exponent: poly: 1 falls linearly, less falls late.
         gradient_clip: Largest gradient norm; 0: none.
         gradient_accumulation: Parts, each of the configuration's batch size, whose gradients are averaged for one step:
             a larger batch in the same memory. `network.parts.checkpointing` saves memory too, for time.
         weight_average: Decay of the exponential moving average of the weights used for prediction, for each step,
             0 (none) to below 1.
         foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
-        foreground_unit: What such a patch is centred on: a voxel of a label that is present, each label as likely
-            (label), or of a connected component of it, each component as likely (component; for lesions).
+        foreground_unit: What such a patch is centred on.
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere.
@@ -53,17 +78,22 @@ class Training(Record):
     early_stop_epochs: PositiveInt | None = None
     collapse_epochs: PositiveInt = 10
     checkpoint_minutes: PositiveFloat = 5.0
-    optimizer: Literal["sgd", "adamw", "muon"] = "sgd"
+    optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
     learning_rate: PositiveFloat = 1e-2
-    momentum: float = Field(default=0.99, ge=0, lt=1)
+    momentum: _Share = 0.99
     weight_decay: NonNegativeFloat = 3e-5
-    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    nesterov: bool = True
+    adam_beta1: _Share = 0.9
+    adam_beta2: _Share = 0.99
+    adam_epsilon: PositiveFloat = 1e-8
+    warmup_fraction: _Share = 0.0
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "poly"
+    poly_exponent: PositiveFloat = 0.9
     gradient_clip: NonNegativeFloat = 12.0
     gradient_accumulation: PositiveInt = 1
-    weight_average: float = Field(default=0.0, ge=0, lt=1)
+    weight_average: _Share = 0.0
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
-    foreground_unit: Literal["label", "component"] = "label"
+    foreground_unit: Annotated[str, OneOf(SAMPLERS)] = "label"
     loss: Loss = Loss()
     augmentation: Augmentation = Augmentation()
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -76,3 +106,25 @@ class Training(Record):
         if self.early_stop_epochs is not None and not self.validation_iterations:
             raise ValueError("early_stop_epochs needs validation patches; set validation_iterations above 0")
         return self
+
+    @model_validator(mode="after")
+    def _is_read(self) -> Training:
+        for parameter, chosen, readers in self._unread():
+            if getattr(self, parameter) != type(self).model_fields[parameter].default:
+                raise ValueError(f"{parameter} belongs to {readers}, not to {chosen}; leave it out")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _without_unread(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        if writes_defaults(info):
+            return values
+        unread = {parameter for parameter, _, _ in self._unread()}
+        return {key: value for key, value in values.items() if key not in unread}
+
+    def _unread(self) -> Iterator[tuple[str, str, str]]:
+        """Parameters without effect: each with what was chosen, and what would read it."""
+        for key, table in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("foreground_unit", SAMPLERS)):
+            chosen = getattr(self, key)
+            for parameter, readers in unread_parameters(table, [chosen]).items():
+                yield parameter, f"{key} {chosen}", readers

@@ -31,7 +31,7 @@ from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.finite import diverged
 from segpipe.train.losses import overlap_counts, supervised_loss
-from segpipe.train.optim import OPTIMIZERS, WeightAverage
+from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 
 TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the random streams
@@ -92,7 +92,7 @@ class FoldTraining:
         network = network.to(memory_format=order)
         self.network = group.with_shared_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
-        self.optimizer = OPTIMIZERS[training.optimizer](self.network, training)
+        self.optimizer = MAKE_OPTIMIZER[training.optimizer](self.network, training)
         self.dtype = resolve_precision(training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)

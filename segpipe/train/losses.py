@@ -13,8 +13,9 @@ from scipy.ndimage import binary_dilation
 from torch import Tensor
 from torch.nn import functional
 
+from segpipe.core.choices import functions_for
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
-from segpipe.plan.loss import Loss, Term
+from segpipe.plan.loss import TERMS, Loss
 from segpipe.train.loss_inputs import LossInputs, Pool, read_outputs, region_masks
 
 _RADIUS_VOX = 2  # steps over faces
@@ -153,7 +154,7 @@ def skeleton_recall(seen: LossInputs) -> Tensor:
     return -((found + _SMOOTH) / (there + _SMOOTH).clamp_min(1e-8)).mean()
 
 
-TERMS: dict[Term, Callable[[LossInputs], Tensor]] = {
+_FUNCTIONS: dict[str, Callable[[LossInputs], Tensor]] = {
     "dice": dice,
     "tversky": tversky,
     "focal_tversky": focal_tversky,
@@ -163,6 +164,7 @@ TERMS: dict[Term, Callable[[LossInputs], Tensor]] = {
     "cldice": cldice,
     "skeleton_recall": skeleton_recall,
 }
+TERM_FUNCTIONS = functions_for(TERMS, _FUNCTIONS, "TERMS of plan/loss.py")
 
 
 def _sums(seen: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,9 +201,6 @@ def _mean(losses_BKZYX: Tensor, seen: LossInputs) -> Tensor:
 def _over(seen: LossInputs, values_BNZYX: Tensor) -> Tensor:
     """Sum over the voxels, and over the batch where the plan says so."""
     return seen.pool(values_BNZYX.sum((0, 2, 3, 4))) if seen.batch_dice else values_BNZYX.sum((2, 3, 4))
-
-
-_AT_FULL_RESOLUTION: tuple[Term, ...] = ("skeleton_recall",)  # a thin line does not survive being brought down
 
 
 def supervision_weights(n_outputs: int, coarsest: float = 0.0) -> list[float]:
@@ -248,12 +247,12 @@ def supervised_loss(
     """
     chosen, total = loss or Loss(), torch.zeros((), device=indices_BZYX.device)
     for level, (weight, logits) in enumerate(zip(supervision_weights(len(outputs), coarsest), outputs, strict=True)):
-        terms = {t: w for t, w in chosen.terms.items() if level == 0 or t not in _AT_FULL_RESOLUTION}
+        terms = {t: w for t, w in chosen.terms.items() if level == 0 or not TERMS[t].only_full_resolution}
         if weight and terms:
             seen = read_outputs(
                 logits, _brought_down(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice, pool=pool
             )
-            total = total + weight * sum(w * TERMS[term](seen) for term, w in terms.items())
+            total = total + weight * sum(w * TERM_FUNCTIONS[term](seen) for term, w in terms.items())
     if labels.ignore_value is None:
         return total
     return total * (pool((indices_BZYX != IGNORE_INDEX).any().float()) > 0)

@@ -13,7 +13,6 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial of degree 5 t
 _N_ITERATIONS = 5
 _TINY = 1e-7  # a momentum of zeros stays zeros
 _RMS_OF_ADAMW = 0.2  # usual size of AdamW's update, in units of the learning rate
-_BETAS = (0.9, 0.99)
 
 
 class Muon(optim.Optimizer):
@@ -26,8 +25,11 @@ class Muon(optim.Optimizer):
         others: The other parameters; may be empty.
         lr: Learning rate of AdamW. A kernel's update is scaled by 0.2 · sqrt(larger side of its matrix), which makes it
             as large (RMS) as AdamW's usually is, so that one rate and one weight decay do for both.
-        momentum: Of the kernels, Nesterov; AdamW's betas are 0.9 and 0.99.
+        momentum: Of the kernels.
         weight_decay: Decoupled.
+        nesterov: Whether a kernel steps from where its momentum leads.
+        betas: Of AdamW.
+        epsilon: Of AdamW.
 
     Source:
         Jordan 2024 (kellerjordan.github.io/posts/muon), scaled as in Liu et al. 2025 (arXiv 2502.16982, section 2.2).
@@ -43,7 +45,11 @@ class Muon(optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
+        nesterov: bool = True,
+        betas: tuple[float, float] = (0.9, 0.99),
+        epsilon: float = 1e-8,
     ) -> None:
+        self.nesterov, self.betas, self.epsilon = nesterov, betas, epsilon
         groups = [{"params": list(kernels), "is_kernels": True}, {"params": list(others), "is_kernels": False}]
         super().__init__(
             [g for g in groups if g["params"]], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
@@ -67,7 +73,8 @@ class Muon(optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(kernel)
         state["momentum"].lerp_(gradient, 1 - momentum)
-        matrix = orthogonalised(gradient.lerp(state["momentum"], momentum).flatten(1))
+        direction = gradient.lerp(state["momentum"], momentum) if self.nesterov else state["momentum"]
+        matrix = orthogonalised(direction.flatten(1))
         kernel.mul_(1 - rate * weight_decay)
         kernel.add_(matrix.reshape(kernel.shape), alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
 
@@ -86,11 +93,11 @@ class Muon(optim.Optimizer):
             [],
             [s["step"] for s in states],
             amsgrad=False,
-            beta1=_BETAS[0],
-            beta2=_BETAS[1],
+            beta1=self.betas[0],
+            beta2=self.betas[1],
             lr=rate,
             weight_decay=weight_decay,
-            eps=1e-8,
+            eps=self.epsilon,
             maximize=False,
         )
 

@@ -9,7 +9,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn, optim
 
+from segpipe.core.choices import functions_for
 from segpipe.networks.build import inner_kernels
+from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
 from segpipe.plan.training import Training
 from segpipe.train.muon import Muon
 
@@ -19,7 +21,7 @@ def _sgd(network: nn.Module, training: Training) -> optim.Optimizer:
         network.parameters(),
         lr=training.learning_rate,
         momentum=training.momentum,
-        nesterov=training.momentum > 0,
+        nesterov=training.nesterov and training.momentum > 0,
         weight_decay=training.weight_decay,
     )
 
@@ -28,7 +30,8 @@ def _adamw(network: nn.Module, training: Training) -> optim.Optimizer:
     return optim.AdamW(
         network.parameters(),
         lr=training.learning_rate,
-        betas=(training.momentum, 0.99),
+        betas=(training.momentum, training.adam_beta2),
+        eps=training.adam_epsilon,
         weight_decay=training.weight_decay,
         fused=True,
     )
@@ -43,20 +46,25 @@ def _muon(network: nn.Module, training: Training) -> optim.Optimizer:
         lr=training.learning_rate,
         momentum=training.momentum,
         weight_decay=training.weight_decay,
+        nesterov=training.nesterov,
+        betas=(training.adam_beta1, training.adam_beta2),
+        epsilon=training.adam_epsilon,
     )
 
 
-OPTIMIZERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
+_MAKERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
     "muon": _muon,
 }
+MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS, "OPTIMIZERS of plan/optimizers.py")
 
-SCHEDULES: dict[str, Callable[[float], float]] = {  # from the share of the training that is done, 0 to 1
-    "poly": lambda progress: (1 - progress) ** 0.9,
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "constant": lambda _: 1.0,
+_FACTORS: dict[str, Callable[[float, Training], float]] = {  # from the share of the training that is done, 0 to 1
+    "poly": lambda progress, training: (1 - progress) ** training.poly_exponent,
+    "cosine": lambda progress, _: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda *_: 1.0,
 }
+SCHEDULE_FACTORS = functions_for(SCHEDULES, _FACTORS, "SCHEDULES of plan/optimizers.py")
 
 
 def learning_rate(training: Training, progress: float) -> float:
@@ -67,7 +75,7 @@ def learning_rate(training: Training, progress: float) -> float:
     """
     progress = min(max(progress, 0.0), 1.0)
     rise = min(1.0, progress / training.warmup_fraction) if training.warmup_fraction else 1.0
-    return training.learning_rate * rise * SCHEDULES[training.schedule](progress)
+    return training.learning_rate * rise * SCHEDULE_FACTORS[training.schedule](progress, training)
 
 
 class WeightAverage:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from segpipe.core.choices import functions_for
 from segpipe.core.grid import ZYX
-from segpipe.prepare.places import ANNOTATED
+from segpipe.plan.training import SAMPLERS
+from segpipe.prepare.places import ANNOTATED, LabelPlaces
 from segpipe.prepare.store import PatchCase
 
 PAD_LABEL = 0  # beyond the image there is background
@@ -60,15 +62,21 @@ class Sampling:
         region_zyx: What is cut, the patch in its middle; larger than the patch if augmentation turns it.
         batch_size: Regions.
         foreground_fraction: Share of patches centred on a labelled voxel, 0 to 1.
-        foreground_unit: What is as likely as any other in such a patch's label: a voxel (label), or a connected
-            component and in it a voxel (component).
+        foreground_unit: What such a patch is centred on, a row of `plan.training.SAMPLERS`.
     """
 
     patch_zyx: ZYX
     region_zyx: ZYX
     batch_size: int
     foreground_fraction: float
-    foreground_unit: Literal["label", "component"] = "label"
+    foreground_unit: str = "label"
+
+
+_DRAWERS: dict[str, Callable[[LabelPlaces, np.random.Generator], int]] = {  # a flat index into the case
+    "label": lambda places, generator: places.draw(generator, by_component=False),
+    "component": lambda places, generator: places.draw(generator, by_component=True),
+}
+DRAW_VOXEL = functions_for(SAMPLERS, _DRAWERS, "SAMPLERS of plan/training.py")
 
 
 def draw_batch(
@@ -130,8 +138,7 @@ def _start(case: PatchCase, sampling: Sampling, generator: np.random.Generator, 
     label = labels[int(generator.integers(len(labels)))] if on_label and labels else ANNOTATED
     if label not in case.places:
         return [int(generator.integers(low, high + 1)) for low, high in limits]
-    by_component = sampling.foreground_unit == "component"
-    voxel = case.places[label].draw(generator, by_component=by_component)
+    voxel = DRAW_VOXEL[sampling.foreground_unit](case.places[label], generator)
     wanted = [int(c) - p // 2 for c, p in zip(np.unravel_index(voxel, case.shape_zyx), sampling.patch_zyx, strict=True)]
     return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
 
