@@ -1,11 +1,11 @@
-"""Milliseconds to augment a batch, beside nnunetv2's own transforms on the same arrays.
+"""Milliseconds to augment a batch, compared with nnunetv2's own transforms on the same arrays.
 
 OMP_NUM_THREADS=1 python benchmarks/bench_augment.py [--rounds 5] [--batches 20] [--device cpu]
 
-Each round takes `--batches` batches through both arms, one arm after the other, with new random numbers for each batch;
-its value is the mean over them, since most batches cost little and a few much. Medians over rounds are given, of
-processor time on the CPU and of wall time elsewhere. nnunetv2's arm is `nnUNetTrainer.get_training_transforms`, sample
-by sample as its workers do (without deep supervision's targets), always on the CPU.
+In each round each arm in turn augments `--batches` batches, with new random numbers for each batch. The value of a
+round is the mean, since most batches cost little and a few much. The table shows medians over rounds, of processor
+time on the CPU and of wall time elsewhere. nnunetv2's arm is `nnUNetTrainer.get_training_transforms`, sample by
+sample as in its workers (without the targets of deep supervision), always on the CPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CASES: tuple[tuple[ZYX, int, int], ...] = (  # patch, batch, labels
 
 
 def scene(region_zyx: ZYX, batch: int, n_labels: int) -> tuple[Tensor, Tensor]:
-    """Regions (B, 1, Z, Y, X) with noise, and labels (B, Z, Y, X): balls inside each other."""
+    """Make regions (B, 1, Z, Y, X) of noise, and labels (B, Z, Y, X): nested balls."""
     noise = torch.randn(batch, 1, *region_zyx, generator=torch.Generator().manual_seed(0))
     axes = [torch.linspace(-1, 1, n) for n in region_zyx]
     distance = sum(axis**2 for axis in torch.meshgrid(*axes, indexing="ij")).sqrt()
@@ -87,7 +87,7 @@ def seconds(
     seed: int,
     clock: Callable[[], float],
 ) -> float:
-    """Mean over batches; copies, which nnunetv2's transforms write into, are not counted."""
+    """Time batches and take the mean; copies for nnunetv2's transforms, which write into them, do not count."""
     total = 0.0
     for batch in range(n_batches):
         copies = images.clone(), labels.clone()

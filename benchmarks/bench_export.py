@@ -1,13 +1,13 @@
-"""From logits to a mask on the image's grid: time and peak memory, beside nnunetv2's export of the same logits.
+"""Time and peak memory from logits to a mask on the image's grid, compared with nnunetv2's export of the same logits.
 
     python benchmarks/bench_export.py [--shape 200 256 256] [--labels 117] [--rounds 3] [--threads 1]
     python benchmarks/bench_export.py --full
 
-An image with voxels of 1 × 0.75 × 0.75 mm, logits at 3 mm and at 1.5 mm: smooth noise, so that every label wins
-somewhere. Each call is a process of its own, the two in turns; seconds are of the call alone, median over rounds, and
-memory is the peak above what the process held before it, logits included. `--full` reads, prepares, predicts and
-exports an image of 600 × 512 × 512 voxels with a small network of 117 outputs and random weights; its memory is the
-process's whole peak. nnunetv2 does not fit into most machines there. Prints markdown.
+The image has voxels of 1 × 0.75 × 0.75 mm. Logits at 3 mm and at 1.5 mm are smooth noise, so that every label wins
+somewhere. Each call is a process of its own, and the two take turns. Seconds are those of the call alone, the median
+over rounds. Memory is the peak above that of the idle process, logits included. `--full` reads, prepares, predicts
+and exports an image of 600 × 512 × 512 voxels with a small network of 117 outputs and random weights; its memory is
+the peak of the whole process. nnunetv2 would not fit into most machines. Prints Markdown.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def peak_bytes() -> int:
 
 
 def run_arm(arm: str, folder: Path, shape: tuple[int, int, int], target_mm: float) -> dict[str, float]:
-    """In a process of its own: logits from the folder to a mask in it."""
+    """Turn the folder's logits into a mask in it; runs in a process of its own."""
     trace = trace_of(shape, target_mm)
     logits = np.load(folder / "logits.npy")
     small = trace_of((4, 4, 4), target_mm)
@@ -129,7 +129,7 @@ def _shaped(trace: Trace) -> Trace:
 
 
 def run_full(folder: Path, target_mm: float) -> dict[str, float]:
-    """In a process of its own: an image file to a mask file."""
+    """Turn an image file into a mask file; runs in a process of its own."""
     from segpipe.core.volume import write_mask
     from segpipe.data.dataset import Case
     from segpipe.networks.build import build
@@ -206,7 +206,7 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
 
 
 def write_full_image(path: Path) -> None:
-    """Air around a body of noise."""
+    """Make a body of noise in air."""
     from segpipe.core.volume import write_image
 
     generator = np.random.default_rng(0)
@@ -218,7 +218,7 @@ def write_full_image(path: Path) -> None:
 
 
 def child(options: argparse.Namespace, *arguments: object) -> dict[str, float]:
-    """What another process of this script measured."""
+    """Return what another process of this script measured."""
     command = [sys.executable, __file__, "--threads", str(options.threads), "--shape", *map(str, options.shape)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
     done = subprocess.run(

@@ -1,9 +1,9 @@
-"""Time and peak memory of measuring datasets: segpipe beside nnunetv2's extractor, one after the other.
+"""Time and peak memory of measuring datasets: segpipe and nnunetv2's extractor take turns.
 
 python benchmarks/bench_fingerprint.py DATASET... [--workers 2] [--repeats 3]
 
-DATASET is a folder in nnU-Net's layout. `seconds` leaves imports out, `in all` is the whole process; memory is that
-of the process and its children (shared pages shared out), looked at every 20 ms.
+DATASET is a folder in nnU-Net's layout. `seconds` excludes imports, `in all` is the whole process. Memory is that of
+the process and its children, sampled every 20 ms, with shared pages divided among processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", type=Path, nargs="+")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--repeats", type=int, default=3, help="of each; the quickest counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each tool; the fastest counts")
     parser.add_argument("--only", choices=_TOOLS, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -40,7 +40,7 @@ def main() -> None:
 
 
 def compared(dataset: Path, n_workers: int, n_repeats: int) -> dict[str, tuple[float, float, float]]:
-    """For each tool the least of seconds, seconds with imports, and peak MiB; the tools take turns."""
+    """Run the tools in turn; return the least seconds, seconds with imports, and peak MiB of each."""
     found: dict[str, tuple[float, float, float]] = {}
     for _ in range(n_repeats):
         with tempfile.TemporaryDirectory() as scratch:
@@ -52,7 +52,7 @@ def compared(dataset: Path, n_workers: int, n_repeats: int) -> dict[str, tuple[f
 
 
 def watched(tool: str, dataset: Path, scratch: Path, n_workers: int) -> tuple[float, float, float]:
-    """Run one tool in a process of its own; seconds by its own clock, in all, and peak MiB."""
+    """Run one tool in a process of its own; return seconds by its own clock, in all, and peak MiB."""
     command = [sys.executable, __file__, str(dataset), "--only", tool, "--scratch", str(scratch)]
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(
@@ -69,7 +69,7 @@ def watched(tool: str, dataset: Path, scratch: Path, n_workers: int) -> tuple[fl
 
 
 def memory_kib(pid: int) -> int:
-    """Memory of a process and all below it; 0 for one that has ended."""
+    """Return the memory of a process and its descendants; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
@@ -94,7 +94,7 @@ def measure_once(tool: str, dataset: Path, scratch: Path, n_workers: int) -> Non
 
 
 def with_nnunet(dataset: Path, scratch: Path, n_workers: int) -> float:
-    """The same with nnunetv2; the dataset is linked to where it looks for one."""
+    """Do the same with nnunetv2, with a link to the dataset in the folder that it reads."""
     raw = scratch / "raw" / "Dataset001_measured"
     raw.mkdir(parents=True)
     for name in ("imagesTr", "labelsTr"):

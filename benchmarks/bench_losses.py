@@ -1,9 +1,10 @@
-"""Time and memory of Dice and cross-entropy, forward and backward, beside nnunetv2's class, and of every other loss.
+"""Time and memory of Dice and cross-entropy, compared with nnunetv2's class, and of every other loss.
 
 python benchmarks/bench_losses.py [--device cpu|cuda] [--repeats 9]
 
-Both arms run in turn in one process; the medians are printed, with the values, which must be equal. Memory is the peak
-besides logits and labels: on a CPU of the resident memory of a process of its own, on CUDA of torch's allocator.
+Times are of forward and backward. The arms take turns in one process. Prints medians and the values, which must be
+equal. Memory is the peak without logits and labels: on a CPU the resident memory of a process of its own, on CUDA
+that of torch's allocator.
 """
 
 from __future__ import annotations

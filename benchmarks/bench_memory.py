@@ -1,10 +1,11 @@
-"""Predicted against measured peak memory of a training step, for several networks, patches and precisions.
+"""Predicted and measured peak memory of a training step, for several networks, patches and precisions.
 
 python benchmarks/bench_memory.py [--device cpu|cuda] [--networks plain_4 …]
 
-Each step runs in a process of its own, after a small one. CPU: the peak of the resident memory, less what the process
-held after the small step besides weights, gradients and optimizer (its context). CUDA: the peak that torch's allocator
-reserved. Prints a table (MiB besides the context) and the `Calibration` that fits the measurements best.
+Each step runs in a process of its own, after a small step. CPU: the peak of the resident memory, minus the context,
+which is what the process holds after the small step without weights, gradients and optimizer. CUDA: the peak that
+torch's allocator reserved. Prints a table (MiB without the context) and the `Calibration` that fits the measurements
+best.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def main() -> None:
 
 
 def measure(row: dict[str, Any], device_name: str) -> dict[str, int]:
-    """Peak bytes of a step besides the context, of its tensors alone, and the bytes of the context."""
+    """Return peak bytes of a step without the context, of its tensors alone, and the bytes of the context."""
     spec, device = NETWORKS[row["network"]][0], torch.device(device_name)
     torch.manual_seed(0)
     network = build(spec, N_CHANNELS, LABELS.n_outputs).to(device)
@@ -135,7 +136,7 @@ def measure(row: dict[str, Any], device_name: str) -> dict[str, int]:
 
 
 def _highest(profiled: torch.profiler.profile) -> int:
-    """Most bytes that torch's allocator gave out at one moment, above those at the start."""
+    """Return the most bytes that torch's allocator had given out at once, above those at the start."""
     events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     changes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(changes))
@@ -168,7 +169,7 @@ def _resident_bytes(which: str) -> int:
 
 
 def predicted_bytes(row: dict[str, Any], calibration: Calibration) -> int:
-    """Of training, besides the context."""
+    """Predict the bytes of training without the context."""
     found = cost(
         NETWORKS[row["network"]][0],
         N_CHANNELS,
@@ -184,7 +185,7 @@ def predicted_bytes(row: dict[str, Any], calibration: Calibration) -> int:
 
 
 def fit(rows: list[dict[str, Any]], device_name: str) -> Calibration:
-    """The scratch memory for which measured/predicted differs least between rows, and the slack which centres that."""
+    """Find the scratch memory whose measured/predicted varies least between rows, and the slack that centres it."""
     best: tuple[float, Calibration] | None = None
     context_bytes = round(statistics.median(row["context_bytes"] for row in rows))
     for share in _SHARES:

@@ -1,14 +1,14 @@
-"""Time and memory of the metrics beside MONAI's HD95, in one run.
+"""Time and memory of the metrics, compared with MONAI's HD95 in the same run.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_metrics.py [ROW …]
 
 Rows are SIZE:LABELS (organs), noise:SIZE:LABELS, shifted:SIZE:LABELS, or folder:N. Organs are ellipsoids with about a
-voxel of noise at their boundary, predictions are moved by a voxel or two, and in one label of four (the first, the
-fifth, …) a blob lies far away. `shifted` moves the prediction by 60 voxels, in `noise` both maps are random. Times are
-seconds of the processor, the least of several repeats, ours and MONAI's in turn, so that a busy machine disturbs them
-little; only `wall, 2 threads` is by the clock. `extra MB` is the most memory beyond the two maps, on two threads and
-with every metric of counts and surfaces, in a process of its own (`memory:SIZE:LABELS`).
-MONAI gets each label's masks ready made, we the map of labels.
+voxel of noise at their boundary. Predictions are moved by a voxel or two, and one label of four (the first, the
+fifth, …) has a blob far away. `shifted` moves the prediction by 60 voxels; in `noise` both maps are random. Times are
+processor seconds, the least of several repeats, with ours and MONAI's taking turns, so that a busy machine affects
+them little; only `wall, 2 threads` is wall time. `extra MB` is the most memory beyond the two maps, on two threads
+and with every metric of counts and surfaces, in a process of its own (`memory:SIZE:LABELS`). MONAI gets a ready mask
+of each label, segpipe the map of labels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ ROWS = (
 
 
 def noise(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Smooth noise of standard deviation 1, made at a quarter of the resolution."""
+    """Make smooth noise of standard deviation 1, at a quarter of the resolution."""
     small = gaussian_filter(random.standard_normal([max(n // 4, 4) + 2 for n in shape]).astype(np.float32), 1.0)
     large = zoom(small, [n / (m - 2) for n, m in zip(shape, small.shape, strict=True)], order=1)
     large = large[tuple(slice(0, n) for n in shape)]
@@ -48,7 +48,7 @@ def noise(random: np.random.Generator, shape: tuple[int, ...]) -> NDArray[np.flo
 
 
 def organs(size: int, n_labels: int, seed: int = 0) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Reference and prediction (size, size, size)."""
+    """Make reference and prediction (size, size, size)."""
     random = np.random.default_rng(seed)
     maps = np.zeros((2, size, size, size), np.uint8)
     for label in range(1, n_labels + 1):
@@ -70,7 +70,7 @@ def organs(size: int, n_labels: int, seed: int = 0) -> tuple[NDArray[np.uint8], 
 def least_seconds(
     functions: list[Callable[[], object]], repeats: list[int], clock: Callable[[], float] = time.process_time
 ) -> list[float]:
-    """Least time of each function, called in turn."""
+    """Return the least time of each function; they take turns."""
     best = [np.inf] * len(functions)
     for repeat in range(max(repeats)):
         for i, function in enumerate(functions):
@@ -82,8 +82,7 @@ def least_seconds(
 
 
 def monai_hd95_seconds(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], n_labels: int) -> float:
-    """Processor seconds of MONAI's HD95 of every label, one at a time: all at once would need 8 bytes for each voxel
-    and label."""
+    """Measure processor seconds of MONAI's HD95, label by label: all at once would need 8 bytes per voxel and label."""
     import torch
     from monai.metrics import compute_hausdorff_distance
 
@@ -97,19 +96,19 @@ def monai_hd95_seconds(reference: NDArray[np.uint8], prediction: NDArray[np.uint
 
 
 def memory_line(field: str) -> float:
-    """A line of this process's status in MB: VmRSS, what it holds now, or VmHWM, the most it held."""
+    """Read a line of this process's status in MB: VmRSS (memory now) or VmHWM (the most so far)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def extra_mb(row: str) -> float:
-    """Most memory during the scoring of a row beyond that before it, in a process of its own."""
+    """Return the most memory while a row is scored, above that before, in a process of its own."""
     command = [sys.executable, __file__, f"memory:{row}"]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def measure_memory(row: str) -> float:
-    """As `extra_mb`, in this process: the loops are loaded first, and the mark of the most memory is set back."""
+    """Measure `extra_mb` in this process: load the loops first, then reset the peak."""
     scoring("64:2", EVERY, n_threads=2)()
     run = scoring(row, EVERY, n_threads=2)
     Path("/proc/self/clear_refs").write_text("5")
@@ -119,7 +118,7 @@ def measure_memory(row: str) -> float:
 
 
 def masks_of(row: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
-    """Reference, prediction and number of labels of a row."""
+    """Make reference, prediction and number of labels of a row."""
     *kind, size, n_labels = row.split(":")
     shape, n = (int(size),) * 3, int(n_labels)
     if kind == ["noise"]:
@@ -133,7 +132,7 @@ def masks_of(row: str) -> tuple[NDArray[np.uint8], NDArray[np.uint8], int]:
 
 
 def names_of(*groups: str) -> tuple[str, ...]:
-    """Metrics of some groups."""
+    """Return the metrics of some groups."""
     return tuple(name for name, metric in METRICS.items() if metric.group in groups)
 
 
@@ -147,7 +146,7 @@ def scoring(
     n_threads: int = 1,
     masks: tuple[NDArray[np.uint8], NDArray[np.uint8], int] | None = None,
 ) -> Callable[[], object]:
-    """A call that scores a row."""
+    """Return a call that scores a row."""
     reference, prediction, n_labels = masks or masks_of(row)
     labels = LabelSet(labels=tuple(Label(name=f"l{i}", values=(i,)) for i in range(1, n_labels + 1)))
     grid = Grid(reference.shape, np.diag([*SPACING_MM[::-1], 1.0]))
@@ -156,7 +155,7 @@ def scoring(
 
 
 def measure_row(row: str, with_monai: bool) -> str:
-    """One line of the table."""
+    """Measure one line of the table."""
     masks = reference, prediction, n_labels = masks_of(row)
     mine = [scoring(row, names, masks=masks) for names in COLUMNS]
     n_repeats = 3 if reference.size > 2**25 else 7
@@ -175,7 +174,7 @@ def measure_row(row: str, with_monai: bool) -> str:
 
 
 def measure_folder(n_cases: int) -> str:
-    """Share of reading in scoring a folder of small cases (50 slices of 35 × 35, 2 labels), one worker."""
+    """Measure the share of reading in scoring a folder of small cases (50 × 35 × 35 voxels, 2 labels), one worker."""
     labels = LabelSet(labels=tuple(Label(name=f"l{i}", values=(i,)) for i in range(1, 3)))
     with TemporaryDirectory() as name:
         pairs = []
@@ -193,7 +192,7 @@ def measure_folder(n_cases: int) -> str:
                 read_labels(pair.prediction)
 
         reading, scoring = least_seconds([read, lambda: score_folder(pairs, labels, 1)], [3, 3])
-    return f"{n_cases} cases: {scoring:.2f} s of the processor, {reading:.2f} s for reading ({reading / scoring:.0%})"
+    return f"{n_cases} cases: {scoring:.2f} s of processor time, {reading:.2f} s for reading ({reading / scoring:.0%})"
 
 
 def main(rows: list[str]) -> None:

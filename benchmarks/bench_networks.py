@@ -1,11 +1,12 @@
-"""What every network costs at one patch: parameters, multiplications, kept activations, time of a training step.
+"""The cost of every network for one patch: parameters, multiplications, kept activations, time of a training step.
 
 python benchmarks/bench_networks.py [--patch 64 64 64] [--rounds 3] [--networks nnunet swin_unetr …]
 
-Cubic voxels, one channel, three outputs, batch 1, float32, on the CPU. All but the seconds are computed without
-running anything (`segpipe.networks.cost`). Seconds are of forward, loss and backward: each round times every network
-once, after a first one that is not counted; the median over rounds is given. They are the processors', all threads
-together, since a machine is never equally busy; with one thread (OMP_NUM_THREADS=1) an idle one takes as long.
+Cubic voxels, one channel, three outputs, batch 1, float32, on the CPU. Everything except the seconds is computed
+without running a network (`segpipe.networks.cost`). Seconds are of forward, loss and backward. Each round times every
+network once, after a first run that does not count; the table shows the median over rounds. They are processor time
+of all threads, because the load of a machine changes; with one thread (OMP_NUM_THREADS=1) an idle machine takes as
+long.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def _with(spec: NetworkSpec, **parts: Any) -> NetworkSpec:
 
 
 def specs(found: Topology) -> dict[str, NetworkSpec]:
-    """By name: every preset of the planner, parts one by one on nnU-Net's residual network, what has no preset."""
+    """Return presets of the planner, single parts on nnU-Net's residual network, and networks without a preset."""
     named = {name: preset.network(found) for name, preset in PRESETS.items()}
     named = {name: spec for name, spec in named.items() if name not in ("resenc_l", "resenc_xl")}  # resenc_m's network
     residual = named["resenc_m"]
@@ -76,7 +77,7 @@ def step_seconds(network: torch.nn.Module, patch: tuple[int, int, int]) -> float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patch", type=int, nargs=3, default=(64, 64, 64), metavar=("Z", "Y", "X"))
-    parser.add_argument("--rounds", type=int, default=3, help="0 measures no seconds")
+    parser.add_argument("--rounds", type=int, default=3, help="0: do not measure seconds")
     parser.add_argument("--networks", nargs="*", help="names; default: all")
     options = parser.parse_args()
     patch = tuple(options.patch)

@@ -1,9 +1,9 @@
-"""Seconds from a fingerprint to a plan, beside nnunetv2's planner on the same fingerprints in the same run.
+"""Seconds from a fingerprint to a plan, compared with nnunetv2's planner on the same fingerprints in the same run.
 
     python benchmarks/bench_planner.py [CASE…]
 
-The fingerprints are those of tests/golden/nnunet_plans.json. Both sides start from files that are read and imports that
-are done; ours is the median of five calls of `make_plan`, nnunetv2's one call, since it takes seconds to minutes.
+The fingerprints are those of tests/golden/nnunet_plans.json. Reading files and importing modules does not count.
+segpipe's time is the median of five calls of `make_plan`; nnunetv2's is one call, since it takes seconds to minutes.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Whole predictions beside nnunetv2's, with the same weights: seconds, memory of all processes, equal voxels.
+"""Whole predictions compared with nnunetv2's, with the same weights: seconds, memory of all processes, equal voxels.
 
 python benchmarks/bench_predict.py hippocampus=DATA,WORK,10 acdc=DATA,WORK,6 sts_multi=DATA,WORK,2
     [--threads 2] > benchmarks/results/predict.md
 
-Each argument names a dataset in nnU-Net's layout, a work folder with a trained 3d_fullres fold of a nnU-Net preset, and
-how many of its first cases are predicted. Commands run in fresh processes, one after the other, from files to masks,
-mirroring on: `segpipe predict` in fp32 and bf16; `nnUNetv2_predict_from_modelfolder -device cpu`, also with one process
-each for loading and export.
+Each argument names a dataset in nnU-Net's layout, a work folder with a trained 3d_fullres fold of a preset that
+nnU-Net can read, and how many of its first cases to predict. Commands run in fresh processes, one after the other,
+from files to masks, with mirroring: `segpipe predict` in fp32 and bf16, and `nnUNetv2_predict_from_modelfolder
+-device cpu`, by default and with one process each for loading and export.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def race(name: str, data: Path, work: Path, n_cases: int, n_threads: int, scratch: Path) -> None:
-    """The rows of one dataset."""
+    """Measure the rows of one dataset."""
     images = scratch / "images"
     images.mkdir()
     cases = sorted({path.name.rsplit("_", 1)[0] for path in (data / "imagesTr").iterdir()})[:n_cases]
@@ -78,7 +78,7 @@ def race(name: str, data: Path, work: Path, n_cases: int, n_threads: int, scratc
 
 
 def agreement(ours: Path, theirs: Path, case_id: str) -> float:
-    """Share of equal voxels among those that are foreground in either mask; NaN if none is."""
+    """Return the share of equal voxels among those that are foreground in either mask; NaN if none is."""
     masks: Sequence[np.ndarray] = [read_labels(folder / f"{case_id}.nii.gz")[0] for folder in (ours, theirs)]
     is_foreground = (masks[0] > 0) | (masks[1] > 0)
     return float((masks[0] == masks[1])[is_foreground].mean()) if is_foreground.any() else float("nan")

@@ -1,11 +1,11 @@
-"""Peak memory of predictions beside what is foretold of them by headers, on a CPU.
+"""Predicted and measured peak memory of predictions on a CPU.
 
 python benchmarks/bench_predict_memory.py [--cases NAME …] > benchmarks/results/predict_memory.md
 
-Every case runs in a fresh process: random weights and one image, `segpipe predict`'s own functions from file to mask.
-The image has one value but for an empty slice, so that windows are computed once and a run takes seconds. Foretold:
-what the program takes by itself, and the case with the windows of the network (`segpipe.predict.memory`). Measured: the
-most resident memory of the process.
+Every case runs in a fresh process: random weights and one image, with `segpipe predict`'s own functions from file to
+mask. The image has one value except for an empty slice, so that windows are computed once and a run takes seconds.
+Predicted: the memory of the program itself, plus the case with the windows of the network (`segpipe.predict.memory`).
+Measured: the most resident memory of the process.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ class Setting:
     """One prediction.
 
     Args:
-        shape_zyx: Of the image, of 1 mm voxels.
+        shape_zyx: Shape of the image, with voxels of 1 mm.
         target_mm: Edges of the voxels that the network sees.
-        n_labels: Besides background.
-        n_channels: Of the image.
-        n_folds: Networks that are averaged.
+        n_labels: Number of labels without background.
+        n_channels: Number of channels of the image.
+        n_folds: Number of networks to average.
         mirror, probabilities, uncertainty: As for `segpipe predict`.
-        dtype: Of the voxels in the file.
-        patch_zyx: Window.
-        precision: Of the network.
+        dtype: Type of the voxels in the file.
+        patch_zyx: Shape of a window.
+        precision: Precision of the network.
     """
 
     shape_zyx: tuple[int, int, int]
@@ -97,7 +97,7 @@ def main() -> None:
         print(json.dumps(measured(SETTINGS[options.measure])))
         return
     print("# Memory of predictions\n\nMiB; one CPU thread; a fresh process for each.\n")
-    print("| case | image | labels | foretold | measured | foretold / measured |")
+    print("| case | image | labels | predicted | measured | predicted / measured |")
     print("|---|---|---|---|---|---|", flush=True)
     for name in options.cases:
         command = [sys.executable, __file__, "--measure", name]
@@ -110,7 +110,7 @@ def main() -> None:
 
 
 def measured(setting: Setting) -> tuple[int, int]:
-    """Bytes foretold, and the most that this process held."""
+    """Return the predicted bytes and the most that this process held."""
     model = model_of(setting)
     options = PredictOptions(
         mirror=setting.mirror, probabilities=setting.probabilities, uncertainty=setting.uncertainty, any_size=True
@@ -130,7 +130,7 @@ def measured(setting: Setting) -> tuple[int, int]:
 
 
 def model_of(setting: Setting) -> Model:
-    """A small network, so that the case takes more than its windows."""
+    """Make a small network, so that the case takes more memory than its windows."""
     labels = LabelSet(labels=tuple(Label(name=f"l{n}", values=(n,)) for n in range(1, setting.n_labels + 1)))
     spec = NetworkSpec(
         kind="plain",

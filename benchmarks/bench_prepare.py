@@ -1,14 +1,14 @@
-"""Planning and preparing from start to end beside nnunetv2, and memory as estimated beside memory as used.
+"""Planning and preparing from start to end, compared with nnunetv2; estimated and used memory.
 
 python benchmarks/bench_prepare.py DATASET... [--workers 2] [--repeats 3] [--synthetic] [--no-race]
     > benchmarks/results/prepare.md
 
-DATASET is a folder in nnU-Net's layout. The race: `segpipe plan` and `segpipe prepare` against
+DATASET is a folder in nnU-Net's layout. The race compares `segpipe plan` and `segpipe prepare` with
 `nnUNetv2_plan_and_preprocess -c 3d_fullres`, in fresh processes, from the same files to prepared arrays, imports
-included, without segpipe's page and its prediction of costs, which nnunetv2 does not make; the tools take turns and
-medians count. Memory of the race is that of all processes, looked at ten times a second, shared pages shared out.
-Memory of the second table is the system's peak of a process that prepares one case at a time, above what it held
-before. `--synthetic` adds a CT of 512×512×400 voxels to that one.
+included. segpipe plans without its page and its prediction of costs, which nnunetv2 does not have. The tools take
+turns, and the table shows medians. Memory of the race is that of all processes, sampled ten times a second, with
+shared pages divided among them. Memory of the second table is the system's peak of a process that prepares one case
+at a time, above that of the idle process. `--synthetic` adds a CT of 512×512×400 voxels to the second table.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("datasets", type=Path, nargs="*")
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="of each; the median counts")
-    parser.add_argument("--synthetic", action="store_true", help="also the memory of a large CT")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each tool; the median counts")
+    parser.add_argument("--synthetic", action="store_true", help="also measure the memory of a large CT")
     parser.add_argument("--no-race", action="store_true", help="memory alone")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def race(dataset: Path, n_workers: int, n_repeats: int) -> None:
-    """A row of the first table."""
+    """Measure a row of the first table."""
     runs: dict[str, list[tuple[float, float]]] = {"segpipe": [], "nnunetv2": []}
     for _ in range(n_repeats):
         with tempfile.TemporaryDirectory() as name:
@@ -85,7 +85,7 @@ def race(dataset: Path, n_workers: int, n_repeats: int) -> None:
 
 
 def nnunet_places(dataset: Path, scratch: Path) -> dict[str, str]:
-    """The environment of nnunetv2; the dataset is linked to where it looks for one."""
+    """Return the environment of nnunetv2, with a link to the dataset in the folder that it reads."""
     raw = scratch / "raw" / "Dataset001_measured"
     raw.mkdir(parents=True)
     for name in ("imagesTr", "labelsTr"):
@@ -95,7 +95,7 @@ def nnunet_places(dataset: Path, scratch: Path) -> dict[str, str]:
 
 
 def watched(command: Sequence[str], environment: Mapping[str, str]) -> tuple[float, float]:
-    """Seconds and peak MiB of a command and all that it starts."""
+    """Return seconds and peak MiB of a command and its descendants."""
     started, peak = time.perf_counter(), 0
     with subprocess.Popen(
         command, env={**os.environ, **environment}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
@@ -109,7 +109,7 @@ def watched(command: Sequence[str], environment: Mapping[str, str]) -> tuple[flo
 
 
 def memory_row(name: str, dataset: Path) -> None:
-    """A row of the second table."""
+    """Measure a row of the second table."""
     command = [sys.executable, __file__, "--memory-of", str(dataset)]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     estimated, used = json.loads(output.splitlines()[-1])
@@ -117,7 +117,7 @@ def memory_row(name: str, dataset: Path) -> None:
 
 
 def estimated_and_used(data: Path) -> tuple[float, float]:
-    """MiB that the largest case was estimated to take, and that preparing all cases one by one took at most."""
+    """Return the estimated MiB of the largest case, and the most that preparing all cases one by one took."""
     from segpipe.data.dataset import Dataset
     from segpipe.fingerprint.record import Fingerprint
     from segpipe.plan.schema import Plan
@@ -143,7 +143,7 @@ def estimated_and_used(data: Path) -> tuple[float, float]:
 
 
 def write_plan(data: Path, work: Work) -> None:
-    """Measure and plan a dataset; labels that occur nowhere, which segpipe refuses, are left out."""
+    """Measure and plan a dataset without the labels that occur nowhere, which segpipe refuses."""
     from segpipe.data.load import load_dataset
     from segpipe.fingerprint.measure import assemble, measure_cases
     from segpipe.plan.make import make_plan
@@ -162,7 +162,7 @@ def write_plan(data: Path, work: Work) -> None:
 
 
 def synthetic_ct(folder: Path) -> Path:
-    """A dataset of one CT, int16, with an ellipsoid of two labels, uint8."""
+    """Make a dataset of one CT, int16, with an ellipsoid of two labels, uint8."""
     from segpipe.core.volume import write_image
 
     z, y, x = (np.linspace(-1, 1, n, dtype=np.float32) for n in _CT_SHAPE_ZYX)

@@ -1,9 +1,9 @@
-"""Time, peak memory and agreement of resampling: segpipe beside nnunetv2's default and its torch variant.
+"""Time, peak memory and agreement of resampling, compared with nnunetv2's default and its torch variant.
 
 python benchmarks/bench_resample.py [--threads 2] [--repeats 3] > benchmarks/results/resample.md
 
-One image and one label map with 20 labels, 100×256×256 → 125×320×320 voxels, of smooth noise. The tools take turns;
-medians count. Memory is the peak of a process that does nothing else, above what it held before.
+One image and one label map with 20 labels, 100×256×256 → 125×320×320 voxels, of smooth noise. The tools take turns,
+and the table shows medians. Memory is the peak of a process that does nothing else, above that of the idle process.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _APART_MM = (5.0, 1.25, 1.25)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=3, help="of each; the median counts")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each tool; the median counts")
     parser.add_argument("--only", nargs=2, metavar=("WHAT", "TOOL"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
@@ -48,14 +48,14 @@ def main() -> None:
         f"{platform.machine()}, "
     )
     print(f"{len(os.sched_getaffinity(0))} processors. Time: medians, the tools taking turns. Differs: images by the ")
-    print("largest difference from nnunetv2's default, in SD; labels by voxels that are not the same.\n")
+    print("largest difference from nnunetv2's default, in SD; labels by the share of unequal voxels.\n")
     print("| what | tool | seconds | times segpipe | peak MiB | differs |\n|---|---|---|---|---|---|")
     for what in _WHAT:
         table(what, args.threads, args.repeats)
 
 
 def table(what: str, n_threads: int, n_repeats: int) -> None:
-    """Rows of one thing that is resampled; tools in processes of their own, that live through all repeats."""
+    """Measure the rows of one input; each tool has a process of its own for all repeats."""
     array = sample(what)
     runs = {tool: resampler(what, tool, n_threads) for tool in _TOOLS}
     seconds: dict[str, list[float]] = {tool: [] for tool in _TOOLS}
@@ -75,7 +75,7 @@ def table(what: str, n_threads: int, n_repeats: int) -> None:
 
 
 def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str:
-    """Of images the largest difference, of label maps the share of other voxels where either has foreground."""
+    """Describe the largest difference of images, or the share of unequal voxels where either map has foreground."""
     if ours.dtype.kind == "f":
         return f"{np.abs(ours - theirs).max() / theirs.std():.1e} SD"
     foreground = (ours > 0) | (theirs > 0)
@@ -83,7 +83,7 @@ def difference(ours: NDArray[Any], theirs: NDArray[Any]) -> str:
 
 
 def sample(what: str) -> NDArray[Any]:
-    """(1, Z, Y, X): an image of SD 1, or labels in the upper half of its values."""
+    """Make an image (1, Z, Y, X) of SD 1, or labels in the upper half of its values."""
     from scipy import ndimage
 
     smooth = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=_BEFORE), 12)
@@ -96,7 +96,7 @@ def sample(what: str) -> NDArray[Any]:
 
 
 def resampler(what: str, tool: str, n_threads: int) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """One tool's function from (1, Z, Y, X) to (1, *_AFTER)."""
+    """Return one tool's function from (1, Z, Y, X) to (1, *_AFTER)."""
     spacing = _APART_MM if "apart" in what else _SPACING_MM
     if tool == "segpipe":
         from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image
@@ -121,7 +121,7 @@ def resampler(what: str, tool: str, n_threads: int) -> Callable[[NDArray[Any]], 
 
 
 def peak_mebibytes(what: str, tool: str, n_threads: int) -> float:
-    """Peak of one resampling above what the process held before, by the system's own count."""
+    """Return the peak of one resampling above that of the idle process, by the system's own count."""
     array, run = sample(what), resampler(what, tool, n_threads)
     run(array[:, :8, :8, :8].copy())  # what is loaded once
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
@@ -132,7 +132,7 @@ def peak_mebibytes(what: str, tool: str, n_threads: int) -> float:
 
 
 def resident_kib() -> int:
-    """Memory that the process holds now."""
+    """Return the memory that the process holds now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() // 1024
 
 

@@ -1,4 +1,4 @@
-"""Seconds until `segpipe -h` has answered: the median of five warm runs.
+"""Seconds until `segpipe -h` answers: the median of five warm runs.
 
 python benchmarks/bench_startup.py [--json]
 """
@@ -31,7 +31,7 @@ def main() -> None:
 
 
 def seconds_of(command: list[str]) -> float:
-    """Wall time of one `-h`."""
+    """Measure the wall time of one `-h`."""
     started = time.perf_counter()
     subprocess.run([*command, "-h"], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - started

@@ -1,13 +1,14 @@
-"""Prepared cases on disk: time of a random patch and size, by blocks, chunks and codec, beside nnunetv2's settings;
-then batches per second, from disk and from memory, by the number of loading threads, beside nnunetv2's loader.
+"""Prepared cases on disk: time to read a random patch, and size, by blocks, chunks and codec, compared with nnunetv2.
 
 python benchmarks/bench_store.py WORK... [-c 3d_fullres] [--cases 12] [--rounds 100]
 
-WORK is planned and prepared (`segpipe prepare`). Every way of storing holds the same cases. Every round reads the same
-place of the same case from each in turn, image and labels, as large as augmentation wants it. Times are the
-processor's, since a machine is never equally busy; medians. Batches are what the plan trains with, by the clock, the
-median of three turns; nobody computes beside, so that threads show what they give to loading alone. nnunetv2's loader
-runs in this process, without augmentation; in a training it is given processes.
+A second table has batches per second, from disk and from memory, by the number of loading threads, compared with
+nnunetv2's loader. WORK is planned and prepared (`segpipe prepare`). Every way of storing holds the same cases. Every
+round reads the same place of the same case from each in turn, image and labels, as large as augmentation needs it.
+The times are medians of processor time, because the load of a machine changes. Batches are those that the plan trains
+with, in wall time, the median of three turns; no other work runs in the process, so that threads show their effect on
+loading alone. nnunetv2's loader runs in this process, without augmentation; in a training it has processes of its
+own.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ _SECONDS_OF_DRAWING = 3.0
 
 @dataclass(frozen=True)
 class Arm:
-    """A way of storing: edge of blocks (None: blosc2 chooses), chunks of the patch or of the whole case, codec."""
+    """Way of storing: edge of blocks (None: blosc2 chooses), chunks of the patch or of the whole case, codec."""
 
     block_edge: int | None = 32
     chunk: str = "patch"
@@ -86,7 +87,7 @@ Reader = Callable[[int, str], Any]  # case, image or indices
 
 
 def write_all(folder: Path, cases: Sequence[PatchCase], patch_zyx: ZYX) -> dict[str, float]:
-    """Every case in every way; processor seconds of each way."""
+    """Store every case in every way; return processor seconds of each way."""
     seconds = {}
     for number in range(len(ARMS)):
         (folder / str(number)).mkdir()
@@ -104,7 +105,7 @@ def write_all(folder: Path, cases: Sequence[PatchCase], patch_zyx: ZYX) -> dict[
 
 
 def write_nnunet(folder: Path, index: int, case: PatchCase, patch_zyx: ZYX) -> None:
-    """By nnunetv2's own functions, as its preprocessor calls them."""
+    """Store cases with nnunetv2's own functions, as its preprocessor calls them."""
     folder.mkdir(exist_ok=True)
     indices = case.indices[None].astype(np.int8)
     settings: dict[str, Any] = {}
@@ -125,7 +126,7 @@ def opened(path: Path) -> Any:
 
 
 def readers(folder: Path) -> dict[str, Reader]:
-    """For each way a function that opens an array of a case, as often as a patch is cut from it."""
+    """Return for each way a function that opens an array of a case; it is called for every patch."""
 
     def ours(place: Path) -> Reader:
         return lambda index, kind: opened(place / f"{index}_{kind}.b2nd")
@@ -136,7 +137,7 @@ def readers(folder: Path) -> dict[str, Reader]:
 
 
 def reading(folder: Path, cases: Sequence[PatchCase], region_zyx: ZYX, n_rounds: int) -> dict[str, float]:
-    """Median processor milliseconds of a region of image and labels; the ways take turns at the same places."""
+    """Measure median processor milliseconds of a region of image and labels; the ways take turns at the same places."""
     generator = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in [*ARMS, NNUNET]}
     ways = readers(folder)
@@ -171,7 +172,7 @@ def store_table(cases: Sequence[PatchCase], patch_zyx: ZYX, region_zyx: ZYX, n_r
 
 
 def batch_table(stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, nnunet: Path) -> None:
-    """Batches per second; the arms take turns, and the median of three turns is given."""
+    """Measure batches per second, the median of three turns; the arms take turns."""
     arms: dict[str, Callable[[], float]] = {}
     for name, cases in (("disk", stored), ("memory", in_memory)):
         for n_threads in (0, 1, 2):

@@ -1,20 +1,21 @@
-"""Iterations per second and peak memory of training, beside nnunetv2's own trainer on the same split and plan.
+"""Iterations per second and peak memory of training, compared with nnunetv2's own trainer on the same split and plan.
 
     python benchmarks/bench_training.py DATA/hippocampus DATA/acdc --work W          # CPU
     python benchmarks/bench_training.py DATA/hippocampus phantom --work W --cuda     # GPU
 
-Every arm is a process of its own that stays: it trains a few iterations when it is asked to and waits in between, so
-that arms alternate and what else the machine does falls on all of them. nnunetv2's is its real trainer's `train_step`
-with its real data loader, on its own plan and preprocessed data; ours is what the training loop does, drawing and
-augmenting included, on `--preset nnunet`, which is the same network, patch and batch. On the CPU both draw and augment
-in the training process (nnunetv2: 0 workers), so that nothing is done before the clock starts; `--workers 0 2` adds an
-arm whose workers fill their queue between the rounds, which is more than they could do in a long training. On CUDA both
-load ahead, and a round is longer than the queues.
+Every arm is a process of its own that stays alive: it trains a few iterations on request and waits in between, so
+that arms alternate and other work on the machine affects all of them. nnunetv2's arm is its real trainer's
+`train_step` with its real data loader, on its own plan and preprocessed data. Ours is the body of the training loop,
+drawing and augmenting included, with `--preset nnunet`, which has the same network, patch and batch. On the CPU both
+draw and augment in the training process (nnunetv2: 0 workers), so that no work is done before the clock starts.
+`--workers 0 2` adds an arm whose workers fill their queue between the rounds, which is more than they could do in a
+long training. On CUDA both load ahead, and a round is longer than the queues.
 
-Times are medians over rounds. Processor seconds are of all threads, which a busy machine changes less; they hold what
-threads spend waiting for each other. Memory: most resident memory of the process and its children, with the cases that
-ours keeps in memory; on CUDA what torch reserved on the GPU. `phantom` stands for made-up volumes whose plan is two
-patches of 128³. A CUDA run also tells for which share of the time the GPU computed, by torch's profiler.
+Times are medians over rounds. Processor seconds are of all threads, which a busy machine changes less; they include
+the time that threads wait for each other. Memory is the most resident memory of the process and its children, with
+the cases that ours keeps in memory; on CUDA it is the GPU memory that torch reserved. `phantom` is a set of synthetic
+volumes whose plan is two patches of 128³. A CUDA run also shows the share of the time in which the GPU computed, by
+torch's profiler.
 """
 
 from __future__ import annotations
@@ -59,14 +60,16 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="+", help=f"datasets, or {PHANTOM}")
-    parser.add_argument("--work", type=Path, required=True, help="prepared data of both; used again")
+    parser.add_argument("--work", type=Path, required=True, help="folder for prepared data of both; reused")
     parser.add_argument("--cuda", action="store_true")
     parser.add_argument("--fold", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, help="of a round; default 2, on CUDA 100")
-    parser.add_argument("--workers", type=int, nargs="+", help="nnunetv2's augmentation workers; default 0, on CUDA 12")
-    parser.add_argument("--ours", nargs="+", default=["auto", "fp32"], help="precisions of ours")
+    parser.add_argument("--iterations", type=int, help="iterations of a round; default: 2, on CUDA 100")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", help="nnunetv2's augmentation workers; default: 0, on CUDA 12"
+    )
+    parser.add_argument("--ours", nargs="+", default=["auto", "fp32"], help="precisions of segpipe's arms")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.work = args.work.resolve()
@@ -89,7 +92,7 @@ def _machine(args: argparse.Namespace) -> str:
 
 
 def _phantom(folder: Path) -> Path:
-    """Noise with two balls in each of a few volumes, in nnU-Net's layout."""
+    """Make a few volumes of noise with two balls, in nnU-Net's layout."""
     from segpipe.core.volume import write_image
 
     if (folder / "dataset.json").is_file():
@@ -111,7 +114,7 @@ def _phantom(folder: Path) -> Path:
 
 
 def _prepare(data: Path, work: Path, args: argparse.Namespace) -> str:
-    """Plan and prepare for ours and split; nnunetv2's arm does its own. Returns patch and batch."""
+    """Plan, split and prepare for our arm; nnunetv2's does its own. Returns patch and batch."""
     from segpipe.pipeline.machine import Machine
     from segpipe.pipeline.planning import Choices, plan_data
     from segpipe.pipeline.stages import prepare
@@ -130,7 +133,7 @@ def _device(args: argparse.Namespace) -> str:
 
 
 def _compare(data: Path, work: Path, args: argparse.Namespace) -> list[str]:
-    """Run the arms in turn; the rest of their rows of the table, nnunetv2's first."""
+    """Run the arms in turn and return the rest of their rows, nnunetv2's first."""
     names = [f"nnunetv2, {n} workers" for n in args.workers] + [f"segpipe, {p}" for p in args.ours]
     arms: dict[str, Any] = {}
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in names}
@@ -180,13 +183,13 @@ def _ask(arm: Any, n_iterations: int) -> dict[str, Any]:
 def _answer(arm: Any) -> dict[str, Any]:
     line = arm.stdout.readline()
     if not line:
-        sys.exit("an arm ended; its message stands above")
+        sys.exit("an arm ended; see its output above")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
 
 def _serve(args: argparse.Namespace) -> None:
-    """An arm: trains as many iterations as each line of stdin says, negative ones with the profiler."""
+    """Run an arm: train the number of iterations in each line of stdin, a negative number with the profiler."""
     answers, sys.stdout = sys.stdout, sys.stderr  # nnunetv2 prints
     steps = _nnunet_steps(args) if args.arm.startswith("nnunetv2") else _segpipe_steps(args)
     counts = iter([1, *([20] if args.cuda else [])])  # the first ones choose kernels, compile and allocate
@@ -205,7 +208,7 @@ def _serve(args: argparse.Namespace) -> None:
 
 
 def _seconds(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> float:
-    """Of one of so many steps."""
+    """Return the mean seconds of a step."""
     import torch
 
     started = time.perf_counter()
@@ -217,7 +220,7 @@ def _seconds(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> f
 
 
 def _busy(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> float:
-    """Share of the time in which the GPU computed; kernels of one stream do not overlap."""
+    """Return the share of the time in which the GPU computed; kernels of one stream do not overlap."""
     import torch
 
     activities = [torch.profiler.ProfilerActivity.CUDA]
@@ -227,7 +230,7 @@ def _busy(steps: Iterator[None], n_steps: int, args: argparse.Namespace) -> floa
 
 
 def _processor_seconds() -> float:
-    """Of this process and its children, so far."""
+    """Return processor seconds of this process and its children so far."""
     ticks = 0
     for process in _family():
         after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
@@ -241,7 +244,7 @@ def _family() -> list[str]:
 
 
 def _peak_bytes(args: argparse.Namespace) -> int:
-    """Most memory so far: of the GPU, or resident memory of this process and its children."""
+    """Return the most memory so far: of the GPU, or resident memory of this process and its children."""
     if args.cuda:
         import torch
 
@@ -255,7 +258,7 @@ def _peak_resident_bytes(process: str) -> int:
 
 
 def _nnunet_steps(args: argparse.Namespace) -> Iterator[None]:
-    """nnunetv2's steps, one for each time that it is asked."""
+    """Yield after each step of nnunetv2."""
     from segpipe.bridge import nnunet_train
     from segpipe.bridge.nnunet_raw import link_dataset, read_folds
     from segpipe.data.load import load_dataset

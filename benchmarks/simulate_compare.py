@@ -1,9 +1,9 @@
-"""How often intervals cover and tests cry wolf, on simulated cross-validations whose truth is known.
+"""Coverage of intervals and false alarms of tests, on simulated cross-validations whose truth is known.
 
     python benchmarks/simulate_compare.py [N_SIMULATIONS]
 
-Prints two tables. Coverage: how often the 95 % interval of a mean holds the true mean, for scores like Dice. Positives:
-how often a test at 5 % says that two methods differ; where they do not, that is the type I error.
+Prints two tables. Coverage: how often the 95 % interval of a mean holds the true mean, for scores like Dice.
+Positives: how often a test at 5 % says that two methods differ; if they do not, that is the type I error.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _N_PERMUTATIONS = 1999
 
 @dataclass(frozen=True)
 class Study:
-    """A cross-validation of two methods; SDs are of the difference between them.
+    """Cross-validation of two methods; SDs are of the difference between them.
 
     Args:
-        n_cases, n_folds, n_seeds: Its size; 1 fold is a test set, scored by every seed's model.
-        case_sd: Of a case's difference, the same for every training.
-        training_sd: Of a training (fold and seed): the luck of initialisation and order.
-        shared_sd: Common to all trainings: that these cases and no others were trained on.
-        fold_sd: Common to the seeds of a fold.
+        n_cases, n_folds, n_seeds: Size of the study; 1 fold is a test set, scored by every seed's model.
+        case_sd: SD of a case's difference, the same for every training.
+        training_sd: SD of a training (fold and seed): the luck of initialisation and order.
+        shared_sd: SD common to all trainings: the choice of training cases.
+        fold_sd: SD common to the seeds of a fold.
         difference: True difference.
         has_own_folds: Whether each seed has its own folds (repeated cross-validation).
     """
@@ -64,7 +64,7 @@ TESTS = ("Wilcoxon", "permutation", "Nadeau-Bengio", "method")
 
 
 def simulate(study: Study, random: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
-    """Scores (2 methods, n_seeds, n_cases, 1 label) and folds (1 or n_seeds, n_cases)."""
+    """Draw scores (2 methods, n_seeds, n_cases, 1 label) and folds (1 or n_seeds, n_cases)."""
     n_splits = study.n_seeds if study.has_own_folds else 1
     even = np.arange(study.n_cases) % study.n_folds
     folds = np.array([random.permutation(even) for _ in range(n_splits)])
@@ -79,7 +79,7 @@ def simulate(study: Study, random: np.random.Generator) -> tuple[NDArray[np.floa
 
 
 def p_values(study: Study, random: np.random.Generator) -> dict[str, float]:
-    """Of each test on one simulated study; NaN where there is none."""
+    """Return the p-value of each test on one simulated study; NaN if there is none."""
     scores, folds = simulate(study, random)
     paired = Paired(scores[1].mean(axis=0) - scores[0].mean(axis=0), np.arange(study.n_cases))
     both, split = (scores[0], scores[1]), folds if study.n_folds > 1 else None
@@ -91,7 +91,7 @@ def p_values(study: Study, random: np.random.Generator) -> dict[str, float]:
 
 
 def positives(study: Study, n_simulations: int, seed: int = 0) -> dict[str, float]:
-    """Share of simulated studies in which each test finds a difference."""
+    """Return the share of simulated studies in which each test finds a difference."""
     random = np.random.default_rng(seed)
     found = [p_values(study, random) for _ in range(n_simulations)]
     return {
@@ -101,7 +101,7 @@ def positives(study: Study, n_simulations: int, seed: int = 0) -> dict[str, floa
 
 
 def scores_like_dice(shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float64]:
-    """A skewed bulk, 8 % failures and 2 % zeros; SD 0.2. Their mean is `TRUE_MEAN`."""
+    """Draw a skewed bulk, 8 % failures and 2 % zeros; SD 0.2. Their mean is `TRUE_MEAN`."""
     kind = random.random(shape)
     bulk, failures = random.beta(18, 3, shape), random.uniform(0, 0.4, shape)
     return np.where(kind < 0.02, 0.0, np.where(kind < 0.1, failures, bulk))
@@ -111,7 +111,7 @@ TRUE_MEAN = 0.9 * 18 / 21 + 0.08 * 0.2
 
 
 def coverage(n_patients: int, n_simulations: int, seed: int = 0) -> float:
-    """How often the 95 % interval of the mean holds the true mean."""
+    """Return how often the 95 % interval of the mean holds the true mean."""
     random = np.random.default_rng(seed)
     patients, n_held = np.arange(n_patients), 0
     for _ in range(n_simulations):

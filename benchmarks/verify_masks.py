@@ -1,4 +1,4 @@
-"""Do the masks of a trained work folder lie exactly where their images lie, and do patients stay on one side?
+"""Check that the masks of a trained work folder have their images' headers, and that folds keep patients together.
 
     python benchmarks/verify_masks.py WORK
 
@@ -34,7 +34,7 @@ _FIELDS = (
 
 
 def differences(image_file: Path, mask_file: Path) -> list[str]:
-    """Fields of the header in which mask and image differ."""
+    """Return the fields of the header in which mask and image differ."""
     image, mask = nib.load(image_file), nib.load(mask_file)
     found = [key for key in _FIELDS if not np.array_equal(image.header[key], mask.header[key])]
     if image.shape[:3] != mask.shape:
@@ -45,7 +45,7 @@ def differences(image_file: Path, mask_file: Path) -> list[str]:
 
 
 def main(folder: Path) -> int:
-    """Print what was compared; 1 if anything differs."""
+    """Print what was compared; return 1 if anything differs."""
     work = Work(folder)
     dataset = Dataset.load(work.dataset)
     masks = sorted((folder / "runs").glob("*/fold_*/validation/*.nii.gz"))
@@ -58,8 +58,8 @@ def main(folder: Path) -> int:
     for index, fold in enumerate(Splits.load(work.splits).folds):
         sides = [{dataset.by_id[i].patient_id for i in side} for side in (fold.train, fold.validation)]
         shared += [f"fold {index}: {p}" for p in sorted(sides[0] & sides[1])]
-    print(f"{len(masks)} masks, {len(wrong)} whose header differs from the image's: {wrong or 'none'}")
-    print(f"{len(Splits.load(work.splits).folds)} folds, patients on both sides: {shared or 'none'}")
+    print(f"{len(masks)} masks; header differs from the image's in {len(wrong)}: {wrong or 'none'}")
+    print(f"{len(Splits.load(work.splits).folds)} folds; patients in training and validation: {shared or 'none'}")
     return 1 if wrong or shared or not masks else 0
 
 
