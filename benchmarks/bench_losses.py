@@ -132,7 +132,7 @@ def _peak_mib(device: str, case: str, arm: str, dtype: str) -> float:
         before = torch.cuda.memory_allocated()
         run(logits, indices).backward()
         return (torch.cuda.max_memory_allocated() - before) / _MIB
-    Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident memory begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak of the resident memory starts again
     before_kib = _status_kib("VmRSS")
     run(logits, indices).backward()
     return (_status_kib("VmHWM") - before_kib) / 1024

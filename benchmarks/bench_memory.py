@@ -129,7 +129,7 @@ def measure(row: dict[str, Any], device_name: str) -> dict[str, int]:
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     context_bytes = _resident_bytes("VmRSS") - 3 * weight_bytes  # with momentum and gradients
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
     _step(network, optimizer, row["patch_zyx"], row["precision"], device)
     measured_bytes = _resident_bytes("VmHWM") - context_bytes
     return {"measured_bytes": measured_bytes, "tensor_bytes": tensor_bytes, "context_bytes": context_bytes}
