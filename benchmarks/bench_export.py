@@ -63,7 +63,7 @@ def smooth_noise(n_outputs: int, shape: tuple[int, int, int]) -> np.ndarray:
 def ours(logits: np.ndarray, trace: Trace) -> np.ndarray:
     from segpipe.predict.restore import restore
 
-    return restore(torch.from_numpy(logits).unbind(1), trace, label_set(len(logits)))[0]
+    return restore(torch.from_numpy(logits).unbind(1), trace, label_set(len(logits))).mask_zyx
 
 
 def nnunets(logits: np.ndarray, trace: Trace) -> np.ndarray:
@@ -138,8 +138,9 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
     from segpipe.plan.schema import Configuration, Normalisation, Plan
     from segpipe.plan.training import Training
     from segpipe.predict.model import Model
+    from segpipe.predict.options import PredictOptions
     from segpipe.predict.restore import restore
-    from segpipe.predict.segment import SegmentOptions, logit_rows
+    from segpipe.predict.segment import Batching, logit_rows
     from segpipe.prepare.case import prepare_case
 
     network = NetworkSpec(
@@ -183,7 +184,7 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
 
     def timed_rows() -> Any:
         nonlocal waited
-        rows = logit_rows(model, prepared, SegmentOptions())
+        rows = logit_rows(model, prepared, PredictOptions(), Batching())
         while True:
             asked = time.perf_counter()
             row = next(rows, None)
@@ -192,7 +193,7 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
                 return
             yield row
 
-    mask, _ = restore(timed_rows(), prepared.trace, plan.labels)
+    mask = restore(timed_rows(), prepared.trace, plan.labels).mask_zyx
     done = time.perf_counter()
     write_mask(folder / "mask.nii.gz", mask, image)
     written = time.perf_counter()

@@ -31,9 +31,8 @@ from segpipe.networks.cost import CPU
 from segpipe.networks.inference import ready_to_predict
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
-from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.memory import case_bytes, window_bytes
-from segpipe.predict.model import Model
+from segpipe.predict.memory import prediction_bytes, window_bytes
+from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.run import predict_cases
 from segpipe.predict.size import readable_grids
@@ -123,7 +122,7 @@ def measured(setting: Setting) -> tuple[int, int]:
         del voxels
         case = Case(case_id="image", patient_id="image", images=(str(path),))
         (grid,) = readable_grids([case]).values()
-        of_case = case_bytes(grid, Ensemble((model,)), options, windows_bytes=window_bytes(model, 1), spools=True)
+        of_case = prediction_bytes(grid, Ensemble((model,)), options, windows_bytes=window_bytes(model, 1), spools=True)
         foretold = CPU.context_bytes + of_case
         predict_cases(model, [case], Path(scratch) / "out", options).require_all()
     return foretold, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -167,7 +167,7 @@ def test_models_that_are_not_there(work: Path, tmp_path: Path) -> None:
 
 def test_memory_that_may_not_be_taken_is_refused_first(work: Path) -> None:
     model = segpipe.load(work, device="cpu", max_memory_gib=0.5)
-    with pytest.raises(ResourceError, match=r"array: needs about .* left of --max-memory"):
+    with pytest.raises(ResourceError, match=r"array: needs about .* --max-memory leaves"):
         model.predict(tiny_image(1), **SPACING)
 
 

@@ -49,6 +49,11 @@ HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be import
     "batchgeneratorsv2": ("bridge/",),
     "click": ("cli/",),
 }
+MAY_CATCH_ALL = {
+    # One odd image, which fails in segpipe or in a library in a way that was not foreseen, must not cost the masks of
+    # all others: the fault is logged with its traceback, counted, and changes the exit code.
+    ("predict/run.py", "noting_faults"),
+}
 _PRINTERS = ("cli/", "core/progress.py")
 _UNSAFE_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib", "jsonpickle"}
 _UNSAFE_YAML = {"load", "load_all", "full_load", "full_load_all", "unsafe_load", "unsafe_load_all"}
@@ -173,10 +178,22 @@ def stray_prints(path: str, source: str) -> list[str]:
 
 
 def swallowed_errors(path: str, source: str) -> list[str]:
-    """Handlers that catch everything and go on; `except BaseException` must raise again."""
-    faults = []
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ExceptHandler):
+    """Handlers that catch everything and go on; `except BaseException` must raise again.
+
+    `MAY_CATCH_ALL` names the functions that may: each once, with its reason.
+    """
+    faults, tree = [], ast.parse(source)
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef) and (path, n.name) in MAY_CATCH_ALL]
+    excused = {
+        handler: function.name
+        for function in functions
+        for handler in [n for n in ast.walk(function) if isinstance(n, ast.ExceptHandler)]
+        if isinstance(handler.type, ast.Name) and handler.type.id == "Exception"
+    }
+    if len(excused) > 1:
+        faults.append(f"{path}: catches every error in {len(excused)} places, allowed in one")
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ExceptHandler) or node in excused:
             continue
         kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
         names = {kind.id for kind in kinds if isinstance(kind, ast.Name)}
@@ -315,6 +332,12 @@ OFFENDERS = [  # check, path, source
     ("errors", "train/loop.py", "try:\n    f()\nexcept Exception:\n    g()"),
     ("errors", "train/loop.py", "try:\n    f()\nexcept (ValueError, Exception):\n    raise"),
     ("errors", "train/loop.py", "try:\n    f()\nexcept:\n    g()"),
+    ("errors", "predict/run.py", "def predict():\n    try:\n        f()\n    except Exception:\n        g()"),
+    (
+        "errors",
+        "predict/run.py",
+        "def noting_faults():\n" + 2 * "    try:\n        f()\n    except Exception:\n        g()\n",
+    ),
     ("errors", "train/loop.py", "try:\n    f()\nexcept BaseException:\n    g()"),
     ("names", "core/utils.py", ""),
     ("names", "train/loss_helpers.py", ""),
@@ -336,6 +359,7 @@ INNOCENTS = [
     ("unsafe", "prepare/store.py", "np.save(path, array, allow_pickle=False)"),
     ("length", "core/grid.py", 'def f():\n    """' + "\n    more" * 50 + '"""\n' + "    x = 1\n" * 60),
     ("prints", "cli/train.py", "print('done')"),
+    ("errors", "predict/run.py", "def noting_faults():\n    try:\n        f()\n    except Exception:\n        g()"),
     ("errors", "core/progress.py", "try:\n    f()\nexcept BaseException:\n    raise"),
     ("names", "train/loop.py", ""),
 ]

@@ -27,7 +27,8 @@ from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold
-from segpipe.predict.segment import SegmentOptions, logit_rows
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.segment import Batching, logit_rows
 from segpipe.prepare.cascade import StoredGuide
 from segpipe.prepare.case import Prepared, Trace, prepare_indices
 from segpipe.prepare.dataset import prepared_folder
@@ -235,7 +236,7 @@ def test_where_sides_change_places_those_of_the_guide_do_too():
         target_mm=(2.5, 1.5, 1.0),
         prepared_shape_zyx=guide.shape,
     )
-    rows = logit_rows(model, Prepared(image, None, trace), SegmentOptions())
+    rows = logit_rows(model, Prepared(image, None, trace), PredictOptions(), Batching())
     logits = torch.stack(list(rows), dim=1).numpy()
     expected = np.stack([guide == value for value in range(3)])
     assert np.allclose(logits, expected, atol=1e-5)

@@ -60,7 +60,8 @@ def test_prepare_then_restore_gives_every_voxel_back(stored, wanted, order, seed
 
 def restored(logits, trace, labels):
     """Mask and probabilities of logits (outputs, Z, Y, X)."""
-    return restore(torch.from_numpy(logits).unbind(1), trace, labels, with_probabilities=True)
+    found = restore(torch.from_numpy(logits).unbind(1), trace, labels, with_probabilities=True)
+    return found.mask_zyx, found.probabilities_ozyx
 
 
 def turned_volume(turn, generator):

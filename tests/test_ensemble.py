@@ -1,4 +1,4 @@
-"""predict/ensemble.py and predict/uncertainty.py"""
+"""predict/segment.py with several models, and how sure they are"""
 
 from __future__ import annotations
 
@@ -16,16 +16,14 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import Volume
 from segpipe.networks.build import build
 from segpipe.plan.schema import Configuration
-from segpipe.predict.ensemble import Ensemble, segment_ensemble
-from segpipe.predict.memory import case_bytes
-from segpipe.predict.model import Model
+from segpipe.predict.memory import prediction_bytes
+from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.segment import SegmentOptions, segment
-from segpipe.predict.uncertainty import disagreement, entropy
+from segpipe.predict.segment import disagreement, entropy, segment
 from segpipe.prepare.case import Prepared, prepare_image
 
 SHAPE = (9, 10, 12)
-ALL = SegmentOptions(mirror=False, with_probabilities=True, with_uncertainty=True)
+ALL = PredictOptions(mirror=False, probabilities=True, uncertainty=True)
 
 
 class Constant(nn.Module):
@@ -69,7 +67,7 @@ def prepared_for(model, seed=0):
 
 
 def segmented(options, *members):
-    return segment_ensemble(Ensemble(members), [prepared_for(member) for member in members], options)
+    return segment(Ensemble(members), [prepared_for(member) for member in members], options, "case")[0]
 
 
 def test_probabilities_of_configurations_are_averaged_and_logits_of_folds():
@@ -101,9 +99,9 @@ def test_regions_are_averaged_as_probabilities_and_compared_with_one_half_once()
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
 def test_members_of_different_voxels_equal_the_mean_of_what_each_gives_alone(labels):
     members = (trained(2, 1, labels), coarse(1, labels))
-    alone = [segment(m, prepared_for(m), SegmentOptions(mirror=False, with_probabilities=True)) for m in members]
+    alone = [segmented(PredictOptions(mirror=False, probabilities=True), member) for member in members]
     mean = np.mean([one.probabilities_ozyx.astype(np.float32) for one in alone], 0)
-    found = segmented(SegmentOptions(mirror=False, with_probabilities=True), *members)
+    found = segmented(PredictOptions(mirror=False, probabilities=True), *members)
     assert found.probabilities_ozyx == pytest.approx(mean, abs=1e-3)
     decided = (
         np.abs(np.diff(np.sort(mean, 0)[-2:], axis=0)[0]) > 2e-3 if labels is LABELS else np.abs(mean - 0.5) > 2e-3
@@ -116,13 +114,13 @@ def test_members_of_different_voxels_equal_the_mean_of_what_each_gives_alone(lab
 
 def test_uncertainty_leaves_mask_and_probabilities_as_they_are():
     model = trained(3, 1)
-    plain = segmented(SegmentOptions(mirror=False, with_probabilities=True), model)
+    plain = segmented(PredictOptions(mirror=False, probabilities=True), model)
     found = segmented(ALL, model)
     assert (found.mask_zyx == plain.mask_zyx).mean() > 0.999
     assert found.probabilities_ozyx == pytest.approx(plain.probabilities_ozyx, abs=1e-3)
     expected = entropy(torch.from_numpy(plain.probabilities_ozyx.astype(np.float32)), LABELS).numpy()
     assert found.uncertainty["entropy"] / 200 == pytest.approx(expected, abs=5e-3)
-    own = [segmented(SegmentOptions(mirror=False), replace(model, networks=(n,))).mask_zyx for n in model.networks]
+    own = [segmented(PredictOptions(mirror=False), replace(model, networks=(n,))).mask_zyx for n in model.networks]
     votes = sum((mask != found.mask_zyx).astype(int) for mask in own)
     assert (found.uncertainty["disagreement"] == np.rint(votes * 200 / 3)).mean() > 0.999 and len(np.unique(votes)) > 1
 
@@ -173,7 +171,7 @@ def test_memory_of_networks_side_by_side_by_hand():
     # alone: image, rows, two arrays of a slab's output, two masks; together: the slabs of all outputs
     grid, n_vox = Grid((16, 16, 16), np.diag([1.0, 1.5, 2.5, 1.0])), 16**3
     model = trained(3, 1, patch_zyx=(8, 8, 12))
-    assert case_bytes(grid, Ensemble((model,)), PredictOptions()) == n_vox * (4 + 6 + 2 * 4 + 2)
+    assert prediction_bytes(grid, Ensemble((model,)), PredictOptions()) == n_vox * (4 + 6 + 2 * 4 + 2)
     rows, slabs = 3 * (8 * 16 * 16) * 3 * 4, 4 * n_vox * 3 * 4
     expected = n_vox * 4 + rows + slabs + n_vox * (2 + 2)
-    assert case_bytes(grid, Ensemble((model,)), PredictOptions(uncertainty=True)) == expected
+    assert prediction_bytes(grid, Ensemble((model,)), PredictOptions(uncertainty=True)) == expected

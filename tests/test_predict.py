@@ -27,14 +27,13 @@ from segpipe.data.inputs import list_inputs
 from segpipe.networks.build import build
 from segpipe.plan.schema import Normalisation
 from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
-from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, smaller_steps, windows_at_once
-from segpipe.predict.model import Model
+from segpipe.predict.memory import budget_for, prediction_bytes, windows_at_once
+from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
 from segpipe.predict.result import PredictionResult
 from segpipe.predict.run import predict_cases
-from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.segment import Batching, segment, smaller_batchings
 from segpipe.prepare.case import Prepared, prepare_case
 from segpipe.train.checkpoint import save_weights
 
@@ -177,7 +176,7 @@ def test_a_fault_of_the_program_is_logged_and_the_others_go_on(tmp_path: Path) -
     for name in ("a", "b"):
         write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
     outcome = predicted(failing(TypeError("a bug"), 1), tmp_path / "in", tmp_path / "out")
-    assert [f.text for f in outcome.faults] == ["a: unexpected TypeError (a bug); the whole of it is in errors.log."]
+    assert [f.text for f in outcome.faults] == ["a: unexpected TypeError (a bug); see errors.log for its traceback."]
     assert [row.case_id for row in outcome.rows] == ["b"]
     log = (tmp_path / "out" / "errors.log").read_text("utf-8")
     assert log.startswith("a\nTraceback") and "in forward" in log
@@ -226,19 +225,17 @@ def prepared_tiny(model: Model, folder: Path) -> Prepared:
 
 def test_out_of_memory_takes_fewer_windows_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = failing(torch.OutOfMemoryError("CUDA out of memory. Tried"), 2)
-    _, taken = segment_in_memory(
-        Ensemble((model,)), [prepared_tiny(model, tmp_path)], SegmentOptions(batch_windows=4), "t"
-    )
-    assert taken.batch_windows == 1
+    _, taken = segment(Ensemble((model,)), [prepared_tiny(model, tmp_path)], PredictOptions(), "t", Batching(4))
+    assert taken.n_windows == 1
     assert capsys.readouterr().err.splitlines() == [
-        "t: memory is not enough with 4 windows at a time; tried again with 2 windows at a time.",
-        "t: memory is not enough with 2 windows at a time; tried again with 1 window at a time.",
+        "t: not enough memory with 4 windows at a time; trying again with 2 windows at a time.",
+        "t: not enough memory with 2 windows at a time; trying again with 1 window at a time.",
     ]
 
 
 def test_sums_move_to_the_cpu_last() -> None:
-    steps = list(smaller_steps(SegmentOptions(batch_windows=2), torch.device("cuda")))
-    assert [(o.batch_windows, o.accumulate_on) for o in steps] == [(2, None), (1, None), (1, torch.device("cpu"))]
+    steps = list(smaller_batchings(Batching(2), torch.device("cuda")))
+    assert [(step.n_windows, step.sum_on) for step in steps] == [(2, None), (1, None), (1, torch.device("cpu"))]
 
 
 def test_memory_that_is_never_enough_is_an_error_of_its_own_kind(tmp_path: Path) -> None:
@@ -253,7 +250,7 @@ def test_memory_that_is_never_enough_is_an_error_of_its_own_kind(tmp_path: Path)
 def test_only_out_of_memory_is_treated_as_such(tmp_path: Path) -> None:
     model = failing(RuntimeError("CUDA error: an illegal memory access"), 1)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        segment_in_memory(Ensemble((model,)), [prepared_tiny(model, tmp_path)], SegmentOptions(batch_windows=4), "t")
+        segment(Ensemble((model,)), [prepared_tiny(model, tmp_path)], PredictOptions(), "t", Batching(4))
 
 
 def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_path: Path) -> None:
@@ -262,7 +259,7 @@ def test_a_case_beyond_the_limit_is_refused_before_it_is_read(model: Model, tmp_
     outcome = predicted(model, tmp_path / "in", tmp_path / "out", PredictOptions(max_memory_gib=1.0, any_size=True))
     assert [row.case_id for row in outcome.rows] == ["a"] and outcome.exit_code == 5
     text = outcome.faults[0].text  # by hand: 64e6 voxels × 12 bytes, float32 and what a library reads, are 0.72 GiB
-    assert text.startswith("huge: needs about 0.72 GiB of memory, by its header") and "left of --max-memory" in text
+    assert text.startswith("huge: needs about 732 MiB of memory, according to its header; --max-memory leaves 204 MiB")
 
 
 def test_windows_at_once_follow_the_memory(model: Model) -> None:
@@ -270,7 +267,9 @@ def test_windows_at_once_follow_the_memory(model: Model) -> None:
     assert budget.host_bytes and not budget.is_limit and windows_at_once(model, budget) == 1
     limited = budget_for(torch.device("cpu"), 2.0)
     assert limited.host_bytes == 2 * 2**30 - 820 * 2**20
-    with pytest.raises(ResourceError, match=r"c: needs about 2.00 GiB .* 1.20 GiB are left of --max-memory"):
+    with pytest.raises(
+        ResourceError, match=r"c: needs about 2.0 GiB .* --max-memory leaves 1.2 GiB after the program's own 820 MiB"
+    ):
         limited.require("c", 2 * 2**30)
 
 
@@ -288,15 +287,15 @@ def test_memory_of_a_case_by_hand(model: Model, tmp_path: Path) -> None:
     ensemble, options = Ensemble((model,)), PredictOptions()
     # predicting is the largest moment: the image, rows of three outputs (the patch holds all), two arrays of a slab's
     # output, two bytes for masks
-    assert case_bytes(grid, ensemble, options, windows_bytes=7) == 960 * (4 + 3 * 4 + 2 * 4 + 2) + 7
-    assert case_bytes(grid, ensemble, PredictOptions(probabilities=True), spools=True) == 960 * (
+    assert prediction_bytes(grid, ensemble, options, windows_bytes=7) == 960 * (4 + 3 * 4 + 2 * 4 + 2) + 7
+    assert prediction_bytes(grid, ensemble, PredictOptions(probabilities=True), spools=True) == 960 * (
         4 + 3 * 4 + 2 * 4 + 2 + 2
     )  # an output, float16
     fine = Grid((40, 5, 6), np.diag([2.0, 3.0, 5.0, 1.0]))  # 1200 voxels become 80 × 10 × 12, which is resampled
     # raw, normalised, prepared; in between the result and what is clipped of it, more than between two axes
-    assert case_bytes(fine, ensemble, options, windows_bytes=7) == (2 * 1200 + 9600 + 2 * 9600) * 4
+    assert prediction_bytes(fine, ensemble, options, windows_bytes=7) == (2 * 1200 + 9600 + 2 * 9600) * 4
     of_two = (2 * 1200 + 9600 + 2 * 9600 + 2 * 9600) * 4  # and what is prepared for both, at most
-    assert case_bytes(fine, Ensemble((model, model)), options, windows_bytes=7) == of_two
+    assert prediction_bytes(fine, Ensemble((model, model)), options, windows_bytes=7) == of_two
 
 
 def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> None:

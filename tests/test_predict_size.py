@@ -16,9 +16,9 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.volume import read_labels
-from segpipe.predict.ensemble import Ensemble, segment_ensemble
-from segpipe.predict.model import Model, load_model
-from segpipe.predict.segment import SegmentOptions, prepared_for
+from segpipe.predict.model import Ensemble, Model, load_model
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.segment import Batching, prepare_for, segment
 from segpipe.predict.size import passes_of, require_usual_size, steps_of
 from segpipe.prepare.case import Volume
 
@@ -51,9 +51,9 @@ def test_passes_by_hand(model: Model) -> None:
 @pytest.mark.parametrize("with_uncertainty", [False, True])
 def test_steps_are_those_that_are_heard_of(with_uncertainty: bool, model: Model) -> None:
     heard: list[int] = []
-    options = SegmentOptions(mirror=False, with_uncertainty=with_uncertainty, on_window=lambda: heard.append(1))
-    prepared = [prepared_for(model, Volume(tiny_image(1)[None], grid_of((8, 10, 12))))]
-    segment_ensemble(Ensemble((model,)), prepared, options)
+    options = PredictOptions(mirror=False, uncertainty=with_uncertainty)
+    prepared = [prepare_for(model, Volume(tiny_image(1)[None], grid_of((8, 10, 12))))]
+    segment(Ensemble((model,)), prepared, options, "case", Batching(on_window=lambda: heard.append(1)))
     assert len(heard) == steps_of(Ensemble((model,)), prepared, options) == 2 * (1 + with_uncertainty)
 
 

@@ -20,11 +20,11 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.probabilities import read_outputs
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.predicting import predict
-from segpipe.predict.ensemble import Ensemble, segment_ensemble
+from segpipe.predict.model import Ensemble
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.probability_spool import ProbabilitySpool
 from segpipe.predict.restore import slabs
-from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.segment import segment
 from segpipe.prepare.case import Trace
 
 
@@ -34,9 +34,11 @@ def test_the_file_holds_what_memory_would(labels: LabelSet, with_uncertainty: bo
     model = small_model(labels, n_networks=2)
     prepared = prepared_image(model)  # stored with other axes, and a border that is cropped away
     with closing(ProbabilitySpool(tmp_path, prepared.trace, labels)) as spool:
-        options = SegmentOptions(with_probabilities=True, keep=spool.add, with_uncertainty=with_uncertainty)
-        found = segment_ensemble(Ensemble((model,)), [prepared], options)
+        options = PredictOptions(probabilities=True, uncertainty=with_uncertainty)
+        spooled, _ = segment(Ensemble((model,)), [prepared], options, "a", keep=spool.add)
         spool.write(tmp_path / "a.npz")
+    found, _ = segment(Ensemble((model,)), [prepared], options, "a")
+    assert spooled.probabilities_ozyx is None and np.array_equal(spooled.mask_zyx, found.mask_zyx)
     with np.load(tmp_path / "a.npz") as stored:
         assert stored.files == ["probabilities"] and stored["probabilities"].dtype == np.float16
         assert np.array_equal(stored["probabilities"], found.probabilities_ozyx)

@@ -108,7 +108,8 @@ def test_slabs_equal_the_whole_volume(trace, rows_per_slab, seed):
 @given(traces(), st.integers(0, 99))
 def test_a_mask_is_the_strongest_output_and_background_outside_the_crop(trace, seed):
     logits = random_logits(3, trace, seed)
-    mask, chances = restore(rows_of(logits), trace, LABELS, with_probabilities=True)
+    found = restore(rows_of(logits), trace, LABELS, with_probabilities=True)
+    mask, chances = found.mask_zyx, found.probabilities_ozyx
     expected = on_the_crop(logits, trace)
     sure = on_the_image(clear(expected), True, trace)
     assert mask.shape == trace.shape_zyx and mask.dtype == LABELS.mask_dtype
@@ -123,7 +124,8 @@ def test_a_mask_is_the_strongest_output_and_background_outside_the_crop(trace, s
 @given(traces(), st.integers(0, 99))
 def test_regions_are_painted_in_order_where_their_logit_is_above_0(trace, seed):
     logits = random_logits(2, trace, seed)
-    mask, chances = restore(rows_of(logits), trace, REGIONS, with_probabilities=True)
+    found = restore(rows_of(logits), trace, REGIONS, with_probabilities=True)
+    mask, chances = found.mask_zyx, found.probabilities_ozyx
     whole, core = expected = on_the_crop(logits, trace)
     sure = on_the_image((np.abs(expected) > 1e-5).all(0), True, trace)
     assert (mask == on_the_image(np.where(core > 0, 2, whole > 0), 0, trace))[sure].all()
@@ -135,13 +137,13 @@ def test_rows_so_large_that_outputs_are_compared_one_after_the_other(labels):
     trace = trace_between((1, 1100, 1000), (1, 1100, 1000))
     logits = random_logits(labels.n_outputs, trace)
     expected = logits.argmax(0) if labels is LABELS else np.where(logits[1] > 0, 2, logits[0] > 0)
-    assert (restore(rows_of(logits), trace, labels)[0] == expected).all()
+    assert (restore(rows_of(logits), trace, labels).mask_zyx == expected).all()
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
 def test_ties_go_to_the_first_output_and_one_half_is_no_region(labels):
     trace = trace_between((2, 2, 2), (2, 2, 2))
-    assert (restore(rows_of(np.zeros((labels.n_outputs, 2, 2, 2), np.float32)), trace, labels)[0] == 0).all()
+    assert (restore(rows_of(np.zeros((labels.n_outputs, 2, 2, 2), np.float32)), trace, labels).mask_zyx == 0).all()
 
 
 @pytest.mark.parametrize("n_labels", [253, 254, 255, 300])
@@ -151,7 +153,7 @@ def test_many_labels_with_values_of_their_own(n_labels):
     )
     trace = trace_between((1, 1, labels.n_outputs), (1, 1, labels.n_outputs))
     logits = np.eye(labels.n_outputs, dtype=np.float32).reshape(labels.n_outputs, 1, 1, -1)
-    mask, _ = restore(rows_of(logits), trace, labels)
+    mask = restore(rows_of(logits), trace, labels).mask_zyx
     assert mask.ravel().tolist() == [7, *labels.values]
 
 
@@ -172,7 +174,7 @@ def test_masks_agree_with_nnunets_resampling(target_mm, spacing_mm, before, afte
     theirs = resample_data_or_seg_to_shape(
         logits, after, target_mm, spacing_mm, order=1, order_z=0, force_separate_z=None
     )
-    mask, _ = restore(rows_of(logits), trace, LABELS)
+    mask = restore(rows_of(logits), trace, LABELS).mask_zyx
     assert (mask == theirs.argmax(0))[clear(theirs)].all()
     assert clear(theirs).mean() > 0.99
 

@@ -12,9 +12,10 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import Volume
 from segpipe.networks.build import build
 from segpipe.plan.schema import Configuration
-from segpipe.predict.model import Model
+from segpipe.predict.model import Ensemble, Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.restore import slabs
-from segpipe.predict.segment import SegmentOptions, logit_rows, segment
+from segpipe.predict.segment import Batching, logit_rows, segment
 from segpipe.prepare.case import Prepared, prepare_image
 
 CPU = torch.device("cpu")
@@ -40,9 +41,13 @@ def prepared_image(model, shape=(16, 18, 20), seed=0):
     return Prepared(voxels, None, trace)
 
 
-def whole_logits(model, prepared, options):
+def found_in(model, prepared, options=PredictOptions(), batching=Batching()):  # noqa: B008 (frozen)
+    return segment(Ensemble((model,)), [prepared], options, "case", batching)[0]
+
+
+def whole_logits(model, prepared, options=PredictOptions(), batching=Batching()):  # noqa: B008 (frozen)
     """On the cropped image, in one slab."""
-    (slab,) = slabs(logit_rows(model, prepared, options), prepared.trace, 10**6)
+    (slab,) = slabs(logit_rows(model, prepared, options, batching), prepared.trace, 10**6)
     return slab.logits().numpy()
 
 
@@ -51,21 +56,20 @@ def whole_logits(model, prepared, options):
 def test_an_image_becomes_a_mask_on_its_own_grid(labels, n_axes):
     model = small_model(labels, n_networks=2, n_axes=n_axes)
     prepared = prepared_image(model)
-    options = SegmentOptions(batch_windows=3, with_probabilities=True)
-    found = segment(model, prepared, options)
-    logits = whole_logits(model, prepared, options)
+    found = found_in(model, prepared, PredictOptions(probabilities=True), Batching(3))
+    logits = whole_logits(model, prepared, batching=Batching(3))
     chosen = logits.argmax(0) if labels is LABELS else np.where(logits[1] > 0, 2, logits[0] > 0)
     turned = np.zeros(prepared.trace.turn.permute((16, 18, 20)), np.uint8)
     turned[prepared.trace.box.slices] = chosen
     assert found.mask_zyx.dtype == labels.mask_dtype
     assert (found.mask_zyx == prepared.trace.turn.undo(turned)).all() and found.mask_zyx.any()
     assert found.probabilities_ozyx.shape == (labels.n_outputs, 16, 18, 20)
-    assert segment(model, prepared, SegmentOptions()).probabilities_ozyx is None
+    assert found_in(model, prepared).probabilities_ozyx is None
 
 
 def test_folds_are_averaged_before_the_strongest_output_is_taken():
     model = small_model(n_networks=3)
-    prepared, options = prepared_image(model), SegmentOptions(mirror=False)
+    prepared, options = prepared_image(model), PredictOptions(mirror=False)
     alone = [Model(model.plan, model.configuration, (network,), "0") for network in model.networks]
     mean = np.mean([whole_logits(one, prepared, options) for one in alone], 0)
     assert whole_logits(model, prepared, options) == pytest.approx(mean, abs=1e-5)
@@ -74,8 +78,8 @@ def test_folds_are_averaged_before_the_strongest_output_is_taken():
 def test_batches_leave_the_logits_as_they_are():
     model = small_model()
     prepared = prepared_image(model)
-    expected = whole_logits(model, prepared, SegmentOptions())
-    batched = whole_logits(model, prepared, SegmentOptions(batch_windows=5, accumulate_on=CPU))
+    expected = whole_logits(model, prepared)
+    batched = whole_logits(model, prepared, batching=Batching(5, sum_on=CPU))
     assert batched == pytest.approx(expected, abs=1e-5)
 
 
@@ -84,10 +88,10 @@ def test_mirroring_swaps_left_and_right_as_the_plan_says():
     plain = small_model(labels, mirror_axes=(2,))
     swapping = Model(plain.plan.model_copy(update={"mirror_swaps": (("left", "right"),)}), *model_parts(plain))
     prepared = prepared_image(plain)
-    straight = whole_logits(plain, prepared, SegmentOptions(mirror=False))
-    flipped = 2 * whole_logits(plain, prepared, SegmentOptions()) - straight
+    straight = whole_logits(plain, prepared, PredictOptions(mirror=False))
+    flipped = 2 * whole_logits(plain, prepared) - straight
     expected = (straight + flipped[[0, 2, 1]]) / 2
-    assert whole_logits(swapping, prepared, SegmentOptions()) == pytest.approx(expected, abs=1e-5)
+    assert whole_logits(swapping, prepared) == pytest.approx(expected, abs=1e-5)
     assert np.abs(straight - expected).max() > 0.01
 
 
@@ -100,4 +104,4 @@ def test_images_smaller_or_longer_than_the_patch(shape):
     model = small_model()
     volume = Volume(np.arange(1.0, 1 + np.prod(shape), dtype=np.float32).reshape(1, *shape), Grid(shape, np.eye(4)))
     voxels, trace = prepare_image(volume, model.plan, model.configuration)
-    assert segment(model, Prepared(voxels, None, trace), SegmentOptions()).mask_zyx.shape == shape
+    assert found_in(model, Prepared(voxels, None, trace)).mask_zyx.shape == shape

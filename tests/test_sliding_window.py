@@ -177,7 +177,7 @@ def test_mirroring_averages_over_every_set_of_axes_by_hand():
             return [x[..., :1].expand_as(x)]
 
     # the first value of the ramp is 0, of the mirrored ramp 3
-    assert torch.unique(mirrored_mean(First(), ramp, [Mirror(), Mirror((2,))])).tolist() == [1.5]
+    assert torch.unique(mirrored_mean([First()], ramp, [Mirror(), Mirror((2,))])).tolist() == [1.5]
     assert [mirror.axes for mirror in mirrors_of((0, 1, 2), (1, 8, 8))] == [(), (1,), (2,), (1, 2)]
 
 
@@ -190,7 +190,7 @@ def test_left_and_right_change_places_when_sideways_is_flipped():
     x = torch.arange(1.0, 5).view(1, 1, 1, 1, 4)
     mirrors = mirrors_of((1, 2), (8, 8, 8), {2: (0, 2, 1)})
     assert [mirror.outputs for mirror in mirrors] == [(), (), (0, 2, 1), (0, 2, 1)]
-    assert torch.equal(mirrored_mean(Sides(), x, mirrors), Sides()(x)[0])
+    assert torch.equal(mirrored_mean([Sides()], x, mirrors), Sides()(x)[0])
 
 
 @given(SIZES, PATCHES)
@@ -219,3 +219,11 @@ def test_a_row_leaves_when_the_next_window_begins_behind_it_and_is_then_free():
         assert not any(base() is not None for base in bases[:-1])
     # rows 0 to 3 leave when the second window is there, …; the last eight when the ninth and last one is
     assert windows_at_row == [2 + z // 4 for z in range(32)] + [9] * 8
+
+
+def test_a_batch_of_two_constant_values_gives_each_its_own_logits():
+    # windows of one batch: 0 (known from the first batch), 1 (new), 0 again
+    image = np.zeros((1, 6, 4, 4), np.float32)
+    image[0, 4] = 1
+    found = whole([Ramp()], image, Sliding((1, 4, 4), n_batch=3))  # slices 0–2, then 3–5
+    assert found[2] == pytest.approx(-image[0], abs=1e-6)

@@ -131,7 +131,7 @@ WRONG = [  # command, exit code, words of the message
     ("predict -m work -i data/imagesTr -o new -f 7", 2, "fold 7 is not trained (trained: 0, 1)"),
     ("predict -m work -i data/imagesTr -o new -c 2d", 2, "no trained configuration '2d' (found: 3d_fullres)"),
     ("predict -m work -i data/imagesTr -o new --postprocess bad.yaml", 2, "bad.yaml: is not valid YAML"),
-    ("predict -m work -i data/imagesTr -o c --max-memory 0.001", 5, "are left of --max-memory"),
+    ("predict -m work -i data/imagesTr -o c --max-memory 0.001", 5, "--max-memory leaves"),
     ("predict -m work -i data/imagesTr -o new --max-memory inf", 2, "inf is no number of gigabytes"),
     ("ensemble none empty -o new", 3, "none: no such folder"),
     ("ensemble data/labelsTr data/labelsTr -o new", 2, "two or more"),

@@ -26,9 +26,8 @@ from segpipe.pipeline.candidates import STEPS, OutOfFold, Validated
 from segpipe.pipeline.machine import Machine
 from segpipe.pipeline.selection import candidates_of
 from segpipe.plan.schema import Plan
-from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.memory import case_bytes, window_bytes
-from segpipe.predict.model import load_model
+from segpipe.predict.memory import prediction_bytes, window_bytes
+from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import PredictionTable, is_done, mask_path, probabilities_path
 from segpipe.predict.package import opened
@@ -154,7 +153,7 @@ def _has_probabilities(masks: OutOfFold, name: str, one: Validated) -> bool:
 def _memory_bytes(grids: Sequence[Grid], ensemble: Ensemble, options: PredictOptions, *, on_gpu: bool) -> int:
     """On the host, of the largest case."""
     windows = 0 if on_gpu else max(window_bytes(model, 1) for model in ensemble.models)
-    cases = [case_bytes(grid, ensemble, options, windows_bytes=windows, spools=True) for grid in grids]
+    cases = [prediction_bytes(grid, ensemble, options, windows_bytes=windows, spools=True) for grid in grids]
     return CPU.context_bytes + max(cases, default=0)
 
 

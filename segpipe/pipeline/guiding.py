@@ -18,10 +18,11 @@ from segpipe.data.splits import Fold, Splits
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.schema import Plan
-from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.memory import budget_for, segment_in_memory, windows_at_once
-from segpipe.predict.model import Model, load_model, require_same_view
-from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.memory import budget_for, windows_at_once
+from segpipe.predict.model import Ensemble, Model, load_model, require_same_view
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.restore import trace_onto
+from segpipe.predict.segment import Batching, segment
 from segpipe.predict.selected_model import weights_of
 from segpipe.prepare.cascade import StoredGuide, has_guide, store_guide
 from segpipe.prepare.case import Prepared, Trace
@@ -102,10 +103,10 @@ def _stored(prepared: Path, case_id: str) -> StoredCase:
 def _predicted(model: Model, seen: Path, case_id: str, onto: Trace) -> NDArray[np.int16]:
     """Inside labels of a case on the grid that it is prepared on for the cascade."""
     image = open_case(seen / case_id).image.whole()
-    coarse = Prepared(image, None, _stored(seen, case_id).trace.onto(onto))
-    options = SegmentOptions(batch_windows=windows_at_once(model, budget_for(model.device, None)))
+    coarse = Prepared(image, None, trace_onto(_stored(seen, case_id).trace, onto))
+    batching = Batching(windows_at_once(model, budget_for(model.device, None)))
     try:
-        found, _ = segment_in_memory(Ensemble((model,)), (coarse,), options, case_id)
+        found, _ = segment(Ensemble((model,)), (coarse,), PredictOptions(), case_id, batching)
     except DataError as fault:
         raise DataError(f"{case_id}: {fault}") from None
     return model.plan.labels.encode(found.mask_zyx, case_id)

@@ -11,9 +11,8 @@ from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.guided_by import warn_of_guides
 from segpipe.pipeline.machine import Machine
-from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.ensemble_files import ensemble_folders
-from segpipe.predict.model import load_model
+from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import NO_POSTPROCESSING

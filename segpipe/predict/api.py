@@ -18,15 +18,14 @@ from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
-from segpipe.predict.ensemble import Ensemble
 from segpipe.predict.input_warnings import warnings_of
-from segpipe.predict.memory import budget_for, case_bytes, segment_in_memory, window_bytes, windows_at_once
-from segpipe.predict.model import load_model
+from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes, windows_at_once
+from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import label_sizes
 from segpipe.predict.package import opened
 from segpipe.predict.postprocess import Postprocessing, postprocess
-from segpipe.predict.segment import SegmentOptions, prepared_for
+from segpipe.predict.segment import Batching, prepare_for, segment
 from segpipe.predict.selected_model import find_members, postprocessing_for
 from segpipe.predict.size import require_usual_size
 from segpipe.prepare.case import read_case_image, require_finite
@@ -141,20 +140,14 @@ class Predictor:
         if not options.any_size:
             require_usual_size(where, grid, self.ensemble)
         budget = budget_for(self.ensemble.device, options.max_memory_gib)
-        budget.require(where, case_bytes(grid, self.ensemble, options, windows_bytes=self.window_bytes))
+        budget.require(where, prediction_bytes(grid, self.ensemble, options, windows_bytes=self.window_bytes))
 
     def _predict(self, volume: Volume, where: str, notes: tuple[str, ...], options: PredictOptions) -> Prediction:
         ensemble, grid, labels = self.ensemble, volume.grid, self.ensemble.plan.labels
-        prepared = [prepared_for(member, volume) for member in ensemble.members]
+        prepared = [prepare_for(member, volume) for member in ensemble.members]
         first = ensemble.members[0]
         warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
-        segmenting = SegmentOptions(
-            mirror=options.mirror,
-            batch_windows=self.n_windows,
-            with_probabilities=options.probabilities,
-            with_uncertainty=options.uncertainty,
-        )
-        found, _ = segment_in_memory(ensemble, prepared, segmenting, where)
+        found, _ = segment(ensemble, prepared, options, where, Batching(self.n_windows))
         voxel_mm3 = float(np.prod(grid.spacing_mm))
         mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
         sizes = label_sizes(mask, grid, labels)

@@ -1,11 +1,10 @@
-"""Predict a case within the memory there is: what it will take is known from headers; less at a time where it is not
-enough."""
+"""Memory that predicting takes, known from headers, and memory that there is."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -13,20 +12,16 @@ import torch
 from segpipe.core.errors import ResourceError
 from segpipe.core.grid import Grid
 from segpipe.core.machine import free_bytes
-from segpipe.core.progress import say
+from segpipe.core.text import size_text
 from segpipe.networks.cost import CPU, CUDA
-from segpipe.networks.device import memory_faults, resolve_precision
+from segpipe.networks.device import resolve_precision
 from segpipe.networks.memory_trace import Workload, trace_inference
-from segpipe.predict.ensemble import Ensemble, segment_ensemble
-from segpipe.predict.model import Model
+from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.restore import SLAB_BYTES
-from segpipe.predict.segment import Segmentation, SegmentOptions
 from segpipe.predict.size import prepared_shape
-from segpipe.prepare.case import Prepared, turn_for
+from segpipe.prepare.case import turn_for
 
-_ADVICE = "Use --no-tta, another device, or a machine with more memory."
-_CPU = torch.device("cpu")
 _GIB = 2**30
 _FREE_SHARE = 0.9  # of what is free: other programs take some meanwhile
 _FLOAT_BYTES, _READ_BYTES = 4, 8  # of a voxel: float32; as a library hands it over at worst, float64
@@ -58,11 +53,13 @@ class Budget:
             ResourceError: If it would take more than the host may give.
         """
         if self.host_bytes is not None and need_bytes > self.host_bytes:
-            program = f"{CPU.context_bytes / _GIB:.2f} GiB that the program itself takes"
-            allowed = f"left of --max-memory without the {program}" if self.is_limit else "free"
+            there = f"{size_text(self.host_bytes)} are free"
+            if self.is_limit:
+                there = f"--max-memory leaves {size_text(self.host_bytes)} after the program's own "
+                there += size_text(CPU.context_bytes)
             raise ResourceError(
-                f"{case_id}: needs about {need_bytes / _GIB:.2f} GiB of memory, by its header; "
-                f"{self.host_bytes / _GIB:.2f} GiB are {allowed}. Allow more, crop the image, or use a larger machine."
+                f"{case_id}: needs about {size_text(need_bytes)} of memory, according to its header; {there}. Allow "
+                "more, crop the image, or use a larger machine."
             )
 
     def holds(self, need_bytes: int) -> bool:
@@ -71,9 +68,9 @@ class Budget:
 
 
 def budget_for(device: torch.device, max_memory_gib: float | None) -> Budget:
-    """What there is, or what is allowed: on the host and on a GPU each. torch keeps the limit of a GPU itself.
+    """Memory that is free, or allowed, on the host and on a GPU each. torch itself enforces the limit of a GPU.
 
-    Of the host's limit what Python and torch take by themselves goes off.
+    What Python and torch take by themselves is subtracted from the host's limit.
     """
     on_device = None
     if device.type == "cuda":
@@ -89,7 +86,7 @@ def budget_for(device: torch.device, max_memory_gib: float | None) -> Budget:
 
 def window_bytes(model: Model, n_windows: int) -> int:
     """The most that a pass of one network over some windows takes where the networks are, their weights included."""
-    device = next(model.networks[0].parameters()).device
+    device = model.device
     on_cuda = device.type == "cuda"
     work = Workload(
         n_channels=model.plan.n_inputs(model.configuration),
@@ -111,7 +108,7 @@ def windows_at_once(model: Model, budget: Budget) -> int:
     return max(1, min(n_fit, _MAX_WINDOWS_VOX // window_vox, _MAX_WINDOWS))
 
 
-def case_bytes(
+def prediction_bytes(
     grid: Grid, ensemble: Ensemble, options: PredictOptions, *, windows_bytes: int = 0, spools: bool = False
 ) -> int:
     """Host memory that a case takes at most at any moment, by its grid alone.
@@ -164,52 +161,3 @@ def _between(shape_zyx: Sequence[int], target_zyx: Sequence[int]) -> int:
     pairs = sorted(zip(target_zyx, shape_zyx, strict=True), key=lambda pair: pair[0] / pair[1])
     sizes = [0, *(math.prod(t for t, _ in pairs[:n]) * math.prod(s for _, s in pairs[n:]) for n in (1, 2, 3))]
     return max(*(before + after for before, after in pairwise(sizes)), 2 * sizes[-1])
-
-
-def smaller_steps(options: SegmentOptions, device: torch.device) -> Iterator[SegmentOptions]:
-    """Options that need less and less memory, the given ones first: half the windows, one, sums on the CPU.
-
-    Example:
-        >>> [o.batch_windows for o in smaller_steps(SegmentOptions(batch_windows=4), torch.device("cpu"))]
-        [4, 2, 1]
-    """
-    yield options
-    while options.batch_windows > 1:
-        options = replace(options, batch_windows=options.batch_windows // 2)
-        yield options
-    if device != _CPU and options.accumulate_on is None:
-        yield replace(options, accumulate_on=_CPU)
-
-
-def segment_in_memory(
-    ensemble: Ensemble, prepared: Sequence[Prepared], options: SegmentOptions, case_id: str
-) -> tuple[Segmentation, SegmentOptions]:
-    """Predict a case, as each member needs it; where memory is not enough, again with less at a time.
-
-    Returns:
-        What was found, and the options that it took.
-
-    Raises:
-        ResourceError: If the least is too much. Errors of another kind pass as they are.
-    """
-    device = ensemble.device
-    steps = smaller_steps(options, device)
-    wanted = next(steps)
-    while True:
-        try:
-            with memory_faults(f"predicting {case_id}", _ADVICE):
-                return segment_ensemble(ensemble, prepared, wanted), wanted
-        except (ResourceError, MemoryError) as fault:
-            shortage = str(fault)  # not the error itself: it would keep the tensors of its frames alive
-        less = next(steps, None)
-        if less is None:
-            raise ResourceError(shortage or f"predicting {case_id}: memory is not enough. {_ADVICE}")
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-        say(f"{case_id}: memory is not enough with {_described(wanted)}; tried again with {_described(less)}.")
-        wanted = less
-
-
-def _described(options: SegmentOptions) -> str:
-    windows = f"{options.batch_windows} window{'s' if options.batch_windows > 1 else ''} at a time"
-    return f"{windows}, added up on the CPU" if options.accumulate_on == _CPU else windows

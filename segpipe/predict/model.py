@@ -1,4 +1,4 @@
-"""Trained folds: found in a folder, loaded, named."""
+"""Trained folds: find them in a folder, load them, average them."""
 
 from __future__ import annotations
 
@@ -48,6 +48,68 @@ class Model:
     def device(self) -> torch.device:
         """Where the networks are."""
         return next(self.networks[0].parameters()).device
+
+
+@dataclass(frozen=True, eq=False)
+class Ensemble:
+    """One or several models that predict the same structures of the same images.
+
+    Args:
+        members: Models, each of one configuration. Logits are averaged over its folds, probabilities over members.
+
+    Raises:
+        UsageError: If they differ in channels or labels, or turn images to different axes.
+    """
+
+    members: tuple[Model, ...]
+
+    def __post_init__(self) -> None:
+        first = self.plan
+        for plan in (member.plan for member in self.members[1:]):
+            if plan.labels != first.labels or plan.channels != first.channels:
+                raise UsageError(
+                    f"models of {plan.dataset} and {first.dataset} cannot be averaged: channels and labels "
+                    f"{_structures_text(plan)} and {_structures_text(first)}; expected the same names and values in "
+                    "the same order."
+                )
+            if (plan.orientation, plan.axis_order) != (first.orientation, first.axis_order):
+                raise UsageError(
+                    f"models of {plan.dataset} and {first.dataset} turn images to different axes ({plan.orientation} "
+                    f"{plan.axis_order} and {first.orientation} {first.axis_order}). Predict with each and "
+                    "--save-probabilities, and average the folders: `segpipe ensemble`."
+                )
+
+    @property
+    def models(self) -> tuple[Model, ...]:
+        """The members and what guides them."""
+        return tuple(model for member in self.members for model in (member, member.guide) if model is not None)
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the first member; channels, labels and axes are those of all."""
+        return self.members[0].plan
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.members[0].device
+
+    @property
+    def uncertainty_names(self) -> tuple[str, ...]:
+        """Names of the maps that it can make: a single network has none to disagree with."""
+        n_networks = sum(len(member.networks) for member in self.members)
+        return ("entropy", "disagreement") if n_networks > 1 else ("entropy",)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits of all weights, the same for any order of the members."""
+        digests = sorted(member.digest for member in self.members)
+        return digests[0] if len(digests) == 1 else hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]
+
+
+def _structures_text(plan: Plan) -> str:
+    labels = ", ".join(f"{label.name} {'/'.join(map(str, label.values))}" for label in plan.labels.labels)
+    return f"({', '.join(plan.channels)}; {labels})"
 
 
 def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | None) -> list[FoldFolder]:

@@ -1,11 +1,12 @@
-"""Probabilities on their way to a file: spooled on disk slab by slab, so that no more than one output is in memory."""
+"""Spool probabilities on disk, slab by slab, so that no more than one output is in memory when they are written."""
 
 # O outputs, N rows of a slab, Y X voxels.
 from __future__ import annotations
 
 import tempfile
 import zipfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,8 @@ _DTYPE = np.dtype(np.float16)
 class ProbabilitySpool:
     """A nameless file of float16 (outputs, rows, Y, X), of the turned and cropped image; gone when it is closed.
 
-    The file that people get is compressed and holds one output after the other, but slabs bring some rows of all
-    outputs. The way over the disk takes two bytes a voxel and output of it for a while.
+    The final file is compressed and holds one output after the other, but slabs bring some rows of all outputs. Until
+    it is written, the spool takes two bytes of disk for each voxel and output.
 
     Args:
         folder: On whose disk it lies.
@@ -84,5 +85,22 @@ class ProbabilitySpool:
 
     def close(self) -> None:
         """Give the disk back."""
-        with suppress(OSError):  # of a full disk, when the last rows are flushed: nobody wants them any more
+        with suppress(OSError):  # of a full disk, when the last rows are flushed: they are not needed any more
             self._file.close()
+
+
+@contextmanager
+def filled_spool(folder: Path, trace: Trace, labels: LabelSet) -> Iterator[ProbabilitySpool]:
+    """A spool for the body to fill. It stays open after the body, unless that fails.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be made, or the disk is full.
+    """
+    spool = ProbabilitySpool(folder, trace, labels)
+    try:
+        yield spool
+    except BaseException as fault:
+        spool.close()
+        if isinstance(fault, OSError):  # of the spool: nothing else in the body writes
+            raise disk_fault(fault, folder) from fault
+        raise

@@ -1,28 +1,31 @@
-"""What the network says about a case, back on its image's grid: slab by slab along the first axis.
+"""Bring a network's logits back to the grid of the image, slab by slab along the first axis.
 
 Rows of logits come in one by one, and a slab of the image is a mixture of the few rows beside it. Nothing of the size
-outputs × volume exists on either grid, unless probabilities are asked for.
+outputs × volume exists on either grid, unless probabilities are requested.
 """
 
 # O outputs, N rows of a slab, Z Y X voxels.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from segpipe.core.box import Box
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
 
 SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
+Part = TypeVar("Part")
 Keep = Callable[["Slab", NDArray[np.float16]], None]
 """Takes a slab and its probabilities (outputs, N, Y, X)."""
 _BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
@@ -129,41 +132,114 @@ def probabilities(slab: Slab, labels: LabelSet) -> NDArray[np.float16]:
     return shares.half().cpu().numpy()
 
 
-def restore(
-    rows: Iterable[Tensor],
+@dataclass(frozen=True, eq=False)
+class SlabFinding:
+    """What is found in a slab.
+
+    Args:
+        slab: Its place.
+        mask_NYX: (N, Y, X) file values.
+        shares_ONYX: (O, N, Y, X) probabilities; None if they are not needed.
+        maps: (N, Y, X) maps of uncertainty by name, 0 to `SHARE_STEPS`.
+    """
+
+    slab: Slab
+    mask_NYX: NDArray[Any]
+    shares_ONYX: NDArray[np.float16] | None = None
+    maps: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+def find_in_slab(slab: Slab, labels: LabelSet, *, with_probabilities: bool) -> SlabFinding:
+    """The mask of a slab of one model, in as little memory as comparing outputs one by one takes."""
+    return SlabFinding(slab, winners(slab, labels), probabilities(slab, labels) if with_probabilities else None)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What was found, on the grid of the image file.
+
+    Args:
+        mask_zyx: (Z, Y, X) file values of `labels.mask_dtype`; background outside the crop.
+        probabilities_ozyx: (outputs, Z, Y, X) float16, background 1 outside the crop; None unless they are held.
+        uncertainty: Maps (Z, Y, X) by name, 0 to `SHARE_STEPS` for 0 to 1, 0 outside the crop: `entropy`, and
+            with several networks `disagreement`; empty unless requested.
+    """
+
+    mask_zyx: NDArray[Any]
+    probabilities_ozyx: NDArray[np.float16] | None
+    uncertainty: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
+
+
+def assemble(
+    parts: Iterable[Part],
+    find: Callable[[Part], SlabFinding],
     trace: Trace,
     labels: LabelSet,
     *,
-    with_probabilities: bool = False,
+    holds_probabilities: bool = False,
     keep: Keep | None = None,
-) -> tuple[NDArray[Any], NDArray[np.float16] | None]:
-    """Logits on the prepared grid to a mask on the image's grid.
+    maps: Sequence[str] = (),
+) -> Segmentation:
+    """Put slabs together on the grid of the image file.
+
+    Args:
+        parts: What each slab is found in: the slab, or those of several models.
+        find: Finds the mask of a part, and its probabilities if they are held or kept.
+        trace: How the case was prepared.
+        labels: The structures.
+        holds_probabilities: Whether the result has them, which takes memory for outputs × volume.
+        keep: Takes the probabilities of each slab instead.
+        maps: Names of the maps of uncertainty that `find` makes.
+    """
+    mask = np.full(trace.shape_zyx, labels.background_value, labels.mask_dtype)
+    uncertainty = {name: np.zeros(trace.shape_zyx, np.uint8) for name in maps}
+    shares = None
+    if holds_probabilities:
+        shares = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
+        shares[0] = not labels.has_regions
+    for part in parts:
+        found = find(part)
+        slab_view(mask, trace, found.slab)[...] = found.mask_NYX
+        for name, values in found.maps.items():
+            slab_view(uncertainty[name], trace, found.slab)[...] = values
+        if shares is not None:
+            slab_view(shares, trace, found.slab)[...] = found.shares_ONYX
+        if keep is not None:
+            assert found.shares_ONYX is not None
+            keep(found.slab, found.shares_ONYX)
+        del found  # before the next slab is computed
+    return Segmentation(mask, shares, uncertainty)
+
+
+def restore(
+    rows: Iterable[Tensor], trace: Trace, labels: LabelSet, *, with_probabilities: bool = False
+) -> Segmentation:
+    """Logits of one model on the prepared grid to a mask on the image's grid.
 
     Args:
         rows: (outputs, Y, X) for each z of the prepared grid, in order.
         trace: How the case was prepared.
         labels: The structures.
-        with_probabilities: Whether to keep them, which takes memory for outputs × volume.
-        keep: What takes those of each slab.
-
-    Returns:
-        (Z, Y, X) of `labels.mask_dtype` on the grid of the image file, background outside the crop; and probabilities
-        (outputs, Z, Y, X), in which background is 1 outside the crop, or None.
+        with_probabilities: Whether to hold them, which takes memory for outputs × volume.
     """
-    mask = np.full(trace.shape_zyx, labels.background_value, labels.mask_dtype)
-    chances = None
-    if with_probabilities:
-        chances = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
-        chances[0] = not labels.has_regions
-    for slab in slabs(rows, trace, rows_per_slab(labels.n_outputs, trace)):
-        placed(mask, trace, slab)[...] = winners(slab, labels)
-        if chances is not None:
-            placed(chances, trace, slab)[...] = probabilities(slab, labels)
-        if keep is not None:
-            keep(slab, probabilities(slab, labels))
-    return mask, chances
+    parts = slabs(rows, trace, rows_per_slab(labels.n_outputs, trace))
+    find = partial(find_in_slab, labels=labels, with_probabilities=with_probabilities)
+    return assemble(parts, find, trace, labels, holds_probabilities=with_probabilities)
 
 
-def placed(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
-    """Where a slab lies in an array on the image file's grid: a view."""
+def slab_view(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
+    """The part of an array on the image file's grid that a slab covers."""
     return trace.turn.apply(array)[trace.box.slices][..., slab.start : slab.stop, :, :]
+
+
+def trace_onto(coarse: Trace, finer: Trace) -> Trace:
+    """The way back to the prepared grid of another configuration instead of the image's: both fill the same box."""
+    return Trace(
+        shape_zyx=finer.prepared_shape_zyx,
+        axes_zyx=(0, 1, 2),
+        flips_zyx=(False, False, False),
+        spacing_mm=finer.target_mm,
+        box=Box.whole(finer.prepared_shape_zyx),
+        target_mm=coarse.target_mm,
+        prepared_shape_zyx=coarse.prepared_shape_zyx,
+    )

@@ -1,9 +1,15 @@
-"""One prepared case to its mask on the image's grid."""
+"""Segment one prepared case with all networks, within the memory there is.
 
+Models are averaged slab by slab: each holds its rows of logits, at most a patch of them.
+"""
+
+# O outputs, N rows of a slab, Y X voxels.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import log
 from typing import Any
 
 import numpy as np
@@ -11,109 +17,273 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.core.volume import Volume
-from segpipe.networks.device import resolve_precision
+from segpipe.core.errors import ResourceError
+from segpipe.core.labels import LabelSet
+from segpipe.core.progress import say
+from segpipe.core.text import count
+from segpipe.core.volume import SHARE_STEPS, Volume
+from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.plan.laterality import sideways_axis, swapped_indices, swapped_outputs
-from segpipe.predict.model import Model
-from segpipe.predict.restore import Keep, restore
-from segpipe.predict.sliding_window import Sliding, mirrors_of, sliding_rows
+from segpipe.predict.model import Ensemble, Model
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.restore import (
+    Keep,
+    Segmentation,
+    Slab,
+    SlabFinding,
+    assemble,
+    find_in_slab,
+    restore,
+    rows_per_slab,
+    slabs,
+    trace_onto,
+    winners,
+)
+from segpipe.predict.sliding_window import Mirror, Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared, prepare_image
+
+_ADVICE = "Use --no-tta, another device, or a machine with more memory."
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
-class SegmentOptions:
-    """How a case is predicted.
+class Batching:
+    """How much is computed at once; where memory is not enough, less.
 
     Args:
-        mirror: Average over mirrored copies, along the axes that the plan allows.
-        batch_windows: Windows in one forward pass.
-        accumulate_on: Where windows are added up; None for the networks' device.
-        with_probabilities: Keep probabilities as well, which takes memory for outputs × volume.
-        keep: What takes the probabilities of each slab, where they are not to be in memory as a whole.
-        with_uncertainty: Make maps of it as well; every network then holds its own rows of logits.
+        n_windows: Windows in one forward pass.
+        sum_on: Where windows are added up; None for the networks' device.
         on_window: Called after each window of a model, or with uncertainty of a network.
     """
 
-    mirror: bool = True
-    batch_windows: int = 1
-    accumulate_on: torch.device | None = None
-    with_probabilities: bool = False
-    keep: Keep | None = None
-    with_uncertainty: bool = False
+    n_windows: int = 1
+    sum_on: torch.device | None = None
     on_window: Callable[[], None] | None = None
 
+    def __str__(self) -> str:
+        windows = f"{count(self.n_windows, 'window')} at a time"
+        return f"{windows}, added up on the CPU" if self.sum_on == _CPU else windows
 
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What was found, on the grid of the image file.
 
-    Args:
-        mask_zyx: (Z, Y, X) file values of `labels.mask_dtype`; background outside the crop.
-        probabilities_ozyx: (outputs, Z, Y, X) float16, background 1 outside the crop; None if not asked for.
-        uncertainty: Maps (Z, Y, X) by name, 0 to `SHARE_STEPS` for 0 to 1, 0 outside the crop: `entropy`, and
-            of several networks `disagreement` (see predict/uncertainty.py); empty if not asked for.
+def smaller_batchings(batching: Batching, device: torch.device) -> Iterator[Batching]:
+    """The given batching, then those that need less and less memory: half the windows, one, sums on the CPU.
+
+    Example:
+        >>> [b.n_windows for b in smaller_batchings(Batching(n_windows=4), torch.device("cpu"))]
+        [4, 2, 1]
     """
+    yield batching
+    while batching.n_windows > 1:
+        batching = replace(batching, n_windows=batching.n_windows // 2)
+        yield batching
+    if device != _CPU and batching.sum_on is None:
+        yield replace(batching, sum_on=_CPU)
 
-    mask_zyx: NDArray[Any]
-    probabilities_ozyx: NDArray[np.float16] | None
-    uncertainty: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
-
-def prepared_for(model: Model, volume: Volume) -> Prepared:
+def prepare_for(model: Model, volume: Volume) -> Prepared:
     """An image as a model needs it, and as the model that guides it does."""
     image, trace = prepare_image(volume, model.plan, model.configuration)
     if model.guide is None:
         return Prepared(image, None, trace)
-    coarse = prepared_for(model.guide, volume)
-    return Prepared(image, None, trace, replace(coarse, trace=coarse.trace.onto(trace)))
+    coarse = prepare_for(model.guide, volume)
+    return Prepared(image, None, trace, replace(coarse, trace=trace_onto(coarse.trace, trace)))
 
 
-def segment(model: Model, prepared: Prepared, options: SegmentOptions) -> Segmentation:
-    """Predict a prepared case with every network of a model.
+def segment(
+    ensemble: Ensemble,
+    prepared: Sequence[Prepared],
+    options: PredictOptions,
+    case_id: str,
+    batching: Batching = Batching(),
+    *,
+    keep: Keep | None = None,
+    note: Callable[[str], None] = say,
+) -> tuple[Segmentation, Batching]:
+    """Segment a case; if memory is not enough, again with less at a time.
+
+    Args:
+        ensemble: The networks.
+        prepared: The case as each member needs it.
+        options: Whether to mirror, and what to find besides the mask. With uncertainty the mask differs from the one
+            without at ties alone, by rounding.
+        case_id: For messages.
+        batching: What to compute at once.
+        keep: Takes the probabilities of each slab, instead of holding them in memory as a whole.
+        note: Takes one line for each time that memory was not enough.
+
+    Returns:
+        What was found, and the batching that it took.
 
     Raises:
-        DataError: If the network's output is not finite.
-        torch.OutOfMemoryError: If the device's memory is not enough; other options may do.
+        DataError: If a network's output is not finite.
+        ResourceError: If the least is too much. Errors of another kind pass as they are.
     """
-    mask, probabilities = restore(
-        logit_rows(model, prepared, options),
-        prepared.trace,
-        model.plan.labels,
-        with_probabilities=options.with_probabilities,
-        keep=options.keep,
-    )
-    return Segmentation(mask, probabilities)
+    shortage, before = "", None
+    for own in smaller_batchings(batching, ensemble.device):
+        if before is not None:
+            note(f"{case_id}: not enough memory with {before}; trying again with {own}.")
+            if ensemble.device.type == "cuda":
+                torch.cuda.empty_cache()
+        try:
+            with memory_faults(f"predicting {case_id}", _ADVICE):
+                found = assemble(
+                    *_parts_and_finder(ensemble, prepared, options, own),
+                    prepared[0].trace,
+                    ensemble.plan.labels,
+                    holds_probabilities=options.probabilities and keep is None,
+                    keep=keep if options.probabilities else None,
+                    maps=ensemble.uncertainty_names if options.uncertainty else (),
+                )
+                return found, own
+        except (ResourceError, MemoryError) as fault:
+            shortage, before = str(fault), own  # not the error itself: it would keep the tensors of its frames alive
+    raise ResourceError(shortage or f"predicting {case_id}: memory is not enough. {_ADVICE}")
 
 
-def guided(model: Model, prepared: Prepared, options: SegmentOptions) -> Prepared:
-    """Of a cascade, the case with the labels that the coarser model predicts as last channel; else as it is."""
-    if prepared.coarse is None or model.guide is None:
+OfMembers = Sequence[Sequence[Slab]]
+"""The same rows of the image: by member one slab, or with uncertainty one from each of its networks."""
+
+
+def _parts_and_finder(
+    ensemble: Ensemble, prepared: Sequence[Prepared], options: PredictOptions, batching: Batching
+) -> tuple[Iterable[OfMembers], Callable[[OfMembers], SlabFinding]]:
+    """Slabs of all members side by side, and what makes one mask of them. Nothing is computed before the first slab."""
+    labels = ensemble.plan.labels
+    height = rows_per_slab(labels.n_outputs, prepared[0].trace)
+    streams = []
+    for member, own in zip(ensemble.members, prepared, strict=True):
+        image = _with_guide(member, own, options, batching)
+        parts = [replace(member, networks=(n,)) for n in member.networks] if options.uncertainty else [member]
+        of_parts = [slabs(logit_rows(part, image, options, batching), image.trace, height) for part in parts]
+        streams.append(zip(*of_parts, strict=True))
+    find: Callable[[OfMembers], SlabFinding]
+    if len(ensemble.members) == 1 and not options.uncertainty:
+        find = partial(_find_alone, labels=labels, options=options)
+    else:
+        maps = ensemble.uncertainty_names if options.uncertainty else ()
+        find = partial(_find_together, labels=labels, options=options, maps=maps)
+    return zip(*streams, strict=True), find
+
+
+def _with_guide(model: Model, prepared: Prepared, options: PredictOptions, batching: Batching) -> Prepared:
+    """For a cascade, the case with the labels that the coarser model predicts as last channel; else as it is."""
+    guide = model.guide
+    if prepared.coarse is None or guide is None:
         return prepared
-    own = replace(options, with_probabilities=False, keep=None, with_uncertainty=False)
-    mask = segment(model.guide, prepared.coarse, own).mask_zyx
-    labels = model.plan.labels.encode(mask, "labels of the coarser configuration").astype(np.float32)
+    coarse = _with_guide(guide, prepared.coarse, options, batching)
+    found = restore(logit_rows(guide, coarse, options, batching), coarse.trace, guide.plan.labels)
+    labels = model.plan.labels.encode(found.mask_zyx, "labels of the coarser configuration").astype(np.float32)
     return replace(prepared, image_czyx=np.concatenate([prepared.image_czyx, labels[None]]), coarse=None)
 
 
-def logit_rows(model: Model, prepared: Prepared, options: SegmentOptions) -> Iterator[Tensor]:
+def logit_rows(model: Model, prepared: Prepared, options: PredictOptions, batching: Batching) -> Iterator[Tensor]:
     """(outputs, Y, X) for each z of the prepared grid, mean over the model's networks."""
-    plan, patch = model.plan, model.configuration.patch_zyx
-    device = next(model.networks[0].parameters()).device
-    prepared = guided(model, prepared, options)
-    n_images, n_inputs = len(plan.channels), plan.n_inputs(model.configuration)
-    sideways = sideways_axis(plan.orientation, plan.axis_order)
-    swapped, swapped_inputs = {}, {}
-    if plan.mirror_swaps:
-        swapped[sideways] = swapped_outputs(plan.labels, plan.mirror_swaps)
-        labels = swapped_indices(plan.labels, plan.mirror_swaps)[1 : 1 + n_inputs - n_images]
-        swapped_inputs[sideways] = (*range(n_images), *(n_images - 1 + label for label in labels))
     sliding = Sliding(
-        patch_zyx=patch,
-        mirrors=mirrors_of(plan.mirror_axes if options.mirror else (), patch, swapped, swapped_inputs),
-        precision=resolve_precision(plan.training.precision, device),
-        n_batch=options.batch_windows,
-        sum_on=options.accumulate_on,
-        n_guides=n_inputs - n_images,
-        on_window=options.on_window,
+        patch_zyx=model.configuration.patch_zyx,
+        mirrors=_mirrors(model) if options.mirror else (Mirror(),),
+        precision=resolve_precision(model.plan.training.precision, model.device),
+        n_batch=batching.n_windows,
+        sum_on=batching.sum_on,
+        n_guides=model.plan.n_inputs(model.configuration) - len(model.plan.channels),
+        on_window=batching.on_window,
     )
     return sliding_rows(model.networks, prepared.image_czyx, sliding)
+
+
+def _mirrors(model: Model) -> list[Mirror]:
+    """Mirrored copies that a model averages over.
+
+    Flipped sideways, the left kidney looks like a right one. So the copy's output for the right kidney counts for the
+    left, and a guide's channel of the left kidney is given as that of the right.
+    """
+    plan, n_images = model.plan, len(model.plan.channels)
+    swapped, swapped_inputs = {}, {}
+    if plan.mirror_swaps:
+        sideways = sideways_axis(plan.orientation, plan.axis_order)
+        swapped[sideways] = swapped_outputs(plan.labels, plan.mirror_swaps)
+        if n_guides := plan.n_inputs(model.configuration) - n_images:
+            # Inputs are the images, which keep their places, then one channel for each label but background. The
+            # partners are by label with background first, hence label - 1.
+            partners = swapped_indices(plan.labels, plan.mirror_swaps)[1 : 1 + n_guides]
+            swapped_inputs[sideways] = (*range(n_images), *(n_images + label - 1 for label in partners))
+    return mirrors_of(plan.mirror_axes, model.configuration.patch_zyx, swapped, swapped_inputs)
+
+
+def _find_alone(of_members: OfMembers, *, labels: LabelSet, options: PredictOptions) -> SlabFinding:
+    """The mask of one model."""
+    ((slab,),) = of_members
+    return find_in_slab(slab, labels, with_probabilities=options.probabilities)
+
+
+def _find_together(
+    of_members: OfMembers, *, labels: LabelSet, options: PredictOptions, maps: Sequence[str]
+) -> SlabFinding:
+    """The mask of averaged probabilities, and maps of how sure it is."""
+    shares_ONYX = _mean_shares(of_members, labels)
+    mask_NYX = labels.decode((shares_ONYX > 0.5 if labels.has_regions else shares_ONYX.argmax(0)).cpu().numpy())
+    found = {}
+    if "entropy" in maps:
+        found["entropy"] = _to_steps(entropy(shares_ONYX, labels).cpu().numpy())
+    if "disagreement" in maps:
+        own = [winners(of_network, labels) for of_member in of_members for of_network in of_member]
+        found["disagreement"] = _to_steps(disagreement(mask_NYX, own))
+    half = shares_ONYX.half().cpu().numpy() if options.probabilities else None
+    return SlabFinding(of_members[0][0], mask_NYX, half, found)
+
+
+def _mean_shares(of_members: OfMembers, labels: LabelSet) -> Tensor:
+    """(O, N, Y, X) probabilities, mean over members; over a member's networks the logits are averaged."""
+    total_ONYX: Tensor | None = None
+    for of_member in of_members:
+        logits_ONYX = of_member[0].logits()
+        for slab in of_member[1:]:
+            logits_ONYX.add_(slab.logits())
+        logits_ONYX.div_(len(of_member))
+        shares_ONYX = logits_ONYX.sigmoid_() if labels.has_regions else logits_ONYX.softmax(0)
+        total_ONYX = shares_ONYX if total_ONYX is None else total_ONYX.add_(shares_ONYX)
+    assert total_ONYX is not None
+    return total_ONYX.div_(len(of_members))
+
+
+def entropy(shares_ONYX: Tensor, labels: LabelSet) -> Tensor:
+    """Entropy of the predicted probabilities, as a share of the largest there is.
+
+    Args:
+        shares_ONYX: (O, N, Y, X) probabilities that the mask is made of.
+        labels: The structures. Each region has an entropy of its own; the largest counts.
+
+    Returns:
+        (N, Y, X), 0 (one output is certain, or every region is certainly present or absent) to 1 (all outputs are
+        equally likely, or one region is as likely as not).
+
+    Source:
+        Shannon 1948, Bell System Technical Journal 27(3); "predictive entropy" in Gal 2016, PhD thesis, section 3.3.
+    """
+    parts_ONYX = torch.special.entr(shares_ONYX)
+    if not labels.has_regions:
+        return parts_ONYX.sum(0) / log(labels.n_outputs)
+    return (parts_ONYX + torch.special.entr(1 - shares_ONYX)).amax(0) / log(2)
+
+
+def disagreement(mask: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+    """Share of networks whose own mask differs from the mask of all.
+
+    Args:
+        mask: File values, any shape.
+        others: One mask of the same shape for each network.
+
+    Returns:
+        Same shape, 0 (all agree) to 1.
+
+    Source:
+        The variation ratio (Freeman 1965, Elementary Applied Statistics), there against the most frequent answer.
+    """
+    n_differ = np.zeros(mask.shape, np.float32)
+    for other in others:
+        n_differ += other != mask
+    return n_differ / np.float32(len(others))
+
+
+def _to_steps(values: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Shares 0 to 1 as whole steps, 0 to `SHARE_STEPS`."""
+    return np.rint(values * SHARE_STEPS).astype(np.uint8)

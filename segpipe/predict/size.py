@@ -11,9 +11,8 @@ from segpipe.core.grid import Grid
 from segpipe.core.volume import read_header
 from segpipe.data.dataset import Case
 from segpipe.plan.spacing import resampled_shape
-from segpipe.predict.ensemble import Ensemble
-from segpipe.predict.model import Model
-from segpipe.predict.segment import SegmentOptions
+from segpipe.predict.model import Ensemble, Model
+from segpipe.predict.options import PredictOptions
 from segpipe.predict.sliding_window import mirrors_of, n_windows
 from segpipe.prepare.case import Prepared, turn_for
 
@@ -60,11 +59,11 @@ def passes_text(n_passes: Sequence[int]) -> str:
     return f"{text}; the largest image has {max(n_passes):,}" if len(n_passes) > 1 else text
 
 
-def steps_of(ensemble: Ensemble, prepared: Sequence[Prepared], options: SegmentOptions) -> int:
-    """How often `options.on_window` will be called for a prepared case."""
+def steps_of(ensemble: Ensemble, prepared: Sequence[Prepared], options: PredictOptions) -> int:
+    """How often `Batching.on_window` will be called for a prepared case."""
     total = 0
     for member, own in zip(ensemble.members, prepared, strict=True):
-        alone = len(member.networks) if options.with_uncertainty else 1
+        alone = len(member.networks) if options.uncertainty else 1
         total += alone * n_windows(own.image_czyx.shape[1:], member.configuration.patch_zyx)
         if member.guide is not None and own.coarse is not None:
             total += n_windows(own.coarse.image_czyx.shape[1:], member.guide.configuration.patch_zyx)

@@ -1,7 +1,7 @@
-"""Sliding-window prediction: overlapping patches, weighted by a Gaussian, mirrored, averaged over networks.
+"""Run the networks over an image: overlapping windows, weighted by a Gaussian, mirrored, averaged.
 
-Windows move along the first axis last, so what lies behind the current one is final: rows leave as soon as they are,
-and no more than a patch of them is held.
+Windows move along the first axis last, so rows behind the current window are final: they leave at once, and no more
+than a patch of them is held.
 """
 
 # B batch, O outputs, C channels, Z Y X voxels.
@@ -142,25 +142,34 @@ def mirrors_of(
     return [Mirror(a, of_sides(a, swapped), of_sides(a, swapped_inputs)) for a in chosen]
 
 
-def mirrored_mean(network: nn.Module, x_BCZYX: Tensor, mirrors: Sequence[Mirror]) -> Tensor:
-    """Mean logits (B, O, Z, Y, X) float32 over mirrored copies of a patch."""
+def mirrored_mean(networks: Sequence[nn.Module], x_BCZYX: Tensor, mirrors: Sequence[Mirror]) -> Tensor:
+    """Run the networks: mean logits (B, O, Z, Y, X) float32 over them and over mirrored copies of some windows."""
     total_BOZYX: Tensor | None = None
-    for mirror in mirrors:
-        dims = [axis + 2 for axis in mirror.axes]
-        channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
-        logits_BOZYX = network(channels_BCZYX.flip(dims))[0]
-        if total_BOZYX is None:
-            total_BOZYX = torch.zeros_like(logits_BOZYX, dtype=torch.float32)
-        for output, place in zip(total_BOZYX.unbind(1), mirror.outputs or range(logits_BOZYX.shape[1]), strict=True):
-            output.add_(logits_BOZYX[:, place].flip([dim - 1 for dim in dims]))  # a copy of one of them, not of all
-        del logits_BOZYX  # of all outputs they are large: gone before the network runs again
+    for network in networks:
+        of_network_BOZYX: Tensor | None = None
+        for mirror in mirrors:
+            dims = [axis + 2 for axis in mirror.axes]
+            channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
+            logits_BOZYX = network(channels_BCZYX.flip(dims))[0]
+            if of_network_BOZYX is None:
+                of_network_BOZYX = torch.zeros_like(logits_BOZYX, dtype=torch.float32)
+            places = mirror.outputs or range(logits_BOZYX.shape[1])
+            for output, place in zip(of_network_BOZYX.unbind(1), places, strict=True):
+                output.add_(logits_BOZYX[:, place].flip([dim - 1 for dim in dims]))  # copies one output, not all
+            del logits_BOZYX  # of all outputs they are large: gone before the network runs again
+        assert of_network_BOZYX is not None
+        of_network_BOZYX.div_(len(mirrors))
+        total_BOZYX = of_network_BOZYX if total_BOZYX is None else total_BOZYX.add_(of_network_BOZYX)
     assert total_BOZYX is not None
-    return total_BOZYX.div_(len(mirrors))
+    return total_BOZYX.div_(len(networks))
 
 
 @torch.inference_mode()
 def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding) -> Iterator[Tensor]:
     """Logits of a whole image row by row, averaged over networks.
+
+    A window that holds one value throughout, such as clipped air, is computed once; the next window of that value gets
+    the same logits, since the same input has the same output.
 
     Args:
         networks: In evaluation mode, on one device.
@@ -169,44 +178,89 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
 
     Yields:
         (O, Y, X) float32 on `sum_on` for each z in order. A constant network gives constant rows, whatever the
-        window. At most a patch of rows is held, whatever the image's length.
+        window. At most a patch of rows is held, however long the image is.
 
     Raises:
         DataError: If a logit is not finite.
     """
-    size = image_czyx.shape[1:]
-    spare = [max(p - n, 0) for p, n in zip(sliding.patch_zyx, size, strict=True)]
-    image = np.pad(image_czyx, [(0, 0), *((s // 2, s - s // 2) for s in spare)]) if any(spare) else image_czyx
-    (z0, z1), *plane = ((s // 2, s // 2 + n) for s, n in zip(spare, size, strict=True))
-    for z, row in enumerate(_padded_rows(networks, image, sliding)):
-        if not z0 <= z < z1:
-            continue
-        if not row.sum().isfinite():  # NaN and infinity survive every sum
-            raise DataError(
-                f"slice {z - z0} of {size[0]}: the network's output is not finite. Look for odd values in the image "
-                "or predict in full precision (`training.precision: fp32` in the model's plan)."
-            )
-        yield row[:, slice(*plane[0]), slice(*plane[1])]
-
-
-def _padded_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding) -> Iterator[Tensor]:
-    """Rows of an image that is at least as large as the patch."""
-    _, n_rows, n_lines, n_columns = image_czyx.shape
+    device = next(networks[0].parameters()).device
+    padded = _Padded(image_czyx, sliding.patch_zyx)
+    n_rows, n_lines, n_columns = padded.image_czyx.shape[1:]
     edges = zip((n_rows, n_lines, n_columns), sliding.patch_zyx, strict=True)
     shares_z, shares_y, shares_x = (window_shares(n, p) for n, p in edges)
-    rows, first = deque[Tensor](), 0
-    for (z, y, x), logits_OZYX in _windows(networks, image_czyx, sliding, list(product(shares_z, shares_y, shares_x))):
-        for _ in range(z - first):
-            yield rows.popleft()
-        first = z
-        while len(rows) < sliding.patch_zyx[0]:
-            shape, device = (len(logits_OZYX), n_lines, n_columns), sliding.sum_on or logits_OZYX.device
-            rows.append(torch.zeros(shape, device=device))
-        _add(rows, logits_OZYX, (y, x), shares_z[z], np.outer(shares_y[y], shares_x[x]))
-        del logits_OZYX  # of all outputs they are large: gone before the next window is computed
-        if sliding.on_window is not None:
-            sliding.on_window()
-    yield from rows
+    starts = list(product(shares_z, shares_y, shares_x))
+    rows, first = deque[Tensor](), 0  # rows that a window may still add to; the first of them is row `first`
+    known: tuple[bytes, Tensor] | None = None  # value and logits of the last window of one value
+    for n in range(0, len(starts), sliding.n_batch):
+        batch = starts[n : n + sliding.n_batch]
+        windows = [padded.window(start) for start in batch]
+        values = [_one_value(window) for window in windows]
+        reused = known  # of earlier batches; this one may replace what is known
+        is_known = [reused is not None and value == reused[0] for value in values]
+        fresh = [window for window, skip in zip(windows, is_known, strict=True) if not skip]
+        computed = deque[Tensor]()
+        if fresh:
+            x_BCZYX = _network_input(fresh, sliding.n_guides, device)
+            with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
+                computed.extend(mirrored_mean(networks, x_BCZYX, sliding.mirrors).unbind())
+            del x_BCZYX
+        for (z, y, x), value, skip in zip(batch, values, is_known, strict=True):
+            if skip:
+                assert reused is not None
+                logits_OZYX = reused[1]
+            else:
+                logits_OZYX = computed.popleft()
+                known = (value, logits_OZYX.clone()) if value is not None else known
+            for _ in range(z - first):  # windows move along Z last, so no later one reaches these rows
+                yield from padded.crop(first, rows.popleft())
+                first += 1
+            while len(rows) < sliding.patch_zyx[0]:
+                shape = (len(logits_OZYX), n_lines, n_columns)
+                rows.append(torch.zeros(shape, device=sliding.sum_on or device))
+            _add(rows, logits_OZYX, (y, x), shares_z[z], np.outer(shares_y[y], shares_x[x]))
+            del logits_OZYX  # of all outputs they are large: gone before the next window is computed
+            if sliding.on_window is not None:
+                sliding.on_window()
+    for z, row in enumerate(rows, first):
+        yield from padded.crop(z, row)
+
+
+class _Padded:
+    """An image that is at least as large as the patch, and where its own rows are in it.
+
+    Args:
+        image_czyx: (C, Z, Y, X); what it lacks of a patch is added half before and half after it, as 0.
+        patch_zyx: Window.
+    """
+
+    def __init__(self, image_czyx: Image, patch_zyx: ZYX) -> None:
+        size = image_czyx.shape[1:]
+        spare = [max(p - n, 0) for p, n in zip(patch_zyx, size, strict=True)]
+        widths = [(0, 0), *((s // 2, s - s // 2) for s in spare)]
+        self.image_czyx = np.pad(image_czyx, widths) if any(spare) else image_czyx
+        self.patch_zyx = patch_zyx
+        self.z, self.y, self.x = (slice(s // 2, s // 2 + n) for s, n in zip(spare, size, strict=True))
+
+    def window(self, start_zyx: ZYX) -> Image:
+        """A patch: a view."""
+        z, y, x = (slice(s, s + p) for s, p in zip(start_zyx, self.patch_zyx, strict=True))
+        return self.image_czyx[:, z, y, x]
+
+    def crop(self, z: int, row_OYX: Tensor) -> Iterator[Tensor]:
+        """The part of a row that is the image's; nothing if the row is padding.
+
+        Raises:
+            DataError: If a logit is not finite.
+        """
+        if not self.z.start <= z < self.z.stop:
+            return
+        if not row_OYX.sum().isfinite():  # NaN and infinity survive every sum
+            raise DataError(
+                f"slice {z - self.z.start} of {self.z.stop - self.z.start}: the network's output is not finite. Look "
+                "for odd values in the image, or predict in full precision (`training.precision: fp32` in the model's "
+                "plan)."
+            )
+        yield row_OYX[:, self.y, self.x]
 
 
 def _add(
@@ -223,37 +277,6 @@ def _add(
         row[:, y : y + n_y, x : x + n_x].add_((logits_OYX * (share_YX * share)).to(row.device))
 
 
-def _windows(
-    networks: Sequence[nn.Module], image_czyx: Image, sliding: Sliding, starts: Sequence[ZYX]
-) -> Iterator[tuple[ZYX, Tensor]]:
-    """Start and logits (O, Z, Y, X) of each window.
-
-    A window that holds one value throughout is computed once and its logits are taken again for the next such
-    window: the same input has the same output. Air that was clipped is such a value.
-    """
-    known: tuple[bytes, Tensor] | None = None
-    for first in range(0, len(starts), sliding.n_batch):
-        batch = starts[first : first + sliding.n_batch]
-        windows = [_window(image_czyx, start, sliding.patch_zyx) for start in batch]
-        values = [_one_value(window) for window in windows]
-        is_known = [known is not None and value == known[0] for value in values]
-        fresh = [window for window, skip in zip(windows, is_known, strict=True) if not skip]
-        computed = deque(_mean_logits(networks, fresh, sliding).unbind() if fresh else ())
-        for start, value, skip in zip(batch, values, is_known, strict=True):
-            if skip:
-                assert known is not None
-                yield start, known[1]
-                continue
-            if value is not None:
-                known = (value, computed[0].clone())
-            yield start, computed.popleft()
-
-
-def _window(image_czyx: Image, start_zyx: ZYX, patch_zyx: ZYX) -> Image:
-    z, y, x = (slice(s, s + p) for s, p in zip(start_zyx, patch_zyx, strict=True))
-    return image_czyx[:, z, y, x]
-
-
 def _one_value(window_czyx: Image) -> bytes | None:
     """The value of each channel if none of them varies, else None."""
     corner = window_czyx[:, :1, :1, :1]
@@ -262,16 +285,7 @@ def _one_value(window_czyx: Image) -> bytes | None:
     return corner.tobytes()
 
 
-def _mean_logits(networks: Sequence[nn.Module], windows: Sequence[Image], sliding: Sliding) -> Tensor:
-    """(B, O, Z, Y, X) float32 on the networks' device, mean over networks and mirrored copies."""
-    device = next(networks[0].parameters()).device
+def _network_input(windows: Sequence[Image], n_guides: int, device: torch.device) -> Tensor:
+    """(B, C, Z, Y, X) on the device; guides become one channel for each label."""
     x_BCZYX = torch.from_numpy(np.stack(windows)).to(device)
-    if sliding.n_guides:
-        x_BCZYX = with_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], sliding.n_guides)
-    total: Tensor | None = None
-    with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
-        for network in networks:
-            logits = mirrored_mean(network, x_BCZYX, sliding.mirrors)
-            total = logits if total is None else total.add_(logits)
-    assert total is not None
-    return total.div_(len(networks))
+    return with_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], n_guides) if n_guides else x_BCZYX

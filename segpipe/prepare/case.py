@@ -47,18 +47,6 @@ class Trace(Record):
         """From the file's axes to the plan's."""
         return Reorientation(self.axes_zyx, self.flips_zyx)
 
-    def onto(self, finer: Trace) -> Trace:
-        """The way back to the prepared grid of another configuration instead of the image's: both fill the same box."""
-        return Trace(
-            shape_zyx=finer.prepared_shape_zyx,
-            axes_zyx=(0, 1, 2),
-            flips_zyx=(False, False, False),
-            spacing_mm=finer.target_mm,
-            box=Box.whole(finer.prepared_shape_zyx),
-            target_mm=self.target_mm,
-            prepared_shape_zyx=self.prepared_shape_zyx,
-        )
-
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
