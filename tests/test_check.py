@@ -330,11 +330,11 @@ def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, caplog: pytes
     set_header(image(tmp_path, "b"), 252, "h", 1, 0)  # qform, which has its edges from pixdim, and no sform
     report = check_dataset(tmp_path, n_workers=1)
     assert [(one.kind, one.case_id, one.found) for one in report.faults] == [
-        ("grid_unusable", "b", "pixdim says voxels of 0 × 0 × 0 mm (x, y, z)"),
+        ("grid_unusable", "b", "the voxel size is 0 × 0 × 0 mm (x, y, z) by pixdim"),
         (
             "header_contradiction",
             "a",
-            "the affine (sform) says voxels of 1 × 1.5 × 2.5 mm (x, y, z), pixdim says 0 × 0 × 0 mm",
+            "the voxel size is 1 × 1.5 × 2.5 mm (x, y, z) by the affine (sform), 0 × 0 × 0 mm by pixdim",
         ),
     ]
     assert caplog.records == []  # nibabel says it without a name

@@ -39,5 +39,5 @@ def test_the_first_use_is_said_and_only_the_first(tmp_path):
     said = [run.stderr.splitlines() for run in runs]
     assert [len(lines) for lines in said] == [1, 1]  # one line for two kernels; the second is not on disk yet
     outputs = [run.stdout.splitlines() for run in runs]
-    assert outputs[0][0].startswith("compiling the metrics, once for this machine: up to")
+    assert outputs[0][0].startswith("compiling the metrics, once on this machine: up to")
     assert outputs[0][1] == outputs[1][0] == outputs[1][1] == "None"

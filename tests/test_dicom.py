@@ -86,7 +86,7 @@ def test_a_tilted_gantry_is_a_sheared_grid(tmp_path: Path) -> None:
 def test_what_is_no_slice_is_named(tmp_path: Path) -> None:
     write_series(tmp_path, voxels())
     (tmp_path / "report.dcm").write_bytes(bytes(128) + b"DICM" + b"no image")
-    with pytest.raises(DataError, match=r"report.dcm: is no image that can be read"):
+    with pytest.raises(DataError, match=r"report.dcm: cannot be read as an image, expected a slice"):
         read_header(tmp_path)
     (tmp_path / "report.dcm").unlink()
     (tmp_path / "notes.txt").write_text("nothing of the series")

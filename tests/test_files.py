@@ -74,7 +74,7 @@ def test_an_exception_leaves_the_old_folder(tmp_path: Path) -> None:
 def test_a_full_disk_is_named_as_such(tmp_path: Path) -> None:
     full = Path("/dev/full")  # every write fails with "no space left"
     with (
-        pytest.raises(ResourceError, match=r"a\.txt: the disk is full \(.* MiB free\)"),
+        pytest.raises(ResourceError, match=r"a\.txt: the disk is full \(.* [GM]iB free\)"),
         whole_file(tmp_path / "a.txt"),
     ):
         full.write_bytes(b"x" * 10_000)
@@ -115,7 +115,7 @@ def test_a_file_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
 def test_a_file_where_a_folder_is_needed_is_a_setup_fault(tmp_path: Path) -> None:
     (tmp_path / "taken").touch()
     for make in (make_folder, lambda p: write_text(p / "a.txt", "")):
-        with pytest.raises(SetupError, match="a file stands where a folder is needed"):
+        with pytest.raises(SetupError, match="a file is in the way of a folder"):
             make(tmp_path / "taken")
 
 
@@ -163,7 +163,7 @@ def test_a_folder_that_another_process_holds_is_refused_until_it_dies(tmp_path: 
         [sys.executable, "-c", _HOLD, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout is not None and other.stdout.readline() == "held\n"
-    with pytest.raises(UsageError, match="another process works on it now"), only_process(tmp_path):
+    with pytest.raises(UsageError, match="another process is working in it"), only_process(tmp_path):
         pass
     other.kill()
     other.communicate()

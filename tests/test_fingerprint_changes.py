@@ -12,7 +12,7 @@ from datasets import tiny_image, tiny_labels, write_cases, write_nnunet, write_t
 from segpipe.core.errors import DataError
 from segpipe.data.dataset import Dataset
 from segpipe.data.load import load_dataset
-from segpipe.fingerprint.changes import Changes, changes, remeasure
+from segpipe.fingerprint.changes import Changes, find_changes, remeasure
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.fingerprint.stored import load_measured
@@ -62,8 +62,8 @@ def test_unchanged_data_are_not_read(data, kept, capsys):
     for case_id in CASES:
         damage_measured(data, case_id)
     assert remeasure(kept, load_dataset(data), 1) == expected
-    assert "the data are unchanged, measured before." in capsys.readouterr().err
-    assert changes(load_measured(kept), load_dataset(data)) == NOTHING and not NOTHING
+    assert "unchanged since it was measured." in capsys.readouterr().err
+    assert find_changes(load_measured(kept), load_dataset(data)) == NOTHING and not NOTHING
 
 
 def test_what_changed_is_said_and_only_that_is_measured(data, kept, capsys):
@@ -72,16 +72,16 @@ def test_what_changed_is_said_and_only_that_is_measured(data, kept, capsys):
         file.unlink()
     write_cases(data, ["c3"])
     damage_measured(data, "c2")  # is kept: nobody reads it
-    found = changes(load_measured(kept), load_dataset(data))
+    found = find_changes(load_measured(kept), load_dataset(data))
     assert (found.added, found.removed, found.image_changed, found.label_changed) == (("c3",), ("c1",), ("c0",), ())
     assert [case.case_id for case in remeasure(kept, load_dataset(data), 1).cases] == ["c0", "c2", "c3"]
     said = capsys.readouterr().err
-    assert "1 case added (c3); 1 case removed (c1); 1 case with another image (c0). 2 of 3 cases to measure" in said
+    assert "1 case added (c3); 1 case removed (c1); 1 case with a new image (c0). Measuring 2 of 3 cases" in said
 
 
 def test_a_changed_label_map_is_told_from_a_changed_image(data, kept):
     write_tiny(label(data, "c2"), np.where(tiny_labels() == 2, 2, 0).astype(np.uint8))
-    found = changes(load_measured(kept), load_dataset(data))
+    found = find_changes(load_measured(kept), load_dataset(data))
     assert (found.image_changed, found.label_changed) == ((), ("c2",))
     assert again(kept, load_dataset(data)).cases[2].present == {"b"}
 
@@ -89,7 +89,7 @@ def test_a_changed_label_map_is_told_from_a_changed_image(data, kept):
 def test_files_of_another_time_and_the_same_bytes_are_not_measured_again(data, kept, capsys):
     for case_id in CASES:
         os.utime(image(data, case_id), (1, 1))
-    assert changes(load_measured(kept), load_dataset(data)) == NOTHING
+    assert find_changes(load_measured(kept), load_dataset(data)) == NOTHING
     capsys.readouterr()
     again(kept, load_dataset(data))
     assert "comparing files" in capsys.readouterr().err
@@ -98,7 +98,7 @@ def test_files_of_another_time_and_the_same_bytes_are_not_measured_again(data, k
 
 
 def test_a_moved_dataset_is_the_same(data, kept):
-    assert changes(load_measured(kept), load_dataset(data.rename(data.with_name("moved")))) == NOTHING
+    assert find_changes(load_measured(kept), load_dataset(data.rename(data.with_name("moved")))) == NOTHING
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_moved_dataset_is_the_same(data, kept):
 )
 def test_another_list_of_labels_measures_everything_again(data, kept, labels, differing):
     dataset = load_dataset(write_nnunet(data, CASES, labels=labels))
-    found = changes(load_measured(kept), dataset)
+    found = find_changes(load_measured(kept), dataset)
     assert set(found.labels) == set(differing)
     assert f"the list of labels differs ({', '.join(found.labels)})" in str(found)
     again(kept, dataset)
@@ -119,7 +119,7 @@ def test_another_list_of_labels_measures_everything_again(data, kept, labels, di
 
 def test_other_channels_measure_everything_again(data, kept):
     dataset = load_dataset(data).model_copy(update={"channels": ("CT",)})
-    found = changes(load_measured(kept), dataset)
+    found = find_changes(load_measured(kept), dataset)
     assert found.channels == (("MR0",), ("CT",)) and str(found) == "the channels were MR0 and are CT"
     assert again(kept, dataset).channels == ("CT",)
 
@@ -153,7 +153,7 @@ def test_cases_measured_beside_a_faulty_one_are_kept(data, capsys):
         remeasure(path, load_dataset(data), 1)
     image(data, "c1").write_bytes(whole)
     again(path, load_dataset(data))
-    assert "1 case added (c1). 1 of 3 cases to measure" in capsys.readouterr().err
+    assert "1 case added (c1). Measuring 1 of 3 cases" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [b"", b"no zip", None])

@@ -309,7 +309,10 @@ def test_a_second_place_is_switched_off(tmp_path: Path, kind: type):
     image.set_qform(shifted_affine(), code=1)
     nib.save(image, tmp_path / "x.nii.gz")
     (warning,) = [one for one in check_dataset(tmp_path / "x.nii.gz", n_workers=1).faults if one.kind == "two_places"]
-    assert (warning.severity, warning.found) == ("warning", "sform and qform place a corner voxel 5 mm apart")
+    assert (warning.severity, warning.found) == (
+        "warning",
+        "the positions of a corner voxel by sform and by qform are 5 mm apart",
+    )
     (repair,) = fix_dataset(tmp_path / "x.nii.gz", tmp_path / "out", n_workers=1)
     assert repair.kind == "two_places"
     np.testing.assert_allclose(nib.load(tmp_path / "out/x.nii.gz").affine, oblique_affine(), atol=1e-6)

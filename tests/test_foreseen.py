@@ -83,7 +83,7 @@ def test_what_training_would_refuse_is_refused(folder):
         training_ahead(folder / "work", None, [2], MACHINE)
     with pytest.raises(UsageError, match=r"another plan \(training.epochs: 2, now 9\)"):
         training_ahead(folder / "work", "3d_fullres", None, MACHINE, edits=("training.epochs=9",))
-    with pytest.raises(UsageError, match="holds no plan"):
+    with pytest.raises(UsageError, match="no plan"):
         training_ahead(folder / "data", None, None, MACHINE)
 
 

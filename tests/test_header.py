@@ -36,7 +36,7 @@ def header(affine_diagonal: tuple[float, float, float], pixdim_zyx: tuple[float,
 
 def test_a_unit_affine_against_pixdim_is_a_contradiction() -> None:
     assert header((1, 1, 1), (10.0, 1.56, 1.56)).contradiction == (
-        "the affine (sform) says voxels of 1 × 1 × 1 mm (x, y, z), pixdim says 1.56 × 1.56 × 10 mm"
+        "the voxel size is 1 × 1 × 1 mm (x, y, z) by the affine (sform), 1.56 × 1.56 × 10 mm by pixdim"
     )
 
 
@@ -63,7 +63,7 @@ def test_axes_of_space_and_channels(shape: tuple[int, ...], expected: tuple[tupl
 
 @pytest.mark.parametrize("shape", [(6,), (), (6, 5, 4, 2, 3), (6, 0, 4), (6, 5, 4, 0)])
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(DataError, match=r"a\.nii: shape .*expected 2 or 3 axes"):
+    with pytest.raises(DataError, match=r"a\.nii: shape .*expected 2 or 3 spatial axes"):
         space_and_channels(Path("a.nii"), shape)
 
 
@@ -73,7 +73,7 @@ def test_edges_of_axes_with_one_voxel_are_the_grids_where_pixdim_says_none() -> 
     assert stated_edges(Path("a.nii"), [2.0, -3.0, 0.0], grid, has_sform=False) == (4.0, 3.0, 2.0)
     assert stated_edges(Path("a.nii"), [2.0, 3.0], grid, has_sform=True) == (4.0, 3.0, 2.0)
     assert stated_edges(Path("a.nii"), [0.0, 3.0, 0.0], grid, has_sform=True) == (4.0, 3.0, 0.0)
-    with pytest.raises(GeometryError, match=r"voxels of 0 × 3 × 4 mm .* lengths above 0"):
+    with pytest.raises(GeometryError, match=r"voxel size is 0 × 3 × 4 mm .* lengths above 0"):
         stated_edges(Path("a.nii"), [0.0, 3.0, 0.0], grid, has_sform=False)
 
 
@@ -81,7 +81,10 @@ def test_places_further_apart_than_a_tenth_of_a_voxel_are_two() -> None:
     near = header((1, 1.5, 2.5), (2.5, 1.5, 1.0))
     assert near.two_places == ""
     assert replace(near, qform_gap_mm=0.1).two_places == ""
-    assert replace(near, qform_gap_mm=0.11).two_places == "sform and qform place a corner voxel 0.11 mm apart"
+    assert (
+        replace(near, qform_gap_mm=0.11).two_places
+        == "the positions of a corner voxel by sform and by qform are 0.11 mm apart"
+    )
     contradictory = header((1, 1, 1), (10.0, 1.56, 1.56))
     assert replace(contradictory, qform_gap_mm=50.0).two_places == ""  # it follows from the contradiction
 

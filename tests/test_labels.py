@@ -96,7 +96,7 @@ def test_masks_take_the_smallest_type_that_holds_every_value(value: int, dtype: 
     ("change", "message"),
     [
         ({"labels": ()}, "at least one label"),
-        ({"labels": (Label(name="a", values=(1,)), Label(name="a", values=(2,)))}, "every name once"),
+        ({"labels": (Label(name="a", values=(1,)), Label(name="a", values=(2,)))}, "each name once"),
         ({"labels": (Label(name="a", values=(1,)), Label(name="b", values=(1,)))}, "the same value"),
         ({"labels": (Label(name="a", values=(0,)),)}, "background or ignore"),
         ({"labels": (Label(name="a", values=(3,)),), "ignore_value": 3}, "background or ignore"),
@@ -111,5 +111,5 @@ def test_a_contradictory_set_cannot_be_made(change: dict[str, object], message: 
 
 @pytest.mark.parametrize("values", [(), (1, 1)])
 def test_a_label_has_distinct_values(values: tuple[int, ...]) -> None:
-    with pytest.raises(ValidationError, match="at least one value, none twice"):
+    with pytest.raises(ValidationError, match="at least one value, each once"):
         Label(name="a", values=values)

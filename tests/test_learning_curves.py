@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from segpipe.core.history import History
-from segpipe.core.learning_curves import FoldCurves, _running_mean, _thinned, learning_curves
+from segpipe.core.learning_curves import FoldCurves, _running_mean, _thin, learning_curves
 from segpipe.core.work import FoldFolder
 from segpipe.report.sections import learning_picture
 from segpipe.report.work_contents import FoldRun, Run
@@ -63,7 +63,7 @@ def test_a_row_for_each_fold_with_labels_and_marks():
         "stopped early",
     ):
         assert text in found, text
-    assert found.count("went on after an interruption") == 1 and "15.0 min" not in found and "15 min" in found
+    assert found.count("resumed after an interruption") == 1 and "15.0 min" not in found and "15 min" in found
     assert learning_curves(folds, "png").startswith(b"\x89PNG")
 
 
@@ -73,7 +73,7 @@ def test_of_many_labels_the_worst_are_named_and_the_picture_stays_small():
     found = words(svg)
     assert len(svg) < 600_000
     assert all(f"label {k}\n" in f"{found}\n" for k in (114, 115, 116)) and "label 0\n" not in f"{found}\n"
-    assert "mean of 117 labels (grey: half of them, all)" in found
+    assert "mean of 117 labels (grey: middle half and range)" in found
 
 
 def test_one_epoch_gaps_infinity_and_columns_that_are_missing_can_be_drawn():
@@ -87,11 +87,11 @@ def test_one_epoch_gaps_infinity_and_columns_that_are_missing_can_be_drawn():
         assert b"<svg" in learning_curves([FoldCurves("fold 0", History.of(rows))], "svg")
 
 
-def test_thinned_and_smoothed_by_hand():
+def test_thin_and_smoothed_by_hand():
     """Of 401 epochs three are one point: its mean is that of what is known, its place the last of the three."""
     y = np.arange(401.0)
     y[[1, 3, 4, 5]] = np.nan
-    x, means = _thinned(range(1, 402), y.tolist())
+    x, means = _thin(range(1, 402), y.tolist())
     assert len(x) == 134 and x[:3].tolist() == [3, 6, 9] and x[-1] == 401
     np.testing.assert_equal(means[:3], [1.0, np.nan, 7.0])  # (0 + 2) / 2; nothing; (6 + 7 + 8) / 3
     np.testing.assert_allclose(_running_mean(np.arange(20.0))[[0, 1, 10, 19]], [2, 2.5, 10, 17])  # of 5, 6, 9 and 5

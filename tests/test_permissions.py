@@ -44,10 +44,10 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 def test_a_file_that_may_not_be_read_is_not_called_damaged(folder: Path, name: str):
     data = write_nnunet(folder / "data", CASES)
     (data / name).chmod(0)
-    with pytest.raises(DataError, match="permission denied"):
+    with pytest.raises(DataError, match="no permission to read it"):
         read_header(data / name)
     (fault,) = check_dataset(data, n_workers=1).faults
-    assert (fault.kind, fault.case_id, fault.found) == ("no_permission", "b", "may not be read (permission denied)")
+    assert (fault.kind, fault.case_id, fault.found) == ("no_permission", "b", "no permission to read it")
     (repair,) = fix_dataset(data, folder / "out", n_workers=1)
     assert (repair.file, repair.done, repair.is_repaired) == (name, "not copied", False)
 

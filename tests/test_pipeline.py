@@ -286,7 +286,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["train", "{empty}"], 2, "holds no plan.yaml"),
+        (["train", "{empty}"], 2, "no plan.yaml in it"),
         (["train", "{work}", "-f", "7"], 2, "there are 2 folds"),
         (["train", "{work}", "-c", "3d_lowres"], 2, "the plan has 2d, 3d_fullres"),
         (["train", "{work}", "--time-budget", "soon"], 2, "is no time"),

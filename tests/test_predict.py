@@ -303,7 +303,7 @@ def test_two_commands_do_not_share_a_folder(model: Model, tmp_path: Path) -> Non
 
     write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
     (tmp_path / "out").mkdir()
-    with only_process(tmp_path / "out"), pytest.raises(UsageError, match="another process works on it"):
+    with only_process(tmp_path / "out"), pytest.raises(UsageError, match="another process is working in it"):
         predicted(model, tmp_path / "in", tmp_path / "out")
 
 

@@ -128,4 +128,4 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
     (tmp_path / "file").write_text("")
     assert predicted(work, tmp_path / "in", tmp_path / "file" / "out") == 4
     printed = capsys.readouterr().err
-    assert "a file stands where a folder is needed" in printed and "windows" not in printed
+    assert "a file is in the way of a folder" in printed and "windows" not in printed

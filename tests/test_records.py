@@ -158,7 +158,7 @@ def test_all_faults_are_listed_one_a_line() -> None:
     ("name", "text", "message"),
     [
         ("plan.yaml", "learning_rate: [1", "is not valid YAML"),
-        ("plan.yaml", "learning_rate: 1.0\nlearning_rate: 2.0\n", "key 'learning_rate' stands twice"),
+        ("plan.yaml", "learning_rate: 1.0\nlearning_rate: 2.0\n", "key 'learning_rate' occurs twice"),
         ("plan.yaml", "- 1\n", "holds a list, expected keys and values"),
         ("plan.yaml", "", "holds a NoneType"),
         ("plan.yaml", "learning_rate: 2020-01-01\n", r"plan\.yaml: "),

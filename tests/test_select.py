@@ -161,7 +161,7 @@ def test_one_fold_is_too_little(tmp_path, capsys):
     assert run(["select", str(work.path)]) == 2
     assert "2d: folds [1]" in capsys.readouterr().err
     assert run(["select", str(tmp_path)]) == 2
-    assert "holds no plan.yaml" in capsys.readouterr().err
+    assert "no plan.yaml in it" in capsys.readouterr().err
 
 
 def test_a_mask_that_is_gone_is_named(tmp_path, capsys):

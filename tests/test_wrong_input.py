@@ -24,9 +24,9 @@ from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.pipeline.training import train
 
 QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
-NO_PLAN = "holds no plan.yaml. Make one with `segpipe plan DATA"
+NO_PLAN = "no plan.yaml in it. Create one with `segpipe plan DATA"
 IS_FILE = "is a file, expected a work folder"
-STANDS = "a file stands where a folder is needed. Choose another."
+STANDS = "a file is in the way of a folder. Choose another path."
 NO_CUDA = "finds no CUDA device. Use cpu or check the driver."
 
 
@@ -99,7 +99,7 @@ WRONG = [  # command, exit code, words of the message
     ("prepare none", 2, NO_PLAN),
     ("prepare file", 2, IS_FILE),
     ("prepare bad-plan", 2, "presset: unknown key. Did you mean 'preset'?"),
-    ("prepare no-dataset", 3, "dataset.json: no such file. Check the path, or repeat the command"),
+    ("prepare no-dataset", 3, "dataset.json: no such file. Check the path, or rerun the command"),
     ("prepare work -c 3d", 2, "-c 3d: the plan has"),
     ("train none", 2, NO_PLAN),
     ("train file", 2, IS_FILE),
@@ -124,7 +124,7 @@ WRONG = [  # command, exit code, words of the message
     ("predict -m bad-weights -i data/imagesTr -o new", 2, "cannot be read as weights"),
     ("predict -m work -i none -o new", 3, "none: no such file or folder"),
     ("predict -m work -i empty -o new", 3, "empty: no image; expected files"),
-    ("predict -m work -i file -o new", 3, "file: is in no format that segpipe reads"),
+    ("predict -m work -i file -o new", 3, "file: not a format that segpipe reads"),
     ("predict -m work -i damaged -o a", 3, "p1: "),
     ("predict -m work -i cut -o b", 3, "Compressed file ended"),
     ("predict -m work -i data/imagesTr -o file", 4, STANDS),
@@ -140,9 +140,9 @@ WRONG = [  # command, exit code, words of the message
     ("evaluate -r data/labelsTr -p empty", 2, "no mask has the name of a reference"),
     ("evaluate -r data/labelsTr -p data/labelsTr --metrics dise", 2, "metric 'dise' is unknown. Did you mean 'dice'?"),
     ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance x", 2, "'x' is no tolerance in mm"),
-    ("evaluate -r data/labelsTr -p data/labelsTr -o empty", 4, "empty: is a folder, expected the name of a file"),
+    ("evaluate -r data/labelsTr -p data/labelsTr -o empty", 4, "empty: is a folder, expected a file to write"),
     ("evaluate -r data/labelsTr -p data/labelsTr -o /proc/x/s.csv", 4, "/proc/x: cannot be written"),
-    ("evaluate -r file -p file", 3, "file: is in no format that segpipe reads"),
+    ("evaluate -r file -p file", 3, "file: not a format that segpipe reads"),
     ("compare none none", 3, "none: no such file or folder. Check the path."),
     ("compare empty file", 3, "empty: holds neither scores.csv nor summary.json"),
     ("compare empty.csv binary.csv", 3, "empty.csv: has no rows"),
@@ -157,13 +157,13 @@ WRONG = [  # command, exit code, words of the message
     ("study empty -o new", 3, "empty: cannot be read (Is a directory), expected a file."),
     ("report none", 2, "none: is no work folder (no such folder)"),
     ("report file", 2, "file: is no work folder"),
-    ("export work --to nnunet-plans empty", 4, "empty: is a folder, expected the name of a file"),
+    ("export work --to nnunet-plans empty", 4, "empty: is a folder, expected a file to write"),
     ("export none --to nnunet-plans new.json", 2, NO_PLAN),
     ("export work --to nope new.json", 2, "'nope' is not one of"),
     ("import none -o new", 2, "none: holds no plans.json"),
     ("import file -o new", 2, "file: holds no plans.json"),
     ("pack none -o new.zip", 2, "none: no such folder"),
-    ("pack work -o empty", 4, "empty: is a folder, expected the name of a file"),
+    ("pack work -o empty", 4, "empty: is a folder, expected a file to write"),
     ("run none -o new", 3, "none: no such file or folder. Check the path."),
     ("run empty -o new", 3, "1 fatal fault (first: empty: No images, "),
     ("run data -o data", 2, "is the dataset itself"),

@@ -1,1 +1,1 @@
-"""What every stage needs: errors, records, grids, volumes, labels, seeds, progress."""
+"""The vocabulary of every stage: errors, records, grids, volumes, labels, seeds, progress."""

@@ -1,4 +1,4 @@
-"""Boxes of voxels: what is cut out of an array and put back."""
+"""Boxes of voxels, to cut out of an array and to put back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Box(Record):
 
     @classmethod
     def whole(cls, shape_zyx: ZYX) -> Box:
-        """All of an array."""
+        """Make the box of a whole array."""
         return cls(start_zyx=(0, 0, 0), stop_zyx=shape_zyx)
 
     @property
@@ -35,7 +35,7 @@ class Box(Record):
 
 
 def nonzero_box(voxels_czyx: NDArray[Any]) -> Box:
-    """Smallest box around the voxels at which any channel is not 0; the whole array if there is none.
+    """Find the smallest box around the voxels at which any channel is not 0; the whole array if there are none.
 
     Example:
         >>> image = np.zeros((1, 4, 5, 6)); image[0, 1:3, 2, 3:5] = 7

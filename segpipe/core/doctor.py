@@ -1,4 +1,4 @@
-"""What `segpipe doctor` finds, one line each."""
+"""Findings of `segpipe doctor`, one line each."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from segpipe.core.records import Record
 
 
 class Finding(Record):
-    """One thing that was looked at.
+    """One thing that was examined.
 
     Args:
         about: What, e.g. `memory`.
         state: `ok`; `warning` (works, but slowly or with limits); `fault` (something will fail).
-        found: What is there, with units.
-        advice: What to do; empty if there is nothing to do.
+        found: The finding, with units.
+        advice: The remedy; empty if nothing needs to be done.
     """
 
     about: str
@@ -24,7 +24,7 @@ class Finding(Record):
 
 
 def finding(about: str, found: str, *, fault: str = "", warning: str = "") -> Finding:
-    """A finding whose state follows from the advice that is given: the worse of the two counts."""
+    """Make a finding whose state follows from the advice: `fault` outranks `warning`."""
     return Finding(
         about=about,
         state="fault" if fault else "warning" if warning else "ok",

@@ -1,13 +1,13 @@
-"""The faults a user can meet. Each class carries the exit code of the command line.
+"""Errors that a user can meet. Each class carries the exit code of the command line.
 
     SegpipeError
-    ├── UsageError      2  the command is wrong: an option, a folder that is not what it should be
+    ├── UsageError      2  the command is wrong: an option, the wrong kind of folder
     ├── PlanError       2  the plan is wrong: unknown key, value out of range
     ├── DataError       3  images, labels or the dataset's description are wrong
     │   └── GeometryError  a grid is wrong: sheared, contradictory, not the one expected
     ├── SetupError      4  the machine is not ready: not writable, no such device, package missing
     ├── ResourceError   5  out of memory or disk
-    └── Interrupted    75  stopped on request; the same command goes on
+    └── Interrupted    75  stopped on request; rerun the same command to resume
 
 A message says where, what was found, what was expected and what to do.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 
 class SegpipeError(Exception):
-    """A fault of the input or the machine, not of the program."""
+    """An error of the input or the machine, not of the program."""
 
     exit_code = 1
 
@@ -28,7 +28,7 @@ class UsageError(SegpipeError):
 
 
 class PlanError(SegpipeError):
-    """The plan holds something that cannot be."""
+    """The plan holds a key or value that is not allowed."""
 
     exit_code = 2
 
@@ -44,7 +44,7 @@ class GeometryError(DataError):
 
 
 class SetupError(SegpipeError):
-    """The machine lacks something: permission, device, package."""
+    """The machine lacks something: a permission, a device, a package."""
 
     exit_code = 4
 

@@ -1,6 +1,6 @@
-"""What pictures of training and of reports have in common: colours that the colour-blind tell apart, names, a look.
+"""The look that pictures of training and of reports share: colours that the colour-blind tell apart, names, axes.
 
-Figures are made without pyplot, so nothing stays open and no window system is asked for.
+Figures are made without pyplot, so nothing stays open and no window system is needed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MAX_NAME_LETTERS = 36
 
 
 def new_figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
-    """An empty figure, white or black."""
+    """Make an empty figure, white or black."""
     from matplotlib.figure import Figure
 
     colour = "black" if dark else "white"
@@ -39,7 +39,7 @@ def new_figure(width_inches: float, height_inches: float, dark: bool = False) ->
 
 
 def figure_bytes(figure: Figure, kind: str) -> bytes:
-    """The drawn figure; equal figures give equal bytes."""
+    """Draw a figure; equal figures give equal bytes."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -54,13 +54,13 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def drawn_name(name: str) -> str:
-    """A name as a picture can hold it: dollar signs make no formula, a long one is cut."""
+    """Make a name fit for a picture: dollar signs start no formula, a long name is cut."""
     cut = name if len(name) <= _MAX_NAME_LETTERS else f"{name[: _MAX_NAME_LETTERS - 1]}…"
     return cut.replace("$", r"\$")
 
 
 def tidy(panel: Axes) -> None:
-    """The look of every chart: no upper and right spine, small ticks, a faint grid."""
+    """Give a chart the common look: no upper and right spine, small ticks, a faint grid."""
     panel.spines[["top", "right"]].set_visible(False)
     panel.tick_params(labelsize=8.5)
     panel.grid(alpha=0.25)

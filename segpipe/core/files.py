@@ -14,34 +14,35 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
+from segpipe.core.text import size_text
 
 _SECONDS_OF_DAY = 86_400.0
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
-TEMPORARY_PREFIX = ".partial-"  # what is being written, or what a killed run left, begins so and is never read
+TEMPORARY_PREFIX = ".partial-"  # of files being written, or left by a killed run; never read
 LOCK_NAME = ".lock"
 
 
 def disk_fault(fault: OSError, path: Path) -> SegpipeError:
-    """The error a user should see when writing `path` fails with `fault`."""
+    """The error to show when writing `path` fails with `fault`."""
     if fault.errno in _NO_SPACE:
         return ResourceError(
-            f"{path}: the disk is full ({_free_text(path)}). Nothing half-written was left. "
-            "Free space or choose another output folder; the same command then goes on."
+            f"{path}: the disk is full ({_free_text(path)}). No partial file was left behind. "
+            "Free some space and rerun the same command to resume, or choose another output folder."
         )
     if fault.errno in _NOT_ALLOWED:
         return SetupError(f"{path}: not writable ({fault.strerror}). Choose another folder or change its permissions.")
     if fault.errno in {errno.ENOTDIR, errno.EEXIST}:
-        return SetupError(f"{path}: cannot be made, because a file stands where a folder is needed. Choose another.")
+        return SetupError(f"{path}: cannot be created, because a file is in the way of a folder. Choose another path.")
     if fault.errno == errno.EISDIR:
-        return SetupError(f"{path}: is a folder, expected the name of a file to write. Choose another.")
+        return SetupError(f"{path}: is a folder, expected a file to write. Choose another name.")
     return SetupError(f"{path}: cannot be written ({fault.strerror or fault}). Choose another folder.")
 
 
 def _free_text(path: Path) -> str:
     existing = next((p for p in (path, *path.parents) if p.exists()), Path("/"))
-    return f"{shutil.disk_usage(existing).free / 2**20:.0f} MiB free"
+    return f"{size_text(shutil.disk_usage(existing).free)} free"
 
 
 def make_folder(path: Path) -> Path:
@@ -61,7 +62,7 @@ def make_folder(path: Path) -> Path:
 
 
 def require_place(path: Path) -> None:
-    """Refuse a place that a file cannot be written to, before the work that fills it.
+    """Refuse a path that cannot be written to, before the work whose result goes there.
 
     Raises:
         SetupError: If the folder cannot be made or written to, or the path is a folder itself.
@@ -94,7 +95,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """As `whole_file` for a folder; an existing folder at `path` is replaced.
+    """Give a temporary folder beside `path`, as `whole_file` does for files; an existing folder at `path` is replaced.
 
     Raises:
         ResourceError: If the disk is full.
@@ -113,7 +114,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             path.replace(aside)
         temporary.replace(path)
     except OSError as fault:
-        if fault.errno not in _ALREADY_THERE or not path.is_dir():  # another process put its own there: as good
+        if fault.errno not in _ALREADY_THERE or not path.is_dir():  # another process wrote the same meanwhile
             raise disk_fault(fault, path) from fault
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -133,7 +134,7 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def only_process(folder: Path) -> Iterator[None]:
-    """Hold a folder; the kernel lets go of it when the process ends, however it ends.
+    """Lock a folder; the kernel unlocks it when the process ends, in whatever way.
 
     Raises:
         UsageError: If another process holds it.
@@ -147,12 +148,12 @@ def only_process(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UsageError(f"{folder}: another process works on it now. Wait for it, or stop it first.") from None
+            raise UsageError(f"{folder}: another process is working in it. Wait for it, or stop it first.") from None
         yield
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what killed runs left in `folder`; what another process is writing now stays."""
+    """Delete what killed runs left in `folder`; what another process is writing stays."""
     for leftover in folder.glob(f"{TEMPORARY_PREFIX}*"):
         if _is_being_written(leftover):
             continue
@@ -163,7 +164,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _own_prefix() -> str:
-    """Names the process and its machine, so that others know whether it still runs."""
+    """Name the process and its machine, so that others can tell whether it still runs."""
     return f"{TEMPORARY_PREFIX}{os.getpid()}@{socket.gethostname()}@"
 
 
@@ -171,7 +172,7 @@ def _is_being_written(leftover: Path) -> bool:
     process, _, rest = leftover.name.removeprefix(TEMPORARY_PREFIX).partition("@")
     if not process.isdigit():
         return False
-    if rest.partition("@")[0] != socket.gethostname():  # of another machine: nobody writes one file for a day
+    if rest.partition("@")[0] != socket.gethostname():  # on another machine: no file takes a day to write
         return time.time() - leftover.lstat().st_mtime < _SECONDS_OF_DAY
     try:
         os.kill(int(process), 0)

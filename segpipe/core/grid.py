@@ -1,4 +1,4 @@
-"""Where voxels lie in the world. Arrays are (Z, Y, X); the world is RAS+ in mm.
+"""Voxel grids and their position in the world. Arrays are (Z, Y, X); the world is RAS+ in mm.
 
 An affine maps an index (x, y, z, 1) to RAS mm: the order of NIfTI files, turned around only here.
 """
@@ -23,14 +23,14 @@ Number = TypeVar("Number", int, float)
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Shape and place of a volume.
+    """Shape and position of a volume.
 
     Args:
         shape_zyx: Voxels along Z, Y, X.
         affine_ras_mm: (4, 4) float64, from index (x, y, z, 1) to RAS mm.
 
     Raises:
-        GeometryError: If the affine is not finite, not invertible, or an axis has no length.
+        GeometryError: If the affine is not finite or not invertible, or an axis has no length.
     """
 
     shape_zyx: ZYX
@@ -107,10 +107,10 @@ def check_grid(grid: Grid, what: str) -> None:
 
 
 def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
-    """Refuse two grids of which a corner voxel lies more than a tenth of a voxel apart.
+    """Refuse two grids of which a corner voxel is more than a tenth of a voxel apart.
 
     Raises:
-        GeometryError: If shape or place differ.
+        GeometryError: If shape or position differ.
     """
     if reference.shape_zyx != other.shape_zyx:
         found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
@@ -125,13 +125,13 @@ def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
 
 
 def _turn_advice(reference: Grid, other: Grid) -> str:
-    """What to do about a grid that would be the other one if its axes ran as that one's; empty if it would not."""
+    """The remedy for a grid that differs from the other one in the order of its axes alone; empty for others."""
     turn = reorientation(other, reference.orientation)
     if other.orientation == reference.orientation or turn.permute(other.shape_zyx) != reference.shape_zyx:
         return ""
     return (
-        f"Its axes run {other.orientation}, those of the other {reference.orientation}: turn it, which loses nothing, "
-        "e.g. with nibabel's `as_reoriented`."
+        f"Its axes are {other.orientation}, those of the other {reference.orientation}: reorient it, e.g. with "
+        "nibabel's `as_reoriented`, which loses nothing."
     )
 
 
@@ -164,7 +164,7 @@ class Reorientation:
         return tuple(lead + i for i, flip in enumerate(self.flips_zyx) if flip)
 
     def permute(self, values_zyx: Sequence[Number]) -> tuple[Number, Number, Number]:
-        """Shape or spacing of the turned array."""
+        """Permute a shape or spacing as the array is."""
         first, second, third = self.axes_zyx
         return (values_zyx[first], values_zyx[second], values_zyx[third])
 
@@ -187,7 +187,7 @@ def turn_between(source: str, target: str) -> Reorientation:
     axes = {letter: i for i, pair in enumerate(("RL", "AP", "SI")) for letter in pair}
     for code in (source, target):
         if len(code) != 3 or sorted(axes.get(letter, -1) for letter in code) != [0, 1, 2]:
-            raise GeometryError(f"orientation {code!r} is none of the 48 such as 'RAS' or 'LPI'.")
+            raise GeometryError(f"orientation {code!r} is not one of the 48 orientations such as 'RAS' or 'LPI'.")
     source_axes = [axes[letter] for letter in source]
     order_xyz = [source_axes.index(axes[letter]) for letter in target]
     flips_xyz = [source[i] != letter for i, letter in zip(order_xyz, target, strict=True)]

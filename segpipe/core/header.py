@@ -1,4 +1,4 @@
-"""What an image file says of itself, and its name. Reads no image: that is done in core/volume.py."""
+"""Headers and names of image files. Opens no image: core/volume.py does."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ _MAX_COMPRESSION = 1032  # deflate writes at least one bit for 129 bytes
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself, without its voxels.
+    """The header of an image file.
 
     Args:
         path: The file.
-        grid: Place of the voxels.
+        grid: Position of the voxels.
         n_channels: 1 for a 3D file, the length of the fourth axis for a 4D one.
-        pixdim_zyx_mm: Voxel edges as the header's pixdim says; None for formats without it.
+        pixdim_zyx_mm: Voxel edges in the header's pixdim; None for formats without it.
         has_world: False if the header holds no orientation (sform and qform codes are both 0).
         dtype: Type of the stored voxels.
-        unit: Of every length above: mm, or m or µm where the header says so, which is a fault.
-        qform_gap_mm: How far apart sform and qform place a corner voxel; 0 unless both are set. The sform counts.
-        is_scaled: Whether stored voxels are multiplied or shifted when they are read.
+        unit: Of every length above: mm; m or µm where the header says so, which is a fault.
+        qform_gap_mm: Distance between a corner voxel by sform, which counts, and by qform; 0 unless both are set.
+        is_scaled: True if stored voxels are multiplied or shifted when they are read.
     """
 
     path: Path
@@ -52,35 +52,35 @@ class Header:
 
     @property
     def contradiction(self) -> str:
-        """How the affine and pixdim disagree about the voxel edges; empty if they agree."""
+        """The disagreement of the affine and pixdim about the voxel edges; empty if they agree."""
         if self.pixdim_zyx_mm is None:
             return ""
         pairs = zip(self.grid.spacing_mm, self.pixdim_zyx_mm, strict=True)
         if all(abs(a - p) <= _SPACING_TOLERANCE * max(a, p) for a, p in pairs):
             return ""
         affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
-        return f"the affine (sform) says voxels of {affine} mm (x, y, z), pixdim says {pixdim} mm"
+        return f"the voxel size is {affine} mm (x, y, z) by the affine (sform), {pixdim} mm by pixdim"
 
     @property
     def two_places(self) -> str:
-        """How sform and qform disagree about the place; empty if they agree, and where pixdim is at fault anyway."""
+        """The disagreement of sform and qform about the position; empty if they agree, or pixdim is at fault anyway."""
         if self.contradiction or self.qform_gap_mm <= MAX_GAP_VOX * min(self.grid.spacing_mm):
             return ""
-        return f"sform and qform place a corner voxel {self.qform_gap_mm:.3g} mm apart"
+        return f"the positions of a corner voxel by sform and by qform are {self.qform_gap_mm:.3g} mm apart"
 
     @property
     def holds_integers(self) -> bool:
-        """Whether voxels are stored as what they mean, whole numbers."""
+        """True if voxels are stored as the whole numbers that they mean."""
         return self.dtype.kind in "iu" and not self.is_scaled
 
     @property
     def stored_as(self) -> str:
-        """How voxels are stored, for people."""
+        """The type of the stored voxels, for people."""
         return f"stored as {self.dtype}" + (" and scaled" if self.is_scaled else "")
 
 
 def ending_of(path: Path) -> str:
-    """The image ending of a file name, lower case; empty if it is none that segpipe reads."""
+    """The image ending of a file name, lower case; empty if segpipe does not read it."""
     return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e)), "")
 
 
@@ -99,14 +99,14 @@ def checked_ending(path: Path) -> str:
         raise DataError(f"{path}: no such file.")
     if not ending_of(path):
         raise DataError(
-            f"{path}: is in no format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
+            f"{path}: not a format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
             "Convert it, e.g. with `mri_convert` (.mgz), `fslchfiletype` (.hdr/.img) or `dcm2niix` (DICOM)."
         )
     return ending_of(path)
 
 
 def space_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, int, int], int]:
-    """Three edges (x, y, z) and the number of channels; axes of length 1 after the third are dropped.
+    """Split a shape into three edges (x, y, z) and the number of channels; later axes of length 1 are dropped.
 
     Raises:
         DataError: If there are fewer than two axes, an empty one, or several of channels.
@@ -115,7 +115,7 @@ def space_and_channels(path: Path, shape: tuple[int, ...]) -> tuple[tuple[int, i
     channels = [n for n in rest if n != 1] or [1]
     if len(shape) < 2 or len(channels) > 1 or 0 in (x, y, z, *rest):
         text = " × ".join(map(str, shape))
-        raise DataError(f"{path}: shape {text}, expected 2 or 3 axes in space and at most one of channels, none empty.")
+        raise DataError(f"{path}: shape {text}, expected 2 or 3 spatial axes and at most one channel axis, none empty.")
     return (x, y, z), channels[0]
 
 
@@ -146,13 +146,13 @@ def require_sound_geometry(header: Header) -> None:
 
 
 def stated_edges(path: Path, pixdim_xyz: list[float], grid: Grid, has_sform: bool) -> tuple[float, float, float]:
-    """Voxel edges along Z, Y, X as pixdim says; those of the grid for axes of one voxel, where it says nothing of use.
+    """Voxel edges along Z, Y, X by pixdim; by the grid for axes of one voxel, for which pixdim may be empty.
 
     Args:
         path: For messages.
         pixdim_xyz: One length for each axis the file has, as it is stored.
-        grid: What the file's affine says.
-        has_sform: Whether the affine has its lengths from the sform; else it has them from pixdim.
+        grid: The grid by the file's affine.
+        has_sform: True if the lengths of the affine come from the sform; else they come from pixdim.
 
     Raises:
         GeometryError: If an edge is 0 or not finite and no sform says better.
@@ -163,12 +163,12 @@ def stated_edges(path: Path, pixdim_xyz: list[float], grid: Grid, has_sform: boo
             edges[axis] = abs(length)
     if not has_sform and not all(np.isfinite(edge) and edge > 0 for edge in edges):
         text = " × ".join(f"{edge:.4g}" for edge in edges)
-        raise GeometryError(f"{path}: pixdim says voxels of {text} mm (x, y, z), expected lengths above 0.")
+        raise GeometryError(f"{path}: the voxel size is {text} mm (x, y, z) by pixdim, expected lengths above 0.")
     return (edges[2], edges[1], edges[0])
 
 
 def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Refuse a file that cannot hold the voxels of its header, before memory is asked for them.
+    """Refuse a file that cannot hold the voxels of its header, before memory is allocated for them.
 
     Raises:
         DataError: If it is too small for them, even if compressed as far as gzip can.
@@ -178,12 +178,12 @@ def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[A
         text = " × ".join(map(str, shape))
         raise DataError(
             f"{path}: cannot be read as an image ({size} bytes, too few for the {text} voxels of its header, "
-            f"{n_needed} bytes). The header is wrong or the file is cut short: copy or export it again."
+            f"{n_needed} bytes). The header is wrong or the file is truncated: copy or export it again."
         )
 
 
 def require_numbers(path: Path, dtype: np.dtype[Any]) -> None:
-    """Refuse voxels that are no plain numbers.
+    """Refuse voxels that are not plain numbers.
 
     Raises:
         DataError: If they are colours or complex.
@@ -193,24 +193,25 @@ def require_numbers(path: Path, dtype: np.dtype[Any]) -> None:
         raise DataError(f"{path}: holds {kind} voxels, expected one number per voxel. Convert it to grey values.")
 
 
-def unreadable(path: Path, fault: Exception) -> DataError:
-    """The error a user should see when a library cannot read an image: not allowed to, or damaged."""
+def reading_fault(path: Path, fault: Exception) -> DataError:
+    """The error to show when a library cannot read an image: no permission, wrong name, or damaged."""
     if not may_be_read(path):
-        return DataError(f"{path}: may not be read (permission denied). Ask its owner, or `chmod u+r` it.")
+        return DataError(f"{path}: no permission to read it. Ask its owner, or run `chmod u+r` on it.")
     if renamed := _right_name(path):
         state = "is" if renamed.endswith(".gz") else "is not"
-        found = f"{state} compressed with gzip, but called {path.name} instead of {renamed}"
-        return DataError(f"{path}: {found}, expected a name that says what it is. Rename it.")
+        return DataError(
+            f"{path}: {state} compressed with gzip, contrary to its name; it should be {renamed}. Rename it."
+        )
     last_line = str(fault).strip().splitlines()[-1:] or [type(fault).__name__]
     size = path.stat().st_size if path.is_file() else 0
     return DataError(
         f"{path}: cannot be read as an image ({size} bytes; {last_line[0].strip()[:200]}). "
-        "It is damaged, cut short or of another format: copy or export it again."
+        "It is damaged, truncated or in another format: copy or export it again."
     )
 
 
 def _right_name(path: Path) -> str:
-    """What a NIfTI file should be called that is gzipped, or not, against its name; empty if that is not its fault."""
+    """The right name of a NIfTI file whose name contradicts its compression; empty for others."""
     if ending_of(path) not in NIFTI_ENDINGS or not path.is_file():
         return ""
     with path.open("rb") as file:

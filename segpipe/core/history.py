@@ -1,4 +1,4 @@
-"""How a training went: the columns of its `history.csv`."""
+"""The history of a training: the columns of its `history.csv`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class History:
 
     @classmethod
     def of(cls, rows: Sequence[Mapping[str, float | int]]) -> History:
-        """From the lines themselves, all with the columns of the first."""
+        """Make a history of lines that all have the columns of the first."""
         return cls({name: tuple(float(row[name]) for row in rows) for name in (rows[0] if rows else ("epoch",))})
 
     @classmethod
@@ -30,7 +30,7 @@ class History:
         """Read a history.
 
         Raises:
-            DataError: If a line holds something else than numbers, or an epoch has no number.
+            DataError: If a line holds anything but numbers, or an epoch has no number.
         """
         try:
             with path.open(encoding="utf-8", newline="") as file:
@@ -39,7 +39,7 @@ class History:
         except (OSError, UnicodeDecodeError, csv.Error) as fault:
             raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
         if "epoch" not in names:
-            raise DataError(f"{path}: has no column `epoch`; expected the history of a training. Train the fold again.")
+            raise DataError(f"{path}: no column `epoch`, expected the history of a training. Train the fold again.")
         try:
             columns = {name: tuple(float(line[name] or "nan") for line in lines) for name in names}
         except ValueError as fault:
@@ -50,12 +50,12 @@ class History:
 
     @property
     def n_epochs(self) -> int:
-        """Finished ones."""
+        """Number of finished epochs."""
         return len(self.columns["epoch"])
 
     @property
     def seconds(self) -> tuple[float, ...]:
-        """Trained when each epoch ended, without interruptions."""
+        """Training time at the end of each epoch, interruptions left out."""
         return self.column("seconds")
 
     @property
@@ -65,30 +65,30 @@ class History:
 
     @property
     def mean_dice(self) -> tuple[float, ...]:
-        """Over the labels that the patches hold; NaN if they hold none."""
+        """Mean over the labels that the patches hold; NaN if they hold none."""
         return self.column(MEAN_DICE)
 
     @property
     def interruptions(self) -> tuple[float, ...]:
-        """Epochs in which training went on after it had been stopped."""
+        """Epochs in which training was resumed."""
         epochs = self.columns["epoch"]
         return tuple(e for e, is_one in zip(epochs, self.column("interrupted"), strict=True) if is_one == 1)
 
     @property
     def stopped_early(self) -> bool:
-        """Whether training ended before its time because nothing got better."""
+        """True if training ended early because nothing improved."""
         return self.column("stopped_early")[-1:] == (1,)
 
     @property
     def is_unfinished(self) -> bool:
-        """Whether time of training was left when the last epoch ended, and it did not stop early."""
+        """True if training time was left when the last epoch ended, and it did not stop early."""
         return self.seconds_left > 1 and not self.stopped_early
 
     @property
     def seconds_left(self) -> float:
-        """Of training, as foretold when the last epoch ended; NaN if it is not known."""
+        """Remaining training time, estimated when the last epoch ended; NaN if unknown."""
         return self.column("seconds_left")[-1] if self.n_epochs else nan
 
     def column(self, name: str) -> tuple[float, ...]:
-        """A column; NaN if the file has none of this name."""
+        """A column by name; NaN if the file has none."""
         return self.columns.get(name, (nan,) * self.n_epochs)

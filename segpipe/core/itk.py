@@ -1,6 +1,6 @@
-"""What SimpleITK reads and writes: NRRD, MetaImage, DICOM series. Called by core/volume.py alone.
+"""Files that SimpleITK reads and writes: NRRD, MetaImage, DICOM series. Called by core/volume.py alone.
 
-A DICOM series is named by its folder. Arrays are (C, Z, Y, X), ITK's world is LPS+.
+A DICOM series is given by its folder. Arrays are (C, Z, Y, X), ITK's world is LPS+.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid
 from segpipe.core.header import MAX_GAP_VOX, Header, ending_of, grid_of
+from segpipe.core.text import count
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MARK, _MARK_AT = b"DICM", 128  # in every DICOM file that follows the standard's part 10
@@ -25,19 +26,19 @@ _SERIES, _DESCRIPTION = "0020|000e", "0008|103e"
 
 
 def is_dicom_file(path: Path) -> bool:
-    """Whether a file says that it is DICOM; an index (DICOMDIR) is not an image."""
+    """True for a file that says it is DICOM; an index (DICOMDIR) is not an image."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
     try:
         with path.open("rb") as file:
             file.seek(_MARK_AT)
             return file.read(len(_MARK)) == _MARK or path.suffix.lower() == ".dcm"
-    except OSError:  # not allowed to: said when it is read
+    except OSError:  # no permission: reported when it is read
         return path.suffix.lower() == ".dcm"
 
 
 def read_header(path: Path) -> Header:
-    """Read what a file, or the series of a folder, says of itself.
+    """Read the header of a file, or of the series in a folder.
 
     Raises:
         DataError: If it is in colour, has more axes than three, or the folder does not hold one series.
@@ -114,7 +115,7 @@ def _header_of(path: Path, reader: Any) -> Header:
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
-    """One file of a series: its header, the series it says it is of, and what that is called."""
+    """One file of a series: its header, the series it belongs to, and the description of that."""
 
     header: Header
     series: str
@@ -129,7 +130,7 @@ def _series_header(folder: Path) -> Header:
     slices = _slices(folder)
     first, affine = slices[0].header, slices[0].header.grid.affine_ras_mm.copy()
     z, y, x = first.grid.shape_zyx
-    if len(slices) > 1:  # the step from slice to slice is that of their places: SliceThickness is not the distance
+    if len(slices) > 1:  # the step is the distance of their positions: SliceThickness is something else
         places = np.array([one.header.grid.affine_ras_mm[:3, 3] for one in slices])
         affine[:3, 2] = (places[-1] - places[0]) / (len(slices) - 1)
         z = len(slices)
@@ -137,11 +138,11 @@ def _series_header(folder: Path) -> Header:
 
 
 def _slices(folder: Path) -> tuple[_Slice, ...]:
-    """The files of the one series of a folder, in the order of their places; read once as long as they do not change.
+    """The files of the only series of a folder, in the order of their positions; read again only if they change.
 
     Raises:
-        DataError: If there is no series, more than one, or slices that do not fit together.
-        GeometryError: If slices are missing or lie twice at one place.
+        DataError: If there is no series, more than one, or slices do not belong together.
+        GeometryError: If slices are missing, or two have the same position.
     """
     stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
     return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
@@ -155,15 +156,15 @@ def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple
     names = {one.series: one.description for one in slices}
     if len(names) > 1:
         counts = Counter(one.series for one in slices)
-        found = "; ".join(f"{names[uid] or uid} ({n} files)" for uid, n in counts.items())
-        raise DataError(f"{folder}: {len(names)} DICOM series, expected one: {found}. Give each a folder of its own.")
+        found = "; ".join(f"{names[uid] or uid} ({count(n, 'file')})" for uid, n in counts.items())
+        raise DataError(f"{folder}: {len(names)} DICOM series, expected one: {found}. Give each its own folder.")
     first = slices[0]
     shape, axes = first.header.grid.shape_zyx, first.affine_lps_mm[:3, :3]
     for one in slices[1:]:
         if one.header.grid.shape_zyx != shape or shape[0] != 1 or abs(one.affine_lps_mm[:3, :3] - axes).max() > 1e-3:
             raise DataError(
-                f"{folder}: {one.header.path.name} is not parallel to {first.header.path.name}, or not of its size; "
-                "expected slices of one volume. Move away what is not part of it."
+                f"{folder}: {one.header.path.name} is not parallel to {first.header.path.name}, or has another size; "
+                "expected slices of one volume. Move files away that are not part of it."
             )
     normal = axes[:, 2] / np.linalg.norm(axes[:, 2])
     heights_mm = np.array([one.affine_lps_mm[:3, 3] @ normal for one in slices])
@@ -181,7 +182,7 @@ def _require_even(folder: Path, heights_mm: NDArray[np.float64]) -> None:
     if step_mm <= 0 or abs(steps_mm[worst] - step_mm) > MAX_GAP_VOX * step_mm:
         raise GeometryError(
             f"{folder}: slices {worst} and {worst + 1} (counted from 0 along the stack) are {steps_mm[worst]:.4g} mm "
-            f"apart, the others {step_mm:.4g} mm; expected even steps. Add what is missing, remove what is double."
+            f"apart, the others {step_mm:.4g} mm; expected even steps. Add missing slices, remove duplicates."
         )
 
 
@@ -189,7 +190,7 @@ def _slice(path: Path) -> _Slice:
     """Read one file's header.
 
     Raises:
-        DataError: If it is no grey image.
+        DataError: If it is not a grey-level image.
     """
     import SimpleITK as sitk
 
@@ -200,8 +201,8 @@ def _slice(path: Path) -> _Slice:
         header = _header_of(path, reader)
     except RuntimeError:
         raise DataError(
-            f"{path}: is no image that can be read, expected the slices of one series. Move it away if it is something "
-            "else (a report, a structure set); else export it again."
+            f"{path}: cannot be read as an image, expected a slice of the series. Move it away if it is something "
+            "else (a report, a structure set); otherwise export it again."
         ) from None
     if header.n_channels != 1:
         raise DataError(f"{path}: holds colour (RGB), expected one number per voxel. Give the original series.")

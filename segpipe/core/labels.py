@@ -1,4 +1,4 @@
-"""What label values mean. Any integers outside; 0 (background), 1, 2, … inside; mapped back on export."""
+"""Labels and their values: any integers in files; inside 0 (background), 1, 2, …; mapped back on export."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Mask = NDArray[np.bool_]  # where a structure is
 _CHUNK_VOX = 1 << 20
 _TABLE_SPAN = 1 << 20  # values closer together than this are looked up in a table, which is faster than searching
 _UNKNOWN = np.int16(-2)
-IGNORE_INDEX = -1  # inside value of voxels that count nowhere; outside it is `ignore_value`
+IGNORE_INDEX = -1  # inside value of voxels that never count; in files it is `ignore_value`
 
 
 class Label(Record):
@@ -28,14 +28,16 @@ class Label(Record):
     @classmethod
     def _is_free(cls, name: str) -> str:
         if not name.strip() or name.startswith("("):
-            raise ValueError("expected a name that does not begin with '(': tables of scores keep (mean) and (image)")
+            raise ValueError(
+                "expected a name that does not begin with '(', as (mean) and (image) in tables of scores do"
+            )
         return name
 
     @field_validator("values")
     @classmethod
     def _distinct(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if not values or len(set(values)) != len(values):
-            raise ValueError("expected at least one value, none twice")
+            raise ValueError("expected at least one value, each once")
         return values
 
 
@@ -45,7 +47,7 @@ class LabelSet(Record):
     Args:
         labels: Structures in the order of the network's outputs.
         background_value: Value of everything else in the files.
-        ignore_value: Value of voxels that nobody annotated; None if there is none.
+        ignore_value: Value of voxels that were not annotated; None if there is none.
         paint_values: With regions, the value each region is painted with on export, in the order of painting
             (nnU-Net's `regions_class_order`); empty without regions.
     """
@@ -59,7 +61,7 @@ class LabelSet(Record):
     def _consistent(self) -> LabelSet:
         names = [label.name for label in self.labels]
         if not names or len(set(names)) != len(names):
-            raise ValueError("expected at least one label besides background, every name once")
+            raise ValueError("expected at least one label besides background, each name once")
         special = {self.background_value, self.ignore_value}
         if any(special & set(label.values) for label in self.labels):
             raise ValueError("a label has the value of background or ignore")
@@ -80,7 +82,7 @@ class LabelSet(Record):
 
     @property
     def has_regions(self) -> bool:
-        """Whether some label joins several values, so that labels may overlap."""
+        """True if some label joins several values, so that labels may overlap."""
         return any(len(label.values) > 1 for label in self.labels)
 
     @property
@@ -95,7 +97,7 @@ class LabelSet(Record):
 
     @property
     def known_values(self) -> frozenset[int]:
-        """Every value that may stand in a label file."""
+        """Every value that a label file may hold."""
         extra = () if self.ignore_value is None else (self.ignore_value,)
         return frozenset((self.background_value, *self.values, *extra))
 
@@ -118,7 +120,7 @@ class LabelSet(Record):
         return tuple(self.values.index(v) + 1 for v in label.values)
 
     def encode(self, values: NDArray[np.integer[Any]], where: str) -> NDArray[np.int16]:
-        """File values to inside indices, int16 of the same shape.
+        """Convert file values to inside indices, int16 of the same shape.
 
         Raises:
             DataError: If a value is not in the set.
@@ -129,9 +131,9 @@ class LabelSet(Record):
         flat, indices, unknown = values.reshape(-1), np.empty(values.size, np.int16), set[int]()
         for start in range(0, flat.size, _CHUNK_VOX):  # of a large map only a piece is held as 64-bit integers
             part = flat[start : start + _CHUNK_VOX].astype(np.int64)
-            found = _looked_up(pairs, part)
-            indices[start : start + _CHUNK_VOX] = found
-            unknown.update(np.unique(part[found == _UNKNOWN]).tolist())
+            looked_up = _look_up(pairs, part)
+            indices[start : start + _CHUNK_VOX] = looked_up
+            unknown.update(np.unique(part[looked_up == _UNKNOWN]).tolist())
         if unknown:
             raise DataError(
                 f"{where}: label values {sorted(unknown)[:10]} are not in the dataset's list "
@@ -140,7 +142,7 @@ class LabelSet(Record):
         return indices.reshape(values.shape)
 
     def decode(self, outputs: NDArray[Any]) -> NDArray[Any]:
-        """What the network chose to file values, of `mask_dtype`.
+        """Convert the output of the network to file values, of `mask_dtype`.
 
         Args:
             outputs: Without regions the winning output index (0 background), any shape; with regions bool
@@ -159,14 +161,14 @@ class LabelSet(Record):
         return {label.name: np.isin(values, label.values) for label in self.labels}
 
 
-def _looked_up(pairs: dict[int, int], values: NDArray[np.int64]) -> NDArray[np.int16]:
-    """What stands for each value, `_UNKNOWN` if nothing does."""
+def _look_up(pairs: dict[int, int], values: NDArray[np.int64]) -> NDArray[np.int16]:
+    """Map each value by `pairs`; `_UNKNOWN` if it is not there."""
     known = np.array(sorted(pairs), np.int64)
     indices = np.array([pairs[int(value)] for value in known], np.int16)
     low, span = int(known[0]), int(known[-1] - known[0]) + 1
     if span > _TABLE_SPAN:
         places = np.searchsorted(known, values).clip(max=known.size - 1)
         return np.where(known[places] == values, indices[places], _UNKNOWN)
-    table = np.full(span + 2, _UNKNOWN, np.int16)  # an entry at each end for all that lies beyond
+    table = np.full(span + 2, _UNKNOWN, np.int16)  # an entry at each end for all values beyond
     table[known - low + 1] = indices
     return table[(values - (low - 1)).clip(0, span + 1)]

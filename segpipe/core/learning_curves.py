@@ -1,4 +1,4 @@
-"""Learning curves: a row of panels for each fold. Drawn alike in a fold's folder and in reports."""
+"""Learning curves: a row of panels for each fold. Drawn the same way in a fold's folder and in reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _UNITS = (("h", 3600.0), ("min", 60.0), ("s", 1.0))
 
 @dataclass(frozen=True)
 class FoldCurves:
-    """One row: the fold's name, how its training went, and whether it still goes on."""
+    """One row: the fold's name, the history of its training, and whether it is still training."""
 
     name: str
     history: History
@@ -38,7 +38,7 @@ class FoldCurves:
 def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
     """Losses, patch Dice and learning rate over epochs, with the time of training below the epochs.
 
-    Dotted vertical lines: there training went on after an interruption. A dash-dotted one: it stopped early.
+    Dotted vertical lines: training was resumed there. A dash-dotted one: it stopped early.
 
     Args:
         folds: From above; each has an epoch or more.
@@ -56,10 +56,10 @@ def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
         panels[2].set_ylim(bottom=0)
         panels[0].set_ylabel(f"{fold.name}\n(in training)" if fold.in_training else fold.name, fontsize=9)
         for panel in panels:
-            _finish(panel, fold.history, last, tells_time=panel is not panels[2])
+            _finish(panel, fold.history, last, shows_time=panel is not panels[2])
     for panel, title in zip(rows[0], _TITLES, strict=True):
         panel.set_title(title, fontsize=10, loc="left")
-    rows[-1][1].set_xlabel("epoch, and time of training", fontsize=9)
+    rows[-1][1].set_xlabel("epoch and training time", fontsize=9)
     entries = {  # of equal names the last
         name: handle
         for panel in (*rows[:, 0], *rows[:, 1])
@@ -90,7 +90,7 @@ def _draw_losses(panel: Axes, history: History) -> None:
 def _draw_dice(panel: Axes, history: History, colours: dict[str, str]) -> None:
     dice = history.dice_of_labels
     if len(dice) > len(colours):
-        x, y = (np.array(a) for a in zip(*(_thinned(history.columns["epoch"], v) for v in dice.values()), strict=True))
+        x, y = (np.array(a) for a in zip(*(_thin(history.columns["epoch"], v) for v in dice.values()), strict=True))
         is_known = np.isfinite(y).any(axis=0)
         for low, high in _BAND_QUANTILES if is_known.any() else ():
             band = np.nanquantile(y[:, is_known], (low, high), axis=0)
@@ -100,15 +100,17 @@ def _draw_dice(panel: Axes, history: History, colours: dict[str, str]) -> None:
             _draw_line(panel, history, dice[name], color=colour, label=drawn_name(name))
     if len(dice) != 1:
         label = (
-            "mean of labels" if len(dice) <= len(colours) else f"mean of {len(dice)} labels (grey: half of them, all)"
+            "mean of labels"
+            if len(dice) <= len(colours)
+            else f"mean of {len(dice)} labels (grey: middle half and range)"
         )
         _draw_line(panel, history, history.mean_dice, color=_BLACK, label=label, linestyle=(0, (1, 1)))
     panel.set_ylim(-0.02, 1.02)
 
 
 def _draw_line(panel: Axes, history: History, values: Sequence[float], **style: Any) -> None:
-    """A line; of many points pale, and its running mean over it."""
-    x, y = _thinned(history.columns["epoch"], values)
+    """Draw a line; of many points a pale one, and its running mean."""
+    x, y = _thin(history.columns["epoch"], values)
     if len(x) < 3 * _N_SMOOTHED:
         panel.plot(x, y, linewidth=1.4, marker="." if len(x) < 3 else "", **style)
         return
@@ -116,7 +118,7 @@ def _draw_line(panel: Axes, history: History, values: Sequence[float], **style: 
     panel.plot(x, _running_mean(y), linewidth=1.4, **style)
 
 
-def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Means of as many neighbours as it takes to leave few points; NaN where nothing is known."""
     n_together = -(-len(x) // _MOST_POINTS)
     parts = np.arange(0, len(x), n_together)
@@ -127,18 +129,18 @@ def _thinned(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray[np.float64
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Over neighbours on both sides, fewer at the ends; NaN where no value is."""
+    """Mean over neighbours on both sides, fewer at the ends; NaN where there is no value."""
     known, window = np.isfinite(values), np.ones(_N_SMOOTHED)
     total, count = (np.convolve(part, window, "same") for part in (np.where(known, values, 0), known.astype(float)))
     return np.where(known, total / np.maximum(count, 1), np.nan)
 
 
-def _finish(panel: Axes, history: History, last: float, *, tells_time: bool) -> None:
-    """Marks, limits and an axis that tells epochs and time."""
+def _finish(panel: Axes, history: History, last: float, *, shows_time: bool) -> None:
+    """Add marks, limits and an axis with epochs and time."""
     from matplotlib.ticker import MaxNLocator
 
     for number, epoch in enumerate(history.interruptions):
-        name = "_" if number else "went on after an interruption"
+        name = "_" if number else "resumed after an interruption"
         panel.axvline(epoch - 0.5, linestyle=":", color=_GREY, linewidth=1.2, label=name)
     epochs, seconds = history.columns["epoch"], history.seconds
     if history.stopped_early:
@@ -148,7 +150,7 @@ def _finish(panel: Axes, history: History, last: float, *, tells_time: bool) -> 
 
     def tick(epoch: float, _: float) -> str:
         """Epoch, and the time when it ended if it has."""
-        if not (tells_time and epochs[0] <= epoch <= epochs[-1] and np.isfinite(seconds).all()):
+        if not (shows_time and epochs[0] <= epoch <= epochs[-1] and np.isfinite(seconds).all()):
             return f"{epoch:g}"
         time = float(np.interp(epoch, epochs, seconds)) / size
         return f"{epoch:g}\n{time:.{1 if time < 10 else 0}f} {unit}"

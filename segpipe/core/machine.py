@@ -10,7 +10,7 @@ from pathlib import Path
 from segpipe._version import __version__
 from segpipe.core.records import Record
 
-_GROUP_FILES = (  # of a container, by version of control groups: limit, use, the name of what is only cached in it
+_GROUP_FILES = (  # of a container, by version of control groups: limit, use, and the name of the cached part of it
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     (
         "memory/memory.limit_in_bytes",
@@ -28,7 +28,7 @@ def rank() -> int:
 
 
 def n_processes() -> int:
-    """Processes that do one thing together, this one included."""
+    """Number of processes that work together, this one included."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -49,7 +49,7 @@ def cpu_count() -> int:
 
 
 def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that can be taken without swapping: what is free, and what only holds copies of files.
+    """Memory that can be taken without swapping: free memory, and memory that only caches files.
 
     Args:
         meminfo: The machine's account.
@@ -70,12 +70,12 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/
 
 
 class Environment(Record):
-    """Where something was computed.
+    """The software and device of a computation.
 
     Args:
-        versions: Of segpipe, Python and packages; `not installed` for those that are not.
+        versions: Of segpipe, Python and packages; `not installed` for missing ones.
         system: The operating system.
-        device: Processor or GPU; empty where nothing was asked of one.
+        device: Processor or GPU; empty if it does not matter.
     """
 
     versions: dict[str, str]
@@ -84,13 +84,13 @@ class Environment(Record):
 
     @property
     def facts(self) -> tuple[tuple[str, str], ...]:
-        """Name and value of everything that is known."""
+        """Name and value of each known fact."""
         device = (("Device", self.device),) if self.device else ()
         return (*device, *self.versions.items(), ("System", self.system))
 
 
 def environment_here(device: str = "") -> Environment:
-    """This process's, in which `device` computes."""
+    """The environment of this process, in which `device` computes."""
     versions = {"segpipe": __version__, "Python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Files of probabilities beside masks, as segpipe and nnU-Net write them; read one output at a time."""
+"""Files of probabilities beside masks, as segpipe and nnU-Net write them. Read one output at a time."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
 
 
 def probabilities_beside(mask: Path) -> Path:
-    """The file of probabilities that belongs to a mask.
+    """Find the file of probabilities that belongs to a mask.
 
     Raises:
         DataError: If there is none.
     """
     stem = stem_of(mask)
     places = [mask.with_name(f"{stem}_probabilities.npz"), mask.with_name(f"{stem}.npz")]
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         raise DataError(
             f"{mask}: no probabilities beside it, expected {places[0].name} (or {places[1].name} of nnU-Net). "
             "Write them with `segpipe predict --save-probabilities`."
         )
-    return found
+    return path
 
 
 def read_outputs(path: Path, labels: LabelSet, shape_zyx: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """The probabilities of each output in turn, (Z, Y, X) floats of the type in the file; one is in memory at a time.
+    """Yield the probabilities of each output, (Z, Y, X) floats of the type in the file; one is in memory at a time.
 
     Args:
         path: An `.npz` with `probabilities` (outputs, Z, Y, X), as segpipe and nnU-Net write it.
@@ -44,7 +44,7 @@ def read_outputs(path: Path, labels: LabelSet, shape_zyx: tuple[int, ...]) -> It
         shape_zyx: Shape of the image.
 
     Raises:
-        DataError: If the file cannot be read, holds another number of outputs, another shape, values that are no
+        DataError: If the file cannot be read, holds another number of outputs, another shape, values that are not
             probabilities, or without regions ones that do not add up to 1.
     """
     total = np.zeros(shape_zyx, np.float32)
@@ -60,16 +60,16 @@ def read_outputs(path: Path, labels: LabelSet, shape_zyx: tuple[int, ...]) -> It
 
 
 def _outputs(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
-    """The arrays along the first axis of `probabilities`, read one after the other."""
+    """Yield the arrays along the first axis of `probabilities`, read one after the other."""
     try:
         with zipfile.ZipFile(path) as archive, archive.open("probabilities.npy") as stream:
             if np.lib.format.read_magic(stream) != (1, 0):
                 raise ValueError("a newer version of the format")
-            found, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
-            if found != shape or is_fortran or dtype.kind != "f":
+            stored, is_fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+            if stored != shape or is_fortran or dtype.kind != "f":
                 raise DataError(
-                    f"{path}: holds probabilities {found} {dtype}{' in Fortran order' * is_fortran}, expected floats "
-                    f"{shape} (background and labels, or regions; Z; Y; X). They are of another image or model."
+                    f"{path}: holds probabilities {stored} {dtype}{' in Fortran order' * is_fortran}, expected floats "
+                    f"{shape} (background and labels, or regions; Z; Y; X). They belong to another image or model."
                 )
             n_values = int(np.prod(shape[1:]))
             for _ in range(shape[0]):

@@ -25,11 +25,11 @@ _SHOWN_AS: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("_SHOWN_AS", def
 
 @contextmanager
 def shown_as(folder: Path, name: Path) -> Iterator[None]:
-    """While the body runs, lines and faults that tell of `folder`, a private copy, tell of `name`, which users know."""
+    """Show `name`, which users know, instead of `folder`, a private copy, in lines and errors while the body runs."""
     token = _SHOWN_AS.set((*_SHOWN_AS.get(), (str(folder), str(name))))
     try:
         yield
-    except (SetupError, ResourceError):  # of the place where the copy lies
+    except (SetupError, ResourceError):  # about the copy itself
         raise
     except SegpipeError as fault:
         raise type(fault)(str(fault).replace(str(folder), str(name))) from fault
@@ -38,7 +38,7 @@ def shown_as(folder: Path, name: Path) -> Iterator[None]:
 
 
 def say(text: str) -> None:
-    """One line for the person who waits; of processes that work together, the first one speaks."""
+    """Print a line for the person who waits; of processes that work together, only the first prints."""
     for folder, name in _SHOWN_AS.get():
         text = text.replace(folder, name)
     if rank() == 0:
@@ -79,11 +79,11 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
 
 
 class Pace:
-    """A line now and then about one long piece of work; none about a short one.
+    """Prints a line now and then about one long piece of work; none about a short one.
 
     Args:
-        what: Which work.
-        total: Steps it has.
+        what: The work, for people.
+        total: Its number of steps.
     """
 
     def __init__(self, what: str, total: int) -> None:

@@ -43,7 +43,7 @@ class Record(BaseModel):
 
         Raises:
             ResourceError: If the disk is full.
-            SetupError: If the place is not writable.
+            SetupError: If the path is not writable.
         """
         write_text(path, self.to_yaml() if path.suffix == ".yaml" else self.to_json())
 
@@ -60,11 +60,11 @@ class Record(BaseModel):
         return cls.parse(values, str(path), kind)
 
     @classmethod
-    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Values of a file before they are checked; a record whose files may leave things out fills them in here.
+    def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Fill in what the files of a record may leave out, before the values are checked.
 
         Raises:
-            ValueError: If what is left out cannot be found.
+            ValueError: If a value that was left out cannot be derived.
         """
         return values
 
@@ -76,7 +76,7 @@ class Record(BaseModel):
             kind: With one line for each fault: its place, what was found, what was expected.
         """
         try:
-            values = cls.completed(values)
+            values = cls.complete(values)
             return cls.model_validate_json(json.dumps(values))  # JSON mode: a list becomes a tuple, 2.0 stays no int
         except ValidationError as fault:
             raise kind(_explain(fault, cls, where)) from None
@@ -85,7 +85,7 @@ class Record(BaseModel):
 
 
 def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
-    """A `.json` or `.yaml` file that holds one mapping.
+    """Read a `.json` or `.yaml` file that holds one mapping.
 
     Raises:
         kind: If the file is missing, is not text of that format, or holds something else.
@@ -94,7 +94,7 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
-        raise kind(f"{path}: no such file. Check the path, or repeat the command that writes it.") from None
+        raise kind(f"{path}: no such file. Check the path, or rerun the command that writes it.") from None
     except OSError as fault:
         raise kind(f"{path}: cannot be read ({fault.strerror or fault}), expected a file. Check the path.") from None
     except UnicodeDecodeError as fault:
@@ -109,10 +109,10 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML of a person: `1e-3` is a number, and of two equal keys the second is an error.
+    """Parse YAML as a person expects it: `1e-3` is a number, and a repeated key is an error.
 
     Raises:
-        yaml.YAMLError: If it is no YAML.
+        yaml.YAMLError: If it is not YAML.
     """
     try:
         return _PlanLoader(text).get_single_data()
@@ -128,7 +128,9 @@ def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:
 
 def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
     lines = []
-    for item in sorted(fault.errors(), key=lambda item: item["type"] == "missing"):  # what is wrong tells more
+    for item in sorted(
+        fault.errors(), key=lambda item: item["type"] == "missing"
+    ):  # wrong values first, they explain more
         place = ".".join(map(str, item["loc"])) or "(top)"
         if item["type"] == "extra_forbidden":
             lines.append(
@@ -142,7 +144,7 @@ def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
             lines.append(f"{place}: found {found if len(found) < 80 else found[:77] + '...'}; {message}.")
     if len(lines) > _MOST_FAULTS:
         n_more = len(lines) - _MOST_FAULTS
-        lines[_MOST_FAULTS:] = [f"… and {n_more} more. Is this a file of another version? Make it anew."]
+        lines[_MOST_FAULTS:] = [f"… and {n_more} more. If another version wrote this file, create it again."]
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
 
@@ -168,13 +170,13 @@ def _record_in(annotation: Any) -> Any:
 
 
 class _PlanLoader(yaml.SafeLoader):
-    """YAML as a person expects it: `1e-3` is a number, and a key that stands twice is an error."""
+    """YAML as a person expects it: `1e-3` is a number, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for (key, _), name in zip(node.value, keys, strict=True):
             if keys.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} stands twice", key.start_mark)
+                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} occurs twice", key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -182,7 +184,10 @@ class _PlanDumper(yaml.SafeDumper):
     """Lists of numbers on one line, everything else in block style."""
 
 
-for _side in (_PlanLoader, _PlanDumper):  # the dumper too, or a digest such as 120529175e23 would stand without quotes
+for _side in (
+    _PlanLoader,
+    _PlanDumper,
+):  # the dumper too, or a digest such as 120529175e23 would be written without quotes
     _side.add_implicit_resolver(  # YAML 1.1 reads `1e-3` as text, since it has no dot
         "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
     )

@@ -15,7 +15,7 @@ from segpipe.core.compiled import kernel, say_first_use
 
 
 def _neighbours(max_steps: int, reach: int) -> NDArray[np.int64]:
-    """For each of the 27 places of a 3×3×3 cube a bit mask of the places next to it, the centre left out.
+    """Bit masks of the neighbours of each of the 27 places of a 3×3×3 cube, the centre left out.
 
     Args:
         max_steps: Axes along which two neighbours may differ: 1 for faces, 3 for corners too.
@@ -82,7 +82,7 @@ def _thin(values: Any, places: Any, fields: Any, offsets: Any, by_corner: Any, b
 
 @kernel
 def _is_simple(values: Any, place: Any, n_least: int, offsets: Any, by_corner: Any, by_face: Any, faces: Any) -> Any:
-    """Whether a voxel has so many neighbours, and without it no piece, tunnel or hollow comes or goes."""
+    """True if a voxel has `n_least` neighbours, and removing it adds or removes no piece, tunnel or hollow."""
     inside, n_inside = 0, 0
     for i in range(27):
         if i != 13 and values[place + offsets[i]]:
@@ -99,7 +99,7 @@ def _is_simple(values: Any, place: Any, n_least: int, offsets: Any, by_corner: A
 
 @kernel
 def _reaches(wanted: Any, allowed: Any, neighbours: Any) -> Any:
-    """Whether all wanted places of the cube are joined to the first of them through allowed places."""
+    """True if all wanted places of the cube are joined to the first of them through allowed places."""
     reached, fresh = 0, wanted & -wanted
     while fresh:
         reached |= fresh

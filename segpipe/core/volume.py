@@ -29,15 +29,15 @@ from segpipe.core.header import (
     checked_ending,
     ending_of,
     grid_of,
+    reading_fault,
     require_numbers,
     require_plausible_size,
     require_sound_geometry,
     space_and_channels,
     stated_edges,
-    unreadable,
 )
 
-logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it mends headers aloud, naming no file
+logging.getLogger("nibabel.global").setLevel(logging.ERROR)  # it reports repaired headers without naming the file
 _BROKEN = (EOFError, zlib.error, OSError, ValueError, RuntimeError, OverflowError)  # by the reading libraries
 _UNITS = {1: "m", 3: "µm"}  # of NIfTI's xyzt_units; 2 is mm, and what says nothing means mm too
 _MAX_ROUNDING = 1e-3  # a label this far from an integer was interpolated, not scaled
@@ -54,10 +54,10 @@ class Volume:
 
 
 def read_header(path: Path) -> Header:
-    """Read what a file says of itself.
+    """Read the header of an image file.
 
     Raises:
-        DataError: If it is missing, unreadable, in no known format, in colour, or not 2D to 4D.
+        DataError: If it is missing, unreadable, in an unknown format, in colour, or not 2D to 4D.
         GeometryError: If its affine is unusable.
     """
     with _file_faults(path):
@@ -68,7 +68,7 @@ def read_header(path: Path) -> Header:
 
 
 def _is_itk(path: Path) -> bool:
-    """Whether ITK reads it: NRRD, MetaImage, or the folder of a DICOM series."""
+    """True for files that ITK reads: NRRD, MetaImage, or the folder of a DICOM series."""
     return path.is_dir() or (path.exists() and ending_of(path) in ITK_ENDINGS)
 
 
@@ -201,7 +201,7 @@ def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np
 
 
 def nifti_bytes(voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> bytes:
-    """What `write_image` writes into an uncompressed file, for those who send it instead."""
+    """The bytes that `write_image` writes into an uncompressed file."""
     return bytes(_new_nifti(voxels_czyx, affine_ras_mm).to_bytes())
 
 
@@ -233,7 +233,7 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
 
 
 def _nifti_voxels(path: Path) -> NDArray[Any]:
-    """(x, y, z, …), scaled; a compressed file is read to its end, for there stands the checksum."""
+    """(x, y, z, …), scaled; a compressed file is read to its end, where the checksum is."""
     image = _nifti(path)
     if not path.name.lower().endswith(".gz"):
         return np.asanyarray(image.dataobj)
@@ -260,7 +260,7 @@ def _nifti_header(path: Path) -> Header:
     require_numbers(path, dtype)
     require_plausible_size(path, image.shape, dtype)
     header, grid = image.header, grid_of(path, shape, image.affine)
-    with image.file_map["image"].get_prepare_fileobj() as stream:  # nibabel has put 1 where a length is 0
+    with image.file_map["image"].get_prepare_fileobj() as stream:  # nibabel replaces a length of 0 by 1
         pixdim = type(header).from_fileobj(stream, check=False)["pixdim"]
     return Header(
         path=path,
@@ -278,7 +278,7 @@ def _nifti_header(path: Path) -> Header:
 
 
 def _qform_gap_mm(header: Any, grid: Grid) -> float:
-    """How far apart sform and qform place a corner voxel; 0 unless both are set, inf if the qform is no rotation."""
+    """Distance between a corner voxel by sform and by qform; 0 unless both are set, inf if the qform is no rotation."""
     from nibabel.spatialimages import HeaderDataError
 
     if int(header["sform_code"]) == 0 or int(header["qform_code"]) == 0:
@@ -291,21 +291,21 @@ def _qform_gap_mm(header: Any, grid: Grid) -> float:
 
 @contextmanager
 def _file_faults(path: Path) -> Iterator[None]:
-    """Whatever a reading library raises on a broken file becomes a DataError that names the file."""
+    """Turn every error of a reading library on a broken file into a DataError that names the file."""
     from nibabel.filebasedimages import ImageFileError
     from nibabel.spatialimages import HeaderDataError
 
     try:
         yield
     except (ImageFileError, HeaderDataError, *_BROKEN) as fault:
-        raise unreadable(path, fault) from None
+        raise reading_fault(path, fault) from None
 
 
 def whole_numbers(values_zyx: NDArray[Any], path: Path) -> NDArray[np.int32]:
-    """Labels of any type as integers, same shape; 0.99999997 is 1.
+    """Convert labels of any type to integers of the same shape; 0.99999997 is 1.
 
     Args:
-        values_zyx: (Z, Y, X), what was read; of what is computed on the way only a slice is held.
+        values_zyx: (Z, Y, X) as read; intermediate results are held for one slice only.
         path: The file, for messages.
 
     Raises:
@@ -317,8 +317,8 @@ def whole_numbers(values_zyx: NDArray[Any], path: Path) -> NDArray[np.int32]:
         if wrong.any():
             raise DataError(
                 f"{path}: label values are not whole numbers (such as {values[wrong][0]:g}), expected integers below "
-                f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation or is no label map: export "
-                "it again with nearest neighbour."
+                f"2³¹, within {_MAX_ROUNDING}. It was probably resampled with interpolation, or is not a label map: "
+                "export it again with nearest neighbour."
             )
         place[...] = np.rint(values) if values.dtype.kind == "f" else values
     return result

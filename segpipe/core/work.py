@@ -1,4 +1,4 @@
-"""Where things lie in a work folder. The only place that knows these names."""
+"""Paths in a work folder. The only file that knows these names."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class FoldFolder:
 
     @property
     def environment(self) -> Path:
-        """What it was trained with: versions, system, device."""
+        """The environment of the training: versions, system, device."""
         return self.path / "environment.json"
 
     @property
     def trained_on(self) -> Path:
-        """What the training cases are like; new images are compared with it."""
+        """Statistics of the training cases, to compare new images with."""
         return self.path / "trained_on.json"
 
     @property
@@ -41,22 +41,22 @@ class FoldFolder:
 
     @property
     def state(self) -> Path:
-        """Everything needed to go on training."""
+        """Everything needed to resume training."""
         return self.path / "state.pt"
 
     @property
     def previous_state(self) -> Path:
-        """The state before, in case the newest is damaged."""
+        """The state before it, in case the newest is damaged."""
         return self.path / "state.previous.pt"
 
     @property
     def guided_by(self) -> Path:
-        """Which coarse weights guided a cascade's training."""
+        """The coarse weights that guided the training of a cascade."""
         return self.path / "guided_by.json"
 
     @property
     def diverged(self) -> Path:
-        """What was said of a loss that is not finite; the states are of before."""
+        """The message about a loss that was not finite; the saved states are older."""
         return self.path / "diverged.txt"
 
     @property
@@ -66,17 +66,17 @@ class FoldFolder:
 
     @property
     def log(self) -> Path:
-        """What was printed."""
+        """The printed lines."""
         return self.path / "log.txt"
 
     @property
     def curves(self) -> Path:
-        """The history as a picture, of trainings that take longer than drawing it."""
+        """The history as a picture, if training takes longer than drawing it."""
         return self.path / "learning_curves.png"
 
     @property
     def tensorboard(self) -> Path:
-        """Event files, if they are wanted."""
+        """Event files, if requested."""
         return self.path / "tensorboard"
 
     @property
@@ -86,7 +86,7 @@ class FoldFolder:
 
     @property
     def scores(self) -> Path:
-        """Their scores."""
+        """Scores of those masks."""
         return self.path / "scores.csv"
 
 
@@ -103,50 +103,50 @@ class Work:
 
     @property
     def fingerprint(self) -> Path:
-        """What was measured."""
+        """The fingerprint."""
         return self.path / "fingerprint.json"
 
     @property
     def data_check(self) -> Path:
-        """What `segpipe check` found in the dataset."""
+        """The result of `segpipe check`."""
         return self.path / "data_check.json"
 
     @property
     def measured_cases(self) -> Path:
-        """What was measured case by case, so that only changed cases are measured again."""
+        """Measurements of each case, so that only changed cases are measured again."""
         return self.path / "fingerprint_cases.npz"
 
     @property
     def plan(self) -> Path:
-        """What was decided."""
+        """The plan."""
         return self.path / "plan.yaml"
 
     @property
     def splits(self) -> Path:
-        """Folds."""
+        """The folds."""
         return self.path / "splits.json"
 
     @property
     def nnunet_dataset(self) -> Path:
-        """nnU-Net's dataset.json, where a plan was made from nnU-Net's files instead of images."""
+        """nnU-Net's dataset.json, if the plan was made from nnU-Net's files instead of images."""
         return self.path / "nnunet_dataset.json"
 
     @property
     def report(self) -> Path:
-        """The page for people."""
+        """The report."""
         return self.path / "report" / "index.html"
 
     @property
     def plan_page(self) -> Path:
-        """The plan for people: data, decisions, costs."""
+        """The page about the plan: data, decisions, costs."""
         return self.path / "report" / "plan.html"
 
     def prepared(self, digest: str) -> Path:
-        """Prepared cases of one way of preparing."""
+        """The cases prepared in one way."""
         return self.path / "prepared" / digest
 
     def guides(self, prepared: Path, configuration: str) -> Path:
-        """What a coarser configuration predicts of prepared cases, on their grids."""
+        """Predictions of a coarser configuration for prepared cases, on their grids."""
         return prepared.with_name(f"{prepared.name}_{configuration}")
 
     def run(self, configuration: str) -> Path:
@@ -168,6 +168,6 @@ class Work:
             UsageError: If the plan is not there.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"{self.path}: is a file, expected a work folder. Give the folder of `segpipe plan`.")
+            raise UsageError(f"{self.path}: is a file, expected a work folder. Give the one that `segpipe plan` wrote.")
         if not self.plan.is_file():
-            raise UsageError(f"{self.path}: holds no plan.yaml. Make one with `segpipe plan DATA -o {self.path}`.")
+            raise UsageError(f"{self.path}: no plan.yaml in it. Create one with `segpipe plan DATA -o {self.path}`.")

@@ -1,1 +1,1 @@
-"""What a dataset is like: measured once, and all that planning needs."""
+"""Measurements of a dataset: made once, and all that planning needs."""

@@ -36,8 +36,8 @@ class Runs:
     first_x: _Ints
     last_x: _Ints
 
-    def chosen(self, which: NDArray[np.bool_]) -> Runs:
-        """Some of them."""
+    def select(self, which: NDArray[np.bool_]) -> Runs:
+        """Select some of them."""
         return Runs(*(x[which] for x in (self.values, self.z, self.y, self.first_x, self.last_x)))
 
 
@@ -47,8 +47,8 @@ def measure_labels(
     """Measure every label and region.
 
     Args:
-        indices: (Z, Y, X) inside values; what is not above 0 is no label.
-        labels: What they mean.
+        indices: (Z, Y, X) inside values; values that are not above 0 are not labels.
+        labels: Their meaning.
         spacing_mm: Voxel edge along Z, Y, X.
     """
     if not labels.has_regions:
@@ -65,7 +65,7 @@ def measure_labels(
 def _measure_values(
     indices: NDArray[np.signedinteger], n_values: int, spacing_mm: tuple[float, float, float]
 ) -> list[LabelMeasure]:
-    """One measure for each of the values 1 to n."""
+    """Measure each of the values 1 to n."""
     runs = runs_of(indices)
     parts = components_of(runs)
     value_of_part = np.zeros(int(parts.max(initial=-1)) + 1, np.int64)
@@ -92,7 +92,7 @@ def _measure_values(
 
 
 def runs_of(indices: NDArray[np.signedinteger]) -> Runs:
-    """Runs of every value above 0 of a map (Z, Y, X)."""
+    """Find the runs of every value above 0 in a map (Z, Y, X)."""
     n_y, n_x = indices.shape[1:]
     rows = np.ascontiguousarray(indices).reshape(-1, n_x)
     n_rows = max(1, _CHUNK_VOX // n_x)
@@ -112,7 +112,7 @@ def runs_of(indices: NDArray[np.signedinteger]) -> Runs:
 
 
 def components_of(runs: Runs) -> _Ints:
-    """Number of the connected part that each run is in; voxels that share a corner are connected."""
+    """Number the connected part of each run; voxels that share a corner are connected."""
     n_y, n_x = int(runs.y.max(initial=0)) + 1, int(runs.last_x.max(initial=0)) + 1
     row = runs.z * (n_y + 2) + runs.y + 1  # an empty row and voxel at each end: a step out of the volume meets nothing
     first, last = (row * (n_x + 2) + x + 1 for x in (runs.first_x, runs.last_x))

@@ -1,7 +1,7 @@
 """Intensities of labelled voxels: counted case by case in bounded memory, pooled with the same weight for every case.
 
 A value's bin is its float32 rounded to twelve significant bits: whole numbers to ±4096 have bins of their own, any
-other value is met to 1/8192. What a case leaves behind does not grow with its voxels, and bins of cases add up.
+other value is exact to 1/8192. What a case leaves behind does not grow with its voxels, and bins of cases add up.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class Foreground:
     high: float
 
 
-def count(values: NDArray[np.float32]) -> Foreground:
-    """Count voxels.
+def count_voxels(values: NDArray[np.float32]) -> Foreground:
+    """Count the voxels of each bin.
 
     Args:
         values: Any shape, at least one, finite.
@@ -67,7 +67,7 @@ def count(values: NDArray[np.float32]) -> Foreground:
 
 
 def pool(cases: Sequence[Foreground]) -> Intensities:
-    """Intensities of one channel over cases of which each counts the same, however many voxels it has.
+    """Pool the intensities of one channel; each case has the same weight, however many voxels it has.
 
     Args:
         cases: At least one.
@@ -101,7 +101,7 @@ def pool(cases: Sequence[Foreground]) -> Intensities:
 
 
 def _range_of(case: Foreground) -> float:
-    """From percentile 0.5 to 99.5 of one case."""
+    """The range from percentile 0.5 to 99.5 of one case."""
     values, weights = _values(case.keys).clip(case.low, case.high), case.counts / case.counts.sum()
     return _quantile(values, weights, 0.995) - _quantile(values, weights, 0.005)
 
@@ -120,7 +120,7 @@ def _values(keys: NDArray[np.integer]) -> NDArray[np.float64]:
 
 
 def _quantile(values: NDArray[np.float64], weights: NDArray[np.float64], fraction: float) -> float:
-    """The first of the ascending values up to which the weights, of sum 1, reach `fraction`; between two their mean."""
+    """The first ascending value at which the summed weights, 1 in all, reach `fraction`; between two their mean."""
     reached = np.cumsum(weights)
     first = np.searchsorted(reached, fraction - _ROUNDING)
     beyond = np.searchsorted(reached, fraction + _ROUNDING)

@@ -1,4 +1,4 @@
-"""Measuring a dataset in one pass over its cases.
+"""Measure a dataset in one pass over its cases.
 
 A case is measured along the axes of its files; edges are brought into the dataset's most frequent orientation when
 all cases are known.
@@ -17,10 +17,11 @@ from segpipe.core.box import nonzero_box
 from segpipe.core.errors import DataError
 from segpipe.core.grid import turn_between
 from segpipe.core.progress import map_threads
+from segpipe.core.text import count
 from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
 from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.fingerprint.components import measure_labels
-from segpipe.fingerprint.intensity import count, pool
+from segpipe.fingerprint.intensity import count_voxels, pool
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.fingerprint.stored import MeasuredCase
 
@@ -31,7 +32,7 @@ def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
     """Measure a dataset in one pass over its cases.
 
     Raises:
-        DataError: If cases cannot be read or do not fit the dataset, all of them together; or a label occurs nowhere.
+        DataError: With all cases that cannot be read or do not fit the dataset; or if a label occurs nowhere.
     """
     measured, faults = measure_cases(dataset.cases, dataset, n_workers)
     require_no_faults(dataset, faults)
@@ -39,10 +40,10 @@ def measure(dataset: Dataset, n_workers: int) -> Fingerprint:
 
 
 def measure_cases(cases: Sequence[Case], dataset: Dataset, n_workers: int) -> tuple[list[MeasuredCase], list[str]]:
-    """Measure some cases of a dataset, in order; what is wrong with those that could not be, each naming its case."""
+    """Measure some cases of a dataset, in order; and the faults of those that cannot be, each with its case."""
     if not cases:
         return [], []
-    results = map_threads(lambda case: _measured_or_fault(case, dataset), cases, "measuring", n_workers)
+    results = map_threads(lambda case: _measure_or_fault(case, dataset), cases, "measuring", n_workers)
     measured = [result for result in results if isinstance(result, MeasuredCase)]
     return measured, [result for result in results if isinstance(result, str)]
 
@@ -58,15 +59,15 @@ def require_no_faults(dataset: Dataset, faults: Sequence[str]) -> None:
     if len(faults) == 1:
         raise DataError(faults[0])
     head = (
-        f"{dataset.root}: {len(faults)} of {len(dataset.cases)} cases cannot be measured. Correct them, or take them "
-        "out of the dataset."
+        f"{dataset.root}: {len(faults)} of {len(dataset.cases)} cases cannot be measured. Correct them, or remove "
+        "them from the dataset."
     )
     more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []
     raise DataError("\n  ".join([head, *faults[:_MAX_NAMED], *more]))
 
 
 def assemble(dataset: Dataset, measured: Sequence[MeasuredCase]) -> Fingerprint:
-    """The fingerprint of a dataset whose cases are measured.
+    """Make the fingerprint of a dataset whose cases are measured.
 
     Raises:
         DataError: If a label occurs in no case.
@@ -75,7 +76,7 @@ def assemble(dataset: Dataset, measured: Sequence[MeasuredCase]) -> Fingerprint:
     counts = Counter(m.case.orientation for m in measured)
     orientation = min(counts, key=lambda code: (-counts[code], code))
     labelled = [m.channels for m in measured if m.channels]
-    cases = tuple(_turned(m.case, orientation) for m in measured)
+    cases = tuple(_turn(m.case, orientation) for m in measured)
     kept = [np.prod(case.cropped_shape_zyx) / np.prod(case.shape_zyx or case.cropped_shape_zyx) for case in cases]
     return Fingerprint(
         orientation=orientation,
@@ -91,20 +92,20 @@ def _require_every_label(dataset: Dataset, measured: Sequence[MeasuredCase]) -> 
     absent = [name for name in dataset.labels.names if name not in present]
     if not present:
         raise DataError(
-            f"{dataset.root}: no case has a labelled voxel, expected some in {len(measured)} cases: there is nothing "
-            "to learn. Check the label files."
+            f"{dataset.root}: no labelled voxel in {count(len(measured), 'case')}, so there is nothing to learn. "
+            "Check the label files."
         )
     if absent:
         named = ", ".join(absent[:_MAX_NAMED]) + (", …" if len(absent) > _MAX_NAMED else "")
         raise DataError(
-            f"{dataset.root}: {len(absent)} label(s) occur in none of the {len(measured)} cases ({named}), expected "
-            "every label in some case: what never occurs cannot be learned. Take them off the list of labels, or add "
-            "cases that have them."
+            f"{dataset.root}: {count(len(absent), 'label occurs', 'labels occur')} in none of the "
+            f"{count(len(measured), 'case')} ({named}), and so cannot be learned; expected every label in some case. "
+            "Remove them from the list of labels, or add cases that have them."
         )
 
 
-def _turned(case: CaseFingerprint, target: str) -> CaseFingerprint:
-    """The case with its edges not along the axes of its files but of the target orientation."""
+def _turn(case: CaseFingerprint, target: str) -> CaseFingerprint:
+    """Bring the edges of a case from the axes of its files into the target orientation."""
     if case.orientation == target:
         return case
     turn = turn_between(case.orientation, target)
@@ -122,8 +123,8 @@ def _turned(case: CaseFingerprint, target: str) -> CaseFingerprint:
     )
 
 
-def _measured_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | str:
-    """The case, or what is wrong with it."""
+def _measure_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | str:
+    """Measure a case, or describe what is wrong with it."""
     try:
         return _measure_case(case, dataset)
     except DataError as fault:
@@ -133,9 +134,11 @@ def _measured_or_fault(case: Case, dataset: Dataset) -> MeasuredCase | str:
 
 def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
     if case.label is None:
-        raise DataError(f"{case.case_id}: has no label map, expected one. Add it, or take the image away.")
-    signature, content = signature_of(case), content_of(case)  # before reading: a later change is then seen
-    values, grid = read_labels(Path(case.label))  # before the image, so that it is small by the time that one is there
+        raise DataError(f"{case.case_id}: no label map, expected one. Add it, or remove the image.")
+    signature, content = signature_of(case), content_of(case)  # before reading, so that a later change is noticed
+    values, grid = read_labels(
+        Path(case.label)
+    )  # before the image, so that it is small by the time the image is in memory
     indices = dataset.labels.encode(values, case.label)
     del values
     volume = _read_image(case, dataset.channels)
@@ -154,7 +157,7 @@ def _measure_case(case: Case, dataset: Dataset) -> MeasuredCase:
         signature=signature,
     )
     cropped = volume.voxels_czyx[box.slices]
-    channels = tuple(count(channel[foreground]) for channel in cropped) if foreground.any() else ()
+    channels = tuple(count_voxels(channel[foreground]) for channel in cropped) if foreground.any() else ()
     return MeasuredCase(fingerprint, channels)
 
 
@@ -163,14 +166,15 @@ def _read_image(case: Case, channels: Sequence[str]) -> Volume:
     voxels, edges = volume.voxels_czyx, volume.grid.spacing_mm
     if len(voxels) != len(channels):
         raise DataError(
-            f"{case.case_id}: {len(voxels)} channel(s), expected {len(channels)} ({', '.join(channels)}). "
+            f"{case.case_id}: {count(len(voxels), 'channel')}, expected {len(channels)} ({', '.join(channels)}). "
             "Give every case the same channels."
         )
     if not (np.isfinite(voxels.min()) and np.isfinite(voxels.max())):
         n_wrong = voxels.size - int(np.count_nonzero(np.isfinite(voxels)))
+        wrong = count(n_wrong, "voxel is", "voxels are")
         raise DataError(
-            f"{case.case_id}: {n_wrong} voxels are NaN or infinite, expected finite numbers. Replace them; "
-            "`segpipe check` lists the files."
+            f"{case.case_id}: {wrong} NaN or infinite, expected finite numbers. Replace them; `segpipe check` lists "
+            "the files."
         )
     if min(edges) <= 0:
         found = " × ".join(f"{mm:g}" for mm in edges)
@@ -179,7 +183,7 @@ def _read_image(case: Case, channels: Sequence[str]) -> Volume:
 
 
 def content_of(case: Case) -> str:
-    """Digest of the bytes of a case's image files, `-`, digest of those of its label file.
+    """Digest the bytes of a case's image files, `-`, digest of those of its label file.
 
     Raises:
         DataError: If a file cannot be read.

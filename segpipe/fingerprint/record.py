@@ -1,4 +1,4 @@
-"""What a dataset is like, as a record: all that planning needs to know.
+"""The fingerprint of a dataset: all that planning needs to know.
 
 Edges, shapes and extents are along Z, Y, X of the dataset's most frequent orientation.
 """
@@ -17,7 +17,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Histogram(Record):
-    """A distribution for pictures: bins of equal width between two percentiles, and what lies outside.
+    """A distribution for pictures: bins of equal width between two percentiles, and the shares outside.
 
     Args:
         low, high: Ends of the bins: percentiles 0.5 and 99.5. Equal if the values are.
@@ -36,8 +36,8 @@ class Intensities(Record):
     """One channel inside the labelled structures, every case with the same weight.
 
     Args:
-        least_range: From percentile 0.5 to 99.5 of the one case where they are nearest; None if not known.
-        histogram: None if it is not known: nnU-Net's file has neither.
+        least_range: Smallest range from percentile 0.5 to 99.5 of any case; None if unknown.
+        histogram: None if unknown: nnU-Net's file has neither.
     """
 
     mean: float
@@ -75,11 +75,11 @@ class CaseFingerprint(Record):
         site: Where it was acquired; None if unknown.
         orientation: As stored, e.g. `LPS`.
         spacing_mm: Voxel edge.
-        shape_zyx: Voxels; None if not known: nnU-Net's file holds the next one alone.
+        shape_zyx: Voxels; None if unknown: nnU-Net's file holds only the next one.
         cropped_shape_zyx: Voxels of the box around everything that is not 0.
-        labels: Every label and region of the dataset by name; empty if not known.
-        content: Digest of the bytes of the image files, `-`, digest of those of the label file; empty if not known.
-        signature: Digest of names, sizes and times of the files: while it is the same, nobody asks for the content.
+        labels: Every label and region of the dataset by name; empty if unknown.
+        content: Digest of the bytes of the image files, `-`, digest of those of the label file; empty if unknown.
+        signature: Digest of names, sizes and times of the files: while it is the same, the content is not compared.
     """
 
     case_id: str
@@ -111,11 +111,11 @@ class Fingerprint(Record):
         orientation: The most frequent one.
         channels: Channel names.
         cases: In the order of the dataset.
-        intensities: One for each channel; empty if not known, which only a fingerprint from elsewhere may be.
+        intensities: One for each channel; empty if unknown, only in a fingerprint from elsewhere.
         median_relative_size_after_cropping: Median over cases of the share of voxels that cropping keeps, above 0
             (nothing is kept) to 1.
-        declared_cases: How many cases the dataset claims to have, where a rule goes by that (nnU-Net's
-            `numTraining`); None: they are counted.
+        declared_cases: Number of cases that the dataset claims to have, for rules that use it (nnU-Net's
+            `numTraining`); None to count them.
     """
 
     segpipe_fingerprint: Literal[2] = 2
@@ -136,20 +136,20 @@ class Fingerprint(Record):
         return self
 
     def content_digest(self) -> str:
-        """Twelve hexadecimal digits that are the same for a copy of the data elsewhere, or one read at another time."""
+        """Twelve hexadecimal digits that do not depend on where the data are, nor on the times of the files."""
         cases = tuple(case.model_copy(update={"signature": ""}) for case in self.cases)
         return self.model_copy(update={"cases": cases}).digest()
 
     @property
     def prevalence(self) -> dict[str, float]:
-        """Share of the cases in which each label occurs, 0 to 1; empty if labels are not known."""
+        """Share of the cases in which each label occurs, 0 to 1; empty if labels are unknown."""
         return {
             name: sum(name in case.present for case in self.cases) / len(self.cases) for name in self.cases[0].labels
         }
 
     @property
     def sites(self) -> dict[str, int]:
-        """Cases of each site; those of which it is unknown are left out."""
+        """Cases of each site; cases of unknown sites are left out."""
         return dict(sorted(Counter(case.site for case in self.cases if case.site is not None).items()))
 
     @property

@@ -1,4 +1,4 @@
-"""What was measured of each case, kept in one file, so that a dataset that changed is not measured from the start."""
+"""Measurements of each case, kept in one file, so that of a changed dataset only the changes are measured."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from segpipe.fingerprint.record import CaseFingerprint
 
 @dataclass(frozen=True, eq=False)
 class MeasuredCase:
-    """A case and what its foreground adds to the dataset's intensities.
+    """A case, and the share of its foreground in the dataset's intensities.
 
     Args:
         case: Its edges are along the axes of its files.
@@ -33,7 +33,7 @@ class MeasuredCase:
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Cases, and the lists that they were measured with."""
+    """Measured cases, and the channels and labels they were measured with."""
 
     channels: tuple[str, ...]
     labels: LabelSet
@@ -77,7 +77,7 @@ def save_measured(path: Path, measured: Measured) -> None:
 
 
 def load_measured(path: Path) -> Measured:
-    """Read what `save_measured` wrote.
+    """Read a file that `save_measured` wrote.
 
     Raises:
         DataError: If the file is missing, damaged, or of another version.
@@ -94,5 +94,5 @@ def load_measured(path: Path) -> Measured:
             for case, n in zip(facts.cases, facts.n_rows, strict=True)
         ]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, RuntimeError) as fault:
-        raise DataError(f"{path}: cannot be read ({fault}). Delete it: what it held is measured again.") from None
+        raise DataError(f"{path}: cannot be read ({fault}). Delete it: its content is measured again.") from None
     return Measured(facts.channels, facts.labels, tuple(cases))

@@ -194,7 +194,7 @@ class Plan(Record):
     is_for_gpu: bool = True
 
     @classmethod
-    def completed(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+    def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
         """What a file holds, with inherited values filled in."""
         configurations = values.get("configurations")
         if not isinstance(configurations, Mapping):

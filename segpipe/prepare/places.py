@@ -117,7 +117,7 @@ def _runs_by_label(indices: NDArray[np.int16], labels: LabelSet) -> Iterator[tup
     parts = components_of(runs)
     for value in np.unique(runs.values).tolist():
         own = runs.values == value
-        yield value - 1, runs.chosen(own), parts[own]
+        yield value - 1, runs.select(own), parts[own]
 
 
 def _sampled(runs: Runs, parts: _Ints, shape_zyx: ZYX, generator: np.random.Generator) -> tuple[_Ints, _Ints, _Ints]:
