@@ -186,7 +186,7 @@ def _panel(
     values = measure(*masks, _SPACING_MM, _TOLERANCE_MM, names)[1]
     lines = []
     for name in names:
-        title = name if by_name else METRICS[name].title.removesuffix(" mm").removesuffix(" mm³")
+        title = name if by_name else METRICS[name].title
         unit = {"1": "", "mm3": " mm³"}.get(METRICS[name].unit, f" {METRICS[name].unit}")
         number = f"{values[name]:.{2 if unit == '' else 1}f}"
         shown = {"nan": "undefined", "inf": "infinite"}.get(number, number + unit)

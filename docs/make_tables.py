@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 
 from segpipe.cli.json_page import _arguments
 from segpipe.core.choices import Choice, table_of
+from segpipe.evaluate.metrics import METRICS, FromCase
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
@@ -37,6 +38,7 @@ def tables() -> dict[str, str]:
             "what differs from the table below",
             {name: dict(row.changes) for name, row in AUGMENTATIONS.items()},
         ),
+        "metrics.md": _metrics(),
         "optimizers.md": _choices("optimizer", OPTIMIZERS, Training),
         "schedules.md": _choices("schedule", SCHEDULES, Training),
         "samplers.md": _choices("foreground_unit", SAMPLERS, Training),
@@ -47,6 +49,20 @@ def tables() -> dict[str, str]:
         "gates.md": _choices("attention", GATES, Parts),
         "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
     }
+
+
+def _metrics() -> str:
+    """Every metric but those of other rules and other parts of the image, which differ in one word of their name."""
+    units = {"1": "–", "mm": "mm", "mm3": "mm³; people see mL"}
+    best = {"overlap": "1", "distance": "0", "difference": "0"}
+    rows = [
+        f"| `{m.name}` | {m.description} | {units[m.unit]} | {best[m.kind]} | {m.source or '–'} |"
+        for m in METRICS.values()
+        if not isinstance(m.value, FromCase) or not m.value.variant or m.value.key in ("sq", "pq")
+    ]
+    return (
+        "\n".join(["| metric | what it is | unit | best | source |", "| --- | --- | --- | --- | --- |", *rows]) + "\n"
+    )
 
 
 def _choices(title: str, table: Mapping[str, Choice], record: type[BaseModel] | None) -> str:

@@ -77,7 +77,7 @@ def test_nothing_known():
 
 @pytest.mark.parametrize(
     ("value", "metric", "text"),
-    [(0.12345, "dice", "0.1235"), (1.234, "hd95", "1.23 mm"), (12.3, "volume_difference", "12.30 mm3")],
+    [(0.12345, "dice", "0.1235"), (1.234, "hd95", "1.23 mm"), (1230.0, "volume_difference", "1.230 mL")],
 )
 def test_quantities(value, metric, text):
     assert quantity(value, METRICS[metric]) == text

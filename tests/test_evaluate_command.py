@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 
+from segpipe.cli.evaluate import command
 from segpipe.cli.main import run
 from segpipe.core.volume import write_image
 from segpipe.evaluate.evaluation import METRIC_SETS, chosen_metrics
@@ -101,7 +102,7 @@ def test_the_table_shows_what_was_asked_for(folders, capsys):
     printed = capsys.readouterr().out
     assert all(len(line) <= 80 for line in printed.splitlines())
     for metric in METRIC_SETS["brats"].metrics:
-        assert METRICS[metric].title in printed
+        assert METRICS[metric].heading in printed
     assert "3 cases, policy brats." in printed
     assert run(arguments(folders, "--metrics", "iou,dice", "--policy", "nnunet")) == 0
     printed = capsys.readouterr().out
@@ -109,10 +110,18 @@ def test_the_table_shows_what_was_asked_for(folders, capsys):
     assert "IoU" in printed
 
 
+def test_names_of_metrics_are_completed_after_a_comma_too():
+    complete = {param.name: param for param in command.params}["metrics"].shell_complete
+    assert [item.value for item in complete(None, "hd95_v")] == ["hd95_voxel_max", "hd95_voxel_pooled"]
+    assert [item.value for item in complete(None, "dice,nsd_m")] == ["dice,nsd_mc"]
+
+
 def test_titles_are_told_apart():
-    titles = [metric.title for metric in METRICS.values()]
+    titles = [metric.heading for metric in METRICS.values()]
     assert len(set(titles)) == len(titles)
-    special = [metric.title for metric in METRICS.values() if metric.group in ("lesions", "centreline", "calibration")]
+    special = [
+        metric.heading for metric in METRICS.values() if metric.group in ("lesions", "centreline", "calibration")
+    ]
     assert max(map(len, special)) <= 16  # the width of their column
 
 

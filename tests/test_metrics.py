@@ -9,7 +9,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segpipe.evaluate.metrics import DEFAULT_METRICS, Overlap, dice, iou, measure, overlap_of, precision, sensitivity
+from segpipe.evaluate.calibration import calibration_scores, tally
+from segpipe.evaluate.centreline import centreline_scores
+from segpipe.evaluate.lesions import RULES, SCORES
+from segpipe.evaluate.metrics import (
+    DEFAULT_METRICS,
+    METRICS,
+    FromCase,
+    Overlap,
+    dice,
+    iou,
+    measure,
+    overlap_of,
+    precision,
+    sensitivity,
+)
+from segpipe.evaluate.scoring import GROUPS
+from segpipe.evaluate.surfaces.distances import MODELS
 
 OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_mc")
 DISTANCES = ("hd95", "hd", "assd", "masd", "hd95_voxel_max", "hd95_voxel_pooled", "hd95_mc", "assd_mc")
@@ -147,3 +163,30 @@ def test_background_around_changes_nothing(seed, margins):
     pair = random_pair(seed)
     padded = [np.pad(mask, margins) for mask in pair]
     assert measure(*padded, SPACING, 1.0)[1] == measure(*pair, SPACING, 1.0)[1]
+
+
+def test_the_table_and_what_computes_its_metrics_have_the_same_keys():
+    empty = np.zeros((1, 1, 1), bool)
+    keys = {
+        "centreline": set(centreline_scores(empty, empty)),
+        "lesions": set(SCORES),
+        "calibration": set(calibration_scores(tally(np.zeros(1), np.zeros(1, bool)))),
+    }
+    variants = {"centreline": {""}, "lesions": set(RULES), "calibration": {"", "_image"}}
+    rows = [metric.value for metric in METRICS.values() if isinstance(metric.value, FromCase)]
+    assert {row.group for row in rows} == set(GROUPS)
+    for group in GROUPS:
+        assert {row.key for row in rows if row.group == group} == keys[group]
+        assert {row.variant for row in rows if row.group == group} == variants[group]
+    assert {metric.group for metric in METRICS.values()} == {"counts", *MODELS, *GROUPS}
+
+
+def test_every_row_of_the_table_gives_a_column():
+    """All that counts and surfaces give is computed, whatever its name."""
+    _, values = measure(*random_pair(0), (1.0, 1.0, 1.0), 1.0, METRICS)
+    assert list(values) == [name for name, metric in METRICS.items() if not isinstance(metric.value, FromCase)]
+
+
+def test_a_description_follows_is_and_has_no_end():
+    for metric in METRICS.values():
+        assert metric.description[0].islower() and metric.description[-1] not in ".;", metric.name

@@ -31,12 +31,24 @@ class Tolerance(click.ParamType):  # type: ignore[type-arg]  # generic in some v
         return by_label[""] if set(by_label) == {""} else by_label
 
 
+def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001
+    """Offer names of metrics, also after a comma."""
+    from segpipe.evaluate.metrics import METRICS
+
+    before, comma, begun = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in ("all", *METRICS) if name.startswith(begun)]
+
+
 @click.command("evaluate")
 @click.option("-r", "--reference", type=click.Path(path_type=Path), required=True)
 @click.option("-p", "--predictions", type=click.Path(path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table of scores here (CSV).")
 @click.option("-l", "--labels", help="1,2 or organ,tumour or a=1,region=1+2 or a .json. Default: found at REFERENCE.")
-@click.option("--metrics", help="all, or names such as dice,hd95,lesion_f1. Default: those of whole masks.")
+@click.option(
+    "--metrics",
+    shell_complete=_complete_metrics,
+    help="all, or names such as dice,hd95,lesion_f1. Default: those of whole masks.",
+)
 @click.option("--preset", help="brats, brats_men, brats_met, lesions, tubes or calibration.")
 @click.option("--policy", help="What empty masks count: mr (default), nnunet, brats or omit.")
 @click.option("--nsd-tolerance", type=Tolerance(), metavar="MM", help="Also NSD: 1.5, or liver=2,tumour=1.")

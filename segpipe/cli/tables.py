@@ -9,7 +9,7 @@ from dataclasses import asdict
 from math import isnan
 from typing import Any
 
-from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
 
 SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
@@ -33,7 +33,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
 
     shown = [row for row in rows if row.metric in metrics]
     n_labels = len({row.label for row in shown} - {MEAN_LABEL})
-    title_width, label_width, width = _widths(shown, [METRICS[metric].title for metric in metrics])
+    title_width, label_width, width = _widths(shown, [METRICS[metric].heading for metric in metrics])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("metric", max_width=title_width, no_wrap=True)
     table.add_column("label", max_width=label_width, no_wrap=True)
@@ -42,7 +42,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     for metric in metrics:
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
         for index, row in enumerate(of_metric):
-            title = METRICS[metric].title if index == 0 else ""
+            title = METRICS[metric].heading if index == 0 else ""
             table.add_row(title, Text(row.label), *_cells(row), end_section=index == len(of_metric) - 1)
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
@@ -73,16 +73,11 @@ def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:
 
 
 def _cells(row: SummaryRow) -> list[str]:
-    interval = "–" if row.low is None or row.high is None else f"{_number(row.low, row)} – {_number(row.high, row)}"
+    interval = "–"
+    if row.low is not None and row.high is not None:
+        interval = f"{number_text(row.low, row.unit)} – {number_text(row.high, row.unit)}"
     counts = (row.n_ok, row.n_both_empty, row.n_missed, row.n_spurious)
-    return [_number(row.mean, row), interval, *(str(n) if n else "·" for n in counts)]
-
-
-def _number(value: float, row: SummaryRow) -> str:
-    if isnan(value):
-        return "–"
-    n_decimals = {"1": 3, "mm": 2}.get(row.unit, 0)
-    return f"{value:.{n_decimals}f}"
+    return [number_text(row.mean, row.unit), interval, *(str(n) if n else "·" for n in counts)]
 
 
 def _notes(rows: Sequence[SummaryRow]) -> list[str]:

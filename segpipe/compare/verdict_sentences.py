@@ -7,7 +7,7 @@ from math import isfinite
 
 from segpipe.compare.comparison_records import Answer, Verdict
 from segpipe.compare.paired import ALPHA
-from segpipe.evaluate.metrics import Metric
+from segpipe.evaluate.metrics import SHOWN_UNITS, Metric, number_text
 from segpipe.evaluate.summary import MEAN_LABEL
 
 
@@ -78,8 +78,8 @@ def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:
     """A value of a metric as people read it, e.g. `+0.0043` or `1.25 mm`."""
     if not isfinite(value):
         return "undefined"
-    n_decimals = 4 if metric.unit == "1" else 2
-    return f"{value:{'+' if signed else ''}.{n_decimals}f}" + ("" if metric.unit == "1" else f" {metric.unit}")
+    n_decimals = 4 if metric.unit == "1" else None
+    return f"{number_text(value, metric.unit, signed, n_decimals)} {SHOWN_UNITS[metric.unit]}".rstrip()
 
 
 def p_text(p_value: float | None) -> str:
@@ -91,8 +91,7 @@ def p_text(p_value: float | None) -> str:
 
 def _sentence(found: Evidence, answer: Answer) -> str:
     metric = found.metric
-    name = metric.title.removesuffix(" mm").removesuffix(" mm³")
-    what = f"mean {name}" if found.label == MEAN_LABEL else f"{name} of {found.label}"
+    what = f"mean {metric.title}" if found.label == MEAN_LABEL else f"{metric.title} of {found.label}"
     numbers = f"{what} {quantity(found.difference, metric, signed=True)}"
     if isfinite(found.low):
         low, high = (quantity(limit, metric, signed=True) for limit in (found.low, found.high))

@@ -20,6 +20,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet, Mask
 from segpipe.core.probabilities import read_outputs
 from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores, is_one_of
+from segpipe.evaluate.metrics import case_metrics
 
 N_BINS = 15  # Guo et al. 2017, ICML, and most papers since
 NEAR_MM = 10.0  # far from every mask all is background, which any network knows: it would hide every fault
@@ -34,15 +35,18 @@ def calibration_group(case: EvaluationCase) -> GroupScores:
     if case.probabilities is None:
         raise DataError(f"{case.case_id}: calibration needs probabilities, none were given. Predict it with them.")
     shape, values = case.reference.shape, {}
+    chosen = case_metrics("calibration", case.settings.metrics)
     outputs = read_probabilities(case.probabilities, case.labels, shape)
     counts = np.ones(shape, bool) if case.is_ignored is None else ~case.is_ignored
     for label, probabilities in zip(case.labels.labels, outputs, strict=True):
         indices = case.labels.indices_of(label)
         masks = is_one_of(case.reference, indices), is_one_of(case.prediction, indices)
         near = near_masks(*masks, case.grid.spacing_mm) & counts
-        scores = calibration_scores(tally(probabilities[near], masks[0][near]))
-        of_image = calibration_scores(tally(probabilities[counts], masks[0][counts]))
-        values[label.name] = scores | {f"{name}_image": value for name, value in of_image.items()}
+        scores = {
+            "": calibration_scores(tally(probabilities[near], masks[0][near])),
+            "_image": calibration_scores(tally(probabilities[counts], masks[0][counts])),
+        }
+        values[label.name] = {name: scores[value.variant][value.key] for name, value in chosen.items()}
     return GroupScores(values)
 
 

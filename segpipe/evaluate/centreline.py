@@ -9,11 +9,14 @@ import numpy as np
 from segpipe.core.labels import Mask
 from segpipe.core.thinning import centreline
 from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores
+from segpipe.evaluate.metrics import case_metrics
 
 
 def centreline_group(case: EvaluationCase) -> GroupScores:
     """`centreline_scores` of every label."""
-    return GroupScores({name: centreline_scores(*case.masks(name)) for name in case.labels.names})
+    chosen = case_metrics("centreline", case.settings.metrics)
+    scores = {label: centreline_scores(*case.masks(label)) for label in case.labels.names}
+    return GroupScores({label: {name: of[value.key] for name, value in chosen.items()} for label, of in scores.items()})
 
 
 def centreline_scores(reference: Mask, prediction: Mask) -> dict[str, float]:

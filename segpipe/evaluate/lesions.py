@@ -24,7 +24,7 @@ from scipy.sparse.csgraph import connected_components
 from segpipe.core.files import write_text
 from segpipe.core.labels import Mask
 from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores
-from segpipe.evaluate.metrics import METRICS, Overlap, Status, dice, iou
+from segpipe.evaluate.metrics import Overlap, Status, case_metrics, dice, iou
 from segpipe.evaluate.surfaces.distances import hausdorff_percentile_mm, lattice_distances
 
 Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
@@ -328,7 +328,7 @@ class LesionRow:
 
 def lesion_group(case: EvaluationCase) -> GroupScores:
     """Lesions of every label under every rule that a chosen metric names."""
-    chosen = [name for name in case.settings.metrics if METRICS[name].group == "lesions"]
+    chosen = case_metrics("lesions", case.settings.metrics)
     diagonal_mm = float(np.linalg.norm(np.multiply(case.grid.shape_zyx, case.grid.spacing_mm)))
     values: dict[str, dict[str, float]] = {}
     statuses: dict[str, dict[str, Status]] = {}
@@ -337,7 +337,7 @@ def lesion_group(case: EvaluationCase) -> GroupScores:
         values[label_name], statuses[label_name] = {}, {}
         masks = case.masks(label_name)
         for end, rule in RULES.items():
-            names = {f"lesion_{what}{end}": what for what in SCORES if f"lesion_{what}{end}" in chosen}
+            names = {name: value.key for name, value in chosen.items() if value.variant == end}
             if names:
                 lesions = match_lesions(*masks, case.grid.spacing_mm, rule, "hd95" in names.values())
                 scores = lesion_scores(lesions, diagonal_mm if rule.missed_mm is None else rule.missed_mm)

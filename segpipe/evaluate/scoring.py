@@ -257,7 +257,7 @@ def _score_maps(
 def _measure(case: EvaluationCase, label: Label) -> dict[str, float]:
     """Metrics of counts and surfaces of one label."""
     maps, spacing_mm = (case.reference, case.prediction), case.grid.spacing_mm
-    values = count_values(case.overlaps[label.name], spacing_mm)
+    values = count_values(case.overlaps[label.name], spacing_mm, case.settings.metrics)
     indices, box = case.labels.indices_of(label), case.boxes[label.name]
     settings = case.settings
     for model, distances in surface_distances(maps, indices, box, spacing_mm, settings.groups).items():

@@ -194,13 +194,9 @@ def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None
     return POLICIES[policy](row, metric, diagonal_mm)
 
 
-def _best(metric: Metric) -> float:
-    return 1.0 if metric.kind == "overlap" else 0.0
-
-
 def _mr(row: Score, metric: Metric, diagonal_mm: Callable[[], float]) -> float:
     if row.status == "both_empty":
-        return _best(metric)
+        return metric.best
     return 0.0 if metric.kind == "overlap" else diagonal_mm()
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from segpipe.core.errors import DataError, SegpipeError
 from segpipe.core.grid import reorientation
 from segpipe.core.volume import read_image_channels, read_labels, require_same_grid
+from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, Overlay, overlay_png
-from segpipe.report.page import STATUS_TEXT, Picture, number_text
+from segpipe.report.page import STATUS_TEXT, Picture
 from segpipe.report.volume_agreement import CaseKey
 from segpipe.report.work_contents import FoldRun, Run, WorkFolder
 

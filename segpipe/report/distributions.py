@@ -8,10 +8,10 @@ from math import isfinite
 
 import numpy as np
 
-from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.report.charts import Spread, agreement_svg, distribution_svg
-from segpipe.report.page import STATUS_TEXT, Cell, Picture, Table, number_text
+from segpipe.report.page import STATUS_TEXT, Cell, Picture, Table
 from segpipe.report.volume_agreement import VolumeAgreement, VolumeEstimate
 
 _MAX_NAMED = 6  # cases without value in a caption
@@ -32,18 +32,19 @@ def distributions(table: ScoreTable, metrics: Iterable[str]) -> tuple[Picture, .
 
 def _distribution(metric: str, rows: Sequence[Score]) -> Picture:
     spreads = []
+    scale = 1000 if METRICS[metric].unit == "mm3" else 1  # volumes are shown in mL
     for label in dict.fromkeys(row.label for row in rows):
         own = [row for row in rows if row.label == label]
         missing = Counter(STATUS_TEXT[row.status] for row in own if not isfinite(row.value))
         remark = ", ".join(f"{n} {status}" for status, n in missing.items())
-        spreads.append(Spread(label, tuple(row.value for row in own if isfinite(row.value)), remark))
-    title, unit = METRICS[metric].title, METRICS[metric].unit
+        spreads.append(Spread(label, tuple(row.value / scale for row in own if isfinite(row.value)), remark))
+    title, unit = METRICS[metric].heading, METRICS[metric].unit
     hidden = [f"{row.label} in {row.case_id} ({STATUS_TEXT[row.status]})" for row in rows if not isfinite(row.value)]
     caption = f"{title} of every case; boxes show median and quartiles."
     if hidden:
         more = f" and {len(hidden) - _MAX_NAMED} more" if len(hidden) > _MAX_NAMED else ""
         caption += f" Without a value: {', '.join(hidden[:_MAX_NAMED])}{more}."
-    medians = [f"{s.name} {number_text(float(np.median(s.values)), unit)}" for s in spreads if s.values]
+    medians = [f"{s.name} {number_text(float(np.median(s.values)) * scale, unit)}" for s in spreads if s.values]
     alt = f"Distribution of {title} over cases by label. Medians: {', '.join(medians) or 'none'}."
     return Picture("svg", distribution_svg(spreads, title, axis_limits(metric)), alt, caption)
 

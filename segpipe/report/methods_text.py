@@ -11,28 +11,9 @@ from segpipe.compare.comparison_records import Comparison, MetricComparison
 from segpipe.compare.permutation import MAX_EXACT_PATIENTS
 from segpipe.compare.verdict_sentences import quantity
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS, N_RESAMPLES
-from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS
 from segpipe.evaluate.summary import MEAN_LABEL
 
-_DEFINITIONS = {
-    "dice": "Dice is twice the overlap of reference and prediction divided by the sum of their sizes (Dice 1945)",
-    "iou": "IoU is the overlap divided by the union (Jaccard index)",
-    "sensitivity": "sensitivity is the share of the reference that was found",
-    "precision": "precision is the share of the prediction that is right",
-    "hd95": "HD95 is the larger of the two directed 95th percentiles of distances between the surfaces in mm, weighted "
-    "by surface area (the convention of DeepMind's surface-distance and of BraTS)",
-    "hd": "HD is the largest distance between the surfaces in mm",
-    "assd": "ASSD is the mean distance between the surfaces in mm, weighted by area, both directions pooled",
-    "masd": "MASD is the mean of the two directed mean surface distances in mm",
-    "nsd": "NSD is the share of both surfaces within a tolerance of the other one (Nikolov et al. 2021)",
-    "hd95_voxel_max": "HD95 (voxel max) is the larger of the two directed 95th percentiles of distances between "
-    "surface voxels in mm (MONAI's convention)",
-    "hd95_voxel_pooled": "HD95 (voxel pooled) is the 95th percentile of the distances of both directions between "
-    "surface voxels in mm (MedPy's convention)",
-    "cldice": "clDice is the harmonic mean of the shares of each centreline that lies in the other mask",
-    "volume_difference": "the volume difference is prediction minus reference in mm³",
-    "relative_volume_difference": "the relative volume difference is prediction minus reference by reference",
-}
 _POLICIES = {
     "mr": "the best value if both masks of a structure were empty, and the worst if one was: 0, or the diagonal of the "
     "image for a distance (Metrics Reloaded)",
@@ -74,10 +55,13 @@ def _escaped(text: str) -> str:
 
 def metrics_text(metrics: Iterable[str]) -> str:
     """What the metrics are, by whose definition."""
-    parts = (
-        _DEFINITIONS.get(name, f"{METRICS[name].title} is the metric {name} of segpipe {__version__}")
-        for name in metrics
-    )
+    rows = [METRICS[name] for name in metrics]
+    units = [f", in {SHOWN_UNITS[row.unit]}" if SHOWN_UNITS[row.unit] else "" for row in rows]
+    sources = [f" ({row.source})" if row.source else "" for row in rows]
+    parts = [
+        f"{row.title} is {row.description}{unit}{source}"
+        for row, unit, source in zip(rows, units, sources, strict=True)
+    ]
     text = "; ".join(parts)
     return f"{text[:1].upper()}{text[1:]}."
 

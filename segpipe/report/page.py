@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 from dataclasses import dataclass
 from importlib import resources
-from math import isfinite, isnan
+from math import isfinite
 from typing import Literal
 
 from segpipe.report.methods_text import MethodsText
@@ -144,13 +144,6 @@ class Page:
     data: DataCheck
     environments: tuple[Place, ...]
     commands: tuple[str, ...]
-
-
-def number_text(value: float, unit: str) -> str:
-    """A score as pages show it, without its unit."""
-    if not isfinite(value):
-        return "–" if isnan(value) else "∞"
-    return f"{value:.3f}" if unit == "1" else f"{value:.2f}" if unit == "mm" else f"{value:.0f}"
 
 
 def render(page: object, template: str = "page.html.jinja") -> str:

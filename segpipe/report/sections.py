@@ -10,12 +10,12 @@ from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, learning_curves
 from segpipe.core.text import duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
-from segpipe.evaluate.metrics import METRICS
+from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
 from segpipe.report.case_pictures import case_dice, case_pictures
 from segpipe.report.distributions import distributions, volume_picture, volume_table
-from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table, number_text
+from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table
 from segpipe.report.work_contents import Run, Scored, WorkFolder
 from segpipe.report.work_methods import work_methods
 
@@ -80,7 +80,7 @@ def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[He
             unit = "" if row.unit == "1" else f" {row.unit}"
             interval = f"95 % interval {_interval(row)}{unit}" if _interval(row) else row.note
             basis = f"{len(table.case_ids)} cases of {row.n_patients} patients, {len(table.labels)} labels"
-            name = f"Mean {METRICS[row.metric].title.removesuffix(' mm')}"
+            name = f"Mean {METRICS[row.metric].title}"
             result.append(Headline(name, number_text(row.mean, row.unit) + unit, interval, basis))
     return tuple(result)
 
@@ -109,7 +109,7 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         "Means over cases with 95 % intervals over patients. A missed or invented structure counts as the worst value "
         "(0, or the image's diagonal), both masks empty as the best."
     )
-    return Table(("label", *(METRICS[name].title for name in metrics), "cases"), tuple(lines), caption)
+    return Table(("label", *(METRICS[name].heading for name in metrics), "cases"), tuple(lines), caption)
 
 
 def _case_table(table: ScoreTable) -> Table:
@@ -125,7 +125,7 @@ def _case_table(table: ScoreTable) -> Table:
         found = [by_place.get((key, label, metric)) for label in labels for metric in metrics]
         scores = [_score_cell(row) for row in found]
         lines.append((Cell(key[1]), Cell(patient_of[key]), fold, Cell(f"{mean:.3f}", mean), *scores))
-    names = [f"{label}\n{METRICS[metric].title}" for label in labels for metric in metrics]
+    names = [f"{label}\n{METRICS[metric].heading}" for label in labels for metric in metrics]
     caption = "From the worst to the best by mean Dice; click a heading to sort."
     return Table(("case", "patient", "fold", "mean Dice", *names), tuple(lines), caption, is_sortable=True)
 

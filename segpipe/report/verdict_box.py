@@ -8,11 +8,12 @@ import numpy as np
 
 from segpipe.data.check import CheckReport
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS
+from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.report.case_pictures import case_dice
 from segpipe.report.distributions import volume_text
-from segpipe.report.page import Point, VerdictBox, number_text
+from segpipe.report.page import Point, VerdictBox
 from segpipe.report.work_contents import Scored, WorkFolder
 
 _MAX_NAMED = 3
