@@ -18,12 +18,13 @@ from segpipe.core.records import Record
 from segpipe.networks.cost import cost
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
-from segpipe.plan.augmentation import AUGMENTATIONS
+from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation, Chance
 from segpipe.plan.edit import completions, edited
 from segpipe.plan.loss import LOSSES, TERMS, Loss
 from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import SAMPLERS, Training
+from segpipe.train.augmentation.local import CHANGES
 from segpipe.train.optim import MAKE_OPTIMIZER
 
 NETWORK = "configurations.3d_fullres.network"
@@ -136,6 +137,17 @@ def test_the_values_reach_the_optimizer() -> None:
     muon = Training(optimizer="muon", adam_beta1=0.7, adam_beta2=0.95, adam_epsilon=1e-6, nesterov=False)
     made: Any = MAKE_OPTIMIZER["muon"](network, muon)
     assert (made.betas, made.epsilon, made.nesterov) == ((0.7, 0.95), 1e-6, False)
+
+
+def test_every_local_chance_has_a_change_and_none_turns_all_off() -> None:
+    marked = {
+        name: next((mark for mark in field.metadata if isinstance(mark, Chance)), None)
+        for name, field in Augmentation.model_fields.items()
+    }
+    local = {name for name, mark in marked.items() if mark is not None and mark.is_local}
+    assert {chance for chance, _, _ in CHANGES.values()} == local
+    none = Augmentation.named("none")
+    assert all(getattr(none, name) == 0 for name, mark in marked.items() if mark is not None)
 
 
 def test_set_is_completed_from_the_tables() -> None:

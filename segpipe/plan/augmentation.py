@@ -11,7 +11,17 @@ from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, Pos
 from segpipe.core.choices import Choice
 from segpipe.plan.presettable import Presettable
 
-_Probability = Annotated[float, Field(ge=0, le=1)]
+
+@dataclass(frozen=True)
+class Chance:
+    """Mark a field as the chance that something is changed; `is_local`: by `train/augmentation/local.py`."""
+
+    is_local: bool = False
+
+
+_Probability = Annotated[float, Field(ge=0, le=1)]  # of something that is changed anyway
+_Chance = Annotated[_Probability, Chance()]
+_LocalChance = Annotated[_Probability, Chance(is_local=True)]
 _Angle = Annotated[float, Field(ge=0, le=180)]
 
 
@@ -29,79 +39,11 @@ _Sizes = Annotated[tuple[PositiveInt, Annotated[int, Field(le=7)]], _Ascending]
 _Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
-_CHANCES = (  # not among them: shares of what is changed anyway, such as p_rotation_axis
-    "p_rotation",
-    "p_scale",
-    "p_elastic",
-    "p_mirror",
-    "p_noise",
-    "p_blur",
-    "p_brightness",
-    "p_contrast",
-    "p_lowres",
-    "p_gamma_inverted",
-    "p_gamma",
-    "p_quarter_turn",
-    "p_median",
-    "p_shift",
-    "p_blank",
-    "p_gradient",
-    "p_local_gamma",
-    "p_sharpening",
-    "p_guide_shape",
-    "p_guide_part",
-)
-
-
 @dataclass(frozen=True, kw_only=True)
 class AugmentationPreset(Choice):
     """A name for values of `Augmentation`: what it changes in the defaults."""
 
     changes: Mapping[str, Any]
-
-
-AUGMENTATIONS: dict[str, AugmentationPreset] = {
-    "none": AugmentationPreset(does="changes nothing", changes=dict.fromkeys(_CHANCES, 0.0)),
-    "light": AugmentationPreset(
-        does="small turns and scales, no blur; for short trainings",
-        changes={
-            "rotation_degrees": 15.0,
-            "scale": (0.85, 1.2),
-            "p_blur": 0.0,
-            "p_lowres": 0.0,
-            "p_gamma_inverted": 0.0,
-            "p_gamma": 0.15,
-        },
-    ),
-    "nnunet": AugmentationPreset(does="nnU-Net's default", source="nnunetv2, nnUNetTrainer", changes={}),
-    # An elastic deformation comes on top, which nnunetv2 does not have. Its exchange of axes is a quarter turn of a
-    # mirror image; where it either blurs or takes medians, these are drawn apart, each half as often.
-    "strong": AugmentationPreset(
-        does="more of everything, and local changes",
-        source="nnunetv2, nnUNetTrainerDA5",
-        changes={
-            "p_rotation": 0.4,
-            "p_rotation_axis": 0.5,
-            "p_scale_apart": 1.0,
-            "p_elastic": 0.2,
-            "p_brightness": 0.0,
-            "p_contrast": 0.2,
-            "p_lowres": 0.15,
-            "p_blur": 0.1,
-            "scale": (0.7, 1.43),
-            "blur_vox": (0.3, 1.5),
-            "contrast": (0.5, 2.0),
-            "lowres_zoom": (0.25, 1.0),
-            "p_quarter_turn": 0.375,
-            "p_median": 0.1,
-            "p_shift": 0.1,
-            "p_blank": 0.4,
-            "p_gradient": 0.3,
-            "p_local_gamma": 0.3,
-            "p_sharpening": 0.2,
-        },
-    ),
-}
 
 
 class Augmentation(Presettable):
@@ -142,21 +84,21 @@ class Augmentation(Presettable):
         nnU-Net's list of transforms, probabilities and ranges (nnunetv2 2.8.1).
     """
 
-    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: row.changes for name, row in AUGMENTATIONS.items()}
+    NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # filled below, where the chances are known
 
-    p_rotation: _Probability = 0.2
+    p_rotation: _Chance = 0.2
     p_rotation_axis: _Probability = 1.0
-    p_scale: _Probability = 0.2
+    p_scale: _Chance = 0.2
     p_scale_apart: _Probability = 0.0
-    p_elastic: _Probability = 0.0
-    p_mirror: _Probability = 0.5
-    p_noise: _Probability = 0.1
-    p_blur: _Probability = 0.2
-    p_brightness: _Probability = 0.15
-    p_contrast: _Probability = 0.15
-    p_lowres: _Probability = 0.25
-    p_gamma_inverted: _Probability = 0.1
-    p_gamma: _Probability = 0.3
+    p_elastic: _Chance = 0.0
+    p_mirror: _Chance = 0.5
+    p_noise: _Chance = 0.1
+    p_blur: _Chance = 0.2
+    p_brightness: _Chance = 0.15
+    p_contrast: _Chance = 0.15
+    p_lowres: _Chance = 0.25
+    p_gamma_inverted: _Chance = 0.1
+    p_gamma: _Chance = 0.3
     rotation_degrees: _Angle = 30.0
     rotation_flat_degrees: _Angle = 180.0
     rotation_long_degrees: _Angle = 15.0
@@ -168,13 +110,13 @@ class Augmentation(Presettable):
     contrast: _Range = (0.75, 1.25)
     gamma: _Range = (0.7, 1.5)
     lowres_zoom: _Zooms = (0.5, 1.0)
-    p_quarter_turn: _Probability = 0.0
-    p_median: _Probability = 0.0
-    p_shift: _Probability = 0.0
-    p_blank: _Probability = 0.0
-    p_gradient: _Probability = 0.0
-    p_local_gamma: _Probability = 0.0
-    p_sharpening: _Probability = 0.0
+    p_quarter_turn: _Chance = 0.0
+    p_median: _LocalChance = 0.0
+    p_shift: _LocalChance = 0.0
+    p_blank: _LocalChance = 0.0
+    p_gradient: _LocalChance = 0.0
+    p_local_gamma: _LocalChance = 0.0
+    p_sharpening: _LocalChance = 0.0
     median_vox: _Sizes = (2, 7)
     shift_std: NonNegativeFloat = 0.5
     blank_boxes: PositiveInt = 4
@@ -182,8 +124,8 @@ class Augmentation(Presettable):
     local_gamma_below: _Range = (0.01, 0.8)
     local_gamma_above: _Range = (1.5, 4.0)
     sharpening: _Range = (0.1, 1.0)
-    p_guide_shape: _Probability = 0.4
-    p_guide_part: _Probability = 0.2
+    p_guide_shape: _Chance = 0.4
+    p_guide_part: _Chance = 0.2
     p_guide_label: _Probability = 0.5
     guide_radius_vox: _Radii = (1.0, 8.0)
     guide_part_share: _Probability = 0.15
@@ -191,7 +133,7 @@ class Augmentation(Presettable):
     @property
     def alters(self) -> bool:
         """Whether anything is ever changed."""
-        return any(getattr(self, name) for name in _CHANCES)
+        return any(getattr(self, name) for name in _chances())
 
     @property
     def moves(self) -> bool:
@@ -201,6 +143,58 @@ class Augmentation(Presettable):
     @property
     def alters_locally(self) -> bool:
         """Whether intensities are ever changed by `train/augmentation/local`."""
-        return bool(
-            self.p_median or self.p_shift or self.p_blank or self.p_gradient or self.p_local_gamma or self.p_sharpening
-        )
+        return any(getattr(self, name) for name in _chances(only_local=True))
+
+
+def _chances(*, only_local: bool = False) -> tuple[str, ...]:
+    """Fields without which nothing is changed; not among them are shares such as p_rotation_axis."""
+    return tuple(
+        name
+        for name, field in Augmentation.model_fields.items()
+        if any(isinstance(mark, Chance) and mark.is_local >= only_local for mark in field.metadata)
+    )
+
+
+AUGMENTATIONS: dict[str, AugmentationPreset] = {
+    "none": AugmentationPreset(does="changes nothing", changes=dict.fromkeys(_chances(), 0.0)),
+    "light": AugmentationPreset(
+        does="small turns and scales, no blur; for short trainings",
+        changes={
+            "rotation_degrees": 15.0,
+            "scale": (0.85, 1.2),
+            "p_blur": 0.0,
+            "p_lowres": 0.0,
+            "p_gamma_inverted": 0.0,
+            "p_gamma": 0.15,
+        },
+    ),
+    "nnunet": AugmentationPreset(does="nnU-Net's default", source="nnunetv2, nnUNetTrainer", changes={}),
+    # An elastic deformation comes on top, which nnunetv2 does not have. Its exchange of axes is a quarter turn of a
+    # mirror image; where it either blurs or takes medians, these are drawn apart, each half as often.
+    "strong": AugmentationPreset(
+        does="more of everything, and local changes",
+        source="nnunetv2, nnUNetTrainerDA5",
+        changes={
+            "p_rotation": 0.4,
+            "p_rotation_axis": 0.5,
+            "p_scale_apart": 1.0,
+            "p_elastic": 0.2,
+            "p_brightness": 0.0,
+            "p_contrast": 0.2,
+            "p_lowres": 0.15,
+            "p_blur": 0.1,
+            "scale": (0.7, 1.43),
+            "blur_vox": (0.3, 1.5),
+            "contrast": (0.5, 2.0),
+            "lowres_zoom": (0.25, 1.0),
+            "p_quarter_turn": 0.375,
+            "p_median": 0.1,
+            "p_shift": 0.1,
+            "p_blank": 0.4,
+            "p_gradient": 0.3,
+            "p_local_gamma": 0.3,
+            "p_sharpening": 0.2,
+        },
+    ),
+}
+Augmentation.NAMES = {name: row.changes for name, row in AUGMENTATIONS.items()}
