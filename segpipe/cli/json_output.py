@@ -15,6 +15,7 @@ from segpipe.core.foreseen import Foreseen
 from segpipe.core.records import Record
 from segpipe.data.check import CheckReport
 from segpipe.data.fix import Repair
+from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.selection import SelectionReport
 from segpipe.plan.planned_cost import PlannedCost
@@ -82,40 +83,6 @@ class PreparingNeeds(Record):
     n_workers: int
 
 
-class Mean(Record):
-    """One metric of one label over all cases.
-
-    Args:
-        label: The structure, or `(mean)` for the mean over labels.
-        metric, unit: Name and unit of the values.
-        mean: Null if no case counts.
-        low, high: 95 % interval over patients; null if there is none.
-        note: Why there is none, or why to trust it less.
-        median, worst_5_percent: Over cases; null if no case counts.
-        n_patients: Patients with a case.
-        n_ok, n_both_empty, n_missed, n_spurious: Cases by status.
-        n_failures: Missed, spurious, or with a Dice below 0.1.
-        n_left_out: Cases that are not in the mean.
-    """
-
-    label: str
-    metric: str
-    unit: str
-    mean: float | None
-    low: float | None
-    high: float | None
-    note: str
-    median: float | None
-    worst_5_percent: float | None
-    n_patients: int
-    n_ok: int
-    n_both_empty: int
-    n_missed: int
-    n_spurious: int
-    n_failures: int
-    n_left_out: int
-
-
 class Summary(Record):
     """Means of scores.
 
@@ -125,7 +92,7 @@ class Summary(Record):
     """
 
     policy: str
-    summary: tuple[Mean, ...]
+    summary: tuple[SummaryRow, ...]
 
 
 class Trained(Record):

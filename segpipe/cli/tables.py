@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict
-from math import isnan
 from typing import Any
 
 from segpipe.evaluate.metrics import METRICS, number_text
@@ -62,14 +60,8 @@ def _widths(rows: Sequence[SummaryRow], titles: Sequence[str]) -> tuple[int, int
 
 
 def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:
-    """The same for programs; NaN becomes null, since JSON has no NaN."""
-    return {
-        "policy": policy,
-        "summary": [
-            {key: None if isinstance(value, float) and isnan(value) else value for key, value in asdict(row).items()}
-            for row in rows
-        ],
-    }
+    """The same for programs."""
+    return {"policy": policy, "summary": [row.model_dump() for row in rows]}
 
 
 def _cells(row: SummaryRow) -> list[str]:

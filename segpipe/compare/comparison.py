@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from math import isfinite
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -163,10 +161,6 @@ def describe(
             and ((row.metric == aligned.metric.name and row.label in labels) or row.metric == DIAGONAL)
         )
         for row in summarise(ScoreTable(rows), policy, seed):
-            numbers: dict[str, Any] = {
-                name: None if isinstance(value, float) and not isfinite(value) else value
-                for name, value in asdict(row).items()
-            }
             if row.label in labels or len(labels) > 1:
-                result.append(Description(method=method.name, grouping=grouping, group=group, **numbers))
+                result.append(Description(method=method.name, grouping=grouping, group=group, **row.model_dump()))
     return result

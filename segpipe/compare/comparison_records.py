@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from segpipe.core.records import Record
+from segpipe.evaluate.summary import SummaryRow
 
 Answer = Literal["better", "worse", "no difference", "cannot tell"]
 
@@ -102,35 +103,18 @@ class ComparisonRow(Record):
     note: str
 
 
-class Description(Record):
-    """One method alone: a row of `summarise`, of all cases or of a group of them.
+class Description(SummaryRow):
+    """One method alone, over all seeds: its row of `summarise`, of all cases or of a group of them.
 
     Args:
         method: Name.
         grouping: Column of the table of cases, e.g. `site`; empty for all cases.
         group: Value in it.
-        (others): As in `SummaryRow`; over all seeds.
     """
 
     method: str
     grouping: str
     group: str
-    label: str
-    metric: str
-    unit: str
-    mean: float | None
-    low: float | None
-    high: float | None
-    note: str
-    median: float | None
-    worst_5_percent: float | None
-    n_patients: int
-    n_ok: int
-    n_both_empty: int
-    n_missed: int
-    n_spurious: int
-    n_failures: int
-    n_left_out: int
 
 
 class Ranking(Record):

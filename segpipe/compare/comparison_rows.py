@@ -21,7 +21,8 @@ from segpipe.compare.training_variance import (
     nadeau_bengio,
     posterior,
 )
-from segpipe.compare.verdict_sentences import Evidence, number, verdict
+from segpipe.compare.verdict_sentences import Evidence, verdict
+from segpipe.core.records import finite_or_none
 from segpipe.core.seeds import generator_for
 from segpipe.evaluate.intervals import means_with_intervals
 from segpipe.evaluate.summary import MEAN_LABEL
@@ -166,11 +167,11 @@ def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bo
         "n_cases": int(paired.n_cases[index]),
         "n_patients": int((~np.isnan(paired.patient_means[:, index])).sum()),
         "n_left_out": len(aligned.case_ids) - int(paired.n_cases[index]),
-        "mean_baseline": number(tests.alone[0].estimates[index]),
-        "mean_method": number(tests.alone[1].estimates[index]),
-        "difference": number(paired.estimates[index]),
+        "mean_baseline": finite_or_none(tests.alone[0].estimates[index]),
+        "mean_method": finite_or_none(tests.alone[1].estimates[index]),
+        "difference": finite_or_none(paired.estimates[index]),
         **(asdict(effect) if effect else dict.fromkeys(("standardised", "probability_of_improvement", "cliffs_delta"))),
-        "p_wilcoxon": number(tests.wilcoxon[index]),
+        "p_wilcoxon": finite_or_none(tests.wilcoxon[index]),
         "methods_basis": tests.methods.basis if tests.methods else ONLY_ALL if own["grouping"] else ONE_SEED,
         "folds": None if own["grouping"] else _fold_test(tests.folds, index, margin, aligned.sign),
         "note": interval.note,

@@ -7,6 +7,7 @@ from math import isfinite
 
 from segpipe.compare.comparison_records import Answer, Verdict
 from segpipe.compare.paired import ALPHA
+from segpipe.core.records import finite_or_none
 from segpipe.evaluate.metrics import SHOWN_UNITS, Metric, number_text
 from segpipe.evaluate.summary import MEAN_LABEL
 
@@ -59,19 +60,14 @@ def verdict(found: Evidence) -> Verdict:
     return Verdict(
         answer=answer,
         sentence=_sentence(found, answer),
-        p_value=number(found.p_value),
-        p_adjusted=number(found.p_adjusted),
-        p_equivalence=number(found.p_equivalence),
-        p_equivalence_adjusted=number(found.p_equivalence_adjusted),
-        low=number(found.low),
-        high=number(found.high),
-        detectable=number(found.detectable),
+        p_value=finite_or_none(found.p_value),
+        p_adjusted=finite_or_none(found.p_adjusted),
+        p_equivalence=finite_or_none(found.p_equivalence),
+        p_equivalence_adjusted=finite_or_none(found.p_equivalence_adjusted),
+        low=finite_or_none(found.low),
+        high=finite_or_none(found.high),
+        detectable=finite_or_none(found.detectable),
     )
-
-
-def number(value: float) -> float | None:
-    """None instead of NaN or infinity, which JSON does not have."""
-    return float(value) if isfinite(value) else None
 
 
 def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:

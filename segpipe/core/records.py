@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any, Self
 
@@ -118,6 +119,11 @@ def parse_yaml(text: str) -> Any:
         return _PlanLoader(text).get_single_data()
     except ValueError as fault:  # e.g. 2020-13-45, which looks like a date
         raise yaml.YAMLError(str(fault)) from None
+
+
+def finite_or_none(value: float) -> float | None:
+    """The value for a record: None instead of NaN or infinity, which JSON does not have."""
+    return float(value) if isfinite(value) else None
 
 
 def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:

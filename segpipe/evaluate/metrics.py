@@ -467,15 +467,15 @@ def case_metrics(group: str, metrics: Collection[str]) -> dict[str, FromCase]:
     return {name: value for name, value in values.items() if isinstance(value, FromCase) and value.group == group}
 
 
-def number_text(value: float, unit: str, signed: bool = False, n_decimals: int | None = None) -> str:
+def number_text(value: float | None, unit: str, signed: bool = False, n_decimals: int | None = None) -> str:
     """A value as people see it, without its unit; volumes become mL.
 
     Example:
         >>> number_text(0.91234, "1"), number_text(1500.0, "mm3", signed=True), number_text(float("inf"), "mm")
         ('0.912', '+1.500', '∞')
     """
-    if not isfinite(value):
-        return "–" if isnan(value) else "∞"
+    if value is None or not isfinite(value):
+        return "–" if value is None or isnan(value) else "∞"
     scaled = value / 1000 if unit == "mm3" else value
     return f"{scaled:{'+' if signed else ''}.{_DECIMALS.get(unit, 0) if n_decimals is None else n_decimals}f}"
 

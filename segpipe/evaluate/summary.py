@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.records import did_you_mean
+from segpipe.core.records import Record, did_you_mean, finite_or_none
 from segpipe.evaluate.intervals import means_with_intervals
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
@@ -26,20 +25,19 @@ _FAILED_DICE = 0.1  # below, the structure was not found in any useful sense
 _BRATS_DISTANCE_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
 
 
-@dataclass(frozen=True)
-class SummaryRow:
+class SummaryRow(Record):
     """One metric of one label over all cases.
 
     Args:
         label: The structure, or `(mean)` for the mean over labels of their means.
         metric: Name, as in `METRICS`.
         unit: Of mean, low and high.
-        mean: NaN if no case counts.
-        low, high: 95 % interval; None if there is none.
+        mean: None if no case counts.
+        low, high: 95 % interval over patients; None if there is none.
         note: Why there is no interval, or why to trust it less.
-        median: Over cases; of `(mean)` over the cases' means over labels. NaN if no case counts.
+        median: Over cases; of `(mean)` over the cases' means over labels. None if no case counts.
         worst_5_percent: What the worst twentieth of the cases does not reach: the 5th percentile of an overlap, the
-            95th of a distance or of the size of a difference, interpolated. NaN if no case counts.
+            95th of a distance or of the size of a difference, interpolated. None if no case counts.
         n_patients: Patients with a case.
         n_ok, n_both_empty, n_missed, n_spurious: Cases by status; for `(mean)` summed over labels.
         n_failures: Missed and spurious structures, and those whose Dice is below 0.1; for `(mean)` summed over labels.
@@ -49,12 +47,12 @@ class SummaryRow:
     label: str
     metric: str
     unit: str
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
     note: str
-    median: float
-    worst_5_percent: float
+    median: float | None
+    worst_5_percent: float | None
     n_patients: int
     n_ok: int
     n_both_empty: int
@@ -142,7 +140,7 @@ def _rows(rows: list[Score], values: Values, seed: int) -> list[SummaryRow]:
                 label=name,
                 metric=rows[0].metric,
                 unit=METRICS[rows[0].metric].unit,
-                mean=interval.mean,
+                mean=finite_or_none(interval.mean),
                 low=interval.low,
                 high=interval.high,
                 note=interval.note,
@@ -159,11 +157,11 @@ def _rows(rows: list[Score], values: Values, seed: int) -> list[SummaryRow]:
     return result
 
 
-def _spread(values: NDArray[np.float64], metric: Metric) -> dict[str, float]:
+def _spread(values: NDArray[np.float64], metric: Metric) -> dict[str, float | None]:
     """Median and worst twentieth of the cases' means over labels."""
     per_case = np.array([np.mean(row[~np.isnan(row)]) for row in values if not np.isnan(row).all()])
     if not per_case.size:
-        return {"median": float("nan"), "worst_5_percent": float("nan")}
+        return {"median": None, "worst_5_percent": None}
     badness = -per_case if metric.kind == "overlap" else per_case if metric.kind == "distance" else np.abs(per_case)
     worst = float(np.quantile(badness, 0.95))
     return {"median": float(np.median(per_case)), "worst_5_percent": -worst if metric.kind == "overlap" else worst}

@@ -198,7 +198,7 @@ def _dice(scores: Path) -> tuple[int, float | None]:
     table = ScoreTable.load(scores)
     dice = ScoreTable(tuple(row for row in table.rows if row.metric == "dice"))
     means = [row.mean for row in summarise(dice, DEFAULT_POLICY) if row.label == MEAN_LABEL]
-    return len(table.case_ids), means[0] if means and means[0] == means[0] else None
+    return len(table.case_ids), means[0] if means else None
 
 
 def _sizes(path: Path) -> dict[str, int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.resources
 from collections.abc import Iterable, Iterator, Sequence
-from math import isfinite
 from pathlib import Path
 
 from segpipe._version import __version__
@@ -131,7 +130,7 @@ def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedS
             label=row.label,
             metric=row.metric,
             unit=row.unit,
-            mean=row.mean if isfinite(row.mean) else None,
+            mean=row.mean,
             low=row.low,
             high=row.high,
             n_patients=row.n_patients,

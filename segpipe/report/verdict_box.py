@@ -28,7 +28,7 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
         scored: Every configuration.
         alarms: Why scores must not be trusted; empty if nothing is known against them.
     """
-    with_dice = [one for one in scored if one.dice is not None and np.isfinite(one.dice.mean)]
+    with_dice = [one for one in scored if one.dice is not None and one.dice.mean is not None]
     if not with_dice:
         return VerdictBox("Nothing is scored yet: there is no verdict on a segmentation.", _data(work.checked))
     best = max(with_dice, key=lambda one: (_n_cases(one), _mean_dice(one)))
@@ -46,7 +46,7 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
 
 
 def _mean_dice(one: Scored) -> float:
-    assert one.dice is not None
+    assert one.dice is not None and one.dice.mean is not None
     return one.dice.mean
 
 
@@ -61,7 +61,7 @@ def _sentence(best: Scored, *, has_alarm: bool) -> str:
     if has_alarm:
         return "Do not trust these scores: cases of one patient were trained on and validated with."
     interval = _interval(dice)
-    words = f"Mean Dice {dice.mean:.3f}{f', 95 % interval {interval}' if interval else ''}, over {_count(best)}"
+    words = f"Mean Dice {_mean_dice(best):.3f}{f', 95 % interval {interval}' if interval else ''}, over {_count(best)}"
     return f"{words}, each segmented by a model that was not trained on it."
 
 
@@ -117,13 +117,12 @@ def _choice(best: Scored, scored: Sequence[Scored]) -> list[Point]:
 
 
 def _labels(best: Scored) -> list[Point]:
-    rows = sorted((row for row in best.dice_of_labels if np.isfinite(row.mean)), key=lambda row: row.mean)
+    rows = sorted((row.mean, row.label, _interval(row)) for row in best.dice_of_labels if row.mean is not None)
     if len(rows) < 2:
         return []
-    weakest, strongest = rows[0], rows[-1]
-    interval = _interval(weakest)
-    text = f"{weakest.label} is the weakest with a Dice of {weakest.mean:.3f}{f' ({interval})' if interval else ''}"
-    return [Point("note", "Labels", f"{text}; {strongest.label} the strongest with {strongest.mean:.3f}.")]
+    (low, weakest, interval), (high, strongest, _) = rows[0], rows[-1]
+    text = f"{weakest} is the weakest with a Dice of {low:.3f}{f' ({interval})' if interval else ''}"
+    return [Point("note", "Labels", f"{text}; {strongest} the strongest with {high:.3f}.")]
 
 
 def _empty(best: Scored) -> list[Point]:
