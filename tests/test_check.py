@@ -47,7 +47,7 @@ def test_a_sound_dataset_has_no_fault(tmp_path: Path):
     assert report.understood == {
         "layout": "nnU-Net v2 (dataset.json)",
         "cases": "5",
-        "patients": "5, every case is its own patient (no patient was named)",
+        "patients": "5, every case is its own patient (names tell no patients)",
         "channels": "MR0",
         "labels": "background = 0, a = 1 (in 5), b = 2 (in 5)",
         "shape": "12 × 10 × 8 voxels (x, y, z)",
@@ -173,7 +173,7 @@ def test_what_does_not_fit_into_memory_is_a_fault_of_its_file(tmp_path: Path):
     nothing, (fault,) = _in_memory(lambda *_: (np.empty(2**60, np.uint8), []), CaseFiles("a", ()), header)
     assert nothing is None
     assert (fault.kind, fault.case_id, fault.file) == ("too_large", "a", str(image(tmp_path, "a")))
-    assert fault.found == "12 × 10 × 8 voxels (x, y, z), 1 channel(s) of float32"
+    assert fault.found == "12 × 10 × 8 voxels (x, y, z), 1 channel of float32"
 
 
 def test_the_same_voxels_stored_otherwise_are_a_duplicate(tmp_path: Path):

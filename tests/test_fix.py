@@ -59,12 +59,12 @@ def test_a_unit_sform_gets_the_edges_of_pixdim(tmp_path: Path):
         (
             "imagesTr/b_0000.nii.gz",
             "header_contradiction",
-            "sform of 1 × 1 × 1 mm rescaled to 1 × 1.5 × 2.5 mm as in pixdim",
+            "sform rescaled from 1 × 1 × 1 mm to 1 × 1.5 × 2.5 mm of pixdim",
         ),
         (
             "labelsTr/b.nii.gz",
             "header_contradiction",
-            "sform of 1 × 1 × 1 mm rescaled to 1 × 1.5 × 2.5 mm as in pixdim",
+            "sform rescaled from 1 × 1 × 1 mm to 1 × 1.5 × 2.5 mm of pixdim",
         ),
         ("labelsTr/c.nii.gz", "label_float", "stored as uint8"),
     ]
@@ -88,7 +88,7 @@ def test_a_unit_pixdim_gets_the_edges_of_the_sform(tmp_path: Path):
     set_srow(path, oblique_affine())
     assert read_header(path).contradiction
     done = repair_edges(read_header(path), path)
-    assert done == "pixdim 1 × 1 × 1 became 1 × 1.5 × 2.5 mm as in the sform"
+    assert done == "pixdim 1 × 1 × 1 replaced by 1 × 1.5 × 2.5 mm of the sform"
     assert not read_header(path).contradiction
     np.testing.assert_allclose(read_image(path).grid.affine_ras_mm, oblique_affine(), atol=1e-6)
 
@@ -124,7 +124,7 @@ def test_what_cannot_be_repaired_is_copied_and_said(tmp_path: Path):
     cut.write_bytes(gzip.compress(gzip.decompress(cut.read_bytes())[:-400]))
     fix, unreadable = fix_dataset(data, tmp_path / "out", n_workers=1)
     assert (fix.file, fix.is_repaired) == ("labelsTr/a.nii.gz", False)
-    assert (fix.kind, fix.done) == ("label_not_integer", "copied as it was")
+    assert (fix.kind, fix.done) == ("label_not_integer", "copied unchanged")
     assert (unreadable.kind, unreadable.case_id, unreadable.is_repaired) == ("unreadable", "c", False)
     assert (tmp_path / "out/imagesTr/b_0000.nii.gz").read_text("utf-8") == "no image"
 
@@ -135,7 +135,7 @@ def test_places_that_would_lose_something_are_refused(tmp_path: Path, out: str):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/thesis.txt").write_text("precious")
     before = digests(tmp_path)
-    with pytest.raises(UsageError, match=r"lies in the dataset|is not empty"):
+    with pytest.raises(UsageError, match=r"is inside the dataset|is not empty"):
         fix_dataset(data, tmp_path / out, n_workers=1)
     assert digests(tmp_path) == before
 
@@ -161,7 +161,7 @@ def test_files_outside_the_folder_are_refused(tmp_path: Path):
     (tmp_path / "lists").mkdir()
     manifest = tmp_path / "lists/cases.csv"
     manifest.write_text("case_id,image,label\na,../data/imagesTr/a_0000.nii.gz,../data/labelsTr/a.nii.gz\n")
-    with pytest.raises(DataError, match=r"names 2 file\(s\) outside its folder"):
+    with pytest.raises(DataError, match=r"names 2 files outside its folder"):
         fix_dataset(manifest, tmp_path / "out", n_workers=1)
 
 
@@ -172,7 +172,7 @@ def test_command_checks_the_copy(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert run(["check", str(data), "-j", "1"]) == 3
     assert "sform and pixdim disagree" in capsys.readouterr().out
     assert run(["check", str(data), "--fix", str(tmp_path / "out"), "-j", "1"]) == 0
-    assert "2 file(s) repaired" in capsys.readouterr().err
+    assert "2 files repaired" in capsys.readouterr().err
 
 
 def test_published_contradiction(shared_data: Path, tmp_path: Path):
@@ -221,7 +221,7 @@ def test_label_maps_are_turned_and_moved_to_their_images(tmp_path: Path):
     repairs = fix_dataset(data, out, n_workers=2)
     assert digests(data) == before
     assert [(one.case_id, one.kind, one.done) for one in repairs] == [
-        ("a", "label_turned", "turned to the image's axes and given its header; no voxel left its place"),
+        ("a", "label_turned", "reoriented to the image's axes and given its header; voxels keep their position"),
         ("b", "label_float", "stored as uint8"),
         ("b", "label_shifted", "given the image's header: moved by 5 mm"),
     ]
@@ -280,9 +280,9 @@ def with_unit(path: Path, code: int, affine: np.ndarray) -> Path:
 @pytest.mark.parametrize(
     ("code", "factor", "done"),
     [
-        (1, 1e-3, "voxels of 0.001 × 0.0015 × 0.0025 m are now 1 × 1.5 × 2.5 mm"),
-        (3, 1e3, "voxels of 1000 × 1500 × 2500 µm are now 1 × 1.5 × 2.5 mm"),
-        (1, 1.0, "unit m became mm: voxels of 1000 × 1500 × 2500 mm cannot be"),
+        (1, 1e-3, "voxels of 0.001 × 0.0015 × 0.0025 m converted to 1 × 1.5 × 2.5 mm"),
+        (3, 1e3, "voxels of 1000 × 1500 × 2500 µm converted to 1 × 1.5 × 2.5 mm"),
+        (1, 1.0, "unit m replaced by mm: voxels of 1000 × 1500 × 2500 mm are implausible"),
     ],
 )
 def test_lengths_in_other_units(tmp_path: Path, code: int, factor: float, done: str):
@@ -342,14 +342,14 @@ def test_lists_with_absolute_paths_are_refused_and_nothing_is_left(tmp_path: Pat
     else:
         mapped = {"a": {"images": [str(image)], "label": str(label)}}
         write_nnunet(data, ["a"], dataset=mapped)
-    with pytest.raises(DataError, match=r"names 2 file\(s\) by absolute paths"):
+    with pytest.raises(DataError, match=r"names 2 files by absolute paths"):
         fix_dataset(data, tmp_path / "out", n_workers=1)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_described_file_stands_for_its_folder(tmp_path: Path):
     data = write_nnunet(tmp_path / "data", CASES)
-    with pytest.raises(UsageError, match="lies in the dataset"):
+    with pytest.raises(UsageError, match="is inside the dataset"):
         fix_dataset(data / "dataset.json", data / "out", n_workers=1)
     turned_label(data / "labelsTr/a.nii.gz")
     assert run(["check", str(data / "dataset.json"), "--fix", str(tmp_path / "out"), "-j", "1"]) == 0

@@ -161,7 +161,7 @@ def test_a_grid_that_is_only_turned_is_not_to_be_resampled() -> None:
     ras = Grid((2, 3, 4), np.diag([1.0, 1.0, 2.0, 1.0]))
     for orientation, shape_zyx in (("SPR", (4, 3, 2)), ("LAS", (2, 3, 4))):
         turned = Grid(shape_zyx, affine_of(orientation, (1.0, 1.0, 2.0), 0.0))
-        with pytest.raises(GeometryError, match=rf"run {orientation}, those of the other RAS: reorient it") as fault:
+        with pytest.raises(GeometryError, match=rf"are {orientation}, those of the other RAS: reorient it") as fault:
             require_same_grid(ras, turned, "m.nii")
         assert "Resample" not in str(fault.value)
     with pytest.raises(GeometryError, match="Resample one"):

@@ -101,9 +101,9 @@ def test_a_finished_phantom_is_kept_and_a_foreign_folder_refused(tmp_path: Path)
     before = (folder / "dataset.json").stat().st_mtime_ns
     assert make_phantom(folder, 1, seed=0) == folder
     assert (folder / "dataset.json").stat().st_mtime_ns == before
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds something other"):
         make_phantom(folder, 1, seed=1)
-    with pytest.raises(UsageError, match="holds something else"):
+    with pytest.raises(UsageError, match="holds something other"):
         make_phantom(tmp_path, 1, seed=0)
     with pytest.raises(UsageError, match="0 cases"):
         make_phantom(tmp_path / "none", 0, seed=0)

@@ -371,7 +371,7 @@ def test_a_patient_on_both_sides_of_an_imported_fold_is_the_first_thing_one_read
     page = report_of(work)
     alarm = page.text.index("Do not trust these scores.")
     assert alarm < page.text.index("PATIENTS ON BOTH SIDES OF 2 OF 2 FOLDS.") < page.text.index("Mean Dice")
-    assert f"fold 1: 1 patient(s) on both sides ({first.patient_id})" in page.text
+    assert f"fold 1: 1 patient on both sides ({first.patient_id})" in page.text
     assert f"2 folds imported from {work}/splits_final.json" in page.text and "folds by patient" not in page.text
     assert f" --splits {work}/splits_final.json --seed 0" in commands_of(work)[0]
 

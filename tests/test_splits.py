@@ -101,12 +101,12 @@ def test_three_patients_give_three_folds_and_a_warning():
 def test_a_label_of_two_patients_is_named():
     dataset = dataset_of(*(f"p{i}" for i in range(6)))
     presence = {c.case_id: frozenset({"a", "b"} if c.patient_id in ("p0", "p1") else {"a"}) for c in dataset.cases}
-    assert "label b occurs in 2 patient(s)" in make_splits(dataset, presence, seed=0).warnings[0]
+    assert "label b occurs in 2 patients" in make_splits(dataset, presence, seed=0).warnings[0]
 
 
 def test_one_patient_cannot_be_split():
     dataset = dataset_of("p", "p", "p")
-    with pytest.raises(DataError, match=r"3 case\(s\) of 1 patient; expected at least 2"):
+    with pytest.raises(DataError, match=r"3 cases of 1 patient; expected at least 2"):
         make_splits(dataset, everything(dataset), seed=0)
 
 
@@ -139,10 +139,10 @@ def test_nnunet_splits_are_taken_unchanged_and_leaks_named(tmp_path: Path):
     assert splits.seed is None
     loud, sentence = leaks(splits.folds, dataset)
     assert loud.startswith("PATIENTS ON BOTH SIDES OF 1 OF 2 FOLDS. ")
-    assert sentence == "fold 0: 1 patient(s) on both sides (p1)"
+    assert sentence == "fold 0: 1 patient on both sides (p1)"
     assert splits.warnings == (
         *leaks(splits.folds, dataset),
-        "2 case(s) are never validated (c001, c003)",
+        "2 cases never validated (c001, c003)",
     )
 
 
@@ -152,7 +152,7 @@ def test_nnunet_splits_are_taken_unchanged_and_leaks_named(tmp_path: Path):
         ([{"train": ["c000"], "val": ["c01"]}], "fold 0: 1 case.*'c01'.* Did you mean 'c001'"),
         ([{"train": ["c000"], "val": ["c000"]}], "cases on both sides: c000"),
         ([{"train": ["c000"], "val": ["c001", "c001"]}], "cases twice on one side: c001"),
-        ([{"train": [["c000"]], "val": ["c001"]}], r"1 case\(s\) that the dataset has not, e\.g\. \['c000'\]"),
+        ([{"train": [["c000"]], "val": ["c001"]}], r"1 case is not in the dataset, e\.g\. \['c000'\]"),
         ([{"train": ["c000"], "val": []}], "at least one case to train on and one to validate with"),
         ([{"train": ["c000"]}], r"fold 0: expected \{"),
         ({"folds": []}, "expected a list of folds"),
@@ -167,7 +167,7 @@ def test_wrong_nnunet_splits(tmp_path: Path, content: object, message: str):
 def test_a_case_validated_twice_is_named(tmp_path: Path):
     folds = [{"train": ["c000"], "val": ["c001"]}, {"train": ["c000"], "val": ["c001"]}]
     splits = read_nnunet_splits(write_json(tmp_path / "s.json", folds), dataset_of("p1", "p2"))
-    assert "1 case(s) are validated more than once (c001)" in splits.warnings
+    assert "1 case validated more than once (c001)" in splits.warnings
 
 
 @given(st.lists(st.integers(0, 9), min_size=4, max_size=30).filter(lambda ids: len(set(ids)) > 1), st.integers(0, 5))

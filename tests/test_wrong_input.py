@@ -79,7 +79,7 @@ WRONG = [  # command, exit code, words of the message
     ("check cut", 3, "Not ready for training"),
     ("check empty.csv", 3, "Not ready for training"),
     ("check data --fix file", 2, "exists and is not empty, expected a new folder"),
-    ("check data --fix data", 2, "expected a place of its own"),
+    ("check data --fix data", 2, "expected a separate folder"),
     ("check data --fix /proc/x", 4, "/proc/x: cannot be written"),
     ("plan none -o new", 3, "none: no such file or folder"),
     ("plan file -o new", 3, "no dataset was recognised (found a file)"),

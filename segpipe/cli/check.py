@@ -34,6 +34,7 @@ def command(data: Path, out: Path | None, work: Path | None, as_json: bool, n_wo
     """
     from segpipe.cli.main import print_json
     from segpipe.core.progress import say
+    from segpipe.core.text import count
     from segpipe.core.work import Work
     from segpipe.data.check import check_dataset
     from segpipe.data.fix import REPAIRS_FILE, fix_dataset
@@ -49,8 +50,8 @@ def command(data: Path, out: Path | None, work: Path | None, as_json: bool, n_wo
             say(repair.text)
         n_repaired = len({repair.file for repair in repairs if repair.is_repaired})
         say(
-            f"{n_repaired} file(s) repaired in the copy {out} ({REPAIRS_FILE} lists all {len(repairs)} entries), all "
-            "others copied as they are; now checking the copy"
+            f"{count(n_repaired, 'file')} repaired in the copy {out} (details in {REPAIRS_FILE}), all others copied "
+            "unchanged. Checking the copy."
         )
         report = check_dataset(out if data.is_dir() else out / data.name, n_workers)
     if work is not None:

@@ -20,7 +20,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.inputs import series_folders
 from segpipe.data.inspect import CaseFacts, inspect_case, inspect_headers
-from segpipe.data.label_lists import checked_found
+from segpipe.data.label_lists import labels_found
 from segpipe.data.layouts import LAYOUTS
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import find_layout, for_training, patients_of, to_dataset, unknown_layout
@@ -215,7 +215,7 @@ def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | Non
     labels = files.labels
     if labels is None:
         try:
-            labels = checked_found(values, files.root)
+            labels = labels_found(values, files.root)
         except DataError as problem:
             return None, [fault("description", str(problem), None, None)]
     label_maps = {case.case_id: case.label for case in files.cases}
@@ -326,6 +326,6 @@ def _grid_lines(grids: Sequence[Grid]) -> dict[str, str]:
 
 
 def _ranges(triples: Sequence[tuple[float, ...]]) -> str:
-    """Write the smallest and largest value along each axis."""
+    """Write the range of values along each axis."""
     ends = [(min(axis), max(axis)) for axis in zip(*triples, strict=True)]
     return " × ".join(f"{low:.4g}" if f"{low:.4g}" == f"{high:.4g}" else f"{low:.4g}–{high:.4g}" for low, high in ends)

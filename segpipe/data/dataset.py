@@ -1,4 +1,4 @@
-"""What a dataset is, whatever folder layout it came in."""
+"""Datasets: cases, channels and labels, independent of the layout they were read from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASE_NAME = "a name without slash that does not begin with a dot"
 
 
 def is_case_name(text: str) -> bool:
-    """Whether files and folders may be called so: never one that leads elsewhere, such as `..` or `a/b`."""
+    """True if files and folders may have this name; false for one that leads elsewhere, such as `..` or `a/b`."""
     return bool(text) and not text.startswith(".") and not set(text) & set("/\\\0")
 
 
@@ -23,10 +23,10 @@ class Case(Record):
     """One image and its label map.
 
     Args:
-        case_id: Name, unique in the dataset; output files are called so.
-        patient_id: Whose image it is; cases of one patient never part in a split.
+        case_id: Name, unique in the dataset; output files are named by it.
+        patient_id: The patient; a split never separates the cases of one patient.
         images: Files, one for each channel, or one 4D file with all channels.
-        label: File of the label map; None where there is none (prediction).
+        label: File of the label map; None if there is none (prediction).
         site: Where it was acquired; None if unknown.
     """
 
@@ -92,7 +92,7 @@ class Dataset(Record):
 
 
 def signature_of(case: Case) -> str:
-    """Twelve hexadecimal digits of the names, sizes and times of a case's files.
+    """Digest, in twelve hexadecimal digits, the names, sizes and times of a case's files.
 
     Raises:
         DataError: If a file is gone.
@@ -104,5 +104,7 @@ def signature_of(case: Case) -> str:
                 stat = part.stat()
                 digest.update(f"{part.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
         except OSError as fault:
-            raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}).") from None
+            raise DataError(
+                f"{case.case_id}: {file} cannot be read ({fault.strerror}). Restore it, or check the dataset again."
+            ) from None
     return digest.hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""What can be wrong with a dataset: one table of all kinds of fault, and the record of one of them."""
+"""Faults of a dataset: one table of all kinds, the record of one of them, and groups of them for people."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from segpipe.core.errors import DataError
 from segpipe.core.header import stem_of
 from segpipe.core.records import Record
+from segpipe.core.text import count
 
 Severity = Literal["fatal", "warning"]
 _MAX_NAMED = 3  # places in a group of faults
@@ -17,7 +18,7 @@ _MAX_LISTED = 20  # faults in one error message; `segpipe check` shows them all
 
 
 class Kind(NamedTuple):
-    """One kind of fault: how grave it is, what was expected, what to do."""
+    """One kind of fault: its severity, what is expected, and what to do."""
 
     severity: Severity
     title: str
@@ -33,17 +34,17 @@ KINDS: dict[str, Kind] = {
         "fatal",
         "No labels: images only",
         "a label map for each image",
-        "To train, add labels in one of the layouts of data_readme.md; to predict, nothing is missing.",
+        "To train, add labels in one of the layouts of data_readme.md. To predict, nothing is missing.",
     ),
-    "file_missing": Kind("fatal", "File missing", "the file that is named", "Add it, or take the case off the list."),
+    "file_missing": Kind("fatal", "File missing", "every listed file", "Add it, or remove the case from the list."),
     "image_without_label": Kind(
         "fatal", "Image without label", "a label map for each case", "Add the label map, or move the image away."
     ),
     "unlabelled": Kind(
         "warning",
         "Scan without label map",
-        "a label map, if it is to be trained on",
-        "Nothing, if the derivative covers some scans only: the others are left out of training.",
+        "a label map for each scan to train on",
+        "Nothing, if the derivative covers only some scans: the others are left out of training.",
     ),
     "label_without_image": Kind(
         "fatal", "Label without image", "an image for each label map", "Add the image, or move the label map away."
@@ -64,19 +65,19 @@ KINDS: dict[str, Kind] = {
     ),
     "no_permission": Kind(
         "fatal",
-        "File may not be read",
-        "a file that you may read",
-        "Ask its owner, or `chmod u+r` it; it is not said to be damaged.",
+        "No permission to read a file",
+        "a readable file",
+        "Ask its owner, or run `chmod u+r` on it.",
     ),
     "too_large": Kind(
         "fatal",
-        "Larger than the memory",
-        "voxels that fit into memory",
-        "Correct the header if it exaggerates; else use one worker (-j 1) or a machine with more memory.",
+        "Image does not fit into memory",
+        "an image that fits into memory",
+        "Correct the header if its shape is wrong. Otherwise use one worker (-j 1) or a machine with more memory.",
     ),
     "other_format": Kind(
         "warning",
-        "Image in a format that is not read",
+        "Unsupported image format",
         "NIfTI, NRRD or MetaImage",
         "Convert it: `mri_convert` (.mgz), `fslchfiletype` (.hdr, .img), `dcm2niix` (DICOM).",
     ),
@@ -88,19 +89,19 @@ KINDS: dict[str, Kind] = {
         "fatal",
         "sform and pixdim disagree",
         "the same voxel edges in both",
-        "`segpipe check DATA --fix OUT` writes a repaired copy; look at one case of it.",
+        "`segpipe check DATA --fix OUT` writes a repaired copy. Look at one of its cases.",
     ),
     "unit": Kind(
         "fatal",
         "Lengths not in mm",
         "a header in mm",
-        "`segpipe check DATA --fix OUT` writes a copy in mm; look at one case of it.",
+        "`segpipe check DATA --fix OUT` writes a copy in mm. Look at one of its cases.",
     ),
     "two_places": Kind(
         "warning",
         "sform and qform disagree",
-        "one place for each voxel",
-        "segpipe reads the sform, other programs may not. `--fix OUT` writes a copy without the qform.",
+        "one position for each voxel",
+        "segpipe reads the sform, other programs may read the qform. `--fix OUT` writes a copy without the qform.",
     ),
     "sheared": Kind(
         "fatal", "Sheared grid", "axes at right angles", "Resample image and label map to a rectangular grid."
@@ -110,27 +111,27 @@ KINDS: dict[str, Kind] = {
     ),
     "place_mismatch": Kind(
         "fatal",
-        "Files of a case lie apart",
-        "corner voxels within a tenth of a voxel",
+        "Files of a case are misaligned",
+        "corner voxels at the same position, to a tenth of a voxel",
         "Find out which header is right and copy it, or resample.",
     ),
     "label_turned": Kind(
         "fatal",
-        "Label map turned against its image",
+        "Label map has other axes than its image",
         "the image's order and direction of axes",
-        "`segpipe check DATA --fix OUT` turns it in a copy; no voxel leaves its place.",
+        "`segpipe check DATA --fix OUT` reorients it in a copy; voxels keep their position in space.",
     ),
     "label_shifted": Kind(
         "fatal",
         "Label map shifted against its image",
-        "the place of the image",
-        "If their voxels belong together, `--fix OUT` writes a copy with the image's header; look at one case of it.",
+        "the position of the image",
+        "If their voxels correspond, `--fix OUT` writes a copy with the image's header. Look at one of its cases.",
     ),
     "channel_count": Kind(
         "fatal",
-        "Number of channels",
+        "Wrong number of channels",
         "the dataset's number of channels",
-        "Split time series into cases; give every case the same channels.",
+        "Split time series into cases, and give every case the same channels.",
     ),
     "label_channels": Kind(
         "fatal", "Label map with a fourth axis", "one integer per voxel", "Merge one-hot channels into one map."
@@ -139,28 +140,30 @@ KINDS: dict[str, Kind] = {
         "warning",
         "No orientation in the header",
         "a sform or qform code above 0",
-        "Left and right cannot be told: if that matters, export again with orientation.",
+        "Left and right are unknown. If that matters, export the image again with its orientation.",
     ),
     "orientation_differs": Kind(
         "warning",
         "Orientation differs between cases",
         "one orientation",
-        "Nothing: cases are turned into the most frequent one, and masks are turned back.",
+        "Nothing: cases are reoriented to the most frequent one, and masks are reoriented back.",
     ),
     # voxels
-    "not_finite": Kind("fatal", "NaN or infinite voxels", "finite numbers", "Export again, or fill them knowingly."),
+    "not_finite": Kind(
+        "fatal", "NaN or infinite voxels", "finite numbers", "Export the image again, or replace them deliberately."
+    ),
     "constant": Kind("fatal", "Constant image", "an image with contrast", "Export it again, or move the case away."),
     "label_not_integer": Kind(
         "fatal",
         "Label values are not integers",
         "whole numbers",
-        "It was probably interpolated: export again with nearest neighbour.",
+        "The label map was probably interpolated: export it again with nearest neighbour.",
     ),
     "label_float": Kind(
         "warning",
         "Label map stored as floats or scaled",
         "whole numbers",
-        "Nothing: they are rounded. `--fix OUT` stores them as integers.",
+        "Nothing: values are rounded. `--fix OUT` stores them as integers.",
     ),
     "label_unknown": Kind(
         "fatal",
@@ -169,26 +172,34 @@ KINDS: dict[str, Kind] = {
         "Add it to the list or correct the file.",
     ),
     "label_empty": Kind(
-        "warning", "Empty label map", "at least one labelled voxel", "Check that nothing was to be found in the case."
+        "warning",
+        "Empty label map",
+        "at least one labelled voxel",
+        "Check that the case really shows none of the structures.",
     ),
     # the dataset as a whole
     "label_unused": Kind(
-        "warning", "Label occurs in no case", "every label in some case", "Take it off the list: it cannot be learned."
+        "warning",
+        "Label occurs in no case",
+        "every label in some case",
+        "Remove it from the list: it cannot be learned.",
     ),
     "duplicate_patients": Kind(
         "fatal",
         "Same image, different patients",
         "every scan once",
-        "Remove one, or give both the same patient: the scan could be trained on and validated with.",
+        "Remove one, or give both the same patient. Otherwise one could train and the other validate.",
     ),
     "duplicate": Kind("warning", "Same image twice", "every scan once", "Remove one of them."),
     "one_patient": Kind(
         "fatal", "Too few patients to split", "at least 2 patients, better 50", "Add cases of other patients."
     ),
     "few_patients": Kind(
-        "warning", "Fewer than 5 patients", "at least 5 patients", "There will be as many folds as patients."
+        "warning", "Fewer than 5 patients", "at least 5 patients", "Nothing: there will be as many folds as patients."
     ),
-    "column_unused": Kind("warning", "CSV column not used", "the columns of data_readme.md", "Nothing, if intended."),
+    "column_unused": Kind(
+        "warning", "CSV column not used", "the columns of data_readme.md", "Nothing, if that is intended."
+    ),
 }
 
 
@@ -198,10 +209,10 @@ class Fault(Record):
     Args:
         severity: `fatal` (training would fail or mislead) or `warning`.
         kind: Key of `KINDS`.
-        case_id: The case; None if the fault is not of one case.
-        file: The file; None if the fault is not of one file.
-        found: What is there, with values and units.
-        expected: What should be there.
+        case_id: The case; None if the fault concerns none, or several.
+        file: The file; None if the fault concerns none, or several.
+        found: The finding, with values and units.
+        expected: The expected state.
         remedy: What to do.
     """
 
@@ -224,7 +235,7 @@ class Fault(Record):
 def fault(
     kind: str, found: str, case_id: str | None = None, file: Path | None = None, expected: str | None = None
 ) -> Fault:
-    """A fault of a kind of `KINDS`; `expected` where it can be told more exactly than in the table."""
+    """Make a fault of a kind in `KINDS`; `expected` if it is more exact than in the table."""
     entry = KINDS[kind]
     return Fault(
         severity=entry.severity,
@@ -241,7 +252,7 @@ def refuse(faults: Iterable[Fault], where: Path) -> None:
     """Raise if any fault is fatal.
 
     Raises:
-        DataError: With all fatal faults, one a line, up to a readable number.
+        DataError: With the fatal faults, one per line, up to a readable number.
     """
     lines = [one.text for one in faults if one.severity == "fatal"]
     if len(lines) == 1:
@@ -249,7 +260,7 @@ def refuse(faults: Iterable[Fault], where: Path) -> None:
     if lines:
         more = [f"… and {len(lines) - _MAX_LISTED} more; `segpipe check` lists them all."]
         shown = lines[:_MAX_LISTED] + (more if len(lines) > _MAX_LISTED else [])
-        raise DataError(f"{where}: {len(lines)} faults.\n  " + "\n  ".join(shown))
+        raise DataError(f"{where}: {count(len(lines), 'fault')}.\n  " + "\n  ".join(shown))
 
 
 @dataclass(frozen=True)
@@ -257,9 +268,9 @@ class FaultGroup:
     """Every fault of one kind.
 
     Args:
-        severity: Of all of them.
-        title: The kind.
-        n_faults: How many.
+        severity: The severity of all of them.
+        title: The title of their kind.
+        n_faults: Their number.
         details: The first cases or files, then what was found and expected in the first of them.
         remedy: What to do.
     """
@@ -272,7 +283,7 @@ class FaultGroup:
 
 
 def fault_groups(faults: Sequence[Fault]) -> list[FaultGroup]:
-    """Faults by kind, fatal kinds first, in the order of the table of kinds."""
+    """Group faults by kind, fatal kinds first, in the order of `KINDS`."""
     by_kind = {kind: [one for one in faults if one.kind == kind] for kind in KINDS}
     groups = [
         FaultGroup(own[0].severity, KINDS[kind].title, len(own), tuple(_details(own)), own[0].remedy)
@@ -287,7 +298,7 @@ def _details(own: list[Fault]) -> list[str]:
     if first.kind == "description":
         return [one.found for one in own]
     places = list(dict.fromkeys(_place(one) for one in own if _place(one)))
-    if not places:  # of no case: what was found differs
+    if not places:  # none concerns a case: list the findings
         return [_first([one.found for one in own]), f"expected {first.expected}"]
     return [_first(places), f"{first.found}; expected {first.expected}"]
 
@@ -300,5 +311,5 @@ def _place(one: Fault) -> str:
     name = Path(one.file).name if one.file else ""
     if one.case_id is None:
         return name
-    is_told = not name or name.startswith(one.case_id) or stem_of(Path(name)) in one.case_id
-    return one.case_id if is_told else f"{one.case_id} ({name})"
+    is_known = not name or name.startswith(one.case_id) or stem_of(Path(name)) in one.case_id
+    return one.case_id if is_known else f"{one.case_id} ({name})"

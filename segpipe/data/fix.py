@@ -1,4 +1,4 @@
-"""A repaired copy of a dataset, in its own layout. The input is never touched: files are copied, never linked."""
+"""Repair a dataset in a copy with the same layout. The input is never touched: files are copied, never linked."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from segpipe.core.grid import MAX_SHEAR
 from segpipe.core.header import NIFTI_ENDINGS, Header, ending_of, may_be_read, stem_of
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
+from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values, write_mask
 from segpipe.data.check import walk
 from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
@@ -31,7 +32,7 @@ from segpipe.data.patients import PATIENTS_FILE
 from segpipe.data.placement import Placement, placement
 
 REPAIRS_FILE = "repairs.csv"
-_RAW_ENDINGS = (".raw", ".zraw")  # voxels of a .mhd, which is their header
+_RAW_ENDINGS = (".raw", ".zraw")  # voxels of a .mhd, which is only a header
 _HEADER_REPAIRS: dict[str, tuple[Callable[[Header], str], Callable[[Header, Path], str]]] = {  # in this order
     "unit": (lambda header: "" if header.unit == "mm" else f"lengths in {header.unit}", repair_unit),
     "header_contradiction": (lambda header: header.contradiction, repair_edges),
@@ -40,15 +41,15 @@ _HEADER_REPAIRS: dict[str, tuple[Callable[[Header], str], Callable[[Header, Path
 
 
 class Repair(Record):
-    """What was done to one file.
+    """A repair of one file.
 
     Args:
         case_id: Its case; None if it belongs to none.
         file: Path below the copy.
         kind: The kind of fault.
         found: What was wrong, with values and units.
-        done: What was done, or why nothing could be.
-        is_repaired: False if the file is as it was, or was not copied.
+        done: What was done, or why nothing was done.
+        is_repaired: False if the file was copied unchanged, or not copied.
     """
 
     case_id: str | None
@@ -65,23 +66,24 @@ class Repair(Record):
 
 
 def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
-    """Write a copy of a dataset, repaired where that needs no judgement, and `repairs.csv` in it.
+    """Write a copy of a dataset, repaired where no judgement is needed, with `repairs.csv` in it.
 
-    Headers in other units, with an sform that contradicts pixdim, or with two places: see `data.header_repair`. Label
-    maps stored as floats or scaled become integers; those that are turned or shifted against their image
-    (`data.placement`) get its axes and its header. Everything else is copied byte by byte, damaged files too.
+    Headers in other units, with an sform that contradicts pixdim or a qform that contradicts the sform: see
+    `data.header_repair`. Label maps stored as floats or scaled become integers; those with other axes than their
+    image, or shifted against it (`data.placement`), get its axes and its header. Everything else is copied byte by
+    byte, damaged files too.
 
     Args:
         path: A dataset's folder or `dataset.json`, a CSV manifest (it and the files it names are copied), or one image.
         out: The copy's folder; it must not exist or be empty. It appears when the copy is whole.
-        n_workers: Files worked on side by side.
+        n_workers: Number of parallel workers.
 
     Returns:
         One entry for each fault of a file that was repaired or could not be, in the order of the files.
 
     Raises:
-        UsageError: If `out` is in the dataset or around it, or holds something.
-        DataError: If the dataset names files outside its folder or by absolute paths, which a copy could not.
+        UsageError: If `out` is inside the dataset, contains it, or is not empty.
+        DataError: If the dataset names files outside its folder or by absolute paths, which a copy cannot.
         ResourceError, SetupError: If the copy cannot be written.
     """
     path, out = path.absolute(), out.absolute()
@@ -89,18 +91,20 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
         path = path.parent
     _check_places(path, out)
     try:
-        found = find_layout(path)
+        dataset = find_layout(path)
     except DataError:
-        found = None  # the headers can be repaired all the same
-    root, files = _files(path, found)
+        dataset = None  # headers can be repaired even so
+    root, files = _files_to_copy(path, dataset)
     remove_leftovers(out.parent)
     with whole_folder(out) as copy:
-        cases = found.cases if found else ()
+        cases = dataset.cases if dataset else ()
         job = _Job(root, copy, {file: case for case in cases for file in (*case.images, case.label) if file})
         n_cases = Counter(case.label for case in cases if case.label)
-        labels = [label for label, n in n_cases.items() if n == 1]  # what suits one image may not suit the other
+        labels = [
+            label for label, n in n_cases.items() if n == 1
+        ]  # one label map of two images: what fits one may not fit the other
         per_file = map_threads(job.copy_file, files, f"copying {path.name}", n_workers)
-        per_label = map_threads(job.repair_label, labels, "looking at the label maps", n_workers)
+        per_label = map_threads(job.repair_label, labels, "checking label maps", n_workers)
         _refuse_absolute(copy if path.is_dir() else copy / path.name, path)
         repairs = sorted((one for group in (*per_file, *per_label) for one in group), key=lambda one: one.file)
         write_text(copy / REPAIRS_FILE, _table(repairs))
@@ -110,32 +114,34 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
 def _check_places(path: Path, out: Path) -> None:
     source, target = path.resolve(), out.resolve()
     if path.is_dir() and (target == source or source in target.parents or target in source.parents):
-        raise UsageError(f"{out}: lies in the dataset {path} or around it; expected a place of its own. Choose one.")
+        raise UsageError(
+            f"{out}: is inside the dataset {path}, or contains it; expected a separate folder. Choose another."
+        )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UsageError(f"{out}: exists and is not empty, expected a new folder. Choose another name.")
 
 
-def _files(path: Path, found: DatasetFiles | None) -> tuple[Path, list[Path]]:
-    """The folder that is copied and the files in it."""
-    named = [file for case in found.cases for file in (*case.images, case.label) if file] if found else []
+def _files_to_copy(path: Path, dataset: DatasetFiles | None) -> tuple[Path, list[Path]]:
+    """Find the folder to copy and the files in it."""
+    named = [file for case in dataset.cases for file in (*case.images, case.label) if file] if dataset else []
     root = path if path.is_dir() else path.parent
     outside = [file for file in named if not file.resolve().is_relative_to(root.resolve()) and ".." in file.parts]
     outside += [file for file in named if not file.is_relative_to(root)]
     if outside:
         raise DataError(
-            f"{path}: names {len(outside)} file(s) outside its folder, e.g. {outside[0]}; a copy could not name them "
-            "the same way. Name the folder that holds all, or repair single files (`segpipe check FILE --fix OUT`)."
+            f"{path}: names {count(len(outside), 'file')} outside its folder, e.g. {outside[0]}; a copy cannot. "
+            "Give the folder that holds all files, or repair single files (`segpipe check FILE --fix OUT`)."
         )
     if path.is_dir():
         return root, list(walk(path))
     raw = [file.with_name(stem_of(file) + ending) for file in (path, *named) for ending in _RAW_ENDINGS]
     beside = [file for file in (root / PATIENTS_FILE, *raw) if file.is_file()]
-    return root, sorted({path, *named, *beside}) if found else sorted({path, *set(beside) & set(raw)})
+    return root, sorted({path, *named, *beside}) if dataset else sorted({path, *set(beside) & set(raw)})
 
 
 @dataclass(frozen=True)
 class _Job:
-    """What every file of a copy needs to know: where it comes from, where it goes, what it is."""
+    """A copy in the making: the source folder, the target folder, and the case of each file."""
 
     root: Path
     copy: Path
@@ -153,10 +159,10 @@ class _Job:
         """Copy a file and repair the copy's header."""
         target = self.target(file)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if not file.exists():  # a link that leads nowhere
+        if not file.exists():  # a broken link
             return [self.repair(file, "file_missing", "no such file", "not copied", is_repaired=False)]
         if not may_be_read(file):
-            return [self.repair(file, "no_permission", "permission denied", "not copied", is_repaired=False)]
+            return [self.repair(file, "no_permission", "no permission to read it", "not copied", is_repaired=False)]
         shutil.copy2(file, target)
         repairs = []
         for kind, (trouble, repair) in _HEADER_REPAIRS.items():
@@ -179,7 +185,7 @@ class _Job:
             values = read_label_values(label)
         except DataError as problem:
             found = what_was_found(problem, target)
-            return [self.repair(file, kind_of(problem), found, "copied as it was", is_repaired=False)]
+            return [self.repair(file, kind_of(problem), found, "copied unchanged", is_repaired=False)]
         repairs = []
         dtype = _smallest(values)
         if not label.holds_integers:
@@ -193,25 +199,25 @@ class _Job:
 
 
 def _displacement(place: Placement, image: Header, label: Header) -> tuple[str, str] | None:
-    """What is wrong with the place of a label map and what is done; None if nothing is or can be."""
+    """Describe what is wrong with the position of a label map and what is done; None if nothing is."""
     if place.kind == "turned":
         axes = f"axes {label.grid.orientation}, those of the image are {image.grid.orientation}"
-        return axes, "turned to the image's axes and given its header; no voxel left its place"
+        return axes, "reoriented to the image's axes and given its header; voxels keep their position"
     if place.kind == "shifted":
-        found = f"a corner voxel is {place.gap_mm:.3g} mm from that of the image; shape, edges and axes are equal"
+        found = f"a corner voxel is {place.gap_mm:.3g} mm from that of the image; shape, spacing and axes are equal"
         return found, f"given the image's header: moved by {place.gap_mm:.3g} mm"
     return None
 
 
 def _smallest(values: NDArray[np.int32]) -> np.dtype[np.integer[Any]]:
-    """The smallest type that holds the values."""
+    """Find the smallest type that holds the values."""
     low, high = int(values.min()), int(values.max())
     kinds = (np.uint8, np.int16, np.int32)
     return np.dtype(next(kind for kind in kinds if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max))
 
 
 def _header(file: Path) -> Header | None:
-    """Header of an image; None for other files and those that cannot be read, which `check` reports."""
+    """Read the header of an image; None for other files and those that cannot be read, which `check` reports."""
     if not ending_of(file):
         return None
     try:
@@ -221,18 +227,18 @@ def _header(file: Path) -> Header | None:
 
 
 def _refuse_absolute(copy: Path, path: Path) -> None:
-    """A list with absolute paths still names the input's files."""
+    """Refuse a list with absolute paths: in a copy it still names the input's files."""
     try:
-        found = find_layout(copy)
-    except DataError:  # as wrong as the input's
+        dataset = find_layout(copy)
+    except DataError:  # the input's description is wrong too
         return
     root = copy if copy.is_dir() else copy.parent
-    named = [file for case in found.cases for file in (*case.images, case.label) if file] if found else []
+    named = [file for case in dataset.cases for file in (*case.images, case.label) if file] if dataset else []
     outside = [file for file in named if not file.is_relative_to(root)]
     if outside:
         raise DataError(
-            f"{path}: names {len(outside)} file(s) by absolute paths, e.g. {outside[0]}: a copy of the list would "
-            "still name the input's files. Expected paths relative to the list: correct them."
+            f"{path}: names {count(len(outside), 'file')} by absolute paths, e.g. {outside[0]}, to which a copy of the "
+            "list would still point. Use paths relative to the list."
         )
 
 

@@ -1,4 +1,4 @@
-"""Correct what a NIfTI header says twice or in another unit. Only header bytes change, voxels are copied."""
+"""Repair NIfTI headers that contradict themselves or use another unit. Only header bytes change, voxels are copied."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from segpipe.core.errors import DataError
 from segpipe.core.files import whole_file
 from segpipe.core.header import Header
 
-_UNIT_TOLERANCE = 1e-3  # edges this near 1 mm are what a tool writes that knows none
+_UNIT_TOLERANCE = 1e-3  # edges this near 1 mm are a tool's default for unknown ones
 _MM_OF = {"m": 1e3, "µm": 1e-3}
-_MIN_EDGE_MM, _MAX_EDGE_MM = 1e-4, 100.0  # beyond, a voxel is smaller than light resolves or larger than an organ
+_MIN_EDGE_MM, _MAX_EDGE_MM = 1e-4, 100.0  # a voxel is not smaller than light resolves, nor larger than an organ
 _MM_CODE, _SPACE_BITS = 2, 7  # of xyzt_units; its other bits are the unit of time
 
 
 class _Places(NamedTuple):
-    """Bytes of a NIfTI header: its size, where each field begins, and the formats of numbers, codes and units."""
+    """Layout of a NIfTI header: its size, the offset of each field, and the formats of numbers, codes and units."""
 
     size: int
     pixdim: int
@@ -65,15 +65,15 @@ class _Bytes:
 def repair_edges(source: Header, target: Path) -> str:
     """Write a copy of a NIfTI file in which sform and pixdim agree.
 
-    The one that says 1×1×1 mm, or an edge of 0, is taken for the wrong one; if neither does, the sform is. The sform
-    keeps its directions and its origin, its columns get pixdim's lengths.
+    The one with 1×1×1 mm, or with an edge of 0, counts as wrong; if neither has them, the sform does. The sform keeps
+    its directions and its origin, its columns get the lengths of pixdim.
 
     Args:
         source: Header of a file with a contradiction.
         target: The copy; may be the file itself.
 
     Returns:
-        What was done, for people.
+        A description of the repair.
 
     Raises:
         DataError: If the file is not NIfTI.
@@ -83,12 +83,12 @@ def repair_edges(source: Header, target: Path) -> str:
     pixdim_xyz, edges_xyz = _pixdim(source), np.array(source.grid.spacing_mm[::-1])
     if (pixdim_xyz <= 0).any() or (_is_unit(pixdim_xyz) and not _is_unit(edges_xyz)):
         file.put_edges(edges_xyz)
-        done = f"pixdim {_text(pixdim_xyz)} became {_text(edges_xyz)} mm as in the sform"
+        done = f"pixdim {_text(pixdim_xyz)} replaced by {_text(edges_xyz)} mm of the sform"
     else:
         affine = source.grid.affine_ras_mm[:3].copy()
         affine[:, :3] *= pixdim_xyz / np.linalg.norm(affine[:, :3], axis=0)
         file.put(file.places.srow, file.places.number, *affine.ravel())
-        done = f"sform of {_text(edges_xyz)} mm rescaled to {_text(pixdim_xyz)} mm as in pixdim"
+        done = f"sform rescaled from {_text(edges_xyz)} mm to {_text(pixdim_xyz)} mm of pixdim"
     file.write(target)
     return done
 
@@ -96,14 +96,14 @@ def repair_edges(source: Header, target: Path) -> str:
 def repair_unit(source: Header, target: Path) -> str:
     """Write a copy of a NIfTI file in mm.
 
-    The header's unit is taken at its word, unless a voxel would then be absurd: then only the unit was wrong.
+    Lengths are converted from the header's unit, unless voxels would be implausible: then only the unit is wrong.
 
     Args:
         source: Header of a file in another unit.
         target: The copy; may be the file itself.
 
     Returns:
-        What was done, for people.
+        A description of the repair.
 
     Raises:
         DataError: If the file is not NIfTI.
@@ -123,19 +123,19 @@ def repair_unit(source: Header, target: Path) -> str:
     file.put(places.xyzt_units, places.units, units & ~_SPACE_BITS | _MM_CODE)
     file.write(target)
     if is_plausible:
-        return f"voxels of {_text(edges_xyz)} {source.unit} are now {_text(edges_mm)} mm"
-    return f"unit {source.unit} became mm: voxels of {_text(edges_mm)} mm cannot be"
+        return f"voxels of {_text(edges_xyz)} {source.unit} converted to {_text(edges_mm)} mm"
+    return f"unit {source.unit} replaced by mm: voxels of {_text(edges_mm)} mm are implausible"
 
 
 def drop_qform(source: Header, target: Path) -> str:
-    """Write a copy of a NIfTI file that has one place: the sform's, which segpipe reads.
+    """Write a copy of a NIfTI file without its qform; the sform, which segpipe reads, stays.
 
     Args:
-        source: Header of a file whose qform names another place.
+        source: Header of a file whose qform contradicts its sform.
         target: The copy; may be the file itself.
 
     Returns:
-        What was done, for people.
+        A description of the repair.
 
     Raises:
         DataError: If the file is not NIfTI.
@@ -144,7 +144,7 @@ def drop_qform(source: Header, target: Path) -> str:
     file = _Bytes(source.path)
     file.put(file.places.qform_code, file.places.code, 0)
     file.write(target)
-    return "qform switched off (its code is 0 now), the sform stays"
+    return "qform switched off (code 0), sform kept"
 
 
 def _pixdim(source: Header) -> NDArray[np.float64]:
@@ -152,13 +152,15 @@ def _pixdim(source: Header) -> NDArray[np.float64]:
 
 
 def _format(path: Path, content: bytearray) -> tuple[_Places, str]:
-    """Version and byte order, told by the first number, which is the header's size."""
+    """Find version and byte order by the first number, the header's size."""
     for order in "<>":
         (size,) = struct.unpack_from(f"{order}i", content)
         for places in (_NIFTI1, _NIFTI2):
             if size == places.size:
                 return places, order
-    raise DataError(f"{path}: begins with no NIfTI header, expected one of 348 or 540 bytes. Export the file again.")
+    raise DataError(
+        f"{path}: does not begin with a NIfTI header, expected one of 348 or 540 bytes. Export the file again."
+    )
 
 
 def _is_unit(edges_mm: NDArray[np.float64]) -> bool:

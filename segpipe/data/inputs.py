@@ -14,7 +14,7 @@ from segpipe.core.volume import read_header
 from segpipe.data.dataset import Case
 from segpipe.data.faults import refuse
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
-from segpipe.data.layouts.scan import NUMBERED, CaseFiles, image_files, listed, numbered, without_twins
+from segpipe.data.layouts.scan import NUMBERED, CaseFiles, collect_by_name, image_files, list_folder, split_number
 from segpipe.data.load import find_layout, patients_of, to_case
 from segpipe.data.patients import assign_patients
 
@@ -80,7 +80,7 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
         checked_ending(path)
     if not files:
         what = "no such file or folder" if not path.exists() else "no image"
-        below = [p.name for p in listed(path) if p.is_dir() and image_files(p)] if path.is_dir() else []
+        below = [p.name for p in list_folder(path) if p.is_dir() and image_files(p)] if path.is_dir() else []
         where = f"Its folders {', '.join(below[:5])} hold images: choose one of them" if below else "Check the path"
         raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. {where}.")
     if len(channels) == 1:
@@ -90,19 +90,19 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
 
 def _with_siblings(file: Path, n_channels: int) -> list[Path]:
     """List a file and, if it is a numbered channel of several, the other channels beside it."""
-    number = numbered(file)
+    number = split_number(file)
     if number is None or n_channels == 1:
         return [file]
-    return [p for p in image_files(file.parent) if (other := numbered(p)) is not None and other[0] == number[0]]
+    return [p for p in image_files(file.parent) if (other := split_number(p)) is not None and other[0] == number[0]]
 
 
 def _one_channel(files: list[Path]) -> list[CaseFiles]:
-    numbers = [numbered(file) for file in files]
+    numbers = [split_number(file) for file in files]
     is_numbered = all(number is not None and number[1] == 0 for number in numbers)
     names = [
         number[0] if is_numbered and number else stem_of(file) for number, file in zip(numbers, files, strict=True)
     ]
-    by_name, twins = without_twins(zip(names, files, strict=True))
+    by_name, twins = collect_by_name(zip(names, files, strict=True))
     refuse(twins, files[0].parent)
     of_case = {case: [n[1] for n in group if n] for case, group in _by_case(numbers)}
     surplus = {case: found for case, found in of_case.items() if found[0] == 0 and len(found) > 1}
@@ -123,19 +123,19 @@ def _by_case(numbers: list[tuple[str, int] | None]) -> list[tuple[str, list[tupl
 def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[CaseFiles]:
     groups: dict[str, list[Path]] = {}
     for file in files:
-        groups.setdefault((numbered(file) or (stem_of(file), 0))[0], []).append(file)
+        groups.setdefault((split_number(file) or (stem_of(file), 0))[0], []).append(file)
     cases, problems = [], []
     for case_id, group in groups.items():
-        indices = [number[1] for file in group if (number := numbered(file)) is not None]
+        indices = [number[1] for file in group if (number := split_number(file)) is not None]
         if len(indices) == len(group) and sorted(indices) == list(range(len(channels))):
-            cases.append(CaseFiles(case_id, tuple(sorted(group, key=lambda file: numbered(file) or ("", 0)))))
+            cases.append(CaseFiles(case_id, tuple(sorted(group, key=lambda file: split_number(file) or ("", 0)))))
             continue
         try:
             counts = {file: read_header(file).n_channels for file in group}
         except DataError:  # concerns this case alone: it is reported when the case is read
             cases.append(CaseFiles(case_id, tuple(group)))
             continue
-        names, twins = without_twins((stem_of(file), file) for file in group)
+        names, twins = collect_by_name((stem_of(file), file) for file in group)
         if not twins and all(n == len(channels) for n in counts.values()):
             cases += [CaseFiles(name, (file,)) for name, file in names.items()]
             continue

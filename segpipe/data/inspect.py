@@ -1,4 +1,4 @@
-"""One case at a time: read every file once, note what is wrong and what the dataset needs to know of it."""
+"""Inspect one case at a time: read every file once, and note its faults and what the dataset needs of it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import MAX_SHEAR, Grid, require_same_grid
 from segpipe.core.header import Header, may_be_read
+from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values, read_voxels
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import value_counts
@@ -25,12 +26,12 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class CaseFacts:
-    """What was read of a case.
+    """Facts about a case, read from its files.
 
     Args:
         case_id: The case.
-        faults: What is wrong with its files.
-        grid: Place of its first image that could be read; None if none could.
+        faults: Faults of its files.
+        grid: Grid of its first image that could be read; None if none could.
         hashes: Digest of the voxels of each image file that could be read and is not constant.
         n_label_vox: Voxels of each value in the label map; None if there is none or it could not be read.
     """
@@ -46,8 +47,8 @@ def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
     """Read a case's files one after the other, so that only one is in memory.
 
     Args:
-        case: Its files; the missing ones have been reported already.
-        n_channels: What the dataset has; None if any number is right (images without a dataset).
+        case: Its files; missing ones have been reported already.
+        n_channels: Number of channels in the dataset; None to accept any (images without a dataset).
     """
     headers, label, faults = inspect_headers(case, n_channels)
     hashes = {}
@@ -64,11 +65,11 @@ def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
 
 
 def inspect_headers(case: CaseFiles, n_channels: int | None) -> tuple[list[Header], Header | None, list[Fault]]:
-    """Headers of a case's images and of its label map, as far as they can be read, and what is wrong with them.
+    """Read the headers of a case's images and of its label map, as far as possible, and find their faults.
 
     Args:
         case: Its files.
-        n_channels: What the dataset has; None if any number is right.
+        n_channels: Number of channels in the dataset; None to accept any.
     """
     faults: list[Fault] = []
     headers = [header for path in case.images if (header := _header(case, path, faults)) is not None]
@@ -94,24 +95,24 @@ def _header(case: CaseFiles, path: Path, faults: list[Fault]) -> Header | None:
 
 
 def _channel_faults(case: CaseFiles, headers: list[Header], n_channels: int) -> list[Fault]:
-    """One 4D file with all channels or one 3D file for each; how many files there are was judged by their names."""
+    """Require one 4D file with all channels, or one 3D file for each; file names were checked before."""
     if len(headers) == 1 and headers[0].n_channels == n_channels:
         return []
     expected = "3D" if n_channels == 1 else f"3D, or 4D with the {n_channels} channels of the dataset in one file"
     if len(headers) == n_channels:
         wrong = [header for header in headers if header.n_channels != 1]
         return [
-            fault("channel_count", f"4D with {header.n_channels} volumes", case.case_id, header.path, expected)
+            fault("channel_count", f"4D with {count(header.n_channels, 'volume')}", case.case_id, header.path, expected)
             for header in wrong
         ]
     if len(headers) > 1:
         return []
-    found = f"4D with {headers[0].n_channels} volumes" if headers[0].n_channels > 1 else "3D, one channel"
+    found = f"4D with {count(headers[0].n_channels, 'volume')}" if headers[0].n_channels > 1 else "3D, one channel"
     return [fault("channel_count", found, case.case_id, headers[0].path, expected)]
 
 
 def _header_faults(case: CaseFiles, header: Header) -> list[Fault]:
-    """Faults of a header by itself."""
+    """Find the faults of a single header."""
     found = {}
     if header.unit != "mm":
         found["unit"] = f"lengths in {header.unit}"
@@ -129,7 +130,7 @@ def _header_faults(case: CaseFiles, header: Header) -> list[Fault]:
 
 
 def _image_place_faults(case: CaseFiles, header: Header, first: Grid) -> list[Fault]:
-    """Where an image lies against the first one of its case."""
+    """Compare the position of an image with that of the first one of its case."""
     try:
         require_same_grid(first, header.grid, header.path.name)
     except GeometryError:
@@ -138,15 +139,15 @@ def _image_place_faults(case: CaseFiles, header: Header, first: Grid) -> list[Fa
 
 
 def _label_place_faults(case: CaseFiles, label: Header, image: Header) -> list[Fault]:
-    """Where a label map lies against the first image of its case."""
+    """Compare the position of a label map with that of the first image of its case."""
     place = placement(image, label)
     if place.kind == "same":
         return []
     if place.kind == "turned":
-        text, expected = f"axes {label.grid.orientation}", f"{image.grid.orientation} as the image"
+        text, expected = f"axes {label.grid.orientation}", f"{image.grid.orientation} like the image"
         return [fault("label_turned", text, case.case_id, label.path, expected)]
     if place.kind == "shifted":
-        text = f"equal shape, edges and axes, but a corner voxel is {place.gap_mm:.3g} mm from that of the image"
+        text = f"same shape, spacing and axes, but a corner voxel is {place.gap_mm:.3g} mm from that of the image"
         return [fault("label_shifted", text, case.case_id, label.path)]
     return [_apart(case, label, image.grid)]
 
@@ -154,26 +155,26 @@ def _label_place_faults(case: CaseFiles, label: Header, image: Header) -> list[F
 def _apart(case: CaseFiles, header: Header, first: Grid) -> Fault:
     gap_mm = first.corner_gap_mm(header.grid)
     if np.isinf(gap_mm):
-        expected = f"{_shape(first)} as the first image"
+        expected = f"{_shape(first)} like the first image"
         return fault("shape_mismatch", _shape(header.grid), case.case_id, header.path, expected)
     edges = " and ".join(" × ".join(f"{edge:.4g}" for edge in grid.spacing_mm[::-1]) for grid in (header.grid, first))
-    text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image; edges of {edges} mm"
+    text = f"a corner voxel is {gap_mm:.3g} mm from that of the first image; voxel sizes {edges} mm"
     return fault("place_mismatch", text, case.case_id, header.path)
 
 
 def _in_memory(
     inspect: Callable[[CaseFiles, Header], tuple[Result | None, list[Fault]]], case: CaseFiles, header: Header
 ) -> tuple[Result | None, list[Fault]]:
-    """What `inspect` finds; a file that is too large, or says so, must not end the check of all others."""
+    """Run `inspect`; a file that is too large, or claims to be, must not end the check of the others."""
     try:
         return inspect(case, header)
     except MemoryError:
-        text = f"{_shape(header.grid)}, {header.n_channels} channel(s) of {header.dtype}"
+        text = f"{_shape(header.grid)}, {count(header.n_channels, 'channel')} of {header.dtype}"
         return None, [fault("too_large", text, case.case_id, header.path)]
 
 
 def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[Fault]]:
-    """Digest of an image, None if there is nothing to compare; and what is wrong with its voxels."""
+    """Digest the voxels of an image, None if they are faulty; and find their faults."""
     try:
         voxels = np.ascontiguousarray(read_voxels(header))
     except DataError as problem:
@@ -185,7 +186,7 @@ def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[F
         if not np.isfinite([low, high]).all():  # NaN passes through min and max
             n_wrong = int(np.count_nonzero(~np.isfinite(voxels_zyx)))
             share = n_wrong / voxels_zyx.size
-            text = f"{n_wrong} voxels ({share:.2%}) are NaN or infinite{where}"
+            text = f"{count(n_wrong, 'voxel')} ({share:.2%}) NaN or infinite{where}"
             faults.append(fault("not_finite", text, case.case_id, header.path))
         elif low == high:
             faults.append(fault("constant", f"every voxel is {low:g}{where}", case.case_id, header.path))
@@ -194,7 +195,7 @@ def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[F
 
 def _inspect_labels(case: CaseFiles, header: Header) -> tuple[dict[int, int] | None, list[Fault]]:
     if header.n_channels != 1:
-        text = f"4D with {header.n_channels} volumes"
+        text = f"4D with {count(header.n_channels, 'volume')}"
         return None, [fault("label_channels", text, case.case_id, header.path)]
     try:
         values = read_label_values(header)
@@ -207,7 +208,7 @@ def _inspect_labels(case: CaseFiles, header: Header) -> tuple[dict[int, int] | N
 
 
 def _digest(voxels_czyx: NDArray[np.float32]) -> str:
-    """Digest of shape and voxels: equal images are equal however they were compressed or stored."""
+    """Digest shape and voxels: equal images have equal digests however they were stored."""
     digest = hashlib.blake2b(repr(voxels_czyx.shape).encode(), digest_size=16)
     digest.update(voxels_czyx.data)
     return digest.hexdigest()
@@ -218,11 +219,11 @@ def _shape(grid: Grid) -> str:
 
 
 def kind_of(problem: DataError) -> str:
-    """The kind of fault of a label map whose values could not be had."""
+    """The kind of fault of a label map whose values could not be read."""
     return "label_not_integer" if "label values" in str(problem) else "unreadable"
 
 
 def what_was_found(problem: DataError, path: Path) -> str:
-    """What a message says was found, without the path and the advice that a fault carries anyway."""
+    """The finding in a message, without the path and the advice, which a fault has anyway."""
     text = str(problem).removeprefix(f"{path}: ").replace(str(path), path.name)
     return text.split(". ")[0].split(", expected ")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""Lists of labels: as `dataset.json` writes them, or as the values that stand in the label files."""
+"""Lists of labels, from `dataset.json` or from the values in the label files."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.progress import map_threads
+from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values
 
-_MAX_FOUND = 1000  # more distinct values than this are an image taken for a label map
-_INTEGER = re.compile(r"-?[0-9]+")  # str.isdigit takes `²` for one
+_MAX_FOUND = 1000  # more distinct values mean an image used as a label map
+_INTEGER = re.compile(r"-?[0-9]+")  # str.isdigit accepts `²`
 _TABLE_SPAN = 1 << 20  # values closer together than this are counted in a table, which is faster than sorting
 
 
 def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
-    """Labels of a `dataset.json`: `{"name": 1}`, `{"name": [1, 2]}` (region), or MSD's `{"1": "name"}`.
+    """Parse the labels of a `dataset.json`: `{"name": 1}`, `{"name": [1, 2]}` (region), or MSD's `{"1": "name"}`.
 
     Args:
         listed: Value of the key `labels`.
@@ -32,7 +33,7 @@ def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
         Labels by ascending value; regions in the order they are written.
 
     Raises:
-        DataError: If the list is not one of these, or contradicts itself.
+        DataError: If the list has none of these forms, or contradicts itself.
     """
     if not isinstance(listed, Mapping) or not listed:
         raise DataError(f'{where}: labels: found {listed!r}; expected {{"background": 0, "name": 1, …}}. Correct it.')
@@ -44,14 +45,14 @@ def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
     if background is None and any(0 in v for v in values.values()):
         raise DataError(
             f"{where}: labels: no 'background', and 0 is a label; expected a value for background. "
-            'Add "background": with the value of everything else.'
+            'Add "background" with the value of everything else.'
         )
     has_regions = any(len(v) > 1 for v in values.values())
     if has_regions and not isinstance(order, list):
         found = "is missing" if order is None else f"is {order!r}"
         raise DataError(
-            f"{where}: labels hold regions (several values), but regions_class_order {found}; expected a list: for "
-            "each region the value it is painted with, largest region first. Correct it."
+            f"{where}: labels has regions (several values), but regions_class_order {found}; expected a list with the "
+            "value that each region is painted with, largest region first. Correct it."
         )
     ordered = list(values.items()) if has_regions else sorted(values.items(), key=lambda item: item[1])
     return LabelSet.parse(
@@ -66,43 +67,42 @@ def parse_labels(listed: Any, order: Any, where: str) -> LabelSet:
     )
 
 
-def labels_of_values(found: Iterable[int]) -> LabelSet:
-    """Labels for values that stand in label files without a list: `label_<value>`, background 0.
+def labels_of_values(values: Iterable[int]) -> LabelSet:
+    """Make labels for the values in label files without a list: `label_<value>`, background 0.
 
     Raises:
         ValueError: If there is none but 0.
     """
-    values = sorted(set(found) - {0})
-    return LabelSet(labels=tuple(Label(name=f"label_{v}", values=(v,)) for v in values))
+    return LabelSet(labels=tuple(Label(name=f"label_{v}", values=(v,)) for v in sorted(set(values) - {0})))
 
 
 def labels_in_files(paths: list[Path], n_workers: int) -> LabelSet:
-    """Labels of a dataset without a list: every value but 0 in its label files.
+    """Find the labels of a dataset without a list: every value but 0 in its label files.
 
     Raises:
-        DataError: If a file cannot be read, or there is nothing but 0, or so many values that they are no labels.
+        DataError: If a file cannot be read, or there is no value but 0, or too many for labels.
     """
     per_file = map_threads(lambda path: set(value_counts_of(path)), paths, "reading label values", n_workers)
-    return checked_found(set().union(*per_file), paths[0].parent if paths else Path())
+    return labels_found(set().union(*per_file), paths[0].parent if paths else Path())
 
 
-def checked_found(values: set[int], where: Path) -> LabelSet:
-    """Labels of the values found in all label files of `where`.
+def labels_found(values: set[int], where: Path) -> LabelSet:
+    """Make labels of the values found in all label files of `where`.
 
     Raises:
-        DataError: If there is nothing but 0, or so many values that they are no labels.
+        DataError: If there is no value but 0, or too many for labels.
     """
     n_labels = len(values - {0})
     if not 0 < n_labels <= _MAX_FOUND:
         raise DataError(
-            f"{where}: {n_labels} different values besides 0 in the label maps, expected 1 to {_MAX_FOUND}. "
-            "Check that images and label maps are not exchanged."
+            f"{where}: {count(n_labels, 'value')} besides 0 in the label maps, expected 1 to {_MAX_FOUND}. "
+            "Check that images and label maps are not swapped."
         )
     return labels_of_values(values)
 
 
 def value_counts_of(path: Path) -> dict[int, int]:
-    """Voxels of each value in a label file.
+    """Count the voxels of each value in a label file.
 
     Raises:
         DataError: If it cannot be read or does not hold integers.
@@ -111,7 +111,7 @@ def value_counts_of(path: Path) -> dict[int, int]:
 
 
 def value_counts(values: NDArray[np.integer[Any]]) -> dict[int, int]:
-    """Voxels of each value, ascending.
+    """Count the voxels of each value, ascending.
 
     Example:
         >>> value_counts(np.array([3, 0, 3]))
@@ -126,11 +126,11 @@ def value_counts(values: NDArray[np.integer[Any]]) -> dict[int, int]:
 
 
 def _by_name(listed: Mapping[str, str], where: str) -> dict[str, int]:
-    """MSD's value to name, turned round."""
+    """Invert MSD's mapping of values to names."""
     names = list(listed.values())
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise DataError(f"{where}: labels: {twice!r} stands for two values; expected every name once. Rename one.")
+        raise DataError(f"{where}: labels: {twice!r} has two values; expected each name once. Rename one.")
     return {name: int(value) for value, name in listed.items()}
 
 
@@ -142,7 +142,7 @@ def _values(name: Any, value: Any, where: str) -> tuple[int, ...]:
 
 
 def _special(values: dict[str, tuple[int, ...]], name: str, where: str) -> int | None:
-    """Take the value of `background` or `ignore` out of the list; None if it is not there."""
+    """Take the value of `background` or `ignore` out of the list; None if it is not in it."""
     key = next((k for k in values if k.strip().lower() == name), None)
     if key is None:
         return None

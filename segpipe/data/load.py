@@ -13,7 +13,7 @@ from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name
 from segpipe.data.faults import Fault, refuse
 from segpipe.data.label_lists import labels_in_files
 from segpipe.data.layouts import LAYOUTS, Layout
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, listed
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, list_folder
 from segpipe.data.patients import assign_patients
 
 
@@ -69,7 +69,9 @@ def unknown_layout(path: Path, layouts: Mapping[str, Layout] = LAYOUTS) -> str:
     """Message for a path in which no layout was recognised."""
     if not path.exists():
         return f"{path}: no such file or folder. Check the path."
-    holds = ", ".join(p.name + ("/" if p.is_dir() else "") for p in listed(path)[:8]) if path.is_dir() else "a file"
+    holds = (
+        ", ".join(p.name + ("/" if p.is_dir() else "") for p in list_folder(path)[:8]) if path.is_dir() else "a file"
+    )
     *others, last = (layout.remedy for layout in layouts.values())
     return (
         f"{path}: no dataset was recognised (found {holds or 'nothing'}); expected {', '.join(others)} or {last}. "

@@ -1,4 +1,4 @@
-"""Which cases belong to one patient: said in a file, or by names that say so in words; never guessed from numbers."""
+"""Patients of cases, from a file or from words in the names; never guessed from numbers alone."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ _NOT_A_PATIENT = re.compile(r"(?i)(site|cent(er|re)|hospital|task|dataset|batch|
 
 
 def assign_patients(case_ids: list[str], folder: Path) -> tuple[dict[str, str], str, list[Fault]]:
-    """The patient of each case.
+    """Find the patient of each case.
 
     Args:
         case_ids: All cases.
-        folder: Where a `patients.json` may lie: `{"case": "patient"}`, or keys that are patients whose names
-            the cases' names begin with.
+        folder: Folder of an optional `patients.json`: `{"case": "patient"}`, or keys that are patients and begin the
+            names of their cases.
 
     Returns:
-        Patient by case, one sentence that says how, and a fault for each case that the file leaves out.
+        Patient by case, where they come from in one sentence, and a fault for each case that the file leaves out.
 
     Raises:
-        DataError: If `patients.json` is there but is not such a mapping.
+        DataError: If `patients.json` exists but is not such a mapping.
     """
     file = folder / PATIENTS_FILE
     if file.is_file():
@@ -44,16 +44,17 @@ def assign_patients(case_ids: list[str], folder: Path) -> tuple[dict[str, str], 
     n_patients, n_cases = len(set(patients.values())), len(case_ids)
     largest = max(Counter(patients.values()).values(), default=0)
     if n_patients == n_cases:
-        return {c: c for c in case_ids}, "every case is its own patient (no patient was named)", []
-    if n_patients == 1 and largest > 2:  # a dataset's name before a counter looks the same
-        note = f"every case is its own patient (by name all would be {next(iter(patients.values()))!r}: not believed)"
+        return {c: c for c in case_ids}, "every case is its own patient (names tell no patients)", []
+    if n_patients == 1 and largest > 2:  # the name of a dataset before a counter looks the same
+        shared = next(iter(patients.values()))
+        note = f"every case is its own patient (by their names all would be {shared!r}, which is unlikely)"
         return {c: c for c in case_ids}, note, []
     example = next(c for c in case_ids if patients[c] != c)
-    return patients, f"from the names, e.g. {example} is of patient {patients[example]}", []
+    return patients, f"from the names, e.g. {example} belongs to patient {patients[example]}", []
 
 
 def patient_by_name(case_id: str) -> str:
-    """The patient that a case's name tells in words; the case itself if it tells none.
+    """The patient named in words by a case's name; the case itself if there is none.
 
     Example:
         >>> [patient_by_name(name) for name in ("patient008_frame01", "sub-07_ses-2_T1w", "hippocampus_001")]
@@ -74,10 +75,10 @@ def _from_file(case_ids: list[str], file: Path) -> tuple[dict[str, str], str, li
         how = f"from {file.name} (case to patient)"
     else:
         patients = {c: owner for c in case_ids if (owner := _owner(c, list(values))) is not None}
-        how = f"from {file.name} (its keys begin the cases' names)"
+        how = f"from {file.name} (its keys begin the names of the cases)"
     if not patients:
         raise DataError(
-            f"{file}: none of its {len(values)} keys is a case or begins a case's name (e.g. {case_ids[:1]}); expected "
+            f"{file}: no key of {len(values)} is a case or begins the name of one (e.g. {case_ids[:1]}); expected "
             '{"case": "patient"} or patients as keys. Correct or remove the file.'
         )
     left_out = [c for c in case_ids if c not in patients]
@@ -86,6 +87,6 @@ def _from_file(case_ids: list[str], file: Path) -> tuple[dict[str, str], str, li
 
 
 def _owner(case_id: str, patients: list[str]) -> str | None:
-    """The longest patient name that begins the case's name and ends at its end or at a separator."""
+    """Find the longest patient name that begins the case's name and ends at its end or at a separator."""
     begins = [p for p in patients if p and re.match(re.escape(p) + _EDGE, case_id)]
     return max(begins, key=len, default=None)

@@ -17,6 +17,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.files import whole_folder, write_text
 from segpipe.core.grid import ZYX, Grid
 from segpipe.core.seeds import generator_for
+from segpipe.core.text import count
 from segpipe.core.volume import write_image
 
 Floats = NDArray[np.float64]
@@ -75,7 +76,7 @@ class _Blob:
     waviness_fraction: float
 
     def contains(self, points_ras_mm: Floats) -> NDArray[np.bool_]:
-        """Which of the points (3, *shape) lie inside."""
+        """True for each of the points (3, *shape) that is inside."""
         lead = (3, *(1,) * (points_ras_mm.ndim - 1))
         scaled = (points_ras_mm - self.centre_ras_mm.reshape(lead)) / self.radii_ras_mm.reshape(lead)
         radius = np.linalg.norm(scaled, axis=0)
@@ -95,7 +96,7 @@ class _Anatomy:
 
 @dataclass(frozen=True, eq=False)
 class _Scan:
-    """How a patient was scanned."""
+    """One acquisition of a patient."""
 
     grid: Grid
     shading: tuple[_Waves, ...]
@@ -111,7 +112,7 @@ def make_phantom(folder: Path, n_cases: int, seed: int) -> Path:
     `node`. Grids differ in shape, spacing, orientation and, every third, by an oblique turn.
 
     Args:
-        folder: Where to; a folder that already holds the same dataset is left as it is.
+        folder: The output; a folder that already holds the same dataset is left unchanged.
         n_cases: 1 or more.
         seed: Equal seeds give equal bytes; with fewer cases, the first ones.
 
@@ -123,15 +124,15 @@ def make_phantom(folder: Path, n_cases: int, seed: int) -> Path:
         ResourceError, SetupError: If it cannot be written.
     """
     if n_cases < 1:
-        raise UsageError(f"phantom: {n_cases} cases asked for, expected 1 or more. Choose another number.")
+        raise UsageError(f"phantom: {n_cases} cases requested, expected 1 or more. Choose another number.")
     description = _description(n_cases, seed)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         existing = folder / "dataset.json"
         if existing.is_file() and existing.read_text(encoding="utf-8") == description:
             return folder
         raise UsageError(
-            f"{folder}: holds something else than this phantom dataset (seed {seed}, {n_cases} cases). "
-            "Choose another folder or delete it."
+            f"{folder}: holds something other than this phantom dataset (seed {seed}, {count(n_cases, 'case')}). "
+            "Choose another folder, or delete this one."
         )
     with whole_folder(folder) as temporary:
         for number, (case_id, patient, scan) in enumerate(_names(n_cases)):
@@ -159,7 +160,7 @@ def _description(n_cases: int, seed: int) -> str:
 
 
 def _names(n_cases: int) -> list[tuple[str, int, int]]:
-    """Case id, patient and scan number of each case; numbers count from 1."""
+    """List case id, patient and scan number of each case; numbers count from 1."""
     names = []
     for patient in range(1, n_cases + 1):
         if patient == _PATIENT_WITH_TWO_SCANS:
@@ -183,7 +184,7 @@ def _draw_blob(rng: np.random.Generator, tissue: str, centre: Floats, radius_mm:
 
 
 def _draw_anatomy(rng: np.random.Generator, has_node: bool) -> _Anatomy:
-    """A patient. The organ lies to the right and a little behind, the node on its inner front side."""
+    """Draw a patient. The organ is on the right and a little to the back, the node on its inner front side."""
     body = np.array([41.0, 35.0, 50.0]) * rng.uniform(0.95, 1.05, 3)
     skin = _draw_waves(rng, 4, 60, 120)
     fat_mm = rng.uniform(3.0, 6.0)
@@ -205,7 +206,7 @@ def _draw_anatomy(rng: np.random.Generator, has_node: bool) -> _Anatomy:
 
 
 def _draw_distractors(rng: np.random.Generator, inner: Floats, organ: Floats, organ_mm: float) -> list[_Blob]:
-    """What looks like a label in one channel only, anywhere in the body but not in the middle of the organ."""
+    """Draw structures that look like a label in one channel only, anywhere but in the middle of the organ."""
     kinds = [("t1_twin", 8, 13)] * 5 + [("t2_twin", 8, 13)] * 5 + [("cyst", 4, 7)] * 3
     blobs = []
     for tissue, smallest_mm, largest_mm in kinds:
@@ -241,7 +242,7 @@ def _draw_scan(rng: np.random.Generator, number: int) -> _Scan:
 
 
 def _place(shape_ras: NDArray[np.int_], spacing_ras: Floats, orientation: str, turn: Floats, shift: Floats) -> Grid:
-    """A grid whose axes x, y, z run as `orientation` says, then turned; its middle lies at `shift` RAS mm."""
+    """Make a grid whose axes x, y, z run as `orientation` says, then turned; its middle is at `shift` RAS mm."""
     axes = [next(i for i, pair in enumerate(("RL", "AP", "SI")) if letter in pair) for letter in orientation]
     affine = np.eye(4)
     for column, (axis, letter) in enumerate(zip(axes, orientation, strict=True)):
@@ -267,14 +268,14 @@ def _fine_points(grid: Grid) -> Floats:
     return np.tensordot(affine[:3, :3], np.stack([xx, yy, zz]), 1) + affine[:3, 3].reshape(3, 1, 1, 1)
 
 
-def _coarsened(fine: Floats, shape_zyx: ZYX) -> Floats:
+def _coarsen(fine: Floats, shape_zyx: ZYX) -> Floats:
     """Mean over the fine points of each voxel."""
     z, y, x = shape_zyx
     return fine.reshape(z, _FINE, y, _FINE, x, _FINE).mean(axis=(1, 3, 5))
 
 
 def _acquire(anatomy: _Anatomy, scan: _Scan) -> tuple[NDArray[np.int16], NDArray[np.uint8]]:
-    """Image (C, Z, Y, X) int16 and label map (Z, Y, X) uint8; a voxel's label is that of most of its fine points."""
+    """Scan: image (C, Z, Y, X) int16 and label map (Z, Y, X) uint8; a voxel gets the label of most of its points."""
     from scipy.ndimage import gaussian_filter
 
     points, shape = _fine_points(scan.grid), scan.grid.shape_zyx
@@ -285,11 +286,11 @@ def _acquire(anatomy: _Anatomy, scan: _Scan) -> tuple[NDArray[np.int16], NDArray
     table = np.array(list(_TISSUES.values()))
     texture = 0.045 * anatomy.texture.at(points) * table[tissue, 2]
     values = table[tissue, 3]
-    shares = [_coarsened((values == value).astype(np.float64), shape) for value in LABELS.values()]
+    shares = [_coarsen((values == value).astype(np.float64), shape) for value in LABELS.values()]
     channels = []
     for channel, (gain, shading) in enumerate(zip(scan.gains, scan.shading, strict=True)):
         clean = (table[tissue, channel] + (texture if channel == 0 else -texture)) * np.exp(0.16 * shading.at(points))
-        blurred = gaussian_filter(_coarsened(clean, shape), 0.45)
+        blurred = gaussian_filter(_coarsen(clean, shape), 0.45)
         real, imaginary = scan.rng.normal(scale=scan.noise_fraction, size=(2, *shape))
         channels.append(np.rint(gain * np.hypot(blurred + real, imaginary)).astype(np.int16))
     return np.stack(channels), np.argmax(shares, axis=0).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""How a label map lies to its image: on its grid, turned, shifted, or apart in a way that nobody can mend unseen."""
+"""Placement of a label map against its image: on its grid, with other axes, shifted, or apart beyond safe repair."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from segpipe.core.grid import Grid, Reorientation
 from segpipe.core.header import MAX_GAP_VOX, Header
 
 _MAX_TURN = 1e-3  # sine of the angle between axes taken for parallel: cosines rounded to three decimals
-_MAX_EDGE_RATIO = 1e-2  # edges as different as this were rounded: 0.7 for 0.703125
+_MAX_EDGE_RATIO = 1e-2  # edges that differ less were rounded: 0.7 for 0.703125
 _STILL = Reorientation((0, 1, 2), (False, False, False))
 
 
 @dataclass(frozen=True)
 class Placement:
-    """How a label map lies to its image.
+    """The placement of a label map against its image.
 
     Args:
-        kind: `same` place and axes; `turned`: the same place, axes in another order or direction; `shifted`: the same
-            shape, edges and axes at another place; `apart`: anything else.
-        turn: What brings the label map's array onto the image's axes; None if `apart`.
+        kind: `same` position and axes; `turned`: same position, axes in another order or direction; `shifted`: same
+            shape, edges and axes at another position; `apart`: anything else.
+        turn: The turn of the label map's array onto the image's axes; None if `apart`.
         gap_mm: Largest distance of a corner voxel after the turn; inf if `apart` and shapes differ.
     """
 
@@ -33,10 +33,10 @@ class Placement:
 
 
 def placement(image: Header, label: Header) -> Placement:
-    """How a label map lies to its image.
+    """Find the placement of a label map against its image.
 
-    A file without orientation in its header is never called turned or shifted: its axes are a guess of the reader.
-    Nor is one that would have to be both: whether its array or its header is wrong cannot be told.
+    A file without orientation in its header is never called turned or shifted, since its axes are a guess of the
+    reader. Nor is one that would be both: either its array or its header is wrong, and the files do not tell which.
     """
     gap_mm = image.grid.corner_gap_mm(label.grid)
     allowed_mm = MAX_GAP_VOX * min(image.grid.spacing_mm)
@@ -55,7 +55,7 @@ def placement(image: Header, label: Header) -> Placement:
 
 
 def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
-    """The grid of a turned array: every voxel keeps its place in the world."""
+    """The grid of a turned array: every voxel keeps its position in the world."""
     shape_zyx = turn.permute(grid.shape_zyx)
     affine = np.eye(4)
     origin_xyz = np.zeros(3)
@@ -69,7 +69,7 @@ def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
 
 
 def _turn(image: Grid, label: Grid) -> Reorientation | None:
-    """The turn from the label map's axes to the image's; None if they are not parallel in pairs."""
+    """Find the turn from the label map's axes to the image's; None if they are not parallel in pairs."""
     cosines = _directions(image).T @ _directions(label)  # image axis (x, y, z), label axis (x, y, z)
     whole = np.rint(cosines)
     is_permutation = (np.abs(whole).sum(0) == 1).all() and (np.abs(whole).sum(1) == 1).all()

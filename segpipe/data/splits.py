@@ -1,4 +1,4 @@
-"""Folds for cross-validation: by patient, balanced over labels and sites, the same for the same seed."""
+"""Folds for cross-validation: by patient, balanced over labels and sites, equal for equal seeds."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from pydantic import model_validator
 
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.records import Record, did_you_mean
+from segpipe.core.text import count
 from segpipe.data.dataset import Dataset
 
 _MIN_PATIENTS = 2
 _LEAK = (
-    "The network is tested on patients it was trained on: the scores will be too good and cannot be published as "
-    "cross-validation. Without the imported file segpipe splits by patient."
+    "The network is tested on patients it was trained on. The scores will be too good and must not be published as "
+    "cross-validation. Without the imported file, segpipe splits by patient."
 )
 
 
@@ -47,10 +48,10 @@ class Splits(Record):
 
     Args:
         k: Number of folds.
-        seed: What they were drawn with; None if they were imported.
-        source: Where they come from, one sentence for people.
+        seed: Seed of the random split; None if it was imported.
+        source: Origin, one sentence for people.
         folds: In order; `-f 0` is the first.
-        warnings: What a person should know of them, one sentence each.
+        warnings: Warnings for people, one sentence each.
     """
 
     k: int
@@ -65,20 +66,22 @@ class Splits(Record):
             raise ValueError(f"k is {self.k}, but there are {len(self.folds)} folds")
         return self
 
-    def chosen(self, folds: Sequence[int] | None) -> list[int]:
-        """Numbers of the folds that are asked for; all for None.
+    def select(self, folds: Sequence[int] | None) -> list[int]:
+        """Numbers of the requested folds; all for None.
 
         Raises:
             UsageError: If there is no such fold.
         """
         chosen = list(range(self.k)) if folds is None else list(folds)
         if wrong := [fold for fold in chosen if not 0 <= fold < self.k]:
-            raise UsageError(f"-f {wrong[0]}: there are {self.k} folds, counted from 0. Give -f 0 to -f {self.k - 1}.")
+            raise UsageError(
+                f"-f {wrong[0]}: there are {count(self.k, 'fold')}, counted from 0. Give -f 0 to -f {self.k - 1}."
+            )
         return chosen
 
 
 def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: int, k: int = 5) -> Splits:
-    """Folds that share no patient; every case is validated in exactly one.
+    """Make folds that share no patient; every case is validated in exactly one.
 
     Args:
         dataset: The cases with their patients and sites.
@@ -109,9 +112,9 @@ def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: 
     n_patients = len(set(patients))
     if n_patients < _MIN_PATIENTS:
         raise DataError(
-            f"{dataset.name}: {len(cases)} case(s) of {n_patients} patient; expected at least 2 patients, since the "
-            "cases of a patient never part in a split. Add patients, or correct who is whose "
-            f"(patients: {dataset.patients_from})."
+            f"{dataset.name}: {count(len(cases), 'case')} of {count(n_patients, 'patient')}; expected at least 2 "
+            "patients, because a split never separates the cases of one. Add patients, or correct those of the "
+            f"cases ({dataset.patients_from})."
         )
     n_folds = min(k, n_patients)
     strata = _strata(dataset, presence, n_folds)
@@ -130,17 +133,17 @@ def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: 
 
 
 def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
-    """Folds of nnU-Net's `splits_final.json`, unchanged.
+    """Read the folds of nnU-Net's `splits_final.json`, unchanged.
 
     Args:
         path: A list of `{"train": [...], "val": [...]}`.
-        dataset: The cases it is about.
+        dataset: Its dataset.
 
     Returns:
         The folds; `warnings` name patients on both sides, and cases validated never or more than once.
 
     Raises:
-        DataError: If the file is no such list, names unknown cases, or has a case on both sides of a fold.
+        DataError: If the file is not such a list, names unknown cases, or has a case on both sides of a fold.
     """
     listed = _read_list(path)
     known = dataset.by_id
@@ -152,8 +155,8 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
         unknown = [case for case in cases if not isinstance(case, str) or case not in known]
         if unknown:
             raise DataError(
-                f"{path}: fold {number}: {len(unknown)} case(s) that the dataset has not, e.g. {unknown[0]!r}."
-                f"{_near(str(unknown[0]), list(known))} Use the splits of this dataset."
+                f"{path}: fold {number}: {count(len(unknown), 'case is', 'cases are')} not in the dataset, "
+                f"e.g. {unknown[0]!r}.{_near(str(unknown[0]), list(known))} Use the splits of this dataset."
             )
         folds.append(
             Fold.parse({"train": entry["train"], "validation": entry["val"]}, f"{path}: fold {number}", DataError)
@@ -165,7 +168,7 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
 
 
 def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: int) -> dict[str, int]:
-    """Stratum of each patient: labels in any of its cases, and sites; strata of fewer than `n_folds` are joined."""
+    """Group patients by labels in any of its cases, and sites. Strata of fewer than `n_folds` are joined."""
     labels: dict[str, frozenset[str]] = {}
     sites: dict[str, frozenset[str]] = {}
     for case in dataset.cases:
@@ -176,7 +179,7 @@ def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: i
     large = sorted(s for s, n in n_of.items() if n >= n_folds)
     n_rare = sum(n for n in n_of.values() if n < n_folds)
     index = {stratum: i for i, stratum in enumerate(large)}
-    # Joined strata that are still too rare go to the smallest large one, where they disturb least.
+    # Joined strata that are still too rare go to the smallest large one, where they do least harm.
     smallest = min(large, key=lambda s: (n_of[s], s), default=None)
     joined = len(large) if n_rare >= n_folds or smallest is None else index[smallest]
     return {patient: index.get(stratum, joined) for patient, stratum in kind.items()}
@@ -185,12 +188,12 @@ def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: i
 def _warnings(dataset: Dataset, presence: Mapping[str, frozenset[str]], k: int, n_folds: int) -> tuple[str, ...]:
     warnings = []
     if n_folds < k:
-        warnings.append(f"only {n_folds} patients: {n_folds} folds instead of {k}")
+        warnings.append(f"only {count(n_folds, 'patient')}: {count(n_folds, 'fold')} instead of {k}")
     for name in dataset.labels.names:
         n_patients = len({case.patient_id for case in dataset.cases if name in presence[case.case_id]})
         if n_patients < n_folds:
             warnings.append(
-                f"label {name} occurs in {n_patients} patient(s), fewer than the {n_folds} folds: "
+                f"label {name} occurs in {count(n_patients, 'patient')}, fewer than the {count(n_folds, 'fold')}: "
                 "some folds validate without it"
             )
     return tuple(warnings)
@@ -207,17 +210,17 @@ def _read_list(path: Path) -> list[Any]:
 
 
 def _near(word: str, known: list[str]) -> str:
-    """A suggestion; nothing where hundreds of names would be listed instead."""
+    """Suggest a name; nothing where hundreds would be listed instead."""
     hint = did_you_mean(word, known)
     return hint if hint.startswith(" Did") or len(known) <= 10 else ""
 
 
 def leaks(folds: Sequence[Fold], dataset: Dataset) -> tuple[str, ...]:
-    """One sentence for each fold that has patients on both sides, and one on what that means; none if none has.
+    """Describe patients on both sides of a fold: one sentence on what that means, and one for each fold; else none.
 
     Args:
-        folds: In order. Cases that the dataset has not are passed over.
-        dataset: Whose case is whose.
+        folds: In order. Cases that the dataset does not have are ignored.
+        dataset: Gives the patients of the cases.
     """
     patient_of = {case.case_id: case.patient_id for case in dataset.cases}
     sentences = []
@@ -228,20 +231,21 @@ def leaks(folds: Sequence[Fold], dataset: Dataset) -> tuple[str, ...]:
         both = sorted(trained & validated)
         if both:
             named = ", ".join(both[:5]) + (", …" if len(both) > 5 else "")
-            sentences.append(f"fold {number}: {len(both)} patient(s) on both sides ({named})")
+            sentences.append(f"fold {number}: {count(len(both), 'patient')} on both sides ({named})")
     if not sentences:
         return ()
     return (f"PATIENTS ON BOTH SIDES OF {len(sentences)} OF {len(folds)} FOLDS. {_LEAK}", *sentences)
 
 
 def _coverage(folds: list[Fold], dataset: Dataset) -> list[str]:
+    """Warn of cases that are not validated exactly once."""
     n_validated = Counter(case for fold in folds for case in fold.validation)
     groups = {
-        "are never validated": [c.case_id for c in dataset.cases if n_validated[c.case_id] == 0],
-        "are validated more than once": [c.case_id for c in dataset.cases if n_validated[c.case_id] > 1],
+        "never validated": [case.case_id for case in dataset.cases if n_validated[case.case_id] == 0],
+        "validated more than once": [case.case_id for case in dataset.cases if n_validated[case.case_id] > 1],
     }
     return [
-        f"{len(cases)} case(s) {what} ({', '.join(cases[:5])}{', …' if len(cases) > 5 else ''})"
-        for what, cases in groups.items()
-        if cases
+        f"{count(len(ids), 'case')} {how} ({', '.join(ids[:5])}{', …' if len(ids) > 5 else ''})"
+        for how, ids in groups.items()
+        if ids
     ]

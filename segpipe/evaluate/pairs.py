@@ -16,7 +16,7 @@ from segpipe.data.faults import refuse
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, LABEL_FOLDERS, subfolder
-from segpipe.data.layouts.scan import DatasetFiles, image_files, label_name, listed, without_twins
+from segpipe.data.layouts.scan import DatasetFiles, collect_by_name, image_files, label_name, list_folder
 from segpipe.data.load import find_layout, patients_of
 from segpipe.data.patients import PATIENTS_FILE, assign_patients
 from segpipe.evaluate.evaluation_case import ScoreSettings
@@ -242,7 +242,7 @@ def _label_files(folder: Path, masks: set[str]) -> dict[str, Path]:
     if not image_files(folder):
         folder = subfolder(folder, LABEL_FOLDERS) or folder
     files = _files(folder)
-    named, twins = without_twins((label_name(name, masks), path) for name, path in files.items())
+    named, twins = collect_by_name((label_name(name, masks), path) for name, path in files.items())
     refuse(twins, folder)
     return named
 
@@ -254,7 +254,7 @@ def _files(folder: Path) -> dict[str, Path]:
     homes = [path.parent.relative_to(folder).as_posix().replace("/", "_") for path in paths]
     if len(set(names)) < len(names) and "." not in homes and len(set(homes)) == len(homes):
         names = homes
-    files, twins = without_twins(zip(names, paths, strict=True))
+    files, twins = collect_by_name(zip(names, paths, strict=True))
     refuse(twins, folder)
     return files
 
@@ -262,7 +262,7 @@ def _files(folder: Path) -> dict[str, Path]:
 def _nested(folder: Path) -> list[Path]:
     """Image files anywhere below a folder, without hidden ones and without a dataset's own folders."""
     own = {*IMAGE_FOLDERS, *LABEL_FOLDERS}
-    inside = [path for path in listed(folder) if path.is_dir() and path.name.lower() not in own]
+    inside = [path for path in list_folder(folder) if path.is_dir() and path.name.lower() not in own]
     return [path for one in inside for path in (*image_files(one), *_nested(one))]
 
 

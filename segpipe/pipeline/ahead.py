@@ -59,7 +59,7 @@ def training_ahead(
     work = Work(folder)
     work.require_plan()
     splits = Splits.load(work.splits)
-    chosen = splits.chosen(folds)
+    chosen = splits.select(folds)
     n_devices = len(devices_for(chosen, machine, devices))
     if time_budget_seconds is not None:
         edits = (*edits, f"training.time_budget_seconds={time_budget_seconds / math.ceil(len(chosen) / n_devices)}")

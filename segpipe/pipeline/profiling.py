@@ -40,7 +40,7 @@ def profile(
     work.require_plan()
     plan = edited(Plan.load(work.plan), edits)
     splits = Splits.load(work.splits)
-    (fold,) = splits.chosen([fold])
+    (fold,) = splits.select([fold])
     name = default_configuration(plan, configuration)
     device = resolve_device(machine.device)
     set_processors(machine.n_workers)

@@ -89,7 +89,7 @@ def train(
     work = Work(folder)
     work.require_plan()
     splits = Splits.load(work.splits)
-    chosen = splits.chosen(folds)
+    chosen = splits.select(folds)
     tensorboard = wants_tensorboard(tensorboard)
     at_hand = devices_for(chosen, machine, devices)
     if time_budget_seconds is not None:

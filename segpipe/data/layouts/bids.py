@@ -12,20 +12,20 @@ from segpipe.core.header import NIFTI_ENDINGS, ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, listed, without_twins
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, list_folder
 
-_CASE_ENTITIES = ("sub", "ses", "run")  # what tells one scan of a patient from the next
+_CASE_ENTITIES = ("sub", "ses", "run")  # they distinguish the scans of a patient
 _LABEL_SUFFIXES = ("dseg", "mask")  # the first that occurs counts: a dseg holds all structures, a mask one
 _NO_IMAGE = ("seg", "mask")  # ends of suffixes: dseg, probseg, defacemask
 
 
 @dataclass(frozen=True)
 class _Name:
-    """A file name of BIDS, `sub-01_ses-2_acq-ax_T2w.nii.gz`, taken apart.
+    """The parts of a BIDS file name such as `sub-01_ses-2_acq-ax_T2w.nii.gz`.
 
     Args:
         case_id: `sub-01_ses-2`, with the run if there is one.
-        rest: What else the name says before the suffix: `acq-ax`; empty if nothing.
+        rest: The other parts before the suffix: `acq-ax`; empty if there are none.
         suffix: `T2w`.
     """
 
@@ -35,14 +35,14 @@ class _Name:
 
     @property
     def kind(self) -> str:
-        """All that is not of the case: `acq-ax_T2w`."""
+        """All parts that do not name the case: `acq-ax_T2w`."""
         return "_".join(filter(None, (self.rest, self.suffix)))
 
 
 def read_bids(path: Path) -> DatasetFiles | None:
     """Read a BIDS dataset, or one folder of its derivatives; None if it has no `sub-…` folder.
 
-    A case is a scan: subject, session and run. What else the names of images say is their channel: `T1w`,
+    A case is a scan: subject, session and run. The other parts of an image's name are its channel: `T1w`,
     `acq-ax_T2w`. Label maps are the `dseg` of one derivative, or its `mask` if there is none.
 
     Args:
@@ -50,10 +50,10 @@ def read_bids(path: Path) -> DatasetFiles | None:
             label maps.
 
     Returns:
-        All scans, those without label map too: a derivative usually covers some of them.
+        All scans, also those without a label map: a derivative usually covers some of them.
 
     Raises:
-        DataError: If folders or tables cannot be read, or it cannot be told which files are the label maps.
+        DataError: If folders or tables cannot be read, or several sets of label maps could be meant.
     """
     if not path.is_dir():
         return None
@@ -113,20 +113,20 @@ def _case_faults(
 
 
 def _label_maps(root: Path, chosen: Path | None) -> tuple[dict[str, Path], LabelSet | None, list[Fault]]:
-    """The label map of each case, the names of the values if a table gives them, and twins."""
+    """Find the label map of each case, the names of the values if a table gives them, and duplicates."""
     home = root / "derivatives"
-    folders = [chosen] if chosen else [path for path in listed(home) if path.is_dir()] if home.is_dir() else []
+    folders = [chosen] if chosen else [path for path in list_folder(home) if path.is_dir()] if home.is_dir() else []
     files = {folder: [p for s in _subjects(folder) for p in _nifti(s, ("**/*",))] for folder in folders}
     for suffix in _LABEL_SUFFIXES:
-        found = {folder: [p for p in paths if _name(p).suffix == suffix] for folder, paths in files.items()}
-        holders = [folder for folder, paths in found.items() if paths]
+        matching = {folder: [p for p in paths if _name(p).suffix == suffix] for folder, paths in files.items()}
+        holders = [folder for folder, paths in matching.items() if paths]
         if len(holders) > 1:
             raise DataError(
-                f"{home}: {', '.join(folder.name for folder in holders)} hold label maps, expected one of them. "
-                f"Name it: `segpipe check {holders[0]}`."
+                f"{home}: {', '.join(folder.name for folder in holders)} hold label maps, expected only one. "
+                f"Give the one to use, e.g. `segpipe check {holders[0]}`."
             )
         if holders:
-            return _one_kind(holders[0], found[holders[0]])
+            return _one_kind(holders[0], matching[holders[0]])
     return {}, None, []
 
 
@@ -135,33 +135,33 @@ def _one_kind(folder: Path, paths: list[Path]) -> tuple[dict[str, Path], LabelSe
     if len(kinds) > 1:
         raise DataError(
             f"{folder}: holds several kinds of label maps ({', '.join(kinds[:5])}), expected one. List the files of "
-            "one in a CSV manifest (data_readme.md), or move the others away."
+            "one kind in a CSV manifest (data_readme.md), or move the others away."
         )
-    label_of, faults = without_twins((_name(path).case_id, path) for path in paths)
+    label_of, faults = collect_by_name((_name(path).case_id, path) for path in paths)
     return label_of, _table_of(folder, paths[0]), faults
 
 
 def _table_of(folder: Path, label: Path) -> LabelSet | None:
-    """Labels of the table that says most of what the label maps' names say (`dseg.tsv`, `desc-x_dseg.tsv`).
+    """Read the labels from the table whose name shares most with the label maps' (`dseg.tsv`, `desc-x_dseg.tsv`).
 
-    It lies in the derivative, or beside the first label map. A mask needs none: it is one label.
+    It is in the derivative, or beside the first label map. A mask needs none: it is one label.
     """
     name = _name(label)
     if name.suffix == "mask":
         entities = dict(part.partition("-")[::2] for part in name.rest.split("_"))
         only = entities.get("label") or entities.get("desc") or "mask"
         return parse_labels({"background": 0, only: 1}, None, str(label))
-    said = set(name.rest.split("_"))
-    tables = [p for p in listed(folder) if p.name.endswith("dseg.tsv") and set(p.stem.split("_")[:-1]) <= said]
+    parts = set(name.rest.split("_"))
+    tables = [p for p in list_folder(folder) if p.name.endswith("dseg.tsv") and set(p.stem.split("_")[:-1]) <= parts]
     tables += [p for p in (label.with_name(f"{stem_of(label)}.tsv"),) if p.is_file()]
     return _read_table(max(tables, key=lambda p: p.name.count("_"))) if tables else None
 
 
 def _read_table(table: Path) -> LabelSet:
-    """Labels of a table with the columns index and name; 0 is background, whatever its name.
+    """Read the labels of a table with the columns index and name; 0 is background, with any name.
 
     Raises:
-        DataError: If it is no such table, or an index or a name occurs twice.
+        DataError: If it is not such a table, or an index or a name occurs twice.
     """
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
@@ -174,7 +174,7 @@ def _read_table(table: Path) -> LabelSet:
         if not index.removeprefix("-").isdecimal() or not name or (name in listed_labels and int(index) != 0):
             raise DataError(
                 f"{table}: line {line}: index {index!r}, name {name!r}; expected the columns index (an integer) and "
-                "name (every name once), separated by tabs. Correct it."
+                "name (each name once), separated by tabs. Correct it."
             )
         if int(index) != 0:
             listed_labels[name] = int(index)
@@ -182,11 +182,11 @@ def _read_table(table: Path) -> LabelSet:
 
 
 def _subjects(folder: Path) -> list[Path]:
-    return [path for path in listed(folder) if path.name.startswith("sub-") and path.is_dir()]
+    return [path for path in list_folder(folder) if path.name.startswith("sub-") and path.is_dir()]
 
 
 def _nifti(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    """NIfTI files below a subject's folder, named after it."""
+    """Find NIfTI files below a subject's folder that are named after it."""
     files = {path for pattern in patterns for path in folder.glob(pattern) if ending_of(path) in NIFTI_ENDINGS}
     return sorted(path for path in files if path.name.startswith(f"{folder.name}_"))
 

@@ -9,10 +9,11 @@ from typing import Any
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
 from segpipe.core.records import read_mapping
+from segpipe.core.text import count
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, image_files, pair_files, without_twins
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, image_files, pair_files
 
 DESCRIPTION_FILE = "dataset.json"
 
@@ -89,10 +90,10 @@ def _dataset_files(
 
 
 def channels_of(listed: Any, file: Path) -> tuple[str, ...]:
-    """Channel names of a `dataset.json`: `{"0": "CT", …}`.
+    """Read the channel names of a `dataset.json`: `{"0": "CT", …}`.
 
     Raises:
-        DataError: If it is something else.
+        DataError: If it has another form.
     """
     names = listed.values() if isinstance(listed, Mapping) else listed
     keys = sorted(listed, key=lambda k: (len(str(k)), str(k))) if isinstance(listed, Mapping) else []
@@ -106,10 +107,13 @@ def channels_of(listed: Any, file: Path) -> tuple[str, ...]:
 
 
 def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[CaseFiles], list[Fault]]:
-    """Cases of the list `training`; `"image"` is a file (4D if it has channels) or a list of files."""
+    """Read the cases of the list `training`; `"image"` is a file (4D if it has channels) or a list of files."""
     file = folder / DESCRIPTION_FILE
     if not isinstance(training, list):
-        raise DataError(f"{file}: training: found a {type(training).__name__}; expected a list of image and label.")
+        raise DataError(
+            f"{file}: training: found a {type(training).__name__}; expected a list of entries with image and label. "
+            "Correct it."
+        )
     entries = []
     for number, entry in enumerate(training):
         if not isinstance(entry, Mapping) or "image" not in entry:
@@ -128,10 +132,10 @@ def _msd_cases(training: Any, folder: Path, n_channels: int) -> tuple[list[CaseF
 
 
 def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[CaseFiles], list[Fault]]:
-    """Cases of nnU-Net's key `dataset`: paths of their own for each case."""
+    """Read the cases of nnU-Net's key `dataset`, which gives the paths of each."""
     file = folder / DESCRIPTION_FILE
     if not isinstance(mapping, Mapping):
-        raise DataError(f"{file}: dataset: found a {type(mapping).__name__}; expected cases as keys.")
+        raise DataError(f"{file}: dataset: found a {type(mapping).__name__}; expected cases as keys. Correct it.")
     for case_id, entry in mapping.items():
         if not isinstance(entry, Mapping) or not isinstance(entry.get("images"), list):
             raise DataError(
@@ -146,7 +150,7 @@ def _listed_cases(
     entries: list[tuple[str, list[Any], Any]], folder: Path, n_channels: int
 ) -> tuple[list[CaseFiles], list[Fault]]:
     cases = []
-    _, faults = without_twins((case_id, folder / str(images[0] if images else "")) for case_id, images, _ in entries)
+    _, faults = collect_by_name((case_id, folder / str(images[0] if images else "")) for case_id, images, _ in entries)
     seen: set[str] = set()
     for case_id, images, label in entries:
         if not is_case_name(case_id):
@@ -158,11 +162,11 @@ def _listed_cases(
         if len(files) == 1 and not files[0].exists():
             files = _split_channels(files[0], n_channels) or files
         if len(files) not in (1, n_channels):
-            text = f"{len(files)} image files"
-            faults.append(fault("missing_channel", text, case_id, expected=f"{n_channels} or one 4D file"))
+            text = count(len(files), "image file")
+            faults.append(fault("missing_channel", text, case_id, expected=f"{n_channels}, or one 4D file"))
         label_file = folder / str(label) if label else None
         if label_file is None:
-            faults.append(fault("image_without_label", "no label is named", case_id))
+            faults.append(fault("image_without_label", "no label is listed", case_id))
         named = [*files, *([label_file] if label_file else [])]
         faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
         present = tuple(path for path in files if path.exists())
@@ -171,7 +175,7 @@ def _listed_cases(
 
 
 def _split_channels(image: Path, n_channels: int) -> list[Path]:
-    """nnU-Net v1 lists `a.nii.gz` where the folder holds `a_0000.nii.gz`, …; empty if it does not."""
+    """Find `a_0000.nii.gz`, … in place of `a.nii.gz`, which nnU-Net v1 lists instead; empty if there are none."""
     ending = ending_of(image)
     files = [image.with_name(f"{stem_of(image)}_{channel:04d}{ending}") for channel in range(n_channels)]
     return files if files[0].exists() else []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.volume import read_header
-from segpipe.data.layouts.scan import DatasetFiles, image_files, listed, pair_files
+from segpipe.data.layouts.scan import DatasetFiles, image_files, list_folder, pair_files
 
 IMAGE_FOLDERS = ("imagestr", "images", "image", "imgs")  # compared in lower case; the first that exists counts
 LABEL_FOLDERS = ("labelstr", "labels", "label", "masks", "mask", "segmentations")
@@ -18,7 +18,7 @@ def subfolder(folder: Path, names: tuple[str, ...]) -> Path | None:
     Raises:
         DataError: If the folder cannot be listed.
     """
-    by_name = {path.name.lower(): path for path in listed(folder) if path.is_dir()}
+    by_name = {path.name.lower(): path for path in list_folder(folder) if path.is_dir()}
     return next((by_name[name] for name in names if name in by_name), None)
 
 
@@ -44,7 +44,7 @@ def read_folders(path: Path) -> DatasetFiles | None:
 
 def _only_other(folder: Path, labels: Path | None) -> Path | None:
     """Find the only folder of images beside the label maps, of any name (`CT`); None if there is none, or several."""
-    others = [path for path in listed(folder) if path.is_dir() and path != labels and image_files(path)]
+    others = [path for path in list_folder(folder) if path.is_dir() and path != labels and image_files(path)]
     return others[0] if labels is not None and len(others) == 1 else None
 
 

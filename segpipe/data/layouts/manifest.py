@@ -7,9 +7,10 @@ import difflib
 from pathlib import Path
 
 from segpipe.core.errors import DataError
+from segpipe.core.text import count
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, listed
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, list_folder
 
 _REQUIRED, _OPTIONAL = ("case_id",), ("patient_id", "label", "site")
 _IMAGE = "image"
@@ -30,7 +31,7 @@ def read_manifest(path: Path) -> DatasetFiles | None:
     if missing:
         raise DataError(
             f"{file}: no column {', '.join(missing)}; found {', '.join(header) or 'nothing'}. "
-            "Expected case_id, patient_id, image_<channel> for each channel, label, and site if known."
+            "Expected case_id, patient_id, image_<channel> for each channel, label, and site if known. Add the column."
         )
     channels = tuple(name.removeprefix(_IMAGE).lstrip("_") or _IMAGE for name in image_columns)
     faults = _column_faults(header, file)
@@ -51,7 +52,7 @@ def _manifest_in(folder: Path) -> Path | None:
     """Find the CSV file whose first line has `case_id` and an image column."""
     if not folder.is_dir():
         return None
-    manifests = [path for path in listed(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
+    manifests = [path for path in list_folder(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
     if len(manifests) > 1:
         raise DataError(
             f"{folder}: {len(manifests)} CSV manifests ({', '.join(m.name for m in manifests[:5])}), expected one. "
@@ -73,7 +74,7 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
     if "patient_id" in row and not row["patient_id"]:
         faults.append(fault("patient_unknown", f"line {line}: patient_id is empty", case_id, file))
     images = [file.parent / row[column] for column in columns if row[column]]
-    images = list(dict.fromkeys(images))  # one 4D file may stand in every column
+    images = list(dict.fromkeys(images))  # one 4D file may be in every column
     label = file.parent / row["label"] if row.get("label") else None
     named = [*images, *([label] if label else [])]
     faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
@@ -83,7 +84,7 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
 
 
 def _column_faults(header: list[str], file: Path) -> list[Fault]:
-    """A column that nearly has a known name would silently lose patients or sites: fatal; others are named."""
+    """Find unknown columns: fatal if a known name is near, since patients or sites would be lost silently."""
     known = [*_REQUIRED, *_OPTIONAL]
     faults = []
     for name in header:
@@ -91,16 +92,16 @@ def _column_faults(header: list[str], file: Path) -> list[Fault]:
             continue
         near = difflib.get_close_matches(name.lower().replace(" ", "_"), known, n=1, cutoff=0.75)
         if near:
-            faults.append(fault("column", f"column {name!r}", None, file, f"{near[0]!r}, if that is meant"))
+            faults.append(fault("column", f"column {name!r}", None, file, f"{near[0]!r}, if that is what it is"))
         else:
             faults.append(fault("column_unused", f"column {name!r}", None, file))
     if len(set(header)) != len(header):
-        faults.append(fault("column", "a column name occurs twice", None, file, "every name once"))
+        faults.append(fault("column", "a column name occurs twice", None, file, "each name once"))
     return faults
 
 
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
+    """Read column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             first = stream.readline()
@@ -113,8 +114,8 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     wrong = [line for line, row in rows if len(row) != len(header)]
     if wrong:
         raise DataError(
-            f"{file}: line {wrong[0]} has another number of cells than the {len(header)} columns of the first line. "
-            "Quote cells that hold the separator."
+            f"{file}: line {wrong[0]} does not have {count(len(header), 'cell')} like the first line. "
+            "Quote cells that contain the separator."
         )
     return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
 

@@ -68,10 +68,10 @@ def image_files(folder: Path) -> list[Path]:
     Raises:
         DataError: If the folder cannot be listed.
     """
-    return [path for path in listed(folder) if ending_of(path) and not path.is_dir()]
+    return [path for path in list_folder(folder) if ending_of(path) and not path.is_dir()]
 
 
-def listed(folder: Path) -> list[Path]:
+def list_folder(folder: Path) -> list[Path]:
     """List a folder by name, without hidden entries.
 
     Raises:
@@ -87,13 +87,13 @@ def listed(folder: Path) -> list[Path]:
         ) from None
 
 
-def numbered(path: Path) -> tuple[str, int] | None:
+def split_number(path: Path) -> tuple[str, int] | None:
     """Split a name into case and channel, such as `case_0001.nii.gz`; None if it does not end in four digits."""
     match = NUMBERED.fullmatch(stem_of(path))
     return (match["case"], int(match["channel"])) if match else None
 
 
-def without_twins(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[Fault]]:
+def collect_by_name(files: Iterable[tuple[str, Path]]) -> tuple[dict[str, Path], list[Fault]]:
     """Collect files by name; a second file of the same name (`a.nii` beside `a.nii.gz`) is a fault."""
     by_name: dict[str, Path] = {}
     faults = []
@@ -121,12 +121,12 @@ def pair_files(
         Cases, the number of channels by the files' names, and every file that does not fit.
     """
     stems = {stem_of(path) for path in images}
-    known = stems | {number[0] for path in images if (number := numbered(path)) is not None}
-    label_of, faults = without_twins((label_name(stem_of(path), known), path) for path in labels)
+    known = stems | {number[0] for path in images if (number := split_number(path)) is not None}
+    label_of, faults = collect_by_name((label_name(stem_of(path), known), path) for path in labels)
     n_exact = sum(stem in label_of for stem in stems)
-    n_numbered = sum((number := numbered(path)) is not None and number[0] in label_of for path in images)
+    n_numbered = sum((number := split_number(path)) is not None and number[0] in label_of for path in images)
     has_numbers = n_numbered > n_exact or (n_numbered == n_exact and n_channels is not None)
-    groups, twins = _groups(images, has_numbers)
+    groups, twins = _group_channels(images, has_numbers)
     faults += twins
     found_channels = 1 + max((channel for group in groups.values() for channel in group), default=0)
     n_expected = n_channels or found_channels
@@ -149,12 +149,12 @@ def label_name(stem: str, known: set[str]) -> str:
     return bare if stem not in known and bare in known else stem
 
 
-def _groups(images: list[Path], has_numbers: bool) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
+def _group_channels(images: list[Path], has_numbers: bool) -> tuple[dict[str, dict[int, Path]], list[Fault]]:
     """Group the files of each case by channel; a file without number is channel 0."""
     groups: dict[str, dict[int, Path]] = {}
     faults = []
     for path in images:
-        case_id, channel = (numbered(path) if has_numbers else None) or (stem_of(path), 0)
+        case_id, channel = (split_number(path) if has_numbers else None) or (stem_of(path), 0)
         group = groups.setdefault(case_id, {})
         if channel in group:
             faults.append(fault("case_twice", f"also {group[channel].name}", case_id, path))
@@ -164,7 +164,7 @@ def _groups(images: list[Path], has_numbers: bool) -> tuple[dict[str, dict[int, 
 
 
 def _channel_faults(case_id: str, group: dict[int, Path], n_channels: int) -> list[Fault]:
-    if len(group) == 1 and 0 in group and numbered(group[0]) is None:
+    if len(group) == 1 and 0 in group and split_number(group[0]) is None:
         return []  # one file with all channels on its fourth axis: its header is judged when it is read
     have = ", ".join(f"{c:04d}" for c in sorted(group))
     missing = [c for c in range(n_channels) if c not in group]
