@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -239,3 +240,29 @@ def test_a_run_from_check_to_report(tmp_path: Path, capsys: pytest.CaptureFixtur
     (tmp_path / "data" / "labelsTr" / "c0.nii.gz").write_text("no image")
     with pytest.raises(DataError, match="fatal"):
         segpipe.run(data, tmp_path / "work", **common)
+
+
+def test_python_returns_what_the_command_prints(work: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    copy = tmp_path / "work"
+    shutil.copytree(work, copy)
+    (copy / "runs" / "3d_fullres" / "fold_0" / "trained_on.json").unlink()
+    model = segpipe.load(copy, device="cpu")
+    model.predict(tiny_image(1), affine=oblique_affine())
+    assert capfd.readouterr() == ("", "")
+    assert any("no trained_on.json" in note for note in model.notes)
+    assert any(note.startswith("postprocessing: ") for note in model.notes)
+    packed = tmp_path / "m.segpipe.zip"
+    pack(copy, packed)
+    notes = segpipe.load(packed, device="cpu").notes
+    assert any(note.startswith(f"postprocessing: {packed}") for note in notes)  # not where it was unpacked
+
+
+def test_uncertainty_is_what_the_command_writes(work: Path, tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "in" / "t.nii.gz", tiny_image(1))
+    out = ["-o", str(tmp_path / "out"), "--device", "cpu", "--save-uncertainty"]
+    assert run(["predict", "-m", str(work), "-i", str(path), *out]) == 0
+    found = segpipe.load(work, device="cpu", uncertainty=True).predict_file(path)
+    for name in ("entropy", "disagreement"):
+        written = nib.load(tmp_path / "out" / "uncertainty" / f"t_{name}.nii.gz")
+        assert found.uncertainty[name].dtype == np.float32
+        assert np.allclose(found.uncertainty[name].T, written.get_fdata(), atol=1e-6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -82,9 +83,7 @@ def test_what_was_chosen_predicts_and_its_postprocessing_is_applied(
     choose(work, *NAMES, steps=EMPTIED)
     assert not masks(work, "chosen").any()
     said = capsys.readouterr().err
-    assert (
-        "predicted with 3d_fullres + 3d_lowres, as selection/model.yaml says" in said and "selection/postproc" in said
-    )
+    assert "predicting with 3d_fullres + 3d_lowres, from selection/model.yaml" in said and "selection/postproc" in said
     assert np.array_equal(masks(work, "raw", postprocesses=False), together)
     assert not masks(work, "asked for", configurations=NAMES[::-1]).any()  # the same two, by name
     assert np.array_equal(masks(work, "one", configurations=["3d_fullres"]), alone)  # nothing was chosen for it alone
@@ -95,11 +94,9 @@ def test_a_choice_on_weights_that_are_gone_does_not_count(work: Work, capsys: py
     choose(work, *NAMES, steps=EMPTIED)
     train_again(work.fold("3d_lowres", "1"), "3d_lowres", 9)
     assert np.array_equal(masks(work, "default"), alone)
-    assert "was chosen before 3d_lowres/1 was trained again; the default" in capsys.readouterr().err
+    assert "3d_lowres/1 has been trained again since; using the default configuration" in capsys.readouterr().err
     assert masks(work, "together", configurations=NAMES).any()
-    assert "postprocessing.yaml: was chosen before 3d_lowres/1 was trained again, and is left out" in (
-        capsys.readouterr().err
-    )
+    assert "postprocessing.yaml: 3d_lowres/1 has been trained again since; not applied" in (capsys.readouterr().err)
     file = work.path / SELECTION / POSTPROCESSING_FILE
     assert not masks(work, "nevertheless", configurations=NAMES, postprocessing=file).any()
 
@@ -112,7 +109,7 @@ def test_steps_beside_one_configuration_count_for_folds_they_were_chosen_on_and_
     assert not masks(work, "new").any()
     train_again(work.fold("3d_lowres", "0"), "3d_lowres", 10)
     assert masks(work, "changed", configurations=["3d_lowres"]).any()
-    assert "before 3d_lowres/0 was trained again" in capsys.readouterr().err
+    assert "3d_lowres/0 has been trained again since" in capsys.readouterr().err
     assert not masks(work, "other folds", configurations=["3d_lowres"], folds=["1"]).any()
     EMPTIED.save(work.run("3d_lowres") / POSTPROCESSING_FILE)  # by hand: of no weights
     assert not masks(work, "by hand", configurations=["3d_lowres"]).any()
@@ -127,7 +124,7 @@ def test_several_folders_are_averaged_and_none_twice(work: Work) -> None:
     assert np.array_equal(masks(work, "others", configurations=NAMES), together)
     with pytest.raises(UsageError, match="3d_fullres: is given twice"):
         outcome(work, "twice", models=[work.path, runs[0]])
-    assert len(find_members(work.path, ["3d_lowres", "3d_lowres"], None)) == 1
+    assert len(find_members(work.path, ["3d_lowres", "3d_lowres"])) == 1
     with pytest.raises(UsageError, match="no trained configuration '2d'"):
         outcome(work, "gone", configurations=["2d", "3d_lowres"])
 
@@ -135,9 +132,9 @@ def test_several_folders_are_averaged_and_none_twice(work: Work) -> None:
 def test_the_folder_of_one_configuration_does_not_stand_for_another(work: Work) -> None:
     run, copy = work.run("3d_fullres"), work.path.parent / "liver model"
     with pytest.raises(UsageError, match=r"holds folds of 3d_fullres, not of '3d_lowres'. Leave out -c"):
-        find_members(run, ["3d_lowres"], None)
+        find_members(run, ["3d_lowres"])
     run.rename(copy)  # its weights say what they are, whatever it is called
-    assert len(find_members(copy, ["3d_fullres"], None)[0]) == 2
+    assert len(find_members(copy, ["3d_fullres"])[0]) == 2
 
 
 def test_files_and_one_go_agree(work: Work) -> None:
@@ -169,3 +166,12 @@ def test_uncertainty_lies_beside_the_masks_on_their_grid(work: Work) -> None:
         leftover.touch()
         outcome(work, "out", uncertainty=True, configurations=NAMES).require_all()
         assert (home / "out" / "uncertainty" / f"p_{name}.nii.gz").is_file() and not leftover.exists()
+
+
+def test_of_configurations_without_3d_fullres_the_one_that_predicts_is_named(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(work.run("3d_fullres"), work.run("mine"))
+    shutil.copytree(work.run("3d_lowres"), work.run("extra"))
+    assert [folder.path.parent.name for folder in find_members(work.path, [])[0]] == ["3d_lowres", "3d_lowres"]
+    assert "trained are 3d_lowres, extra, mine; using 3d_lowres." in capsys.readouterr().err

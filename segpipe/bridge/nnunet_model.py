@@ -197,7 +197,7 @@ def export_nnunet_model(
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output}: is there already. Choose a new folder.")
-    work, folders = Work(folder), find_folds(folder, configuration, folds)
+    work, folders = Work(folder), find_folds(folder, configuration, folds or ())
     name = about_weights(folders[0].weights)["configuration"]
     model = load_model(folders, torch.device("cpu"))
     fingerprint, dataset = Fingerprint.load(work.fingerprint), Dataset.load(work.dataset)

@@ -2,10 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
+
+
+def preferred_configuration(names: Iterable[str]) -> str | None:
+    """The configuration that is meant if none is named: the only one; of several 3d_fullres, else 2d, else the first.
+
+    Args:
+        names: Configurations that are planned or trained, in order.
+
+    Returns:
+        One of the names; None if there is none.
+
+    Example:
+        >>> preferred_configuration(["2d", "3d_fullres", "3d_lowres"]), preferred_configuration(["3d_lowres", "mine"])
+        ('3d_fullres', '3d_lowres')
+    """
+    known = list(names)
+    return next((name for name in ("3d_fullres", "2d", *known) if name in known), None)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def pack(
     """
     if model.is_file():
         raise UsageError(f"{model}: is a file, expected a work folder or one of its runs/<configuration>.")
-    members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds)}
+    members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds or ())}
     _require_finished(fold for chosen in members.values() for fold in chosen)
     plan = Plan.load(next(iter(members.values()))[0].plan)
     steps = selected_postprocessing(list(members.values()), plan.labels)

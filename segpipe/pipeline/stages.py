@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
-from segpipe.core.work import Work
+from segpipe.core.work import Work, preferred_configuration
 from segpipe.data.dataset import Dataset
 from segpipe.pipeline.machine import Machine
 from segpipe.plan.schema import Plan
@@ -18,8 +18,8 @@ def default_configuration(plan: Plan, name: str | None) -> str:
     Raises:
         UsageError: If the plan has no configuration of that name.
     """
-    chosen = name or ("3d_fullres" if "3d_fullres" in plan.configurations else next(iter(plan.configurations)))
-    if chosen not in plan.configurations:
+    chosen = name or preferred_configuration(plan.configurations)
+    if chosen is None or chosen not in plan.configurations:
         raise UsageError(f"-c {chosen}: the plan has {', '.join(plan.configurations)}.")
     return chosen
 

@@ -67,6 +67,7 @@ class Predictor:
         options: As given to `segpipe.load`.
         window_bytes: What a window takes on the host; 0 if the networks are on a GPU.
         n_windows: In one forward pass.
+        notes: Lines that the command prints while it loads the model: what `segpipe select` chose, and warnings.
     """
 
     ensemble: Ensemble
@@ -74,6 +75,7 @@ class Predictor:
     options: PredictOptions
     window_bytes: int
     n_windows: int
+    notes: tuple[str, ...] = ()
 
     def predict(
         self,
@@ -147,7 +149,8 @@ class Predictor:
         prepared = [prepare_for(member, volume) for member in ensemble.members]
         first = ensemble.members[0]
         warnings = (*notes, *warnings_of(volume, prepared[0].trace, first.plan, first.trained_on))
-        found, _ = segment(ensemble, prepared, options, where, Batching(self.n_windows))
+        shortages = list[str]()
+        found, _ = segment(ensemble, prepared, options, where, Batching(self.n_windows), note=shortages.append)
         voxel_mm3 = float(np.prod(grid.spacing_mm))
         mask = postprocess(found.mask_zyx, voxel_mm3, labels, self.postprocessing)
         sizes = label_sizes(mask, grid, labels)
@@ -159,17 +162,18 @@ class Predictor:
                 name: steps.astype(np.float32) / np.float32(SHARE_STEPS) for name, steps in found.uncertainty.items()
             },
             volumes_ml={name: size.volume_ml for name, size in sizes.items()},
-            warnings=warnings,
+            warnings=(*warnings, *shortages),
         )
 
 
 def load_predictor(model: str | os.PathLike[str], options: PredictOptions, device: str = "auto") -> Predictor:
     """Load a model, as `segpipe.load` documents it."""
-    on = resolve_device(device)
+    on, notes = resolve_device(device), list[str]()
     with opened(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
-        members = find_members(folder, options.configurations, options.fold_names)
-        ensemble = Ensemble(tuple(load_model(folders, on) for folders in members))
-        postprocessing = postprocessing_for(options, members, ensemble.plan.labels)
+        members = find_members(folder, options.configurations, options.fold_names, notes.append)
+        ensemble = Ensemble(tuple(load_model(folders, on, note=notes.append) for folders in members))
+        postprocessing = postprocessing_for(options, members, ensemble.plan.labels, notes.append)
+        notes = [text.replace(str(folder), str(model)) for text in notes]  # a package is unpacked to a private folder
     budget = budget_for(on, options.max_memory_gib)
     return Predictor(
         ensemble=ensemble,
@@ -178,6 +182,7 @@ def load_predictor(model: str | os.PathLike[str], options: PredictOptions, devic
         # foretold now: it runs the networks on fake weights, which no other thread may meet
         window_bytes=max(window_bytes(own, 1) for own in ensemble.models) if on.type == "cpu" else 0,
         n_windows=min(windows_at_once(own, budget) for own in ensemble.models),
+        notes=tuple(notes),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from pathlib import Path
@@ -13,14 +13,13 @@ from torch import nn
 
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
-from segpipe.core.work import FoldFolder, Work
+from segpipe.core.work import FoldFolder, Work, preferred_configuration
 from segpipe.networks.build import build
 from segpipe.networks.inference import ready_to_predict
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.train.checkpoint import about_weights, load_weights
 
-_PREFERRED = "3d_fullres"
 _EVERY_CASE = "all"  # name of the fold that keeps no case for validation
 
 
@@ -112,14 +111,18 @@ def _structures_text(plan: Plan) -> str:
     return f"({', '.join(plan.channels)}; {labels})"
 
 
-def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | None) -> list[FoldFolder]:
-    """Folders of trained folds of one configuration.
+def find_folds(
+    path: Path, configuration: str | None, folds: Sequence[str] = (), note: Callable[[str], None] = say
+) -> list[FoldFolder]:
+    """Find the folders of trained folds of one configuration.
 
     Args:
         path: A work folder, one of its `runs/<configuration>`, or one fold's folder; a copy under another name will do.
-        configuration: Which; None for the only one there is, or 3d_fullres of several.
-        folds: Which, trained to the end or not; None for all numbered ones that are trained to the end, or `all` (one
+        configuration: Which; None for `preferred_configuration` of those that are trained, which is noted if it is
+            neither the only one nor 3d_fullres.
+        folds: Which, trained to the end or not; none for all numbered ones that are trained to the end, or `all` (one
             network trained on every case, as nnU-Net has it) if there is no other.
+        note: Takes lines for the user.
 
     Raises:
         UsageError: If there is no such configuration or fold, or no weights.
@@ -127,29 +130,29 @@ def find_folds(path: Path, configuration: str | None, folds: Sequence[str] | Non
     alone = FoldFolder(path)
     if alone.weights.is_file():
         about = about_weights(alone.weights)
-        if configuration not in (None, about.get("configuration")) or any(f != about.get("fold") for f in folds or ()):
-            raise UsageError(
-                f"{path}: is fold {about.get('fold')} of {about.get('configuration')}; leave out -c and -f."
-            )
+        if configuration not in (None, about.get("configuration")) or any(fold != about.get("fold") for fold in folds):
+            raise UsageError(f"{path}: is fold {about.get('fold')} of {about.get('configuration')}. Omit -c and -f.")
         return [alone]
-    run = _run_folder(path, configuration)
+    run = _run_folder(path, configuration, note)
     trained = {_number(p.parent): FoldFolder(p.parent) for p in run.glob("fold_*/checkpoint.safetensors")}
     numbered = {number: folder for number, folder in trained.items() if number.isdecimal()}
     trained = numbered or {name: folder for name, folder in trained.items() if name == _EVERY_CASE}
     if not trained:
         raise UsageError(
-            f"{run}: holds no trained weights (looked for fold_*/checkpoint.safetensors). Train first: `segpipe train`."
+            f"{run}: no trained weights, expected fold_*/checkpoint.safetensors. Train first: `segpipe train`."
         )
     if run == path and configuration is not None:
         _require_of(configuration, run, trained.values())
-    missing = [fold for fold in folds or [] if fold not in trained]
+    missing = [fold for fold in folds if fold not in trained]
     if missing:
         raise UsageError(f"{run}: fold {', '.join(missing)} is not trained (trained: {', '.join(sorted(trained))}).")
     unfinished = {n for n, folder in trained.items() if about_weights(folder.weights).get("finished") == "0"}
     chosen = list(folds) if folds else sorted(set(trained) - unfinished, key=_place)
     if unfinished:
-        text = "used as it is" if folds and unfinished & set(folds) else "left out"
-        say(f"warning: {run}: fold {', '.join(sorted(unfinished, key=_place))} is not trained to the end; {text}.")
+        text = "used as it is" if unfinished & set(folds) else "left out"
+        names = ", ".join(sorted(unfinished, key=_place))
+        which = f"fold {names} is" if len(unfinished) == 1 else f"folds {names} are"
+        note(f"warning: {run}: {which} not trained to the end; {text}.")
     if not chosen:
         raise UsageError(f"{run}: no fold is trained to the end. Finish training, or name one with -f.")
     return [trained[fold] for fold in chosen]
@@ -173,28 +176,34 @@ def _place(fold: str) -> int:
     return int(fold) if fold.isdecimal() else 0
 
 
-def _run_folder(path: Path, configuration: str | None) -> Path:
-    """The folder whose folds are meant."""
+def _run_folder(path: Path, configuration: str | None, note: Callable[[str], None]) -> Path:
+    """The folder of a configuration's folds."""
     if not path.is_dir():
         raise UsageError(f"{path}: no such folder. Give a work folder or one of its runs/<configuration>.")
     if not (path / "runs").is_dir():
         return path
     found = sorted(p.name for p in (path / "runs").iterdir() if p.is_dir())
-    name = configuration or (_PREFERRED if _PREFERRED in found else next(iter(found), ""))
+    name = configuration or preferred_configuration(found) or ""
     if name not in found:
         raise UsageError(f"{path}: no trained configuration {name!r} (found: {', '.join(found) or 'none'}). Train it.")
+    if configuration is None and len(found) > 1 and name != "3d_fullres":
+        note(f"{path}: trained are {', '.join(found)}; using {name}. Choose another with -c, or run `segpipe select`.")
     return Work(path).run(name)
 
 
 def load_model(
-    folders: Sequence[FoldFolder], device: torch.device, guides: Sequence[FoldFolder] | None = None
+    folders: Sequence[FoldFolder],
+    device: torch.device,
+    guides: Sequence[FoldFolder] | None = None,
+    note: Callable[[str], None] = say,
 ) -> Model:
     """Load folds of one configuration for an ensemble.
 
     Args:
         folders: The folds.
         device: Where to compute.
-        guides: Of a cascade the folds of the coarser configuration; None: all that are trained to the end.
+        guides: For a cascade, the folds of the coarser configuration; None for all that are trained to the end.
+        note: Takes lines for the user.
 
     Raises:
         UsageError: If weights are missing or damaged, or the folds prepare images differently, those of the coarser
@@ -219,10 +228,10 @@ def load_model(
         digest.update(folder.weights.read_bytes())
     guide = None
     if configuration.previous is not None:
-        guide = load_model(guides or guide_folds(folders[0], configuration.previous), device)
+        guide = load_model(guides or guide_folds(folders[0], configuration.previous, note=note), device, note=note)
         require_same_view(plan, configuration.previous, guide.plan, folders[0].path)
         digest.update(guide.digest.encode())
-    return Model(plan, configuration, tuple(networks), digest.hexdigest()[:12], trained_on_of(folders), guide)
+    return Model(plan, configuration, tuple(networks), digest.hexdigest()[:12], trained_on_of(folders, note), guide)
 
 
 def load_out_of_fold(folder: FoldFolder, device: torch.device) -> Model:
@@ -234,8 +243,10 @@ def load_out_of_fold(folder: FoldFolder, device: torch.device) -> Model:
     return load_model([folder], device, guide_folds(folder, own.previous, [about.get("fold", "")]))
 
 
-def guide_folds(cascade: FoldFolder, previous: str, folds: Sequence[str] | None = None) -> list[FoldFolder]:
-    """Folds of the configuration that guides a cascade: they lie in the folder beside the cascade's own.
+def guide_folds(
+    cascade: FoldFolder, previous: str, folds: Sequence[str] = (), note: Callable[[str], None] = say
+) -> list[FoldFolder]:
+    """Find the folds of the configuration that guides a cascade, in the folder beside the cascade's own.
 
     Raises:
         UsageError: If they are not there.
@@ -243,10 +254,10 @@ def guide_folds(cascade: FoldFolder, previous: str, folds: Sequence[str] | None 
     run = cascade.path.parent.parent / previous
     if not run.is_dir():
         raise UsageError(
-            f"{cascade.path}: is guided by {previous}, which was looked for in {run}. Train it (`segpipe train -c "
-            f"{previous}`), or copy the folders of both configurations side by side."
+            f"{cascade.path}: is guided by {previous}, expected in {run}. Train it (`segpipe train -c {previous}`), or "
+            "copy the folders of both configurations into one folder."
         )
-    return find_folds(run, None, folds)
+    return find_folds(run, None, folds, note)
 
 
 def require_same_view(plan: Plan, previous: str, coarser: Plan, where: Path) -> None:
@@ -267,10 +278,10 @@ def require_same_view(plan: Plan, previous: str, coarser: Plan, where: Path) -> 
         )
 
 
-def trained_on_of(folders: Sequence[FoldFolder]) -> TrainingStats | None:
+def trained_on_of(folders: Sequence[FoldFolder], note: Callable[[str], None] = say) -> TrainingStats | None:
     """What the folds' training cases are like together; None if one does not tell."""
     if not all(folder.trained_on.is_file() for folder in folders):
-        say(
+        note(
             f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."
         )
         return None

@@ -1,9 +1,9 @@
-"""What `segpipe select` chose for a work folder; it counts as long as the weights are those that it was chosen on."""
+"""Read what `segpipe select` chose for a work folder; it holds as long as the weights do not change."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from segpipe.core.labels import LabelSet
@@ -22,11 +22,11 @@ Members = Sequence[Sequence[FoldFolder]]
 
 
 class SelectedModel(Record):
-    """selection/model.yaml: what predicts if nobody says otherwise.
+    """selection/model.yaml: the configurations that predict unless others are named.
 
     Args:
         configurations: One, or several whose probabilities are averaged.
-        weights: What it was chosen on, as `weights_of` gives it.
+        weights: Digests of the weights it was chosen on, as `weights_of` gives them.
     """
 
     configurations: tuple[str, ...]
@@ -45,13 +45,16 @@ def weights_of(folders: Iterable[FoldFolder]) -> dict[str, str]:
     return digests
 
 
-def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str] | None) -> list[list[FoldFolder]]:
-    """Folders of the folds that predict, of each configuration.
+def find_members(
+    path: Path, configurations: Sequence[str], folds: Sequence[str] = (), note: Callable[[str], None] = say
+) -> list[list[FoldFolder]]:
+    """Find the folders of the folds that predict, for each configuration.
 
     Args:
         path: As for `find_folds`.
         configurations: Which; none for what `segpipe select` chose, else the default one.
-        folds: Which; None for all that are trained to the end.
+        folds: Which; none for all that are trained to the end.
+        note: Takes lines for the user.
 
     Raises:
         UsageError: As `find_folds`.
@@ -59,22 +62,24 @@ def find_members(path: Path, configurations: Sequence[str], folds: Sequence[str]
     """
     names = list(dict.fromkeys(configurations))
     if names or not (path / SELECTION / SELECTED_MODEL_FILE).is_file():
-        return [find_folds(path, name, folds) for name in names] or [find_folds(path, None, folds)]
+        return [find_folds(path, name, folds, note) for name in names] or [find_folds(path, None, folds, note)]
     file = path / SELECTION / SELECTED_MODEL_FILE
     chosen = SelectedModel.load(file)
-    members = [find_folds(path, name, folds) for name in chosen.configurations]
-    if retrained := _retrained(chosen.weights, members):
-        say(
-            f"warning: {file}: was chosen before {retrained} was trained again; the default configuration is taken. "
-            f"Choose anew: `segpipe select {path}`."
+    members = [find_folds(path, name, folds, note) for name in chosen.configurations]
+    if retrained := _find_retrained(chosen.weights, members):
+        note(
+            f"warning: {file}: {retrained} has been trained again since; using the default configuration instead. "
+            f"Rerun `segpipe select {path}`."
         )
-        return [find_folds(path, None, folds)]
+        return [find_folds(path, None, folds, note)]
     names_text = " + ".join(chosen.configurations)
-    say(f"{path.name or path}: predicted with {names_text}, as {SELECTION}/{SELECTED_MODEL_FILE} says.")
+    note(f"{path.name or path}: predicting with {names_text}, from {SELECTION}/{SELECTED_MODEL_FILE}.")
     return members
 
 
-def postprocessing_for(options: PredictOptions, members: Members, labels: LabelSet) -> Postprocessing:
+def postprocessing_for(
+    options: PredictOptions, members: Members, labels: LabelSet, note: Callable[[str], None] = say
+) -> Postprocessing:
     """Steps for the masks: none, those of a file, or what `segpipe select` chose.
 
     Raises:
@@ -83,21 +88,23 @@ def postprocessing_for(options: PredictOptions, members: Members, labels: LabelS
     if not options.postprocesses:
         return NO_POSTPROCESSING
     if options.postprocessing is None:
-        return selected_postprocessing(members, labels)
-    return given_postprocessing(options.postprocessing, labels)
+        return selected_postprocessing(members, labels, note)
+    return given_postprocessing(options.postprocessing, labels, note)
 
 
-def given_postprocessing(file: Path, labels: LabelSet | None = None) -> Postprocessing:
+def given_postprocessing(
+    file: Path, labels: LabelSet | None = None, note: Callable[[str], None] = say
+) -> Postprocessing:
     """Read steps from a file; they must fit the labels, if those are known."""
     steps = Postprocessing.load(file)
     if labels is not None:
         steps.require_known(labels, file)
-    say(f"postprocessing: {file}")
+    note(f"postprocessing: {file}")
     return steps
 
 
-def selected_postprocessing(members: Members, labels: LabelSet) -> Postprocessing:
-    """What `segpipe select` chose to do to the masks of these configurations together; nothing if it chose nothing.
+def selected_postprocessing(members: Members, labels: LabelSet, note: Callable[[str], None] = say) -> Postprocessing:
+    """Steps that `segpipe select` chose for the masks of these configurations together; none if it chose none.
 
     Raises:
         PlanError: If a file of the selection is damaged or names a label that does not exist.
@@ -116,18 +123,18 @@ def selected_postprocessing(members: Members, labels: LabelSet) -> Postprocessin
         return NO_POSTPROCESSING
     steps = Postprocessing.load(file)
     steps.require_known(labels, file)
-    if retrained := _retrained(steps.weights, members):
-        say(
-            f"warning: {file}: was chosen before {retrained} was trained again, and is left out. Choose anew "
-            f"(`segpipe select`), or take it as it is: --postprocess {file}."
+    if retrained := _find_retrained(steps.weights, members):
+        note(
+            f"warning: {file}: {retrained} has been trained again since; not applied. Rerun `segpipe select`, or "
+            f"apply it as it is: --postprocess {file}."
         )
         return NO_POSTPROCESSING
-    say(f"postprocessing: {file}")
+    note(f"postprocessing: {file}")
     return steps
 
 
-def _retrained(known: Mapping[str, str], members: Members) -> str:
-    """Folds whose weights are not those that are known; of others nothing is known."""
+def _find_retrained(known: Mapping[str, str], members: Members) -> str:
+    """Folds whose weights differ from the known ones; folds that are not among the known ones do not count."""
     if not known:
         return ""
     now = weights_of(folder for folders in members for folder in folders)

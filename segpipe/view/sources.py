@@ -8,7 +8,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.header import checked_ending, stem_of
 from segpipe.core.progress import say
-from segpipe.core.work import Work
+from segpipe.core.work import Work, preferred_configuration
 from segpipe.data.dataset import Dataset
 from segpipe.data.inputs import list_inputs
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
@@ -46,7 +46,7 @@ def from_work(folder: Path, configuration: str | None) -> Gallery:
             f"-c {configuration}: is not trained in {folder}; found {', '.join(trained) or 'none'}. Choose one of "
             f"these, or train it with `segpipe train {folder} -c {configuration}`."
         )
-    chosen = configuration or ("3d_fullres" if "3d_fullres" in trained else next(iter(trained), None))
+    chosen = configuration or preferred_configuration(trained)
     dice = case_dice(_scores_of_work(work, chosen)) if chosen else {}
     masks = _validation_masks(work, chosen) if chosen else {}
     cases = [
