@@ -26,15 +26,15 @@ def labels(*names: str) -> LabelSet:
     return LabelSet(labels=tuple(Label(name=name, values=(i,)) for i, name in enumerate(names, 1)))
 
 
-def planned(dataset: Fingerprint, device: str = "cuda", gpu_memory_gb: float | None = None, *names: str) -> Plan:
-    return make_plan(dataset, labels(*(names or ("a",))), "x", "auto", device, gpu_memory_gb)
+def planned(dataset: Fingerprint, device: str = "cuda", gpu_memory_gib: float | None = None, *names: str) -> Plan:
+    return make_plan(dataset, labels(*(names or ("a",))), "x", "auto", device, gpu_memory_gib)
 
 
 def test_small_images_get_a_plain_network_and_a_bounded_batch():
     full = planned(HIPPOCAMPUS).configurations["3d_fullres"]
     assert (full.network.kind, full.patch_zyx, full.batch_size) == ("plain", (40, 56, 40), 8)  # residual L takes 178
     assert planned(HIPPOCAMPUS).configurations["2d"].batch_size == 48  # nnU-Net 366, its residual presets 1618, 4554
-    assert "patches of a residual one would fit" in planned(HIPPOCAMPUS).reasons["preset"]
+    assert "patches of a residual U-Net would fit" in planned(HIPPOCAMPUS).reasons["preset"]
 
 
 def test_large_images_get_a_residual_network_and_the_memory_that_is_there():
@@ -63,7 +63,7 @@ def test_cases_are_counted_whatever_is_declared():
 def test_no_gpu_means_the_plan_for_a_cpu_and_memory_that_is_named_means_a_gpu():
     cpu = planned(HIPPOCAMPUS, "cpu")
     assert cpu.training.optimizer == "muon" and cpu.configurations["3d_fullres"].network.features[0] == 16
-    assert cpu.gpu_memory_gb is None and "no GPU" in cpu.reasons["preset"]
+    assert cpu.gpu_memory_gib is None and "No GPU" in cpu.reasons["preset"]
     assert planned(HIPPOCAMPUS, "cpu", 8.0).configurations == planned(HIPPOCAMPUS, "cuda", 8.0).configurations
 
 
@@ -71,7 +71,7 @@ def test_an_axis_is_not_mirrored_if_labels_name_its_sides():
     assert planned(LIVER, "cuda", 8.0, "liver", "spleen").mirror_axes == (0, 1, 2)
     plan = planned(LIVER, "cuda", 8.0, "kidney_left", "kidney_right")
     assert plan.mirror_axes == (0, 1)  # RAS: x runs from left to right and is the last axis
-    assert "kidney_left, kidney_right say a side" in plan.reasons["mirror_axes"]
+    assert "kidney_left, kidney_right are side-specific" in plan.reasons["mirror_axes"]
     exact = make_plan(LIVER, labels("kidney_left", "kidney_right"), "x", "nnunet", "cuda")
     assert exact.mirror_axes == (0, 1, 2)
 
@@ -124,7 +124,7 @@ def test_other_families_are_planned_by_their_own_memory(preset):
     # 7 GiB over 1000 bytes hold 7.5 million voxels: two patches of up to 3.76 million, about 155 along an edge
     z, y, x = full.patch_zyx
     assert 3.0e6 < z * y * x <= 3.76e6 and full.batch_size == 2
-    assert plan.gpu_memory_gb == 8.0 and plan.is_for_gpu
+    assert plan.gpu_memory_gib == 8.0 and plan.is_for_gpu
     small = make_plan(HIPPOCAMPUS, labels("a"), "x", preset, "cuda", 8.0, thousand_bytes_for_each_voxel)
     assert small.configurations["3d_fullres"].batch_size == 8  # the largest allowed, although 83 would fit
 

@@ -187,7 +187,7 @@ def test_the_first_convolution_of_a_cascade_is_the_only_one_with_more_weights(tr
     network = plan.configurations["3d_cascade"].network
     more = 2 * network.features[0] * int(np.prod(network.kernels_zyx[0]))  # two labels
     assert costs["3d_cascade"].parameters == costs["3d_fullres"].parameters + more
-    assert costs["3d_cascade"].training_gb > costs["3d_fullres"].training_gb
+    assert costs["3d_cascade"].training_gib > costs["3d_fullres"].training_gib
 
 
 def test_a_cascade_that_is_too_large_is_made_smaller_alone(trained):
@@ -195,8 +195,8 @@ def test_a_cascade_that_is_too_large_is_made_smaller_alone(trained):
     work = Work(trained / "work")
     plan = Plan.load(work.plan).model_copy(update={"is_for_gpu": True})
     costs = planned_costs(plan, Fingerprint.load(work.fingerprint), MACHINE)
-    taken = {cost.configuration: cost.training_gb for cost in costs}
-    plan = plan.model_copy(update={"gpu_memory_gb": (taken["3d_fullres"] + taken["3d_cascade"]) / 2})
+    taken = {cost.configuration: cost.training_gib for cost in costs}
+    plan = plan.model_copy(update={"gpu_memory_gib": (taken["3d_fullres"] + taken["3d_cascade"]) / 2})
     found = fitted(plan, costs, MACHINE)
     base, cascade = found.configurations["3d_fullres"], found.configurations["3d_cascade"]
     assert base == plan.configurations["3d_fullres"] and cascade.previous == "3d_lowres"

@@ -14,7 +14,7 @@ from torch import nn
 from plans import small_plan
 from segpipe.core.choices import Choice, functions_for
 from segpipe.core.errors import PlanError
-from segpipe.core.records import Record
+from segpipe.core.records import Record, parse_yaml
 from segpipe.networks.cost import cost
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
@@ -119,6 +119,7 @@ def test_a_parameter_that_nothing_reads_is_refused(edit: str, message: str) -> N
 def test_a_plan_of_the_version_before_loads_and_trains_by_the_same_values() -> None:
     text = OLD_PLAN.read_text(encoding="utf-8")
     assert "adam_beta2" not in text and "poly_exponent" not in text
+    assert Plan.parse(parse_yaml(text.replace("gpu_memory_gb: null", "gpu_memory_gb: 24.0")), "old").gpu_memory_gib == 24
     training = Plan.load(OLD_PLAN).training
     assert (training.adam_beta2, training.adam_epsilon, training.poly_exponent) == (0.99, 1e-8, 0.9)
     group = MAKE_OPTIMIZER["adamw"](nn.Linear(1, 1), training).param_groups[0]

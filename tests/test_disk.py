@@ -12,8 +12,7 @@ from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
 from segpipe.plan.make import make_plan
-from segpipe.plan.planned_cost import MAX_LOCATIONS, prepared_bytes
-from segpipe.prepare import places
+from segpipe.plan.planned_cost import prepared_bytes
 from segpipe.prepare.dataset import prepare_dataset
 
 
@@ -55,10 +54,6 @@ def test_axes_are_turned_and_2d_keeps_the_slices():
     only = case((40, 20, 10), (1.0, 2.0, 7.0))  # turned: 10 x 40 x 20 voxels of 7 x 1 x 2 mm; prepared: 10 x 40 x 40
     expected = 16_000 * (2 * 4 * 0.88 + 2 * 0.03) + 1500
     assert prepared_bytes(of(only), plan, plan.configurations["3d_fullres"]) == expected
-
-
-def test_the_store_keeps_as_many_places():
-    assert MAX_LOCATIONS == places._MAX_VOXELS
 
 
 def test_a_stored_dataset_takes_about_as_much(tmp_path):

@@ -41,7 +41,7 @@ def test_a_case_without_labels_has_no_places(value):
 )
 def test_components_are_scipys_and_large_ones_give_way(indices, limit):
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(places, "_MAX_VOXELS", limit)
+        patched.setattr(places, "MAX_LOCATIONS", limit)
         found = find_places(indices, LABELS).by_label()
     for label in (0, 1):
         parts, n_parts = ndimage.label(indices == label + 1, np.ones((3, 3, 3)))
@@ -62,7 +62,7 @@ def test_components_are_scipys_and_large_ones_give_way(indices, limit):
 
 
 def test_a_voxel_is_as_likely_whether_its_component_kept_all_or_some(monkeypatch):
-    monkeypatch.setattr(places, "_MAX_VOXELS", 12)
+    monkeypatch.setattr(places, "MAX_LOCATIONS", 12)
     indices = np.zeros((1, 1, 100), np.int16)
     indices[..., :90] = indices[..., 95:100] = 1
     own = find_places(indices, LABELS).by_label()[0]

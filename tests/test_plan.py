@@ -107,7 +107,7 @@ def test_a_lone_slice_is_the_coarsest_axis_however_thin_it_is(device):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_images_too_small_for_any_network_are_refused(device):
-    with pytest.raises(PlanError, match=r"too small for a U-Net: median 3 × 5 × 7 voxels"):
+    with pytest.raises(PlanError, match=r"too small for a U-Net: their median is 3 × 5 × 7 voxels"):
         make_plan(fingerprint([(3, 5, 7)] * 3, [(2.0, 2.0, 2.0)] * 3), LABELS, "x", "auto", device)
 
 
@@ -144,18 +144,18 @@ def test_edits_change_one_value_and_nothing_else():
         ("trainin.epochs=1", "trainin: unknown key. Did you mean 'training'?"),
         ("configurations.3d_fullres.network.feature=[4, 8]", "network.feature: unknown key. Did you mean 'features'?"),
         ("configurations.3d_fullres.network.blocks=[1]", "blocks has 1 entries, expected 2"),
-        ("configurations.mine={batch_size: 3}", "there is no 'mine' in the plan. Known: 3d_fullres"),
+        ("configurations.mine={batch_size: 3}", "the plan has no 'mine'. Known: 3d_fullres"),
         ("configurations.mine={inherits: 3d_full}", "mine inherits from '3d_full', expected one of 3d_fullres"),
-        ("configurations.mine={inherits: mine}", "mine → mine: configurations inherit in a circle"),
+        ("configurations.mine={inherits: mine}", "mine → mine: configurations inherit from each other in a circle"),
         ("configurations.3d_fullres.previous=2d", "configurations.3d_fullres.previous is '2d', expected one of none"),
         ("configurations.mine={inherits: [1]}", "mine inherits from [1], expected one of 3d_fullres"),
-        ("orientation=LLS", "orientation 'LLS' has not one letter each of"),
-        ("labels.labels.0=x", "labels.labels is a list; give all of it"),
+        ("orientation=LLS", "orientation 'LLS' must have one letter each of"),
+        ("labels.labels.0=x", "labels.labels is a list; set the whole list"),
         ("training.epochs=2.0", "training.epochs: found 2.0"),
         ("training.learning_rate", "expected KEY=VALUE"),
         ("configurations.3d_full.batch_size=2", "Did you mean '3d_fullres'"),
         ("configurations.3d_fullres.patch_zyx=[7,8,12]", "must be a multiple of the network's strides"),
-        ("configurations.3d_fullres.patch_zyx=[2,2,2]", "leaves one voxel in the coarsest stage"),
+        ("configurations.3d_fullres.patch_zyx=[2,2,2]", "leaves a single voxel in the coarsest stage"),
         ("training.optimizer=sdg", "training.optimizer: found 'sdg'"),
     ],
 )
@@ -191,13 +191,13 @@ def test_what_inherits_follows_its_base_until_it_says_otherwise(tmp_path):
 def test_a_circle_of_inheritance_is_named(tmp_path):
     text = small_plan().to_yaml().replace("configurations:", "configurations:\n  a: {inherits: b}\n  b: {inherits: a}")
     (tmp_path / "plan.yaml").write_text(text)
-    with pytest.raises(PlanError, match=r"a → b → a: configurations inherit in a circle"):
+    with pytest.raises(PlanError, match=r"a → b → a: configurations inherit from each other in a circle"):
         Plan.load(tmp_path / "plan.yaml")
 
 
 def test_a_configuration_named_like_a_path_is_refused(tmp_path):
     (tmp_path / "plan.yaml").write_text(small_plan().to_yaml().replace("  3d_fullres:", "  ../../outside:"))
-    with pytest.raises(PlanError, match=r"configurations.../../outside: expected a name of letters"):
+    with pytest.raises(PlanError, match=r"configurations.../../outside: expected letters"):
         Plan.load(tmp_path / "plan.yaml")
 
 
@@ -227,7 +227,7 @@ def test_a_network_of_one_stage_has_no_decoder_and_no_outputs_to_count():
 def test_an_optimizer_that_keeps_the_rate_of_another_kind_is_warned_of(optimizer, capsys):
     plan = edited(small_plan(), [f"training.optimizer={optimizer}", "training.momentum=0.8"])
     said = capsys.readouterr().err
-    assert f"optimizer={optimizer}: learning_rate 0.01, weight_decay 3e-05 stay as chosen for sgd" in said
+    assert f"optimizer={optimizer}: learning_rate 0.01, weight_decay 3e-05 were chosen for sgd" in said
     assert "--set training.learning_rate=0.001 --set training.weight_decay=0.01." in said
     edited(plan, ["training.optimizer=sgd"])
     assert "--set training.momentum=0.99" in capsys.readouterr().err
@@ -262,4 +262,4 @@ def test_mirroring_labels_with_sides_by_hand_is_warned_of(capsys):
     edited(mirrored, ["training.epochs=3"])  # it was told
     assert capsys.readouterr().err == ""
     warn_of_sides(mirrored)  # as a training does
-    assert "contradicts kidney left" in capsys.readouterr().err
+    assert "mislabel kidney left" in capsys.readouterr().err

@@ -89,7 +89,7 @@ def test_regions_change_places_with_all_they_hold():
     ("sides", "swaps", "message"),
     [
         (LABELS, (("a", "c"),), "'c' must be one of a, b"),
-        (LABELS, (("a", "a"),), "'a' must be one of a, b, and stand once"),
+        (LABELS, (("a", "a"),), "'a' must be one of a, b and appear only once"),
         (labels(True, left=(1, 2), right=(3,)), (("left", "right"),), "pair regions with equally many values"),
         (labels(True, left=(1, 2), right=(3, 4), part=(2, 3)), (("left", "right"),), "region 'part' are not those"),
     ],
@@ -103,7 +103,7 @@ def test_pairs_that_cannot_change_places_are_refused(sides, swaps, message):
 
 def test_pairs_need_their_axis():
     values = small_plan().model_dump(mode="json") | {"mirror_axes": [0, 1], "mirror_swaps": [["a", "b"]]}
-    with pytest.raises(PlanError, match="belong to axis 2, from left to right"):
+    with pytest.raises(PlanError, match="act on axis 2, from left to right"):
         Plan.parse(values, "plan")
 
 

@@ -110,7 +110,7 @@ def test_cldice_is_for_few_labels_which_can_be_named():
     vessels = tuple(Label(name=f"vessel {n}", values=(n,)) for n in range(1, 101))
     plan = small_plan(LabelSet(labels=vessels))
     with pytest.raises(
-        PlanError, match=r"cldice for 100 labels .* expected 16 or fewer; name the tubes.*skeleton_recall"
+        PlanError, match=r"found 100 labels, expected 16 or fewer; name the tubes.*skeleton_recall"
     ):
         edited(plan, ["training.loss=dice_ce_cldice"])
     edited(plan, ["training.loss=dice_ce_skeleton_recall"])

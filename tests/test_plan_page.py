@@ -183,12 +183,12 @@ def cost(seconds: float | None) -> PlannedCost:
     return PlannedCost(
         configuration="3d_fullres",
         memory="GPU",
-        training_gb=7.25,
-        prediction_gb=0.5,
+        training_gib=7.25,
+        prediction_gib=0.5,
         tera_macs_per_step=1.5,
         seconds_per_step=seconds,
         parameters=31_200_000,
-        prepared_gb=0.0625,
+        prepared_gib=0.0625,
     )
 
 

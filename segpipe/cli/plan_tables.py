@@ -57,8 +57,8 @@ def _cost_table(costs: Sequence[PlannedCost]) -> list[str]:
 def _cost_line(taken: PlannedCost) -> str:
     seconds = "–" if taken.seconds_per_step is None else f"~{taken.seconds_per_step:.2g} s"
     return (
-        f"  {taken.configuration:<12}{_size(taken.training_gb):>12}{f'{taken.parameters / 1e6:.1f} M':>13}"
-        f"{taken.tera_macs_per_step:>11.3g}{seconds:>11}{'~' + _size(taken.prepared_gb):>11}"
+        f"  {taken.configuration:<12}{_size(taken.training_gib):>12}{f'{taken.parameters / 1e6:.1f} M':>13}"
+        f"{taken.tera_macs_per_step:>11.3g}{seconds:>11}{'~' + _size(taken.prepared_gib):>11}"
     )
 
 

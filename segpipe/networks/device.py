@@ -86,7 +86,7 @@ def device_text(device: torch.device) -> str:
     return f"{device.type}, {n_threads} thread{'s' * (n_threads != 1)}"
 
 
-def gpu_memory_gb(name: str) -> float | None:
+def gpu_memory_gib(name: str) -> float | None:
     """Memory of a `--device` option in GiB; None if it is no CUDA device."""
     device = resolve_device(name)
     return round(torch.cuda.get_device_properties(device).total_memory / 2**30, 1) if device.type == "cuda" else None

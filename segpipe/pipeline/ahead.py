@@ -85,7 +85,7 @@ def training_ahead(
         seconds_from=source,
         disk_bytes=needs.disk_bytes + n_left * _fold_bytes(plan, cost),
         free_disk_bytes=free_disk_bytes(folder),
-        memory_bytes=max(round(cost.training_gb * 2**30), 0 if on_gpu else needs.n_workers * needs.memory_bytes),
+        memory_bytes=max(round(cost.training_gib * 2**30), 0 if on_gpu else needs.n_workers * needs.memory_bytes),
         free_memory_bytes=free_device_bytes(machine.device) if on_gpu else free_bytes(),
         memory_of=cost.memory,
         notes=(

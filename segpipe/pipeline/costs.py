@@ -22,7 +22,7 @@ from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training import Training
 from segpipe.train.losses import supervised_loss
 
-_GB = 2**30
+_GIB = 2**30
 _SHARE_OF_RAM = 0.9  # the rest is for reading cases
 
 
@@ -39,12 +39,12 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
             PlannedCost(
                 configuration=name,
                 memory="GPU" if plan.is_for_gpu else "CPU",
-                training_gb=taken.training_bytes / _GB,
-                prediction_gb=taken.inference_bytes / _GB,
+                training_gib=taken.training_bytes / _GIB,
+                prediction_gib=taken.inference_bytes / _GIB,
                 tera_macs_per_step=taken.n_macs_step / 1e12,
                 seconds_per_step=seconds,
                 parameters=taken.n_parameters,
-                prepared_gb=prepared_bytes(fingerprint, plan, configuration) / _GB,
+                prepared_gib=prepared_bytes(fingerprint, plan, configuration) / _GIB,
             )
         )
     return result
@@ -52,16 +52,16 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
 
 def too_large(plan: Plan, costs: Sequence[PlannedCost]) -> list[PlannedCost]:
     """Those that do not fit the memory."""
-    limit_gb = _limit_gb(plan)
-    return [taken for taken in costs if taken.training_gb > limit_gb]
+    limit_gib = _limit_gib(plan)
+    return [taken for taken in costs if taken.training_gib > limit_gib]
 
 
 def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[str]:
     """One sentence for each configuration that does not fit, with the edits that give the nearest one that does."""
-    limit_gb = _limit_gb(plan)
+    limit_gib = _limit_gib(plan)
     return [
-        f"{taken.configuration}: training needs about {taken.training_gb:.1f} GB of {taken.memory} memory, there are "
-        f"{limit_gb:.3g}. {_advice(plan, taken.configuration, machine)}"
+        f"{taken.configuration}: training needs about {taken.training_gib:.1f} GiB of {taken.memory} memory, there are "
+        f"{limit_gib:.3g}. {_advice(plan, taken.configuration, machine)}"
         for taken in too_large(plan, costs)
     ]
 
@@ -72,7 +72,7 @@ def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
     Raises:
         PlanError: If nothing is left.
     """
-    limit_gb, configurations, reasons = _limit_gb(plan), dict(plan.configurations), dict(plan.reasons)
+    limit_gib, configurations, reasons = _limit_gib(plan), dict(plan.configurations), dict(plan.reasons)
     misfit = {taken.configuration for taken in too_large(plan, costs)}
     for name, planned in sorted(plan.configurations.items(), key=lambda item: item[1].previous is not None):
         wanted = planned
@@ -87,28 +87,28 @@ def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
         nearest = _nearest(plan, wanted, machine)
         if nearest is None:
             del configurations[name]
-            reasons[name] = f"Left out: not even its smallest patch fits {limit_gb:.3g} GB by the predicted memory."
+            reasons[name] = f"Left out: not even its smallest patch fits {limit_gib:.3g} GiB by the predicted memory."
             continue
         configurations[name] = nearest
         if nearest != wanted or name in misfit:
-            smaller = f"Made smaller than the rules say, to fit {limit_gb:.3g} GB by the predicted memory."
+            smaller = f"Made smaller than the rules say, to fit {limit_gib:.3g} GiB by the predicted memory."
             reasons[name] = f"{reasons.get(name, '')} {smaller}".lstrip()
     if not configurations:
         raise PlanError(
-            f"--gpu-memory: {limit_gb:.3g} GB do not suffice for any configuration ({', '.join(plan.configurations)}). "
+            f"--gpu-memory: {limit_gib:.3g} GiB is too little for all of them ({', '.join(plan.configurations)}). "
             "Give more, plan without a GPU (--device cpu), or choose a smaller network."
         )
     return plan.model_copy(update={"configurations": configurations, "reasons": reasons})
 
 
-def _limit_gb(plan: Plan) -> float:
+def _limit_gib(plan: Plan) -> float:
     if plan.is_for_gpu:
-        return plan.gpu_memory_gb or math.inf
-    return _SHARE_OF_RAM * _ram_bytes() / _GB
+        return plan.gpu_memory_gib or math.inf
+    return _SHARE_OF_RAM * _ram_bytes() / _GIB
 
 
 def _nearest(plan: Plan, wanted: Configuration, machine: Machine) -> Configuration | None:
-    limit_bytes = int(_limit_gb(plan) * _GB)
+    limit_bytes = int(_limit_gib(plan) * _GIB)
     return nearest_fit(wanted, lambda c: _cost_of(plan, c, machine).training_bytes, limit_bytes)
 
 

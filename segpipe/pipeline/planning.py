@@ -171,9 +171,9 @@ def _planned_device(machine: Machine, choices: Choices) -> tuple[str, float | No
     """What `auto` plans for; the other presets stand for a memory of their own, so that torch is not asked."""
     if choices.preset != "auto" or choices.gpu_memory_gb is not None:
         return "cuda", choices.gpu_memory_gb
-    from segpipe.networks.device import device_kind, gpu_memory_gb
+    from segpipe.networks.device import device_kind, gpu_memory_gib
 
-    return device_kind(machine.device), gpu_memory_gb(machine.device)
+    return device_kind(machine.device), gpu_memory_gib(machine.device)
 
 
 def _save_keeping(path: Path, text: str) -> None:

@@ -24,14 +24,14 @@ _USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
 
 
 def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
-    """The plan with values replaced.
+    """Return the plan with values replaced.
 
     Args:
         plan: Stays as it is.
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
             `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
-            edited configuration follows it. An optimizer without its learning rate is warned of: rates of sgd are too
-            high for the other ones; so are labels with sides that are mirrored from now on.
+            edited configuration follows it. A warning is printed if the optimizer changes without its learning rate
+            (rates of sgd are too high for the others), and if labels with sides are mirrored from now on.
 
     Raises:
         PlanError: If a key does not exist, two edits contradict each other, or the plan would not be valid: a patch
@@ -62,7 +62,7 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
 
 
 def mirrored_sides(plan: Plan) -> tuple[str, ...]:
-    """Labels with a side whose mirror image a plan trains on although it contradicts them."""
+    """Return the labels with a side that a plan mirrors although mirroring contradicts them."""
     paired = {name for pair in plan.mirror_swaps for name in pair}
     if sideways_axis(plan.orientation, plan.axis_order) not in plan.mirror_axes:
         return ()
@@ -76,9 +76,9 @@ def warn_of_sides(plan: Plan) -> None:
         side_axis = sideways_axis(plan.orientation, plan.axis_order)
         rest = [axis for axis in plan.mirror_axes if axis != side_axis]
         say(
-            f"warning: mirror_axes {list(plan.mirror_axes)}: axis {side_axis} runs from left to right, and a mirror "
-            f"image contradicts {', '.join(sided[:_N_NAMED])}{' …' * (len(sided) > _N_NAMED)}. Leave it out (--set "
-            f"mirror_axes={rest}), or name the labels that change places: --set mirror_swaps=[[LEFT, RIGHT]]."
+            f"warning: mirror_axes {list(plan.mirror_axes)}: axis {side_axis} runs from left to right, so mirroring "
+            f"would mislabel {', '.join(sided[:_N_NAMED])}{' …' * (len(sided) > _N_NAMED)}. Leave the axis out (--set "
+            f"mirror_axes={rest}), or name the labels that swap: --set mirror_swaps=[[LEFT, RIGHT]]."
         )
 
 
@@ -90,7 +90,7 @@ def _tell_what_stays(old: Training, new: Training, given: Mapping[str, Any]) -> 
     usual = {key: value for key, value in usual_now.items() if f"training.{key}" not in given}
     stay = ", ".join(f"{key} {getattr(new, key):g}" for key in usual)
     advice = " ".join(f"--set training.{key}={value:g}" for key, value in usual.items())
-    say(f"warning: training.optimizer={new.optimizer}: {stay} stay as chosen for {old.optimizer}. Usual are {advice}.")
+    say(f"warning: training.optimizer={new.optimizer}: {stay} were chosen for {old.optimizer}. Usual values: {advice}.")
 
 
 def _refuse_contradiction(given: Mapping[str, Any], key: str, value: Any) -> None:
@@ -113,7 +113,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
             place[step] = {}  # inherited, or left out of files while it holds its default
         place = _below(place, step, key)
     if not isinstance(place, dict):
-        raise PlanError(f"--set {key}: {'.'.join(path)} is a list; give all of it, e.g. --set {path[-1]}=[1, 2].")
+        raise PlanError(f"--set {key}: {'.'.join(path)} is a list; set the whole list, e.g. --set {path[-1]}=[1, 2].")
     is_new = isinstance(value, Mapping) and KEY in value
     if place is values["configurations"] and not is_new:
         _below(place, last, key)
@@ -125,7 +125,7 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 def _below(place: Any, step: str, key: str) -> Any:
     known = list(place) if isinstance(place, dict) else []
     if step not in known:
-        raise PlanError(f"--set {key}: there is no {step!r} in the plan.{did_you_mean(step, known)}")
+        raise PlanError(f"--set {key}: the plan has no {step!r}.{did_you_mean(step, known)}")
     return place[step]
 
 

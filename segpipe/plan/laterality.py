@@ -1,4 +1,4 @@
-"""Which labels say a side of the body: mirrored from left to right, such an image contradicts its labels."""
+"""Find labels that name a side of the body: a mirrored image would contradict them."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from segpipe.core.labels import LabelSet
 
 _SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
 _SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
-AS_STORED = "stored"  # for an orientation: no image is turned, as nnU-Net turns none
+AS_STORED = "stored"  # as an orientation: no image is turned, as in nnU-Net
 _WRITTEN_OUT = {"left", "right"}  # one letter may be anything; without a partner only the word is a side
 _HEART = {"atrium", "ventricle", "auricle", "appendage", "heart"}  # left and right differ in shape, not only in place
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")  # `KidneyLeft`, `kidney_l`, `Left-Kidney`, `LH amygdala`
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """Words of a label's name in small letters.
+    """Split a label's name into words in lower case.
 
     Example:
         >>> words_of("Left-KidneyUpper_2")
@@ -26,7 +26,7 @@ def words_of(name: str) -> tuple[str, ...]:
 
 
 def sided_labels(names: Sequence[str]) -> tuple[str, ...]:
-    """Labels whose side a mirror image would contradict, in their order.
+    """Return the labels whose side a mirror image would contradict, in their order.
 
     A pair differs in the word of its side alone (`kidney_left`, `kidney_right`; `LH amygdala`, `RH amygdala`). A
     label without its partner counts if the side is written out, since the unlabelled partner looks like it when
@@ -36,7 +36,7 @@ def sided_labels(names: Sequence[str]) -> tuple[str, ...]:
         >>> sided_labels(("liver", "kidney_l", "kidney_r", "left atrium"))
         ('kidney_l', 'kidney_r')
     """
-    described = {name: _described(name) for name in names}
+    described = {name: _split_side(name) for name in names}
     sides = {
         rest: {side for _, side, other in described.values() if other == rest} for _, _, rest in described.values()
     }
@@ -47,8 +47,8 @@ def sided_labels(names: Sequence[str]) -> tuple[str, ...]:
     )
 
 
-def _described(name: str) -> tuple[str, str, tuple[str, ...]]:
-    """The word of the side, the side (empty if none, or two of them), and the other words."""
+def _split_side(name: str) -> tuple[str, str, tuple[str, ...]]:
+    """Return the word for the side, the side (empty if there is none, or two), and the other words."""
     words = words_of(name)
     found = [word for word in words if word in _SIDES]
     if len(found) != 1 or len(words) == 1:
@@ -61,7 +61,7 @@ def _is_chamber(words: tuple[str, ...]) -> bool:
 
 
 def sideways_axis(orientation: str, axis_order: Sequence[int]) -> int:
-    """Axis of the planned arrays, 0 to 2, that runs from one side of the body to the other.
+    """Return the axis of the planned arrays, 0 to 2, that runs from one side of the body to the other.
 
     Args:
         orientation: Of x, y, z, e.g. `LPS`; of images as they are stored x is taken for it.
@@ -72,7 +72,7 @@ def sideways_axis(orientation: str, axis_order: Sequence[int]) -> int:
 
 
 def swapped_outputs(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """Output channel of the network that each output becomes in a mirror image of left and right.
+    """Return the output channel that each output becomes when left and right are mirrored.
 
     Args:
         labels: Of the plan.
@@ -82,14 +82,16 @@ def swapped_outputs(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple
         A permutation of 0 … n_outputs-1, its own inverse.
 
     Raises:
-        ValueError: If a name is unknown or stands twice.
+        ValueError: If a name is unknown or appears twice.
     """
     first = 0 if labels.has_regions else 1  # background is an output unless labels are regions
     result = list(range(labels.n_outputs))
     names = [name for pair in swaps for name in pair]
     for name in names:
         if name not in labels.names or names.count(name) > 1:
-            raise ValueError(f"mirror_swaps {swaps}: {name!r} must be one of {', '.join(labels.names)}, and stand once")
+            raise ValueError(
+                f"mirror_swaps {swaps}: {name!r} must be one of {', '.join(labels.names)} and appear only once"
+            )
     for left, right in swaps:
         there, back = first + labels.names.index(left), first + labels.names.index(right)
         result[there], result[back] = back, there
@@ -97,7 +99,7 @@ def swapped_outputs(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple
 
 
 def swapped_indices(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple[int, ...]:
-    """Inside label that each inside label 0, 1, … becomes; the values of two regions change places in their order.
+    """Return the inside label that each inside label 0, 1, … becomes; values of paired regions swap in their order.
 
     Raises:
         ValueError: As `swapped_outputs`, or if a region would no longer hold the same structure.

@@ -1,4 +1,4 @@
-"""What a network is trained to make small, as a value; the formulas are in train/losses.py."""
+"""The loss as a value of the plan; its formulas are in train/losses.py."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Loss(Presettable):
             0.5 are Dice.
         focal_tversky_exponent: focal_tversky: of 1 - Tversky; below 1 labels that are nearly right pull harder.
         cldice_iterations: cldice: erosions of the soft skeleton; as many as the thickest tube's radius has voxels.
-        cldice_labels: cldice: names of the labels whose centrelines are looked for; empty: all, up to 16.
+        cldice_labels: cldice: names of the labels it is computed for; empty: all, at most 16.
     """
 
     NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"terms": terms} for name, terms in LOSSES.items()}
@@ -102,7 +102,7 @@ class Loss(Presettable):
         return {term: terms[term] for term in TERMS if term in terms}  # equal records write equal bytes
 
     def labels_with_lines(self, names: Sequence[str]) -> tuple[int, ...]:
-        """Places, among the labels of a plan, of those whose centrelines cldice looks for; none without that term.
+        """Return the places, among the labels of a plan, of those that cldice is computed for; none without that term.
 
         Raises:
             ValueError: If one is unknown or named twice, or there are more than memory and time allow.
@@ -113,13 +113,13 @@ class Loss(Presettable):
         wrong = [name for name in chosen if name not in names or chosen.count(name) > 1]
         if wrong:
             raise ValueError(
-                f"training.loss.cldice_labels: {wrong[0]!r} must be one of {', '.join(names)}, and stand once"
+                f"training.loss.cldice_labels: {wrong[0]!r} must be one of {', '.join(names)} and appear only once"
             )
         if len(chosen) > MOST_LINES:
             raise ValueError(
-                f"training.loss: cldice for {len(chosen)} labels takes tens of copies of each output, expected "
-                f"{MOST_LINES} or fewer; name the tubes (--set 'training.loss.cldice_labels=[{chosen[0]}, …]'), or "
-                "take skeleton_recall, whose cost does not grow with the labels"
+                f"training.loss: cldice keeps tens of copies of each output; found {len(chosen)} labels, expected "
+                f"{MOST_LINES} or fewer; name the tubes (--set 'training.loss.cldice_labels=[{chosen[0]}, …]'), or use "
+                "skeleton_recall, whose cost does not grow with the labels"
             )
         return tuple(names.index(name) for name in chosen)
 

@@ -1,4 +1,4 @@
-"""Fingerprint to plan: a pure function, the same bytes for the same input."""
+"""From fingerprint to plan: a pure function, the same bytes for the same input."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.plan.spacing import Floats, PlannerInput, planner_input
 
-MASKED_BELOW = 0.75  # share of voxels that cropping keeps
-_LOWRES_BELOW = 0.25  # share of the median image that a patch covers
-_LOWRES_STEP = 1.03
-_LOWRES_MIN_GAIN = 2.0
+MASKED_BELOW = 0.75  # share of voxels that cropping keeps; below it zeros would dominate the statistics
+_LOWRES_BELOW = 0.25  # share of the median image that a patch covers; below it context is missing
+_LOWRES_STEP = 1.03  # nnU-Net's: voxels grow in steps of 3 %
+_LOWRES_MIN_GAIN = 2.0  # times fewer voxels; with less gain a second configuration is not worth training
 _MOST_COARSENED = 2.0  # times the dataset's voxel edge, where a preset sees more with coarser voxels
 _SCHEMES = {"ct": "ct", "nonorm": "none", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
 
 
 @dataclass(frozen=True, eq=False)
 class _Fitting:
-    """What every configuration is fitted with."""
+    """The preset, budget and dataset that every configuration is fitted with."""
 
     preset: Preset
     budget: PatchBudget
@@ -40,7 +40,7 @@ def make_plan(
     dataset: str,
     preset_name: str,
     device: str,
-    gpu_memory_gb: float | None = None,
+    gpu_memory_gib: float | None = None,
     predict: PredictMemory | None = None,
     fold_seconds: float | None = None,
 ) -> Plan:
@@ -52,7 +52,7 @@ def make_plan(
         dataset: Its name.
         preset_name: A row of `PRESETS`, or `auto`.
         device: `cpu`, or the kind of a GPU: what `auto` plans for where no memory is given.
-        gpu_memory_gb: Memory to plan for; None: what the preset stands for.
+        gpu_memory_gib: Memory to plan for; None: what the preset stands for.
         predict: Predicts the memory of training; asked for presets that have no count of nnU-Net's.
         fold_seconds: Time to train one fold, for `auto`; None: enough.
 
@@ -60,9 +60,9 @@ def make_plan(
         PlanError: If the preset is unknown or the images are too small for any network.
     """
     is_auto = preset_name == "auto"
-    named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gb)
+    named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gib)
     measured = planner_input(fingerprint, labels, exact=named is not None and named.is_exact)
-    preset = named or auto_preset(measured, device, gpu_memory_gb, fold_seconds)
+    preset = named or auto_preset(measured, device, gpu_memory_gib, fold_seconds)
     configurations = _configurations(_Fitting(preset, patch_budget(preset, measured, predict), measured))
     normalisation = _normalisation(fingerprint)
     sided = () if preset.is_exact else sided_labels(labels.names)
@@ -80,13 +80,13 @@ def make_plan(
         configurations=configurations,
         training=preset.training,
         reasons=reasons_for(preset, fingerprint, measured, configurations, normalisation, sided),
-        gpu_memory_gb=gpu_memory_gb if preset.reference_gb is not None else None,
-        is_for_gpu=preset.reference_gb is not None,
+        gpu_memory_gib=gpu_memory_gib if preset.reference_gib is not None else None,
+        is_for_gpu=preset.reference_gib is not None,
     )
 
 
 def _configurations(fitting: _Fitting) -> dict[str, Configuration]:
-    """Every configuration that the rules ask for and the images are large enough for."""
+    """Return every configuration that the rules ask for and the images are large enough for."""
     measured = fitting.measured
     found = {"2d": _configuration(fitting, measured.spacing_mm[1:], measured.median_shape[1:], batch_dice=True)}
     if measured.median_shape[0] != 1:
@@ -100,8 +100,8 @@ def _configurations(fitting: _Fitting) -> dict[str, Configuration]:
         edges = " × ".join(f"{m:g}" for m in measured.median_shape)
         spacing = " × ".join(f"{s:.3g}" for s in measured.spacing_mm)
         raise PlanError(
-            f"the images are too small for a U-Net: median {edges} voxels at {spacing} mm, expected at least two edges "
-            "of 8, or one of 12. Give larger images."
+            f"the images are too small for a U-Net: their median is {edges} voxels at {spacing} mm, expected at least "
+            "two edges of 8 voxels or one of 12. Use larger images."
         )
     return possible
 
@@ -114,7 +114,7 @@ def _configuration(
     batch_dice: bool,
     voxels: float | None = None,
 ) -> Configuration | None:
-    """One configuration; None if the images are too small for two stages."""
+    """Return one configuration; None if the images are too small for two stages."""
     spacing, measured = [float(s) for s in spacing_mm], fitting.measured
     fitted = fit(fitting.preset, fitting.budget, spacing, list(median_shape), voxels or measured.voxels)
     if fitted is None:
@@ -133,7 +133,7 @@ def _configuration(
 
 
 def _fullres(fitting: _Fitting, *, batch_dice: bool) -> Configuration | None:
-    """The dataset's voxels, or coarser ones where the preset wants to see more of an image at once."""
+    """Plan at the dataset's voxels, or at coarser ones if the preset wants a patch to cover more of an image."""
     measured, preset = fitting.measured, fitting.preset
     spacing, shape = measured.spacing_mm, measured.median_shape
     while True:
@@ -147,13 +147,13 @@ def _fullres(fitting: _Fitting, *, batch_dice: bool) -> Configuration | None:
 
 
 def _coarser(spacing_mm: Floats) -> Floats:
-    """One step: along every axis, or only along those that are much finer than the coarsest."""
+    """Return voxels one step coarser, along every axis or only along those much finer than the coarsest."""
     finer = spacing_mm.max() / spacing_mm > 2
     return np.where(finer if finer.any() else True, spacing_mm * _LOWRES_STEP, spacing_mm)
 
 
 def _lowres(fitting: _Fitting) -> Configuration | None:
-    """A coarser configuration whose patch covers a quarter of the median image; None if the full one does already."""
+    """Plan coarser voxels so that a patch covers a quarter of the median image; None if it does already."""
     measured = fitting.measured
     full = _configuration(fitting, measured.spacing_mm, measured.median_shape, batch_dice=True)
     if full is None:
@@ -185,7 +185,10 @@ def _normalisation(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
     for channel, seen in zip(fingerprint.channels, known, strict=True):
         scheme = _SCHEMES.get(channel.casefold(), "zscore")
         if scheme == "ct" and seen is None:
-            raise PlanError(f"channel {channel}: intensities are not in the fingerprint, and CT is clipped by them.")
+            raise PlanError(
+                f"channel {channel}: the fingerprint has no intensities, by which CT is clipped. Run `segpipe plan` on "
+                "the images."
+            )
         if scheme == "ct" and seen is not None:
             result.append(
                 Normalisation(
@@ -203,8 +206,8 @@ def _normalisation(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
     return tuple(result)
 
 
-_MAX_GB = 24.0  # 40 GB gave +0.02 Dice on six datasets for twice the time (L 87.56, XL 87.58)
-_FIXED_GB, _VOXELS_PER_GB = 2.6, 104e6  # of training, a line through M, L and XL: 9.1, 22.7, 36.6
+_MAX_GIB = 24.0  # 40 GiB gave +0.02 Dice on six datasets for twice the time (L 87.56, XL 87.58)
+_FIXED_GIB, _VOXELS_PER_GIB = 2.6, 104e6  # of training, a line through M, L and XL: 9.1, 22.7, 36.6
 _USED_SHARE = 0.95  # of the memory; the rest is the allocator's and the screen's
 _LEAST_SHARE = 0.3  # of a small GPU's memory for feature maps, below which the line is not trusted
 _ROOMY_BATCH = 8  # a residual network with room for this many whole patches is not short of capacity
@@ -215,14 +218,14 @@ _SHORT_SECONDS = (
 
 
 def auto_preset(
-    measured: PlannerInput, device: str, gpu_memory_gb: float | None, fold_seconds: float | None = None
+    measured: PlannerInput, device: str, gpu_memory_gib: float | None, fold_seconds: float | None = None
 ) -> Preset:
     """The preset for a dataset and a machine.
 
     Args:
         measured: The dataset.
         device: `cpu`, or the kind of a GPU.
-        gpu_memory_gb: Memory of the GPU; None: not known, then as much as is used at most.
+        gpu_memory_gib: Memory of the GPU; None: not known, then as much as is used at most.
         fold_seconds: Time to train one fold; None: enough.
 
     Source:
@@ -231,11 +234,11 @@ def auto_preset(
         residual presets: the batch is bounded, 2D patches shrink only until a batch of 2 fits, and the budget follows
         the memory that training was measured to take.
     """
-    if device == "cpu" and gpu_memory_gb is None:
+    if device == "cpu" and gpu_memory_gib is None:
         is_short = fold_seconds is not None and fold_seconds <= _SHORT_SECONDS
         return PRESETS["cpu_short" if is_short else "cpu"]
-    gigabytes = min(gpu_memory_gb or _MAX_GB, _MAX_GB)
-    residual = _bounded(PRESETS["resenc_l"], gigabytes)
+    limit_gib = min(gpu_memory_gib or _MAX_GIB, _MAX_GIB)
+    residual = _bounded(PRESETS["resenc_l"], limit_gib)
     axes = slice(1 if measured.median_shape[0] == 1 else 0, None)  # single slices: their 2D network decides
     found = fit(
         replace(residual, coverage=1.0, max_batch=None),
@@ -244,21 +247,24 @@ def auto_preset(
         measured.median_shape[axes].tolist(),
         measured.voxels * 1e6,  # the batch by memory alone
     )
-    memory = f"{gigabytes:g} GB of GPU memory" + (" (more brings no more Dice)" if gigabytes == _MAX_GB else "")
+    memory = f"{limit_gib:g} GiB of GPU memory" + (
+        " (more memory does not raise Dice)" if limit_gib == _MAX_GIB else ""
+    )
     if found is not None and found.batch_size >= _ROOMY_BATCH:
         return replace(
-            _bounded(PRESETS["nnunet"], gigabytes),
-            why=f"A plain U-Net, since {found.batch_size} patches of a residual one would fit into {memory}: on such "
-            "small images deeper networks were slower and no better (Hippocampus: 89.0 plain, 88.8 and 88.6 residual).",
+            _bounded(PRESETS["nnunet"], limit_gib),
+            why=f"A plain U-Net: the images are so small that {found.batch_size} patches of a residual U-Net would fit "
+            f"in {memory}, and on such images deeper networks were slower but no better (hippocampus: Dice 89.0 plain, "
+            "88.8 and 88.6 residual).",
         )
     return replace(
         residual,
-        why=f"A residual encoder U-Net for {memory}: on large images it was ahead of the plain one (six datasets: "
-        "87.6 against 86.8 Dice), elsewhere equal.",
+        why=f"A residual encoder U-Net for {memory}: on large images it scored higher than the plain one (six "
+        "datasets: Dice 87.6 against 86.8), elsewhere the same.",
     )
 
 
-def _bounded(preset: Preset, gigabytes: float) -> Preset:
-    voxels = _VOXELS_PER_GB * max(_USED_SHARE * gigabytes - _FIXED_GB, _LEAST_SHARE * gigabytes)
+def _bounded(preset: Preset, limit_gib: float) -> Preset:
+    voxels = _VOXELS_PER_GIB * max(_USED_SHARE * limit_gib - _FIXED_GIB, _LEAST_SHARE * limit_gib)
     preset = preset.scaled(voxels / preset.reference_voxels[3])
     return replace(preset, coverage=_COVERAGE, max_batch=MAX_BATCH, batch_in_shrink=True, is_exact=False)

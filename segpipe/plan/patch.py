@@ -19,7 +19,7 @@ from segpipe.plan.topology import Topology, feature_voxels, topology
 
 _SEARCH_VOXELS = {2: 2048**2, 3: 256**3}  # larger than any patch that will fit
 _MIN_BATCH = 2
-_GB = 2**30
+_GIB = 2**30
 _FAR_TOO_LARGE = 1.05  # times the memory
 
 
@@ -38,14 +38,14 @@ class PredictMemory(Protocol):
 
 
 class PatchBudget(Protocol):
-    """What a patch may cost."""
+    """Decide what a patch may cost."""
 
     def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
-        """Whether the smallest batch of such patches is too much."""
+        """Return whether the smallest batch of such patches is too large."""
         ...
 
     def batch_size(self, network: NetworkSpec, patch: tuple[int, ...]) -> int:
-        """As many patches as there is room for."""
+        """Return how many patches there is room for."""
         ...
 
 
@@ -75,25 +75,25 @@ class PredictedBytes:
     patches that are far too large by that are not predicted.
     """
 
-    gigabytes: float
+    limit_gib: float
     predict: PredictMemory
     _bytes_for_each_voxel: dict[tuple[tuple[int, ...], ...], float] = field(default_factory=dict)
 
     def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
         """Whether a batch of 2 is too much."""
         known = self._bytes_for_each_voxel.get(network.strides_zyx)
-        if known is not None and known * math.prod(patch) > _FAR_TOO_LARGE * self.gigabytes * _GB:
+        if known is not None and known * math.prod(patch) > _FAR_TOO_LARGE * self.limit_gib * _GIB:
             return True
-        return self._pair(network, patch).total_bytes > self.gigabytes * _GB
+        return self._pair(network, patch).total_bytes > self.limit_gib * _GIB
 
     def batch_size(self, network: NetworkSpec, patch: tuple[int, ...]) -> int:
-        """As many patches as fit, since each takes the same."""
+        """Return how many patches fit; each takes the same."""
         pair = self._pair(network, patch)
         each_bytes = max(1, (pair.total_bytes - pair.fixed_bytes) / _MIN_BATCH)
-        return int((self.gigabytes * _GB - pair.fixed_bytes) / each_bytes)
+        return int((self.limit_gib * _GIB - pair.fixed_bytes) / each_bytes)
 
     def _pair(self, network: NetworkSpec, patch: tuple[int, ...]) -> Memory:
-        """Of two patches, the smallest batch."""
+        """Predict the memory of the smallest batch, two patches."""
         z, y, x = (1, *patch) if len(patch) == 2 else patch
         memory = self.predict(network, (z, y, x), _MIN_BATCH)
         self._bytes_for_each_voxel[network.strides_zyx] = (memory.total_bytes - memory.fixed_bytes) / math.prod(patch)
@@ -144,7 +144,9 @@ def fit(
         if smaller is None and preset.reference_voxels:
             break  # nnU-Net's count is no limit of the memory
         if smaller is None:
-            raise PlanError("--gpu-memory: not even the smallest patch fits. Give more, or choose a smaller preset.")
+            raise PlanError(
+                "--gpu-memory: not even the smallest patch fits. Allow more memory, or choose a smaller preset."
+            )
         found = smaller
         network = preset.network(found)
     cap = round(dataset_voxels * preset.coverage / math.prod(found.patch))
@@ -157,7 +159,7 @@ def _shrunk(
 ) -> Topology | None:
     """A patch one step smaller along the axis that covers most of the body; None if two stages would not be left.
 
-    nnU-Net takes that axis even if the network loses its second stage; ours then goes on with the next.
+    nnU-Net takes that axis even if the network loses its second stage; ours then tries the next.
     """
     covered = np.argsort([p / m for p, m in zip(found.patch, median_shape, strict=True)])[::-1]
     for axis in covered[:1] if preset.is_exact else covered:
@@ -178,12 +180,12 @@ def _one_step(spacing_mm: Sequence[float], found: Topology, axis: int, max_stage
 
 
 def patch_budget(preset: Preset, measured: PlannerInput, predict: PredictMemory | None) -> PatchBudget:
-    """The row's budget: feature maps where nnU-Net's reference is known, predicted memory elsewhere."""
+    """Return the preset's budget: feature maps where nnU-Net's reference is known, predicted memory elsewhere."""
     if preset.reference_voxels:
         return CountedVoxels(preset, measured.n_label_entries)
-    if predict is None or preset.reference_gb is None:
+    if predict is None or preset.reference_gib is None:
         raise ValueError("this preset is planned by predicted memory; give `predict`")
-    return PredictedBytes(preset.reference_gb, predict)
+    return PredictedBytes(preset.reference_gib, predict)
 
 
 _MIN_BATCH = 2  # as in the planner: of a single patch neither the gradient nor batch Dice says much
@@ -214,7 +216,7 @@ def nearest_fit(
 
 
 def _smaller(configuration: Configuration) -> Iterator[Configuration]:
-    """Ever smaller configurations, one step at a time."""
+    """Yield ever smaller configurations, one step at a time."""
     for batch_size in range(configuration.batch_size - 1, _MIN_BATCH - 1, -1):
         configuration = configuration.model_copy(update={"batch_size": batch_size})
         yield configuration

@@ -1,4 +1,4 @@
-"""Disk space that prepared cases will take, from the fingerprint alone."""
+"""Costs of a configuration as a record, and the disk space of its prepared cases from the fingerprint alone."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from segpipe.plan.spacing import resampled_shape
 
 
 class PlannedCost(Record):
-    """What a configuration of a plan will take.
+    """The predicted cost of a configuration.
 
     Args:
         configuration: Its name.
         memory: `GPU` or `CPU`, whose memory is meant.
-        training_gb: Predicted peak of training, GiB.
-        prediction_gb: Predicted peak of predicting one patch, GiB.
+        training_gib: Predicted peak of training, GiB.
+        prediction_gib: Predicted peak of predicting one patch, GiB.
         tera_macs_per_step: Multiplications with addition of a training step, in 10¹².
         seconds_per_step: About how long a step takes on this machine; None if the plan is for another one.
         parameters: Of the network.
-        prepared_gb: Disk space of the prepared cases, GiB, about.
+        prepared_gib: Disk space of the prepared cases, GiB, about.
     """
 
     configuration: str
     memory: str
-    training_gb: float
-    prediction_gb: float
+    training_gib: float
+    prediction_gib: float
     tera_macs_per_step: float
     seconds_per_step: float | None
     parameters: int
-    prepared_gb: float
+    prepared_gib: float
 
 
 _IMAGE_BYTES, _INDEX_BYTES = 4, 2  # of a voxel: float32, int16
@@ -39,16 +39,15 @@ _IMAGE_BYTES, _INDEX_BYTES = 4, 2  # of a voxel: float32, int16
 # (ACDC). Images: 0.88 and 0.60, of which the larger is taken; label maps: 0.027 and 0.008.
 _IMAGE_SHARE, _INDEX_SHARE = 0.88, 0.03
 _LOCATION_BYTES = 12  # three int32 for each voxel on which a patch may be centred
-MAX_LOCATIONS = 10_000  # of a label in a case, as prepare/places.py keeps them
+MAX_LOCATIONS = 10_000  # voxels kept of each label in a case; enough places to centre a patch on
 _CASE_BYTES = 1500  # how the case was prepared, and the heads of its files
 
 
 def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuration) -> int:
-    """About how much the prepared cases of a configuration take. Configurations of one spacing share them.
+    """Estimate the size of the prepared cases of a configuration. Configurations with the same spacing share them.
 
     Returns:
-        Rather too much than too little: resampled noise takes as much; an empty background, or few grey values,
-        take down to half.
+        An upper estimate: resampled noise takes as much; an empty background, or few grey values, as little as half.
     """
     return sum(_case_bytes(case, plan, configuration) for case in fingerprint.cases)
 

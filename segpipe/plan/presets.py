@@ -1,4 +1,4 @@
-"""Presets: a table of what the planner's rules are fed with. A new preset is a new row."""
+"""Presets: a table of inputs for the planner's rules. A new preset is a new row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Preset:
         reference_voxels: Feature-map voxels (see `topology.feature_voxels`) that fit at `reference_batch`, by the
             number of axes; empty: the patch is fitted by predicted memory.
         reference_batch: By the number of axes.
-        reference_gb: GPU memory that `reference_voxels` stand for, or that is fitted to; None: not for a GPU.
+        reference_gib: GPU memory that `reference_voxels` stand for, or that is fitted to; None: not for a GPU.
         max_stages: Stages that the network has at most; None: as many as the patch allows.
         coverage: Largest share of the dataset's voxels in one batch.
         max_batch: Largest batch, by the number of axes.
@@ -48,7 +48,7 @@ class Preset:
     why: str
     reference_voxels: dict[int, float] = field(default_factory=dict)
     reference_batch: dict[int, int] = field(default_factory=lambda: {2: 12, 3: 2})
-    reference_gb: float | None = None
+    reference_gib: float | None = None
     max_stages: int | None = None
     coverage: float = 0.05
     max_batch: dict[int, int] | None = None
@@ -58,14 +58,14 @@ class Preset:
     is_exact: bool = False
     training: Training = field(default_factory=Training)
 
-    def for_memory(self, gpu_memory_gb: float | None) -> Preset:
+    def for_memory(self, gpu_memory_gib: float | None) -> Preset:
         """The row with its budget scaled to this GPU memory, as nnU-Net does; None: as it stands."""
-        if gpu_memory_gb is None or self.reference_gb is None:
+        if gpu_memory_gib is None or self.reference_gib is None:
             return self
-        scaled = self.scaled(gpu_memory_gb / self.reference_gb)
+        scaled = self.scaled(gpu_memory_gib / self.reference_gib)
         if not self.reference_voxels:
-            return replace(scaled, reference_gb=gpu_memory_gb)
-        return replace(scaled, why=f"{self.why} Here its budget is scaled to {gpu_memory_gb:g} GB.")
+            return replace(scaled, reference_gib=gpu_memory_gib)
+        return replace(scaled, why=f"{self.why} Its budget is scaled to {gpu_memory_gib:g} GiB.")
 
     def scaled(self, factor: float) -> Preset:
         """The row with a budget of feature maps that is larger or smaller by a factor."""
@@ -97,15 +97,15 @@ _PLAIN = partial(_unet, kind="plain", blocks=_PLAIN_BLOCKS, decoder_convolutions
 _RESIDUAL = partial(_unet, kind="residual", blocks=_RESIDUAL_BLOCKS, decoder_convolutions=1)
 
 
-def _residual(voxels_3d: float, voxels_2d: float, gigabytes: float) -> Preset:
+def _residual(voxels_3d: float, voxels_2d: float, limit_gib: float) -> Preset:
     return Preset(
         network=_RESIDUAL,
         reference_voxels={2: voxels_2d, 3: voxels_3d},
-        reference_gb=gigabytes,
+        reference_gib=limit_gib,
         coverage=1.0,
         batch_in_shrink=False,
         is_exact=True,
-        why=f"nnU-Net's residual encoder preset for {gigabytes:.0f} GB.",
+        why=f"nnU-Net's residual encoder preset for {limit_gib:.0f} GiB.",
     )
 
 
@@ -120,21 +120,21 @@ def _effnet(size: str, found: Topology) -> NetworkSpec:
 def _efficientnet(size: str) -> Preset:
     return Preset(
         network=partial(_effnet, size),
-        reference_gb=24,
+        reference_gib=24,
         max_stages=EFFNET_STAGES,
         max_batch=MAX_BATCH,
-        why=f"EfficientNet {size.upper()} encoder, gated skips and pyramid; patch and batch by predicted memory.",
+        why=f"EfficientNet {size.upper()} encoder, gated skips and pyramid; patch and batch follow predicted memory.",
     )
 
 
 def _convnext(size: str) -> Preset:
     return Preset(
         network=partial(_mednext, size),
-        reference_gb=24,
+        reference_gib=24,
         max_stages=len(SIZES[size].blocks),
         max_batch=MAX_BATCH,
         training=Training(optimizer="adamw", learning_rate=1e-3, momentum=0.9, weight_decay=1e-2),
-        why=f"MedNeXt {size.upper()}, patch and batch by its own predicted memory.",
+        why=f"MedNeXt {size.upper()}; patch and batch follow predicted memory.",
     )
 
 
@@ -154,14 +154,14 @@ _CPU = Preset(
         weight_average=0.99,
         augmentation=Augmentation.named("light"),
     ),
-    why="A network a quarter as costly and a recipe that gets far in few steps, since there is no GPU.",
+    why="No GPU: a network at a quarter of the cost and a recipe that learns in few steps.",
 )
 
 PRESETS: dict[str, Preset] = {
     "nnunet": Preset(
         network=_PLAIN,
         reference_voxels={2: 85e6, 3: 560e6},
-        reference_gb=8,
+        reference_gib=8,
         is_exact=True,
         why="nnU-Net's default planner.",
     ),
@@ -174,7 +174,7 @@ PRESETS: dict[str, Preset] = {
     "cpu_short": replace(
         _CPU,
         view=0.5,
-        why=f"{_CPU.why} Time is short, so that a patch sees half of an image rather than fine voxels.",
+        why=f"{_CPU.why} Time is short: a patch covers half of an image at coarser voxels.",
     ),
 }
 

@@ -1,4 +1,4 @@
-"""One sentence for each decision of a plan."""
+"""The reason for each decision of a plan, in a sentence or two with its numbers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from segpipe.plan.spacing import PlannerInput, spacings_and_shapes, uses_fine_te
 
 _N_NAMED = 4
 _SCHEME_SENTENCES = {
-    "ct": "clipped to the dataset's foreground and scaled by it, since its values are a unit",
-    "zscore": "by each case's own mean and SD, since its values are not a unit",
-    "rescale_0_1": "by each case's own minimum and maximum",
-    "rgb_0_1": "divided by 255",
-    "none": "left as they are",
+    "ct": "is clipped to the intensities of the dataset's foreground and scaled by them, as its values have a unit",
+    "zscore": "is scaled by each case's own mean and SD, as its values have no unit",
+    "rescale_0_1": "is scaled by each case's own minimum and maximum",
+    "rgb_0_1": "is divided by 255",
+    "none": "is left as it is",
 }
 
 
@@ -28,11 +28,11 @@ def reasons_for(
     normalisation: Sequence[Normalisation],
     sided: Sequence[str],
 ) -> dict[str, str]:
-    """Sentences by decision, with the numbers that led to it."""
+    """Return sentences by decision, with the numbers that led to it."""
     return {
         "preset": preset.why,
         "orientation": _orientation(fingerprint),
-        "axis_order": "The axis with the longest voxels comes first, so that anisotropic rules apply to axis 0.",
+        "axis_order": "The axis with the longest voxels comes first: the rules for anisotropic data apply to axis 0.",
         "spacing": _spacing(fingerprint, measured) + _coarsening(configurations, preset, measured),
         "normalisation": _normalisation(fingerprint, normalisation),
         "mirror_axes": _mirroring(preset, sided),
@@ -43,11 +43,11 @@ def reasons_for(
 
 def _orientation(fingerprint: Fingerprint) -> str:
     if all(case.shape_zyx is None for case in fingerprint.cases):  # nnU-Net's file
-        return f"{fingerprint.orientation} is assumed: nnU-Net's files do not tell, since it turns no image."
+        return f"{fingerprint.orientation} is assumed: nnU-Net reorients no image, so its files do not state it."
     counts = fingerprint.orientations
     n_same, n_cases = counts.get(fingerprint.orientation, 0), len(fingerprint.cases)
     if n_same == n_cases:
-        return f"All {n_cases} cases are stored in {fingerprint.orientation}."
+        return f"All cases ({n_cases}) are stored in {fingerprint.orientation}."
     return f"{fingerprint.orientation} is the most frequent of {len(counts)} orientations ({n_same} of {n_cases})."
 
 
@@ -55,8 +55,8 @@ def _spacing(fingerprint: Fingerprint, measured: PlannerInput) -> str:
     edges = _times(measured.spacing_mm.tolist())
     if uses_fine_tenth(*spacings_and_shapes(fingerprint)):
         return (
-            f"{edges} mm: the median voxel, but the coarse axis has few slices, so that its finest tenth of the cases "
-            "decides; the median would throw away what they show."
+            f"{edges} mm is the median voxel, except along the coarse axis. That axis has few slices, so the finest "
+            "tenth of the cases decides: the median would discard detail that they show."
         )
     return f"{edges} mm is the median voxel."
 
@@ -66,7 +66,7 @@ def _coarsening(configurations: Mapping[str, Configuration], preset: Preset, mea
     if full is None or not preset.view or list(full.spacing_mm) == measured.spacing_mm.tolist():
         return ""
     edges = _times([edge for edge in full.spacing_mm if edge is not None])
-    return f" 3d_fullres takes {edges} mm, so that a patch sees half of the image, or twice the edge at most."
+    return f" 3d_fullres takes {edges} mm: a patch covers half of the image, with voxel edges doubled at most."
 
 
 def _normalisation(fingerprint: Fingerprint, normalisation: Sequence[Normalisation]) -> str:
@@ -76,18 +76,22 @@ def _normalisation(fingerprint: Fingerprint, normalisation: Sequence[Normalisati
     ]
     kept = fingerprint.median_relative_size_after_cropping
     masked = any(n.within_nonzero for n in normalisation)
-    zeros = "zeros are left out" if masked else "zeros are counted"
-    return f"{'; '.join(parts)}. Cropping to what is not 0 keeps {kept:.0%} of the median case: {zeros}."
+    zeros = "Zero voxels are left out" if masked else "Zero voxels are included"
+    return f"{'; '.join(parts)}. {zeros}: cropping to the nonzero voxels keeps {kept:.0%} of the median case."
 
 
 def _mirroring(preset: Preset, sided: Sequence[str]) -> str:
     if not preset.mirrors:
-        return "None: all cases are turned to one orientation, and few steps are not spent on anatomy never seen."
+        return (
+            "Off: all cases are turned to one orientation, and in a short training mirrored anatomy would waste steps."
+        )
     if preset.is_exact:
-        return "All axes, as nnU-Net; remove an axis if labels differ only by side."
+        return "All axes, as in nnU-Net. Remove an axis if labels differ only by side."
     if sided:
         more = f" and {len(sided) - _N_NAMED} more" if len(sided) > _N_NAMED else ""
-        return f"Not from left to right: {', '.join(sided[:_N_NAMED])}{more} say a side; a mirror image contradicts it."
+        are = "is" if len(sided) == 1 else "are"
+        names = ", ".join(sided[:_N_NAMED])
+        return f"Not from left to right: {names}{more} {are} side-specific, so mirrored images would be mislabelled."
     return "All axes: no label names a side of the body."
 
 
@@ -95,18 +99,18 @@ def _configuration(
     name: str, own: Configuration, all_of_them: Mapping[str, Configuration], preset: Preset, measured: PlannerInput
 ) -> str:
     if own.previous is not None:
-        return f"Like {own.inherits}, with the labels that {own.previous} predicts as further channels."
+        return f"As {own.inherits}, with the labels predicted by {own.previous} as extra input channels."
     n_axes = own.network.n_axes
     edges = own.median_shape_zyx[-n_axes:]
     share = min(1.0, math.prod(own.patch_zyx) / math.prod(edges))
     patch, median = _times(own.patch_zyx[-n_axes:]), _times(edges)
     what = "slice" if n_axes == 2 else "image"
     batch = _batch(own, preset, measured)
-    text = f"A patch of {patch} covers {share:.0%} of the median {what} of {median} voxels; {batch}."
+    text = f"A patch of {patch} voxels covers {share:.0%} of the median {what} ({median}); {batch}."
     full = all_of_them.get("3d_fullres")
     if name == "3d_lowres" and full is not None:
         fraction = math.prod(full.patch_zyx) / math.prod(full.median_shape_zyx)
-        text += f" Made since a patch of 3d_fullres sees {fraction:.0%} of the image, less than a quarter."
+        text += f" Planned because a patch of 3d_fullres covers only {fraction:.0%} of the image, less than a quarter."
     return text
 
 
@@ -114,20 +118,20 @@ def _batch(own: Configuration, preset: Preset, measured: PlannerInput) -> str:
     n_axes = own.network.n_axes
     voxels = math.prod(own.patch_zyx) * (own.batch_size + 1)
     if own.batch_size == 2:
-        why = "the smallest batch allowed"
+        why = "the smallest allowed"
     elif preset.max_batch and own.batch_size == preset.max_batch[n_axes]:
-        why = "the largest batch allowed: larger ones made training slower and no better"
+        why = "the largest allowed: larger ones made training slower but no better"
     elif voxels > measured.voxels * preset.coverage:
-        why = f"{preset.coverage:.0%} of the dataset's voxels at most"
+        why = f"limited to {preset.coverage:.0%} of the dataset's voxels"
     else:
-        why = "what fits the memory"
-    return f"a batch of {own.batch_size} is {why}"
+        why = "as many as fit in memory"
+    return f"a batch of {own.batch_size}, {why}"
 
 
 def _training(preset: Preset) -> str:
     recipe = preset.training
-    length = f"{recipe.epochs} epochs of {recipe.iterations_per_epoch} steps, or laid over a time budget"
-    return f"{recipe.optimizer} at {recipe.learning_rate:g}, {recipe.schedule} schedule, {length}."
+    length = f"{recipe.epochs} epochs of {recipe.iterations_per_epoch} steps, or as long as a time budget allows"
+    return f"{recipe.optimizer} with learning rate {recipe.learning_rate:g}, {recipe.schedule} schedule; {length}."
 
 
 def _times(values: Sequence[float]) -> str:

@@ -1,6 +1,6 @@
 """The plan: every decision of a run, strict and editable.
 
-`configurations` and what stands above it follow from the data; `training` is what a person chose.
+`configurations` and everything above it follow from the data; `training` is what a person chose.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ KEY = "inherits"
 
 
 def complete_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]:
-    """Every configuration with all its values.
+    """Fill in the inherited values of every configuration.
 
     Args:
-        configurations: By name, as a plan file holds them; one with `inherits` may leave out whatever is as in the
+        configurations: By name, as a plan file holds them; one with `inherits` may leave out values that are as in the
             configuration it names, also inside `network`.
 
     Raises:
@@ -50,7 +50,9 @@ def _complete(name: str, configurations: Mapping[str, Any], below: tuple[str, ..
             f"{name} inherits from {base!r}, expected one of {', '.join(sorted({*configurations} - {name}))}"
         )
     if base == name or base in below:
-        raise ValueError(f"{' → '.join((*below, name, base))}: configurations inherit in a circle; break it")
+        raise ValueError(
+            f"{' → '.join((*below, name, base))}: configurations inherit from each other in a circle; break it"
+        )
     return _over(_complete(base, configurations, (*below, name)), own)
 
 
@@ -61,7 +63,7 @@ def _over(base: Any, own: Any) -> Any:
 
 
 def shorten_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `complete_configurations`: of a configuration with `inherits` only what differs from its base."""
+    """Keep of a configuration with `inherits` only what differs from its base: the inverse of the function above."""
     return {
         name: own if own.get(KEY) is None else {KEY: own[KEY], **_difference(configurations[own[KEY]], own)}
         for name, own in configurations.items()
@@ -79,12 +81,13 @@ def _difference(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
+_RENAMED = {"gpu_memory_gb": "gpu_memory_gib"}  # keys of plans that an older version wrote
 _NAME = re.compile(r"\w[\w-]*")
 Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
 
 
 class Normalisation(Record):
-    """How the voxels of one channel become network input.
+    """Describe how the voxels of one channel become network input.
 
     Args:
         scheme: ct: clip to `low`…`high`, subtract `mean`, divide by `std` (of the dataset's foreground);
@@ -106,7 +109,7 @@ class Normalisation(Record):
         if self.scheme == "ct" and not all(given):
             raise ValueError("scheme ct needs low, high, mean and std")
         if self.scheme != "ct" and any(given):
-            raise ValueError("low, high, mean and std belong to scheme ct alone")
+            raise ValueError("low, high, mean and std belong to scheme ct only")
         return self
 
 
@@ -143,7 +146,7 @@ class Configuration(Record):
                 f"near: {near}"
             )
         if all(p == d for p, d in zip(patch, self.network.divisors_zyx, strict=True)):
-            raise ValueError(f"patch_zyx {self.patch_zyx} leaves one voxel in the coarsest stage; double an edge")
+            raise ValueError(f"patch_zyx {self.patch_zyx} leaves a single voxel in the coarsest stage; double an edge")
         if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
             raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
         return self
@@ -172,7 +175,7 @@ class Plan(Record):
         configurations: By name: 2d, 3d_lowres, 3d_fullres, 3d_cascade; in a file one may inherit from another.
         training: The recipe.
         reasons: One sentence for each decision.
-        gpu_memory_gb: GPU memory that was named for the plan; None: none was.
+        gpu_memory_gib: GPU memory that the plan was asked to fit; None if none was named.
         is_for_gpu: Whether the plan is made for a GPU.
     """
 
@@ -190,12 +193,13 @@ class Plan(Record):
     configurations: dict[str, Configuration]
     training: Training
     reasons: dict[str, str]
-    gpu_memory_gb: PositiveFloat | None = None
+    gpu_memory_gib: PositiveFloat | None = None
     is_for_gpu: bool = True
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a file holds, with inherited values filled in."""
+        """Values of a file with inherited ones filled in, and with the names of today for those of older versions."""
+        values = {_RENAMED.get(key, key): value for key, value in values.items()}
         configurations = values.get("configurations")
         if not isinstance(configurations, Mapping):
             return values
@@ -218,37 +222,43 @@ class Plan(Record):
             raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")
         is_turned = self.orientation != AS_STORED
         if is_turned and (len(self.orientation) != 3 or not all(pair & {*self.orientation} for pair in _PAIRS)):
-            raise ValueError(f"orientation {self.orientation!r} has not one letter each of L or R, P or A, I or S")
+            raise ValueError(
+                f"orientation {self.orientation!r} must have one letter each of L or R, P or A, and I or S"
+            )
         if sorted(self.axis_order) != [0, 1, 2]:
-            raise ValueError(f"axis_order {self.axis_order} is no order of 0, 1, 2")
+            raise ValueError(f"axis_order {self.axis_order} is not a permutation of 0, 1, 2")
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
-            raise ValueError(f"mirror_axes {self.mirror_axes} must be some of 0, 1, 2, each once")
+            raise ValueError(f"mirror_axes {self.mirror_axes} must be a subset of 0, 1, 2")
         self._expect_swaps()
         self.training.loss.labels_with_lines(self.labels.names)
         if not self.configurations:
             raise ValueError("configurations is empty")
         for name, configuration in self.configurations.items():
             if not _NAME.fullmatch(name):
-                raise ValueError(f"configurations.{name}: expected a name of letters, digits, _ and -: folders have it")
+                raise ValueError(f"configurations.{name}: expected letters, digits, _ and - only: it names a folder")
             previous = configuration.previous
             if previous is not None and (previous == name or previous not in self.configurations):
                 others = ", ".join(other for other in self.configurations if other != name)
                 raise ValueError(f"configurations.{name}.previous is {previous!r}, expected one of {others or 'none'}")
             if previous is not None and self.configurations[previous].previous is not None:
-                raise ValueError(f"configurations.{name}.previous is {previous!r}, which has a previous one itself")
+                raise ValueError(
+                    f"configurations.{name}.previous is {previous!r}, which has one itself; expected two steps"
+                )
         return self
 
     def n_inputs(self, configuration: Configuration) -> int:
-        """Channels that the network of a configuration sees: the image's, and in a cascade one for each label value."""
+        """Count the input channels of a configuration: the image's, and in a cascade one for each label value."""
         return len(self.channels) + (len(self.labels.values) if configuration.previous else 0)
 
     def _expect_swaps(self) -> None:
         swapped_indices(self.labels, self.mirror_swaps)
         if self.mirror_swaps and self.orientation == AS_STORED:
-            raise ValueError("mirror_swaps need an orientation, else nobody knows which axis runs from left to right")
+            raise ValueError(
+                "mirror_swaps need an orientation: without one it is unknown which axis runs from left to right"
+            )
         sideways = sideways_axis(self.orientation, self.axis_order)
         if self.mirror_swaps and sideways not in self.mirror_axes:
             raise ValueError(
-                f"mirror_swaps {self.mirror_swaps} belong to axis {sideways}, from left to right, which mirror_axes "
-                f"{self.mirror_axes} leave out; add it to mirror_axes, or leave out mirror_swaps"
+                f"mirror_swaps {self.mirror_swaps} act on axis {sideways}, from left to right, which mirror_axes "
+                f"{self.mirror_axes} do not contain; add it, or leave out mirror_swaps"
             )

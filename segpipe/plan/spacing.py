@@ -12,12 +12,12 @@ from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 
 ANISOTROPY = 3.0  # an axis this many times coarser than the others is treated apart
-_COARSE_AXIS_PERCENTILE = 10
+_COARSE_AXIS_PERCENTILE = 10  # nnU-Net's: finer than the median, but not the single finest case
 Floats = NDArray[np.float64]
 
 
 def uses_fine_tenth(spacings_mm: Floats, shapes: Floats) -> bool:
-    """Whether one axis has voxels so long and so few that their median would blur the finer cases.
+    """Return whether one axis has voxels so long and so few that their median would blur the finer cases.
 
     Args:
         spacings_mm: (cases, 3).
@@ -44,7 +44,9 @@ def target_spacing(spacings_mm: Floats, shapes: Floats) -> Floats:
         worst = int(np.argmax(target))
         coarsest_other = np.delete(target, worst).max()
         fine = np.percentile(spacings_mm[:, worst], _COARSE_AXIS_PERCENTILE)
-        target[worst] = fine if fine >= coarsest_other else coarsest_other + 1e-5
+        target[worst] = (
+            fine if fine >= coarsest_other else coarsest_other + 1e-5
+        )  # still the coarsest axis, as in nnU-Net
     return target
 
 

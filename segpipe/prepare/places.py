@@ -13,8 +13,8 @@ from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
 from segpipe.core.seeds import generator_for
 from segpipe.fingerprint.components import Runs, components_of, runs_of
+from segpipe.plan.planned_cost import MAX_LOCATIONS
 
-_MAX_VOXELS = 10_000  # of each label and case; enough places to centre a patch on
 ANNOTATED = -1  # stands among the labels for all voxels that somebody annotated
 
 _Ints = NDArray[np.integer[Any]]
@@ -79,10 +79,10 @@ class Places:
 
 
 def find_places(indices_zyx: NDArray[np.int16], labels: LabelSet) -> Places:
-    """Up to `_MAX_VOXELS` voxels of each label that is present, and of what is annotated if a dataset ignores voxels.
+    """Up to `MAX_LOCATIONS` voxels of each label that is present, and of what is annotated if a dataset ignores voxels.
 
     Small components keep all their voxels and large ones share the rest. Of a label with more components than
-    `_MAX_VOXELS`, some are kept.
+    `MAX_LOCATIONS`, some are kept.
 
     Args:
         indices_zyx: (Z, Y, X) inside values.
@@ -129,8 +129,8 @@ def _sampled(runs: Runs, parts: _Ints, shape_zyx: ZYX, generator: np.random.Gene
     _, first_runs = np.unique(parts[order], return_index=True)
     firsts = (run_ends - lengths)[first_runs]  # voxels are counted in the order of `flat`
     sizes = np.diff(firsts, append=run_ends[-1])
-    if len(sizes) > _MAX_VOXELS:
-        some = np.sort(generator.choice(len(sizes), _MAX_VOXELS, replace=False))
+    if len(sizes) > MAX_LOCATIONS:
+        some = np.sort(generator.choice(len(sizes), MAX_LOCATIONS, replace=False))
         firsts, sizes = firsts[some], sizes[some]
     kept = np.minimum(sizes, _quota(sizes))
     chosen = np.concatenate(
@@ -144,10 +144,10 @@ def _sampled(runs: Runs, parts: _Ints, shape_zyx: ZYX, generator: np.random.Gene
 
 
 def _quota(sizes: _Ints) -> int:
-    """The most that each component may keep so that all together keep no more than `_MAX_VOXELS`."""
+    """The most that each component may keep so that all together keep no more than `MAX_LOCATIONS`."""
     low, high = 1, max(1, int(sizes.max()))
     while low < high:
         middle = (low + high + 1) // 2
-        fits = np.minimum(sizes, middle).sum() <= _MAX_VOXELS
+        fits = np.minimum(sizes, middle).sum() <= MAX_LOCATIONS
         low, high = (middle, high) if fits else (low, middle - 1)
     return low

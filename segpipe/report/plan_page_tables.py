@@ -168,13 +168,13 @@ def cost_table(costs: Sequence[PlannedCost], plan: Plan) -> Table:
         seconds = taken.seconds_per_step
         texts = [
             taken.configuration,
-            _gib(taken.training_gb),
-            _gib(taken.prediction_gb),
+            _gib(taken.training_gib),
+            _gib(taken.prediction_gib),
             f"{taken.parameters / 1e6:.1f}",
             f"{taken.tera_macs_per_step:.3g}",
             _NONE if seconds is None else f"{seconds:.2g}",
             _NONE if seconds is None else _duration(plan.training.time_budget_seconds or seconds * n_steps),
-            _gib(taken.prepared_gb),
+            _gib(taken.prepared_gib),
         ]
         rows.append(tuple(map(Cell, texts)))
     memory = costs[0].memory
