@@ -119,7 +119,9 @@ def test_a_parameter_that_nothing_reads_is_refused(edit: str, message: str) -> N
 def test_a_plan_of_the_version_before_loads_and_trains_by_the_same_values() -> None:
     text = OLD_PLAN.read_text(encoding="utf-8")
     assert "adam_beta2" not in text and "poly_exponent" not in text
-    assert Plan.parse(parse_yaml(text.replace("gpu_memory_gb: null", "gpu_memory_gb: 24.0")), "old").gpu_memory_gib == 24
+    assert (
+        Plan.parse(parse_yaml(text.replace("gpu_memory_gb: null", "gpu_memory_gb: 24.0")), "old").gpu_memory_gib == 24
+    )
     training = Plan.load(OLD_PLAN).training
     assert (training.adam_beta2, training.adam_epsilon, training.poly_exponent) == (0.99, 1e-8, 0.9)
     group = MAKE_OPTIMIZER["adamw"](nn.Linear(1, 1), training).param_groups[0]

@@ -109,9 +109,7 @@ def test_every_term_has_a_formula_and_every_formula_a_name():
 def test_cldice_is_for_few_labels_which_can_be_named():
     vessels = tuple(Label(name=f"vessel {n}", values=(n,)) for n in range(1, 101))
     plan = small_plan(LabelSet(labels=vessels))
-    with pytest.raises(
-        PlanError, match=r"found 100 labels, expected 16 or fewer; name the tubes.*skeleton_recall"
-    ):
+    with pytest.raises(PlanError, match=r"found 100 labels, expected 16 or fewer; name the tubes.*skeleton_recall"):
         edited(plan, ["training.loss=dice_ce_cldice"])
     edited(plan, ["training.loss=dice_ce_skeleton_recall"])
     named = ["training.loss.preset=dice_ce_cldice", "training.loss.cldice_labels=[vessel 7, vessel 3]"]
