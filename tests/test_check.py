@@ -75,7 +75,7 @@ def test_faults_of_many_cases_are_all_reported(tmp_path: Path):
     found = {one.kind: one.found for one in report.faults}
     assert found["label_unknown"] == "9 (24 voxels)"  # 2 × 4 × 3 by hand, see tiny_labels
     n_high = int((tiny_image(7) > 130).sum())
-    assert found["not_finite"] == f"{n_high} voxels ({n_high / 960:.2%}) are NaN or infinite"
+    assert found["not_finite"] == f"{n_high} voxels ({n_high / 960:.2%}) NaN or infinite"
     assert found["shape_mismatch"] == "11 × 10 × 8 voxels (x, y, z)"
     assert report.dataset is None  # a case is incomplete
 

@@ -1,5 +1,5 @@
 // Contours of label maps in the planes that NiiVue shows, drawn on a canvas over its own.
-// NiiVue's outlines are shells in all three axes, which fill a structure wherever its surface lies in the plane.
+// NiiVue's outlines are shells in all three axes, which fill a structure wherever its surface is in the plane.
 "use strict";
 
 // Axes (0 R, 1 A, 2 S) of NiiVue's planes 0 axial, 1 coronal, 2 sagittal: to the right, upwards, across
@@ -93,7 +93,7 @@ function tracePlane(volume, plane, slice) {
   return new Map([...ends].map(([label, next]) => [label, joined(next, n + 1)]));
 }
 
-// One path of closed lines: separate edges would each begin the dashes anew.
+// One path of closed lines: separate edges would each restart the dashes.
 function joined(next, width) {
   const path = new Path2D();
   for (const start of next.keys()) {
