@@ -7,17 +7,17 @@ DEMO ?= segpipe-demo
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: demo test docs install format clean
+.PHONY: demo test docs install browser format clean
 
 demo: install
 	$(BIN)/segpipe demo -o $(DEMO)
 
-test: install
+test: install browser
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/mkdocs build --strict --quiet
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet
@@ -35,6 +35,12 @@ $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --disable-pip-version-check --no-input $(PIP_CACHE) -e '.[test]'
 	@touch $@
+
+# Tests open pages in Chromium. Root installs it where apt-get is; elsewhere these tests skip and name what they need.
+browser:
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get update -qq \
+	  && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+	  || echo "Chromium is not installed: tests that open pages will skip. To install it: apt-get install chromium"
 
 format: install
 	$(BIN)/ruff format .
