@@ -279,7 +279,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
     write_nnunet(tmp_path / "data", CASES)
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
     plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset="nnunet"))
-    assert "the data are unchanged" in capsys.readouterr().err
+    assert "unchanged since it was measured" in capsys.readouterr().err
     assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "auto"
 
 

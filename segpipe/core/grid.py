@@ -113,9 +113,9 @@ def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
         GeometryError: If shape or position differ.
     """
     if reference.shape_zyx != other.shape_zyx:
-        found, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
+        shape, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
         remedy = _turn_advice(reference, other) or "Resample one onto the other."
-        raise GeometryError(f"{what}: shape {found} (x, y, z), expected {expected}. {remedy}")
+        raise GeometryError(f"{what}: shape {shape} (x, y, z), expected {expected}. {remedy}")
     gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
     if gap_mm > allowed_mm:
         raise GeometryError(

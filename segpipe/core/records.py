@@ -171,8 +171,8 @@ def _keys_at(model: type[BaseModel], place: tuple[int | str, ...]) -> list[str]:
 def _record_in(annotation: Any) -> Any:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = [_record_in(part) for part in getattr(annotation, "__args__", ())]
-    return next((part for part in found if part is not None), None)
+    records = [_record_in(part) for part in getattr(annotation, "__args__", ())]
+    return next((part for part in records if part is not None), None)
 
 
 class _PlanLoader(yaml.SafeLoader):

@@ -51,17 +51,17 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
     return [to_case(case, patients[case.case_id]) for case in sorted(cases, key=lambda case: case.case_id)]
 
 
-def _in_order(case: CaseFiles, found: tuple[str, ...], wanted: tuple[str, ...], where: Path) -> CaseFiles:
+def _in_order(case: CaseFiles, names: tuple[str, ...], wanted: tuple[str, ...], where: Path) -> CaseFiles:
     """Put the files of a case in the model's order of channels."""
-    if len(found) != len(wanted):
+    if len(names) != len(wanted):
         raise DataError(
-            f"{where}: {count(len(found), 'channel')} ({', '.join(found)}), the model needs {len(wanted)} "
+            f"{where}: {count(len(names), 'channel')} ({', '.join(names)}), the model needs {len(wanted)} "
             f"({', '.join(wanted)}). Give it the channels it was trained with."
         )
-    is_permuted = found != wanted and sorted(found) == sorted(wanted) and len(set(found)) == len(found)
-    if not is_permuted or len(case.images) != len(found):
+    is_permuted = names != wanted and sorted(names) == sorted(wanted) and len(set(names)) == len(names)
+    if not is_permuted or len(case.images) != len(names):
         return case
-    return CaseFiles(case.case_id, tuple(case.images[found.index(name)] for name in wanted), case.label)
+    return CaseFiles(case.case_id, tuple(case.images[names.index(name)] for name in wanted), case.label)
 
 
 def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
@@ -105,12 +105,12 @@ def _one_channel(files: list[Path]) -> list[CaseFiles]:
     by_name, twins = collect_by_name(zip(names, files, strict=True))
     refuse(twins, files[0].parent)
     of_case = {case: [n[1] for n in group if n] for case, group in _by_case(numbers)}
-    surplus = {case: found for case, found in of_case.items() if found[0] == 0 and len(found) > 1}
+    surplus = {case: channels for case, channels in of_case.items() if channels[0] == 0 and len(channels) > 1}
     if len(surplus) > 1 and len(surplus) == len(of_case) and all(numbers):  # a single name is a numbered series
-        case, found = next(iter(surplus.items()))
+        case, channels = next(iter(surplus.items()))
         raise DataError(
-            f"{files[0].parent}: case {case} has channels {', '.join(f'{i:04d}' for i in found)}, the model needs one. "
-            "Give it the folder of the channel it was trained with."
+            f"{files[0].parent}: case {case} has channels {', '.join(f'{i:04d}' for i in channels)}, the model needs "
+            "one. Give it the folder of the channel it was trained with."
         )
     return [CaseFiles(name, (file,)) for name, file in by_name.items()]
 
@@ -186,10 +186,10 @@ def find_series(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
 
 def series_folders(path: Path) -> list[Path]:
     """List the folders at or below `path` that hold DICOM files themselves."""
-    found = []
+    holders = []
     for place, inner, names in os.walk(path):
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         folder = Path(place)
         if any(is_dicom_file(folder / name) for name in sorted(names) if not name.startswith(".")):
-            found.append(folder)
-    return found
+            holders.append(folder)
+    return holders

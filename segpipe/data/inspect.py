@@ -53,14 +53,14 @@ def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
     headers, label, faults = inspect_headers(case, n_channels)
     hashes = {}
     for header in headers:
-        digest, found = _in_memory(_inspect_voxels, case, header)
-        faults += found
+        digest, more = _in_memory(_inspect_voxels, case, header)
+        faults += more
         if digest is not None:
             hashes[header.path] = digest
     n_label_vox = None
     if label is not None:
-        n_label_vox, found = _in_memory(_inspect_labels, case, label)
-        faults += found
+        n_label_vox, more = _in_memory(_inspect_labels, case, label)
+        faults += more
     return CaseFacts(case.case_id, tuple(faults), headers[0].grid if headers else None, hashes, n_label_vox)
 
 
@@ -113,16 +113,16 @@ def _channel_faults(case: CaseFiles, headers: list[Header], n_channels: int) -> 
 
 def _header_faults(case: CaseFiles, header: Header) -> list[Fault]:
     """Find the faults of a single header."""
-    found = {}
+    texts = {}
     if header.unit != "mm":
-        found["unit"] = f"lengths in {header.unit}"
+        texts["unit"] = f"lengths in {header.unit}"
     if header.contradiction:
-        found["header_contradiction"] = header.contradiction
+        texts["header_contradiction"] = header.contradiction
     if header.two_places:
-        found["two_places"] = header.two_places
+        texts["two_places"] = header.two_places
     if not header.has_world:
-        found["no_orientation"] = "sform and qform codes are 0"
-    faults = [fault(kind, text, case.case_id, header.path) for kind, text in found.items()]
+        texts["no_orientation"] = "sform and qform codes are 0"
+    faults = [fault(kind, text, case.case_id, header.path) for kind, text in texts.items()]
     if header.grid.shear > MAX_SHEAR:
         text = f"cosine {header.grid.shear:.3f} between two axes"
         faults.append(fault("sheared", text, case.case_id, header.path, f"at most {MAX_SHEAR}"))

@@ -121,8 +121,8 @@ def value_counts(values: NDArray[np.integer[Any]]) -> dict[int, int]:
     if high - low < _TABLE_SPAN:
         counts = np.bincount((values - low).ravel())
         return {low + int(i): int(counts[i]) for i in np.flatnonzero(counts)}
-    found, n_voxels = np.unique(values, return_counts=True)
-    return dict(zip(found.tolist(), n_voxels.tolist(), strict=True))
+    distinct, n_voxels = np.unique(values, return_counts=True)
+    return dict(zip(distinct.tolist(), n_voxels.tolist(), strict=True))
 
 
 def _by_name(listed: Mapping[str, str], where: str) -> dict[str, int]:
