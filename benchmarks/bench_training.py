@@ -115,15 +115,15 @@ def _phantom(folder: Path) -> Path:
 
 def _prepare(data: Path, work: Path, args: argparse.Namespace) -> str:
     """Plan, split and prepare for our arm; nnunetv2's does its own. Returns patch and batch."""
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.planning import Choices, plan_data
-    from segpipe.pipeline.stages import prepare
+    from segpipe.pipeline import plan, prepare
+    from segpipe.pipeline.requests import Machine, PlanRequest, PrepareRequest
     from segpipe.plan.schema import Plan
 
     machine = Machine(_device(args), args.threads)
     if not (work / "plan.yaml").is_file():
-        plan_data(data, work, machine, Choices(preset="nnunet", gpu_memory_gb=8.0, predict_costs=False))
-    prepare(work, "3d_fullres", machine)
+        request = PlanRequest(work, machine, data, preset="nnunet", gpu_memory_gib=8.0, predicts_costs=False)
+        plan.run(plan.resolve(request))
+    prepare.run(prepare.resolve(PrepareRequest(work, machine, "3d_fullres")))
     found = Plan.load(work / "plan.yaml").configurations["3d_fullres"]
     return f"{'×'.join(map(str, found.patch_zyx))}, {found.batch_size}"
 

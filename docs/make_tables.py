@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
+from make_json import documented_arguments
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from segpipe.cli.json_page import _arguments
 from segpipe.core.choices import Choice, table_of
 from segpipe.evaluate.metrics import METRICS, FromCase
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
@@ -92,7 +92,7 @@ def _parameter(record: type[BaseModel], name: str) -> str:
 
 
 def _values(record: type[BaseModel], without: tuple[str, ...]) -> str:
-    said = _arguments(inspect.getdoc(record) or "")
+    said = documented_arguments(inspect.getdoc(record) or "")
     rows = [
         f"| `{name}` | {_shown(field.default)} | {_names(field)}{said.get(name, '')} |"
         for name, field in record.model_fields.items()

@@ -52,26 +52,30 @@ def run(
     configuration: str | None = None,
     folds: Sequence[int] = (),
     time_budget_seconds: float | None = None,
-    gpu_memory_gb: float | None = None,
+    gpu_memory_gib: float | None = None,
     edits: Sequence[str] = (),
+    n_folds: int = 5,
+    splits_file: str | os.PathLike[str] | None = None,
     device: str = "auto",
     n_workers: int | None = None,
     seed: int = 0,
 ) -> Finished:
-    """Check a dataset, plan, train, evaluate and report, as `segpipe run` does; a killed run goes on likewise.
+    """Check a dataset, plan, train, evaluate and report, as `segpipe run` does. Call it again to resume.
 
     Args:
         data: The dataset.
-        work: Folder of all results.
-        preset: The way to plan.
+        work: Folder for all results.
+        preset: How to plan: `auto` or the name of a preset.
         configuration: Which to train; None for the default one.
-        folds: Which; none for all.
-        time_budget_seconds: Of all training; None: as long as the plan says.
-        gpu_memory_gb: To plan for; None: that of the device.
+        folds: Which; empty for all.
+        time_budget_seconds: Total training time; None for the length in the plan.
+        gpu_memory_gib: GPU memory to plan for; None for that of the device.
         edits: Values of the plan, e.g. `training.epochs=100`.
+        n_folds: Number of folds to split into.
+        splits_file: nnU-Net's splits_final.json to use instead.
         device: As for `load`.
         n_workers: Processors to use, which torch keeps for the whole process; None for all.
-        seed: Of everything random.
+        seed: Random seed.
 
     Raises:
         SegpipeError: The class says of which kind (see core/errors.py).
@@ -79,19 +83,24 @@ def run(
     from pathlib import Path
 
     from segpipe.core.machine import cpu_count
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.planning import Choices
-    from segpipe.pipeline.run import run_stages
+    from segpipe.pipeline import run as runs
+    from segpipe.pipeline.requests import Machine, RunRequest
 
-    return run_stages(
-        Path(data),
-        Path(work),
-        Machine(device, n_workers or cpu_count()),
-        Choices(preset=preset, gpu_memory_gb=gpu_memory_gb, edits=tuple(edits), seed=seed),
+    request = RunRequest(
+        data=Path(data),
+        folder=Path(work),
+        machine=Machine(device, n_workers or cpu_count()),
+        preset=preset,
+        gpu_memory_gib=gpu_memory_gib,
+        edits=tuple(edits),
+        n_folds=n_folds,
+        splits_file=None if splits_file is None else Path(splits_file),
+        seed=seed,
         configuration=configuration,
-        folds=folds,
+        folds=tuple(folds),
         time_budget_seconds=time_budget_seconds,
     )
+    return runs.run(runs.resolve(request))
 
 
 def evaluate(

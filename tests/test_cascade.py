@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import write_nnunet
+from stages import plan_data
 from torch import Tensor, nn
 
 from plans import LABELS, REGIONS, small_plan
@@ -21,10 +22,9 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.fingerprint.record import Fingerprint
+from segpipe.pipeline.cascade import guides_for
 from segpipe.pipeline.costs import fitted, planned_costs
-from segpipe.pipeline.guiding import guides_for
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold
 from segpipe.predict.options import PredictOptions
@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Planned with two folds; one command trains the coarse configuration and the cascade."""
     folder = tmp_path_factory.mktemp("cascade")
     write_nnunet(folder / "data", CASES)
-    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=EDITS))
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=EDITS)
     common = ["-o", str(folder / "work"), "-c", "3d_cascade", "--device", "cpu", "-j", "1"]
     assert run(["run", str(folder / "data"), *common]) == 0
     return folder

@@ -79,19 +79,19 @@ def test_an_unknown_option_is_a_usage_fault(capsys: pytest.CaptureFixture[str]) 
 
 
 FAULTS = [  # what a command raises, exit code, first words
-    (PlanError("p"), 2, "Not possible: p"),
-    (DataError("d"), 3, "Data: d"),
-    (GeometryError("g"), 3, "Data: g"),
-    (SetupError("s"), 4, "Setup: s"),
-    (ResourceError("r"), 5, "Memory or disk: r"),
-    (MemoryError(), 5, "Memory or disk: ran out of memory"),
+    (PlanError("p"), 2, "Error: p"),
+    (DataError("d"), 3, "Data error: d"),
+    (GeometryError("g"), 3, "Data error: g"),
+    (SetupError("s"), 4, "Setup error: s"),
+    (ResourceError("r"), 5, "Memory or disk error: r"),
+    (MemoryError(), 5, "Memory or disk error: ran out of memory"),
     (Interrupted("i"), 75, "Interrupted: i"),
-    (KeyboardInterrupt(), 130, "Stopped; the same command goes on."),
-    (PermissionError(13, "Permission denied", "/x"), 4, "Setup: /x: permission denied. Change"),
-    (OSError(28, "No space left on device", "/x"), 5, "Memory or disk: /x: the disk is full"),
-    (FileNotFoundError(2, "No such file or directory", "/x"), 2, "Not possible: /x: no such file or folder."),
-    (IsADirectoryError(21, "Is a directory", "/x"), 2, "Not possible: /x: is a folder, expected a file."),
-    (OSError(5, "Input/output error"), 4, "Setup: the system refused a file (Input/output error)."),
+    (KeyboardInterrupt(), 130, "Stopped. Rerun the same command to resume."),
+    (PermissionError(13, "Permission denied", "/x"), 4, "Setup error: /x: permission denied. Change"),
+    (OSError(28, "No space left on device", "/x"), 5, "Memory or disk error: /x: the disk is full"),
+    (FileNotFoundError(2, "No such file or directory", "/x"), 2, "Error: /x: no such file or folder."),
+    (IsADirectoryError(21, "Is a directory", "/x"), 2, "Error: /x: is a folder, expected a file."),
+    (OSError(5, "Input/output error"), 4, "Setup error: the system refused a file (Input/output error)."),
 ]
 
 
@@ -119,7 +119,7 @@ JSON_FAULTS = [
     (DataError("case 3: no label."), '{"error": "DataError", "message": "case 3: no label.", "exit_code": 3}\n'),
     (
         KeyboardInterrupt(),
-        '{"error": "Interrupted", "message": "Stopped; the same command goes on.", "exit_code": 130}\n',
+        '{"error": "Interrupted", "message": "Stopped. Rerun the same command to resume.", "exit_code": 130}\n',
     ),
     (click.UsageError("-f or -g"), '{"error": "UsageError", "message": "-f or -g", "exit_code": 2}\n'),
 ]
@@ -162,7 +162,7 @@ def test_an_error_of_the_program_is_one_line_and_a_log(tmp_path: Path) -> None:
     (log,) = (tmp_path / "segpipe").glob("error-*.log")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr == (
-        f"Error of segpipe itself (ZeroDivisionError: division by zero). Its traceback is in {log}; please report it "
+        f"Internal error of segpipe (ZeroDivisionError: division by zero). The traceback is in {log}; please report it "
         "with that text (it names your folders). --debug shows it here.\n"
     )
     text = log.read_text("utf-8")
@@ -182,12 +182,12 @@ def test_where_no_log_can_be_written_the_traceback_is_shown(tmp_path: Path) -> N
     code = BROKEN.replace("main.main()", f"import tempfile; tempfile.tempdir = {no_folder!r}; main.main()")
     environment = {**os.environ, "XDG_STATE_HOME": no_folder}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 1 and "Traceback" in done.stderr and "Its traceback is above" in done.stderr
+    assert done.returncode == 1 and "Traceback" in done.stderr and "The traceback is above" in done.stderr
 
 
 @pytest.mark.parametrize(("number", "code", "said"), [
-    ("SIGTERM", 75, "Interrupted: stopped by SIGTERM. The same command goes on.\n"),
-    ("SIGINT", 130, "Stopped; the same command goes on.\n"),
+    ("SIGTERM", 75, "Interrupted: stopped by SIGTERM. Rerun the same command to resume.\n"),
+    ("SIGINT", 130, "Stopped. Rerun the same command to resume.\n"),
 ])  # fmt: skip
 def test_a_signal_in_a_library_that_turns_it_into_an_error_of_its_own(number: str, code: int, said: str) -> None:
     # pydantic does so where the signal arrives while a record's class is made

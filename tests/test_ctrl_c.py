@@ -12,17 +12,17 @@ from pathlib import Path
 
 import pytest
 from datasets import write_nnunet
+from stages import plan_data
 from test_pipeline import MACHINE
 
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import Work
-from segpipe.pipeline.planning import Choices, plan_data
 from segpipe.train.checkpoint import about_weights
 
 pytestmark = pytest.mark.slow
 
 CASES = [f"case_{number:03d}" for number in range(30)]
-STOPPED = "Stopped; the same command goes on."
+STOPPED = "Stopped. Rerun the same command to resume."
 ENDLESS = (
     "training.epochs=100000",
     "training.iterations_per_epoch=3",
@@ -67,7 +67,7 @@ def n_files(folder: Path, pattern: str) -> int:
 def test_every_long_command_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
     data, folder, masks = tmp_path / "data", tmp_path / "work", tmp_path / "masks"
     write_nnunet(data, CASES)
-    plan_data(data, folder, MACHINE, Choices(n_folds=2, edits=ENDLESS))
+    plan_data(data, folder, MACHINE, n_folds=2, edits=ENDLESS)
     fold = Work(folder).fold("3d_fullres", "0")
 
     prepared = folder / "prepared"

@@ -18,7 +18,7 @@ from two_processes import BATCH, CPU, LABELS, NAME, RECIPES, WITH_BATCH_NORM, Re
 
 from segpipe.core.errors import PlanError
 from segpipe.core.work import FoldFolder
-from segpipe.pipeline.devices import _free_port
+from segpipe.pipeline.train_processes import _free_port
 from segpipe.train.augmentation.draws import draw, scope_of
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.fold import TRAIN, FoldTraining

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 from datasets import write_nnunet
+from stages import estimate_training, plan_data, train
 
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.history import History
 from segpipe.core.work import Work
-from segpipe.pipeline.ahead import run_ahead, training_ahead
-from segpipe.pipeline.ahead_predict import prediction_ahead, selection_ahead
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.training import train
+from segpipe.pipeline import predict as predicting
+from segpipe.pipeline import run as runs
+from segpipe.pipeline import select
+from segpipe.pipeline.requests import Machine, PredictRequest, RunRequest, SelectRequest
 from segpipe.plan.schema import Plan
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import PredictionTable
@@ -32,9 +32,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`data`, and `work` with the first of two folds trained."""
     folder = tmp_path_factory.mktemp("foreseen")
     write_nnunet(folder / "data", ["p0", "p1", "p2", "p3"])
-    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
     train(folder / "work", "3d_fullres", [0], MACHINE)
     return folder
+
+
+def prediction_estimate(model, inputs, output, options=None):
+    request = PredictRequest([model], inputs, output, MACHINE, options or PredictOptions())
+    return predicting.estimate(predicting.resolve(request))
+
+
+def run_estimate(data, folder):
+    return runs.estimate(runs.resolve(RunRequest(data, folder, MACHINE, n_folds=2, edits=QUICK)))
+
+
+def selection_estimate(folder):
+    return select.estimate(select.resolve(SelectRequest(folder, MACHINE)))
 
 
 def files_of(folder: Path) -> dict[Path, int]:
@@ -42,9 +55,9 @@ def files_of(folder: Path) -> dict[Path, int]:
 
 
 def test_training_takes_as_long_as_the_steps_that_are_left_at_the_measured_pace(folder):
-    found = training_ahead(folder / "work", "3d_fullres", None, MACHINE)
+    found = estimate_training(folder / "work", "3d_fullres", None, MACHINE)
     columns = History.load(Work(folder / "work").fold("3d_fullres", "0").history).columns
-    assert found.todo.startswith("3d_fullres, 1 of 2 folds, 6 steps of 12 left")  # 2 epochs of 3 for each fold
+    assert found.todo.startswith("3d_fullres, 1 of 2 folds, 6 of 12 steps left")  # 2 epochs of 3 for each fold
     assert found.seconds == pytest.approx(6 * columns["seconds"][-1] / 6)
     assert found.seconds_from == "measured in fold_0 of this configuration"
     assert found.memory_of == "CPU" and found.memory_bytes > 2**29  # torch alone takes that
@@ -52,7 +65,7 @@ def test_training_takes_as_long_as_the_steps_that_are_left_at_the_measured_pace(
 
 def test_disk_holds_weights_and_two_states_of_each_fold_that_is_left(folder):
     work = Work(folder / "work")
-    found = training_ahead(folder / "work", "3d_fullres", None, MACHINE)
+    found = estimate_training(folder / "work", "3d_fullres", None, MACHINE)
     fold = work.fold("3d_fullres", "0")
     written = sum(path.stat().st_size for path in (fold.weights, fold.state, fold.previous_state))
     assert 0.7 * written < found.disk_bytes < 1.3 * written
@@ -60,12 +73,12 @@ def test_disk_holds_weights_and_two_states_of_each_fold_that_is_left(folder):
 
 
 def test_a_step_that_was_not_measured_is_predicted_by_its_multiplications(folder):
-    found = training_ahead(folder / "work", "2d", [0], MACHINE)
+    found = estimate_training(folder / "work", "2d", [0], MACHINE)
     assert found.seconds is not None and found.seconds > 0 and "multiplications" in found.seconds_from
 
 
 def test_a_time_budget_is_the_time(folder):
-    found = training_ahead(folder / "work", "2d", None, MACHINE, time_budget_seconds=100.0)
+    found = estimate_training(folder / "work", "2d", None, MACHINE, time_budget_seconds=100.0)
     assert (found.seconds, found.seconds_from) == (100.0, "the time budget")
 
 
@@ -73,35 +86,30 @@ def test_a_plan_for_another_device_has_no_time(folder, tmp_path):
     shutil.copytree(folder / "work", tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
     work = Work(tmp_path / "work")
     Plan.load(work.plan).model_copy(update={"is_for_gpu": True}).save(work.plan)
-    found = training_ahead(work.path, "3d_fullres", None, MACHINE)
+    found = estimate_training(work.path, "3d_fullres", None, MACHINE)
     assert (found.seconds, found.memory_of, found.free_memory_bytes) == (None, "GPU", 0)
-    assert "time    not known; the plan is for another device" in found.text()
+    assert "time    not known; the plan is for another kind" in found.text()
 
 
 def test_what_training_would_refuse_is_refused(folder):
     with pytest.raises(UsageError, match="-f 2: there are 2 folds"):
-        training_ahead(folder / "work", None, [2], MACHINE)
+        estimate_training(folder / "work", None, [2], MACHINE)
     with pytest.raises(UsageError, match=r"another plan \(training.epochs: 2, now 9\)"):
-        training_ahead(folder / "work", "3d_fullres", None, MACHINE, edits=("training.epochs=9",))
+        estimate_training(folder / "work", "3d_fullres", None, MACHINE, edits=("training.epochs=9",))
     with pytest.raises(UsageError, match="no plan"):
-        training_ahead(folder / "data", None, None, MACHINE)
+        estimate_training(folder / "data", None, None, MACHINE)
 
 
 def test_predicting_takes_as_long_as_the_validation_cases_did(folder, tmp_path):
-    found = prediction_ahead([folder / "work"], folder / "data" / "imagesTr", tmp_path / "out", MACHINE)
+    found = prediction_estimate(folder / "work", folder / "data" / "imagesTr", tmp_path / "out")
     fold = Work(folder / "work").fold("3d_fullres", "0")
     rows = PredictionTable(fold.validation, Plan.load(fold.plan).labels).rows.values()
     each = sum((row.seconds_network or 0) + (row.seconds_prepare or 0) for row in rows) / len(rows)
-    assert found.todo.startswith("4 of 4 images with 1 networks")
+    assert found.todo.startswith("4 of 4 images with 1 network")
     assert found.seconds == pytest.approx(4 * each)  # all tiny images are equally large
     assert found.disk_bytes == round(4 * 960 * 0.05) and found.memory_bytes > 2**29
-    unmirrored = prediction_ahead(
-        [folder / "work"],
-        folder / "data" / "imagesTr",
-        tmp_path / "out",
-        MACHINE,
-        PredictOptions(mirror=False, probabilities=True),
-    )
+    options = PredictOptions(mirror=False, probabilities=True)
+    unmirrored = prediction_estimate(folder / "work", folder / "data" / "imagesTr", tmp_path / "out", options)
     n_mirrors = 2 ** len(Plan.load(fold.plan).mirror_axes)
     assert unmirrored.seconds == pytest.approx(4 * each / n_mirrors)
     # three outputs in float16, and those of one image again on their way to the file
@@ -110,34 +118,33 @@ def test_predicting_takes_as_long_as_the_validation_cases_did(folder, tmp_path):
 
 def test_a_packed_model_tells_no_time_and_no_images_are_a_fault(folder, tmp_path):
     assert run(["pack", str(folder / "work"), "-o", str(tmp_path / "m.segpipe.zip")]) == 0
-    found = prediction_ahead([tmp_path / "m.segpipe.zip"], folder / "data" / "imagesTr", tmp_path / "out", MACHINE)
-    assert found.seconds is None and "predict one first" in found.seconds_from
+    found = prediction_estimate(tmp_path / "m.segpipe.zip", folder / "data" / "imagesTr", tmp_path / "out")
+    assert found.seconds is None and "predict one image first" in found.seconds_from
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="empty: no image"):
-        prediction_ahead([folder / "work"], tmp_path / "empty", tmp_path / "out", MACHINE)
+        prediction_estimate(folder / "work", tmp_path / "empty", tmp_path / "out")
 
 
 def test_a_run_is_planned_aside(folder, tmp_path):
-    choices = Choices(n_folds=2, edits=QUICK)
-    found = run_ahead(folder / "data", tmp_path / "fresh", MACHINE, choices, None, None, None)
-    assert found.command == "run" and "2 of 2 folds, 12 steps of 12 left; 4 cases to prepare" in found.todo
-    begun = run_ahead(folder / "data", folder / "work", MACHINE, choices, None, None, None)
-    assert "1 of 2 folds, 6 steps of 12 left; 0 cases to prepare" in begun.todo
+    found = run_estimate(folder / "data", tmp_path / "fresh")
+    assert found.command == "run" and "2 of 2 folds, 12 of 12 steps left; 4 cases to prepare" in found.todo
+    begun = run_estimate(folder / "data", folder / "work")
+    assert "1 of 2 folds, 6 of 12 steps left; 0 cases to prepare" in begun.todo
     (tmp_path / "spoilt").mkdir()
     (tmp_path / "spoilt" / "plan.yaml").write_text("a: 1")
     with pytest.raises(PlanError, match=f"^{tmp_path}/spoilt/plan.yaml"):  # not the folder that it was copied to
-        run_ahead(folder / "data", tmp_path / "spoilt", MACHINE, choices, None, None, None)
+        run_estimate(folder / "data", tmp_path / "spoilt")
     with pytest.raises(UsageError, match="dataset itself"):
-        run_ahead(folder / "data", folder / "data", MACHINE, choices, None, None, None)
+        run_estimate(folder / "data", folder / "data")
 
 
 def test_selecting_scores_one_case_and_counts(folder, tmp_path):
     with pytest.raises(UsageError, match="two or more folds"):
-        selection_ahead(folder / "work", "dice", MACHINE)
+        selection_estimate(folder / "work")
     shutil.copytree(folder / "work", tmp_path / "work")
     train(tmp_path / "work", "3d_fullres", [1], MACHINE)
-    found = selection_ahead(tmp_path / "work", "dice", MACHINE)
-    assert found.todo.startswith("1 models, 14 ways of postprocessing each, 4 cases; 0 predictions")
+    found = selection_estimate(tmp_path / "work")
+    assert found.todo.startswith("1 model, 14 kinds of postprocessing each, 4 cases; 0 predictions")
     assert found.seconds is not None and found.seconds > 0
 
 

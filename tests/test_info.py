@@ -9,15 +9,14 @@ from pathlib import Path
 
 import pytest
 from datasets import write_nnunet
+from stages import plan_data, train
 
 from segpipe.cli.info import info_text
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.work import Work
 from segpipe.pipeline.info import Info, info
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.training import train
+from segpipe.pipeline.requests import Machine
 
 MACHINE = Machine("cpu", 1)
 QUICK = ("training.epochs=2", "training.iterations_per_epoch=2", "training.validation_iterations=1")
@@ -29,7 +28,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dataset, planned for two folds, the first of them trained."""
     folder = tmp_path_factory.mktemp("info")
     write_nnunet(folder / "data", CASES)
-    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
     train(folder / "work", "3d_fullres", [0], MACHINE)
     return folder / "work"
 

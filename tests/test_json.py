@@ -8,13 +8,12 @@ from pathlib import Path
 
 import pytest
 from datasets import write_nnunet
+from make_json import documented_arguments, page, type_text
+from stages import plan_data, train
 
 from segpipe.cli.json_output import OUTPUTS, PreparingNeeds
-from segpipe.cli.json_page import _arguments, _type_text, page
 from segpipe.cli.main import COMMANDS, run
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.training import train
+from segpipe.pipeline.requests import Machine
 from segpipe.predict.outputs import LabelSize
 from segpipe.prepare.dataset import Needs
 
@@ -28,7 +27,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, and a work folder with both folds trained and one model packed."""
     here = tmp_path_factory.mktemp("json")
     write_nnunet(here / "data", ["p0", "p1", "p2"])
-    plan_data(here / "data", here / "work", Machine("cpu", 1), Choices(n_folds=2, edits=QUICK))
+    plan_data(here / "data", here / "work", Machine("cpu", 1), n_folds=2, edits=QUICK)
     train(here / "work", "3d_fullres", None, Machine("cpu", 1))
     arms = "{a: {}, b: {set: {training.learning_rate: 0.02}}}"
     text = f"name: s\nquestion: q\ndata: data\narms: {arms}\nfolds: [0]\nseeds: [0]\nsteps: 2\n"
@@ -109,7 +108,7 @@ def test_records_of_what_is_printed_have_the_keys_of_what_is_known(record, sourc
 
 
 def test_the_page_is_made_of_the_records():
-    """If not: python -m segpipe.cli.json_page > docs/json.md"""
+    """If not: python docs/make_json.py"""
     assert (ROOT / "docs" / "json.md").read_text(encoding="utf-8") == page()
 
 
@@ -124,11 +123,11 @@ def test_types_and_meanings_are_put_as_json_has_them():
                 on two lines.
         """
 
-    assert _arguments(Example.__doc__.replace("\n        ", "\n")) == {
+    assert documented_arguments(Example.__doc__.replace("\n        ", "\n")) == {
         "a": "Both.",
         "b": "Both.",
         "c": "One, on two lines.",
     }
-    assert _type_text(tuple[str, ...] | None) == "`array[string, ...] \\| null`"
-    assert _type_text(dict[str, float]) == "`object[string, float]`"
-    assert _type_text(LabelSize) == "`LabelSize`"
+    assert type_text(tuple[str, ...] | None) == "`array[string, ...] \\| null`"
+    assert type_text(dict[str, float]) == "`object[string, float]`"
+    assert type_text(LabelSize) == "`LabelSize`"

@@ -15,15 +15,13 @@ import numpy as np
 import pytest
 import torch
 from datasets import write_nnunet
+from stages import plan_data, prepare, train
 from test_loop import is_same, what_lasts
 from test_pipeline import MACHINE, QUICK
 
 from plans import small_plan
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import FoldFolder, Work
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import prepare
-from segpipe.pipeline.training import train
 from segpipe.predict.outputs import PredictionTable
 from segpipe.prepare.store import open_cases
 
@@ -59,7 +57,7 @@ def finish(arguments: list[str]) -> None:
 def test_prepare_goes_on(tmp_path: Path) -> None:
     write_nnunet(tmp_path / "data", CASES)
     for name in ("whole", "killed"):
-        plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2))
+        plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2)
     expected = prepare(tmp_path / "whole", None, MACHINE)
     folder = tmp_path / "killed" / "prepared" / expected.name
     arguments = ["prepare", str(tmp_path / "killed")]
@@ -100,7 +98,7 @@ def test_train_goes_on_bit_for_bit(tmp_path: Path) -> None:
         "configurations.3d_fullres.network.parts.dropout_fraction=0.2",
     )
     for name in ("whole", "killed"):
-        plan_data(tmp_path / "data", tmp_path / name, MACHINE, Choices(n_folds=2, edits=edits))
+        plan_data(tmp_path / "data", tmp_path / name, MACHINE, n_folds=2, edits=edits)
     train(tmp_path / "whole", None, [0], MACHINE)
     folder = Work(tmp_path / "killed").fold("3d_fullres", "0")
     arguments = ["train", str(tmp_path / "killed"), "-f", "0"]
@@ -122,7 +120,7 @@ def test_train_goes_on_bit_for_bit(tmp_path: Path) -> None:
 
 def test_predict_goes_on(tmp_path: Path) -> None:
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK)
     train(tmp_path / "work", None, [0], MACHINE)
     common = ["predict", "-m", str(tmp_path / "work"), "-i", str(tmp_path / "data" / "imagesTr"), "-o"]
     finish([*common, str(tmp_path / "whole")])

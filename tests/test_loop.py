@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import write_nnunet
+from stages import plan_data, prepare
 
 from segpipe.core.errors import Interrupted, UsageError
 from segpipe.core.history import History
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Splits
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import prepare
+from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase, open_cases
@@ -60,7 +59,7 @@ class Ready:
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     folder, machine = tmp_path_factory.mktemp("loop"), Machine("cpu", 1)
     write_nnunet(folder / "data", ["p1", "p2", "p3", "p4"])
-    plan_data(folder / "data", folder / "work", machine, Choices(n_folds=2, edits=EDITS))
+    plan_data(folder / "data", folder / "work", machine, n_folds=2, edits=EDITS)
     prepared = prepare(folder / "work", NAME, machine)
     split = Splits.load(Work(folder / "work").splits).folds[0]
     train, validation = (open_cases(prepared, ids, 1) for ids in (split.train, split.validation))

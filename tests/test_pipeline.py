@@ -16,16 +16,14 @@ import torch
 from datasets import tiny_image, tiny_labels, write_json, write_nnunet, write_tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from stages import plan_data, predict, train
 
 from segpipe.cli.main import run
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.predicting import predict
-from segpipe.pipeline.training import train
+from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.options import PredictOptions
 
@@ -44,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny dataset, planned and trained on two folds."""
     folder = tmp_path_factory.mktemp("trained")
     write_nnunet(folder / "data", CASES)
-    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
     train(folder / "work", None, None, MACHINE)
     return folder
 
@@ -199,22 +197,22 @@ def test_a_training_of_unknown_cases_is_not_thrown_away(trained, tmp_path, capsy
 
 def test_run_keeps_the_splits_that_plan_made(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=3, edits=QUICK))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=3, edits=QUICK)
     before = (tmp_path / "work" / "splits.json").read_bytes()
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(seed=1), keep=True)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, seed=1, keeps_plan=True)
     assert (tmp_path / "work" / "splits.json").read_bytes() == before
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2)
     assert (tmp_path / "work" / "splits.previous.json").read_bytes() == before
 
 
 def test_run_takes_the_splits_it_is_given_over_those_that_are_there(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=3, edits=QUICK))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=3, edits=QUICK)
     folds = [{"train": CASES[2:], "val": CASES[:2]}, {"train": CASES[:2], "val": CASES[2:]}]
     file = write_json(tmp_path / "splits.json", folds)
     dry = ["run", str(tmp_path / "data"), "-o", str(tmp_path / "work"), "--splits", str(file), "--dry-run"]
     assert run([*dry, "--device", "cpu"]) == 0
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(splits_file=file), keep=True)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, splits_file=file, keeps_plan=True)
     found = Splits.load(tmp_path / "work" / "splits.json").folds
     assert [sorted(fold.validation) for fold in found] == [sorted(CASES[:2]), sorted(CASES[2:])]
 
@@ -230,9 +228,7 @@ def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
 
 def test_sigterm_saves_and_exits_75(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(
-        tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
-    )
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=("training.epochs=100000", *QUICK[1:]))
     command = [
         sys.executable,
         "-m",
@@ -260,7 +256,7 @@ def test_sigterm_saves_and_exits_75(tmp_path):
 
 def test_a_time_budget_ends_training_and_lets_the_rate_fall_to_nothing(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK[2:]))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK[2:])
     train(tmp_path / "work", None, [0], MACHINE, time_budget_seconds=6)
     rows = Work(tmp_path / "work").fold("3d_fullres", "0").history.read_text("utf-8").splitlines()
     header, last = rows[0].split(","), rows[-1].split(",")
@@ -277,8 +273,8 @@ def test_another_plan_does_not_go_on_with_a_training(trained, capsys):
 
 def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, capsys):
     write_nnunet(tmp_path / "data", CASES)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2))
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset="nnunet"))
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset="nnunet")
     assert "unchanged since it was measured" in capsys.readouterr().err
     assert Plan.load(tmp_path / "work" / "plan.previous.yaml").preset == "auto"
 
@@ -302,7 +298,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
         (["trian", "{work}"], 2, "Did you mean 'train'"),
         (["plan", "{data}", "-o", "{empty}/w", "--seed", "-1"], 2, "--seed"),
         (["plan", "{data}", "-o", "{empty}/w", "--set", "dataset=2020-13-45"], 2, "cannot be read"),
-        (["train", "{work}", "--seed", "3"], 2, "--set training.seed=3"),
+        (["train", "{work}", "--seed", "3"], 2, "--set training.seed=N"),
         (["train", "{work}", "-f", "²"], 2, "are no folds"),
         (
             ["predict", "-m", "{work}/runs/3d_fullres/fold_0", "-f", "1", "-i", "{data}", "-o", "{empty}"],
@@ -323,8 +319,9 @@ def test_wrong_commands_say_what_is_wrong(trained, tmp_path, capsys, arguments, 
 def test_other_presets_and_2d_train_and_predict(tmp_path, preset, configuration):
     write_nnunet(tmp_path / "data", CASES)
     edits = ("training.epochs=1", *QUICK[1:], f"configurations.{configuration}.batch_size=2")
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, preset=preset, edits=edits))
-    name, table = train(tmp_path / "work", configuration, [0], MACHINE)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, preset=preset, edits=edits)
+    result = train(tmp_path / "work", configuration, [0], MACHINE)
+    name, table = result.configuration, result.scores
     assert name == configuration and {row.label for row in table.rows} == {"a", "b", "(image)"}
 
 
@@ -338,8 +335,8 @@ def test_regions_and_ignored_voxels_go_through_every_stage(tmp_path):
     labels = tiny_labels()
     labels[:, :2] = 7
     write_tiny(tmp_path / "data" / "labelsTr" / "p1.nii.gz", labels)
-    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
-    _, table = train(tmp_path / "work", None, None, MACHINE)
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=QUICK)
+    table = train(tmp_path / "work", None, None, MACHINE).scores
     assert {row.label for row in table.rows} == {"whole", "core", "(image)"}
     masks = Work(tmp_path / "work").run("3d_fullres").glob("fold_*/validation/*.nii.gz")
     assert all(set(np.unique(read_labels(mask)[0])) <= {0, 1, 2} for mask in masks)
@@ -350,8 +347,8 @@ def test_a_fold_trains_and_predicts_on_a_gpu_with_mixed_precision(tmp_path):
     write_nnunet(tmp_path / "data", CASES)
     machine = Machine("cuda", 1)
     edits = (*QUICK[:3], "training.precision=auto")
-    plan_data(tmp_path / "data", tmp_path / "work", machine, Choices(n_folds=2, edits=edits))
-    _, table = train(tmp_path / "work", None, [0], machine)
+    plan_data(tmp_path / "data", tmp_path / "work", machine, n_folds=2, edits=edits)
+    table = train(tmp_path / "work", None, [0], machine).scores
     assert table.rows
 
 

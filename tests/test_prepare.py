@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import tiny_image, write_nnunet, write_tiny
+from stages import plan_data
 
 from plans import small_plan, small_spec
 from segpipe.bridge.nnunet_plans import export_nnunet_plans
@@ -20,8 +21,7 @@ from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import content_of, measure
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.memory import case_bytes
@@ -144,7 +144,7 @@ def test_as_many_side_by_side_as_memory_allows(work, monkeypatch, capsys):
 def test_prepared_arrays_are_nnunets(name, n_cases, shared_data, tmp_path):
     """Images to 1e-4 of their SD, labels on 99.9 % of the voxels that either calls foreground."""
     data = copied(shared_data / name, tmp_path / "data", n_cases)
-    plan_data(data, tmp_path / "work", Machine("cpu", 1), Choices("nnunet", n_folds=2, predict_costs=False))
+    plan_data(data, tmp_path / "work", Machine("cpu", 1), preset="nnunet", n_folds=2, predicts_costs=False)
     work = Work(tmp_path / "work")
     plan, dataset = Plan.load(work.plan), Dataset.load(work.dataset)
     folder = prepare_dataset(work, dataset, plan, "3d_fullres", 1)
@@ -188,7 +188,7 @@ def with_nnunet(data: Path, case: Case, plans: Path) -> tuple[np.ndarray, np.nda
 
 def test_a_dry_run_says_what_is_missing_and_prepares_nothing(tmp_path, capsys):
     data, work = write_nnunet(tmp_path / "data", CASES), tmp_path / "work"
-    plan_data(data, work, Machine("cpu", 1), Choices(n_folds=2, predict_costs=False))
+    plan_data(data, work, Machine("cpu", 1), n_folds=2, predicts_costs=False)
     assert run(["prepare", str(work), "--dry-run", "-j", "2"]) == 0
     assert capsys.readouterr().out.startswith("to prepare: 3 cases, about 1 MiB on disk")
     assert not (work / "prepared").exists()

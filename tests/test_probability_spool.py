@@ -12,14 +12,14 @@ import pytest
 import torch
 from datasets import tiny_image, write_tiny
 from models import write_work
+from stages import predict
 from test_segment import prepared_image, small_model
 
 from plans import LABELS, REGIONS
 from segpipe.core.box import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.probabilities import read_outputs
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.predicting import predict
+from segpipe.pipeline.requests import Machine
 from segpipe.predict.model import Ensemble
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.probability_spool import ProbabilitySpool

@@ -340,7 +340,7 @@ def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(wor
     root = Dataset.load(work / "dataset.json").root
     train = f"segpipe train {work} -c {CONFIGURATION} -f"
     assert commands_of(work) == [
-        f"segpipe plan {root} -o {work} --preset nnunet --folds 3 --seed 0",
+        f"segpipe plan {root} -o {work} --preset nnunet --n-folds 3 --seed 0",
         f"# if plan.yaml was edited or changed with --set: put the plan above in its place in {work}",
         f"{train} 0,2 --time-budget 180s",
         f"{train} 1 --set 'training.optimizer=\"adamw\"'",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import tiny_labels, write_nnunet, write_tiny
+from stages import plan_data
 
 from segpipe.cli.main import run
 from segpipe.core.volume import read_labels
@@ -16,8 +17,7 @@ from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.requests import Machine
 from segpipe.predict.postprocess import Postprocessing, Steps
 
 CASES = ["p1", "p2", "p3", "p4"]
@@ -33,7 +33,7 @@ def with_island() -> np.ndarray:
 
 def planned(folder: Path, **description: object) -> Work:
     write_nnunet(folder / "data", CASES, **description)
-    plan_data(folder / "data", folder / "work", Machine("cpu", 1), Choices(n_folds=2, predict_costs=False))
+    plan_data(folder / "data", folder / "work", Machine("cpu", 1), n_folds=2, predicts_costs=False)
     return Work(folder / "work")
 
 
@@ -76,7 +76,7 @@ def test_what_helps_one_fold_and_harms_the_other_is_worth_less_nested(tmp_path, 
     first, second = folds_of(work)
     for case in second:  # here the island is real
         write_tiny(tmp_path / "data" / "labelsTr" / f"{case}.nii.gz", with_island())
-    plan_data(tmp_path / "data", work.path, Machine("cpu", 1), Choices(n_folds=2, predict_costs=False))
+    plan_data(tmp_path / "data", work.path, Machine("cpu", 1), n_folds=2, predicts_costs=False)
     assert folds_of(work) == [first, second]
     validated(work, "2d", dict.fromkeys(CASES, with_island()))
     found = selected(work, capsys)
@@ -156,7 +156,7 @@ def test_configurations_without_all_folds_are_left_out_and_said(tmp_path, capsys
 def test_one_fold_is_too_little(tmp_path, capsys):
     work = planned(tmp_path)
     assert run(["select", str(work.path)]) == 2
-    assert "trained and scored are none" in capsys.readouterr().err
+    assert "trained and scored: none" in capsys.readouterr().err
     validated(work, "2d", dict.fromkeys(CASES, tiny_labels()), folds=(1,))
     assert run(["select", str(work.path)]) == 2
     assert "2d: folds [1]" in capsys.readouterr().err

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 import torch
 from datasets import tiny_image, write_tiny
+from stages import predict
 
 from plans import small_plan
 from segpipe.core.errors import UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.predicting import average, predict
+from segpipe.pipeline.predict import average
+from segpipe.pipeline.requests import Machine
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
 from segpipe.predict.result import PredictionResult

@@ -33,7 +33,7 @@ CASES = [f"patient_with_a_long_name_from_the_university_hospital_of_somewhere_{n
 QUICK = "--set training.epochs=1 --set training.iterations_per_epoch=1 --set training.validation_iterations=1"
 COMMANDS = [  # that print a table or several lines; each needs what those before it wrote
     "check data",
-    f"plan data -o work --folds 2 --no-report {QUICK}",
+    f"plan data -o work --n-folds 2 --no-report {QUICK}",
     "train work --dry-run",
     "prepare work --dry-run",
     "train work",

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 
-import click
 import pytest
 from datasets import write_nnunet
+from stages import plan_data
 
 from plans import small_plan
 from segpipe.cli.main import run
-from segpipe.cli.options import length_edits
-from segpipe.core.errors import PlanError
+from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.work import Work
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
+from segpipe.pipeline.requests import Machine, RunRequest, TrainRequest, length_edits
 from segpipe.plan.edit import edited
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
@@ -27,19 +25,20 @@ from segpipe.train.schedule import Schedule
 )
 def test_a_length_replaces_every_other_length_of_the_plan(epochs, iterations, expected):
     plan = small_plan(iterations=11, epochs=2, iterations_per_epoch=3)
-    training = edited(plan, length_edits(epochs, iterations, None)).training
+    training = edited(plan, length_edits(epochs, iterations)).training
     assert Schedule(training).n_iterations == expected
-    timed = edited(small_plan(time_budget_seconds=60.0), length_edits(epochs, iterations, None)).training
+    timed = edited(small_plan(time_budget_seconds=60.0), length_edits(epochs, iterations)).training
     assert (timed.time_budget_seconds is None) == (expected != 11)
 
 
 def test_two_lengths_are_one_too_many(tmp_path, capsys):
-    with pytest.raises(click.UsageError, match="--epochs and --time-budget: each is the length"):
-        length_edits(3, None, 60.0)
+    for kind, where in ((TrainRequest, ()), (RunRequest, (tmp_path,))):
+        with pytest.raises(UsageError, match="--epochs and --time-budget: each sets the length"):
+            kind(*where, tmp_path, Machine("cpu", 1), epochs=3, time_budget_seconds=60.0)
     assert run(["train", str(tmp_path), "--epochs", "3", "--iterations", "9"]) == 2
     assert "--epochs and --iterations" in capsys.readouterr().err
     with pytest.raises(PlanError, match="contradicts"):
-        edited(small_plan(), ("training.epochs=9", *length_edits(3, None, None)))
+        edited(small_plan(), ("training.epochs=9", *length_edits(3, None)))
 
 
 def test_stopping_early_needs_something_to_watch():
@@ -50,7 +49,7 @@ def test_stopping_early_needs_something_to_watch():
 def test_a_profile_is_json_leaves_no_training_and_a_length_trains_it(tmp_path, capsys):
     write_nnunet(tmp_path / "data", ["p1", "p2", "p3"])
     edits = ("training.validation_iterations=1", "training.precision=fp32")
-    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), Choices(n_folds=2, edits=edits))
+    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), n_folds=2, edits=edits)
     command = ["train", str(tmp_path / "work"), "--device", "cpu", "-j", "1", "--json"]
     capsys.readouterr()
     assert run([*command, "--profile", "--time-budget", "10m"]) == 0
@@ -65,7 +64,7 @@ def test_a_profile_is_json_leaves_no_training_and_a_length_trains_it(tmp_path, c
 
 def test_a_profile_is_of_the_fold_that_is_asked_for_and_of_one_process(tmp_path, capsys):
     write_nnunet(tmp_path / "data", ["p1", "p2", "p3"])
-    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), Choices(n_folds=3, edits=("training.seed=0",)))
+    plan_data(tmp_path / "data", tmp_path / "work", Machine("cpu", 1), n_folds=3, edits=("training.seed=0",))
     work, command = Work(tmp_path / "work"), ["train", str(tmp_path / "work"), "--device", "cpu", "-j", "1"]
     splits = json.loads(work.splits.read_text("utf-8"))
     splits["folds"][0]["train"] = ["gone"]  # fold 0, which was measured before, cannot be

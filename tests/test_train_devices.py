@@ -1,4 +1,4 @@
-"""pipeline/devices.py and pipeline/children.py: processes of `segpipe train`, on devices of which a CPU has as many."""
+"""pipeline/train_processes.py: processes of `segpipe train`, on devices of which a CPU has as many."""
 
 from __future__ import annotations
 
@@ -16,16 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import write_nnunet
+from stages import estimate_training, plan_data, train
 from test_pipeline import MACHINE, QUICK
 
 from segpipe.core.errors import DataError, Interrupted, SetupError, UsageError
 from segpipe.core.work import Work
 from segpipe.networks.device import resolve_devices
-from segpipe.pipeline.ahead import training_ahead
-from segpipe.pipeline.children import Ended, Job, raise_first, run_jobs
-from segpipe.pipeline.devices import devices_for
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.training import train
+from segpipe.pipeline.train_processes import Ended, Job, devices_for, raise_first, run_jobs
 from segpipe.plan.schema import Plan
 
 NAME = "3d_fullres"
@@ -36,7 +33,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A planned work folder."""
     folder = tmp_path_factory.mktemp("devices")
     write_nnunet(folder / "data", ["p1", "p2", "p3", "p4"])
-    plan_data(folder / "data", folder / "work", MACHINE, Choices(n_folds=2, edits=QUICK))
+    plan_data(folder / "data", folder / "work", MACHINE, n_folds=2, edits=QUICK)
     return folder / "work"
 
 
@@ -53,11 +50,13 @@ def test_folds_train_side_by_side_and_one_that_fails_does_not_stop_the_other(
 ) -> None:
     work.run(NAME).mkdir(parents=True)
     work.fold(NAME, "0").path.write_text("in the way")
-    with pytest.raises(SetupError, match=r"1 of 2 folds failed.*\n  fold 0: Setup: .*a file is in the way of a folder"):
+    with pytest.raises(
+        SetupError, match=r"1 of 2 folds failed.*\n  fold 0: Setup error: .*a file is in the way"
+    ):
         train(work.path, None, None, MACHINE, devices="cpu,cpu")
     assert work.fold(NAME, "1").scores.is_file()
     told = capsys.readouterr().err
-    assert "2 folds, 2 side by side on cpu, cpu." in told and re.search(r"^fold 1 \| .*epoch 2/2", told, re.MULTILINE)
+    assert "2 folds, 2 in parallel on cpu, cpu." in told and re.search(r"^fold 1 \| .*epoch 2/2", told, re.MULTILINE)
     assert Plan.load(work.fold(NAME, "1").plan).configurations == Plan.load(work.plan).configurations
 
 
@@ -88,7 +87,7 @@ def test_a_fold_that_cannot_go_on_in_one_process_ends_in_all_with_the_reason(
     (case,) = (work.path / "prepared").glob("*/p1")
     (case / "image.b2nd").write_bytes(b"damaged")
     capfd.readouterr()
-    with pytest.raises(DataError, match=r"all processes of a fold end with one.*\n  process \d on cpu: exit code 3"):
+    with pytest.raises(DataError, match=r"one process of the fold failed.*\n  process \d on cpu: exit code 3"):
         train(work.path, None, [1 if "p1" in train_cases(work, 1) else 0], MACHINE, devices="2")
     assert "the prepared case p1 cannot be read" in capfd.readouterr().err
 
@@ -115,9 +114,9 @@ def test_torchrun_trains_a_fold_and_one_process_answers(work: Work) -> None:
     with pytest.raises(UsageError, match=rf"by 2 devices with {before} patches each.*batch_size={after} for the same"):
         train(work.path, None, [1], MACHINE)
     edits = [f"configurations.{NAME}.batch_size={after}"]
-    assert training_ahead(work.path, None, [1], MACHINE, edits=edits).todo.startswith(f"{NAME}, 0 of 1 folds")
-    assert training_ahead(work.path, None, [1], MACHINE, devices="2").todo.startswith(f"{NAME}, 0 of 1 folds")
-    assert training_ahead(work.path, None, [1], MACHINE, restart=True).todo.startswith(f"{NAME}, 1 of 1 folds")
+    assert estimate_training(work.path, None, [1], MACHINE, edits=edits).todo.startswith(f"{NAME}, 0 of 1 fold,")
+    assert estimate_training(work.path, None, [1], MACHINE, devices="2").todo.startswith(f"{NAME}, 0 of 1 fold,")
+    assert estimate_training(work.path, None, [1], MACHINE, restart=True).todo.startswith(f"{NAME}, 1 of 1 fold,")
 
 
 def test_devices_on_a_machine_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,13 +15,12 @@ from pathlib import Path
 
 import pytest
 from datasets import write_nnunet
+from stages import plan_data, train
 
 import segpipe.core.errors as errors
 from segpipe.cli.main import COMMANDS, run
 from segpipe.core.files import disk_fault
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.training import train
+from segpipe.pipeline.requests import Machine
 
 QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
 NO_PLAN = "no plan.yaml in it. Create one with `segpipe plan DATA"
@@ -35,7 +34,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset, a work folder with both folds trained, and many things that are neither."""
     here = tmp_path_factory.mktemp("wrong")
     write_nnunet(here / "data", ["p0", "p1", "p2"])
-    plan_data(here / "data", here / "work", Machine("cpu", 1), Choices(n_folds=2, edits=QUICK))
+    plan_data(here / "data", here / "work", Machine("cpu", 1), n_folds=2, edits=QUICK)
     train(here / "work", "3d_fullres", None, Machine("cpu", 1))
     for name, text in {
         "file": "x",
@@ -95,7 +94,7 @@ WRONG = [  # command, exit code, words of the message
     ("plan data -o new --splits none", 3, "none: cannot be read as JSON"),
     ("plan data -o new --nnunet-plans bad.json", 2, "bad.json: is not valid JSON"),
     ("plan data -o new --device gpu", 4, "--device gpu: unknown; expected auto, cpu"),
-    ("plan data -o new --gpu-memory nan", 2, "nan is no number of gigabytes"),
+    ("plan data -o new --gpu-memory nan", 2, "nan is not a number of GiB"),
     ("prepare none", 2, NO_PLAN),
     ("prepare file", 2, IS_FILE),
     ("prepare bad-plan", 2, "presset: unknown key. Did you mean 'preset'?"),
@@ -107,12 +106,12 @@ WRONG = [  # command, exit code, words of the message
     ("train bad-plan", 2, "preset: missing. Add it."),
     ("train no-splits", 3, "splits.json: no such file."),
     ("train work -f 9", 2, "-f 9: there are 2 folds, counted from 0. Give -f 0 to -f 1."),
-    ("train work -f x", 2, "'x' are no folds; expected all, 0 or 0,1,2."),
-    ("train work --time-budget soon", 2, "'soon' is no time; expected e.g. 90s, 10m or 1h30m."),
-    ("train work --time-budget 1s", 2, "expected 5 s or more"),
+    ("train work -f x", 2, "'x' does not name folds; expected all, 0 or 0,1,2."),
+    ("train work --time-budget soon", 2, "'soon' is not a time; expected e.g. 90s, 10m or 1h30m."),
+    ("train work --time-budget 1s", 2, "the minimum is 5 s"),
     ("train work --set training.epochs=9", 2, "training with another plan (training.epochs: 1, now 9)"),
     ("train work --devices 0", 2, "--devices 0"),
-    ("train work --seed 3", 2, "use --set training.seed=3"),
+    ("train work --seed 3", 2, "Use --set training.seed=N"),
     ("train no-fingerprint --dry-run", 3, "fingerprint.json: no such file."),
     ("train bad-weights --dry-run", 2, "cannot be read as weights"),
     ("select none", 2, NO_PLAN),
@@ -132,14 +131,14 @@ WRONG = [  # command, exit code, words of the message
     ("predict -m work -i data/imagesTr -o new -c 2d", 2, "no trained configuration '2d' (found: 3d_fullres)"),
     ("predict -m work -i data/imagesTr -o new --postprocess bad.yaml", 2, "bad.yaml: is not valid YAML"),
     ("predict -m work -i data/imagesTr -o c --max-memory 0.001", 5, "--max-memory leaves"),
-    ("predict -m work -i data/imagesTr -o new --max-memory inf", 2, "inf is no number of gigabytes"),
+    ("predict -m work -i data/imagesTr -o new --max-memory inf", 2, "inf is not a number of GiB"),
     ("ensemble none empty -o new", 3, "none: no such folder"),
     ("ensemble data/labelsTr data/labelsTr -o new", 2, "two or more"),
     ("evaluate -r none -p data/labelsTr", 3, "none: no such file or folder. Check the path."),
     ("evaluate -r data/labelsTr -p none", 3, "none: no such file or folder. Check the path."),
     ("evaluate -r data/labelsTr -p empty", 2, "no mask has the name of a reference"),
     ("evaluate -r data/labelsTr -p data/labelsTr --metrics dise", 2, "metric 'dise' is unknown. Did you mean 'dice'?"),
-    ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance x", 2, "'x' is no tolerance in mm"),
+    ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance x", 2, "'x' is not a tolerance in mm"),
     ("evaluate -r data/labelsTr -p data/labelsTr -o empty", 4, "empty: is a folder, expected a file to write"),
     ("evaluate -r data/labelsTr -p data/labelsTr -o /proc/x/s.csv", 4, "/proc/x: cannot be written"),
     ("evaluate -r file -p file", 3, "file: not a format that segpipe reads"),
@@ -148,8 +147,8 @@ WRONG = [  # command, exit code, words of the message
     ("compare empty.csv binary.csv", 3, "empty.csv: has no rows"),
     ("compare work/runs/3d_fullres", 2, "expected two or more"),
     ("compare a=work/runs/3d_fullres b=bad-scores/runs/3d_fullres/fold_0", 3, "columns are a, b; expected case_id"),
-    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres -m dice=x", 2, "'x' is no margin"),
-    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --by site", 2, "name it with --cases"),
+    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --margin dice=x", 2, "'x' is no margin"),
+    ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --by site", 2, "Give it with --cases"),
     ("compare a=work/runs/3d_fullres b=work/runs/3d_fullres --cases binary.csv", 3, "cannot be read as a table"),
     ("study none -o new", 3, "none: no such file."),
     ("study bad.yaml -o new", 2, "bad.yaml: is not valid YAML"),
@@ -208,7 +207,7 @@ def test_every_class_of_error_is_shown_with_its_message_and_code(kind, capsys):
     assert message == "a.nii.gz: found 2, expected 3. Do this."
     assert (
         headline
-        == {1: "Error", 2: "Not possible", 3: "Data", 4: "Setup", 5: "Memory or disk", 75: "Interrupted"}[
+        == {1: "Error", 2: "Error", 3: "Data error", 4: "Setup error", 5: "Memory or disk error", 75: "Interrupted"}[
             kind.exit_code
         ]
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import shared
+from segpipe.cli.options import NO_DEVICE, Command, shared, workers
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,22 +17,29 @@ if TYPE_CHECKING:
     from segpipe.data.faults import FaultGroup
 
 FATAL_EXIT = 3
-_FIRST_REPAIRS = 20  # told on the screen
+_FIRST_REPAIRS = 20  # on the screen
 _WIDTH = 80  # where the output is no terminal
 
 
-@click.command()
+@click.command("check", cls=Command, old=NO_DEVICE)
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
-@click.option("--fix", "out", type=click.Path(path_type=Path), help="Write a repaired copy into this new folder.")
-@click.option("-o", "--output", "work", type=click.Path(path_type=Path), help="Work folder whose report is to tell it.")
+@click.option("--fix", "out", type=click.Path(path_type=Path), help="Write a repaired copy to this new folder.")
+@click.option(
+    "-o",
+    "--output",
+    "work",
+    type=click.Path(path_type=Path),
+    help="Also store the result in this work folder's report.",
+)
+@workers
 @shared
-def command(data: Path, out: Path | None, work: Path | None, as_json: bool, n_workers: int, **_: object) -> int:
+def command(data: Path, out: Path | None, work: Path | None, n_workers: int, as_json: bool) -> int:
     """List every fault of every case of a dataset.
 
-    DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or
-    one image. Ends with exit code 3 if a fault is fatal.
+    DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or one image.
+    The exit code is 3 if a fault is fatal.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
     from segpipe.core.progress import say
     from segpipe.core.text import count
     from segpipe.core.work import Work
@@ -65,7 +72,7 @@ def command(data: Path, out: Path | None, work: Path | None, as_json: bool, n_wo
 
 
 def print_report(report: CheckReport) -> None:
-    """Print what was understood, the faults in groups, and the verdict."""
+    """Print the dataset as it was understood, its faults in groups, and the verdict."""
     import sys
 
     from rich.console import Console

@@ -1,4 +1,4 @@
-"""`segpipe compare`: which of several methods is better, and how sure that is."""
+"""`segpipe compare`: which of several methods is better, and how certain that is."""
 
 from __future__ import annotations
 
@@ -6,27 +6,35 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import shared
+from segpipe.cli.options import Command, seed, shared
 
 
-@click.command("compare")
+@click.command("compare", cls=Command, old={"-m": "--margin", "--metric": "--margin", "--device": "", "-j": ""})
 @click.argument("results", nargs=-1, required=True, metavar="RESULT...")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON, CSV and text into this folder.")
-@click.option("-m", "--metric", "metrics", multiple=True, metavar="NAME[=MARGIN]",
-              help="What to compare, and the largest difference that counts as none, e.g. dice=0.01 or hd95=1 (mm); "
-              "repeatable.  [default: dice=0.005]")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write JSON, CSV and text to this folder.")
+@click.option(
+    "--margin",
+    "margins",
+    multiple=True,
+    metavar="METRIC[=MARGIN]",
+    help="Metric to compare and its equivalence margin, e.g. dice=0.01 or hd95=1 (mm); repeatable.  "
+    "[default: dice=0.005]",
+)
 @click.option("-l", "--labels", help="Labels to compare, e.g. liver,tumour. Default: all.")
-@click.option("--declare", help="Labels whose verdicts were planned, e.g. tumour. Default: the mean over labels.")
-@click.option("--policy", default="mr", show_default=True, help="What empty masks count: mr, nnunet, brats or omit.")
-@click.option("--cases", type=click.Path(path_type=Path), help="CSV: case_id, patient_id, and columns for --by.")
-@click.option("--by", multiple=True, metavar="COLUMN", help="Also each group of cases, e.g. site; repeatable.")
-@click.option("--allow-missing", is_flag=True, help="Compare the cases that all have, though some lack others.")
-@click.option("--report/--no-report", "with_report", default=True, help="With -o: also a page with pictures.")
+@click.option("--declare", help="Pre-specified (confirmatory) labels, e.g. tumour. Default: the mean over labels.")
+@click.option("--policy", default="mr", show_default=True, help="How empty masks count: mr, nnunet, brats or omit.")
+@click.option("--cases", type=click.Path(path_type=Path), help="CSV with case_id, patient_id, and columns for --by.")
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also compare each group of cases, e.g. site; repeatable.")
+@click.option(
+    "--allow-missing", is_flag=True, help="Compare the cases that all methods have, even if some lack others."
+)
+@click.option("--report/--no-report", "with_report", default=True, help="With -o: also write a page with pictures.")
+@seed
 @shared
 def command(
     results: tuple[str, ...],
     output: Path | None,
-    metrics: tuple[str, ...],
+    margins: tuple[str, ...],
     labels: str | None,
     declare: str | None,
     policy: str,
@@ -35,17 +43,15 @@ def command(
     allow_missing: bool,
     with_report: bool,
     as_json: bool,
-    device: str,  # noqa: ARG001 (an option of every command)
-    n_workers: int,  # noqa: ARG001
     seed: int,
 ) -> None:
-    """Compare methods on the same cases: better, worse, no difference that matters, or too little data to tell.
+    """Compare methods on the same cases: better, worse, equivalent, or too little data to tell.
 
-    RESULT is a table of scores (scores.csv, nnU-Net's summary.json, a CSV file with columns case_id, label and a column
-    for each metric) or a folder that holds one, for all folds or for each. The first is the baseline. NAME=RESULT names
-    a method; NAME:SEED=RESULT, repeated, gives the seeds of one, which verdicts on methods need.
+    RESULT is a table of scores (scores.csv, nnU-Net's summary.json, a CSV file with columns case_id, label and one for
+    each metric) or a folder with one table for all folds or for each. The first is the baseline. NAME=RESULT names a
+    method; NAME:SEED=RESULT, repeated, gives its seeds, which verdicts on methods need.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
     from segpipe.compare.comparison import Question, compare, parse_margins
     from segpipe.compare.comparison_text import comparison_text, save
     from segpipe.compare.results import CaseTable, Source, read_cases, read_methods
@@ -54,9 +60,9 @@ def command(
 
     check_policy(policy)
     if by and cases is None:
-        raise UsageError("--by: which cases belong to a group is in a table of cases; name it with --cases.")
+        raise UsageError("--by: needs the table that says which case belongs to which group. Give it with --cases.")
     question = Question(
-        margins=parse_margins(metrics or ("dice",)),
+        margins=parse_margins(margins or ("dice",)),
         declared=_names(declare),
         labels=_names(labels),
         policy=policy,

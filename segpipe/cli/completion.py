@@ -1,4 +1,4 @@
-"""`segpipe completion`: the script with which a shell completes commands and options."""
+"""`segpipe completion`: the script that lets a shell complete commands and options."""
 
 from __future__ import annotations
 

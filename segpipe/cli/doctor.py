@@ -1,15 +1,15 @@
-"""`segpipe doctor`: whether this machine is ready."""
+"""`segpipe doctor`: check that this machine is ready."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import shared
+from segpipe.cli.options import NO_MACHINE, Command, shared
 
 if TYPE_CHECKING:
     from segpipe.core.doctor import Finding
@@ -20,15 +20,16 @@ _WIDTH = 80
 _INDENT = " " * 7
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command, old=NO_MACHINE)
 @click.argument("folder", type=click.Path(path_type=Path), default=".")
 @shared
-def command(folder: Path, as_json: bool, **_: Any) -> int:
-    """Look at packages, processors, memory, GPUs and the file system of FOLDER, and say what to do.
+def command(folder: Path, as_json: bool) -> int:
+    """Check packages, processors, memory, GPUs and the file system of FOLDER, and say what to do.
 
-    FOLDER is where results are to lie (default: here). Ends with exit code 4 if something will fail.
+    FOLDER is the place for results (default: here). The exit code is 4 if something will fail.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
+    from segpipe.core.text import count
     from segpipe.pipeline.doctor import examine
 
     findings = examine(folder)
@@ -38,7 +39,7 @@ def command(folder: Path, as_json: bool, **_: Any) -> int:
     else:
         print_findings(findings)
         verdict = "Not ready" if n_faults else "Ready"
-        click.echo(f"{verdict}: {n_faults} faults, {n_warnings} warnings.")
+        click.echo(f"{verdict}: {count(n_faults, 'fault')}, {count(n_warnings, 'warning')}.")
     return FAULT_EXIT if n_faults else 0
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe.cli.options import shared
+from segpipe.cli.options import Command, seed, shared, workers
 
 if TYPE_CHECKING:
     from segpipe.evaluate.evaluation import Evaluation
@@ -27,7 +27,7 @@ class Tolerance(click.ParamType):  # type: ignore[type-arg]  # generic in some v
             by_label = {}
         is_one_kind = set(by_label) == {""} or "" not in by_label
         if len(by_label) < len(pairs) or not is_one_kind or not all(0 <= mm < inf for mm in by_label.values()):
-            self.fail(f"{value!r} is no tolerance in mm; expected 1.5 or liver=2,tumour=1.", param, ctx)
+            self.fail(f"{value!r} is not a tolerance in mm; expected 1.5 or liver=2,tumour=1.", param, ctx)
         return by_label[""] if set(by_label) == {""} else by_label
 
 
@@ -39,20 +39,22 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
     return [f"{before}{comma}{name}" for name in ("all", *METRICS) if name.startswith(begun)]
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Command, old={"--preset": "--metric-preset", "--device": ""})
 @click.option("-r", "--reference", type=click.Path(path_type=Path), required=True)
 @click.option("-p", "--predictions", type=click.Path(path_type=Path), required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table of scores here (CSV).")
-@click.option("-l", "--labels", help="1,2 or organ,tumour or a=1,region=1+2 or a .json. Default: found at REFERENCE.")
+@click.option("-l", "--labels", help="1,2 or organ,tumour or a=1,region=1+2 or a .json. Default: as REFERENCE says.")
 @click.option(
     "--metrics",
     shell_complete=_complete_metrics,
     help="all, or names such as dice,hd95,lesion_f1. Default: those of whole masks.",
 )
-@click.option("--preset", help="brats, brats_men, brats_met, lesions, tubes or calibration.")
-@click.option("--policy", help="What empty masks count: mr (default), nnunet, brats or omit.")
+@click.option("--metric-preset", help="brats, brats_men, brats_met, lesions, tubes or calibration.")
+@click.option("--policy", help="How empty masks count: mr (default), nnunet, brats or omit.")
 @click.option("--nsd-tolerance", type=Tolerance(), metavar="MM", help="Also NSD: 1.5, or liver=2,tumour=1.")
-@click.option("--allow-missing", is_flag=True, help="Score what there is, though references lack a prediction.")
+@click.option("--allow-missing", is_flag=True, help="Score what exists, even if references lack a prediction.")
+@workers
+@seed
 @shared
 def command(
     reference: Path,
@@ -60,44 +62,44 @@ def command(
     output: Path | None,
     labels: str | None,
     metrics: str | None,
-    preset: str | None,
+    metric_preset: str | None,
     policy: str | None,
     nsd_tolerance: Any,
     allow_missing: bool,
     as_json: bool,
-    device: str,  # noqa: ARG001 (an option of every command)
     n_workers: int,
     seed: int,
 ) -> None:
     """Score masks against references and print means with 95 % intervals.
 
-    REFERENCE and PREDICTIONS are folders of masks with the same names, whatever their format, or two files. REFERENCE
-    may be a dataset (a folder, a CSV manifest): then masks are called as its cases. Masks may come from any program.
+    REFERENCE and PREDICTIONS are folders of masks with the same names, in any format, or two files. REFERENCE may be a
+    dataset (a folder, a CSV manifest): then masks are named like its cases. Masks may come from any program.
 
-    With -o, lesion metrics also write a table of all lesions beside the scores: scores.csv, lesions.csv. Calibration
-    reads the files that `segpipe predict --save-probabilities` writes beside the masks.
+    With -o, lesion metrics also write a table of all lesions next to the scores: scores.csv, lesions.csv. Calibration
+    reads the files that `segpipe predict --save-probabilities` writes next to the masks.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
     from segpipe.cli.tables import SHOWN, summary_record, summary_text
     from segpipe.core.files import require_place
+    from segpipe.core.text import count
     from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
     if output is not None:
         require_place(output)
-    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance, allow_missing)
+    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing)
     found = evaluate_masks(reference, predictions, wish, n_workers, seed)
     files = _saved(found, output)
     if as_json:
         print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files)
         return
-    shown = SHOWN if metrics == "all" or (metrics, preset) == (None, None) else found.metrics
+    shown = SHOWN if metrics == "all" or (metrics, metric_preset) == (None, None) else found.metrics
     click.echo(summary_text(found.summary, shown))
     written = "".join(f" {what.capitalize()}: {path}" for what, path in files.items() if path)
-    click.echo(f"{found.n_cases} cases, policy {found.policy}.{written}")
+    click.echo(f"{count(found.n_cases, 'case')}, policy {found.policy}.{written}")
 
 
 def _saved(found: Evaluation, output: Path | None) -> dict[str, str | None]:
-    """Write the tables, and tell where they are."""
+    """Write the tables; return their paths."""
     from segpipe.evaluate.lesions import lesions_path, save_lesions
     from segpipe.evaluate.metrics import METRICS
 

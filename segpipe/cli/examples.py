@@ -23,7 +23,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe train WORK -c 2d --epochs 200 --set training.learning_rate=0.003",
         "segpipe train WORK --profile",
     ),
-    "select": ("segpipe select WORK", "segpipe select WORK -m hd95 --ensembles"),
+    "select": ("segpipe select WORK", "segpipe select WORK --metric hd95 --ensembles"),
     "predict": (
         "segpipe predict -m WORK -i scan.nii.gz -o MASKS",
         "segpipe predict -m WORK -i IMAGES -o MASKS --device cpu --max-memory 8",
@@ -40,11 +40,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "evaluate": (
         "segpipe evaluate -r LABELS -p MASKS -o scores.csv",
         "segpipe evaluate -r LABELS -p MASKS -l liver=1,tumour=2 --nsd-tolerance 1.5",
-        "segpipe evaluate -r LABELS -p MASKS --preset lesions",
+        "segpipe evaluate -r LABELS -p MASKS --metric-preset lesions",
     ),
     "compare": (
         "segpipe compare A/scores.csv B/scores.csv",
-        "segpipe compare base=A ours=B -m dice=0.01 -m hd95=1 -o COMPARISON",
+        "segpipe compare base=A ours=B --margin dice=0.01 -o COMPARISON",
         "segpipe compare A B --cases cases.csv --by site",
     ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),

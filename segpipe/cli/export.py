@@ -1,4 +1,4 @@
-"""`segpipe export`: files that other tools read."""
+"""`segpipe export`: files for other tools."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import configuration, folds, shared
+from segpipe.cli.options import NO_MACHINE, Command, configuration, folds, shared
 
 
-@click.command("export")
+@click.command("export", cls=Command, old=NO_MACHINE)
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option("--to", "kind", type=click.Choice(["nnunet-plans", "nnunet-model"]), required=True, help="What to write.")
 @click.argument("output", type=click.Path(path_type=Path))
@@ -23,22 +23,19 @@ def command(
     configuration: str | None,
     folds: tuple[int, ...],
     as_json: bool,
-    device: str,  # noqa: ARG001 (an option of every command)
-    n_workers: int,  # noqa: ARG001
-    seed: int,  # noqa: ARG001
 ) -> None:
-    """Write what nnU-Net reads: WORK's plan as plans.json, or trained folds as the folder of a model.
+    """Export WORK for nnU-Net: its plan as plans.json, or trained folds as a model folder.
 
-    With such a folder `nnUNetv2_predict_from_modelfolder` gives the masks that segpipe gives.
+    With such a folder `nnUNetv2_predict_from_modelfolder` predicts the same masks as segpipe.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
 
     if kind == "nnunet-model":
         from segpipe.bridge.nnunet_model import export_nnunet_model
 
         export_nnunet_model(work, output, configuration, [str(fold) for fold in folds] or None)
     elif configuration is not None or folds:
-        raise click.UsageError("-c and -f choose a model; a plan is written whole.")
+        raise click.UsageError("-c and -f choose a model; a plan is exported as a whole. Leave them out.")
     else:
         from segpipe.bridge.nnunet_plans import export_nnunet_plans
 

@@ -1,4 +1,4 @@
-"""What a person sees of a fault: one message and an exit code; of an error of the program where its traceback lies."""
+"""What a person sees of a fault: one message and an exit code; of an internal error the path of its traceback."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ import click
 from segpipe._version import __version__
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
 
-_HEADLINES = {2: "Not possible", 3: "Data", 4: "Setup", 5: "Memory or disk", 75: "Interrupted"}
+_HEADLINES = {2: "Error", 3: "Data error", 4: "Setup error", 5: "Memory or disk error", 75: "Interrupted"}
 _CTRL_C, _BROKEN_PIPE = 130, 141  # as shells count signals: 128 + SIGINT, 128 + SIGPIPE
-_NOT_THERE = {errno.ENOENT: "no such file or folder", errno.EISDIR: "is a folder, expected a file",
-              errno.ENOTDIR: "a file stands where a folder is expected"}  # fmt: skip
+_NOT_THERE = {
+    errno.ENOENT: "no such file or folder",
+    errno.EISDIR: "is a folder, expected a file",
+    errno.ENOTDIR: "is a file, expected a folder",
+}
 
 
 def tell(fault: BaseException, *, as_json: bool) -> int:
@@ -35,7 +38,7 @@ def tell(fault: BaseException, *, as_json: bool) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     if isinstance(fault, click.Abort | KeyboardInterrupt):  # click turns Ctrl-C inside a command into Abort
-        name, message, code = "Interrupted", "Stopped; the same command goes on.", _CTRL_C
+        name, message, code = "Interrupted", "Stopped. Rerun the same command to resume.", _CTRL_C
         click.echo(message, err=True)
     elif isinstance(fault, click.ClickException):
         name, message, code = "UsageError", fault.format_message(), fault.exit_code
@@ -74,13 +77,16 @@ def log_and_tell(kind: type[BaseException], fault: BaseException, trace: Traceba
     if issubclass(kind, KeyboardInterrupt):
         return
     text = "".join(traceback.format_exception(kind, fault, trace))
-    path = _logged(f"segpipe {__version__}, Python {platform.python_version()}, {platform.platform()}\n"
-                   f"arguments: {sys.argv[1:]}\n{text}")  # fmt: skip
+    setting = f"segpipe {__version__}, Python {platform.python_version()}, {platform.platform()}"
+    path = _log(f"{setting}\narguments: {sys.argv[1:]}\n{text}")
     if path is None:
         click.echo(text, err=True)
-    where = f"Its traceback is in {path}" if path else "Its traceback is above"
-    click.echo(f"Error of segpipe itself ({kind.__name__}: {_short(fault)}). {where}; please report it with that text "
-               "(it names your folders). --debug shows it here.", err=True)  # fmt: skip
+    where = f"The traceback is in {path}" if path else "The traceback is above"
+    click.echo(
+        f"Internal error of segpipe ({kind.__name__}: {_short(fault)}). {where}; please report it with that text "
+        "(it names your folders). --debug shows it here.",
+        err=True,
+    )
 
 
 def _short(fault: BaseException) -> str:
@@ -88,8 +94,8 @@ def _short(fault: BaseException) -> str:
     return first if len(first) <= 200 else f"{first[:197]}..."
 
 
-def _logged(text: str) -> Path | None:
-    """Where the text was written: among the user's logs, else among temporary files; None if neither can be."""
+def _log(text: str) -> Path | None:
+    """Write the text to the user's logs, else to temporary files; return its path, None if neither can be written."""
     state = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser())
     name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     for folder in (state / "segpipe", Path(tempfile.gettempdir())):

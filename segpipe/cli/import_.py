@@ -1,4 +1,4 @@
-"""`segpipe import`: take up models of other tools."""
+"""`segpipe import`: import models of other tools."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import folds, shared
+from segpipe.cli.options import NO_MACHINE, Command, folds, shared
 
 
-@click.command("import")
+@click.command("import", cls=Command, old=NO_MACHINE)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @folds
@@ -21,19 +21,19 @@ def command(
     folds: tuple[int, ...],
     checkpoint: str,
     as_json: bool,
-    device: str,  # noqa: ARG001 (an option of every command)
-    n_workers: int,  # noqa: ARG001
-    seed: int,  # noqa: ARG001
 ) -> None:
-    """Make a trained model of nnU-Net one that `segpipe predict -m WORK` predicts with.
+    """Import a trained nnU-Net model, for `segpipe predict -m WORK`.
 
-    MODEL is nnU-Net's folder of one configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres.
+    MODEL is nnU-Net's folder for one configuration, such as nnUNetTrainer__nnUNetPlans__3d_fullres.
     """
     from segpipe.bridge.nnunet_model import import_nnunet_model
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
+    from segpipe.core.text import count
 
     targets = import_nnunet_model(model, work, [str(fold) for fold in folds] or None, checkpoint)
     if as_json:
         print_json({"folds": [str(target.path) for target in targets]})
         return
-    click.echo(f"{len(targets)} folds: {targets[0].path.parent}. Next: segpipe predict -m {work} -i IMAGES -o MASKS")
+    click.echo(
+        f"{count(len(targets), 'fold')}: {targets[0].path.parent}. Next: segpipe predict -m {work} -i IMAGES -o MASKS"
+    )

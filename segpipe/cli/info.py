@@ -1,14 +1,15 @@
-"""`segpipe info`: what lies in a work folder or a model."""
+"""`segpipe info`: describe a work folder or a model."""
 
 from __future__ import annotations
 
 import textwrap
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import shared
+from segpipe.cli.options import NO_MACHINE, Command, shared
+from segpipe.core.text import count, duration_text, size_text
 
 if TYPE_CHECKING:
     from segpipe.pipeline.info import ConfigurationInfo, FoldInfo, Info
@@ -18,16 +19,16 @@ _WIDTH = 80
 _SHOWN_SHARE = 0.01  # of the disk space; smaller parts are not named
 
 
-@click.command("info")
+@click.command("info", cls=Command, old=NO_MACHINE)
 @click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|WORK")
 @shared
-def command(path: Path, as_json: bool, **_: Any) -> None:
-    """Say what lies in a work folder, one of its runs, or a file of `segpipe pack`.
+def command(path: Path, as_json: bool) -> None:
+    """Describe a work folder, one of its runs, or a file of `segpipe pack`.
 
-    Dataset, plan, folds with epochs, time and scores, hashes of the weights, sizes on disk. A packed model's parts are
-    compared with their hashes. Nothing is changed.
+    Prints dataset, plan, folds with epochs, time and scores, hashes of the weights, and sizes on disk. The parts of a
+    packed model are compared with their hashes. Nothing is changed.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
     from segpipe.pipeline.info import info
 
     found = info(path)
@@ -49,18 +50,19 @@ def info_text(found: Info) -> str:
     lines += _fold_table(found)
     if found.package is not None:
         facts = found.package.model
-        lines += _wrapped(f"packed by segpipe {facts.segpipe}, licence {facts.licence or 'not said'}")
+        lines += _wrapped(f"packed by segpipe {facts.segpipe}, licence {facts.licence or 'not stated'}")
         lines += [piece for score in facts.scores if score.metric == "dice" for piece in _wrapped(_score(score))]
-        lines += _wrapped(f"{len(found.package.parts)} parts, each as its SHA-256 says")
+        lines += _wrapped(f"{count(len(found.package.parts), 'part')}, all matching their SHA-256")
     total = sum(found.size_bytes.values())
-    sizes = [f"{name} {_size(n)}" for name, n in found.size_bytes.items() if n >= _SHOWN_SHARE * total]
-    return "\n".join([*lines, *_wrapped(f"on disk {_size(total)}: {', '.join(sizes)}")])
+    sizes = [f"{name} {size_text(n)}" for name, n in found.size_bytes.items() if n >= _SHOWN_SHARE * total]
+    return "\n".join([*lines, *_wrapped(f"on disk {size_text(total)}: {', '.join(sizes)}")])
 
 
 def _cases(found: Info) -> str:
     if found.n_cases is None:
-        return "its cases are not here"
-    return f"{found.n_cases} cases of {found.n_patients} patients, {found.n_folds or 'no'} folds"
+        return "without its cases"
+    patients, folds = count(found.n_patients or 0, "patient"), count(found.n_folds or 0, "fold")
+    return f"{count(found.n_cases, 'case')} of {patients}, {folds}"
 
 
 def _configuration(own: ConfigurationInfo) -> str:
@@ -77,7 +79,7 @@ def _score(score: PackedScore) -> str:
 
 def _fold_table(found: Info) -> list[str]:
     if not found.folds:
-        return ["  no fold is trained yet"]
+        return ["  no trained folds yet"]
     width = max(len("configuration"), *(len(fold.configuration) for fold in found.folds))
     head = f"  {'configuration':<{width}} {'fold':>4} {'state':<10} {'epochs':>6} {'time':>9} {'Dice':>5} {'cases':>5}"
     return [f"{head} weights", *(_fold_line(fold, width) for fold in found.folds)]
@@ -85,28 +87,12 @@ def _fold_table(found: Info) -> list[str]:
 
 def _fold_line(fold: FoldInfo, width: int) -> str:
     epochs = "–" if fold.epochs is None else str(fold.epochs)
+    seconds = "–" if fold.seconds is None else duration_text(fold.seconds)
     dice = "–" if fold.dice is None else f"{fold.dice:.3f}"
     return (
-        f"  {fold.configuration:<{width}} {fold.fold:>4} {fold.state:<10} {epochs:>6} {_time(fold.seconds):>9} "
+        f"  {fold.configuration:<{width}} {fold.fold:>4} {fold.state:<10} {epochs:>6} {seconds:>9} "
         f"{dice:>5} {fold.n_scored or '–':>5} {fold.sha256 or '–'}"
     )
-
-
-def _time(seconds: float | None) -> str:
-    if seconds is None:
-        return "–"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 100
-        else f"{seconds / 60:.0f} min"
-        if seconds < 6000
-        else f"{seconds / 3600:.1f} h"
-    )
-
-
-def _size(n_bytes: int) -> str:
-    unit, name = (2**30, "GiB") if n_bytes >= 2**30 else (2**20, "MiB") if n_bytes >= 2**20 else (2**10, "KiB")
-    return f"{n_bytes / unit:.1f} {name}"
 
 
 def _wrapped(text: str, indent: str = "  ") -> list[str]:

@@ -17,7 +17,7 @@ from segpipe.data.check import CheckReport
 from segpipe.data.fix import Repair
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
-from segpipe.pipeline.selection import SelectionReport
+from segpipe.pipeline.select import SelectionReport
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.predict.outputs import CaseRow

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 import keyword
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import click
 
@@ -19,35 +17,35 @@ from segpipe.cli.faults import log_and_tell, tell
 from segpipe.core.errors import Interrupted, SegpipeError
 
 GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<name>.py
-    "Begin": {
+    "Get started": {
         "demo": "Make a small phantom dataset and run everything on it.",
         "run": "Check, plan, train all folds, evaluate and report.",
     },
     "Data": {
         "check": "List every fault of every case of a dataset.",
         "plan": "Measure a dataset and decide how to train on it.",
-        "prepare": "Crop, normalise and resample the cases (train does it too).",
+        "prepare": "Crop, normalise and resample the cases (train does this too).",
     },
     "Model": {
         "train": "Train folds, then predict and score their validation cases.",
-        "select": "Choose configuration, ensemble, postprocessing; scored nested.",
+        "select": "Choose configuration, ensemble and postprocessing.",
         "predict": "Segment images with a trained model.",
-        "ensemble": "Average probabilities that were written to files.",
-        "pack": "Put a trained model into one file.",
-        "import": "Take up a trained model of nnU-Net.",
-        "export": "Write plan or model as nnU-Net reads them.",
+        "ensemble": "Average probabilities from several prediction folders.",
+        "pack": "Pack a trained model into one file.",
+        "import": "Import a trained nnU-Net model.",
+        "export": "Export a plan or a model for nnU-Net.",
     },
     "Evaluation": {
         "evaluate": "Score masks against references.",
-        "compare": "Tell which of several methods is better, and how sure that is.",
+        "compare": "Test which of several methods is better, and how certain it is.",
         "study": "Train several methods under one budget and compare them.",
         "report": "Write one HTML page with curves, scores and pictures.",
         "view": "Show images with references and predictions in the browser.",
     },
-    "Look around": {
-        "info": "Say what lies in a work folder or a model.",
-        "doctor": "Look whether this machine is ready, and say what to do.",
-        "completion": "Print the script with which a shell completes what is typed.",
+    "Inspect": {
+        "info": "Describe a work folder or a model.",
+        "doctor": "Check that this machine is ready.",
+        "completion": "Print the shell completion script.",
     },
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}
@@ -90,7 +88,7 @@ class Commands(click.Group):
     epilog="`segpipe COMMAND -h` explains a command and gives examples.",
 )
 @click.version_option(__version__, prog_name="segpipe")
-@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an error of the program.")
+@click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an internal error.")
 def root() -> None:
     """From a folder of labelled scans to a model you can defend."""
 
@@ -118,7 +116,9 @@ _stops: list[BaseException] = []  # what signals raised: libraries raise errors 
 def _interrupt(number: int, _: object) -> None:
     name = signal.Signals(number).name
     by_hand = number == signal.SIGINT
-    _stops.append(KeyboardInterrupt() if by_hand else Interrupted(f"stopped by {name}. The same command goes on."))
+    _stops.append(
+        KeyboardInterrupt() if by_hand else Interrupted(f"stopped by {name}. Rerun the same command to resume.")
+    )
     raise _stops[-1]
 
 
@@ -137,8 +137,3 @@ def run(args: Sequence[str], command: click.Command = root) -> int:
             raise
         return tell(_stops[0], as_json=as_json)
     return result if isinstance(result, int) else 0
-
-
-def print_json(value: Any) -> None:
-    """The machine-readable result of a command, alone on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))

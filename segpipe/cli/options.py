@@ -1,10 +1,11 @@
-"""Options that every command shares."""
+"""Options that several commands share: each name means the same wherever it stands."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +13,84 @@ import click
 from click.shell_completion import CompletionItem
 
 from segpipe.core.machine import cpu_count
+from segpipe.core.progress import say
+from segpipe.pipeline.requests import Machine
+
+
+class Command(click.Command):
+    """A command that still takes the options of the version before, and says how they are spelled now.
+
+    Args:
+        old: Former spelling: today's; empty for an option with a value that has no effect any more.
+        refused: Option that was never allowed here: what to do instead.
+    """
+
+    def __init__(
+        self, *args: Any, old: Mapping[str, str] | None = None, refused: Mapping[str, str] | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.old, self.refused = dict(old or {}), dict(refused or {})
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse arguments after old spellings are replaced."""
+        return super().parse_args(ctx, list(self._renew(args)))
+
+    def _renew(self, args: Sequence[str]) -> list[str]:
+        renewed: list[str] = []
+        left = list(args)
+        while left:
+            arg = left.pop(0)
+            if arg == "--":
+                return [*renewed, arg, *left]
+            name, _, value = arg.partition("=") if arg.startswith("--") else (arg[:2], "", arg[2:])
+            if name in self.refused:
+                raise click.UsageError(f"{name}: {self.refused[name]}")
+            if name not in self.old:
+                renewed.append(arg)
+                continue
+            new, values = self.old[name], [value] if value else left[:1]
+            left = left if value else left[1:]
+            say(f"{name} is now {new}." if new else f"{name} has no effect here and will be removed.")
+            renewed += [new, *values] if new else []
+        return renewed
+
+
+NO_MACHINE = {"--device": "", "-j": "", "--seed": ""}  # had no effect in commands that took them all the same
+NO_DEVICE = {"--device": "", "--seed": ""}
+NO_SEED = {"--seed": ""}
 
 
 def shared(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--json`, `--device`, `-j`, `--seed` (arguments `as_json`, `device`, `n_workers`, `seed`) and `--debug`."""
+    """Add `--json` (argument `as_json`) and `--debug`."""
     options = (
         click.option("--json", "as_json", is_flag=True, help="Print the result as JSON on stdout."),
-        click.option(
-            "--device",
-            default="auto",
-            show_default=True,
-            help="auto, cpu, cuda, cuda:N or mps.",
-        ),
-        click.option(
-            "-j",
-            "n_workers",
-            type=click.IntRange(1),
-            default=cpu_count,
-            show_default="processors",
-            help="Cases worked on side by side.",
-        ),
-        click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of everything random."),
-        click.option(
-            "--debug", is_flag=True, expose_value=False, help="Show the traceback of an error of the program."
-        ),
+        click.option("--debug", is_flag=True, expose_value=False, help="Show the traceback of an internal error."),
     )
     for option in reversed(options):
         command = option(command)
     return command
+
+
+workers = click.option(
+    "-j",
+    "n_workers",
+    type=click.IntRange(1),
+    default=cpu_count,
+    show_default="processors",
+    help="Number of parallel workers.",
+)
+device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")
+seed = click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Random seed.")
+
+
+def on_machine(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add `--device` and `-j`, which arrive together as the argument `machine`."""
+
+    @wraps(command)
+    def call(*args: Any, device: str, n_workers: int, **kwargs: Any) -> Any:
+        return command(*args, machine=Machine(device, n_workers), **kwargs)
+
+    return device(workers(call))
 
 
 class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
@@ -59,12 +110,12 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in some ve
         except ValueError:
             seconds = math.nan
         if not (math.isfinite(seconds) and seconds > 0):
-            self.fail(f"{value!r} is no time; expected e.g. 90s, 10m or 1h30m.", param, ctx)
+            self.fail(f"{value!r} is not a time; expected e.g. 90s, 10m or 1h30m.", param, ctx)
         return seconds
 
 
 class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
-    """`all` (None) or numbers such as `0` or `0,2`."""
+    """`all` (empty) or numbers such as `0` or `0,2`."""
 
     name = "folds"
 
@@ -74,19 +125,24 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
         if value == "all":
             return ()
         if not all(part.isdecimal() for part in value.split(",")):
-            self.fail(f"{value!r} are no folds; expected all, 0 or 0,1,2.", param, ctx)
+            self.fail(f"{value!r} does not name folds; expected all, 0 or 0,1,2.", param, ctx)
         return tuple(dict.fromkeys(int(part) for part in value.split(",")))
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """The callback of an option that is a number of gigabytes: `nan` and `inf` are none.
+    """The callback of an option that is a number of GiB: `nan` and `inf` are refused.
 
     Raises:
         click.BadParameter: If it is one of them.
     """
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is no number of gigabytes; expected e.g. 12.", ctx, param)
+        raise click.BadParameter(f"{value} is not a number of GiB; expected e.g. 12.", ctx, param)
     return value
+
+
+def names_in(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> tuple[str, ...]:  # noqa: ARG001 (click's signature)
+    """The callback of an option that takes several names, repeated or separated by commas."""
+    return tuple(name for value in values for name in value.split(",") if name)
 
 
 preset = click.option(
@@ -95,43 +151,33 @@ preset = click.option(
     show_default=True,
     help="auto, cpu, cpu_short, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
-splits = click.option("--splits", type=click.Path(path_type=Path), help="nnU-Net's splits_final.json to use instead.")
+splits = click.option("--splits", type=click.Path(path_type=Path), help="Use the folds of nnU-Net's splits_final.json.")
 gpu_memory = click.option(
-    "--gpu-memory", type=click.FloatRange(0, min_open=True), callback=finite, metavar="GB",
+    "--gpu-memory",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    metavar="GiB",
     help="Plan for a GPU with this much memory.",
-)  # fmt: skip
+)
 folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
 configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …; default: 3d_fullres if planned.")
-time_budget = click.option(
-    "--time-budget", type=Duration(), help="Time for all training of this command, e.g. 8h; shared by the folds."
+configurations = click.option(
+    "-c",
+    "--configuration",
+    "configurations",
+    multiple=True,
+    callback=names_in,
+    help="2d, 3d_fullres, …, or several (2d,3d_fullres).  [default: the choice of `segpipe select`, else 3d_fullres]",
 )
+time_budget = click.option("--time-budget", type=Duration(), help="Total training time, e.g. 8h; shared by the folds.")
 devices = click.option(
     "--devices",
     metavar="N|all|NAMES",
-    help="Several devices, e.g. 2, all or cuda:0,cuda:2. Folds are trained side by side, one on each; a single fold by "
-    "all together, each with the plan's batch, so that the whole batch grows.",
+    help="Use several devices, e.g. 2, all or cuda:0,cuda:2. Each trains a fold, in parallel; a single fold is trained "
+    "by all together, each with the plan's batch, so the total batch grows.",
 )
-epochs = click.option("--epochs", type=click.IntRange(1), help="Length of training; instead of the plan's.")
-iterations = click.option("--iterations", type=click.IntRange(1), help="Length of training in steps, likewise.")
-
-
-def length_edits(epochs: int | None, iterations: int | None, time_budget: float | None) -> tuple[str, ...]:
-    """The edits of the plan that `--epochs` and `--iterations` stand for; the other limits of the plan end.
-
-    Raises:
-        click.UsageError: If more than one length is given.
-    """
-    given = {"--epochs": epochs, "--iterations": iterations, "--time-budget": time_budget}
-    names = [name for name, value in given.items() if value is not None]
-    if len(names) > 1:
-        raise click.UsageError(f"{' and '.join(names)}: each is the length of training. Give one of them.")
-    if epochs is not None:
-        limits = {"epochs": epochs, "iterations": "null", "time_budget_seconds": "null"}
-    elif iterations is not None:
-        limits = {"iterations": iterations, "time_budget_seconds": "null"}
-    else:
-        limits = {}
-    return tuple(f"training.{name}={value}" for name, value in limits.items())
+epochs = click.option("--epochs", type=click.IntRange(1), help="Number of epochs, instead of the plan's length.")
+iterations = click.option("--iterations", type=click.IntRange(1), help="Number of steps, instead of the plan's length.")
 
 
 def _complete_edit(_: click.Context, __: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -148,3 +194,4 @@ edits = click.option(
     help="Change a value of the plan; repeatable.",
     shell_complete=_complete_edit,
 )
+dry_run = click.option("--dry-run", is_flag=True, help="Estimate remaining work, time, disk and memory; do nothing.")

@@ -2,70 +2,76 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from segpipe.cli import options
-from segpipe.cli.options import edits, shared
+from segpipe.cli.options import Command, edits, on_machine, seed, shared
+from segpipe.core.text import size_text
+from segpipe.pipeline.requests import Machine, PlanRequest
+
+if TYPE_CHECKING:
+    from segpipe.pipeline.plan import Planned
+    from segpipe.plan.planned_cost import PlannedCost
+    from segpipe.plan.schema import Configuration
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_WIDTH = 80
+_GIB = 2**30
+_EXPLAINED = ("preset", "spacing", "normalisation", "mirror_axes")  # plan.yaml has the other reasons
 
 
-@click.command("plan")
+@click.command("plan", cls=Command, old={"--folds": "--n-folds"})
 @click.argument("data", type=click.Path(path_type=Path), required=False)
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
 @options.gpu_memory
 @options.time_budget
-@click.option("--folds", "n_folds", type=click.IntRange(2), default=5, show_default=True, help="Folds to split into.")
+@click.option("--n-folds", type=click.IntRange(2), default=5, show_default=True, help="Number of folds to split into.")
 @options.splits
 @click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
 @click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
-@click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, also an old one.")
-@click.option("--cost/--no-cost", "with_cost", default=True, help="Predict memory, time and disk (some seconds).")
+@click.option("--nnunet-plans", type=_FILE, help="Take the decisions from nnU-Net's plans.json, old or new.")
+@click.option("--cost/--no-cost", "predicts_costs", default=True, help="Predict memory, time and disk (some seconds).")
 @click.option("--report/--no-report", "with_report", default=True, help="Write a page with pictures, if DATA is given.")
 @edits
+@on_machine
+@seed
 @shared
 def command(
     data: Path | None,
     work: Path,
-    preset: str,
+    machine: Machine,
     gpu_memory: float | None,
     time_budget: float | None,
     n_folds: int,
     splits: Path | None,
-    nnunet_fingerprint: Path | None,
-    nnunet_dataset: Path | None,
-    nnunet_plans: Path | None,
-    with_cost: bool,
     with_report: bool,
-    edits: tuple[str, ...],
     as_json: bool,
-    device: str,
-    n_workers: int,
-    seed: int,
+    **more: Any,
 ) -> None:
     """Measure DATA, split it by patient, and write a plan with its reasons.
 
-    The plan is WORK/plan.yaml, made to be read and edited. What does not fit the memory is refused.
+    The plan is WORK/plan.yaml, made to be read and edited. A plan that does not fit into memory is refused.
     """
-    from segpipe.cli.main import print_json
-    from segpipe.cli.plan_tables import plan_text
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.planning import Choices, plan_data, plan_nnunet_files
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import plan
 
-    if nnunet_plans is not None and (preset != "auto" or gpu_memory is not None):
-        raise click.UsageError("--nnunet-plans takes all decisions from the file; leave out --preset and --gpu-memory.")
-    machine = Machine(device, n_workers)
-    fold_seconds = None if time_budget is None else time_budget / n_folds
-    choices = Choices(preset, gpu_memory, edits, n_folds, splits, nnunet_plans, seed, with_cost, fold_seconds)
-    if data is not None and nnunet_fingerprint is None and nnunet_dataset is None:
-        planned = plan_data(data, work, machine, choices)
-    elif data is None and nnunet_fingerprint is not None and nnunet_dataset is not None:
-        planned = plan_nnunet_files(nnunet_fingerprint, nnunet_dataset, work, machine, choices)
-    else:
-        raise click.UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
+    request = PlanRequest(
+        work,
+        machine,
+        data,
+        gpu_memory_gib=gpu_memory,
+        n_folds=n_folds,
+        splits_file=splits,
+        fold_seconds=None if time_budget is None else time_budget / n_folds,
+        **more,
+    )
+    planned = plan.run(plan.resolve(request))
     page = None
     if with_report and data is not None:
         from segpipe.report.plan_page import write_plan_page  # late: pictures take a second to import
@@ -81,3 +87,50 @@ def command(
         click.echo(f"Page: {page}")
     following = f" Next: segpipe train {work}" if data is not None else ""
     click.echo(f"Plan: {work / 'plan.yaml'}.{following}")
+
+
+def plan_text(planned: Planned) -> str:
+    """What was decided, why, and what it will take."""
+    plan = planned.plan
+    lines = textwrap.wrap(f"Plan {plan.preset} for {plan.dataset}", _WIDTH, subsequent_indent="  ")
+    lines += [
+        piece
+        for key in _EXPLAINED
+        if key in plan.reasons
+        for piece in textwrap.wrap(f"{key}: {plan.reasons[key]}", _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    ]
+    for name, configuration in plan.configurations.items():
+        lines.append(f"  {name}: {_configuration_text(name, configuration)}")
+    if planned.costs:
+        lines += ["", *_cost_table(planned.costs)]
+    return "\n".join(lines)
+
+
+def _configuration_text(name: str, own: Configuration) -> str:
+    if own.previous is not None:
+        return f"like {own.inherits}, guided by {own.previous}"
+    n_axes = own.network.n_axes
+    spacing = " × ".join(f"{s:.3g}" for s in own.spacing_mm[-n_axes:] if s is not None)
+    patch = " × ".join(map(str, own.patch_zyx[-n_axes:]))
+    network = own.network
+    return (
+        f"{spacing} mm, patch {patch}, batch {own.batch_size},\n{' ' * (len(name) + 4)}{network.kind} U-Net, "
+        f"{len(network.features)} stages, {network.features[0]}–{network.features[-1]} features"
+    )
+
+
+def _cost_table(costs: Sequence[PlannedCost]) -> list[str]:
+    """Predicted costs, one line for each configuration."""
+    memory = costs[0].memory
+    head = (
+        f"  {'predicted':<12}{memory + ' memory':>12}{'parameters':>13}{'TMAC/step':>11}{'time/step':>11}{'disk':>11}"
+    )
+    return [head, *(_cost_line(taken) for taken in costs)]
+
+
+def _cost_line(taken: PlannedCost) -> str:
+    seconds = "–" if taken.seconds_per_step is None else f"~{taken.seconds_per_step:.2g} s"
+    return (
+        f"  {taken.configuration:<12}{size_text(taken.training_gib * _GIB):>12}{f'{taken.parameters / 1e6:.1f} M':>13}"
+        f"{taken.tera_macs_per_step:>11.3g}{seconds:>11}{'~' + size_text(taken.prepared_gib * _GIB):>11}"
+    )

@@ -7,40 +7,32 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import configuration, shared
+from segpipe.cli.options import NO_DEVICE, Command, configuration, dry_run, shared, workers
+from segpipe.pipeline.requests import Machine, PrepareRequest
 
 _WIDTH = 80
 
 
-@click.command("prepare")
+@click.command("prepare", cls=Command, old=NO_DEVICE)
 @click.argument("work", type=click.Path(path_type=Path))
 @configuration
-@click.option("--dry-run", is_flag=True, help="Only say how many cases are missing, and the disk and memory they take.")
+@dry_run
+@workers
 @shared
-def command(
-    work: Path,
-    configuration: str | None,
-    dry_run: bool,
-    as_json: bool,
-    device: str,
-    n_workers: int,
-    seed: int,  # noqa: ARG001 (an option of every command)
-) -> None:
-    """Prepare the cases of a planned WORK folder; cases that are prepared already are left alone.
+def command(work: Path, configuration: str | None, dry_run: bool, as_json: bool, n_workers: int) -> None:
+    """Prepare the cases of a planned WORK folder; cases that are already prepared are left alone.
 
-    Fewer than -j cases are prepared side by side where memory is short. Cases that cannot be prepared are listed at
-    the end (exit code 3); the others are prepared.
+    Fewer than -j cases are prepared in parallel if memory is short. Cases that cannot be prepared are listed at the
+    end (exit code 3); the others are prepared.
     """
     from dataclasses import asdict
 
-    from segpipe.cli.main import print_json
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.preparing import preparing_needs
-    from segpipe.pipeline.stages import prepare
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import prepare
 
-    machine = Machine(device, n_workers)
-    needs = preparing_needs(work, configuration, machine) if dry_run or as_json else None
-    folder = None if dry_run else prepare(work, configuration, machine)
+    job = prepare.resolve(PrepareRequest(work, Machine("cpu", n_workers), configuration))
+    needs = prepare.estimate(job) if dry_run or as_json else None
+    folder = None if dry_run else prepare.run(job)
     if as_json and needs is not None:
         print_json({"prepared": folder and str(folder), **asdict(needs)})
     else:

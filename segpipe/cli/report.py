@@ -1,20 +1,19 @@
-"""`segpipe report`: the page that shows what a work folder is worth."""
+"""`segpipe report`: one page with the results of a work folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 
-from segpipe.cli.main import print_json
-from segpipe.cli.options import shared
+from segpipe.cli.options import NO_MACHINE, Command, shared
+from segpipe.cli.printing import print_json
 
 
-@click.command("report")
+@click.command("report", cls=Command, old=NO_MACHINE)
 @click.argument("work", type=click.Path(path_type=Path))
 @shared
-def command(work: Path, as_json: bool, **_: Any) -> None:
+def command(work: Path, as_json: bool) -> None:
     """Write WORK/report/index.html: scores, curves, pictures and the plan's reasons, in one file."""
     from segpipe.report.work_report import build_report
 

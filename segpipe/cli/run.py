@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import click
 
 from segpipe.cli import options
-from segpipe.cli.ahead import dry_run, print_ahead
-from segpipe.cli.options import configuration, edits, epochs, folds, iterations, length_edits, shared, time_budget
+from segpipe.cli.options import (
+    Command,
+    configuration,
+    dry_run,
+    edits,
+    epochs,
+    folds,
+    iterations,
+    on_machine,
+    seed,
+    shared,
+    time_budget,
+)
+from segpipe.pipeline.requests import Machine, RunRequest
 
-if TYPE_CHECKING:
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.planning import Choices
 
-
-@click.command("run")
+@click.command("run", cls=Command)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
@@ -29,82 +37,53 @@ if TYPE_CHECKING:
 @iterations
 @edits
 @dry_run
+@on_machine
+@seed
 @shared
 def command(
     data: Path,
     work: Path,
-    preset: str,
+    machine: Machine,
     gpu_memory: float | None,
     splits: Path | None,
-    configuration: str | None,
-    folds: tuple[int, ...],
     time_budget: float | None,
-    epochs: int | None,
-    iterations: int | None,
-    edits: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
-    device: str,
-    n_workers: int,
-    seed: int,
+    **more: Any,
 ) -> None:
     """Check DATA, plan, train, evaluate and report.
 
-    A killed run goes on with the same command.
+    Rerun the same command to resume.
     """
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.planning import Choices
+    from segpipe.cli.printing import print_estimate
+    from segpipe.pipeline import run
 
-    edits = (*edits, *length_edits(epochs, iterations, time_budget))
-    machine = Machine(device, n_workers)
-    choices = Choices(preset=preset, gpu_memory_gb=gpu_memory, splits_file=splits, edits=edits, seed=seed)
-    if dry_run:
-        from segpipe.pipeline.ahead import run_ahead
-        from segpipe.pipeline.run import with_fold_time
-
-        choices = with_fold_time(choices, folds, time_budget)
-        found = run_ahead(data, work, machine, choices, configuration, folds or None, time_budget)
-        print_ahead(found, as_json=as_json)
-        return
-    run_all(
+    request = RunRequest(
         data,
         work,
         machine,
-        choices,
-        configuration=configuration,
-        folds=folds,
-        time_budget=time_budget,
-        as_json=as_json,
+        gpu_memory_gib=gpu_memory,
+        splits_file=splits,
+        time_budget_seconds=time_budget,
+        **more,
     )
+    if dry_run:
+        print_estimate(run.estimate(run.resolve(request)), as_json=as_json)
+    else:
+        run_and_print(request, as_json=as_json)
 
 
-def run_all(
-    data: Path,
-    work: Path,
-    machine: Machine,
-    choices: Choices,
-    *,
-    configuration: str | None = None,
-    folds: tuple[int, ...] = (),
-    time_budget: float | None = None,
-    as_json: bool = False,
-) -> None:
-    """Every stage in order, then the table of scores and the report's path."""
+def run_and_print(request: RunRequest, *, as_json: bool) -> None:
+    """Run every stage in order; print the table of scores and the report's path."""
     from segpipe.cli.check import print_report
-    from segpipe.cli.main import print_json
-    from segpipe.cli.plan_tables import plan_text
+    from segpipe.cli.plan import plan_text
+    from segpipe.cli.printing import print_json
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.evaluate.summary import DEFAULT_POLICY
-    from segpipe.pipeline.run import run_stages
+    from segpipe.pipeline import run
 
-    done = run_stages(
-        data,
-        work,
-        machine,
-        choices,
-        configuration=configuration,
-        folds=folds,
-        time_budget_seconds=time_budget,
+    done = run.run(
+        run.resolve(request),
         on_checked=lambda report: None if as_json else print_report(report),
         on_planned=lambda planned: None if as_json else click.echo(plan_text(planned)),
     )
@@ -114,6 +93,9 @@ def run_all(
         return
     click.echo(summary_text(done.summary))
     click.echo(f"Report: {done.report}")
-    scored = sorted(path.parent.name for path in work.glob("runs/*/scores.csv"))
+    scored = sorted(path.parent.name for path in request.folder.glob("runs/*/scores.csv"))
     if len(scored) > 1:
-        click.echo(f"Trained are {', '.join(scored)}: `segpipe select {work} --ensembles` chooses what predicts.")
+        click.echo(
+            f"Trained: {', '.join(scored)}. Run `segpipe select {request.folder} --ensembles` to choose the model used "
+            "for prediction."
+        )

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe.cli.ahead import dry_run, print_ahead
 from segpipe.cli.options import (
+    Command,
     configuration,
     devices,
+    dry_run,
     edits,
     epochs,
     folds,
     iterations,
-    length_edits,
+    on_machine,
     shared,
     time_budget,
 )
+from segpipe.pipeline.requests import Machine, TrainRequest
 
 if TYPE_CHECKING:
-    from segpipe.pipeline.machine import Machine
+    from segpipe.train.profile import Profile
+
+_WIDTH = 80
+_BAR = 30
 
 
-@click.command("train")
+@click.command(
+    "train",
+    cls=Command,
+    refused={"--seed": "the plan holds the seed of a training. Use --set training.seed=N."},
+)
 @click.argument("work", type=click.Path(path_type=Path))
 @configuration
 @folds
@@ -38,91 +48,79 @@ if TYPE_CHECKING:
     default=None,
     help="Write event files with pictures of patches; default: if tensorboard is installed.",
 )
-@click.option("--restart", is_flag=True, help="Train anew whatever the folds hold; leave it out to go on after a stop.")
+@click.option("--restart", is_flag=True, help="Discard existing training and start over. Omit to resume.")
 @dry_run
 @click.option(
-    "--profile",
-    "profiles",
-    is_flag=True,
-    help="Only say where the time of training a fold (-f, else 0) goes; keep nothing.",
+    "--profile", "profiles", is_flag=True, help="Measure where the time of training a fold goes; keep nothing."
 )
+@on_machine
 @shared
 def command(
-    work: Path,
-    configuration: str | None,
-    folds: tuple[int, ...],
-    time_budget: float | None,
-    epochs: int | None,
-    iterations: int | None,
-    edits: tuple[str, ...],
-    devices: str | None,
-    tensorboard: bool | None,
-    restart: bool,
-    dry_run: bool,
-    profiles: bool,
-    as_json: bool,
-    device: str,
-    n_workers: int,
-    seed: int,
+    work: Path, dry_run: bool, profiles: bool, as_json: bool, machine: Machine, time_budget: float | None, **more: Any
 ) -> None:
-    """Train folds of a planned WORK folder; a killed run goes on with the same command.
+    """Train folds of a planned WORK folder. Rerun the same command to resume.
 
-    A finished fold can be trained longer (--epochs, --iterations, --time-budget) where the learning rate does not
-    follow the length: --set training.schedule=constant. Any other change of its plan is refused; --restart takes it.
+    A finished fold can be trained for longer (--epochs, --iterations, --time-budget) if its learning rate does not
+    depend on the length: --set training.schedule=constant. Other plan changes require --restart.
     """
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_estimate, print_json
     from segpipe.cli.tables import summary_record, summary_text
     from segpipe.core.machine import rank
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
-    from segpipe.pipeline.machine import Machine
-    from segpipe.pipeline.training import train
+    from segpipe.pipeline import train
 
-    if seed:
-        raise click.UsageError(f"--seed: the plan holds the seed of a training; use --set training.seed={seed}.")
-    machine = Machine(device, n_workers)
-    edits = (*edits, *length_edits(epochs, iterations, time_budget))
+    if dry_run and profiles:
+        raise click.UsageError("--dry-run and --profile: give one of them.")
+    request = TrainRequest(work, machine, time_budget_seconds=time_budget, **more)
     if profiles:
-        _profile(work, configuration, folds, machine, edits, time_budget, devices, as_json=as_json)
+        profile = train.profile(request)
+        if as_json:
+            print_json(profile_record(profile))
+        else:
+            click.echo(profile_text(profile))
         return
-    asked: dict[str, Any] = {"time_budget_seconds": time_budget, "edits": edits, "devices": devices, "restart": restart}
+    job = train.resolve(request)
     if dry_run:
-        from segpipe.pipeline.ahead import training_ahead
-
-        print_ahead(training_ahead(work, configuration, folds or None, machine, **asked), as_json=as_json)
+        print_estimate(train.estimate(job), as_json=as_json)
         return
-    name, table = train(work, configuration, folds or None, machine, tensorboard=tensorboard, **asked)
+    result = train.run(job)
     if rank():  # of processes that train together, the first one answers
         return
-    rows = summarise(table)
+    rows = summarise(result.scores)
     if as_json:
-        print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": name})
+        print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": result.configuration})
         return
     click.echo(summary_text(rows))
-    click.echo(f"Scores: {work / 'runs' / name / 'scores.csv'}. Next: segpipe report {work}")
+    scores = work / "runs" / result.configuration / "scores.csv"
+    click.echo(f"Scores: {scores}. Next: segpipe report {work}")
 
 
-def _profile(
-    work: Path,
-    configuration: str | None,
-    folds: tuple[int, ...],
-    machine: Machine,
-    edits: tuple[str, ...],
-    time_budget: float | None,
-    devices: str | None,
-    *,
-    as_json: bool,
-) -> None:
-    from segpipe.cli.main import print_json
-    from segpipe.cli.profile_table import profile_record, profile_text
-    from segpipe.pipeline.profiling import profile
+def profile_text(profile: Profile) -> str:
+    """A line for each part of a step with its share, and what to do about the largest."""
+    about = f"{profile.configuration} on {profile.device}, {profile.precision}, mean of {profile.n_steps} steps"
+    lines = [about, f"  {'part of a step':<18}{'ms':>10}{'share':>8}"]
+    for phase, seconds in profile.seconds.items():
+        bar = "█" * round(_BAR * profile.share(phase))
+        lines.append(f"  {phase:<18}{1000 * seconds:>10.2f}{profile.share(phase):>8.1%}  {bar}".rstrip())
+    total = profile.step_seconds
+    lines.append(f"  {'all':<18}{1000 * total:>10.2f}{1:>8.1%}  {1 / total:.3g} it/s")
+    threads = "1 thread" if profile.n_threads == 1 else f"{profile.n_threads} threads"
+    lines.append(f"  Meanwhile {threads} drew batches: {1000 * profile.draw_seconds:.2f} ms per batch and thread.")
+    return "\n".join([*lines, *textwrap.wrap(f"{profile.bottleneck}: {profile.advice}", _WIDTH)])
 
-    if devices is not None:
-        raise click.UsageError(f"--devices {devices}: --profile measures one process; name its device with --device.")
-    if len(folds) > 1:
-        raise click.UsageError("-f: --profile measures one fold; name one.")
-    budget = () if time_budget is None else (f"training.time_budget_seconds={time_budget}",)
-    found = profile(work, configuration, machine, (*edits, *budget), folds[0] if folds else 0)
-    if as_json:
-        print_json(profile_record(found))
-        return
-    click.echo(profile_text(found))
+
+def profile_record(profile: Profile) -> dict[str, Any]:
+    """The same as JSON takes it."""
+    return {
+        "configuration": profile.configuration,
+        "device": profile.device,
+        "precision": profile.precision,
+        "n_steps": profile.n_steps,
+        "seconds": dict(profile.seconds),
+        "shares": {phase: profile.share(phase) for phase in profile.seconds},
+        "step_seconds": profile.step_seconds,
+        "draw_seconds": profile.draw_seconds,
+        "n_threads": profile.n_threads,
+        "bottleneck": profile.bottleneck,
+        "advice": profile.advice,
+    }

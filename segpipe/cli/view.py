@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 @click.command("view")
 @click.argument("folder", metavar="WORK|FOLDER", type=click.Path(path_type=Path))
-@click.option("-i", "--images", type=click.Path(path_type=Path), help="FOLDER holds masks, their images lie here.")
-@click.option("-r", "--references", type=click.Path(path_type=Path), help="Label maps to compare these masks with.")
-@click.option("--scores", type=click.Path(path_type=Path), help="Scores of these masks; default: FOLDER/scores.csv.")
-@click.option("-c", "--configuration", help="Of WORK: whose predictions. Default: 3d_fullres if trained.")
-@click.option("--case", "case_id", help="Begin with this case; default: the worst.")
+@click.option("-i", "--images", type=click.Path(path_type=Path), help="Folder of the images, if FOLDER holds masks.")
+@click.option("-r", "--references", type=click.Path(path_type=Path), help="Label maps to compare the masks with.")
+@click.option("--scores", type=click.Path(path_type=Path), help="Scores of the masks; default: FOLDER/scores.csv.")
+@click.option("-c", "--configuration", help="Configuration of WORK to show. Default: 3d_fullres if trained.")
+@click.option("--case", "case_id", help="Start with this case; default: the worst.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, show_default="any free one")
 @click.option("--no-browser", is_flag=True, help="Only print the address.")
 @click.option("--json", "as_json", is_flag=True, help="Print the address as JSON on stdout.")
@@ -36,16 +36,17 @@ def command(
 ) -> None:
     """Show image, reference and prediction of each case in the browser, the worst first, until Ctrl-C.
 
-    WORK is a work folder; its cases are shown with the masks of the fold that did not see them. FOLDER is a folder of
-    masks with -i IMAGES, a dataset, or a folder of images. The page is served to this machine alone, to whoever has
-    the address that is printed; nothing is written and nothing is asked of the network.
+    WORK is a work folder; its cases are shown with the masks of the fold that did not train on them. FOLDER is a folder
+    of masks with -i IMAGES, a dataset, or a folder of images. The page is served to this machine only, and only under
+    the printed address; nothing is written and nothing is loaded from the network.
     """
     import webbrowser
     from urllib.parse import quote
 
-    from segpipe.cli.main import print_json
+    from segpipe.cli.printing import print_json
     from segpipe.core.progress import say
     from segpipe.core.records import did_you_mean
+    from segpipe.core.text import count
     from segpipe.view.server import ViewServer
 
     gallery = _gallery(folder, images, references, scores, configuration)
@@ -59,18 +60,18 @@ def command(
                 print_json({"url": url, "n_cases": len(gallery.cases)})
             else:
                 click.echo(url)
-            say(f"{len(gallery.cases)} cases are shown there until Ctrl-C.")
+            say(f"{count(len(gallery.cases), 'case')}; press Ctrl-C to stop.")
             if not no_browser:
                 webbrowser.open(url)
             server.serve_forever()
         except (KeyboardInterrupt, Interrupted):  # the usual ends of a page
-            say("Ended.")
+            say("Stopped.")
 
 
 def _gallery(
     folder: Path, images: Path | None, references: Path | None, scores: Path | None, configuration: str | None
 ) -> Gallery:
-    """What the options ask for.
+    """The cases that the options choose.
 
     Raises:
         UsageError: If options of two kinds of folder are mixed.
@@ -79,12 +80,12 @@ def _gallery(
 
     if images is not None:
         if configuration is not None:
-            raise UsageError("-c belongs to a work folder, -i to a folder of masks. Leave one out.")
+            raise UsageError("-c is for a work folder, -i for a folder of masks. Leave one out.")
         return from_predictions(folder, images, references, scores)
     if references is not None or scores is not None:
         raise UsageError(f"{folder}: -r and --scores are for a folder of masks. Give the images of the masks with -i.")
     if is_work_folder(folder):
         return from_work(folder, configuration)
     if configuration is not None:
-        raise UsageError(f"{folder}: is no work folder, so that it has no configuration {configuration}. Leave out -c.")
+        raise UsageError(f"{folder}: is not a work folder, so it has no configuration {configuration}. Leave out -c.")
     return from_images(folder)

@@ -26,6 +26,7 @@ class Foreseen(Record):
         memory_bytes, free_memory_bytes: The most at any moment, and what is free; 0 if not known.
         memory_of: Whose memory, `CPU` or `GPU`.
         notes: What else to know; a fault would end the command, and is not noted but raised.
+        exit_code: That the command would end with, as far as is known: of single cases that cannot be predicted.
     """
 
     command: str
@@ -38,6 +39,7 @@ class Foreseen(Record):
     free_memory_bytes: NonNegativeInt
     memory_of: str
     notes: tuple[str, ...] = ()
+    exit_code: int = 0
 
     def text(self) -> str:
         """For people, at most 80 columns wide."""

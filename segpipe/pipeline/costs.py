@@ -14,7 +14,7 @@ from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
 from segpipe.networks.device import precision_name, resolve_device
 from segpipe.networks.spec import NetworkSpec
-from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.requests import Machine
 from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.patch import Memory, PredictMemory, nearest_fit
 from segpipe.plan.planned_cost import PlannedCost, prepared_bytes

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import DataError
-from segpipe.core.work import Work
+from segpipe.core.foreseen import Foreseen
+from segpipe.core.text import count
 from segpipe.data.check import CheckReport, check_dataset
 from segpipe.data.faults import KINDS
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import SummaryRow, summarise
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, Planned, plan_data
-from segpipe.pipeline.training import train_in_order
+from segpipe.pipeline import plan, train
+from segpipe.pipeline.planned_work import PlannedWork, default_configuration
+from segpipe.pipeline.requests import RunRequest, TrainRequest
 from segpipe.report.work_report import build_report
+
+
+@dataclass(frozen=True)
+class RunJob:
+    """A run whose options were checked."""
+
+    request: RunRequest
 
 
 @dataclass(frozen=True)
@@ -35,49 +45,95 @@ class Finished:
     report: Path
 
 
-def run_stages(
-    data: Path,
-    work: Path,
-    machine: Machine,
-    choices: Choices,
+def resolve(request: RunRequest) -> RunJob:
+    """Check what can be checked without the dataset.
+
+    Raises:
+        SegpipeError: As `plan.check_options`.
+    """
+    plan.check_options(request.planning)
+    return RunJob(request)
+
+
+def run(
+    job: RunJob,
     *,
-    configuration: str | None = None,
-    folds: Sequence[int] = (),
-    time_budget_seconds: float | None = None,
     on_checked: Callable[[CheckReport], None] = lambda _: None,
-    on_planned: Callable[[Planned], None] = lambda _: None,
+    on_planned: Callable[[plan.Planned], None] = lambda _: None,
 ) -> Finished:
     """Run every stage in order; a stage that is done already is not repeated.
 
     Args:
-        data: The dataset.
-        work: Folder of all results.
-        machine: What to compute on.
-        choices: How to plan.
-        configuration: Which to train; None for the default one.
-        folds: Which; none for all.
-        time_budget_seconds: Of all training; None: as long as the plan says.
+        job: What to run.
         on_checked: Receives what the check found, before a fatal fault is raised.
         on_planned: Receives the plan.
 
     Raises:
         DataError: If a fault of the dataset is fatal.
+        SegpipeError: As for planning and training.
     """
-    report = check_dataset(data, machine.n_workers)
+    request = job.request
+    report = check_dataset(request.data, request.machine.n_workers)
     on_checked(report)
-    _require_usable(data, report)
-    planned = plan_data(data, work, machine, with_fold_time(choices, folds, time_budget_seconds), keep=True)
-    report.save(Work(work).data_check)
+    _require_usable(request.data, report)
+    planned = plan.run(plan.resolve(request.planning))
+    work = PlannedWork.load(request.folder)
+    report.save(work.work.data_check)
     on_planned(planned)
-    name, table = train_in_order(work, configuration, folds or None, machine, time_budget_seconds=time_budget_seconds)
-    return Finished(name, table, tuple(summarise(table)), build_report(work))
+    _resolve_training(request, work)  # all of it, before the first hour is spent
+    for training in _trainings(request, work):
+        result = train.train(training)
+    return Finished(result.configuration, result.scores, tuple(summarise(result.scores)), build_report(request.folder))
 
 
-def with_fold_time(choices: Choices, folds: Sequence[int], time_budget_seconds: float | None) -> Choices:
-    """The choices with the time that each fold has."""
-    if time_budget_seconds is None:
-        return choices
-    return replace(choices, fold_seconds=time_budget_seconds / (len(folds) or choices.n_folds))
+def estimate(job: RunJob) -> Foreseen:
+    """Check and plan as `run` does, and estimate the time, disk and memory that the rest will take.
+
+    Images are read; nothing is written into the work folder.
+
+    Raises:
+        SegpipeError: As `run` does before it trains.
+    """
+    request = job.request
+    _require_usable(request.data, check_dataset(request.data, request.machine.n_workers))
+    planning = plan.resolve(request.planning)
+    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
+        known = planning.work.measured_cases
+        measured = Path(temporary) / known.name
+        if known.is_file():
+            shutil.copy(known, measured)
+        planned, _ = plan.decide(planning, measured)
+    return train.estimate(_resolve_training(request, planned)).model_copy(update={"command": "run"})
+
+
+def _resolve_training(request: RunRequest, planned: PlannedWork) -> train.TrainJob:
+    """The last training, after every one before it was checked too."""
+    trained: list[str] = []
+    for training in _trainings(request, planned):
+        job = train.resolve(training, planned, trained_before=trained)
+        trained.append(job.configuration)
+    return job
+
+
+def _trainings(request: RunRequest, planned: PlannedWork) -> list[TrainRequest]:
+    """The training; before a cascade one of every fold of the coarser configuration, within the same time budget."""
+    name = default_configuration(planned.plan, request.configuration)
+    previous, budget, k = planned.plan.configurations[name].previous, request.time_budget_seconds, planned.splits.k
+    folds = tuple(planned.splits.select(request.folds or None))
+    if previous is None:
+        return [_training(request, name, folds, budget)]
+    coarse, fine = (None, None) if budget is None else (budget * n / (k + len(folds)) for n in (k, len(folds)))
+    return [_training(request, previous, (), coarse), _training(request, name, folds, fine)]
+
+
+def _training(request: RunRequest, name: str, folds: tuple[int, ...], budget: float | None) -> TrainRequest:
+    return TrainRequest(
+        folder=request.folder,
+        machine=request.machine,
+        configuration=name,
+        folds=folds,
+        time_budget_seconds=budget,
+    )
 
 
 def _require_usable(data: Path, report: CheckReport) -> None:
@@ -89,5 +145,6 @@ def _require_usable(data: Path, report: CheckReport) -> None:
     if report.is_fatal:
         fatal = [fault for fault in report.faults if fault.severity == "fatal"]
         first = f"{fatal[0].case_id or data}: {KINDS[fatal[0].kind].title}, found {fatal[0].found}"
-        n_fatal = f"{len(fatal)} fatal fault{'s' * (len(fatal) > 1)}"
-        raise DataError(f"{data}: {n_fatal} (first: {first}). `segpipe check {data}` lists them.")
+        raise DataError(
+            f"{data}: {count(len(fatal), 'fatal fault')} (first: {first}). `segpipe check {data}` lists them."
+        )

@@ -13,22 +13,22 @@ from segpipe.compare.comparison import Question, compare
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
 from segpipe.compare.results import Method
-from segpipe.compare.study_file import SEED_MARK, Study, StudyTraining
+from segpipe.compare.study_file import SEED_MARK, Study, StudyTraining, read_study
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
+from segpipe.data.load import load_dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
-from segpipe.networks.device import device_kind
-from segpipe.pipeline.machine import Machine
-from segpipe.pipeline.planning import Choices, plan_data
-from segpipe.pipeline.stages import default_configuration
-from segpipe.pipeline.training import train
+from segpipe.networks.device import device_kind, resolve_device
+from segpipe.pipeline import plan, train
+from segpipe.pipeline.planned_work import default_configuration
+from segpipe.pipeline.requests import Machine, PlanRequest, StudyRequest, TrainRequest
 from segpipe.plan.schema import Plan
 
 _STUDY_FILE = "study.yaml"
@@ -67,28 +67,50 @@ class _Job(Record):
         return (job, self.split) == (other.job, other.split)
 
 
-def run_study(study: Study, data: Path, output: Path, machine: Machine) -> Comparison:
-    """Train what is not trained yet, score it, compare. All arms are planned before one is trained.
+@dataclass(frozen=True)
+class StudyJob:
+    """A study that was read, and its dataset."""
 
-    Args:
-        study: What to do.
-        data: The dataset.
-        output: Where to; a study that was killed goes on here.
-        machine: What to compute on.
+    study: Study
+    data: Path
+    output: Path
+    machine: Machine
+
+
+def resolve(request: StudyRequest) -> StudyJob:
+    """Read a study and find its dataset.
+
+    Raises:
+        UsageError: If it names no dataset.
+        PlanError: If the file is no study.
+        DataError: If the dataset cannot be used.
+        SetupError: If there is no such device.
+    """
+    study = read_study(request.study)
+    data = request.data or (Path(study.data) if study.data else None)
+    if data is None:
+        raise UsageError(f"{request.study}: names no data. Add `data:` to it, or use --data.")
+    resolve_device(request.machine.device)
+    load_dataset(data)
+    return StudyJob(study, data, request.output, request.machine)
+
+
+def run(job: StudyJob) -> Comparison:
+    """Train what is not trained yet, score it, compare. All arms are planned before one is trained.
 
     Raises:
         UsageError: If the folder holds other trainings than the study's.
         DataError: If the dataset or an arm's masks cannot be used.
         PlanError: If an arm's plan is wrong.
-        Interrupted: If it was asked to stop; the same command goes on.
+        Interrupted: If it was asked to stop; rerun it to resume.
     """
-    make_folder(output)
-    with only_process(output):
-        running = _Running(study, data, StudyFolder(output), machine)
+    make_folder(job.output)
+    with only_process(job.output):
+        running = _Running(job.study, job.data, StudyFolder(job.output), job.machine)
         running.plan()
         running.train()
         comparison = running.compare()
-        save(comparison, output)
+        save(comparison, job.output)
         return comparison
 
 
@@ -101,8 +123,16 @@ class _Running:
     def plan(self) -> None:
         """The base, then each arm and seed on the same fingerprint and splits."""
         study, base = self.study, self.folder.base
-        choices = Choices(preset=study.base.preset, n_folds=study.n_folds, seed=study.split_seed, predict_costs=False)
-        plan_data(self.data, base.path, self.machine, choices)
+        request = PlanRequest(
+            folder=base.path,
+            machine=self.machine,
+            data=self.data,
+            preset=study.base.preset,
+            n_folds=study.n_folds,
+            seed=study.split_seed,
+            predicts_costs=False,
+        )
+        plan.run(plan.resolve(request))
         self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
         if max(study.folds) >= self.splits.k:
             raise UsageError(f"folds {study.folds}: the data have {self.splits.k} folds, counted from 0. Name fewer.")
@@ -112,12 +142,13 @@ class _Running:
                 work = self.folder.seed(name, seed)
                 _share(base, work)
                 changed = replace(
-                    choices,
+                    request,
+                    folder=work.path,
                     preset=arm.preset or study.base.preset,
                     edits=study.assignments(arm, seed),
-                    predict_costs=seed == study.seeds[0],
+                    predicts_costs=seed == study.seeds[0],
                 )
-                planned = plan_data(self.data, work.path, self.machine, changed)
+                planned = plan.run(plan.resolve(changed))
                 default_configuration(planned.plan, self._configuration(name))
         if any(arm.nnunetv2 for arm in study.arms.values()):
             file_ending(self.dataset)
@@ -171,7 +202,8 @@ class _Running:
         if is_done and Plan.load(fold.plan) == Plan.load(work.plan) and Fold.load(fold.split) == split:
             say(f"{fold.path}: is trained and scored already.")
             return
-        train(work.path, fold.path.parent.name, [training.fold], self.machine)
+        name = fold.path.parent.name
+        train.train(TrainRequest(work.path, self.machine, configuration=name, folds=(training.fold,)))
 
     def _train_nnunet(self, training: StudyTraining) -> None:
         fold, split = self._fold(training), self.splits.folds[training.fold]

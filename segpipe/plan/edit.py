@@ -39,17 +39,7 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
     """
     values = plan.model_dump(mode="json")
     values["training"] = plan.training.model_dump(mode="json", context=WRITE_DEFAULTS)  # what a name stands for
-    given: dict[str, Any] = {}
-    for assignment in assignments:
-        key, equals, text = (part.strip() for part in assignment.partition("="))
-        if not equals:
-            raise PlanError(f"--set {assignment}: expected KEY=VALUE, e.g. training.learning_rate=0.003.")
-        try:
-            value = parse_yaml(text)
-        except yaml.YAMLError as fault:
-            raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
-        _refuse_contradiction(given, key, value)
-        given[key] = value
+    given = parse_assignments(assignments)
     for key in sorted(given, key=lambda key: not key.endswith(f".{PRESET}")):  # a name first, then what differs
         _assign(values, key, given[key])
     if not assignments:
@@ -59,6 +49,37 @@ def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
     if not mirrored_sides(plan):
         warn_of_sides(result)
     return result
+
+
+def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
+    """Values by key. Keys that no plan can have are refused, so that nobody waits for a plan to learn of a misspelling.
+
+    Raises:
+        PlanError: If an assignment is none, its value is no YAML, its key cannot exist, or it contradicts another one.
+    """
+    given: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, text = (part.strip() for part in assignment.partition("="))
+        if not equals:
+            raise PlanError(f"--set {assignment}: expected KEY=VALUE, e.g. training.learning_rate=0.003.")
+        try:
+            value = parse_yaml(text)
+        except yaml.YAMLError as fault:
+            raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
+        _require_known(assignment, key)
+        _refuse_contradiction(given, key, value)
+        given[key] = value
+    return given
+
+
+def _require_known(assignment: str, key: str) -> None:
+    first, *rest = key.split(".")
+    places = [(first, first, Plan.model_fields)]
+    if first == "training" and rest and rest[0] != PRESET:
+        places.append((f"{first}.{rest[0]}", rest[0], Training.model_fields))
+    for place, name, known in places:
+        if name not in known:
+            raise PlanError(f"--set {assignment}: {place}: unknown key.{did_you_mean(name, list(known))}")
 
 
 def mirrored_sides(plan: Plan) -> tuple[str, ...]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.errors import DataError, ResourceError
+from segpipe.core.errors import DataError, ResourceError, SegpipeError
 from segpipe.predict.outputs import CaseRow, mask_path
 
 MEMORY_EXIT = ResourceError.exit_code
@@ -42,9 +43,14 @@ class PredictionResult:
     @property
     def exit_code(self) -> int:
         """0 if all masks are there; else that of wrong data, or of memory if it was the only reason."""
-        if not self.faults:
+        return self.exit_code_of(self.faults)
+
+    @staticmethod
+    def exit_code_of(faults: Collection[CaseFault | SegpipeError]) -> int:
+        """The same of faults alone, which may be those that a dry run expects."""
+        if not faults:
             return 0
-        return MEMORY_EXIT if all(f.exit_code == MEMORY_EXIT for f in self.faults) else DataError.exit_code
+        return MEMORY_EXIT if all(fault.exit_code == MEMORY_EXIT for fault in faults) else DataError.exit_code
 
     @property
     def summary(self) -> str:

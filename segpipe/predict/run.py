@@ -105,6 +105,17 @@ def predict_cases(
         return run.result(cases)
 
 
+def made_with(ensemble: Ensemble, options: PredictOptions, postprocessing: Postprocessing) -> MadeWith:
+    """What the folder of a prediction records; the images come later."""
+    return MadeWith(
+        model=ensemble.digest,
+        mirrored=options.mirror,
+        images={},
+        postprocessing=postprocessing,
+        labels=ensemble.plan.labels,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class _Ready:
     """A case that is read, and prepared as each member needs it."""
@@ -146,14 +157,7 @@ class _FolderRun:
         """
         for place in (self.folder, self.folder / UNCERTAINTY_FOLDER):
             remove_leftovers(place)
-        made = MadeWith(
-            model=self.ensemble.digest,
-            mirrored=self.options.mirror,
-            images={},
-            postprocessing=self.postprocessing,
-            labels=self.labels,
-        )
-        claim_folder(self.folder, cases, made)
+        claim_folder(self.folder, cases, made_with(self.ensemble, self.options, self.postprocessing))
         write_label_table(self.folder, self.labels)
         maps = self.ensemble.uncertainty_names
         missing = [case for case in cases if not is_done(self.folder, case.case_id, self.options, maps)]

@@ -6,6 +6,7 @@ the system's time of the last change of a file cannot be set back, unlike the on
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,20 +45,30 @@ class CaseState:
         return self.stored is not None and (self.signature is None or self.stored.content == self.content)
 
 
-def states_of(work: Work, dataset: Dataset, folder: Path, n_workers: int) -> list[CaseState]:
-    """The cases of a dataset and whether they are prepared in `folder`.
+def states_of(
+    work: Work, dataset: Dataset, folder: Path, n_workers: int, fingerprint: Fingerprint | None = None
+) -> list[CaseState]:
+    """List the cases of a dataset and whether they are prepared in `folder`.
+
+    Args:
+        work: The work folder.
+        dataset: The cases.
+        folder: Folder of the prepared cases.
+        n_workers: Threads.
+        fingerprint: What was just measured, if it is not in the work folder yet; None for that of the work folder.
 
     Raises:
         DataError: If cases are not those that were planned for: a file was changed, or the case is new. Files that are
             gone are not judged.
     """
-    planned = {case.case_id: case for case in Fingerprint.load(work.fingerprint).cases}
+    measured_ns = time.time_ns() if fingerprint else _changed_ns(work.fingerprint)
+    planned = {case.case_id: case for case in (fingerprint or Fingerprint.load(work.fingerprint)).cases}
     stored = {case.case_id: _stored(folder / case.case_id) for case in dataset.cases}
     signatures = {case.case_id: signature_of(case) for case in dataset.cases if _has_files(case)}
     noted: dict[str, list[tuple[str, int]]] = {}  # signatures of the planned bytes, and when they were noted
     for case_id in signatures:
         before, beside = planned.get(case_id), stored[case_id]
-        noted[case_id] = [(before.signature, _changed_ns(work.fingerprint))] if before else []
+        noted[case_id] = [(before.signature, measured_ns)] if before else []
         if before and beside and beside.content == before.content:
             noted[case_id].append((beside.signature, _changed_ns(folder / case_id / "case.json")))
     doubtful = [case for case in dataset.cases if case.case_id in signatures and not _is_noted(case, noted, signatures)]

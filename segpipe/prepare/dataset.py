@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from segpipe.core.errors import DataError, ResourceError
 from segpipe.core.files import remove_leftovers
+from segpipe.core.foreseen import free_disk_bytes
 from segpipe.core.labels import LabelSet
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads, say
@@ -44,9 +44,17 @@ class _HowPrepared(Record):
     spacing_mm: tuple[float | None, float, float]
 
 
-def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Path:
-    """Where the prepared cases of a plan lie; another way of preparing is another folder."""
-    configuration = prepared_as(work, plan, configuration)
+def prepared_folder(
+    work: Work, plan: Plan, configuration: Configuration, fingerprint: Fingerprint | None = None
+) -> Path:
+    """Folder of the prepared cases of a plan; another way of preparing is another folder.
+
+    Args:
+        work: The work folder.
+        plan, configuration: How cases are prepared.
+        fingerprint: What was measured, if it is not in the work folder yet; None for that of the work folder.
+    """
+    configuration = prepared_as(work, plan, configuration, fingerprint)
     how = _HowPrepared(
         orientation=plan.orientation,
         axis_order=plan.axis_order,
@@ -57,16 +65,18 @@ def prepared_folder(work: Work, plan: Plan, configuration: Configuration) -> Pat
     return work.prepared(how.digest())
 
 
-def prepared_as(work: Work, plan: Plan, configuration: Configuration) -> Configuration:
+def prepared_as(
+    work: Work, plan: Plan, configuration: Configuration, fingerprint: Fingerprint | None = None
+) -> Configuration:
     """The configuration whose prepared cases another one takes: its own, or those of equal ones in 3D for slices.
 
     Slices keep the distance that they have in each case. Where a 3D configuration of the same edges in the plane
     leaves every case its slices, it prepares the same arrays.
     """
     slice_mm, *plane_mm = configuration.spacing_mm
-    if slice_mm is not None or not work.fingerprint.is_file():
+    if slice_mm is not None or (fingerprint is None and not work.fingerprint.is_file()):
         return configuration
-    cases = Fingerprint.load(work.fingerprint).cases
+    cases = (fingerprint or Fingerprint.load(work.fingerprint)).cases
     for other in plan.configurations.values():
         distance_mm, *edges_mm = other.spacing_mm
         if distance_mm is None or edges_mm != plane_mm:
@@ -160,18 +170,23 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
 
 
 def needs_of(
-    work: Work, missing: Sequence[CaseState], plan: Plan, configuration: Configuration, n_workers: int
+    work: Work,
+    missing: Sequence[CaseState],
+    plan: Plan,
+    configuration: Configuration,
+    n_workers: int,
+    fingerprint: Fingerprint | None = None,
 ) -> Needs:
     """What preparing some cases of a planned dataset will take."""
     ids = {state.case.case_id for state in missing}
-    fingerprint = Fingerprint.load(work.fingerprint)
+    fingerprint = fingerprint or Fingerprint.load(work.fingerprint)
     cases = tuple(case for case in fingerprint.cases if case.case_id in ids)
     largest = max((case_bytes(case, plan, configuration) for case in cases), default=0)
     free = free_bytes()
     return Needs(
         n_cases=len(missing),
         disk_bytes=prepared_bytes(fingerprint.model_copy(update={"cases": cases}), plan, configuration),
-        free_disk_bytes=shutil.disk_usage(work.path).free,
+        free_disk_bytes=free_disk_bytes(work.path),
         memory_bytes=largest,
         free_memory_bytes=free,
         n_workers=affordable_workers(min(n_workers, len(missing)), largest, free),

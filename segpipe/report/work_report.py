@@ -145,7 +145,7 @@ def _split_options(work: WorkFolder) -> list[str]:
         return ["--seed", str(seed)]
     if work.splits.seed is None:
         return ["--splits", work.splits.source.removeprefix("imported from "), "--seed", str(seed)]
-    return ["--folds", str(work.splits.k), "--seed", str(work.splits.seed)]
+    return ["--n-folds", str(work.splits.k), "--seed", str(work.splits.seed)]
 
 
 def _train_commands(folder: str, run: Run) -> list[list[str]]:

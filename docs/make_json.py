@@ -1,4 +1,4 @@
-"""docs/json.md, made of the records: `python -m segpipe.cli.json_page > docs/json.md`."""
+"""docs/json.md, made of the records: `python docs/make_json.py`."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import click
 from pydantic import BaseModel
 
 from segpipe.cli.json_output import OUTPUTS
 
+PAGE = Path(__file__).with_name("json.md")
 _HEAD = """# What `--json` prints
 
 One JSON object on one line of stdout; progress and warnings go to stderr. NaN is `null`. A command that fails prints an
 object with `error`, `message` and `exit_code` instead, and ends with that exit code. Keys may be added; none is renamed
-or removed within a major version. This page is made of the code: `python -m segpipe.cli.json_page > docs/json.md`.
+or removed within a major version. This page is made of the code: `python docs/make_json.py`.
 """
 
 
@@ -59,8 +60,8 @@ def _records_in(annotation: Any) -> list[type]:
 
 def _record(kind: type) -> str:
     about = inspect.getdoc(kind) or ""
-    first, said = _summary(about), _arguments(about)
-    rows = [f"| `{name}` | {_type_text(annotation)} | {said.get(name, '')} |" for name, annotation in _fields(kind)]
+    first, said = _summary(about), documented_arguments(about)
+    rows = [f"| `{name}` | {type_text(annotation)} | {said.get(name, '')} |" for name, annotation in _fields(kind)]
     return "\n".join([f"### {kind.__name__}", "", first, "", "| key | type | meaning |", "| --- | --- | --- |", *rows])
 
 
@@ -69,7 +70,7 @@ def _summary(about: str) -> str:
     return " ".join(about.split("\n\n")[0].split())
 
 
-def _arguments(about: str) -> dict[str, str]:
+def documented_arguments(about: str) -> dict[str, str]:
     """What a docstring says of each argument; several that share a line share the text."""
     _, _, section = about.partition("Args:\n")
     said: dict[str, str] = {}
@@ -78,7 +79,7 @@ def _arguments(about: str) -> dict[str, str]:
     return said
 
 
-def _type_text(annotation: Any) -> str:
+def type_text(annotation: Any) -> str:
     """JSON's types, and names of records."""
     text = str(annotation) if get_args(annotation) else getattr(annotation, "__name__", str(annotation))
     text = re.sub(r"Annotated\[(\w+)[^\]]*\](?:\)\])?", r"\1", re.sub(r"\b[\w]+\.(?=\w)", "", text))
@@ -89,4 +90,4 @@ def _type_text(annotation: Any) -> str:
 
 
 if __name__ == "__main__":
-    click.echo(page(), nl=False)
+    PAGE.write_text(page(), encoding="utf-8")

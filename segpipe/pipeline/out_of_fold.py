@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
+from segpipe.core.text import count
 from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Case
@@ -40,7 +41,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Validated:
+class ValidatedCase:
     """A case and the fold it was validated in."""
 
     case: Case
@@ -61,14 +62,14 @@ class OutOfFold:
 
     work: Work
     labels: LabelSet
-    cases: tuple[Validated, ...]
+    cases: tuple[ValidatedCase, ...]
     metric: str
     n_workers: int
 
     def with_ensembles(self, configurations: Iterable[str]) -> tuple[str, ...]:
         """The configurations, then each set of those that have probabilities, joined by ` + `."""
         alone = tuple(configurations)
-        members = [name for name in alone if self._has_probabilities(name)]
+        members = [name for name in alone if all(self.has_probabilities(name, one) for one in self.cases)]
         sets = [found for n in range(2, len(members) + 1) for found in combinations(members, n)]
         return (*alone, *(AVERAGED.join(found) for found in sets))
 
@@ -91,22 +92,37 @@ class OutOfFold:
         """Scores of a model with a postprocessing on some of the cases, (n_cases, n_labels)."""
         cases = [one for one, counts in zip(self.cases, is_in, strict=True) if counts]
 
-        def score(one: Validated) -> Floats:
+        def score(one: ValidatedCase) -> Floats:
             mask, voxel_mm3 = self._mask(model, one)
             changed = postprocess(mask, voxel_mm3, self.labels, postprocessing)
             return self._values(self._scored(changed, one), [""])[0]
 
         return np.array(map_threads(score, cases, f"scoring {model}", self.n_workers))
 
-    def fold(self, configuration: str, one: Validated) -> FoldFolder:
+    def fold(self, configuration: str, one: ValidatedCase) -> FoldFolder:
         """Where a case was validated."""
         return self.work.fold(configuration, str(one.fold))
 
-    def _has_probabilities(self, name: str) -> bool:
-        files = (probabilities_path(self.fold(name, one).validation, one.case.case_id) for one in self.cases)
-        return all(file.is_file() for file in files)
+    def require_files(self, models: Iterable[str]) -> None:
+        """Check that references and masks are there.
 
-    def _files(self, model: str, one: Validated) -> list[Path]:
+        Raises:
+            DataError: If some are gone.
+        """
+        wanted = [file for model in models for one in self.cases for file in self._all_files(model, one)]
+        gone = [str(file) for file in dict.fromkeys(wanted) if not file.is_file()]
+        if gone:
+            missing = count(len(gone), "file is missing", "files are missing")
+            raise DataError(f"{missing}: {', '.join(gone[:3])}. Predict again: `segpipe train`.")
+
+    def has_probabilities(self, name: str, one: ValidatedCase) -> bool:
+        """Whether the probabilities of a case were written."""
+        return probabilities_path(self.fold(name, one).validation, one.case.case_id).is_file()
+
+    def _all_files(self, model: str, one: ValidatedCase) -> list[Path]:
+        return [Path(one.case.label or ""), *self._files(model, one)]
+
+    def _files(self, model: str, one: ValidatedCase) -> list[Path]:
         place = probabilities_path if AVERAGED in model else mask_path
         return [place(self.fold(name, one).validation, one.case.case_id) for name in model.split(AVERAGED)]
 
@@ -116,16 +132,14 @@ class OutOfFold:
         Raises:
             DataError: If masks or references are gone.
         """
-        files = {one: (Path(one.case.label or ""), *self._files(model, one)) for one in self.cases}
-        gone = [str(file) for of_case in files.values() for file in of_case if not file.is_file()]
-        if gone:
-            raise DataError(f"{len(gone)} files are gone: {', '.join(gone[:3])}. Predict again: `segpipe train`.")
+        self.require_files([model])
         parts = [self.metric, self.labels.digest(), *(steps.digest() for steps in STEPS)]
-        for one, of_case in files.items():
-            parts += [one.case.case_id, *(f"{s.st_size} {s.st_mtime_ns}" for s in (file.stat() for file in of_case))]
+        for one in self.cases:
+            stats = [file.stat() for file in self._all_files(model, one)]
+            parts += [one.case.case_id, *(f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
-    def _table_of_steps(self, model: str, folder: Path, one: Validated) -> ScoreTable:
+    def _table_of_steps(self, model: str, folder: Path, one: ValidatedCase) -> ScoreTable:
         """Scores of one case; `run` is the number of the steps."""
         path = folder / f"{one.case.case_id}.csv"
         if path.is_file():
@@ -144,7 +158,7 @@ class OutOfFold:
         joined.save(path)
         return joined
 
-    def _mask(self, model: str, one: Validated) -> tuple[NDArray[np.integer[Any]], float]:
+    def _mask(self, model: str, one: ValidatedCase) -> tuple[NDArray[np.integer[Any]], float]:
         """(Z, Y, X) of file values, and the volume of a voxel."""
         reference, grid = read_labels(Path(one.case.label or ""))
         files, voxel_mm3 = self._files(model, one), float(np.prod(grid.spacing_mm))
@@ -152,7 +166,7 @@ class OutOfFold:
             return read_labels(files[0])[0], voxel_mm3
         return mean_mask(files, self.labels, reference.shape), voxel_mm3
 
-    def _scored(self, mask: NDArray[np.integer[Any]], one: Validated) -> ScoreTable:
+    def _scored(self, mask: NDArray[np.integer[Any]], one: ValidatedCase) -> ScoreTable:
         reference, grid = read_labels(Path(one.case.label or ""))
         origin = Origin(one.case.case_id, one.case.patient_id, fold=one.fold)
         settings = ScoreSettings(metrics=(self.metric,))

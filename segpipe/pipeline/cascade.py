@@ -1,9 +1,7 @@
-"""What guides a cascade in training: labels of every case, predicted by the fold of the coarser network that it was
-not trained on."""
+"""Guides of a cascade: labels of every case, predicted by the fold of the coarser network that did not train on it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +9,13 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import remove_leftovers
-from segpipe.core.progress import track
-from segpipe.core.work import FoldFolder, Work
-from segpipe.data.dataset import Dataset
-from segpipe.data.splits import Fold, Splits
+from segpipe.core.progress import say, track
+from segpipe.core.records import Record
+from segpipe.core.work import FoldFolder
+from segpipe.data.splits import Fold
 from segpipe.networks.device import resolve_device
-from segpipe.pipeline.machine import Machine
-from segpipe.plan.schema import Plan
+from segpipe.pipeline.planned_work import PlannedWork
+from segpipe.pipeline.requests import Machine
 from segpipe.predict.memory import budget_for, windows_at_once
 from segpipe.predict.model import Ensemble, Model, load_model, require_same_view
 from segpipe.predict.options import PredictOptions
@@ -31,15 +29,51 @@ from segpipe.prepare.store import StoredCase, open_case
 from segpipe.train.checkpoint import about_weights
 
 
-def guides_for(work: Work, dataset: Dataset, plan: Plan, name: str, splits: Splits, machine: Machine) -> Path | None:
-    """Predict what guides a configuration, for the prepared cases that lack it or have that of other weights.
+class GuidedBy(Record):
+    """guided_by.json beside the weights of a cascade.
 
     Args:
-        work: Its prepared cases are there.
-        dataset: The cases.
-        plan: What is trained.
-        name: Of the configuration.
-        splits: Each case is predicted by the fold that keeps it for validation.
+        weights: Of each fold of the coarser configuration, as `weights_of` gives it.
+    """
+
+    weights: dict[str, str]
+
+
+def note_guides(folder: FoldFolder, previous: str | None, *, begins: bool) -> None:
+    """Write what guides a fold that begins, or warn if it goes on with other guides; nothing outside of a cascade."""
+    if previous is None:
+        return
+    if begins or not folder.guided_by.is_file():
+        GuidedBy(weights=_weights_now(folder, previous)).save(folder.guided_by)
+    else:
+        warn_of_guides(folder, previous)
+
+
+def warn_of_guides(folder: FoldFolder, previous: str | None) -> None:
+    """Warn if a fold of the coarser configuration was trained again since it guided this one."""
+    if previous is None or not folder.guided_by.is_file():
+        return
+    now = _weights_now(folder, previous)
+    known = GuidedBy.load(folder.guided_by).weights
+    again = [fold for fold, digest in known.items() if now.get(fold, digest) != digest]
+    if again:
+        say(
+            f"warning: {folder.path}: {', '.join(again)} was trained again since it guided this cascade, which may "
+            "trust it wrongly. Train the cascade anew: `segpipe train` with --restart."
+        )
+
+
+def _weights_now(folder: FoldFolder, previous: str) -> dict[str, str]:
+    run = folder.path.resolve().parent.parent / previous
+    return weights_of(FoldFolder(path) for path in sorted(run.glob("fold_*")))
+
+
+def guides_for(planned: PlannedWork, name: str, machine: Machine) -> Path | None:
+    """Predict the guides of a configuration, for the prepared cases that lack them or have those of other weights.
+
+    Args:
+        planned: The work folder; its cases are prepared. Each case is predicted by the fold that validates it.
+        name: Name of the configuration.
         machine: What to compute on.
 
     Returns:
@@ -53,12 +87,13 @@ def guides_for(work: Work, dataset: Dataset, plan: Plan, name: str, splits: Spli
     Source:
         nnU-Net, whose folds predict their validation cases for the next stage when they are trained.
     """
+    work, plan, splits = planned.work, planned.plan, planned.splits
     configuration = plan.configurations[name]
     if configuration.previous is None:
         return None
+    require_trained_guides(planned, name)
     folders = [work.fold(configuration.previous, str(number)) for number in range(splits.k)]
-    _require_trained(work, configuration.previous, name, folders, splits)
-    seen = prepare_dataset(work, dataset, plan, configuration.previous, machine.n_workers)
+    seen = prepare_dataset(work, planned.dataset, plan, configuration.previous, machine.n_workers)
     prepared = prepared_folder(work, plan, configuration)
     guides = work.guides(prepared, configuration.previous)
     remove_leftovers(guides)
@@ -79,7 +114,16 @@ def guides_for(work: Work, dataset: Dataset, plan: Plan, name: str, splits: Spli
     return guides
 
 
-def _require_trained(work: Work, previous: str, name: str, folders: Sequence[FoldFolder], splits: Splits) -> None:
+def require_trained_guides(planned: PlannedWork, name: str) -> None:
+    """Refuse a cascade whose coarser configuration is not trained on every fold; nothing outside of a cascade.
+
+    Raises:
+        UsageError: If a fold is missing.
+    """
+    work, splits, previous = planned.work, planned.splits, planned.plan.configurations[name].previous
+    if previous is None:
+        return
+    folders = [work.fold(previous, str(number)) for number in range(splits.k)]
     lacking = [
         str(number)
         for number, (folder, split) in enumerate(zip(folders, splits.folds, strict=True))

@@ -1,21 +1,31 @@
-"""Commands of segpipe run as processes of their own, on several devices; whatever ends this process ends them."""
+"""Training on several devices, in processes of their own: a fold on each, or one fold on all of them together.
+
+Whatever ends this process ends them.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Thread
 
 from segpipe.core.errors import DataError, Interrupted, ResourceError, SegpipeError, SetupError, UsageError
+from segpipe.core.machine import n_processes
 from segpipe.core.progress import say
+from segpipe.core.text import count
+from segpipe.networks.device import resolve_devices
+from segpipe.pipeline.requests import Machine
 from segpipe.train.stop import Stop
 
+_HERE = "127.0.0.1"
 _PAUSE_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # for processes that wait for one which is gone; what they would save is saved already
 _FAULTS: dict[int, type[SegpipeError]] = {
@@ -112,7 +122,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], *, end_together: bool)
         raise KeyboardInterrupt
     if run.asked:
         name = signal.Signals(run.asked).name
-        raise Interrupted(f"stopped by {name}, and so were all processes. The same command goes on.")
+        raise Interrupted(f"stopped by {name}, and so were all processes. Rerun the same command to resume.")
     return sorted(
         run.failed, key=lambda ended: (ended.code == Interrupted.exit_code, ended.code == SetupError.exit_code)
     )
@@ -194,3 +204,74 @@ def raise_first(failed: Sequence[Ended], text: str) -> None:
         raise KeyboardInterrupt
     kind = ResourceError if failed[0].code == -signal.SIGKILL else _FAULTS.get(failed[0].code, SegpipeError)
     raise kind(f"{text}\n" + "\n".join(f"  {ended}" for ended in failed))
+
+
+def devices_for(folds: Sequence[int], machine: Machine, wanted: str | None) -> list[str]:
+    """Devices to train folds on; one: in this process.
+
+    Args:
+        folds: To be trained.
+        machine: With the device that was asked for.
+        wanted: As for `resolve_devices`; None: all CUDA devices for several folds if none is named, else one.
+
+    Raises:
+        UsageError: If several are wanted of one, or processes were started already.
+        SetupError: If there are not so many.
+    """
+    if n_processes() > 1:
+        if wanted is not None:
+            raise UsageError(f"--devices {wanted}: {n_processes()} processes are started already. Leave it out.")
+        return [machine.device]
+    if wanted is None and len(folds) > 1:
+        return resolve_devices(machine.device, "all")
+    return resolve_devices(machine.device, wanted)
+
+
+def train_in_processes(
+    run: Path, folds: Sequence[int], devices: Sequence[str], arguments: Sequence[str], machine: Machine
+) -> None:
+    """Train folds side by side, one on each device; a single one on all devices together.
+
+    Args:
+        run: Folder of the configuration's runs, for messages.
+        folds: Which.
+        devices: On which.
+        arguments: Of `segpipe`, for every process.
+        machine: Its processors are shared.
+
+    Raises:
+        SegpipeError: If a process failed, of the kind that its exit code stands for; the other folds are trained.
+        Interrupted, KeyboardInterrupt: If somebody asked to stop; states are saved.
+    """
+    is_together = len(folds) == 1
+    n_beside = len(devices) if is_together else min(len(devices), len(folds))
+    common = (*arguments, "-j", str(max(1, machine.n_workers // n_beside)))
+    environment = {"LOCAL_WORLD_SIZE": str(n_beside)}
+    if is_together:
+        environment |= {"WORLD_SIZE": str(n_beside), "MASTER_ADDR": _HERE, "MASTER_PORT": str(_free_port())}
+        jobs = [
+            Job(
+                title=f"process {rank} on {device}",
+                arguments=(*common, "-f", str(folds[0])),
+                environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                has_prefix=False,
+            )
+            for rank, device in enumerate(devices)
+        ]
+    else:
+        say(f"{len(folds)} folds, {n_beside} in parallel on {', '.join(devices[:n_beside])}.")
+        jobs = [Job(f"fold {fold}", (*common, "-f", str(fold)), environment, has_prefix=True) for fold in folds]
+    failed = run_jobs(jobs, devices, end_together=is_together)
+    what = (
+        "one process of the fold failed, so all ended"
+        if is_together
+        else f"{len(failed)} of {count(len(jobs), 'fold')} failed"
+    )
+    raise_first(failed, f"{run}: {what}. Rerun the same command to resume.")
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind((_HERE, 0))
+        port: int = found.getsockname()[1]
+    return port

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import textwrap
-from math import isnan
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import isnan, prod
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +14,12 @@ from numpy.typing import NDArray
 
 from segpipe.compare.nested_selection import Candidates, Choice, select
 from segpipe.core.errors import UsageError
+from segpipe.core.foreseen import Foreseen, free_disk_bytes
+from segpipe.core.machine import free_bytes
 from segpipe.core.progress import say
-from segpipe.core.records import Record
+from segpipe.core.records import Record, did_you_mean
+from segpipe.core.text import count
+from segpipe.core.volume import read_header
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
@@ -20,11 +27,12 @@ from segpipe.evaluate.intervals import Interval
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.networks.device import resolve_device
-from segpipe.pipeline.candidates import AVERAGED, STEPS, OutOfFold, Validated
-from segpipe.pipeline.machine import Machine
+from segpipe.pipeline.out_of_fold import AVERAGED, STEPS, OutOfFold, ValidatedCase
+from segpipe.pipeline.predict import PROBABILITY_BYTES, seconds_per
+from segpipe.pipeline.requests import Machine, SelectRequest
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
+from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import predict_cases
 from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_of
 
@@ -78,50 +86,101 @@ class SelectionReport(Record):
     nested: Worth
 
 
-def select_model(folder: Path, metric: str, machine: Machine, *, ensembles: bool = False) -> SelectionReport:
-    """Choose; write selection/selection.json, selection/model.yaml and the postprocessing of what was chosen.
+@dataclass(frozen=True)
+class SelectJob:
+    """A selection that was checked.
 
     Args:
-        folder: A work folder with at least two folds trained and scored.
-        metric: What to choose by; one that every label of every case has, such as dice or hd95.
-        machine: What to compute on.
-        ensembles: Also predict the probabilities that ensembles need; without, those that are there are used.
+        request: As it was asked.
+        masks: Out-of-fold masks.
+        names: Configurations that are scored on all folds.
+        left_out: Those that are not.
+    """
+
+    request: SelectRequest
+    masks: OutOfFold
+    names: tuple[str, ...]
+    left_out: tuple[str, ...]
+
+
+def resolve(request: SelectRequest) -> SelectJob:
+    """Find the out-of-fold masks, and the configurations that are scored on all folds.
 
     Raises:
-        UsageError: If fewer than two folds are scored.
-        DataError: If masks or references cannot be read.
+        UsageError: If the metric is unknown, or fewer than two folds are scored.
+        DataError: If masks or references are missing.
+        SetupError: If there is no such device.
     """
-    masks, names, left_out = candidates_of(folder, metric, machine)
-    if ensembles and len(names) > 1:
-        _predict_probabilities(masks, names, machine)
-    report = _chosen(masks, masks.with_ensembles(names)).model_copy(update={"left_out": left_out})
-    _keep(masks.work, names, report)
-    return report
-
-
-def candidates_of(folder: Path, metric: str, machine: Machine) -> tuple[OutOfFold, list[str], tuple[str, ...]]:
-    """The out-of-fold masks, the configurations that are scored on all folds, and those that are not.
-
-    Raises:
-        UsageError: If fewer than two folds are scored.
-    """
-    work = Work(folder)
+    work, folder = Work(request.folder), request.folder
+    if request.metric not in METRICS:
+        raise UsageError(f"--metric {request.metric}: unknown metric.{did_you_mean(request.metric, METRICS)}")
     work.require_plan()
+    resolve_device(request.machine.device)
     dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
     scored = {path.name: _scored_folds(work, path.name, splits) for path in sorted(work.path.glob("runs/*"))}
     folds = sorted(set[int]().union(*scored.values()))
-    names = [name for name, of in scored.items() if of == set(folds)]
+    names = tuple(name for name, of in scored.items() if of == set(folds))
     if len(folds) < 2 or not names:
         raise UsageError(
-            f"{folder}: trained and scored are {_folds_text(scored)}; expected two or more folds of one configuration: "
-            f"what is chosen must be scored on another fold. Train them: `segpipe train {folder}`."
+            f"{folder}: trained and scored: {_folds_text(scored)}; expected two or more folds of one configuration: "
+            f"a choice must be scored on another fold than it was made on. Train them: `segpipe train {folder}`."
         )
     left_out = tuple(name for name in scored if name not in names)
-    if left_out:
-        say(f"left out, since not all of the folds {folds} are trained and scored: {', '.join(left_out)}")
-    cases = tuple(Validated(dataset.by_id[case], fold) for fold in folds for case in splits.folds[fold].validation)
-    masks = OutOfFold(work, dataset.labels, cases, metric, machine.n_workers)
-    return masks, names, left_out
+    cases = tuple(ValidatedCase(dataset.by_id[case], fold) for fold in folds for case in splits.folds[fold].validation)
+    masks = OutOfFold(work, dataset.labels, cases, request.metric, request.machine.n_workers)
+    masks.require_files(names)
+    return SelectJob(request, masks, names, left_out)
+
+
+def run(job: SelectJob) -> SelectionReport:
+    """Choose; write selection/selection.json, selection/model.yaml and the postprocessing of what was chosen.
+
+    Raises:
+        DataError: If masks or references cannot be read.
+    """
+    if job.left_out:
+        say(f"left out, because not all folds are trained and scored: {', '.join(job.left_out)}")
+    if job.request.ensembles and len(job.names) > 1:
+        _predict_probabilities(job.masks, job.names, job.request.machine)
+    models = job.masks.with_ensembles(job.names)
+    report = _choose(job.masks, models).model_copy(update={"left_out": job.left_out})
+    _keep(job.masks.work, job.names, report)
+    return report
+
+
+def estimate(job: SelectJob) -> Foreseen:
+    """Estimate the time and disk that a selection will take; one case is scored to know how long that takes.
+
+    Raises:
+        DataError: If masks or references cannot be read.
+    """
+    masks, names, machine = job.masks, job.names, job.request.machine
+    n_models = len(masks.with_ensembles(names))
+    predicted: list[tuple[str, ValidatedCase]] = []
+    if job.request.ensembles and len(names) > 1:
+        predicted = [(name, one) for name in names for one in masks.cases if not masks.has_probabilities(name, one)]
+        n_models = 2 ** len(names) - 1  # each configuration and every set of them
+    first = np.arange(len(masks.cases)) == 0
+    masks.values(names[0], NO_POSTPROCESSING, first)  # loads what later ones find loaded
+    started = time.perf_counter()
+    masks.values(names[0], NO_POSTPROCESSING, first)
+    seconds = (time.perf_counter() - started) * len(masks.cases) * n_models * len(STEPS) / machine.n_workers
+    rates = [seconds_per(masks.fold(name, one), lambda grid: prod(grid.shape_zyx)) for name, one in predicted]
+    vox = [prod(read_header(Path(one.case.label or "")).grid.shape_zyx) for _, one in predicted]
+    seconds += sum((rate or 0.0) * n for rate, n in zip(rates, vox, strict=True))
+    return Foreseen(
+        command="select",
+        todo=f"{count(n_models, 'model')}, {len(STEPS)} kinds of postprocessing each, "
+        f"{count(len(masks.cases), 'case')}; {count(len(predicted), 'prediction')} to repeat for their probabilities",
+        seconds=seconds,
+        seconds_from="at most: one case was scored, and most kinds change little",
+        disk_bytes=PROBABILITY_BYTES * masks.labels.n_outputs * sum(vox),
+        free_disk_bytes=free_disk_bytes(job.request.folder),
+        memory_bytes=0,
+        free_memory_bytes=free_bytes(),
+        memory_of="CPU",
+        notes=tuple(f"{name} is left out: not all folds are trained and scored" for name in job.left_out),
+    )
 
 
 def selection_text(report: SelectionReport) -> str:
@@ -148,7 +207,7 @@ def _scored_folds(work: Work, name: str, splits: Splits) -> set[int]:
     }
 
 
-def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine) -> None:
+def _predict_probabilities(masks: OutOfFold, names: Sequence[str], machine: Machine) -> None:
     """Of every fold's validation cases; what is there stays."""
     for name in names:
         for fold in sorted({one.fold for one in masks.cases}):
@@ -161,7 +220,7 @@ def _predict_probabilities(masks: OutOfFold, names: list[str], machine: Machine)
             predict_cases(model, cases, folder.validation, options).require_all()
 
 
-def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
+def _choose(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
     kept = masks.work.path / SELECTION / "scores"
     values = np.array([masks.values_of_steps(model, kept / model) for model in models])
     patients = np.unique([one.case.patient_id for one in masks.cases], return_inverse=True)[1]
@@ -191,7 +250,7 @@ def _chosen(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
     )
 
 
-def _keep(work: Work, candidates: list[str], report: SelectionReport) -> None:
+def _keep(work: Work, candidates: Sequence[str], report: SelectionReport) -> None:
     """Write the report, which model predicts, and the postprocessing beside it; that of an earlier choice goes."""
     home = work.path / SELECTION
     for earlier in (*(work.run(name) / POSTPROCESSING_FILE for name in candidates), home / POSTPROCESSING_FILE):

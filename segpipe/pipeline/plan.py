@@ -1,0 +1,259 @@
+"""Plan a dataset: fingerprint, splits and plan into a work folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.bridge.nnunet_fingerprint import NnunetDataset, read_nnunet_dataset, read_nnunet_fingerprint
+from segpipe.bridge.nnunet_plans_read import read_nnunet_plans
+from segpipe.core.errors import PlanError, UsageError
+from segpipe.core.files import make_folder, write_text
+from segpipe.core.progress import say
+from segpipe.core.records import read_mapping
+from segpipe.core.work import Work
+from segpipe.data.check import refuse_bad_headers
+from segpipe.data.dataset import Dataset
+from segpipe.data.load import load_dataset
+from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
+from segpipe.fingerprint.changes import remeasure
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.pipeline.planned_work import PlannedWork
+from segpipe.pipeline.requests import PlanRequest
+from segpipe.plan.edit import edited, parse_assignments
+from segpipe.plan.make import make_plan
+from segpipe.plan.patch import PredictMemory
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.presets import PRESETS, preset_named
+from segpipe.plan.schema import Plan
+
+_NNUNET_SPLITS = "splits_final.json"
+
+
+@dataclass(frozen=True)
+class PlanJob:
+    """Planning that was checked.
+
+    Args:
+        request: As it was asked.
+        work: Folder for the plan.
+        source: The dataset; or what nnU-Net's dataset.json says of one whose images are not needed.
+        known_splits: Folds of the work folder or of nnU-Net's file; None to split the dataset.
+    """
+
+    request: PlanRequest
+    work: Work
+    source: Dataset | NnunetDataset
+    known_splits: Splits | None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan and what it will take; no costs if they were not asked for."""
+
+    plan: Plan
+    costs: tuple[PlannedCost, ...]
+
+
+def resolve(request: PlanRequest) -> PlanJob:
+    """Find the dataset and read what is read without measuring images.
+
+    Raises:
+        UsageError: If the work folder is the dataset itself, or belongs to something else.
+        DataError: If the dataset or a file of nnU-Net cannot be used.
+        PlanError: If the preset is unknown, or an edit cannot be one.
+        SetupError: If there is no such device.
+    """
+    check_options(request)
+    work = Work(request.folder)
+    if request.data is None:
+        assert request.nnunet_dataset is not None
+        if work.dataset.is_file():
+            raise UsageError(f"-o {work.path}: holds the plan of a dataset with images. Choose another folder.")
+        return PlanJob(request, work, read_nnunet_dataset(request.nnunet_dataset), None)
+    dataset = load_dataset(request.data)
+    splits = _kept_splits(work, dataset) if request.keeps_plan and request.splits_file is None else None
+    file = request.splits_file or request.data / _NNUNET_SPLITS
+    if splits is None and (file.is_file() or request.splits_file is not None):
+        splits = read_nnunet_splits(file, dataset)
+        say(f"{file}: its folds are used.")
+    return PlanJob(request, work, dataset, splits)
+
+
+def check_options(request: PlanRequest) -> None:
+    """Check what can be checked without the dataset.
+
+    Raises:
+        UsageError: If the work folder is the dataset itself, or belongs to something else.
+        PlanError: If the preset is unknown, or an edit cannot be one.
+        SetupError: If there is no such device.
+    """
+    if request.preset != "auto":
+        preset_named(request.preset)
+    parse_assignments(request.edits)
+    source = request.data or request.nnunet_fingerprint
+    assert source is not None
+    _refuse_foreign(Work(request.folder), source)
+    if request.predicts_costs:
+        from segpipe.networks.device import resolve_device  # late: this needs torch
+
+        resolve_device(request.machine.device)
+
+
+def run(job: PlanJob) -> Planned:
+    """Measure, decide, and write it all into the work folder; an old plan is kept as plan.previous.yaml.
+
+    Raises:
+        DataError: If the dataset cannot be used.
+        PlanError: If an edit is wrong, or the plan does not fit into memory.
+    """
+    if isinstance(job.source, NnunetDataset):
+        return _plan_without_images(job, job.source)
+    make_folder(job.work.path)
+    planned, costs = decide(job, job.work.measured_cases)
+    work = planned.work
+    planned.fingerprint.save(work.fingerprint)
+    planned.dataset.save(work.dataset)
+    work.nnunet_dataset.unlink(missing_ok=True)  # of a plan without images that was here before
+    _save_keeping(work.splits, planned.splits.to_json())
+    _save_keeping(work.plan, planned.plan.to_yaml())
+    return Planned(planned.plan, costs)
+
+
+def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[PlannedCost, ...]]:
+    """Measure the images and decide everything; nothing but measurements is written.
+
+    Args:
+        job: With images.
+        measured_cases: File for the measurements; those in it that still hold are not repeated.
+
+    Raises:
+        DataError: If the dataset cannot be used.
+        PlanError: If an edit is wrong, or the plan does not fit into memory.
+    """
+    request, dataset = job.request, job.source
+    assert isinstance(dataset, Dataset)
+    n_workers = request.machine.n_workers
+    refuse_bad_headers(dataset, n_workers)
+    fingerprint = remeasure(measured_cases, dataset, n_workers)
+    splits = job.known_splits
+    if splits is None:
+        presence = {case.case_id: case.present for case in fingerprint.cases}
+        splits = make_splits(dataset, presence, request.seed, request.n_folds)
+    plan = _make_plan(fingerprint, dataset, request)
+    if request.keeps_plan:
+        plan = _kept_plan(job.work, plan)
+    planned = _affordable(edited(plan, request.edits), fingerprint, request)
+    for warning in splits.warnings:
+        say(f"warning: {warning}")
+    return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
+
+
+def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
+    request, work = job.request, job.work
+    assert request.nnunet_fingerprint is not None and request.nnunet_dataset is not None
+    fingerprint = read_nnunet_fingerprint(request.nnunet_fingerprint, described)
+    planned = _affordable(edited(_make_plan(fingerprint, described, request), request.edits), fingerprint, request)
+    make_folder(work.path)
+    fingerprint.save(work.fingerprint)
+    write_text(work.nnunet_dataset, request.nnunet_dataset.read_text(encoding="utf-8"))
+    _save_keeping(work.plan, planned.plan.to_yaml())
+    return planned
+
+
+def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, request: PlanRequest) -> Plan:
+    labels = source.labels
+    if request.nnunet_plans is not None:
+        orientation, digest = fingerprint.orientation, fingerprint.content_digest()
+        plan = read_nnunet_plans(request.nnunet_plans, fingerprint.channels, labels, orientation, digest)
+    else:
+        device, memory_gib = _planned_device(request)
+        predict = _memory_predictor(fingerprint, source, request)
+        plan = make_plan(
+            fingerprint, labels, source.name, request.preset, device, memory_gib, predict, request.fold_seconds
+        )
+    return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": request.seed})})
+
+
+def _affordable(plan: Plan, fingerprint: Fingerprint, request: PlanRequest) -> Planned:
+    """The plan and what it will take. `auto` shrinks it until it fits; a preset or an edit that does not is refused.
+
+    Raises:
+        PlanError: If it does not fit into memory.
+    """
+    if not request.predicts_costs:
+        return Planned(plan, ())
+    from segpipe.pipeline.costs import fitted, misfits, planned_costs, too_large  # late: this needs torch
+
+    machine = request.machine
+    costs = planned_costs(plan, fingerprint, machine)
+    if not too_large(plan, costs):
+        return Planned(plan, tuple(costs))
+    if request.preset == "auto" and not request.edits:
+        plan = fitted(plan, costs, machine)
+        return Planned(plan, tuple(planned_costs(plan, fingerprint, machine)))
+    faults = misfits(plan, costs, machine)
+    if request.edits or not PRESETS[plan.preset].is_exact:
+        raise PlanError("\n  ".join(faults))
+    for fault in faults:  # nnU-Net's own figure stays nnU-Net's
+        say(f"warning: {fault}")
+    return Planned(plan, tuple(costs))
+
+
+def _memory_predictor(
+    fingerprint: Fingerprint, source: Dataset | NnunetDataset, request: PlanRequest
+) -> PredictMemory | None:
+    """Predicts memory for the presets that are planned by it."""
+    preset = PRESETS.get(request.preset)
+    if preset is None or preset.reference_voxels:
+        return None
+    from segpipe.pipeline.costs import predictor  # late: this needs torch
+
+    return predictor(len(fingerprint.channels), source.labels, preset.training)
+
+
+def _planned_device(request: PlanRequest) -> tuple[str, float | None]:
+    """What `auto` plans for; the other presets stand for a memory of their own, so that torch is not asked."""
+    if request.preset != "auto" or request.gpu_memory_gib is not None:
+        return "cuda", request.gpu_memory_gib
+    from segpipe.networks.device import device_kind, gpu_memory_gib
+
+    return device_kind(request.machine.device), gpu_memory_gib(request.machine.device)
+
+
+def _save_keeping(path: Path, text: str) -> None:
+    """Write a file that a person may have edited; its former content stays beside it."""
+    if path.is_file() and (before := path.read_text(encoding="utf-8")) != text:
+        previous = path.with_name(f"{path.stem}.previous{path.suffix}")
+        write_text(previous, before)
+        say(f"{path}: replaced; the old one is kept as {previous.name}.")
+    write_text(path, text)
+
+
+def _kept_splits(work: Work, dataset: Dataset) -> Splits | None:
+    """The splits in the work folder if they are of these cases."""
+    if not work.splits.is_file():
+        return None
+    splits = Splits.load(work.splits)
+    named = {case_id for fold in splits.folds for case_id in (*fold.train, *fold.validation)}
+    return splits if named == set(dataset.by_id) else None
+
+
+def _kept_plan(work: Work, plan: Plan) -> Plan:
+    """The plan in the work folder if it was made for the same data and preset, else `plan`."""
+    if not work.plan.is_file():
+        return plan
+    old = Plan.load(work.plan)
+    return old if (old.fingerprint, old.preset) == (plan.fingerprint, plan.preset) else plan
+
+
+def _refuse_foreign(work: Work, data: Path) -> None:
+    """Never write a work folder's files over a dataset's.
+
+    Raises:
+        UsageError: If the work folder is the dataset, or holds a dataset.json that is not segpipe's.
+    """
+    if work.path.resolve() == (data.parent if data.is_file() else data).resolve():
+        raise UsageError(f"-o {work.path}: is the dataset itself. Choose another folder, so nothing is overwritten.")
+    if work.dataset.is_file() and "patients_from" not in read_mapping(work.dataset, UsageError):
+        raise UsageError(f"{work.dataset}: does not belong to a work folder. Choose another output folder.")

@@ -1,0 +1,287 @@
+"""What a person asks of each stage: one frozen record for each verb, checked when it is made.
+
+The command line, the Python API and a dry run build the same record. Each stage takes it through the same functions:
+`resolve` finds everything that can be found without computing and raises every error that the stage would raise, `run`
+does the work, `estimate` says what the work would take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from segpipe.core.errors import UsageError
+from segpipe.predict.options import PredictOptions
+
+_LENGTHS = {"epochs": "--epochs", "iterations": "--iterations", "time_budget_seconds": "--time-budget"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What to compute on.
+
+    Args:
+        device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
+        n_workers: Processors to use.
+
+    Raises:
+        UsageError: If there would be no worker.
+    """
+
+    device: str
+    n_workers: int
+
+    def __post_init__(self) -> None:
+        if self.n_workers < 1:
+            raise UsageError(f"-j {self.n_workers}: expected 1 worker or more.")
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """How to plan a dataset.
+
+    Args:
+        folder: Work folder for the plan.
+        machine: What to compute on.
+        data: The dataset; None to plan from nnU-Net's two files.
+        preset: Name of a preset, or `auto`.
+        gpu_memory_gib: GPU memory to plan for; None for that of the device.
+        edits: Values of the plan to change, as `--set` gives them.
+        n_folds: Folds to split into.
+        splits_file: nnU-Net's splits_final.json to use instead.
+        nnunet_plans: nnU-Net's plans.json to take the decisions from instead of a preset.
+        nnunet_fingerprint, nnunet_dataset: nnU-Net's dataset_fingerprint.json and its dataset.json, to plan without
+            images.
+        seed: Seed of the splits and of training.
+        predicts_costs: Whether to predict memory, time and disk, which takes torch a second or two. A plan that does
+            not fit into memory is then refused.
+        fold_seconds: Time to train one fold, which `auto` plans for; None for no limit.
+        keeps_plan: Whether an existing plan for the same data and preset stays, edits by hand included.
+
+    Raises:
+        UsageError: If options contradict each other or a number is out of range.
+    """
+
+    folder: Path
+    machine: Machine
+    data: Path | None = None
+    preset: str = "auto"
+    gpu_memory_gib: float | None = None
+    edits: Sequence[str] = ()
+    n_folds: int = 5
+    splits_file: Path | None = None
+    nnunet_plans: Path | None = None
+    nnunet_fingerprint: Path | None = None
+    nnunet_dataset: Path | None = None
+    seed: int = 0
+    predicts_costs: bool = True
+    fold_seconds: float | None = None
+    keeps_plan: bool = False
+
+    def __post_init__(self) -> None:
+        has_files = (self.nnunet_fingerprint is not None, self.nnunet_dataset is not None)
+        if has_files not in ((True, True), (False, False)) or (self.data is None) != all(has_files):
+            raise UsageError("Give either DATA, or both --nnunet-fingerprint and --nnunet-dataset.")
+        if self.nnunet_plans is not None and (self.preset != "auto" or self.gpu_memory_gib is not None):
+            raise UsageError("--nnunet-plans takes all decisions from the file. Leave out --preset and --gpu-memory.")
+        if self.n_folds < 2:
+            raise UsageError(f"--n-folds {self.n_folds}: expected 2 or more.")
+        _require_positive("--gpu-memory", self.gpu_memory_gib, "GiB")
+        _require_positive("--time-budget", self.fold_seconds, "s")
+
+
+@dataclass(frozen=True)
+class PrepareRequest:
+    """What to prepare.
+
+    Args:
+        folder: A work folder with a plan.
+        machine: What to compute on.
+        configuration: Which; None for the default one.
+    """
+
+    folder: Path
+    machine: Machine
+    configuration: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What to train.
+
+    Args:
+        folder: A work folder with a plan.
+        machine: What to compute on.
+        configuration: Which; None for the default one.
+        folds: Which; empty for all.
+        epochs, iterations, time_budget_seconds: Length of training instead of the plan's, at most one of them. The
+            budget is wall-clock time of all training, shared evenly by the folds.
+        edits: Values of the plan to change for this training alone, as `--set` gives them.
+        tensorboard: Whether to write event files as well; None to write them if tensorboard is installed.
+        devices: Several devices, as for `resolve_devices`; None for all CUDA devices if there are several folds and no
+            device is named, else for one.
+        restart: Whether to discard existing training and start over.
+
+    Raises:
+        UsageError: If more than one length is given, or a number is out of range.
+    """
+
+    folder: Path
+    machine: Machine
+    configuration: str | None = None
+    folds: Sequence[int] = ()
+    epochs: int | None = None
+    iterations: int | None = None
+    time_budget_seconds: float | None = None
+    edits: Sequence[str] = ()
+    tensorboard: bool | None = None
+    devices: str | None = None
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        _require_one_length(self)
+
+    @property
+    def all_edits(self) -> tuple[str, ...]:
+        """The edits of the plan, with those that `epochs` and `iterations` stand for."""
+        return (*self.edits, *length_edits(self.epochs, self.iterations))
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """What to plan, train, evaluate and report in one go.
+
+    Args:
+        data: The dataset.
+        folder: Work folder for all results.
+        machine: What to compute on.
+        preset, gpu_memory_gib, edits, n_folds, splits_file, seed: As for `PlanRequest`.
+        configuration, folds, epochs, iterations, time_budget_seconds: As for `TrainRequest`.
+
+    Raises:
+        UsageError: If more than one length is given, or a number is out of range.
+    """
+
+    data: Path
+    folder: Path
+    machine: Machine
+    preset: str = "auto"
+    gpu_memory_gib: float | None = None
+    edits: Sequence[str] = ()
+    n_folds: int = 5
+    splits_file: Path | None = None
+    seed: int = 0
+    configuration: str | None = None
+    folds: Sequence[int] = ()
+    epochs: int | None = None
+    iterations: int | None = None
+    time_budget_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_one_length(self)
+        _ = self.planning  # which is checked when it is made
+
+    @property
+    def planning(self) -> PlanRequest:
+        """How to plan; an existing plan for the same data and preset stays."""
+        budget = self.time_budget_seconds
+        return PlanRequest(
+            folder=self.folder,
+            machine=self.machine,
+            data=self.data,
+            preset=self.preset,
+            gpu_memory_gib=self.gpu_memory_gib,
+            edits=(*self.edits, *length_edits(self.epochs, self.iterations)),
+            n_folds=self.n_folds,
+            splits_file=self.splits_file,
+            seed=self.seed,
+            fold_seconds=None if budget is None else budget / (len(self.folds) or self.n_folds),
+            keeps_plan=True,
+        )
+
+
+@dataclass(frozen=True)
+class SelectRequest:
+    """What to choose by.
+
+    Args:
+        folder: A work folder with at least two folds trained and scored.
+        machine: What to compute on.
+        metric: One that every label of every case has, such as dice or hd95.
+        ensembles: Whether to predict the probabilities that ensembles need; otherwise only existing ones are used.
+    """
+
+    folder: Path
+    machine: Machine
+    metric: str = "dice"
+    ensembles: bool = False
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What to predict.
+
+    Args:
+        models: Work folders, folders of a configuration or of a fold, or files of `segpipe pack`. The probabilities of
+            several are averaged.
+        inputs: A file, a folder of images or a dataset.
+        output: Folder for the masks.
+        machine: What to compute on.
+        options: Which configurations and folds, how, and what to write.
+    """
+
+    models: Sequence[Path]
+    inputs: Path
+    output: Path
+    machine: Machine
+    options: PredictOptions = field(default_factory=PredictOptions)
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise UsageError("-m: no model is given. Give a work folder or a file of `segpipe pack`.")
+
+
+@dataclass(frozen=True)
+class StudyRequest:
+    """What to study.
+
+    Args:
+        study: The YAML file.
+        output: Folder for everything.
+        machine: What to compute on.
+        data: The dataset; None for the one that the study names.
+    """
+
+    study: Path
+    output: Path
+    machine: Machine
+    data: Path | None = None
+
+
+def length_edits(epochs: int | None, iterations: int | None) -> tuple[str, ...]:
+    """The edits of a plan that a length of training stands for; the other limits of the plan end.
+
+    Example:
+        >>> length_edits(None, 100)
+        ('training.iterations=100', 'training.time_budget_seconds=null')
+    """
+    limits: dict[str, object] = {}
+    if epochs is not None:
+        limits = {"epochs": epochs, "iterations": "null", "time_budget_seconds": "null"}
+    elif iterations is not None:
+        limits = {"iterations": iterations, "time_budget_seconds": "null"}
+    return tuple(f"training.{name}={value}" for name, value in limits.items())
+
+
+def _require_one_length(request: TrainRequest | RunRequest) -> None:
+    given = [option for name, option in _LENGTHS.items() if getattr(request, name) is not None]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)}: each sets the length of training. Give one of them.")
+    for name, option in _LENGTHS.items():
+        _require_positive(option, getattr(request, name), "s" if name == "time_budget_seconds" else "")
+
+
+def _require_positive(option: str, value: float | None, unit: str) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{option} {value:g}: expected a number above 0{f' ({unit})' if unit else ''}.")

@@ -1,0 +1,392 @@
+"""Train folds, one after another or in parallel; predict and score their validation cases."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from segpipe.core.errors import UsageError
+from segpipe.core.files import make_folder
+from segpipe.core.foreseen import Foreseen, free_disk_bytes
+from segpipe.core.history import History
+from segpipe.core.machine import free_bytes, n_processes, rank
+from segpipe.core.progress import say
+from segpipe.core.text import count
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.splits import Fold, Splits
+from segpipe.evaluate.scores import Origin, ScoreTable
+from segpipe.evaluate.scoring import MaskPair, score_folder
+from segpipe.networks.device import memory_faults, resolve_device, set_processors
+from segpipe.networks.doctor import free_device_bytes
+from segpipe.pipeline import prepare
+from segpipe.pipeline.cascade import guides_for, note_guides, require_trained_guides
+from segpipe.pipeline.costs import planned_costs
+from segpipe.pipeline.planned_work import PlannedWork, default_configuration
+from segpipe.pipeline.requests import Machine, TrainRequest
+from segpipe.pipeline.train_processes import devices_for, train_in_processes
+from segpipe.plan.edit import edited, warn_of_sides
+from segpipe.plan.optimizers import OPTIMIZERS
+from segpipe.plan.planned_cost import PlannedCost
+from segpipe.plan.schema import Plan
+from segpipe.plan.training_stats import TrainingStats
+from segpipe.predict.model import load_out_of_fold
+from segpipe.predict.options import PredictOptions
+from segpipe.predict.outputs import mask_path
+from segpipe.predict.run import predict_cases
+from segpipe.prepare.dataset import prepare_dataset
+from segpipe.prepare.store import open_cases
+from segpipe.train.checkpoint import about_weights
+from segpipe.train.distributed import Group, joined
+from segpipe.train.fold import FoldData, FoldTraining
+from segpipe.train.loop import train_fold
+from segpipe.train.profile import Profile, profile_fold
+from segpipe.train.resume import has_other_length, require_same_training
+from segpipe.train.schedule import Schedule
+from segpipe.train.tensorboard import wants_tensorboard
+
+_MIN_BUDGET_SECONDS = 5.0
+_FLOAT_BYTES = 4
+_STATES = 2  # the newest and the one before
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """A training that was checked.
+
+    Args:
+        request: As it was asked.
+        planned: The work folder; its plan has the edits and the time budget of a fold.
+        configuration: Name of the one to train.
+        folds: Which.
+        devices: What to train on; one: in this process.
+        edits: Of the plan, for other processes.
+        tensorboard: Whether to write event files.
+        steps_left: Of each fold, from the end of its last epoch.
+    """
+
+    request: TrainRequest
+    planned: PlannedWork
+    configuration: str
+    folds: tuple[int, ...]
+    devices: tuple[str, ...]
+    edits: tuple[str, ...]
+    tensorboard: bool
+    steps_left: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Which configuration was trained, and the scores of all its folds that are trained by now."""
+
+    configuration: str
+    scores: ScoreTable
+
+
+def resolve(
+    request: TrainRequest, planned: PlannedWork | None = None, *, trained_before: Sequence[str] = ()
+) -> TrainJob:
+    """Check a training against the work folder.
+
+    Args:
+        request: What to train.
+        planned: The work folder as it will be; None to read it.
+        trained_before: Configurations that are trained before this one: as a cascade's guides they may be missing.
+
+    Raises:
+        UsageError: If the folder holds no plan, there is no such configuration, fold or device, the time budget is too
+            short, a fold holds another training, or a cascade's guides are not trained.
+        PlanError: If an edit is wrong.
+        DataError: If a file of the folder is damaged.
+        SetupError: If there is no such device, or tensorboard is requested and not installed.
+    """
+    planned = planned or PlannedWork.load(request.folder)
+    folds = tuple(planned.splits.select(request.folds or None))
+    tensorboard = wants_tensorboard(request.tensorboard)
+    devices = tuple(devices_for(folds, request.machine, request.devices))
+    edits = request.all_edits
+    if request.time_budget_seconds is not None:
+        share = _share(request.time_budget_seconds, len(folds), len(devices))
+        edits = (*edits, f"training.time_budget_seconds={share}")
+    planned = replace(planned, plan=edited(planned.plan, edits))
+    name = default_configuration(planned.plan, request.configuration)
+    for device in devices:
+        resolve_device(device)
+    if planned.plan.configurations[name].previous not in trained_before:
+        require_trained_guides(planned, name)
+    together = max(len(devices) if len(folds) == 1 else 1, n_processes())
+    trained = shared_plan(planned.plan, name, together)
+    n_steps = Schedule(trained.training).n_iterations
+    steps_left = tuple(
+        n_steps
+        if request.restart
+        else _steps_left(trained, planned.splits.folds[fold], planned.work.fold(name, str(fold)), together)
+        for fold in folds
+    )
+    return TrainJob(request, planned, name, folds, devices, edits, tensorboard, steps_left)
+
+
+def run(job: TrainJob) -> TrainResult:
+    """Train folds; then predict and score their validation cases.
+
+    On one device folds are trained one after another. On several devices each trains a fold in a process of its own, in
+    parallel; a single fold is trained by all of them together, with the batch of the plan on each. Processes that
+    torchrun starts train together in any case.
+
+    Raises:
+        SegpipeError: If a fold could not be trained; in parallel, the other ones are.
+    """
+    request, planned, name = job.request, job.planned, job.configuration
+    set_processors(request.machine.n_workers)
+    warn_of_sides(planned.plan)
+    if len(job.devices) == 1:
+        with joined(resolve_device(job.devices[0])) as group:
+            _train_here(replace(job, request=replace(request, machine=_only(job))), group)
+    else:
+        _prepare_cases(planned, name, request.machine)  # once, by all processors
+        options = [part for edit in job.edits for part in ("--set", edit)]
+        options += ["--tensorboard" if job.tensorboard else "--no-tensorboard", *["--restart"] * request.restart]
+        arguments = ("train", str(planned.work.path), "-c", name, *options)
+        train_in_processes(planned.work.run(name), job.folds, job.devices, arguments, request.machine)
+    return TrainResult(name, collect_scores(planned.work, name, planned.splits))
+
+
+def train(request: TrainRequest) -> TrainResult:
+    """Check a training and run it; see `resolve` and `run`."""
+    return run(resolve(request))
+
+
+def estimate(job: TrainJob) -> Foreseen:
+    """Estimate the time, disk and memory that a training will take; nothing is written.
+
+    Time is from steps that were measured, or else predicted.
+
+    Raises:
+        DataError: If the data are not those that were planned for.
+    """
+    planned, name, machine = job.planned, job.configuration, job.request.machine
+    plan, own = planned.plan, planned.plan.configurations[name]
+    needs = prepare.estimate(prepare.PrepareJob(planned, name, machine.n_workers))
+    (cost,) = planned_costs(plan.model_copy(update={"configurations": {name: own}}), planned.fingerprint, machine)
+    n_left = sum(steps > 0 for steps in job.steps_left)
+    seconds, source = _seconds_of_fold(planned.work, plan, name, cost, sum(job.steps_left) / max(1, n_left))
+    on_gpu = cost.memory == "GPU"
+    return Foreseen(
+        command="train",
+        todo=f"{name}, {n_left} of {count(len(job.folds), 'fold')}, {_steps_text(plan, job.steps_left)}; "
+        f"{count(needs.n_cases, 'case')} to prepare",
+        seconds=None if seconds is None else seconds * math.ceil(n_left / len(job.devices)),
+        seconds_from=source,
+        disk_bytes=needs.disk_bytes + n_left * _fold_bytes(plan, cost),
+        free_disk_bytes=free_disk_bytes(planned.work.path),
+        memory_bytes=max(round(cost.training_gib * 2**30), 0 if on_gpu else needs.n_workers * needs.memory_bytes),
+        free_memory_bytes=free_device_bytes(machine.device) if on_gpu else free_bytes(),
+        memory_of=cost.memory,
+        notes=(
+            "preparing cases, and predicting and scoring the validation cases take additional time",
+            *([f"a cascade: all folds of {own.previous} are trained before it"] if own.previous else []),
+        ),
+    )
+
+
+def profile(request: TrainRequest) -> Profile:
+    """Prepare the cases, as training does, and measure some steps of a fold; existing training is not touched.
+
+    Args:
+        request: With one fold, or none for the first.
+
+    Raises:
+        UsageError: If several folds or devices are requested, the folder holds no plan, or no such configuration.
+        ResourceError: If memory or disk runs out.
+    """
+    if request.devices is not None:
+        raise UsageError(
+            f"--devices {request.devices}: --profile measures one process. Choose its device with --device."
+        )
+    if len(request.folds) > 1:
+        raise UsageError("-f: --profile measures one fold. Choose one.")
+    planned, budget = PlannedWork.load(request.folder), request.time_budget_seconds
+    (fold,) = planned.splits.select(request.folds or [0])
+    edits = (*request.all_edits, *(() if budget is None else (f"training.time_budget_seconds={budget}",)))
+    planned = replace(planned, plan=edited(planned.plan, edits))
+    name = default_configuration(planned.plan, request.configuration)
+    device = resolve_device(request.machine.device)
+    set_processors(request.machine.n_workers)
+    prepared, guides = _prepare_cases(planned, name, request.machine)
+    data = open_fold(prepared, planned.splits, fold, request.machine, guides)
+    with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
+        training = FoldTraining(planned.plan, planned.plan.configurations[name], data, device, is_new=True)
+        return profile_fold(training, name, request.folder)
+
+
+def shared_plan(plan: Plan, name: str, n_processes: int) -> Plan:
+    """The plan with the batch of all processes together: they do what one with this plan would."""
+    if n_processes == 1:
+        return plan
+    batch_size = plan.configurations[name].batch_size * n_processes
+    return edited(plan, [f"configurations.{name}.batch_size={batch_size}"])
+
+
+def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guides: Path | None = None) -> FoldData:
+    """The prepared cases of a fold, and what guides a cascade in them."""
+    split = splits.folds[fold]
+    device = resolve_device(machine.device)
+    train, validation = (
+        open_cases(prepared, case_ids, machine.n_workers, device, guides)
+        for case_ids in (split.train, split.validation)
+    )
+    return FoldData(fold=fold, split=split, train=train, validation=validation)
+
+
+def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable:
+    """Out-of-fold scores of every fold that is scored on the present splits, also written beside the folds."""
+    folders = [work.fold(configuration, str(number)) for number in range(splits.k)]
+    current = [
+        folder
+        for folder, split in zip(folders, splits.folds, strict=True)
+        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
+    ]
+    table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
+    if rank() == 0:
+        table.save(work.scores(configuration))
+    return table
+
+
+def _only(job: TrainJob) -> Machine:
+    """The machine with the one device of a job."""
+    return replace(job.request.machine, device=job.devices[0])
+
+
+def _prepare_cases(planned: PlannedWork, name: str, machine: Machine) -> tuple[Path, Path | None]:
+    """The prepared cases, and what guides a cascade in them."""
+    prepared = prepare_dataset(planned.work, planned.dataset, planned.plan, name, machine.n_workers)
+    return prepared, guides_for(planned, name, machine)
+
+
+def _train_here(job: TrainJob, group: Group) -> None:
+    """Train one fold after another, in this process, which may be one of several that train together."""
+    with group.in_turn():
+        prepared = _prepare_cases(job.planned, job.configuration, job.request.machine)
+    plan = _with_batch_of(group, job.planned.plan, job.configuration)
+    job = replace(job, planned=replace(job.planned, plan=plan))
+    for fold in job.folds:
+        _train_one(job, fold, prepared, group)
+        if group.is_first:
+            _validate_one(job, fold)
+
+
+def _with_batch_of(group: Group, plan: Plan, name: str) -> Plan:
+    if group.size > 1:
+        each = plan.configurations[name].batch_size
+        say(
+            f"{group.size} processes train together, {each} patches each: as one with a batch of {each * group.size}. "
+            f"The learning rate stays {plan.training.learning_rate:g}."
+        )
+    return shared_plan(plan, name, group.size)
+
+
+def _train_one(job: TrainJob, fold: int, prepared: tuple[Path, Path | None], group: Group) -> None:
+    started = time.monotonic()
+    planned, name, restart = job.planned, job.configuration, job.request.restart
+    cases, guides = prepared
+    data = open_fold(cases, planned.splits, fold, job.request.machine, guides)
+    folder = planned.work.fold(name, str(fold))
+    if group.is_first:
+        begins = restart or not (folder.state.is_file() or folder.previous_state.is_file())
+        make_folder(folder.path)
+        note_guides(folder, planned.plan.configurations[name].previous, begins=begins)
+    train_fold(
+        planned.plan,
+        name,
+        data,
+        folder,
+        resolve_device(job.request.machine.device),
+        started,
+        tensorboard=job.tensorboard,
+        group=group,
+        restart=restart,
+    )
+    if group.is_first and (stats := TrainingStats.of(planned.fingerprint, planned.plan, data.split.train)):
+        stats.save(folder.trained_on)
+
+
+def _validate_one(job: TrainJob, fold: int) -> None:
+    planned, name, machine = job.planned, job.configuration, job.request.machine
+    folder = planned.work.fold(name, str(fold))
+    model = load_out_of_fold(folder, resolve_device(machine.device))
+    cases = [planned.dataset.by_id[case_id] for case_id in planned.splits.folds[fold].validation]
+    options = PredictOptions(any_size=True)  # cases of the dataset: their size is no mistake of a header
+    predict_cases(model, cases, folder.validation, options).require_all()
+    pairs = [
+        MaskPair(
+            reference=Path(case.label or ""),
+            prediction=mask_path(folder.validation, case.case_id),
+            origin=Origin(
+                case_id=case.case_id, patient_id=case.patient_id, run=name, fold=fold, seed=model.plan.training.seed
+            ),
+        )
+        for case in cases
+    ]
+    score_folder(pairs, model.plan.labels, machine.n_workers).save(folder.scores)
+
+
+def _share(seconds: float, n_folds: int, n_devices: int) -> float:
+    """Time for each fold, of which some are trained at a time."""
+    share = seconds / math.ceil(n_folds / n_devices)
+    if share < _MIN_BUDGET_SECONDS:
+        raise UsageError(
+            f"--time-budget: {seconds:g} s across {count(n_folds, 'fold')} leaves {share:.1f} s per fold; the minimum "
+            f"is {_MIN_BUDGET_SECONDS:g} s."
+        )
+    return share
+
+
+def _steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> int:
+    """Steps of a fold's training from where its last epoch ended.
+
+    Raises:
+        UsageError: If the folder holds another training.
+    """
+    n_steps = Schedule(plan.training).n_iterations
+    if not folder.state.is_file() and not folder.previous_state.is_file():
+        return n_steps
+    is_finished = folder.weights.is_file() and about_weights(folder.weights).get("finished") == "1"
+    require_same_training(plan, split, folder, is_finished=is_finished, n_processes=n_devices)
+    done = History.load(folder.history).columns.get("iteration", ()) if folder.history.is_file() else ()
+    if is_finished and not has_other_length(Plan.load(folder.plan), plan):
+        return 0
+    return max(0 if is_finished else 1, n_steps - int(done[-1])) if done else n_steps
+
+
+def _steps_text(plan: Plan, left: Sequence[int]) -> str:
+    if plan.training.time_budget_seconds is not None:
+        return "until the time budget ends"
+    return f"{sum(left)} of {count(Schedule(plan.training).n_iterations * len(left), 'step')} left"
+
+
+def _seconds_of_fold(work: Work, plan: Plan, name: str, cost: PlannedCost, n_steps: float) -> tuple[float | None, str]:
+    """Time of some steps with their share of validation, and how it was found."""
+    if plan.training.time_budget_seconds is not None:
+        return plan.training.time_budget_seconds, "the time budget"
+    for path in sorted(work.run(name).glob("fold_*")):
+        fold = FoldFolder(path)
+        if fold.plan.is_file() and fold.history.is_file():
+            columns = History.load(fold.history).columns
+            trained = Plan.load(fold.plan).configurations.get(name)
+            if trained == plan.configurations[name] and columns.get("iteration"):
+                each = columns["seconds"][-1] / columns["iteration"][-1]
+                return n_steps * each, f"measured in {path.name} of this configuration"
+    if cost.seconds_per_step is None:
+        return None, "the plan is for another kind of device than this one"
+    return n_steps * cost.seconds_per_step, (
+        "estimated from multiplications at the rate of a small network on this device, so rather too short; "
+        "`segpipe train --profile` measures it"
+    )
+
+
+def _fold_bytes(plan: Plan, cost: PlannedCost) -> int:
+    """Size of a fold: weights for prediction, and two states with what the optimizer keeps."""
+    kept = max(OPTIMIZERS[plan.training.optimizer].states) + 1 + bool(plan.training.weight_average)
+    return (1 + _STATES * kept) * cost.parameters * _FLOAT_BYTES
