@@ -121,7 +121,8 @@ def test_a_fold_trained_otherwise_is_refused(finished, tmp_path, capsys):
 
 
 def test_a_dry_run_prints_arms_trainings_and_time_and_writes_nothing(tmp_path, capsys):
-    written(tmp_path, minutes=30, steps=None, seeds=[0, 1], data="nowhere")
+    make_phantom(tmp_path / "data", 4, 0)
+    written(tmp_path, minutes=30, steps=None, seeds=[0, 1])
     assert command(tmp_path, "--dry-run") == 0
     said = capsys.readouterr().out
     assert "plain (baseline): preset cpu" in said and 'network.kind = "residual"' in said
@@ -148,7 +149,7 @@ def test_a_dry_run_prints_arms_trainings_and_time_and_writes_nothing(tmp_path, c
         ({"seeds": []}, 2, "at least one number"),
         ({"margins": {"dise": 0.1}}, 2, "Did you mean 'dice'?"),
         ({"data": None}, 2, "names no data"),
-        ({"data": "nowhere"}, 3, "No such file or directory"),
+        ({"data": "nowhere"}, 3, "no such file or folder"),
         ({"arms": {"a": {}, "b": {"preset": "cpuu"}}}, 2, "preset 'cpuu' is unknown"),
         ({"arms": {"a": {}, "b": {"set": {"training.learning_rat": 1}}}}, 2, "Did you mean 'learning_rate'?"),
         ({"arms": {"a": {}, "b": {"configuration": "3d_lowres"}}}, 2, "the plan has 2d, 3d_fullres"),
