@@ -50,9 +50,7 @@ def test_folds_train_side_by_side_and_one_that_fails_does_not_stop_the_other(
 ) -> None:
     work.run(NAME).mkdir(parents=True)
     work.fold(NAME, "0").path.write_text("in the way")
-    with pytest.raises(
-        SetupError, match=r"1 of 2 folds failed.*\n  fold 0: Setup error: .*a file is in the way"
-    ):
+    with pytest.raises(SetupError, match=r"1 of 2 folds failed.*\n  fold 0: Setup error: .*a file is in the way"):
         train(work.path, None, None, MACHINE, devices="cpu,cpu")
     assert work.fold(NAME, "1").scores.is_file()
     told = capsys.readouterr().err
