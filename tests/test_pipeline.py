@@ -303,7 +303,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
         (
             ["predict", "-m", "{work}/runs/3d_fullres/fold_0", "-f", "1", "-i", "{data}", "-o", "{empty}"],
             2,
-            "leave out",
+            "Omit -c and -f",
         ),
     ],
 )

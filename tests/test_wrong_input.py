@@ -119,7 +119,7 @@ WRONG = [  # command, exit code, words of the message
     ("select bad-mask", 3, "cannot be read as an image"),
     ("predict -m none -i data/imagesTr -o new", 2, "none: no such folder. Give a work folder"),
     ("predict -m file -i data/imagesTr -o new", 2, "cannot be read as a model of `segpipe pack`"),
-    ("predict -m empty -i data/imagesTr -o new", 2, "holds no trained weights"),
+    ("predict -m empty -i data/imagesTr -o new", 2, "no trained weights"),
     ("predict -m bad-weights -i data/imagesTr -o new", 2, "cannot be read as weights"),
     ("predict -m work -i none -o new", 3, "none: no such file or folder"),
     ("predict -m work -i empty -o new", 3, "empty: no image; expected files"),

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import importlib.util
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.bridge.nnunet_raw import link_dataset, read_folds
-from segpipe.core.errors import DataError, SegpipeError, SetupError, UsageError
+from segpipe.core.errors import DataError, SegpipeError, SetupError, UsageError, package_needed
 from segpipe.core.files import make_folder, write_text
 from segpipe.core.machine import cpu_count
 from segpipe.core.progress import say
@@ -74,8 +75,9 @@ def train_nnunet(data: Path, splits: Path, job: NnunetJob, output: Path, shared:
         shared: Folder for nnU-Net's own files; preprocessed data in it are used again.
 
     Raises:
-        SetupError: If nnunetv2 failed; its own message stands above.
+        SetupError: If nnunetv2 is not installed, or failed.
     """
+    _require_nnunetv2()
     budget = ["--steps", str(job.steps)] if job.minutes is None else ["--minutes", str(job.minutes)]
     command = [sys.executable, "-m", _MODULE, str(data), str(splits), "--fold", str(job.fold), *budget]
     command += ["-o", str(output), "--nnunet-folder", str(shared), "--seed", str(job.seed)]
@@ -87,7 +89,7 @@ def train_nnunet(data: Path, splits: Path, job: NnunetJob, output: Path, shared:
             process.terminate()
             process.wait(_SECONDS_TO_END)
     if code:
-        raise SetupError(f"nnunetv2, fold {job.fold}: ended with code {code}; its message stands above.")
+        raise SetupError(f"nnunetv2, fold {job.fold}: ended with code {code}; see its output above.")
     return output / "validation"
 
 
@@ -101,7 +103,14 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"{fault}")
 
 
+def _require_nnunetv2() -> None:
+    with package_needed("nnunetv2", "the baseline of nnU-Net"):  # found, not imported: that reads the environment
+        if importlib.util.find_spec("nnunetv2") is None:
+            raise ImportError("No module named 'nnunetv2'")
+
+
 def _run(args: argparse.Namespace) -> None:
+    _require_nnunetv2()
     out = make_folder(args.output.resolve())
     shared = (args.nnunet_folder or out / "nnunet").resolve()
     dataset = load_dataset(args.dataset.resolve())

@@ -14,6 +14,9 @@ A message says where, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SegpipeError(Exception):
     """An error of the input or the machine, not of the program."""
@@ -59,3 +62,23 @@ class Interrupted(SegpipeError):
     """Stopped on request, state saved."""
 
     exit_code = 75
+
+
+@contextmanager
+def package_needed(name: str, what: str) -> Iterator[None]:
+    """Import a package that most work can do without.
+
+    Args:
+        name: As pip knows it.
+        what: What needs it, for the message.
+
+    Raises:
+        SetupError: If it is not installed.
+    """
+    try:
+        yield
+    except ImportError as fault:
+        raise SetupError(
+            f"{what} needs the Python package {name}, which cannot be imported ({fault}). Install it: "
+            f"pip install {name}"
+        ) from fault

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.errors import DataError, GeometryError, package_needed
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid
 from segpipe.core.header import MAX_GAP_VOX, Header, ending_of, grid_of
@@ -37,6 +37,17 @@ def is_dicom_file(path: Path) -> bool:
         return path.suffix.lower() == ".dcm"
 
 
+def _simple_itk(path: Path) -> Any:
+    """SimpleITK, imported only where a file needs it: NIfTI does not.
+
+    Raises:
+        SetupError: If it is not installed.
+    """
+    with package_needed("SimpleITK", f"{path}: this format"):
+        import SimpleITK
+    return SimpleITK
+
+
 def read_header(path: Path) -> Header:
     """Read the header of a file, or of the series in a folder.
 
@@ -54,7 +65,7 @@ def read_voxels(header: Header) -> NDArray[Any]:
     Raises:
         RuntimeError: If SimpleITK cannot read it.
     """
-    import SimpleITK as sitk
+    sitk = _simple_itk(header.path)
 
     if header.path.is_dir():
         slices = [
@@ -73,7 +84,7 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> No
     Raises:
         ResourceError, SetupError: If it cannot be written.
     """
-    import SimpleITK as sitk
+    sitk = _simple_itk(path)
 
     affine = _LPS @ grid.affine_ras_mm
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
@@ -88,7 +99,7 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> No
 
 
 def _image_header(path: Path) -> Header:
-    import SimpleITK as sitk
+    sitk = _simple_itk(path)
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
@@ -96,7 +107,7 @@ def _image_header(path: Path) -> Header:
 
 
 def _header_of(path: Path, reader: Any) -> Header:
-    import SimpleITK as sitk
+    sitk = _simple_itk(path)
 
     reader.ReadImageInformation()
     n_axes = reader.GetDimension()
@@ -192,7 +203,7 @@ def _slice(path: Path) -> _Slice:
     Raises:
         DataError: If it is not a grey-level image.
     """
-    import SimpleITK as sitk
+    sitk = _simple_itk(path)
 
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")

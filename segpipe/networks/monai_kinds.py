@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from segpipe.core.errors import package_needed
 from segpipe.networks.spec import NetworkSpec
 
 _INSTANCE = ("instance", {"affine": True})
@@ -43,7 +44,8 @@ def segresnet(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
     Source:
         Myronenko 2018, 3D MRI brain tumor segmentation using autoencoder regularization, without the autoencoder.
     """
-    from monai.networks.nets.segresnet import SegResNet
+    with package_needed("monai", "network.kind: segresnet"):
+        from monai.networks.nets.segresnet import SegResNet
 
     network = SegResNet(
         spatial_dims=spec.n_axes,
@@ -66,7 +68,8 @@ def swin_unetr(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
     Source:
         Hatamizadeh et al. 2022, Swin UNETR.
     """
-    from monai.networks.nets.swin_unetr import SwinUNETR
+    with package_needed("monai", "network.kind: swin_unetr"):
+        from monai.networks.nets.swin_unetr import SwinUNETR
 
     with torch.device("cpu"):  # its constructor reads numbers out of tensors, which other devices may not hold
         network = SwinUNETR(

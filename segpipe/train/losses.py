@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from segpipe.core.choices import functions_for
+from segpipe.core.errors import package_needed
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
 from segpipe.plan.loss import TERMS, Loss
 from segpipe.train.loss_inputs import LossInputs, Pool, read_outputs, region_masks
@@ -129,7 +130,8 @@ def cldice(seen: LossInputs) -> Tensor:
         Shit et al. 2021, CVPR; soft skeleton and constants of MONAI's SoftclDiceLoss, equal to 1e-6 for one label.
         MONAI pools all labels of a sample, so that the large ones decide; here each counts alike.
     """
-    from monai.losses.cldice import soft_skel  # MONAI takes seconds to import
+    with package_needed("monai", "training.loss with the term cldice"):
+        from monai.losses.cldice import soft_skel  # here, since MONAI takes seconds to import
 
     shares, targets = seen.shares_and_targets_BNZYX()
     n_times = seen.loss.cldice_iterations

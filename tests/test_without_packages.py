@@ -1,0 +1,101 @@
+"""NIfTI goes from images to scores without nnunetv2, MONAI and SimpleITK; what needs one of them says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import tiny_image, write_nnunet
+
+from segpipe.core.errors import SetupError, package_needed
+
+BLOCKED = ("nnunetv2", "monai", "SimpleITK", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
+BLOCK = f"""
+import sys
+
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {BLOCKED!r}:
+            raise ImportError(f"No module named {{name!r}}")
+
+sys.meta_path.insert(0, Blocker())
+"""
+PROGRAM = f"""{BLOCK}
+from segpipe.cli.main import run
+
+for arguments in sys.argv[1].splitlines():
+    code = run(arguments.split("|"))
+    if code:
+        sys.exit(code)
+print("imported:", sorted({{name.split(".")[0] for name in sys.modules}} & set({BLOCKED!r})))
+"""
+QUICK = "--set training.epochs=1 --set training.iterations_per_epoch=2 --set training.validation_iterations=1"
+
+
+def run_blocked(*commands: str) -> subprocess.CompletedProcess[str]:
+    """Run commands, one after the other, in a Python that cannot import the packages."""
+    lines = "\n".join("|".join(command.split()) for command in commands)
+    return subprocess.run([sys.executable, "-c", PROGRAM, lines], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data`, and `work` with a trained fold: made without the packages."""
+    folder = tmp_path_factory.mktemp("blocked")
+    write_nnunet(folder / "data", ["p0", "p1", "p2", "p3"])
+    done = run_blocked(
+        f"check {folder}/data -j 1",
+        f"plan {folder}/data -o {folder}/work --no-report {QUICK} --device cpu -j 1",
+        f"train {folder}/work -f 0 --device cpu -j 1",
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_nifti_goes_from_images_to_scores_without_them(folder: Path, tmp_path: Path) -> None:
+    done = run_blocked(
+        f"predict -m {folder}/work -i {folder}/data/imagesTr -o {tmp_path}/masks --device cpu -j 1",
+        f"evaluate -r {folder}/data/labelsTr -p {tmp_path}/masks -o {tmp_path}/scores -j 1",
+        f"info {folder}/work",
+    )
+    assert done.returncode == 0, done.stderr
+    assert "imported: []" in done.stdout
+    assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
+
+
+def test_a_file_that_needs_simpleitk_says_so(folder: Path, tmp_path: Path) -> None:
+    sitk = pytest.importorskip("SimpleITK")
+    (tmp_path / "in").mkdir()
+    sitk.WriteImage(sitk.GetImageFromArray(tiny_image(1)), str(tmp_path / "in" / "t.nrrd"))
+    done = run_blocked(f"predict -m {folder}/work -i {tmp_path}/in -o {tmp_path}/out --device cpu -j 1")
+    assert done.returncode == 4, done.stderr
+    assert "t.nrrd: this format needs the Python package SimpleITK" in done.stderr
+    assert "pip install SimpleITK" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("monai_kinds.segresnet(None, 1, 2)", "network.kind: segresnet needs the Python package monai"),
+        ("losses.cldice(None)", "training.loss with the term cldice needs the Python package monai"),
+    ],
+)
+def test_a_part_that_needs_monai_says_so(call: str, message: str) -> None:
+    program = f"{BLOCK}from segpipe.networks import monai_kinds\nfrom segpipe.train import losses\n{call}"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert f"SetupError: {message}" in done.stderr and "pip install monai" in done.stderr
+
+
+def test_the_baseline_of_nnunet_says_that_it_needs_nnunetv2() -> None:
+    program = f"{BLOCK}from segpipe.bridge.nnunet_train import main\nmain(sys.argv[1:])\n"
+    command = [sys.executable, "-c", program, "data", "splits.json", "--minutes", "1", "-o", "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode != 0 and "pip install nnunetv2" in done.stderr
+
+
+def test_the_message_names_package_and_command() -> None:
+    expected = r"^x\.nrrd: this format needs the Python package nowhere, which .* pip install nowhere$"
+    with pytest.raises(SetupError, match=expected), package_needed("nowhere", "x.nrrd: this format"):
+        raise ImportError("No module named 'nowhere'")
