@@ -47,7 +47,7 @@ def test_a_sound_dataset_has_no_fault(tmp_path: Path):
     assert report.understood == {
         "layout": "nnU-Net v2 (dataset.json)",
         "cases": "5",
-        "patients": "5, every case is its own patient (names tell no patients)",
+        "patients": "5, every case is its own patient (no patient in the names)",
         "channels": "MR0",
         "labels": "background = 0, a = 1 (in 5), b = 2 (in 5)",
         "shape": "12 × 10 × 8 voxels (x, y, z)",
@@ -330,11 +330,11 @@ def test_edges_of_zero_are_told_as_they_are_stored(tmp_path: Path, caplog: pytes
     set_header(image(tmp_path, "b"), 252, "h", 1, 0)  # qform, which has its edges from pixdim, and no sform
     report = check_dataset(tmp_path, n_workers=1)
     assert [(one.kind, one.case_id, one.found) for one in report.faults] == [
-        ("grid_unusable", "b", "the voxel size is 0 × 0 × 0 mm (x, y, z) by pixdim"),
+        ("grid_unusable", "b", "the voxel size is 0 × 0 × 0 mm (x, y, z) in pixdim"),
         (
             "header_contradiction",
             "a",
-            "the voxel size is 1 × 1.5 × 2.5 mm (x, y, z) by the affine (sform), 0 × 0 × 0 mm by pixdim",
+            "the voxel size is 1 × 1.5 × 2.5 mm (x, y, z) in the affine (sform), but 0 × 0 × 0 mm in pixdim",
         ),
     ]
     assert caplog.records == []  # nibabel says it without a name

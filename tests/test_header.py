@@ -36,7 +36,7 @@ def header(affine_diagonal: tuple[float, float, float], pixdim_zyx: tuple[float,
 
 def test_a_unit_affine_against_pixdim_is_a_contradiction() -> None:
     assert header((1, 1, 1), (10.0, 1.56, 1.56)).contradiction == (
-        "the voxel size is 1 × 1 × 1 mm (x, y, z) by the affine (sform), 1.56 × 1.56 × 10 mm by pixdim"
+        "the voxel size is 1 × 1 × 1 mm (x, y, z) in the affine (sform), but 1.56 × 1.56 × 10 mm in pixdim"
     )
 
 

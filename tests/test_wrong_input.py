@@ -105,7 +105,7 @@ WRONG = [  # command, exit code, words of the message
     ("train empty", 2, NO_PLAN),
     ("train bad-plan", 2, "preset: missing. Add it."),
     ("train no-splits", 3, "splits.json: no such file."),
-    ("train work -f 9", 2, "-f 9: there are 2 folds, counted from 0. Give -f 0 to -f 1."),
+    ("train work -f 9", 2, "-f 9: there are 2 folds, counted from 0. Use -f 0 to -f 1."),
     ("train work -f x", 2, "'x' does not name folds; expected all, 0 or 0,1,2."),
     ("train work --time-budget soon", 2, "'soon' is not a time; expected e.g. 90s, 10m or 1h30m."),
     ("train work --time-budget 1s", 2, "the minimum is 5 s"),

@@ -59,7 +59,7 @@ class Header:
         if all(abs(a - p) <= _SPACING_TOLERANCE * max(a, p) for a, p in pairs):
             return ""
         affine, pixdim = (" × ".join(f"{v:.4g}" for v in s[::-1]) for s in (self.grid.spacing_mm, self.pixdim_zyx_mm))
-        return f"the voxel size is {affine} mm (x, y, z) by the affine (sform), {pixdim} mm by pixdim"
+        return f"the voxel size is {affine} mm (x, y, z) in the affine (sform), but {pixdim} mm in pixdim"
 
     @property
     def two_places(self) -> str:
@@ -163,7 +163,7 @@ def stated_edges(path: Path, pixdim_xyz: list[float], grid: Grid, has_sform: boo
             edges[axis] = abs(length)
     if not has_sform and not all(np.isfinite(edge) and edge > 0 for edge in edges):
         text = " × ".join(f"{edge:.4g}" for edge in edges)
-        raise GeometryError(f"{path}: the voxel size is {text} mm (x, y, z) by pixdim, expected lengths above 0.")
+        raise GeometryError(f"{path}: the voxel size is {text} mm (x, y, z) in pixdim, expected lengths above 0.")
     return (edges[2], edges[1], edges[0])
 
 

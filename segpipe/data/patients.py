@@ -44,7 +44,7 @@ def assign_patients(case_ids: list[str], folder: Path) -> tuple[dict[str, str], 
     n_patients, n_cases = len(set(patients.values())), len(case_ids)
     largest = max(Counter(patients.values()).values(), default=0)
     if n_patients == n_cases:
-        return {c: c for c in case_ids}, "every case is its own patient (names tell no patients)", []
+        return {c: c for c in case_ids}, "every case is its own patient (no patient in the names)", []
     if n_patients == 1 and largest > 2:  # the name of a dataset before a counter looks the same
         shared = next(iter(patients.values()))
         note = f"every case is its own patient (by their names all would be {shared!r}, which is unlikely)"

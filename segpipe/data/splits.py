@@ -75,7 +75,7 @@ class Splits(Record):
         chosen = list(range(self.k)) if folds is None else list(folds)
         if wrong := [fold for fold in chosen if not 0 <= fold < self.k]:
             raise UsageError(
-                f"-f {wrong[0]}: there are {count(self.k, 'fold')}, counted from 0. Give -f 0 to -f {self.k - 1}."
+                f"-f {wrong[0]}: there are {count(self.k, 'fold')}, counted from 0. Use -f 0 to -f {self.k - 1}."
             )
         return chosen
 
