@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from segpipe.cli.profile_table import profile_record, profile_text
 
 from plans import LABELS, small_plan
-from segpipe.cli.profile_table import profile_record, profile_text
 from segpipe.data.splits import Fold
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
-from segpipe.train.fold import FoldData, FoldTraining
+from segpipe.train.fold import FoldData, FoldTraining, Hooks
 from segpipe.train.profile import PHASES, Profile, profile_fold
 
 
-def fold_in_training(**training: object) -> FoldTraining:
+def fold_in_training(hooks: Hooks | None = None, **training: object) -> FoldTraining:
     """On one case of noise with both labels."""
     indices = np.zeros((8, 10, 12), np.int8)
     indices[2:4, 2:6, 1:4], indices[2:4, 2:6, 5:8] = 1, 2
     image = np.random.default_rng(0).normal(size=(1, 8, 10, 12)).astype(np.float32)
     case = PatchCase(Path("case"), image, indices, find_places(indices, LABELS).by_label())
-    plan = small_plan(iterations_per_epoch=4, validation_iterations=2, **training)
+    plan = small_plan(**{"iterations_per_epoch": 4, "validation_iterations": 2, **training})
     data = FoldData(0, Fold(train=("a",), validation=("b",)), [case], [case])
-    return FoldTraining(plan, plan.configurations["3d_fullres"], data, torch.device("cpu"), is_new=True)
+    return FoldTraining(plan, plan.configurations["3d_fullres"], data, torch.device("cpu"), is_new=True, hooks=hooks)
 
 
 def of(**seconds: float) -> Profile:
@@ -37,7 +38,7 @@ def of(**seconds: float) -> Profile:
 
 
 def test_every_part_of_a_step_is_measured_and_nothing_is_left(tmp_path, capsys):
-    found = profile_fold(fold_in_training(), "3d_fullres", tmp_path)
+    found = profile_fold(fold_in_training, "3d_fullres", tmp_path)
     assert tuple(found.seconds) == PHASES and all(seconds > 0 for seconds in found.seconds.values())
     assert found.n_steps == 30 and found.precision == "float32" and found.draw_seconds > 0
     assert sum(found.share(phase) for phase in PHASES) == pytest.approx(1)
@@ -46,16 +47,20 @@ def test_every_part_of_a_step_is_measured_and_nothing_is_left(tmp_path, capsys):
 
 
 def test_no_validation_takes_no_time(tmp_path):
-    fold = fold_in_training()
-    training = fold.plan.training.model_copy(update={"validation_iterations": 0})
-    fold.plan = fold.plan.model_copy(update={"training": training})
-    assert profile_fold(fold, "3d_fullres", tmp_path).seconds["validation"] == 0
+    make_fold = partial(fold_in_training, validation_iterations=0)
+    assert profile_fold(make_fold, "3d_fullres", tmp_path).seconds["validation"] == 0
 
 
 def test_a_measured_step_is_a_step_of_training(tmp_path):
     """33 steps: 3 to warm up, 30 measured."""
-    measured, trained = fold_in_training(learning_rate=1e-3), fold_in_training(learning_rate=1e-3)
-    profile_fold(measured, "3d_fullres", tmp_path)
+    made: list[FoldTraining] = []
+
+    def make_fold(hooks: Hooks) -> FoldTraining:
+        made.append(fold_in_training(hooks, learning_rate=1e-3))
+        return made[0]
+
+    profile_fold(make_fold, "3d_fullres", tmp_path)
+    (measured,), trained = made, fold_in_training(learning_rate=1e-3)
     for iteration in range(33):
         trained.step(trained.draw(0, iteration), 1e-3)
     first, second = measured.network.state_dict(), trained.network.state_dict()

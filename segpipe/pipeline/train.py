@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
@@ -217,8 +218,9 @@ def profile(request: TrainRequest) -> Profile:
     prepared, guides = _prepare_cases(planned, name, request.machine)
     data = open_fold(prepared, planned.splits, fold, request.machine, guides)
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
-        training = FoldTraining(planned.plan, planned.plan.configurations[name], data, device, is_new=True)
-        return profile_fold(training, name, request.folder)
+        configuration = planned.plan.configurations[name]
+        make_fold = partial(FoldTraining, planned.plan, configuration, data, device, is_new=True)
+        return profile_fold(lambda hooks: make_fold(hooks=hooks), name, request.folder)
 
 
 def shared_plan(plan: Plan, name: str, n_processes: int) -> Plan:

@@ -57,6 +57,19 @@ class Progress:
     history: list[dict[str, float | int]] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Hooks:
+    """Functions that watch a fold in training.
+
+    Args:
+        lap: Called with the name of a part of a step as soon as its work has been handed to the device.
+        validated: Called with each validated batch, its output at full resolution, and the number of epochs before.
+    """
+
+    lap: Callable[[str], None] = lambda _: None
+    validated: Callable[[Batch, Tensor, int], None] = lambda *_: None
+
+
 class FoldTraining:
     """A fold in training: network, optimizer, average, and where it stands.
 
@@ -77,8 +90,10 @@ class FoldTraining:
         *,
         is_new: bool,
         group: Group = ALONE,
+        hooks: Hooks | None = None,
     ) -> None:
         self.plan, self.configuration, self.data, self.device, self.group = plan, configuration, data, device, group
+        self.hooks = hooks or Hooks()
         training = plan.training
         if configuration.batch_size % group.size:
             raise PlanError(f"batch_size {configuration.batch_size}: cannot be divided by {group.size} processes.")
@@ -97,8 +112,6 @@ class FoldTraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
         self.at = Progress()
-        self.lap: Callable[[str], None] = lambda _: None  # told what part of a step has just been asked of the device
-        self.seen: Callable[[Batch, Tensor], None] = lambda *_: None  # shown what is validated, and the full output
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
         if _is_compiled(training.compiled, device):
@@ -173,13 +186,13 @@ class FoldTraining:
         for part in range(training.gradient_accumulation):
             images, indices = self._augmented(batch, part)
             outputs = self._outputs(self.network, images)
-            self.lap("forward")
+            self.hooks.lap("forward")
             loss = self._loss(outputs, indices) / training.gradient_accumulation
             del outputs  # what backward no longer needs is freed
-            self.lap("loss")
+            self.hooks.lap("loss")
             losses.append(_Later(self.group.mean(loss.detach())))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-            self.lap("backward")
+            self.hooks.lap("backward")
         self.group.average_gradients(self.network)
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
@@ -188,7 +201,7 @@ class FoldTraining:
         self.scaler.update()
         if self.average:
             self.average.update(self.network)
-        self.lap("optimizer")
+        self.hooks.lap("optimizer")
         value = sum(loss.value() for loss in losses)
         self._expect_finite(value)
         self.at.iteration += 1
@@ -199,14 +212,14 @@ class FoldTraining:
         training = self.plan.training
         there = batch.part(part, training.gradient_accumulation).to(self.device)
         images, indices, guides = there.images, there.indices, there.guides
-        self.lap("copy")
+        self.hooks.lap("copy")
         if training.augmentation.alters:
             generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
             draws = draw(self.scope, images.shape[0] * self.group.size, images.shape[1], generator)
             draws = draws.part(self.group.rank, self.group.size)
             guides = apply_to_guides(guides, draws, self.scope)
             images, indices = apply(images, indices, draws, self.scope)
-        self.lap("augmentation")
+        self.hooks.lap("augmentation")
         return with_guides(images, guides, self.scope.n_guides), indices.long()
 
     def _expect_finite(self, loss: float) -> None:
@@ -224,7 +237,7 @@ class FoldTraining:
             there = batch.to(self.device)
             indices = there.indices.long()
             outputs = self._outputs(self.predictor, with_guides(there.images, there.guides, self.scope.n_guides))
-            self.seen(batch, outputs[0])
+            self.hooks.validated(batch, outputs[0], self.at.epoch)
             losses.append(float(self.group.mean(self._loss(outputs, indices))))
             counts += self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)).cpu()
         self.network.train()

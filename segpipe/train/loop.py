@@ -28,14 +28,14 @@ from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.finite import Diverged, are_finite, diverged, note_divergence
-from segpipe.train.fold import TRAIN, FoldData, FoldTraining
+from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
 from segpipe.train.loader import Loader
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.schedule import Schedule
 from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
 from segpipe.train.stop import Stop
-from segpipe.train.tensorboard import TensorBoard
+from segpipe.train.tensorboard import SeenPatches, TensorBoard
 from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
 
 
@@ -125,7 +125,9 @@ def train_fold(
             write_setting(folder, plan, data.split, device)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
             configuration = plan.configurations[configuration_name]
-            fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group)
+            patches = SeenPatches(plan, configuration)
+            hooks = Hooks(validated=patches.see) if tensorboard and group.is_first else None
+            fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group, hooks=hooks)
             if state:
                 fold.restore(state)
             about = {"segpipe": "1", "configuration": configuration_name, "fold": str(data.fold)}
@@ -138,7 +140,7 @@ def train_fold(
             if group.is_first:
                 loop.show_in(CurvesFile(folder.curves, f"fold {data.fold}", fold.at.history))
                 if tensorboard:
-                    loop.show_in(TensorBoard(fold, folder.tensorboard))
+                    loop.show_in(TensorBoard(fold, folder.tensorboard, patches))
             loop.run()
 
 

@@ -16,7 +16,7 @@ from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.progress import track
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
-from segpipe.train.fold import TRAIN, FoldTraining
+from segpipe.train.fold import TRAIN, FoldTraining, Hooks
 from segpipe.train.loader import Loader
 from segpipe.train.loop import SAVING_SHARE, loading_threads
 from segpipe.train.optim import learning_rate
@@ -102,8 +102,12 @@ class Profile:
 class _Watch:
     """Adds up the time between laps; each waits until the device has done what it was asked."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
+        self.device = torch.device("cpu")
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was measured."""
         self.seconds = dict.fromkeys(PHASES, 0.0)
         self.last = time.monotonic()
 
@@ -117,22 +121,24 @@ class _Watch:
         self.last = now
 
 
-def profile_fold(fold: FoldTraining, name: str, folder: Path) -> Profile:
+def profile_fold(make_fold: Callable[[Hooks], FoldTraining], name: str, folder: Path) -> Profile:
     """Train some steps and measure their parts; a training that is there stays as it is.
 
     Parts are measured one after the other, so on a GPU, where they overlap, they add up to a little more than a step.
 
     Args:
-        fold: A new one; changed.
+        make_fold: Makes a new fold with these hooks.
         name: Of its configuration.
         folder: On the disk where trainings are saved; nothing is left in it.
     """
+    watch = _Watch()
+    fold = make_fold(Hooks(lap=watch.lap))
+    watch.device = fold.device
     training, n_threads = fold.plan.training, loading_threads(fold.device)
-    watch = _Watch(fold.device)
     with Loader(partial(fold.draw, TRAIN), 0, n_threads) as batches:
         for _ in range(_N_WARM_UP):
             fold.step(batches.next(), learning_rate(training, 0))
-        fold.lap = watch.lap
+        watch.restart()
         n_steps, begun = 0, time.monotonic()
         for _ in track(range(_N_STEPS), f"profiling {name}", _N_STEPS):
             watch.lap(None)
@@ -142,7 +148,6 @@ def profile_fold(fold: FoldTraining, name: str, folder: Path) -> Profile:
             n_steps += 1
             if time.monotonic() - begun > _MOST_SECONDS and n_steps >= _FEWEST_STEPS:
                 break
-        fold.lap = lambda _: None
     seconds = {phase: taken / n_steps for phase, taken in watch.seconds.items()}
     return Profile(
         configuration=name,

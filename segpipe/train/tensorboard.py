@@ -21,6 +21,7 @@ from segpipe.core.figures import COLOUR_NAMES, SCAN_COLOURS, WINDOW_PERCENTILES
 from segpipe.core.files import disk_fault
 from segpipe.core.history import DICE, MEAN_DICE
 from segpipe.core.labels import LabelSet, Mask
+from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.checkpoint import Row
 from segpipe.train.fold import FoldTraining
 from segpipe.train.sampling import Batch
@@ -49,28 +50,45 @@ def wants_tensorboard(asked: bool | None) -> bool:
     return is_there if asked is None else asked
 
 
+class SeenPatches:
+    """Planes of a few validated patches, the same ones every time; a hook of `FoldTraining`."""
+
+    def __init__(self, plan: Plan, configuration: Configuration) -> None:
+        self.labels, self.spacing_mm = plan.labels, configuration.spacing_mm
+        self.epochs_between = math.ceil(Schedule(plan.training).n_epochs / _MOST_EPOCHS)
+        self.planes: dict[str, list[Plane]] = {}  # by case
+
+    def see(self, batch: Batch, output_BCZYX: Tensor, n_epochs_before: int) -> None:
+        """Keep planes of the last patch of a batch, which is centred on a label if any is, of cases not yet seen."""
+        case_id = batch.case_ids[-1]
+        is_shown = (n_epochs_before + 1) % self.epochs_between == 0
+        if is_shown and len(self.planes) < _N_PATCHES and case_id not in self.planes:
+            self.planes[case_id] = planes_of(
+                batch.images[-1], batch.indices[-1], output_BCZYX[-1], self.labels, self.spacing_mm
+            )
+
+
 class TensorBoard:
     """Writes event files: scalars of every epoch, pictures of validated patches, the same ones every time.
 
     Steps are iterations. A training that goes on hides what it is going to do again, and adds what was not written.
 
     Args:
-        fold: In training; tells what it validates.
+        fold: In training.
         folder: For event files; of a new training it is emptied.
+        patches: What the fold has validated.
 
     Raises:
         ResourceError, SetupError: If they cannot be written, then and later.
     """
 
-    def __init__(self, fold: FoldTraining, folder: Path) -> None:
+    def __init__(self, fold: FoldTraining, folder: Path, patches: SeenPatches) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         if not fold.at.iteration:
             shutil.rmtree(folder, ignore_errors=True)
         is_first = not any(folder.glob("events.*"))
-        self.fold, self.folder = fold, folder
-        self.epochs_between = math.ceil(Schedule(fold.plan.training).n_epochs / _MOST_EPOCHS)
-        self.seen: list[tuple[str, list[Plane]]] = []
+        self.folder, self.patches = folder, patches
         ended = int(fold.at.history[-1][_STEP]) if fold.at.history else 0
         with self._disk_faults():  # what older files hold of epochs that are done again is hidden
             self.writer = SummaryWriter(str(folder), purge_step=None if is_first else ended + 1)
@@ -78,32 +96,21 @@ class TensorBoard:
                 self.writer.add_text("patches", _legend(fold.plan.labels.names), 0)
                 for row in fold.at.history:
                     self._add_scalars(row)
-        fold.seen = self._see
 
     def __call__(self, history: Sequence[Row]) -> None:
         """Write an epoch that has ended, the last line of the history."""
         with self._disk_faults():
             self._add_scalars(history[-1])
-            for number, (case_id, planes) in enumerate(self.seen, 1):
+            for number, (case_id, planes) in enumerate(self.patches.planes.items(), 1):
                 tag, step = f"patches/{number} {case_id}", int(history[-1][_STEP])
                 self.writer.add_image(tag, drawn(planes), step, dataformats="HWC")
-            self.seen.clear()
+            self.patches.planes.clear()
             self.writer.flush()
 
     def close(self) -> None:
         """Nothing comes any more."""
-        self.fold.seen = lambda *_: None
         with self._disk_faults():
             self.writer.close()
-
-    def _see(self, batch: Batch, output_BCZYX: Tensor) -> None:
-        """Keep planes of the last patch of a batch, which is centred on a label if any is, of cases not yet seen."""
-        fold, is_seen = self.fold, batch.case_ids[-1] in dict(self.seen)
-        if len(self.seen) < _N_PATCHES and not is_seen and (fold.at.epoch + 1) % self.epochs_between == 0:
-            planes = planes_of(
-                batch.images[-1], batch.indices[-1], output_BCZYX[-1], fold.plan.labels, fold.configuration.spacing_mm
-            )
-            self.seen.append((batch.case_ids[-1], planes))
 
     def _add_scalars(self, row: Row) -> None:
         """All that is known; what is not leaves a gap."""
