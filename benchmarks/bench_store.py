@@ -14,6 +14,7 @@ own.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import platform
 import statistics
@@ -33,12 +34,12 @@ from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnU
 
 from segpipe.core.grid import ZYX
 from segpipe.core.machine import cpu_count
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.work import Work
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepared_folder
 from segpipe.prepare.store import PatchCase, load_case, open_case
 from segpipe.train.augmentation.draws import region_for
-from segpipe.train.loader import Loader
 from segpipe.train.sampling import Sampling, cut, draw_batch
 
 _SECONDS_OF_DRAWING = 3.0
@@ -185,8 +186,9 @@ def batch_table(stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sam
 
 
 def drawn_per_second(cases: Sequence[PatchCase], sampling: Sampling, n_threads: int) -> float:
-    with Loader(lambda i: draw_batch(cases, sampling, np.random.default_rng(i)), 0, n_threads) as batches:
-        return per_second(batches.next)
+    with Prefetch(lambda i: draw_batch(cases, sampling, np.random.default_rng(i)), n_threads, 2) as batches:
+        indices = itertools.count()
+        return per_second(lambda: batches.get(next(indices)))
 
 
 def nnunet_drawn_per_second(folder: Path, sampling: Sampling) -> float:

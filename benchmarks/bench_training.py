@@ -288,13 +288,13 @@ def _segpipe_steps(args: argparse.Namespace) -> Iterator[None]:
     """Ours."""
     import torch
 
+    from segpipe.core.prefetch import Prefetch
     from segpipe.core.work import Work
     from segpipe.data.splits import Splits
     from segpipe.plan.schema import Plan
     from segpipe.prepare.dataset import prepared_folder
     from segpipe.prepare.store import open_cases
     from segpipe.train.fold import TRAIN, FoldData, FoldTraining
-    from segpipe.train.loader import Loader
     from segpipe.train.optim import learning_rate
 
     _set_threads(args)
@@ -306,9 +306,9 @@ def _segpipe_steps(args: argparse.Namespace) -> Iterator[None]:
     cases = open_cases(folder, split.train, args.threads, device if args.cuda else None)
     fold = FoldTraining(plan, configuration, FoldData(args.fold, split, cases, []), device, is_new=True)
     n_steps = plan.training.epochs * plan.training.iterations_per_epoch
-    with Loader(partial(fold.draw, TRAIN), 0, args.threads if args.cuda else 0) as batches:
+    with Prefetch(partial(fold.draw, TRAIN), args.threads if args.cuda else 0, 2) as batches:
         while True:
-            fold.step(batches.next(), learning_rate(plan.training, fold.at.iteration / n_steps))
+            fold.step(batches.get(fold.at.iteration), learning_rate(plan.training, fold.at.iteration / n_steps))
             yield
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -97,3 +99,35 @@ def test_several_threads_may_ask():
         for thread in threads:
             thread.join()
     assert results == {index: -index for index in range(40)}
+
+
+def test_waiting_is_measured_and_making_ahead_is_not_waiting():
+    made = []
+
+    def slow(index):
+        time.sleep(0.1)
+        made.append(index)
+
+    with Prefetch(slow, n_threads=0, n_ahead=2) as ahead:
+        ahead.get(0), ahead.get(1)
+        assert ahead.wait_seconds >= 0.2
+    with Prefetch(slow, n_threads=1, n_ahead=2) as ahead:
+        deadline = time.monotonic() + 10
+        while made != [0, 1, 0, 1] and time.monotonic() < deadline:  # the consumer computes meanwhile
+            time.sleep(0.001)
+        ahead.get(0), ahead.get(1)
+        assert ahead.wait_seconds < 0.1
+
+
+def _make_in_a_process(maps):
+    with Prefetch(float, n_threads=2, n_ahead=2) as ahead:
+        assert [ahead.get(index) for index in range(3)] == [0.0, 1.0, 2.0]
+        if maps.is_file():  # on Linux
+            assert "/dev/shm" not in maps.read_text("utf-8")
+
+
+def test_it_runs_in_a_spawned_process_without_shared_memory():
+    spawned = multiprocessing.get_context("spawn").Process(target=_make_in_a_process, args=(Path("/proc/self/maps"),))
+    spawned.start()
+    spawned.join(120)
+    assert spawned.exitcode == 0

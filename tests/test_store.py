@@ -16,13 +16,13 @@ from plans import small_plan
 from segpipe.core.box import Box
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.work import Work
 from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import measure
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import DiskArray, StoredCase, on_device, open_cases, store_case
-from segpipe.train.loader import Loader
 from segpipe.train.sampling import Sampling, draw_batch
 
 
@@ -121,9 +121,9 @@ def test_damage_to_a_chunk_on_disk_reaches_the_consumer_of_batches_with_the_name
     path.write_bytes(path.read_bytes()[:-2000])  # while training runs
     sampling = Sampling((8, 8, 12), (8, 8, 12), 4, 0.5)
     named = pytest.raises(DataError, match=r"image\.b2nd: the prepared case c1 cannot be read")
-    with named, Loader(lambda index: draw_batch(cases, sampling, np.random.default_rng(index)), 0, 2) as batches:
-        for _ in range(20):
-            batches.next()
+    with named, Prefetch(lambda index: draw_batch(cases, sampling, np.random.default_rng(index)), 2, 2) as batches:
+        for index in range(20):
+            batches.get(index)
 
 
 @pytest.mark.usefixtures("on_disk")

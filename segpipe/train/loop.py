@@ -20,6 +20,7 @@ import torch
 
 from segpipe.core.files import make_folder, only_process, remove_leftovers
 from segpipe.core.history import MEAN_DICE
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
 from segpipe.core.text import duration_text
 from segpipe.core.work import FoldFolder
@@ -29,9 +30,9 @@ from segpipe.train.checkpoint import Row, save_state, save_weights, write_histor
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.finite import Diverged, are_finite, diverged, note_divergence
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
-from segpipe.train.loader import Loader
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
+from segpipe.train.sampling import Batch
 from segpipe.train.schedule import Schedule
 from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
 from segpipe.train.stop import Stop
@@ -71,6 +72,7 @@ class Epoch:
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
 _MOST_THREADS = 8  # each draws a batch ahead, which takes memory
+BATCHES_AHEAD = 2  # drawn while the device computes: one is ready even if the next takes longer; more take memory
 SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs; short ones are not all saved
 
 
@@ -207,7 +209,9 @@ class _Loop:
 
     def _run(self) -> None:
         fold = self.fold
-        batches = Loader(partial(fold.draw, TRAIN), fold.at.iteration, loading_threads(fold.device))
+        batches = Prefetch(
+            partial(fold.draw, TRAIN), loading_threads(fold.device), BATCHES_AHEAD, first=fold.at.iteration
+        )
         with self.at_end, self.stop.listening(), closing(self.bar), batches:
             while not self.finished:
                 if self._is_asked_to_stop():
@@ -233,9 +237,10 @@ class _Loop:
             self.stop.signal = asked
         return bool(asked)
 
-    def _step(self, batches: Loader) -> None:
+    def _step(self, batches: Prefetch[Batch]) -> None:
         at, begun, waited = self.fold.at, time.monotonic(), batches.wait_seconds
-        loss = self.fold.step(batches.next(), learning_rate(self.fold.plan.training, self.schedule.progress(at)))
+        rate = learning_rate(self.fold.plan.training, self.schedule.progress(at))
+        loss = self.fold.step(batches.get(at.iteration), rate)
         self.step_seconds = time.monotonic() - begun
         at.seconds = time.monotonic() - self.zero
         self.epoch.add(loss, self.step_seconds, batches.wait_seconds - waited)

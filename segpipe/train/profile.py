@@ -13,12 +13,12 @@ from tempfile import TemporaryDirectory
 import torch
 
 from segpipe.core.files import TEMPORARY_PREFIX
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import track
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
 from segpipe.train.fold import TRAIN, FoldTraining, Hooks
-from segpipe.train.loader import Loader
-from segpipe.train.loop import SAVING_SHARE, loading_threads
+from segpipe.train.loop import BATCHES_AHEAD, SAVING_SHARE, loading_threads
 from segpipe.train.optim import learning_rate
 from segpipe.train.schedule import Schedule
 
@@ -135,14 +135,14 @@ def profile_fold(make_fold: Callable[[Hooks], FoldTraining], name: str, folder: 
     fold = make_fold(Hooks(lap=watch.lap))
     watch.device = fold.device
     training, n_threads = fold.plan.training, loading_threads(fold.device)
-    with Loader(partial(fold.draw, TRAIN), 0, n_threads) as batches:
+    with Prefetch(partial(fold.draw, TRAIN), n_threads, BATCHES_AHEAD) as batches:
         for _ in range(_N_WARM_UP):
-            fold.step(batches.next(), learning_rate(training, 0))
+            fold.step(batches.get(fold.at.iteration), learning_rate(training, 0))
         watch.restart()
         n_steps, begun = 0, time.monotonic()
         for _ in track(range(_N_STEPS), f"profiling {name}", _N_STEPS):
             watch.lap(None)
-            batch = batches.next()
+            batch = batches.get(fold.at.iteration)
             watch.lap("waiting for data")
             fold.step(batch, learning_rate(training, 0))
             n_steps += 1
