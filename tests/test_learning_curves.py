@@ -104,15 +104,15 @@ def test_the_same_in_words(tmp_path):
     assert picture.alt == (
         "Loss, patch Dice and learning rate over epochs of training. "
         "fold 0: 10 epochs in 10 min, training loss ends at 0.100, validation loss ends at 0.200, mean patch Dice at "
-        "0.750, label 1 is the lowest with 0.500. "
+        "0.750, lowest: label 1, 0.500. "
         "fold 2: 4 epochs in 4 min, training loss ends at 0.250, validation loss ends at 0.500, mean patch Dice at "
-        "0.750, label 1 is the lowest with 0.500, interrupted in epochs 2, still in training, about 2 h 00 min left."
+        "0.750, lowest: label 1, 0.500, interrupted in epochs 2, still training, about 2 h 00 min left."
     )
-    assert picture.caption.endswith("Fold 2 is in training (about 2 h 00 min left).")
+    assert picture.caption.endswith("Fold 2 is still training (about 2 h 00 min left).")
     (tmp_path / "fold_2").mkdir()
     (tmp_path / "fold_2" / "scores.csv").touch()  # its time was cut short, and it ended
     again = learning_picture(run_of(tmp_path, History.of(rows_of(10)), None, unfinished))
-    assert again is not None and "in training" not in again.alt + again.caption
+    assert again is not None and "still training" not in again.alt + again.caption
     assert learning_picture(run_of(tmp_path, None)) is None
 
 

@@ -104,13 +104,13 @@ def test_planning_writes_a_page_and_says_where(tmp_path: Path, capsys: pytest.Ca
         "Intensities inside the labels",
         "Labels",
         "Sample cases",
-        "What was decided, and why",
+        "Decisions and reasons",
         "Configurations",
-        "What it will take",
+        "Estimated cost",
         "Folds",
         "The whole plan",
     ]
-    assert "segpipe plan was called with --no-cost" in found.text
+    assert "segpipe plan ran with --no-cost" in found.text
 
 
 def test_without_report_there_is_no_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -137,7 +137,7 @@ def test_the_page_needs_nothing_else_and_every_picture_is_told(page: Page):
 
 def test_labels_are_measured(page: Page):
     # a: 2×4×3 voxels of 2.5×1.5×1 mm are 24 × 3.75 = 90 mm³ in a box of 5×6×3 mm
-    assert page.row("a") == ["a", "1", "6 of 6", "90  [90, 90]", "1  [1, 1]", "5 × 6 × 3"]
+    assert page.row("a") == ["a", "1", "6 of 6", "0.09  [0.09, 0.09]", "1  [1, 1]", "5 × 6 × 3"]
     assert page.row("b")[2] == "5 of 6"
 
 
@@ -146,8 +146,9 @@ def test_every_decision_has_its_reason(page: Page, work: Path):
     for name, reason in plan.reasons.items():
         assert page.row(name)[2] == reason
     assert page.row("mirror_axes")[1] == "none"
-    assert page.row("normalisation")[1].startswith("CT clipped to ")
-    assert page.row("normalisation")[1].endswith("; MR each case by its own mean and SD")
+    assert page.row("normalisation")[1].startswith("CT: clipped to ")
+    assert page.row("normalisation")[1].endswith("; MR: each case by its own mean and SD")
+    assert all(page.row(name)[1] for name in plan.reasons)  # no decision without its value
 
 
 def test_folds_count_cases_patients_and_labels(page: Page):
@@ -337,7 +338,7 @@ def test_a_patch_is_turned_with_the_axes_and_centred_where_it_is_larger(tmp_path
 def test_the_ignore_value_is_told_and_not_drawn(tmp_path: Path):
     data = write_nnunet(tmp_path / "data", CASES, labels={"background": 0, "a": 1, "ignore": 2})
     found = planned(data, tmp_path / "work")
-    assert "voxels of value 2, which count nowhere" in found.text
+    assert "voxels of value 2; they are ignored everywhere" in found.text
     assert all("of a." in (picture["alt"] or "") for picture in found.pictures[-3:])
 
 
@@ -346,7 +347,7 @@ def test_regions(tmp_path: Path):
     found = planned(
         write_nnunet(tmp_path / "data", CASES, labels=labels, regions_class_order=[1, 2]), tmp_path / "work"
     )
-    assert found.row("whole")[1:4] == ["1, 2", "6 of 6", "180  [180, 180]"]
+    assert found.row("whole")[1:4] == ["1, 2", "6 of 6", "0.18  [0.18, 0.18]"]
     assert all("of whole, core." in (picture["alt"] or "") for picture in found.pictures[-3:])
 
 

@@ -143,17 +143,17 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
         CONFIGURATION,
         "Scores of each label",
         "Worst, median and best case",
-        "Every case",
+        "All cases",
         "Distribution over cases",
         "Agreement of volumes",
         "Learning curves",
         "Methods paragraph",
         "The plan and its reasons",
         "The data",
-        "How to get this again",
+        "How to reproduce this",
         "Computed with",
     ]
-    assert "This report is not complete" not in text
+    assert "This report is incomplete" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
     assert len(images) == 1 + 14 + 1 + 4  # curves, a distribution for each metric, volumes, cases
     assert all(len(image["alt"] or "") > 30 for image in images)
@@ -195,7 +195,7 @@ def test_equal_folders_give_equal_bytes(finished: Path, page_file: Path):
 def test_without_training_the_plan_is_shown_and_the_next_command(work: Path):
     shutil.rmtree(work / "runs")
     page = report_of(work).text
-    assert "This report is not complete" in page
+    assert "This report is incomplete" in page
     assert f"segpipe train {work}" in page
     assert Plan.load(work / "plan.yaml").reasons["orientation"] in page
 
@@ -210,7 +210,7 @@ def test_what_is_missing_is_named(work: Path):
     page = report_of(work).text
     assert f"{CONFIGURATION}: 1 of 3 folds are not trained: 1." in page
     assert f"{CONFIGURATION}: fold 2: scores.csv is missing." in page
-    assert f"{len(fold_2_cases)} validation cases of trained folds have no scores: {', '.join(fold_2_cases)}." in page
+    assert f"{len(fold_2_cases)} validation cases of trained folds without scores: {', '.join(fold_2_cases)}." in page
     assert f"{CONFIGURATION}: fold 0: history.csv is missing." in page
 
 
@@ -224,7 +224,7 @@ def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work:
     write_history(run_folder / "fold_all" / "history.csv", 3, 5)
     assert [fold.name for fold in read_work(work).runs[0].folds] == ["0", "1", "2", "all"]
     page = report_of(work)
-    assert "Folds 1, 2 were trained with training.epochs 50 (plan.yaml: 1000)." in page.text
+    assert "Folds 1, 2 trained with training.epochs 50 (plan.yaml: 1000)." in page.text
     assert any(
         "fold all: 5 epochs in 24 s, training loss ends at" in (attributes.get("alt") or "")
         for _, attributes in page.tags
@@ -256,7 +256,7 @@ def test_a_broken_file_is_named_and_never_a_traceback(work: Path, name: str, con
     (work / name).write_text(content)
     page = report_of(work).text
     if "reasons: 3" not in content and content != "epoch\n":
-        assert f"{Path(name).name} cannot be used: " in page
+        assert f"{Path(name).name} cannot be read: " in page
 
 
 def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Path):
@@ -271,10 +271,10 @@ def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Pa
 
 
 def test_a_folder_that_is_no_work_folder_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match=r"holds none of plan\.yaml"):
+    with pytest.raises(UsageError, match=r"has none of plan\.yaml"):
         build_report(tmp_path)
     (tmp_path / "dataset.json").write_text("{}")  # a dataset: nothing is written into it
-    with pytest.raises(UsageError, match=r"holds none of plan\.yaml"):
+    with pytest.raises(UsageError, match=r"has none of plan\.yaml"):
         build_report(tmp_path)
     with pytest.raises(UsageError, match="no such folder"):
         build_report(tmp_path / "nowhere")
@@ -327,7 +327,7 @@ def test_a_work_folder_reads_as_it_was_written(finished: Path, page_file: Path):
 
 def commands_of(work: Path) -> list[str]:
     text = build_report(work).read_text(encoding="utf-8")
-    pages = re.findall(r"<h2>How to get this again</h2>\s*<pre>(.*?)</pre>", text, re.DOTALL)
+    pages = re.findall(r"<h2>How to reproduce this</h2>\s*<pre>(.*?)</pre>", text, re.DOTALL)
     return html.unescape(pages[0]).splitlines()
 
 
@@ -341,7 +341,8 @@ def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(wor
     train = f"segpipe train {work} -c {CONFIGURATION} -f"
     assert commands_of(work) == [
         f"segpipe plan {root} -o {work} --preset nnunet --n-folds 3 --seed 0",
-        f"# if plan.yaml was edited or changed with --set: put the plan above in its place in {work}",
+        "# `segpipe run --time-budget` also plans for its budget: if it was used, add it to the line above.",
+        f"# If plan.yaml was edited or changed with --set, copy the plan above to {work}/plan.yaml.",
         f"{train} 0,2 --time-budget 180s",
         f"{train} 1 --set 'training.optimizer=\"adamw\"'",
         f"segpipe report {work}",

@@ -33,7 +33,7 @@ def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
     text = text_of(work)
     assert "Phantom has 6 cases of 5 patients" in text
     assert f"Cross-validation used {Splits.load(Work(work).splits).source}, drawn with seed 0." in text
-    assert "No patient had cases on both sides of a fold. Scores are of 6 cases of 5 patients, each predicted" in text
+    assert "of a fold. 6 cases of 5 patients were scored, each predicted" in text
     assert "1000 epochs planned" in text and "20 epochs run" in text and "training seed 0" in text
     assert "HD95 is the larger of the two directed 95th percentiles" in text
     assert f"{N_RESAMPLES} resamples of patients" in text and "With 5 patients, fewer than 50" in text
@@ -45,7 +45,12 @@ def test_what_folds_were_trained_with_comes_before_what_was_planned(work: Path):
     for fold, seconds in enumerate((60.0, 90.0, 60.0)):
         changed = plan.replace("time_budget_seconds: null", f"time_budget_seconds: {seconds}")
         (work / "runs" / CONFIGURATION / f"fold_{fold}" / "plan.yaml").write_text(changed)
-    assert "a time budget of 60 or 90 s for a fold" in text_of(work)
+        history = work / "runs" / CONFIGURATION / f"fold_{fold}" / "history.csv"
+        history.write_text(f"epoch,iteration\n1,{fold + 1}\n2,{2 * fold + 9}\n")
+    text = text_of(work)
+    assert "a time budget of 60 or 90 s per fold" in text
+    assert "9 to 13 steps taken per fold" in text
+    assert "epochs of" not in text and "epochs planned" not in text  # the clock ruled
 
 
 @pytest.mark.parametrize("content", ["", "a: [1", "configurations: [1]\ntraining: x\n", "preset: p\n"])

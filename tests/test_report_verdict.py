@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
 
 from segpipe.cli.main import run
+from segpipe.core.history import History
 from segpipe.core.machine import Environment, environment_here
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.check import CheckReport
@@ -21,7 +23,7 @@ from segpipe.plan.schema import Plan
 from segpipe.report.page import VerdictBox
 from segpipe.report.sections import data_check
 from segpipe.report.verdict_box import make_verdict
-from segpipe.report.work_contents import Run, WorkFolder, read_scored, read_work
+from segpipe.report.work_contents import FoldRun, Run, WorkFolder, read_scored, read_work
 from segpipe.report.work_report import environments
 from segpipe.train.checkpoint import write_setting
 
@@ -49,22 +51,27 @@ def test_a_verdict_by_hand():
         score(1, "organ", 0.9), score(2, "organ", 0.8), score(1, "node", 0.5), score(2, "node", 0, "missed")
     )
     assert found.sentence.startswith("Mean Dice 0.550")
-    assert "over 2 cases of 2 patients and 2 labels, each segmented by a model that was not trained" in found.sentence
+    assert (
+        "over 2 cases of 2 patients and 2 labels. Each case was segmented by a model that was not trained"
+        in found.sentence
+    )
     said = texts(found)
-    assert said["Labels"].startswith("note: node is the weakest with a Dice of 0.250")
-    assert said["Labels"].endswith("organ the strongest with 0.850.")
+    assert said["Labels"].startswith("note: Lowest Dice: node, 0.250")
+    assert said["Labels"].endswith(". Highest: organ, 0.850.")
     assert said["Structures"] == "bad: 1 of 4 structures missed: node in c2."
     # cases' means 0.7 and 0.4, their median 0.55; 0.4 is not more than 0.2 below it
-    assert said["Cases"] == "note: c2 is the worst with a mean Dice of 0.400; the median is 0.550."
+    assert said["Cases"] == "note: Lowest mean Dice: c2, 0.400; the median is 0.550."
     assert said["Precision"].startswith("look: 2 patients, fewer than 50")
 
 
 def test_far_worse_cases_and_invented_structures_are_counted():
     fine = [score(number, "organ", 0.9) for number in range(3)]
     said = texts(verdict_of(*fine, score(3, "organ", 0.3), score(4, "organ", 0, "spurious"), score(5, "organ", 0.8)))
-    assert said["Cases"].startswith("look: c4") and said["Cases"].endswith("2 cases lie more than 0.2 below it.")
-    assert said["Structures"] == "bad: 1 predicted where there is none: organ in c4."
-    assert texts(verdict_of(*fine))["Structures"].startswith("good: Each of 3 structures was found")
+    assert said["Cases"].startswith("look: Lowest mean Dice: c4") and said["Cases"].endswith(
+        "2 cases are more than 0.2 below it."
+    )
+    assert said["Structures"] == "bad: 1 false alarm where there is none: organ in c4."
+    assert texts(verdict_of(*fine))["Structures"].startswith("good: All 3 structures were found")
     assert "Labels" not in said  # of one label none is the weakest
 
 
@@ -80,9 +87,25 @@ def test_volumes_that_are_wrong_on_average_are_told_by_hand():
     told = texts(verdict_of(*dice, *volumes))["Volumes"]
     assert told == "look: Predicted larger (+) or smaller (−) on average: organ +6.00 mL, node −600 mm³."
     spleen = [row for row in (*dice, *volumes) if row.label == "spleen"]
-    assert texts(verdict_of(*spleen))["Volumes"].startswith("good: No label's volume is wrong on average")
+    assert texts(verdict_of(*spleen))["Volumes"].startswith("good: No label is larger or smaller on average")
     for without_interval in (dice, [spleen[0], spleen[3]]):  # no volumes; one patient
         assert "Volumes" not in texts(verdict_of(*without_interval))
+
+
+def test_structures_that_hardly_overlap_are_no_good_news():
+    said = texts(verdict_of(score(1, "lesion", 0.009), score(2, "lesion", 0.7)))
+    assert said["Structures"] == "bad: 1 of 2 structures with a Dice below 0.1: lesion in c1."
+    assert texts(verdict_of(score(1, "lesion", 0.1)))["Structures"].startswith("good: The only structure was found")
+
+
+def test_a_training_of_few_steps_is_told(tmp_path):
+    columns = {"epoch": (1.0, 2.0), "iteration": (4.0, 9.0)}
+    folds = [FoldRun(str(n), FoldFolder(tmp_path), History(columns), (), None) for n in range(2)]
+    folds[1] = replace(folds[1], history=History(columns | {"iteration": (200.0, 5000.0)}))
+    scored = read_scored(Run("r", tuple(folds), ScoreTable((score(1, "organ", 0.9),))), [])
+    said = texts(make_verdict(NO_SPLITS, [scored], ()))
+    assert said["Training"] == ("look: Very short (fold 0: 9 steps). Scores may improve a lot with longer training.")
+    assert said["Precision"] == "look: One patient: no interval can be given."
 
 
 def test_an_alarm_replaces_the_score():
@@ -107,7 +130,7 @@ def test_of_several_configurations_the_best_of_those_with_most_cases_is_named():
 
 def test_without_scores_there_is_no_verdict():
     for runs in ([], [read_scored(Run("r", (), None), [])]):
-        assert make_verdict(NO_SPLITS, runs, ()).sentence.startswith("Nothing is scored yet")
+        assert make_verdict(NO_SPLITS, runs, ()).sentence.startswith("No scores yet")
 
 
 def test_a_half_finished_cross_validation_is_told(work: Path):  # noqa: F811
@@ -117,7 +140,10 @@ def test_a_half_finished_cross_validation_is_told(work: Path):  # noqa: F811
     found = read_work(work)
     said = texts(make_verdict(found, [read_scored(one, []) for one in found.runs], ()))
     n_left = 6 - len(missing)
-    assert said["Scores"] == f"look: {n_left} of 6 cases are scored so far; no patient is on both sides of a fold."
+    assert (
+        said["Scores"]
+        == f"look: {n_left} of 6 cases are scored so far. No patient is in both training and validation of a fold."
+    )
     assert said["Data"].startswith("look: Not checked")
 
 
@@ -125,17 +151,17 @@ def test_the_check_of_the_data_is_kept_and_told(work: Path, capsys: pytest.Captu
     found, file = read_work(work), Work(work).data_check
     assert found.dataset is not None
     command = f"segpipe check {found.dataset.root} -o {work}"
-    assert f"`{command}` makes one." in data_check(found).text
+    assert f"To add one: `{command}`." in data_check(found).text
     assert run(command.split()[1:]) == 0
     kept = CheckReport.load(file)
     kept.model_copy(update={"faults": ()}).save(file)
     page = data_check(read_work(work))
-    assert page.text == f"Every file of {kept.path} was read. No fault was found." and page.faults is None
+    assert page.text == f"All files of {kept.path} were read. No faults found." and page.faults is None
     assert kept.dataset is not None and set(kept.dataset.by_id) == set(found.dataset.by_id)
     faults = (fault("label_empty", "background only", "c1"), fault("unreadable", "no image", "c2"))
     kept.model_copy(update={"faults": faults}).save(file)
     page = data_check(read_work(work))
-    assert page.text == f"Every file of {kept.path} was read. Fatal faults: 1, warnings: 1." and page.faults is not None
+    assert page.text == f"All files of {kept.path} were read. Fatal faults: 1, warnings: 1." and page.faults is not None
     assert [[cell.text for cell in row[:2]] for row in page.faults.rows] == [
         ["fatal: File cannot be read", "c2; no image; expected a whole image file"],
         ["warning: Empty label map", "c1; background only; expected at least one labelled voxel"],

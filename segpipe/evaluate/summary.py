@@ -21,7 +21,7 @@ from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
 
 MEAN_LABEL = "(mean)"  # row of the mean over labels
 DEFAULT_POLICY = "mr"
-_FAILED_DICE = 0.1  # below, the structure was not found in any useful sense
+FAILED_DICE = 0.1  # below, the structure was not found in any useful sense
 _BRATS_DISTANCE_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
 
 
@@ -168,7 +168,7 @@ def _spread(values: NDArray[np.float64], metric: Metric) -> dict[str, float | No
 
 
 def _is_failure(row: Score) -> bool:
-    return row.status in ("missed", "spurious") or (row.metric == "dice" and row.value < _FAILED_DICE)
+    return row.status in ("missed", "spurious") or (row.metric == "dice" and row.value < FAILED_DICE)
 
 
 def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None, int | None], float]) -> float:

@@ -1,4 +1,4 @@
-"""From a planned work folder to `report/plan.html`: the data, what was decided and why, what it will take."""
+"""From a planned work folder to `report/plan.html`: the data, the decisions with their reasons, the cost."""
 
 from __future__ import annotations
 
@@ -17,13 +17,11 @@ from segpipe.report.page import Decision, Picture, Table, render
 from segpipe.report.plan_page_pictures import geometry_picture, intensity_picture, volume_pictures
 from segpipe.report.plan_page_samples import sample_pictures
 from segpipe.report.plan_page_tables import (
-    axis_names,
     configuration_table,
     cost_table,
     label_table,
     listed,
     rare_labels,
-    scheme_text,
     split_tables,
     stage_tables,
 )
@@ -32,7 +30,7 @@ from segpipe.report.work_report import plan_decisions
 
 @dataclass(frozen=True)
 class PlanPage:
-    """What stands on the page; `alarms` are leaks between folds, `notes` what else deserves a look."""
+    """The content of the page; `alarms` are leaks between folds, `notes` what else needs attention."""
 
     title: str
     facts: tuple[tuple[str, str], ...]
@@ -79,7 +77,7 @@ def write_plan_page(folder: Path, costs: Sequence[PlannedCost]) -> Path:
         labels=label_table(fingerprint, plan.labels, splits.k),
         volumes=volume_pictures(fingerprint),
         samples=samples,
-        decisions=_decisions(plan),
+        decisions=plan_decisions(plan.model_dump(mode="json")),
         configurations=configuration_table(plan),
         stages=stage_tables(plan),
         costs=cost_table(costs, plan) if costs else None,
@@ -98,25 +96,13 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tupl
     facts = [
         ("Cases", str(n_cases)),
         ("Patients", f"{len({case.patient_id for case in dataset.cases})}, {dataset.patients_from}"),
-        ("Sites", listed(places) if sites else "not known"),
+        ("Sites", listed(places) if sites else "unknown"),
         ("Orientations", listed(f"{code} {n}" for code, n in fingerprint.orientations.items())),
         ("Channels", listed(fingerprint.channels)),
         ("Regions" if labels.has_regions else "Labels", listed(labels.names)),
-        ("Kept by cropping to what is not 0", f"{fingerprint.median_relative_size_after_cropping:.0%} (median)"),
+        ("Kept after cropping to nonzero voxels", f"{fingerprint.median_relative_size_after_cropping:.0%} (median)"),
     ]
     if labels.ignore_value is not None:
-        facts.append(("Not annotated", f"voxels of value {labels.ignore_value}, which count nowhere"))
-    memory = f"a GPU with {plan.gpu_memory_gib:g} GB" if plan.gpu_memory_gib else "a GPU" if plan.is_for_gpu else "CPUs"
+        facts.append(("Not annotated", f"voxels of value {labels.ignore_value}; they are ignored everywhere"))
+    memory = f"a GPU with {plan.gpu_memory_gib:g} GiB" if plan.gpu_memory_gib else "a GPU" if plan.is_for_gpu else "CPUs"
     return (*facts, ("Planned for", f"{memory}, preset {plan.preset}"))
-
-
-def _decisions(plan: Plan) -> tuple[Decision, ...]:
-    """Decisions and reasons; what was decided of a configuration stands in a table of its own."""
-    axes = axis_names(plan)
-    texts = dict.fromkeys([*plan.configurations, "spacing"], "")
-    texts["axis_order"] = ", ".join(axes)
-    texts["mirror_axes"] = ", ".join(axes[axis] for axis in plan.mirror_axes) or "none"
-    schemes = zip(plan.channels, plan.normalisation, strict=True)
-    texts["normalisation"] = "; ".join(f"{channel} {scheme_text(scheme)}" for channel, scheme in schemes)
-    found = plan_decisions(plan.model_dump(mode="json"))
-    return tuple(Decision(d.name, texts.get(d.name, d.value), d.reason) for d in found)

@@ -12,7 +12,7 @@ from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_fi
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.page import Picture
-from segpipe.report.plan_page_tables import axis_names, listed, scheme_text, short, volume_unit
+from segpipe.report.plan_page_tables import axis_names, listed, scheme_text, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -136,9 +136,8 @@ def _draw_intensity(
 
 def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
     """Volume of each label over the cases in which it occurs, twenty labels in a picture, on one axis."""
-    unit_mm3, unit = volume_unit(fingerprint)
     values = {
-        name: [c.labels[name].volume_mm3 / unit_mm3 for c in fingerprint.cases if name in c.present]
+        name: [c.labels[name].volume_mm3 / 1000 for c in fingerprint.cases if name in c.present]
         for name in fingerprint.prevalence
     }
     every = [volume for volumes in values.values() for volume in volumes]
@@ -151,8 +150,8 @@ def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
     pictures = []
     for start in range(0, len(names), _LABELS_BY_PICTURE):
         shown = {name: values[name] for name in names[start : start + _LABELS_BY_PICTURE]}
-        content = _volumes_svg(shown, f"volume, {unit}", limits, is_log, has_dots)
-        medians = listed(f"{name} {short(float(np.median(v)))} {unit}" for name, v in shown.items() if v)
+        content = _volumes_svg(shown, "volume, mL", limits, is_log, has_dots)
+        medians = listed(f"{name} {short(float(np.median(v)))} mL" for name, v in shown.items() if v)
         caption = (
             "Volume of each label over cases; boxes show median and quartiles, lines the smallest and the largest."
         )

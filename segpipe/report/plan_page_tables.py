@@ -1,4 +1,4 @@
-"""Tables of the plan's page: labels, configurations, network stages, costs, folds."""
+"""Tables and texts of the plan's page: labels, decisions, configurations, network stages, costs, folds."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ _SCHEME_TEXTS = {
     "zscore": "each case by its own mean and SD",
     "rescale_0_1": "each case from its minimum to its maximum",
     "rgb_0_1": "divided by 255",
-    "none": "left as it is",
+    "none": "unchanged",
 }
 
 
 def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
-    """A sentence for the labels in no case, and one for rare ones; the splits' warnings tell which folds lack them."""
+    """A sentence for the labels in no case, and one for rare ones; warnings of the splits name the folds without."""
     n_cases = len(fingerprint.cases)
     groups: dict[str, list[str]] = {}
     for name, share in fingerprint.prevalence.items():
         n_with = round(share * n_cases)
         if n_with == 0:
-            consequence = "in no case: nothing can learn it. Add cases, or take it out of the labels."
+            consequence = "in no case, so it cannot be learnt. Add cases, or remove it from the labels."
         elif share < _RARE_SHARE:
-            consequence = f"in less than {_RARE_SHARE:.0%} of the cases: its scores will rest on few of them."
+            consequence = f"in less than {_RARE_SHARE:.0%} of the cases, so its scores will rest on few cases."
         else:
             continue
         groups.setdefault(consequence, []).append(f"{name} ({n_with} of {n_cases})" if n_with else name)
@@ -44,21 +44,14 @@ def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Names one after the other; of very many the first ones and how many more."""
+    """Join names with commas; of very many the first ones and how many more."""
     every = list(names)
     more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""
     return ", ".join(every[:_MAX_NAMED]) + more
 
 
-def volume_unit(fingerprint: Fingerprint) -> tuple[float, str]:
-    """Size in mm³ and name of the unit that volumes of this dataset read well in: mL, or mm³ if all are below 1 mL."""
-    largest = max((m.volume_mm3 for case in fingerprint.cases for m in case.labels.values()), default=0.0)
-    return (1000.0, "mL") if largest >= 1000 else (1.0, "mm³")
-
-
 def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Table:
     """A row for each label; cases without it count in its prevalence alone."""
-    unit_mm3, unit = volume_unit(fingerprint)
     n_cases = len(fingerprint.cases)
     rows = []
     for label in labels.labels:
@@ -70,7 +63,7 @@ def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Tab
             Cell(f"{len(found)} of {n_cases}" + (" · rare" if is_rare else ""), is_bad=is_rare),
         ]
         if found:
-            volumes = np.array([m.volume_mm3 for m in found]) / unit_mm3
+            volumes = np.array([m.volume_mm3 for m in found]) / 1000
             parts = [m.n_components for m in found]
             extent = np.median([m.extent_mm for m in found], axis=0)
             cells += [
@@ -83,15 +76,15 @@ def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Tab
         "Medians and [smallest, largest] over the cases in which a label occurs. Parts are connected components; "
         f"extent is the median edge of the box around the label along Z × Y × X of {fingerprint.orientation} images."
     )
-    columns = ("label", "value in files", "cases", f"volume, {unit}", "parts", "extent, mm")
+    columns = ("label", "value in files", "cases", "volume, mL", "parts", "extent, mm")
     return Table(columns, tuple(rows), caption)
 
 
 def configuration_table(plan: Plan) -> Table:
-    """Configurations side by side."""
+    """A column for each configuration."""
     rows: dict[str, list[str]] = {}
     for configuration in plan.configurations.values():
-        for name, text in _decided(configuration).items():
+        for name, text in _configuration_rows(configuration).items():
             rows.setdefault(name, []).append(text)
     lines = tuple((Cell(name), *map(Cell, texts)) for name, texts in rows.items() if set(texts) != {_NONE})
     axes = " × ".join(axis_names(plan))
@@ -99,7 +92,7 @@ def configuration_table(plan: Plan) -> Table:
     return Table(("", *plan.configurations), lines, caption)
 
 
-def _decided(configuration: Configuration) -> dict[str, str]:
+def _configuration_rows(configuration: Configuration) -> dict[str, str]:
     network = configuration.network
     n_axes = network.n_axes
     patch, median = configuration.patch_zyx[-n_axes:], configuration.median_shape_zyx[-n_axes:]
@@ -227,7 +220,7 @@ def _counts(train: Sized, validation: Sized, is_needed: bool = False) -> Cell:
 
 
 def scheme_text(normalisation: Normalisation) -> str:
-    """What happens to a channel, in words."""
+    """The normalisation of a channel in words."""
     if normalisation.scheme == "ct":
         assert normalisation.low is not None and normalisation.high is not None
         assert normalisation.mean is not None and normalisation.std is not None
@@ -235,8 +228,25 @@ def scheme_text(normalisation: Normalisation) -> str:
             f"clipped to {short(normalisation.low)} … {short(normalisation.high)}, then − {short(normalisation.mean)}, "
             f"÷ {short(normalisation.std)}"
         )
-    inside = ", inside what is not 0" if normalisation.within_nonzero else ""
+    inside = ", over nonzero voxels" if normalisation.within_nonzero else ""
     return _SCHEME_TEXTS[normalisation.scheme] + inside
+
+
+def decision_texts(plan: Plan) -> dict[str, str]:
+    """What was decided, by the key of the reason; of each configuration what fits on a line."""
+    axes, configurations = axis_names(plan), plan.configurations.items()
+    schemes = zip(plan.channels, plan.normalisation, strict=True)
+    edges = {name: _times(edge for edge in c.spacing_mm if edge is not None) for name, c in configurations}
+    return {
+        **{
+            name: f"patch {_times(c.patch_zyx[-c.network.n_axes :])}, batch {c.batch_size}"
+            for name, c in configurations
+        },
+        "spacing": "; ".join(f"{name} {text} mm" for name, text in edges.items()),
+        "axis_order": ", ".join(axes),
+        "mirror_axes": ", ".join(axes[axis] for axis in plan.mirror_axes) or "none",
+        "normalisation": "; ".join(f"{channel}: {scheme_text(scheme)}" for channel, scheme in schemes),
+    }
 
 
 def axis_names(plan: Plan) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""What the report says of one configuration: numbers, charts and cases."""
+"""The section of one configuration, numbers, charts and cases, and that of the data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import isfinite
 
 from segpipe.core.history import History
 from segpipe.core.learning_curves import FoldCurves, learning_curves
-from segpipe.core.text import duration_text
+from segpipe.core.text import count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
@@ -56,12 +56,12 @@ def _interval_notes(rows: Sequence[SummaryRow]) -> tuple[str, ...]:
 
 
 def _plan_changes(run: Run) -> tuple[str, ...]:
-    """A sentence for each way in which folds were trained otherwise than plan.yaml says."""
+    """A sentence for each group of folds whose training differs from plan.yaml."""
     folds_of: dict[tuple[str, ...], list[str]] = {}
     for fold in run.folds:
         folds_of.setdefault(tuple(map(str, fold.changes)), []).append(fold.name)
     return tuple(
-        f"Folds {', '.join(names)} were trained with {'; '.join(changes)}."
+        f"{'Fold' if len(names) == 1 else 'Folds'} {', '.join(names)} trained with {'; '.join(changes)}."
         for changes, names in folds_of.items()
         if changes
     )
@@ -79,7 +79,8 @@ def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[He
         if table is not None and row.label == MEAN_LABEL and row.metric in _HEADLINES:
             unit = "" if row.unit == "1" else f" {row.unit}"
             interval = f"95 % interval {_interval(row)}{unit}" if _interval(row) else row.note
-            basis = f"{len(table.case_ids)} cases of {row.n_patients} patients, {len(table.labels)} labels"
+            n_cases, n_patients = count(len(table.case_ids), "case"), count(row.n_patients, "patient")
+            basis = f"{n_cases} of {n_patients}, {count(len(table.labels), 'label')}"
             name = f"Mean {METRICS[row.metric].title}"
             result.append(Headline(name, number_text(row.mean, row.unit) + unit, interval, basis))
     return tuple(result)
@@ -106,8 +107,8 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
         lines.append((Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, is_bad=n_bad > 0)))
     caption = (
-        "Means over cases with 95 % intervals over patients. A missed or invented structure counts as the worst value "
-        "(0, or the image's diagonal), both masks empty as the best."
+        "Means over cases with 95 % intervals over patients. A missed structure or a false alarm counts as the worst "
+        "value (0, or the diagonal of the image), two empty masks as the best."
     )
     return Table(("label", *(METRICS[name].heading for name in metrics), "cases"), tuple(lines), caption)
 
@@ -126,7 +127,7 @@ def _case_table(table: ScoreTable) -> Table:
         scores = [_score_cell(row) for row in found]
         lines.append((Cell(key[1]), Cell(patient_of[key]), fold, Cell(f"{mean:.3f}", mean), *scores))
     names = [f"{label}\n{METRICS[metric].heading}" for label in labels for metric in metrics]
-    caption = "From the worst to the best by mean Dice; click a heading to sort."
+    caption = "Lowest mean Dice first. Click a heading to sort."
     return Table(("case", "patient", "fold", "mean Dice", *names), tuple(lines), caption, is_sortable=True)
 
 
@@ -139,8 +140,8 @@ def _score_cell(row: Score | None) -> Cell:
 
 
 _CAPTION = (
-    "A row for each fold. Patch Dice is measured during training on patches of the validation cases and only shows "
-    "whether training works; pale lines are what was measured, strong ones their running mean."
+    "One row per fold. Patch Dice is measured during training on patches of the validation cases; it only shows "
+    "whether training works. Pale lines: measured values. Strong lines: running means."
 )
 
 
@@ -155,7 +156,7 @@ def learning_picture(run: Run) -> Picture | None:
         return None
     words = " ".join(_in_words(fold) for fold in folds)
     alt = f"Loss, patch Dice and learning rate over epochs of training. {words}"
-    unfinished = [f"{fold.name} is in training ({_left(fold.history)})" for fold in folds if fold.in_training]
+    unfinished = [f"{fold.name} is still training ({_left(fold.history)})" for fold in folds if fold.in_training]
     caption = f"{_CAPTION} {'; '.join(unfinished).capitalize()}." if unfinished else _CAPTION
     return Picture("svg", learning_curves(folds, "svg"), alt, caption)
 
@@ -167,7 +168,7 @@ def _left(history: History) -> str:
 def _in_words(fold: FoldCurves) -> str:
     """A sentence for those who cannot see the picture."""
     history = fold.history
-    parts = [f"{fold.name}: {history.n_epochs} epochs"]
+    parts = [f"{fold.name}: {count(history.n_epochs, 'epoch')}"]
     if isfinite(history.seconds[-1]):
         parts[0] += f" in {duration_text(history.seconds[-1])}"
     for column, name in (("train_loss", "training loss"), ("validation_loss", "validation loss")):
@@ -178,29 +179,29 @@ def _in_words(fold: FoldCurves) -> str:
     ends = {name: values[-1] for name, values in history.dice_of_labels.items() if isfinite(values[-1])}
     if len(ends) > 1:
         worst = min(ends, key=lambda name: ends[name])
-        parts.append(f"{worst} is the lowest with {ends[worst]:.3f}")
+        parts.append(f"lowest: {worst}, {ends[worst]:.3f}")
     if history.interruptions:
         parts.append(f"interrupted in epochs {', '.join(f'{epoch:g}' for epoch in history.interruptions)}")
     if history.stopped_early:
         parts.append("stopped early")
-    return f"{', '.join(parts)}{f', still in training, {_left(history)}' if fold.in_training else ''}."
+    return f"{', '.join(parts)}{f', still training, {_left(history)}' if fold.in_training else ''}."
 
 
 def data_check(work: WorkFolder) -> DataCheck:
-    """Faults by kind, and of which state of the dataset they are."""
+    """Faults by kind, and the state of the dataset that was checked."""
     if work.checked is None:
         root = work.dataset.root if work.dataset else "DATA"
         command = shlex.join(["segpipe", "check", root, "-o", str(work.folder.path)])
-        return DataCheck(f"No check of the data is kept in this folder. `{command}` makes one.", None)
+        return DataCheck(f"This folder has no data check. To add one: `{command}`.", None)
     n_fatal = sum(one.severity == "fatal" for one in work.checked.faults)
     n_warnings = len(work.checked.faults) - n_fatal
-    counted = f"Fatal faults: {n_fatal}, warnings: {n_warnings}" if work.checked.faults else "No fault was found"
-    text = f"Every file of {work.checked.path} was read. {counted}."
+    counted = f"Fatal faults: {n_fatal}, warnings: {n_warnings}" if work.checked.faults else "No faults found"
+    text = f"All files of {work.checked.path} were read. {counted}."
     if work.dataset and work.checked.dataset and set(work.dataset.by_id) != set(work.checked.dataset.by_id):
-        text += " The cases were not those that are trained on: check again."
+        text += " The checked cases differ from the training cases: check again."
     rows = tuple(_row(group) for group in fault_groups(work.checked.faults))
-    caption = "Faults by kind, with the first cases that have them."
-    return DataCheck(text, Table(("fault", "found", "what to do", "n"), rows, caption) if rows else None)
+    caption = "Faults by kind, with the first cases affected."
+    return DataCheck(text, Table(("fault", "found", "what to do", "count"), rows, caption) if rows else None)
 
 
 def _row(group: FaultGroup) -> tuple[Cell, ...]:

@@ -1,4 +1,4 @@
-"""What a reader should know first: how good the segmentation is, whether that can be trusted, where to look."""
+"""The verdict at the top of a report: how good the segmentation is, whether to trust that, where to look."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from segpipe.core.text import count
 from segpipe.data.check import CheckReport
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
-from segpipe.evaluate.summary import SummaryRow
+from segpipe.evaluate.summary import FAILED_DICE, SummaryRow
 from segpipe.report.case_pictures import case_dice
 from segpipe.report.distributions import volume_text
 from segpipe.report.page import Point, VerdictBox
 from segpipe.report.work_contents import Scored, WorkFolder
 
 _MAX_NAMED = 3
+_FEW_STEPS = 250  # one epoch of nnU-Net
 _FAR_BELOW = 0.2  # of Dice below the median: a case that something went wrong with
 
 
 def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[str]) -> VerdictBox:
-    """Of the configuration with the highest mean Dice, among those with the most scored cases.
+    """Judge the configuration with the highest mean Dice among those with the most scored cases.
 
     Args:
         work: The folder.
@@ -30,13 +32,14 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
     """
     with_dice = [one for one in scored if one.dice is not None and one.dice.mean is not None]
     if not with_dice:
-        return VerdictBox("Nothing is scored yet: there is no verdict on a segmentation.", _data(work.checked))
+        return VerdictBox("No scores yet, so there is no verdict.", _data(work.checked))
     best = max(with_dice, key=lambda one: (_n_cases(one), _mean_dice(one)))
     points = (
         *_trust(work, best, alarms),
         *_choice(best, with_dice),
+        *_training(best),
         *_labels(best),
-        *_empty(best),
+        *_structures(best),
         *_cases(best),
         *_volumes(best),
         *_data(work.checked),
@@ -59,10 +62,10 @@ def _sentence(best: Scored, *, has_alarm: bool) -> str:
     dice = best.dice
     assert dice is not None
     if has_alarm:
-        return "Do not trust these scores: cases of one patient were trained on and validated with."
+        return "Do not trust these scores: some patients have cases in both training and validation."
     interval = _interval(dice)
     words = f"Mean Dice {_mean_dice(best):.3f}{f', 95 % interval {interval}' if interval else ''}, over {_count(best)}"
-    return f"{words}, each segmented by a model that was not trained on it."
+    return f"{words}. Each case was segmented by a model that was not trained on it."
 
 
 def _interval(row: SummaryRow) -> str:
@@ -74,33 +77,37 @@ def _interval(row: SummaryRow) -> str:
 def _count(best: Scored) -> str:
     assert best.table is not None and best.dice is not None
     n_patients, n_labels = best.dice.n_patients, len(best.table.labels)
-    return f"{_many(_n_cases(best), 'case')} of {_many(n_patients, 'patient')} and {_many(n_labels, 'label')}"
-
-
-def _many(n: int, noun: str) -> str:
-    return f"{n} {noun}{'s' * (n != 1)}"
+    return f"{count(_n_cases(best), 'case')} of {count(n_patients, 'patient')} and {count(n_labels, 'label')}"
 
 
 def _trust(work: WorkFolder, best: Scored, alarms: Sequence[str]) -> list[Point]:
-    """Whether the numbers are what they seem to be."""
+    """Say whether the numbers are what they seem to be."""
     assert best.dice is not None and best.table is not None
     points = []
     if alarms:
-        points.append(Point("bad", "Scores", "Patients are on both sides of a fold: make new splits and train again."))
+        points.append(
+            Point(
+                "bad", "Scores", "Some patients are in both training and validation. Make new splits and train again."
+            )
+        )
     elif work.splits is None or work.dataset is None:
-        points.append(Point("look", "Scores", "Whether folds share patients is not known; see the notes below."))
+        points.append(Point("look", "Scores", "Unknown whether folds share patients; see the notes below."))
     else:
         wanted = {case_id for fold in work.splits.folds for case_id in fold.validation}
         n_scored = len(wanted & set(best.table.case_ids))
-        apart = "no patient is on both sides of a fold"
+        apart = "No patient is in both training and validation of a fold."
         if n_scored < len(wanted):
-            text = f"{n_scored} of {len(wanted)} cases are scored so far; {apart}."
+            text = f"{n_scored} of {count(len(wanted), 'case is', 'cases are')} scored so far. {apart}"
             points.append(Point("look", "Scores", text))
         else:
-            points.append(Point("good", "Scores", f"All {len(wanted)} cases are scored; {apart}."))
+            points.append(Point("good", "Scores", f"All {count(len(wanted), 'case is', 'cases are')} scored. {apart}"))
     if best.dice.n_patients < ENOUGH_PATIENTS:
-        few = f"{_many(best.dice.n_patients, 'patient')}, fewer than {ENOUGH_PATIENTS}"
-        text = f"{few}: the true mean lies outside such an interval in more than 5 % of studies."
+        few = count(best.dice.n_patients, "patient")
+        text = (
+            f"{few}, fewer than {ENOUGH_PATIENTS}: the 95 % interval misses the true mean in more than 5 % of studies."
+        )
+        if best.dice.n_patients == 1:
+            text = "One patient: no interval can be given."
         points.append(Point("look", "Precision", text))
     return points
 
@@ -109,11 +116,11 @@ def _choice(best: Scored, scored: Sequence[Scored]) -> list[Point]:
     if len(scored) < 2:
         return []
     others = sorted((one for one in scored if one is not best), key=_mean_dice, reverse=True)
-    fewer = {id(one): f" of {_many(_n_cases(one), 'case')}" for one in others if _n_cases(one) < _n_cases(best)}
+    fewer = {id(one): f" of {count(_n_cases(one), 'case')}" for one in others if _n_cases(one) < _n_cases(best)}
     names = ", ".join(f"{one.run.configuration} {_mean_dice(one):.3f}{fewer.get(id(one), '')}" for one in others)
     among = " among those with the most scored cases" if fewer else ""
-    text = f"{best.run.configuration} has the highest mean Dice{among} ({names}). Choosing the highest makes it look "
-    return [Point("look", "Configuration", f"{text}better than it is; segpipe select scores the choice itself.")]
+    text = f"{best.run.configuration} has the highest mean Dice{among} ({names}). Picking the highest score is "
+    return [Point("look", "Configuration", f"{text}optimistic; `segpipe select` scores the choice itself.")]
 
 
 def _labels(best: Scored) -> list[Point]:
@@ -121,24 +128,38 @@ def _labels(best: Scored) -> list[Point]:
     if len(rows) < 2:
         return []
     (low, weakest, interval), (high, strongest, _) = rows[0], rows[-1]
-    text = f"{weakest} is the weakest with a Dice of {low:.3f}{f' ({interval})' if interval else ''}"
-    return [Point("note", "Labels", f"{text}; {strongest} the strongest with {high:.3f}.")]
+    text = f"Lowest Dice: {weakest}, {low:.3f}{f' ({interval})' if interval else ''}"
+    return [Point("note", "Labels", f"{text}. Highest: {strongest}, {high:.3f}.")]
 
 
-def _empty(best: Scored) -> list[Point]:
-    """Structures that one mask has and the other has not."""
+def _training(best: Scored) -> list[Point]:
+    """Warn of folds that were hardly trained: their scores say little about the method."""
+    steps = {fold.name: fold.n_steps for fold in best.run.folds if fold.n_steps}
+    few = {name: n for name, n in steps.items() if n < _FEW_STEPS}
+    if not few:
+        return []
+    folds = ", ".join(f"fold {name}: {count(n, 'step')}" for name, n in few.items())
+    return [Point("look", "Training", f"Very short ({folds}). Scores may improve a lot with longer training.")]
+
+
+def _structures(best: Scored) -> list[Point]:
+    """Name the structures that one mask has and the other lacks, and those that hardly overlap."""
     assert best.table is not None
     rows = [row for row in best.table.rows if row.metric == "dice"]
     n_there = sum(row.status in ("ok", "missed") for row in rows)
-    words_of = {"missed": f"of {n_there} structures missed", "spurious": "predicted where there is none"}
-    texts = [
-        f"{len(found)} {words}: {_named(found)}"
-        for status, words in words_of.items()
-        if (found := [row for row in rows if row.status == status])
-    ]
+    missed, spurious = ([row for row in rows if row.status == status] for status in ("missed", "spurious"))
+    poor = [row for row in rows if row.status == "ok" and row.value < FAILED_DICE]
+    texts = []
+    if missed:
+        texts.append(f"{len(missed)} of {count(n_there, 'structure')} missed: {_named(missed)}")
+    if poor:
+        texts.append(f"{len(poor)} of {count(n_there, 'structure')} with a Dice below {FAILED_DICE}: {_named(poor)}")
+    if spurious:
+        texts.append(f"{count(len(spurious), 'false alarm')} where there is none: {_named(spurious)}")
     if texts:
         return [Point("bad", "Structures", f"{'; '.join(texts)}.")]
-    return [Point("good", "Structures", f"Each of {n_there} structures was found, and none where there is none.")]
+    found = "The only structure was found" if n_there == 1 else f"All {n_there} structures were found"
+    return [Point("good", "Structures", f"{found}, with no false alarm.")]
 
 
 def _named(rows: Sequence[Score]) -> str:
@@ -154,22 +175,23 @@ def _cases(best: Scored) -> list[Point]:
     median = float(np.median(list(dice_of.values())))
     (worst, lowest), *_ = dice_of.items()
     n_far = sum(value < median - _FAR_BELOW for value in dice_of.values())
-    text = f"{worst[1]} is the worst with a mean Dice of {lowest:.3f}; the median is {median:.3f}."
+    text = f"Lowest mean Dice: {worst[1]}, {lowest:.3f}; the median is {median:.3f}."
     if n_far:
-        text += f" {_many(n_far, 'case')} lie{'s' * (n_far == 1)} more than {_FAR_BELOW} below it."
+        text += f" {count(n_far, 'case is', 'cases are')} more than {_FAR_BELOW} below it."
     return [Point("look" if n_far else "note", "Cases", text)]
 
 
 def _volumes(best: Scored) -> list[Point]:
-    """Labels that are too large or too small on average, beyond chance."""
+    """Name the labels that are too large or too small on average, beyond chance."""
     off = [
-        one for one in best.volumes
+        one
+        for one in best.volumes
         if one.bias.low is not None and one.bias.high is not None and one.bias.low * one.bias.high > 0
-    ]  # fmt: skip
+    ]
     if not best.volumes or all(one.bias.low is None for one in best.volumes):
         return []
     if not off:
-        return [Point("good", "Volumes", "No label's volume is wrong on average by more than chance explains.")]
+        return [Point("good", "Volumes", "No label is larger or smaller on average beyond chance.")]
     texts = [f"{one.label} {volume_text(one.bias.value)}" for one in off[:_MAX_NAMED]]
     more = f" and {len(off) - _MAX_NAMED} more labels" if len(off) > _MAX_NAMED else ""
     return [Point("look", "Volumes", f"Predicted larger (+) or smaller (−) on average: {', '.join(texts)}{more}.")]
@@ -177,10 +199,10 @@ def _volumes(best: Scored) -> list[Point]:
 
 def _data(checked: CheckReport | None) -> tuple[Point, ...]:
     if checked is None:
-        return (Point("look", "Data", "Not checked, or not that this folder knows of; see below."),)
+        return (Point("look", "Data", "Not checked in this folder; see below."),)
     n_fatal = sum(one.severity == "fatal" for one in checked.faults)
     counts = ((n_fatal, "fatal fault"), (len(checked.faults) - n_fatal, "warning"))
-    counted = f"{', '.join(_many(n, noun) for n, noun in counts if n)}; see below."
+    counted = f"{', '.join(count(n, noun) for n, noun in counts if n)}; see below."
     if checked.faults:
         return (Point("bad" if n_fatal else "look", "Data", counted),)
-    return (Point("good", "Data", "No fault was found in any file."),)
+    return (Point("good", "Data", "No faults found in any file."),)

@@ -1,9 +1,10 @@
-"""What a work folder holds so far. Whatever is missing or broken becomes a note; only a foreign folder is refused."""
+"""What a work folder holds so far. Missing or broken parts become notes; only a folder of another kind is refused."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.machine import Environment
 from segpipe.core.records import read_mapping
+from segpipe.core.text import count
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.check import CheckReport
 from segpipe.data.dataset import Dataset
@@ -31,8 +33,9 @@ class Change:
     planned: Any
 
     def __str__(self) -> str:
-        """For people, e.g. `training.epochs 50 (plan.yaml: 1000)`."""
-        return f"{self.key} {self.value} (plan.yaml: {self.planned})"
+        """The change for people, e.g. `training.epochs 50 (plan.yaml: 1000)`."""
+        planned = "not set in plan.yaml" if self.planned is None else f"plan.yaml: {_value_text(self.planned)}"
+        return f"{self.key} {_value_text(self.value)} ({planned})"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,12 @@ class FoldRun:
     history: History | None
     changes: tuple[Change, ...]
     environment: Environment | None
+
+    @property
+    def n_steps(self) -> int | None:
+        """Steps that were taken; None if they are not known."""
+        steps = self.history.column("iteration")[-1:] if self.history else ()
+        return int(steps[0]) if steps and isfinite(steps[0]) else None
 
 
 @dataclass(frozen=True)
@@ -94,9 +103,9 @@ def read_work(folder: Path) -> WorkFolder:
             A `dataset.json` alone is a dataset, into which nothing is written.
     """
     if not any((folder / name).exists() for name in ("plan.yaml", "splits.json", "runs")):
-        what = "no such folder" if not folder.exists() else "holds none of plan.yaml, splits.json, runs"
+        what = "no such folder" if not folder.exists() else "it has none of plan.yaml, splits.json, runs"
         raise UsageError(
-            f"{folder}: is no work folder ({what}). Give the folder that `segpipe plan DATA -o WORK` or "
+            f"{folder}: not a work folder ({what}). Give the folder that `segpipe plan DATA -o WORK` or "
             "`segpipe run DATA -o WORK` wrote."
         )
     work, notes = Work(folder), list[str]()
@@ -106,7 +115,7 @@ def read_work(folder: Path) -> WorkFolder:
     folders = sorted(path for path in folder.glob("runs/*") if path.is_dir() and not path.name.startswith("."))
     runs = tuple(_read_run(path, plan, splits, notes) for path in folders)
     if not runs:
-        notes.append(f"Nothing is trained yet: `segpipe train {folder}` comes next.")
+        notes.append(f"Nothing is trained yet. Next: `segpipe train {folder}`.")
     checked = _read(work.data_check, CheckReport.load, notes) if work.data_check.exists() else None
     return WorkFolder(work, dataset, plan, splits, runs, checked, tuple(notes))
 
@@ -123,7 +132,7 @@ def _read(path: Path, reader: Callable[[Path], Content], notes: list[str]) -> Co
     try:
         return reader(path)
     except SegpipeError as fault:
-        notes.append(f"{path.name} cannot be used: {fault}")
+        notes.append(f"{path.name} cannot be read: {fault}")
         return None
 
 
@@ -136,13 +145,17 @@ def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, note
     )
     missing = sorted(set(range(splits.k)) - set(numbers)) if splits else []
     if splits and missing:
-        own_notes.append(f"{len(missing)} of {splits.k} folds are not trained: {', '.join(map(str, missing))}.")
+        own_notes.append(
+            f"{len(missing)} of {count(splits.k, 'fold is', 'folds are')} not trained: {', '.join(map(str, missing))}."
+        )
     scores = _read_scores(folder, folds, own_notes)
     if scores is not None and splits:
         expected = {case for number in numbers if number < splits.k for case in splits.folds[number].validation}
         without = sorted(expected - set(scores.case_ids))
         if without:
-            own_notes.append(f"{len(without)} validation cases of trained folds have no scores: {_some(without)}.")
+            own_notes.append(
+                f"{count(len(without), 'validation case')} of trained folds without scores: {_some(without)}."
+            )
     notes += [f"{folder.name}: {note}" for note in own_notes]
     return Run(folder.name, folds, scores)
 
@@ -183,8 +196,13 @@ def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> Sc
     try:
         return ScoreTable.joined(tables)
     except ValueError as fault:
-        notes.append(f"the folds' scores cannot be joined: {fault}. Score them again.")
+        notes.append(f"the scores of the folds cannot be joined: {fault}. Score them again.")
         return None
+
+
+def _value_text(value: Any) -> str:
+    """A value of the plan for people: 85 s for seconds is said by the key, so numbers lose their `.0`."""
+    return "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _some(names: list[str]) -> str:
@@ -225,12 +243,12 @@ def read_scored(run: Run, notes: list[str]) -> Scored:
         return Scored(run, None, (), ())
     if len(table.runs) > 1:
         notes.append(
-            f"{run.configuration}: scores.csv holds the runs {', '.join(table.runs)}; only {table.runs[0]!r} is shown."
+            f"{run.configuration}: scores.csv has the runs {', '.join(table.runs)}; only {table.runs[0]!r} is shown."
         )
         table = table.of_run(table.runs[0])
     rows: tuple[SummaryRow, ...] = ()
     try:
         rows = summarise(table)
     except SegpipeError as fault:
-        notes.append(f"{run.configuration}: means cannot be taken: {fault}")
+        notes.append(f"{run.configuration}: means cannot be computed: {fault}")
     return Scored(run, table, rows, volume_agreements(table))

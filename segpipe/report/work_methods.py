@@ -1,10 +1,11 @@
-"""The protocol of a work folder: data, folds, training and scoring, as they stand in its files."""
+"""The methods paragraph of a work folder: data, folds, training and scoring, as recorded in its files."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from segpipe.core.text import count
 from segpipe.data.splits import leaks
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY
@@ -13,11 +14,12 @@ from segpipe.report.plan_page_tables import listed
 from segpipe.report.work_contents import Change, Run, WorkFolder
 
 _OWN_GRID = "Masks were scored on the grid of their image."
+_LENGTHS = ("training.iterations_per_epoch", "training.epochs", "training.iterations")
 _SEED = 0  # of the report's own bootstrap, the default of `summarise`
 
 
 def work_methods(work: WorkFolder, run: Run, table: ScoreTable, metrics: Iterable[str]) -> MethodsText:
-    """What was done for one configuration; what its folder does not tell is left out.
+    """The protocol of one configuration; what its folder does not record is left out.
 
     Args:
         work: The folder.
@@ -28,7 +30,7 @@ def work_methods(work: WorkFolder, run: Run, table: ScoreTable, metrics: Iterabl
     n_patients = len({row.patient_id for row in table.rows})
     agreement = (
         " Volumes were compared by bias and 95 % limits of agreement (Bland and Altman 1986) with intervals that are "
-        "exact for normal differences, patients counted as independent units."
+        "exact for normal differences, with patients as independent units."
         if "volume_difference" in table.metrics
         else ""
     )
@@ -48,14 +50,16 @@ def _data(work: WorkFolder) -> str:
     cases = work.dataset.cases
     n_sites = len({case.site for case in cases if case.site})
     sites = f" from {n_sites} sites" if n_sites > 1 else ""
+    n_patients = len({case.patient_id for case in cases})
     return (
-        f"{work.dataset.name} has {len(cases)} cases of {len({c.patient_id for c in cases})} patients{sites}, channels "
+        f"{work.dataset.name} has {count(len(cases), 'case')} of {count(n_patients, 'patient')}{sites}, channels "
         f"{listed(work.dataset.channels)}, and labels {listed(work.dataset.labels.names)}."
     )
 
 
 def _folds(work: WorkFolder, run: Run, table: ScoreTable) -> str:
-    scored = f"Scores are of {len(table.case_ids)} cases of {len({row.patient_id for row in table.rows})} patients"
+    n_patients = len({row.patient_id for row in table.rows})
+    scored = f"{count(len(table.case_ids), 'case')} of {count(n_patients, 'patient')} were scored"
     if work.splits is None:
         return f"{scored}."
     names = [fold.name for fold in run.folds if fold.name != "all"]
@@ -66,47 +70,55 @@ def _folds(work: WorkFolder, run: Run, table: ScoreTable) -> str:
     if work.dataset is not None:
         is_mixed = bool(leaks(work.splits.folds, work.dataset))
         parts.append(
-            "SOME PATIENTS HAD CASES ON BOTH SIDES OF A FOLD, so that scores are too good."
+            "SOME PATIENTS HAD CASES IN BOTH TRAINING AND VALIDATION, so the scores are too optimistic."
             if is_mixed
-            else "No patient had cases on both sides of a fold."
+            else "No patient had cases in both training and validation of a fold."
         )
     return " ".join([*parts, f"{scored}, each predicted by a model that was not trained on it."])
 
 
 def _training(work: WorkFolder, run: Run) -> str:
-    """Network and recipe, with every value that any fold was trained with."""
+    """Network and recipe, with every value that any fold was trained with, and the steps that were really taken."""
     own = f"configurations.{run.configuration}"
-    wanted = {  # how a value is said, by its key in the plan
+    phrases = {  # by key of the plan
         f"{own}.network.kind": "network {}",
         f"{own}.patch_zyx": "patches of {} voxels (Z×Y×X)",
         f"{own}.spacing_mm": "voxels of {} mm",
-        f"{own}.batch_size": "{} patches in a step",
+        f"{own}.batch_size": "{} patches per step",
         "training.optimizer": "optimizer {}",
         "training.learning_rate": "learning rate {}",
         "training.weight_decay": "weight decay {}",
         "training.schedule": "schedule {}",
         "training.iterations_per_epoch": "epochs of {} steps",
         "training.epochs": "{} epochs planned",
-        "training.time_budget_seconds": "a time budget of {} s for a fold",
+        "training.iterations": "{} steps planned",
+        "training.time_budget_seconds": "a time budget of {} s per fold",
         "training.augmentation": "augmentation {}",
         "training.foreground_fraction": "a fraction of {} of the patches centred on a label",
         "training.seed": "training seed {}",
     }
     said = []
-    for key, text in wanted.items():
+    budgets = _values(work.plan, run, "training.time_budget_seconds")
+    for key, text in phrases.items():
         values = [value for value in _values(work.plan, run, key) if value is not None]
-        if values:
+        # where the clock ruled, lengths in the plan were void: an epoch was a share of the time budget
+        if values and not (key in _LENGTHS and all(budget is not None for budget in budgets)):
             said.append(text.format(" or ".join(dict.fromkeys(map(_written, values)))))
+    by_clock = all(budget is not None for budget in budgets)
     n_epochs = {len(fold.history.columns["epoch"]) for fold in run.folds if fold.history and fold.name != "all"}
-    if n_epochs:
+    if n_epochs and not by_clock:
         low, high = min(n_epochs), max(n_epochs)
-        said.append(f"{low} epochs run" if low == high else f"{low} to {high} epochs run")
+        said.append(f"{count(low, 'epoch')} run" if low == high else f"{low} to {high} epochs run")
+    n_steps = {fold.n_steps for fold in run.folds if fold.n_steps and fold.name != "all"}
+    if n_steps:
+        low, high = min(n_steps), max(n_steps)
+        said.append(f"{count(low, 'step')} taken" if low == high else f"{low} to {high} steps taken per fold")
     preset = f" (preset {work.plan['preset']})" if "preset" in work.plan else ""
     return f"Configuration {run.configuration}{preset}: {', '.join(said)}." if said else ""
 
 
 def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
-    """What a key of the plan was in each fold that was validated."""
+    """The value of a key of the plan in each fold that was validated."""
     planned: Any = plan
     for step in key.split("."):
         planned = planned.get(step) if isinstance(planned, Mapping) else None
@@ -114,7 +126,7 @@ def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
 
 
 def _changed(planned: Any, key: str, changes: Iterable[Change]) -> Any:
-    """A value of the plan as a fold had it, changed as a whole or in its parts."""
+    """A value of the plan with a fold's changes, to the whole or to its parts."""
     value = planned
     for change in changes:
         if change.key == key:

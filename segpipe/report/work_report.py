@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from segpipe.core.errors import SegpipeError
 from segpipe.core.files import write_text
 from segpipe.core.machine import environment_here
 from segpipe.data.splits import leaks
+from segpipe.plan.schema import Plan
 from segpipe.report.page import Decision, Page, Place, render
+from segpipe.report.plan_page_tables import decision_texts
 from segpipe.report.sections import data_check, make_section
 from segpipe.report.verdict_box import make_verdict
 from segpipe.report.work_contents import FoldRun, Run, WorkFolder, read_scored, read_work
@@ -22,7 +25,7 @@ _BUDGET = "training.time_budget_seconds"
 def build_report(work: Path) -> Path:
     """Write the report of a work folder: one HTML file that needs nothing else.
 
-    What is missing or broken in the folder stands at the top of the page.
+    The top of the page lists what is missing or broken in the folder.
 
     Args:
         work: The work folder.
@@ -31,7 +34,7 @@ def build_report(work: Path) -> Path:
         `work/report/index.html`.
 
     Raises:
-        UsageError: If `work` is no work folder.
+        UsageError: If `work` is not a work folder.
         ResourceError, SetupError: If the page cannot be written.
     """
     found = read_work(work)
@@ -81,7 +84,11 @@ def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
 
 
 def plan_decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
-    """Decisions with their reasons first as the plan gives them, then the training, which a person chose."""
+    """Decisions with their reasons in the order of the plan, then the training, which a person chose."""
+    try:
+        texts = decision_texts(Plan.parse(plan, "plan.yaml"))
+    except SegpipeError:  # the raw values of a plan that this version cannot read are better than none
+        texts = {}
     reasons = plan.get("reasons")
     configurations = plan.get("configurations")
     decisions = []
@@ -90,10 +97,12 @@ def plan_decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
         if isinstance(configurations, dict) and value is None:
             parts = {n: c.get(name, c.get(f"{name}_mm")) for n, c in configurations.items() if isinstance(c, dict)}
             value = configurations.get(name) or parts
-        decisions.append(Decision(str(name), _value_text(value), str(reason)))
+        decisions.append(Decision(str(name), texts.get(str(name)) or _value_text(value), str(reason)))
     training = plan.get("training")
     if isinstance(training, dict) and "training" not in {d.name for d in decisions}:
-        decisions.append(Decision("training", _value_text(training), "The preset's recipe, and what --set changed."))
+        decisions.append(
+            Decision("training", _value_text(training), "The recipe of the preset, with changes by --set.")
+        )
     return tuple(decisions)
 
 
@@ -114,7 +123,7 @@ def _value_text(value: Any) -> str:
 
 
 def environments(work: WorkFolder) -> tuple[Place, ...]:
-    """Where folds were trained, those that agree together, and where this page is made."""
+    """Where folds were trained, equal environments together, and where this page is made."""
     folds_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in work.runs:
         for fold in run.folds:
@@ -131,7 +140,11 @@ def _commands(work: WorkFolder) -> tuple[str, ...]:
     if work.dataset:
         preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []
         lines.append(shlex.join(["segpipe", "plan", work.dataset.root, "-o", folder, *preset, *_split_options(work)]))
-        lines.append(f"# if plan.yaml was edited or changed with --set: put the plan above in its place in {folder}")
+        if any(change.key == _BUDGET for run in work.runs for fold in run.folds for change in fold.changes):
+            lines.append(
+                "# `segpipe run --time-budget` also plans for its budget: if it was used, add it to the line above."
+            )
+        lines.append(f"# If plan.yaml was edited or changed with --set, copy the plan above to {folder}/plan.yaml.")
     for run in work.runs:
         lines += [shlex.join(command) for command in _train_commands(folder, run)]
     return (*lines, shlex.join(["segpipe", "report", folder]))
