@@ -104,5 +104,7 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tupl
     ]
     if labels.ignore_value is not None:
         facts.append(("Not annotated", f"voxels of value {labels.ignore_value}; they are ignored everywhere"))
-    memory = f"a GPU with {plan.gpu_memory_gib:g} GiB" if plan.gpu_memory_gib else "a GPU" if plan.is_for_gpu else "CPUs"
+    memory = (
+        f"a GPU with {plan.gpu_memory_gib:g} GiB" if plan.gpu_memory_gib else "a GPU" if plan.is_for_gpu else "CPUs"
+    )
     return (*facts, ("Planned for", f"{memory}, preset {plan.preset}"))
