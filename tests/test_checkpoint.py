@@ -13,14 +13,8 @@ from torch import nn
 
 from segpipe.core.errors import UsageError
 from segpipe.core.work import FoldFolder
-from segpipe.train.checkpoint import (
-    about_weights,
-    load_state,
-    load_weights,
-    save_state,
-    save_weights,
-    write_history,
-)
+from segpipe.train.checkpoint import load_state, load_weights, save_state, save_weights, write_history
+from segpipe.train.weights_header import about_weights
 
 
 def folder_with_states(path: Path, *iterations: int) -> FoldFolder:

@@ -17,7 +17,7 @@ from test_pipeline import MACHINE
 
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import Work
-from segpipe.train.checkpoint import about_weights
+from segpipe.train.weights_header import about_weights
 
 pytestmark = pytest.mark.slow
 

@@ -24,7 +24,7 @@ from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.networks.build import build
 from segpipe.pipeline.packing import pack
-from segpipe.predict.model import find_folds
+from segpipe.predict.folds import find_folds
 from segpipe.predict.package import CARD, MANIFEST, opened, read_manifest, write_package
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
 from segpipe.train.checkpoint import save_weights

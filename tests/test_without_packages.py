@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,16 +10,18 @@ from pathlib import Path
 import pytest
 from datasets import tiny_image, write_nnunet
 
+from segpipe.cli.main import run
 from segpipe.core.errors import SetupError, package_needed
 
 BLOCKED = ("nnunetv2", "monai", "SimpleITK", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
-BLOCK = f"""
+BLOCK = """
+import os
 import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {BLOCKED!r}:
-            raise ImportError(f"No module named {{name!r}}")
+        if name.split(".")[0] in os.environ.get("BLOCKED", "").split():
+            raise ImportError(f"No module named {name!r}")
 
 sys.meta_path.insert(0, Blocker())
 """
@@ -34,10 +37,15 @@ print("imported:", sorted({{name.split(".")[0] for name in sys.modules}} & set({
 QUICK = "--set training.epochs=1 --set training.iterations_per_epoch=2 --set training.validation_iterations=1"
 
 
-def run_blocked(*commands: str) -> subprocess.CompletedProcess[str]:
+def run_blocked(*commands: str, also: str = "") -> subprocess.CompletedProcess[str]:
     """Run commands, one after the other, in a Python that cannot import the packages."""
     lines = "\n".join("|".join(command.split()) for command in commands)
-    return subprocess.run([sys.executable, "-c", PROGRAM, lines], capture_output=True, text=True)
+    return python_blocked(PROGRAM, lines, also=also)
+
+
+def python_blocked(program: str, *arguments: str, also: str = "") -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"BLOCKED": " ".join((*BLOCKED, also))}
+    return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +73,14 @@ def test_nifti_goes_from_images_to_scores_without_them(folder: Path, tmp_path: P
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
 
 
+def test_looking_around_needs_no_torch(folder: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "m.segpipe.zip"
+    assert run(["pack", str(folder / "work"), "-o", str(packed)]) == 0
+    commands = (f"check {folder}/data -j 1", f"info {folder}/work", f"info {packed}", "info -h", "-h")
+    done = run_blocked(*commands, also="torch")
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_file_that_needs_simpleitk_says_so(folder: Path, tmp_path: Path) -> None:
     sitk = pytest.importorskip("SimpleITK")
     (tmp_path / "in").mkdir()
@@ -84,14 +100,13 @@ def test_a_file_that_needs_simpleitk_says_so(folder: Path, tmp_path: Path) -> No
 )
 def test_a_part_that_needs_monai_says_so(call: str, message: str) -> None:
     program = f"{BLOCK}from segpipe.networks import monai_kinds\nfrom segpipe.train import losses\n{call}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = python_blocked(program)
     assert f"SetupError: {message}" in done.stderr and "pip install monai" in done.stderr
 
 
 def test_the_baseline_of_nnunet_says_that_it_needs_nnunetv2() -> None:
     program = f"{BLOCK}from segpipe.bridge.nnunet_train import main\nmain(sys.argv[1:])\n"
-    command = [sys.executable, "-c", program, "data", "splits.json", "--minutes", "1", "-o", "out"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = python_blocked(program, "data", "splits.json", "--minutes", "1", "-o", "out")
     assert done.returncode != 0 and "pip install nnunetv2" in done.stderr
 
 

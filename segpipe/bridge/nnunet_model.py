@@ -26,8 +26,10 @@ from segpipe.networks.build import build
 from segpipe.plan.laterality import AS_STORED, sideways_axis
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.model import find_folds, load_model
-from segpipe.train.checkpoint import about_weights, save_weights
+from segpipe.predict.folds import find_folds
+from segpipe.predict.model import load_model
+from segpipe.train.checkpoint import save_weights
+from segpipe.train.weights_header import about_weights
 
 FINAL = "checkpoint_final.pth"
 _ORIENTATIONS = {  # by nnU-Net's reader; the others read pictures

@@ -26,7 +26,7 @@ from segpipe.prepare.cascade import StoredGuide, has_guide, store_guide
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset, prepared_folder
 from segpipe.prepare.store import StoredCase, open_case
-from segpipe.train.checkpoint import about_weights
+from segpipe.train.weights_header import about_weights
 
 
 class GuidedBy(Record):

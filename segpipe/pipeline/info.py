@@ -18,7 +18,7 @@ from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.predict.package import Manifest, opened, read_manifest
 from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
-from segpipe.train.checkpoint import about_weights
+from segpipe.train.weights_header import about_weights
 
 _DIGITS = 12  # of a SHA-256, as elsewhere
 

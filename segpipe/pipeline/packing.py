@@ -13,7 +13,7 @@ from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.model import guide_folds, trained_on_of
+from segpipe.predict.folds import guide_folds, trained_on_of
 from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.selected_model import (
@@ -24,7 +24,7 @@ from segpipe.predict.selected_model import (
     selected_postprocessing,
     weights_of,
 )
-from segpipe.train.checkpoint import about_weights
+from segpipe.train.weights_header import about_weights
 
 _TEMPLATE = "model_card.md.jinja"
 _INSIDE = Work(Path())  # of a package

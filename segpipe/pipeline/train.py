@@ -39,7 +39,6 @@ from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
-from segpipe.train.checkpoint import about_weights
 from segpipe.train.distributed import Group, joined
 from segpipe.train.fold import FoldData, FoldTraining
 from segpipe.train.loop import train_fold
@@ -47,6 +46,7 @@ from segpipe.train.profile import Profile, profile_fold
 from segpipe.train.resume import has_other_length, require_same_training
 from segpipe.train.schedule import Schedule
 from segpipe.train.tensorboard import wants_tensorboard
+from segpipe.train.weights_header import about_weights
 
 _MIN_BUDGET_SECONDS = 5.0
 _FLOAT_BYTES = 4

@@ -10,10 +10,10 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
-from segpipe.predict.model import find_folds
+from segpipe.predict.folds import find_folds
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
-from segpipe.train.checkpoint import about_weights
+from segpipe.train.weights_header import about_weights
 
 SELECTION = "selection"  # folder in a work folder
 SELECTED_MODEL_FILE = "model.yaml"

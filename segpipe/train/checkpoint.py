@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -22,6 +21,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import device_text
 from segpipe.plan.schema import Plan
+from segpipe.train.weights_header import about_weights
 
 Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
 _HASH_LENGTH = 64  # hexadecimal SHA-256
@@ -44,21 +44,6 @@ def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.dev
     plan.save(folder.plan)
     split.save(folder.split)
     environment_here(device_text(device)).save(folder.environment)
-
-
-def about_weights(path: Path) -> dict[str, str]:
-    """What was written beside weights: configuration, fold, finished (0 or 1).
-
-    Raises:
-        UsageError: If the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise UsageError(f"{path}: no such file; this fold has no trained weights. Train it: `segpipe train`.")
-    try:
-        with safe_open(path, "pt") as stored:
-            return dict(stored.metadata() or {})
-    except (SafetensorError, OSError) as fault:
-        raise UsageError(f"{path}: cannot be read as weights ({fault}). Train the fold again.") from None
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

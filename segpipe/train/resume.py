@@ -9,10 +9,11 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
-from segpipe.train.checkpoint import about_weights, load_state, save_state
+from segpipe.train.checkpoint import load_state, save_state
 from segpipe.train.fold import Progress
 from segpipe.train.schedule import Schedule
 from segpipe.train.watch import has_plateaued
+from segpipe.train.weights_header import about_weights
 
 PROCESSES = "processes"  # that trained together: written beside weights
 _WATCHES = ("checkpoint_minutes", "early_stop_epochs", "collapse_epochs")
