@@ -132,8 +132,7 @@ def run_full(folder: Path, target_mm: float) -> dict[str, float]:
     """Turn an image file into a mask file; runs in a process of its own."""
     from segpipe.core.volume import write_mask
     from segpipe.data.dataset import Case
-    from segpipe.networks.build import build
-    from segpipe.networks.inference import ready_to_predict
+    from segpipe.networks.build import build, ready_to_predict
     from segpipe.networks.spec import NetworkSpec
     from segpipe.plan.schema import Configuration, Normalisation, Plan
     from segpipe.plan.training import Training

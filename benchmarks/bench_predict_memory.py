@@ -26,9 +26,8 @@ import torch
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
 from segpipe.data.dataset import Case
-from segpipe.networks.build import build
+from segpipe.networks.build import build, ready_to_predict
 from segpipe.networks.cost import CPU
-from segpipe.networks.inference import ready_to_predict
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
 from segpipe.predict.memory import prediction_bytes, window_bytes

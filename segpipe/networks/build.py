@@ -24,15 +24,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from segpipe.core.choices import functions_for
 from segpipe.core.errors import PlanError
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
+from segpipe.networks.convolutions import guard_convolutions
 from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.monai_kinds import segresnet, swin_unetr
+from segpipe.networks.norms import memory_format
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 
@@ -92,8 +95,20 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
             "network: 1 stage, expected at least 2: the images are too small for a U-Net. Choose another configuration "
             "or plan with --preset auto."
         )
-    network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+    network = guard_convolutions(NETWORKS[spec.kind](spec, n_channels, n_outputs))
     return SliceWise(network) if spec.n_axes == 2 else network
+
+
+def ready_to_predict(network: nn.Module, kind: str, n_axes: int, device: torch.device) -> nn.Module:
+    """Take a network to its device, in the order of memory that is fast there; it is changed in place.
+
+    Args:
+        network: With its weights.
+        kind, n_axes: Of its `NetworkSpec`.
+        device: Where it predicts.
+    """
+    order = memory_format(kind, n_axes, device, trains=False)
+    return network.to(memory_format=order).to(device).eval()
 
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)

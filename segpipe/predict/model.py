@@ -13,8 +13,7 @@ from torch import nn
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
-from segpipe.networks.build import build
-from segpipe.networks.inference import ready_to_predict
+from segpipe.networks.build import build, ready_to_predict
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import guide_folds, trained_on_of
