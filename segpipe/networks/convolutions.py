@@ -99,6 +99,7 @@ def _may_leave_torch(layer: _Layer, x: Tensor, dtype: torch.dtype) -> bool:
     """
     is_float32 = dtype == layer.weight.dtype == torch.float32
     predicts = x.dim() == 5 and not layer.transposed and not torch.is_grad_enabled()
+    predicts = predicts and not torch.compiler.is_compiling()  # compiled code never takes that loop
     return is_float32 and predicts and torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 
 
