@@ -118,7 +118,7 @@ def main() -> None:
         values = dict(
             mirror_axes=(0, 1, 2), side_axis=2, swapped=(), masked_channels=(), values=tuple(range(1, n_labels + 1))
         )
-        plain, strong = (Scope(Augmentation.named(name), patch, **values) for name in ("nnunet", "strong"))
+        plain, strong = (Scope(Augmentation.from_name(name), patch, **values) for name in ("nnunet", "strong"))
         images, labels = scene(region_for(patch, plain.augmentation), batch, n_labels)
         moved = images.to(device), labels.to(device)
         arms = ((ours(plain, device), *moved), (theirs(patch), images, labels), (ours(strong, device), *moved))

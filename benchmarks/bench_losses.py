@@ -59,7 +59,7 @@ def main() -> None:
     print(f"\n| {LIGHT_CASE} | ms |\n|---|---|")
     logits, indices, labels = _batch(args.device, (2, 64, 3), "float32")
     for name in LOSSES:
-        loss = Loss.named(name)
+        loss = Loss.from_name(name)
         run = lambda x, t: supervised_loss([x], t, labels, batch_dice=False, loss=loss)  # noqa: E731, B023
         times = [_seconds(run, logits, indices) for _ in range(args.repeats + 1)][1:]
         print(f"| {name} | {1e3 * statistics.median(times):.1f} |", flush=True)

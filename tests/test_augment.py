@@ -17,10 +17,10 @@ from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.schema import Normalisation
 from segpipe.train.augmentation.apply import apply
 from segpipe.train.augmentation.draws import Draws, Scope, draw, largest_angle, region_for, scope_of
-from segpipe.train.augmentation.placement import moved_by_torch, moved_compiled, spline_basis
+from segpipe.train.augmentation.placement import move_by_torch, move_compiled, spline_basis
 
-NNUNET = Augmentation.named("nnunet")
-ALWAYS = Augmentation.named("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})
+NNUNET = Augmentation.from_name("nnunet")
+ALWAYS = Augmentation.from_name("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})
 
 
 def scope(patch=(6, 6, 6), augmentation: Augmentation = NNUNET, **changes: object) -> Scope:
@@ -139,7 +139,7 @@ def test_the_compiled_way_and_torchs_agree(n_labels):
     indices = torch.randint(IGNORE_INDEX, n_labels + 1, (3, 13, 12, 14), dtype=torch.int16)
     training = scope((9, 10, 9), ALWAYS, values=(IGNORE_INDEX, *range(1, n_labels + 1)))
     draws = replace(draw(training, 3, 2, np.random.default_rng(0)), is_moved=np.array([True, False, True]))
-    ways = [way(images, indices, draws, training) for way in (moved_compiled, moved_by_torch)]
+    ways = [way(images, indices, draws, training) for way in (move_compiled, move_by_torch)]
     for (x, y), (x_torch, y_torch) in zip(*ways, strict=True):
         assert torch.allclose(x, x_torch, atol=1e-4)
         assert torch.equal(y, y_torch) and y.dtype == y_torch.dtype == torch.int64
@@ -190,7 +190,7 @@ def test_masked_channels_stay_0_outside():
 
 def test_a_deformation_moves_voxels_by_less_than_its_control_points_and_does_not_fold():
     edge = 16
-    training = scope((edge,) * 3, Augmentation.named("none", p_elastic=1.0, elastic=(0.39, 0.39)))
+    training = scope((edge,) * 3, Augmentation.from_name("none", p_elastic=1.0, elastic=(0.39, 0.39)))
     draws = draw(training, 1, 3, np.random.default_rng(0))
     ramp = torch.stack(torch.meshgrid(*[torch.arange(float(edge))] * 3, indexing="ij"))[None]
     assert draws.controls is not None and np.abs(draws.controls).max() <= 0.39 * edge / 4
@@ -215,7 +215,7 @@ def test_angles_and_regions_by_hand():
     assert largest_angle(NNUNET, (64, 64, 64)) == 30
     assert largest_angle(NNUNET, (21, 64, 64)) == 180  # 64 / 21 > 3
     assert largest_angle(NNUNET, (1, 60, 40)) == 180 and largest_angle(NNUNET, (1, 61, 40)) == 15
-    assert region_for((40, 40, 40), Augmentation.named("none")) == (40, 40, 40)
+    assert region_for((40, 40, 40), Augmentation.from_name("none")) == (40, 40, 40)
     # 30° about one axis widens a cube by cos 30° + sin 30° = 1.366; 40 × 1.366 / 0.85 = 64.3
     assert region_for((40, 40, 40), NNUNET) == (65, 65, 65)
     assert region_for((8, 64, 51), NNUNET) == (8, 76, 76)  # 64 / 0.85 = 75.3 on both axes: a quarter turn
@@ -225,7 +225,7 @@ def test_angles_and_regions_by_hand():
 
 @pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_presets_alter_or_do_not(name):
-    augmentation = Augmentation.named(name)
+    augmentation = Augmentation.from_name(name)
     assert augmentation.alters == augmentation.moves == (name != "none")
     draws = draw(scope((8, 8, 8), augmentation), 3, 2, np.random.default_rng(0))
     images, indices = torch.randn(3, 2, 8, 8, 8), torch.zeros(3, 8, 8, 8, dtype=torch.int64)

@@ -22,7 +22,7 @@ from segpipe.train.augmentation.apply import apply
 from segpipe.train.augmentation.draws import Scope, draw
 from segpipe.train.augmentation.local import CHANGES, Hill, LocalChange, alter_locally_, draw_local, hill_ZYX
 
-STRONG = Augmentation.named("strong")
+STRONG = Augmentation.from_name("strong")
 PATCH = (14, 30, 22)
 N_DRAWS = 2000
 HILL: Hill = ((3.0, 4.0), (30.0, 20.0), (-5.0, 9.0))
@@ -90,7 +90,7 @@ def test_boxes_become_their_mean_and_a_shift_is_added_by_hand():
 @pytest.mark.parametrize("name", CHANGES)
 def test_small_patches_of_one_value_stay_finite(name, shape):
     chance = CHANGES[name][0]
-    always = Augmentation.named("none", **{chance: 1.0})
+    always = Augmentation.from_name("none", **{chance: 1.0})
     drawn = draw_local(always, shape, (20, 1), np.random.default_rng(0))
     assert any(drawn)
     x = torch.ones(20, 1, *shape)
@@ -162,7 +162,7 @@ def scope(patch, augmentation=STRONG) -> Scope:
     ("patch", "planes"), [((6, 9, 9), {0}), ((9, 6, 9), {1}), ((8, 8, 8), {0, 1, 2}), ((2, 9, 9), {0})]
 )
 def test_quarter_turns_are_exact_and_stay_in_square_planes(patch, planes):
-    always = Augmentation.named("none", p_quarter_turn=1.0)
+    always = Augmentation.from_name("none", p_quarter_turn=1.0)
     draws = draw(scope(patch, always), 60, 1, np.random.default_rng(0))
     region = tuple(n + 4 for n in patch)  # an odd difference would move the middle by half a voxel
     images = torch.randn(60, 1, *region)
@@ -187,14 +187,14 @@ def test_quarter_turns_are_exact_and_stay_in_square_planes(patch, planes):
 
 
 def test_patches_without_a_square_plane_are_not_turned():
-    always = Augmentation.named("none", p_quarter_turn=1.0)
+    always = Augmentation.from_name("none", p_quarter_turn=1.0)
     assert not draw(scope((6, 8, 9), always), 9, 1, np.random.default_rng(0)).is_moved.any()
     assert not draw(scope((9, 9, 70), always), 9, 1, np.random.default_rng(0)).is_moved.any()
 
 
 def test_what_strong_adds_changes_no_label_and_no_voxel_outside_the_body():
     local = {name: 1.0 for name, _, _ in CHANGES.values()}
-    changes = Augmentation.named("none", **local)
+    changes = Augmentation.from_name("none", **local)
     masked = replace(scope((8, 9, 10), changes), masked_channels=(0,))
     draws = draw(masked, 8, 2, np.random.default_rng(0))
     images, labels = torch.randn(8, 2, 8, 9, 10), torch.randint(0, 4, (8, 8, 9, 10))

@@ -21,7 +21,7 @@ from segpipe.plan.augmentation import Augmentation
 from segpipe.train.augmentation.apply import apply
 from segpipe.train.augmentation.draws import Draws, Scope, draw
 
-NNUNET = Augmentation.named("nnunet")
+NNUNET = Augmentation.from_name("nnunet")
 PATCH = (12, 14, 10)
 N_DRAWS = 3000
 ONE = np.ones((1, 1), np.float32)
@@ -32,7 +32,7 @@ def scope(patch=PATCH, values=(1, 2, 3)) -> Scope:
 
 
 def nothing() -> Draws:
-    draws = draw(replace(scope(), augmentation=Augmentation.named("none")), 1, 1, np.random.default_rng(0))
+    draws = draw(replace(scope(), augmentation=Augmentation.from_name("none")), 1, 1, np.random.default_rng(0))
     assert not draws.is_moved.any() and (draws.gamma == 1).all()
     return draws
 

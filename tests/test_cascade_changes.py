@@ -30,7 +30,7 @@ from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
 from segpipe.train.augmentation.draws import Scope, draw, scope_of
-from segpipe.train.cascade import OPERATIONS, Removal, Reshaping, changed, dilated, draw_changes, with_guides
+from segpipe.train.cascade import OPERATIONS, Removal, Reshaping, add_guides, change_guides, dilate, draw_changes
 from segpipe.train.sampling import Sampling, draw_batch
 
 THEIRS = {
@@ -56,12 +56,12 @@ def test_a_label_grows_shrinks_and_loses_a_gap_by_hand():
     line[0, 0, [3, 4, 6, 7]] = 1  # a gap of one voxel
     line[0, 0, 9:] = 2
     grown, shrunk, whole = (
-        changed(line[None], [[Reshaping(1, name, 1.0)]])[0, 0, 0] for name in THEIRS if name != "open"
+        change_guides(line[None], [[Reshaping(1, name, 1.0)]])[0, 0, 0] for name in THEIRS if name != "open"
     )
     assert grown.tolist() == [0, 0, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]  # up to 8, beside label 2
     assert shrunk.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2]
     assert whole.tolist() == [0, 0, 0, 1, 1, 1, 1, 1, 0, 2, 2, 2]
-    taken = changed(line[None], [[Reshaping(1, "dilate", 2.9)]])[0, 0, 0]  # reaches two voxels
+    taken = change_guides(line[None], [[Reshaping(1, "dilate", 2.9)]])[0, 0, 0]  # reaches two voxels
     assert taken.tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2]  # what it gains, the other loses
 
 
@@ -69,7 +69,7 @@ def test_a_label_grows_shrinks_and_loses_a_gap_by_hand():
 def test_dilation_is_a_distance(seed, radius, shape):
     mask = np.random.default_rng(seed).random(shape) < 0.1
     distance = ndimage.distance_transform_edt(~mask) if mask.any() else np.full(shape, np.inf)
-    found = dilated(torch.from_numpy(mask), radius).numpy()
+    found = dilate(torch.from_numpy(mask), radius).numpy()
     assert np.array_equal(found, distance**2 <= int(radius**2) + 0.5)  # squared distances are whole numbers
 
 
@@ -85,14 +85,14 @@ def test_operations_are_nnunets(name, shape):
         expected = theirs._apply_to_image(
             image, apply_to_channels=[1, 0], operators=operators, strel_size=[radius, radius]
         )
-        found = one_hot(changed(torch.from_numpy(guide)[None], [steps])[0])
+        found = one_hot(change_guides(torch.from_numpy(guide)[None], [steps])[0])
         assert torch.equal(found.reshape(expected.shape), expected)
 
 
 def test_the_parts_that_may_be_lost_are_nnunets():
     guide = label_map(3)
     ours = {
-        changed(torch.from_numpy(guide)[None], [[Removal(2, pick, 0.05)]])[0].numpy().tobytes()
+        change_guides(torch.from_numpy(guide)[None], [[Removal(2, pick, 0.05)]])[0].numpy().tobytes()
         for pick in np.linspace(0, 1, 101)
     }
     theirs, transform = set(), RemoveRandomConnectedComponentFromOneHotEncodingTransform([0, 1, 2], 0.0, 0.05)
@@ -107,16 +107,16 @@ def test_the_parts_that_may_be_lost_are_nnunets():
 def test_a_part_as_large_as_the_share_stays():
     guide = torch.zeros(1, 1, 2, 10, dtype=torch.int64)
     guide[0, 0, 0, :3], guide[0, 0, 1, 8] = 1, 1  # 3 of 20 voxels, and 1
-    assert changed(guide, [[Removal(1, 0.0, 0.15)]])[0, 0].tolist() == [[1, 1, 1, *[0] * 7], [0] * 10]
-    assert torch.equal(changed(guide, [[Removal(1, 0.0, 0.05)]]), guide)  # 1 of 20 is not less
-    assert torch.equal(changed(guide, [[Removal(2, 0.0, 1.0)]]), guide)  # a label that is not there
+    assert change_guides(guide, [[Removal(1, 0.0, 0.15)]])[0, 0].tolist() == [[1, 1, 1, *[0] * 7], [0] * 10]
+    assert torch.equal(change_guides(guide, [[Removal(1, 0.0, 0.05)]]), guide)  # 1 of 20 is not less
+    assert torch.equal(change_guides(guide, [[Removal(2, 0.0, 1.0)]]), guide)  # a label that is not there
 
 
 def test_input_channels_are_nnunets():
     guide, image = torch.from_numpy(label_map(4)), torch.rand(2, 9, 14, 12)
     theirs = MoveSegAsOneHotToDataTransform(0, [1, 2, 3]).apply({"image": image, "segmentation": guide[None]})
-    assert torch.equal(with_guides(image[None], guide[None].to(torch.int8), 3)[0], theirs["image"])
-    assert with_guides(image[None], None, 0).shape == (1, 2, 9, 14, 12)
+    assert torch.equal(add_guides(image[None], guide[None].to(torch.int8), 3)[0], theirs["image"])
+    assert add_guides(image[None], None, 0).shape == (1, 2, 9, 14, 12)
 
 
 @given(st.integers(0, 10**6))
@@ -124,7 +124,7 @@ def test_changes_invent_no_label_and_change_no_argument(seed):
     guide = torch.from_numpy(label_map(seed % 50))[None]
     always = Augmentation(p_guide_shape=1.0, p_guide_part=1.0, guide_radius_vox=(1.0, 3.0))
     before = guide.clone()
-    found = changed(guide, draw_changes(always, 1, 3, np.random.default_rng(seed)))
+    found = change_guides(guide, draw_changes(always, 1, 3, np.random.default_rng(seed)))
     assert torch.equal(guide, before) and {*found.unique().tolist()} <= {0, 1, 2, 3}
 
 

@@ -19,7 +19,7 @@ from segpipe.networks.cost import cost
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation, Chance
-from segpipe.plan.edit import completions, edited
+from segpipe.plan.edit import completions, edit_plan
 from segpipe.plan.loss import LOSSES, TERMS, Loss
 from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
 from segpipe.plan.schema import Plan
@@ -51,7 +51,7 @@ def test_an_unknown_name_is_a_sentence_with_the_nearest_one(key: str, tmp_path: 
     value = {f"{known}x": 1.0} if key.endswith("terms") else f"{known}x"
     expected = rf"{key}.*expected one of {', '.join(table)} \(did you mean '{known}'\?\)"
     with pytest.raises(PlanError, match=expected):
-        edited(small_plan(), [f"{key}={value}"])
+        edit_plan(small_plan(), [f"{key}={value}"])
     values: Any = small_plan().model_dump(mode="json", context={"write_defaults": True})
     place = values
     *path, last = key.split(".")
@@ -113,7 +113,7 @@ def test_the_states_of_a_row_are_those_that_the_optimizer_keeps(name: str) -> No
 )
 def test_a_parameter_that_nothing_reads_is_refused(edit: str, message: str) -> None:
     with pytest.raises(PlanError, match=message):
-        edited(small_plan(), [edit])
+        edit_plan(small_plan(), [edit])
 
 
 def test_a_plan_of_the_version_before_loads_and_trains_by_the_same_values() -> None:
@@ -149,7 +149,7 @@ def test_every_local_chance_has_a_change_and_none_turns_all_off() -> None:
     }
     local = {name for name, mark in marked.items() if mark is not None and mark.is_local}
     assert {chance for chance, _, _ in CHANGES.values()} == local
-    none = Augmentation.named("none")
+    none = Augmentation.from_name("none")
     assert all(getattr(none, name) == 0 for name, mark in marked.items() if mark is not None)
 
 

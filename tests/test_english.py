@@ -35,18 +35,15 @@ _STILL_TO_DO = {  # parts and pages whose texts are being edited
     "compare",
     "evaluate",
     "pipeline",
-    "plan",
     "predict",
     "prepare",
     "report",
-    "train",
     "docs/commands.md",
     "docs/errors.md",
     "docs/evaluation.md",
     "docs/json.md",
     "docs/prediction.md",
     "docs/python.md",
-    "docs/tables/training.md",
 }
 
 

@@ -148,7 +148,7 @@ def test_the_record_is_of_the_training_cases_alone_and_folds_join(tmp_path: Path
     first, second = TrainingStats.of(found, plan, ["a"]), TrainingStats.of(found, plan, ["b", "c"])
     assert first is not None and second is not None and TrainingStats.of(found, plan, ["gone"]) is None
     assert first.spacing_mm[0] == Span(low=2.5, high=2.5) and second.spacing_mm[0] == Span(low=3, high=5)
-    both = first.joined(second)
+    both = first.join(second)
     assert both.spacing_mm[0] == Span(low=2.5, high=5) and both.orientations == ("LPS", "RAS")
     assert both.extent_mm[0] == Span(low=8 * 2.5, high=8 * 5) and both.intensities == (SEEN,)
     both.save(tmp_path / "trained_on.json")

@@ -71,7 +71,9 @@ def test_topk_takes_the_worst_voxels_and_at_least_one():
     logits[0, 0, 0, 0, 0] = 5.0  # sure and right: the others cost ln 3
     half = Loss(terms={"topk": 1.0}, topk_fraction=0.5)
     assert loss_of((logits, indices), half) == pytest.approx(math.log(3), abs=1e-6)
-    assert loss_of((logits, indices), Loss.named("topk")) == pytest.approx(math.log(3), abs=1e-6)  # int(0.4) is none
+    assert loss_of((logits, indices), Loss.from_name("topk")) == pytest.approx(
+        math.log(3), abs=1e-6
+    )  # int(0.4) is none
 
 
 def test_smoothed_targets_by_hand():
@@ -109,7 +111,7 @@ def test_tversky_equals_monais(has_regions, batch_dice):
     )
     wanted = masks(indices) if has_regions else targets(indices, 3)
     assert_equal(
-        lambda x: supervised_loss([x], indices, labels, batch_dice=batch_dice, loss=Loss.named("tversky")),
+        lambda x: supervised_loss([x], indices, labels, batch_dice=batch_dice, loss=Loss.from_name("tversky")),
         lambda x: theirs(x, wanted),
         logits,
     )
@@ -214,7 +216,7 @@ def test_skeleton_recall_is_the_soft_recall_in_the_tubes(batch_dice):
 @pytest.mark.parametrize("labels", [IGNORING, REGIONS])
 def test_memory_of_every_loss_can_be_predicted(name, labels):
     """No term looks at a number, which a prediction does not have."""
-    loss = partial(supervised_loss, labels=labels, batch_dice=False, loss=Loss.named(name))
+    loss = partial(supervised_loss, labels=labels, batch_dice=False, loss=Loss.from_name(name))
     assert cost(small_spec(), 1, labels.n_outputs, (8, 8, 8), 1, loss=loss).kept_activation_bytes > 0
 
 

@@ -168,7 +168,7 @@ def test_channels_that_lie_side_by_side_give_the_same():
 def test_gradients_are_the_slopes(name, labels):
     """Second opinion for every loss: the change of the value along a random direction."""
     logits, indices = random_case(5, labels.n_outputs, n_ignored_slices=labels.ignore_value is not None)
-    loss = Loss.named(name)
+    loss = Loss.from_name(name)
     function = lambda x: supervised_loss([x], indices, labels, batch_dice=True, loss=loss)  # noqa: E731
     _, gradient = value_and_gradient(function, logits)
     assert gradient.isfinite().all()
@@ -183,7 +183,7 @@ def test_gradients_are_the_slopes(name, labels):
 def test_ignored_voxels_have_no_gradient_and_what_they_hold_means_nothing(name, labels):
     logits, indices = random_case(1, labels.n_outputs, n_ignored_slices=2)
     other = torch.where((indices == IGNORE_INDEX).unsqueeze(1), 5 * logits.flip(1), logits)
-    loss = Loss.named(name)
+    loss = Loss.from_name(name)
     results = [
         value_and_gradient(lambda x: supervised_loss([x], indices, labels, batch_dice=False, loss=loss), x)
         for x in (logits, other)
@@ -223,7 +223,7 @@ def test_no_loss_is_nan(name, labels, dtype):
 def test_short_floats_give_the_loss_of_their_values(name, labels):
     """Nothing is computed in bfloat16, inside autocast either."""
     logits, indices = random_case(8, labels.n_outputs)
-    rounded, loss = logits.bfloat16(), Loss.named(name)
+    rounded, loss = logits.bfloat16(), Loss.from_name(name)
     with torch.autocast("cpu", torch.bfloat16):
         short = supervised_loss([rounded], indices, labels, batch_dice=False, loss=loss)
     long = supervised_loss([rounded.float()], indices, labels, batch_dice=False, loss=loss)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.train.muon import Muon, orthogonalised
+from segpipe.train.muon import Muon, orthogonalise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # timm on a newer torch
@@ -39,7 +39,7 @@ def test_an_orthogonal_momentum_stays_itself_by_hand():
     # singular values 1 and 1, norm √2, so x = 1/√2: five times x(3.4445 - 4.7750x² + 2.0315x⁴)
     # 0.70711 -> 1.10653 -> 0.71208 -> 1.10059 -> 0.70576 -> 1.10811
     turn = torch.tensor([[0.0, 1.0], [-1.0, 0.0]])
-    assert torch.allclose(orthogonalised(7 * turn), 1.10811 * turn, atol=1e-5)
+    assert torch.allclose(orthogonalise(7 * turn), 1.10811 * turn, atol=1e-5)
 
 
 def test_the_update_of_a_kernel_has_singular_values_near_one():
@@ -58,7 +58,7 @@ def test_equals_the_iteration_written_out_in_double_precision(shape):
     x = matrix.double() / matrix.double().norm()
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * (x @ x.T @ x) + 2.0315 * (x @ x.T @ x @ x.T @ x)
-    assert torch.allclose(orthogonalised(matrix).double(), x, atol=1e-4)
+    assert torch.allclose(orthogonalise(matrix).double(), x, atol=1e-4)
 
 
 def test_equals_torch_on_flattened_kernels():

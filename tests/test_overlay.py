@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.train.tensorboard import Plane, drawn, planes_of
+from segpipe.train.tensorboard import Plane, draw_planes, planes_of
 
 ORANGE, SKY_BLUE = (0xE6, 0x9F, 0x00), (0x56, 0xB4, 0xE9)
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))))
@@ -53,7 +53,7 @@ def test_the_reference_is_framed_from_outside_and_the_prediction_dashed_from_ins
     image = np.linspace(0, 1, 32 * 32, dtype=np.float32).reshape(32, 32)
     square = np.zeros((32, 32), bool)
     square[10:20, 10:20] = True
-    picture = drawn([Plane(image, {0: square}, {1: square}, (1.0, 1.0))])
+    picture = draw_planes([Plane(image, {0: square}, {1: square}, (1.0, 1.0))])
     assert picture.shape == (320, 320, 3) and picture.dtype == np.uint8
     reference, prediction = where(picture, ORANGE), where(picture, SKY_BLUE)
     assert np.argwhere(reference).min(0).tolist() == [98, 98] and np.argwhere(reference).max(0).tolist() == [201, 201]
@@ -70,8 +70,8 @@ def test_planes_stand_side_by_side_at_one_scale():
     """10 voxels of 4 mm by 20 of 1 mm: 40 mm are 320 pixels, so 20 mm are 160; a gap of 4, then 10 × 5 mm, 80 × 40."""
     tall = Plane(np.ones((10, 20), np.float32), {}, {}, (4.0, 1.0))
     small = Plane(np.ones((10, 5), np.float32), {}, {}, (1.0, 1.0))
-    assert drawn([tall, small]).shape == (320, 160 + 4 + 40, 3)
+    assert draw_planes([tall, small]).shape == (320, 160 + 4 + 40, 3)
     huge = Plane(np.ones((2000, 1000), np.float32), {}, {}, (1.0, 1.0))
-    assert drawn([huge]).shape == (320, 160, 3)
+    assert draw_planes([huge]).shape == (320, 160, 3)
     thin = Plane(np.ones((1, 1000), np.float32), {}, {}, (0.1, 1.0))  # never nothing
-    assert drawn([thin]).shape == (1, 320, 3)
+    assert draw_planes([thin]).shape == (1, 320, 3)

@@ -13,9 +13,9 @@ from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.augmentation import Augmentation
-from segpipe.plan.edit import edited, warn_of_sides
+from segpipe.plan.edit import edit_plan, warn_of_sides
 from segpipe.plan.make import make_plan
-from segpipe.plan.presets import PRESETS, preset_named
+from segpipe.plan.presets import PRESETS, find_preset
 from segpipe.plan.schema import Plan
 from segpipe.plan.spacing import axis_order, resampled_shape, target_spacing
 from segpipe.plan.topology import feature_voxels, topology
@@ -118,7 +118,7 @@ def test_small_flat_images_keep_two_stages_while_the_patch_shrinks():
 
 def test_unknown_presets_are_explained():
     with pytest.raises(PlanError, match=r"preset 'nnunett' is unknown. Did you mean 'nnunet'"):
-        preset_named("nnunett")
+        find_preset("nnunett")
 
 
 def test_ct_is_clipped_to_what_was_seen_and_other_channels_are_not():
@@ -130,11 +130,11 @@ def test_ct_is_clipped_to_what_was_seen_and_other_channels_are_not():
 
 def test_edits_change_one_value_and_nothing_else():
     plan = small_plan()
-    new = edited(plan, ["training.learning_rate=0.5", "configurations.3d_fullres.batch_size=7"])
+    new = edit_plan(plan, ["training.learning_rate=0.5", "configurations.3d_fullres.batch_size=7"])
     assert new.training.learning_rate == 0.5 and new.configurations["3d_fullres"].batch_size == 7
     assert plan.training.learning_rate == 0.01
-    assert edited(plan, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001  # text to YAML 1.1
-    assert edited(plan, []) is plan
+    assert edit_plan(plan, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001  # text to YAML 1.1
+    assert edit_plan(plan, []) is plan
 
 
 @pytest.mark.parametrize(
@@ -161,25 +161,27 @@ def test_edits_change_one_value_and_nothing_else():
 )
 def test_wrong_edits_are_explained(edit, message):
     with pytest.raises(PlanError) as caught:
-        edited(small_plan(), [edit])
+        edit_plan(small_plan(), [edit])
     assert message in str(caught.value)
 
 
 def test_edits_that_contradict_each_other_are_refused():
     key = "configurations.3d_fullres.network.features"
     with pytest.raises(PlanError, match=r"training.epochs=4: contradicts --set training.epochs=3. Give one of them"):
-        edited(small_plan(), ["training.epochs=3", "training.epochs=4"])
+        edit_plan(small_plan(), ["training.epochs=3", "training.epochs=4"])
     with pytest.raises(PlanError, match=r"contradicts --set configurations.3d_fullres.network.features="):
-        edited(small_plan(), [f"{key}=[4, 8]", "configurations.3d_fullres.network={kind: plain}"])
-    assert edited(small_plan(), ["training.epochs=3", "training.epochs=3"]).training.epochs == 3
+        edit_plan(small_plan(), [f"{key}=[4, 8]", "configurations.3d_fullres.network={kind: plain}"])
+    assert edit_plan(small_plan(), ["training.epochs=3", "training.epochs=3"]).training.epochs == 3
 
 
 def test_what_inherits_follows_its_base_until_it_says_otherwise(tmp_path):
-    plan = edited(small_plan(), ["configurations.mine={inherits: 3d_fullres, batch_size: 5}"])
+    plan = edit_plan(small_plan(), ["configurations.mine={inherits: 3d_fullres, batch_size: 5}"])
     assert plan.configurations["mine"].patch_zyx == (8, 8, 12) and plan.configurations["mine"].batch_size == 5
-    wider = edited(plan, ["configurations.3d_fullres.network.features=[6, 12]", "configurations.mine.batch_dice=true"])
+    wider = edit_plan(
+        plan, ["configurations.3d_fullres.network.features=[6, 12]", "configurations.mine.batch_dice=true"]
+    )
     assert wider.configurations["mine"].network.features == (6, 12) and wider.configurations["mine"].batch_dice
-    deeper = edited(plan, ["configurations.mine.network.blocks=[2, 2]"])
+    deeper = edit_plan(plan, ["configurations.mine.network.blocks=[2, 2]"])
     assert deeper.configurations["mine"].network.blocks == (2, 2)
     assert deeper.configurations["3d_fullres"].network.blocks == (1, 1)
     deeper.save(tmp_path / "plan.yaml")
@@ -225,41 +227,41 @@ def test_a_network_of_one_stage_has_no_decoder_and_no_outputs_to_count():
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_optimizer_that_keeps_the_rate_of_another_kind_is_warned_of(optimizer, capsys):
-    plan = edited(small_plan(), [f"training.optimizer={optimizer}", "training.momentum=0.8"])
+    plan = edit_plan(small_plan(), [f"training.optimizer={optimizer}", "training.momentum=0.8"])
     said = capsys.readouterr().err
     assert f"optimizer={optimizer}: learning_rate 0.01, weight_decay 3e-05 were chosen for sgd" in said
     assert "--set training.learning_rate=0.001 --set training.weight_decay=0.01." in said
-    edited(plan, ["training.optimizer=sgd"])
+    edit_plan(plan, ["training.optimizer=sgd"])
     assert "--set training.momentum=0.99" in capsys.readouterr().err
 
 
 def test_an_optimizer_with_its_rate_or_of_the_same_kind_is_not_warned_of(capsys):
-    plan = edited(small_plan(), ["training.optimizer=adamw", "training.learning_rate=0.001"])
-    edited(plan, ["training.optimizer=muon"])
-    edited(plan, ["training.epochs=3"])
+    plan = edit_plan(small_plan(), ["training.optimizer=adamw", "training.learning_rate=0.001"])
+    edit_plan(plan, ["training.optimizer=muon"])
+    edit_plan(plan, ["training.epochs=3"])
     assert capsys.readouterr().err == ""
 
 
 def test_what_differs_from_a_name_is_kept_in_either_order():
     edits = ["training.augmentation.p_rotation=0.9", "training.augmentation.preset=strong"]
-    found = [edited(small_plan(), order).training.augmentation for order in (edits, edits[::-1])]
-    assert found[0] == found[1] == Augmentation.named("strong", p_rotation=0.9)
+    found = [edit_plan(small_plan(), order).training.augmentation for order in (edits, edits[::-1])]
+    assert found[0] == found[1] == Augmentation.from_name("strong", p_rotation=0.9)
     with pytest.raises(PlanError, match=r"differs: --set training\.augmentation\.preset=strong\.$"):
-        edited(small_plan(), ["training.augmentation=strong", edits[0]])
+        edit_plan(small_plan(), ["training.augmentation=strong", edits[0]])
 
 
 def test_mirroring_labels_with_sides_by_hand_is_warned_of(capsys):
     sides = LabelSet(labels=tuple(Label(name=f"kidney {s}", values=(n,)) for n, s in enumerate(("left", "right"), 1)))
     plan = small_plan(sides).model_copy(update={"mirror_axes": (0, 1)})  # RAS: X runs from left to right
-    edited(plan, ["mirror_axes=[1]"])
-    edited(plan, ["mirror_axes=[0, 2]", "mirror_swaps=[[kidney left, kidney right]]"])
-    edited(small_plan(), ["mirror_axes=[2]"])  # labels without a side
+    edit_plan(plan, ["mirror_axes=[1]"])
+    edit_plan(plan, ["mirror_axes=[0, 2]", "mirror_swaps=[[kidney left, kidney right]]"])
+    edit_plan(small_plan(), ["mirror_axes=[2]"])  # labels without a side
     assert capsys.readouterr().err == ""
-    mirrored = edited(plan, ["mirror_axes=[1, 2]"])
+    mirrored = edit_plan(plan, ["mirror_axes=[1, 2]"])
     told = capsys.readouterr().err
     assert "warning: mirror_axes [1, 2]: axis 2 runs from left to right" in told and "kidney left, kidney right" in told
     assert "--set mirror_axes=[1])" in told
-    edited(mirrored, ["training.epochs=3"])  # it was told
+    edit_plan(mirrored, ["training.epochs=3"])  # it was told
     assert capsys.readouterr().err == ""
     warn_of_sides(mirrored)  # as a training does
     assert "mislabel kidney left" in capsys.readouterr().err

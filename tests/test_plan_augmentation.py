@@ -10,7 +10,7 @@ from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.laterality import swapped_indices, swapped_outputs
 from segpipe.plan.schema import Plan
 
@@ -35,17 +35,19 @@ def labels(regions: bool = False, **values: int | tuple[int, ...]) -> LabelSet:
     ],
 )
 def test_the_shortest_form_is_written_and_reads_back_equal(edit, written):
-    plan = edited(small_plan(), [f"training.{edit}"])
+    plan = edit_plan(small_plan(), [f"training.{edit}"])
     values = plan.model_dump(mode="json")
     assert values["training"]["augmentation"] == written
     assert Plan.parse(values, "plan") == plan
 
 
 def test_what_was_chosen_before_stays_beside_an_edit_but_not_beside_a_new_name():
-    plan = edited(small_plan(), ["training.augmentation={preset: light, p_noise: 0.5}"])
-    both = edited(plan, ["training.augmentation.p_blur=0.1"])
-    assert both.training.augmentation == Augmentation.named("light", p_noise=0.5, p_blur=0.1)
-    assert edited(plan, ["training.augmentation.preset=strong"]).training.augmentation == Augmentation.named("strong")
+    plan = edit_plan(small_plan(), ["training.augmentation={preset: light, p_noise: 0.5}"])
+    both = edit_plan(plan, ["training.augmentation.p_blur=0.1"])
+    assert both.training.augmentation == Augmentation.from_name("light", p_noise=0.5, p_blur=0.1)
+    assert edit_plan(plan, ["training.augmentation.preset=strong"]).training.augmentation == Augmentation.from_name(
+        "strong"
+    )
 
 
 @pytest.mark.parametrize(
@@ -62,13 +64,13 @@ def test_what_was_chosen_before_stays_beside_an_edit_but_not_beside_a_new_name()
 )
 def test_what_cannot_be_is_refused(edit, message):
     with pytest.raises(PlanError) as fault:
-        edited(small_plan(), [f"training.{edit}"])
+        edit_plan(small_plan(), [f"training.{edit}"])
     assert message in str(fault.value)
 
 
 def test_every_name_is_another_augmentation():
-    named = [Augmentation.named(name) for name in AUGMENTATIONS]
-    assert len(set(map(str, named))) == len(AUGMENTATIONS) and Augmentation() == Augmentation.named("nnunet")
+    named = [Augmentation.from_name(name) for name in AUGMENTATIONS]
+    assert len(set(map(str, named))) == len(AUGMENTATIONS) and Augmentation() == Augmentation.from_name("nnunet")
 
 
 def test_labels_change_places_by_name():
@@ -110,7 +112,7 @@ def test_pairs_need_their_axis():
 def test_plans_without_pairs_do_not_mention_them():
     plan = small_plan()
     assert "mirror_swaps" not in plan.model_dump(mode="json")
-    swapped = edited(plan, ["mirror_swaps=[[a, b]]"])
+    swapped = edit_plan(plan, ["mirror_swaps=[[a, b]]"])
     assert swapped.mirror_swaps == (("a", "b"),) and Plan.parse(swapped.model_dump(mode="json"), "plan") == swapped
 
 

@@ -13,7 +13,7 @@ from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.records import parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.loss import LOSSES, TERMS, Loss
 from segpipe.plan.schema import Plan
 from segpipe.train import losses
@@ -22,7 +22,7 @@ PLAN = small_plan()
 
 
 def loss_after(*edits: str) -> Loss:
-    return edited(PLAN, edits).training.loss
+    return edit_plan(PLAN, edits).training.loss
 
 
 def test_the_default_is_nnunets_and_is_written_by_its_name():
@@ -36,7 +36,7 @@ def test_edits():
     assert loss_after("training.loss.label_smoothing=0.1") == Loss(label_smoothing=0.1)
     assert loss_after("training.loss.terms.cldice=0.5") == Loss(terms={"dice": 1.0, "ce": 1.0, "cldice": 0.5})
     assert loss_after("training.loss={preset: topk, topk_fraction: 0.2}") == Loss(terms={"topk": 1}, topk_fraction=0.2)
-    again = edited(edited(PLAN, ["training.loss=dice_focal"]), ["training.loss.focal_gamma=3"])
+    again = edit_plan(edit_plan(PLAN, ["training.loss=dice_focal"]), ["training.loss.focal_gamma=3"])
     assert again.training.loss == Loss(terms={"dice": 1.0, "focal": 1.0}, focal_gamma=3.0)
 
 
@@ -55,7 +55,7 @@ def test_the_shortest_form_is_written(loss, written):
 
 
 def test_a_plan_file_with_a_loss_reads_back_equal():
-    plan = edited(PLAN, ["training.loss={terms: {tversky: 1, ce: 0.5}, tversky_alpha: 0.2}"])
+    plan = edit_plan(PLAN, ["training.loss={terms: {tversky: 1, ce: 0.5}, tversky_alpha: 0.2}"])
     assert Plan.parse(parse_yaml(plan.to_yaml()), "plan.yaml") == plan
     old = PLAN.model_dump(mode="json")
     del old["training"]["loss"]  # written before there was a choice
@@ -97,25 +97,25 @@ def test_what_is_written_reads_back_equal_and_equal_losses_write_equal_bytes(ter
 )
 def test_what_is_refused(edit, message):
     with pytest.raises(PlanError, match=message):
-        edited(PLAN, [edit])
+        edit_plan(PLAN, [edit])
 
 
 def test_every_term_has_a_formula_and_every_formula_a_name():
     assert list(losses.TERM_FUNCTIONS) == list(TERMS)
     assert {term for terms in LOSSES.values() for term in terms} == set(TERMS)
-    assert all(Loss.named(name).model_dump(mode="json") == name for name in LOSSES)
+    assert all(Loss.from_name(name).model_dump(mode="json") == name for name in LOSSES)
 
 
 def test_cldice_is_for_few_labels_which_can_be_named():
     vessels = tuple(Label(name=f"vessel {n}", values=(n,)) for n in range(1, 101))
     plan = small_plan(LabelSet(labels=vessels))
     with pytest.raises(PlanError, match=r"found 100 labels, expected 16 or fewer; name the tubes.*skeleton_recall"):
-        edited(plan, ["training.loss=dice_ce_cldice"])
-    edited(plan, ["training.loss=dice_ce_skeleton_recall"])
+        edit_plan(plan, ["training.loss=dice_ce_cldice"])
+    edit_plan(plan, ["training.loss=dice_ce_skeleton_recall"])
     named = ["training.loss.preset=dice_ce_cldice", "training.loss.cldice_labels=[vessel 7, vessel 3]"]
-    loss = edited(plan, named).training.loss
+    loss = edit_plan(plan, named).training.loss
     assert loss.labels_with_lines(plan.labels.names) == (6, 2)
     with pytest.raises(PlanError, match="'vein' must be one of vessel 1"):
-        edited(plan, [named[0], "training.loss.cldice_labels=[vein]"])
+        edit_plan(plan, [named[0], "training.loss.cldice_labels=[vein]"])
     with pytest.raises(PlanError, match="cldice_labels belongs to cldice"):
-        edited(plan, [named[1]])
+        edit_plan(plan, [named[1]])

@@ -30,7 +30,7 @@ from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.evaluate.summary import summarise
 from segpipe.fingerprint.measure import measure
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.make import make_plan
 from segpipe.plan.schema import Plan
 from segpipe.report.page import Cell, DataCheck, Page, Section, Table, VerdictBox, render
@@ -351,11 +351,11 @@ def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(wor
 
 def test_a_changed_list_is_set_as_the_plan_reads_it(work: Path):
     plan = Plan.load(work / "plan.yaml")
-    changed = edited(plan, [f"configurations.{CONFIGURATION}.batch_size=7", "training.learning_rate=1e-05"])
+    changed = edit_plan(plan, [f"configurations.{CONFIGURATION}.batch_size=7", "training.learning_rate=1e-05"])
     changed.save(work / "runs" / CONFIGURATION / "fold_0" / "plan.yaml")
     (command,) = (line for line in commands_of(work) if " --set " in line)
     words = shlex.split(command)
-    assert edited(plan, [word for before, word in pairwise(words) if before == "--set"]) == changed
+    assert edit_plan(plan, [word for before, word in pairwise(words) if before == "--set"]) == changed
 
 
 def test_a_patient_on_both_sides_of_an_imported_fold_is_the_first_thing_one_reads(work: Path):

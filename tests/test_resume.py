@@ -16,12 +16,12 @@ from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import save_weights
 from segpipe.train.distributed import Group
-from segpipe.train.finite import are_finite, diverged, note_divergence
+from segpipe.train.finite import are_finite, divergence, note_divergence
 from segpipe.train.fold import FoldTraining
 from segpipe.train.loop import _Loop
 from segpipe.train.resume import PROCESSES, require_same_training
@@ -102,12 +102,12 @@ def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(rea
     with pytest.raises(PlanError, match=r"loss is nan at iteration 3\. Lower it .*state of iteration 3 is kept"):
         spoilt.train(tmp_path, checkpoint_minutes=1e-9)
     folder = FoldFolder(tmp_path)
-    assert saved_iteration(folder.state) == 3 and folder.diverged.is_file()
+    assert saved_iteration(folder.state) == 3 and folder.divergence.is_file()
     with pytest.raises(UsageError, match="momentum"):  # not what mends it
         ready.train(folder.path, momentum=0.5)
     ready.train(folder.path, learning_rate=0.001, epochs=3)
     assert "training.learning_rate 0.001 in place of 0.01" in folder.log.read_text("utf-8")
-    assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.diverged.exists()
+    assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.divergence.exists()
     assert saved_iteration(folder.state) == 12 and "goes on at iteration 3" in capsys.readouterr().err
 
 
@@ -135,7 +135,7 @@ def test_a_single_number_that_is_not_finite_is_seen_in_whatever_is_saved(name):
 
 def test_of_processes_that_train_together_only_the_first_looks_at_weights_and_says_what_is_saved(ready, tmp_path):
     # the others never save: they would look after every step, end all, and leave no note that the rate may change
-    folder, fault = FoldFolder(tmp_path), diverged("the loss is nan", 5, ready.plan.training, torch.float32)
+    folder, fault = FoldFolder(tmp_path), divergence("the loss is nan", 5, ready.plan.training, torch.float32)
     fold = FoldTraining(ready.plan, ready.plan.configurations[NAME], ready.data, CPU, is_new=True, group=Group(rank=1))
     with torch.no_grad():
         next(fold.network.parameters()).fill_(torch.nan)
@@ -156,14 +156,14 @@ def test_of_processes_that_train_together_only_the_first_looks_at_weights_and_sa
 )  # fmt: skip
 def test_a_batch_that_other_devices_shared_is_told_by_devices(tmp_path, processes, before, now, advice):
     folder, split = FoldFolder(tmp_path), Fold(train=("a",), validation=("b",))
-    plan = edited(small_plan(), [f"configurations.{NAME}.batch_size={before}"])
+    plan = edit_plan(small_plan(), [f"configurations.{NAME}.batch_size={before}"])
     plan.save(folder.plan)
     split.save(folder.split)
     save_weights(folder.weights, build(small_spec(), 1, 3), {PROCESSES: str(processes)})
     n_devices, batch_size = now
     with pytest.raises(UsageError, match=rf"batch_size: {before}, now {batch_size}\)\. .*{advice}"):
         require_same_training(
-            edited(plan, [f"configurations.{NAME}.batch_size={batch_size}"]),
+            edit_plan(plan, [f"configurations.{NAME}.batch_size={batch_size}"]),
             split,
             folder,
             is_finished=False,

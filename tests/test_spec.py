@@ -13,14 +13,14 @@ from plans import small_plan, small_spec
 from segpipe.core.errors import PlanError
 from segpipe.networks.parts import InitialWeights, Parts, aspp_dilations
 from segpipe.networks.spec import NetworkSpec
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 
 WEIGHTS = InitialWeights(source="timm:efficientnet_b0", licence="Apache-2.0")
 
 
 def test_a_plan_names_only_the_parts_that_are_not_nnunets(tmp_path):
-    plan = edited(small_plan(), ["configurations.3d_fullres.network.parts={attention: se, norm: group}"])
+    plan = edit_plan(small_plan(), ["configurations.3d_fullres.network.parts={attention: se, norm: group}"])
     plan.save(tmp_path / "plan.yaml")
     text = (tmp_path / "plan.yaml").read_text("utf-8")
     assert (
@@ -45,9 +45,9 @@ def test_what_is_written_is_read_again(parts, view):
 
 
 def test_a_configuration_that_inherits_can_go_back_to_a_default(tmp_path):
-    base = edited(small_plan(), ["configurations.3d_fullres.network.parts.attention=se"])
+    base = edit_plan(small_plan(), ["configurations.3d_fullres.network.parts.attention=se"])
     change = "{inherits: 3d_fullres, network: {parts: {attention: null}}}"
-    plan = edited(base, [f"configurations.without={change}"])
+    plan = edit_plan(base, [f"configurations.without={change}"])
     plan.save(tmp_path / "plan.yaml")
     again = Plan.load(tmp_path / "plan.yaml")
     assert again.configurations["without"].network.parts == Parts()
@@ -84,7 +84,7 @@ REFUSED = [  # change of a two-stage 3D network, and what is said
 @pytest.mark.parametrize(("change", "message"), REFUSED)
 def test_what_cannot_be_built_is_refused(change, message):
     with pytest.raises(PlanError, match=message):
-        edited(small_plan(), [f"configurations.3d_fullres.network.{change}"])
+        edit_plan(small_plan(), [f"configurations.3d_fullres.network.{change}"])
 
 
 def test_norms_that_keep_no_running_variance_go_with_dropout():

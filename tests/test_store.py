@@ -168,4 +168,4 @@ def test_cases_on_a_device_are_tensors_of_the_same_values(work):
 def test_cases_that_fit_lie_on_the_training_device(work):
     cases = open_cases(prepared(work), ["c0", "c1"], 1, torch.device("cuda"))
     batch = draw_batch(cases, Sampling((8, 8, 12), (8, 8, 12), 2, 0.5), np.random.default_rng(0))
-    assert batch.images.is_cuda and batch.pinned() is batch
+    assert batch.images.is_cuda and batch.pin() is batch

@@ -18,7 +18,7 @@ from segpipe.core.errors import PlanError
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 
 NETWORK = "configurations.3d_fullres.network"
@@ -196,7 +196,7 @@ def test_every_arm_of_the_stored_studies_has_a_valid_plan(path):
     study = read_study(path)
     plan = Plan.load(REPOSITORY / "plans" / "hippocampus_220_auto_cpu.yaml")  # what preset cpu says of that dataset
     arms = [arm for arm in study.arms.values() if arm.is_trained_here]
-    plans = [edited(plan, study.assignments(arm, 1)) for arm in arms]
+    plans = [edit_plan(plan, study.assignments(arm, 1)) for arm in arms]
     assert len({plan.digest() for plan in plans}) == len(arms) and all(plan.training.seed == 1 for plan in plans)
     assert f"| `{path.name}` |" in (path.parent / "README.md").read_text("utf-8")
 

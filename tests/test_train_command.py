@@ -13,7 +13,7 @@ from segpipe.cli.main import run
 from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.work import Work
 from segpipe.pipeline.requests import Machine, RunRequest, TrainRequest, length_edits
-from segpipe.plan.edit import edited
+from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.train.schedule import Schedule
@@ -25,9 +25,9 @@ from segpipe.train.schedule import Schedule
 )
 def test_a_length_replaces_every_other_length_of_the_plan(epochs, iterations, expected):
     plan = small_plan(iterations=11, epochs=2, iterations_per_epoch=3)
-    training = edited(plan, length_edits(epochs, iterations)).training
+    training = edit_plan(plan, length_edits(epochs, iterations)).training
     assert Schedule(training).n_iterations == expected
-    timed = edited(small_plan(time_budget_seconds=60.0), length_edits(epochs, iterations)).training
+    timed = edit_plan(small_plan(time_budget_seconds=60.0), length_edits(epochs, iterations)).training
     assert (timed.time_budget_seconds is None) == (expected != 11)
 
 
@@ -38,7 +38,7 @@ def test_two_lengths_are_one_too_many(tmp_path, capsys):
     assert run(["train", str(tmp_path), "--epochs", "3", "--iterations", "9"]) == 2
     assert "--epochs and --iterations" in capsys.readouterr().err
     with pytest.raises(PlanError, match="contradicts"):
-        edited(small_plan(), ("training.epochs=9", *length_edits(3, None)))
+        edit_plan(small_plan(), ("training.epochs=9", *length_edits(3, None)))
 
 
 def test_stopping_early_needs_something_to_watch():

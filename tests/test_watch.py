@@ -15,7 +15,7 @@ from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import Row
 from segpipe.train.fold import FoldData
-from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, newly_collapsed, plateau_text
+from segpipe.train.watch import CollapseAlarm, find_collapsed, has_plateaued, mean_dice, plateau_text
 
 NAN = float("nan")
 
@@ -64,7 +64,7 @@ def test_the_mean_is_of_what_is_known():
 
 def test_a_label_collapses_once():
     history = labels(a=[0, 0, 0, 0, 0.1, 0, 0, 0, 0], b=[0.2, 0, 0, 0, 0, 0, 0, 0, 0], c=[NAN] * 9)
-    found = [newly_collapsed(history[:n], 3) for n in range(len(history) + 1)]
+    found = [find_collapsed(history[:n], 3) for n in range(len(history) + 1)]
     assert found == [(), (), (), ("a",), ("b",), (), (), (), (), ()]
 
 

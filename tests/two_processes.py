@@ -26,7 +26,7 @@ from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Plan
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
-from segpipe.train.distributed import Group, joined
+from segpipe.train.distributed import Group, join_group
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining
 from segpipe.train.loop import train_fold
 
@@ -158,7 +158,7 @@ def everything(out: Path, group: Group) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    with joined(CPU) as both:
+    with join_group(CPU) as both:
         result = everything(Path(sys.argv[1]), both) | {"batch norms": refusal(both)}
         torch.save(result, Path(sys.argv[1]) / f"result_{both.rank}.pt")
         both.gather([0.0])

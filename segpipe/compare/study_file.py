@@ -157,7 +157,7 @@ class Study(Record):
         return f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} min"
 
     def assignments(self, arm: Arm, seed: int) -> tuple[str, ...]:
-        """The edits of an arm's plan for one seed, as `edited` takes them."""
+        """The edits of an arm's plan for one seed, as `edit_plan` takes them."""
         shared = {} if arm.preset else self.base.set
         kept = {key: value for key, value in shared.items() if not any(_is_inside(key, own) for own in arm.set)}
         values = kept | arm.set | self._budget_values() | {"training.seed": seed}

@@ -52,7 +52,7 @@ _B0 = (
 
 def stem_features(kind: str) -> int:
     """Channels of the first convolution."""
-    return _widened(_STEM_FEATURES, _SCALES[kind.removeprefix(KIND_PREFIX)][0])
+    return _widen(_STEM_FEATURES, _SCALES[kind.removeprefix(KIND_PREFIX)][0])
 
 
 def levels(kind: str, n_levels: int) -> list[tuple[MobileStage, ...]]:
@@ -71,12 +71,12 @@ def levels(kind: str, n_levels: int) -> list[tuple[MobileStage, ...]]:
         [[16], [24], [40], [80, 112, 192, 320]]
     """
     width, depth = _SCALES[kind.removeprefix(KIND_PREFIX)]
-    stages = [MobileStage(math.ceil(depth * s.n_blocks), s.kernel, s.expansion, _widened(s.n_out, width)) for s in _B0]
+    stages = [MobileStage(math.ceil(depth * s.n_blocks), s.kernel, s.expansion, _widen(s.n_out, width)) for s in _B0]
     bounds = (*_FIRST_OF_LEVEL[:n_levels], len(stages))
     return [tuple(stages[first:end]) for first, end in pairwise(bounds)]
 
 
-def _widened(n_features: int, factor: float) -> int:
+def _widen(n_features: int, factor: float) -> int:
     """The multiple of 8 next to the product, but not below nine tenths of it."""
     wanted = n_features * factor
     rounded = max(8, int(wanted + 4) // 8 * 8)

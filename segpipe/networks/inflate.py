@@ -56,7 +56,7 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
     stored = read_weights(path)
     is_photographic = "conv_stem.weight" in stored
     if is_photographic:
-        stored = _for_encoder(weights, _renamed(stored), network)
+        stored = _for_encoder(weights, _rename(stored), network)
     found = put_weights(weights.source, stored, network)
     stated = f", stated by timm: {licence}" if licence != weights.licence else ""
     made = f"; kernels made 3D: {weights.inflation}" if is_photographic and _n_axes(network) == 3 else ""
@@ -126,7 +126,7 @@ def _architecture(name: str) -> str:
     return name.removeprefix("tf_").partition(".")[0]
 
 
-def _renamed(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _rename(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Weights of timm's EfficientNet by the names they have in our encoder; its head keeps its names."""
     renamed = {}
     for name, value in stored.items():
@@ -150,9 +150,9 @@ def _for_encoder(weights: InitialWeights, stored: Mapping[str, Tensor], network:
     own = {plain_name(name): value for name, value in network.state_dict().items()}
     theirs, ours = _channels_of_blocks(stored), _channels_of_blocks(own)
     if theirs != ours:
-        expected = f"one with {_told(ours)}" if ours else "weights of this network, which has no EfficientNet"
+        expected = f"one with {_report(ours)}" if ours else "weights of this network, which has no EfficientNet"
         raise UsageError(
-            f"{weights.source}: is an EfficientNet with {_told(theirs)}, expected {expected}. Name other weights in "
+            f"{weights.source}: is an EfficientNet with {_report(theirs)}, expected {expected}. Name other weights in "
             "network.weights.source, or plan the network for these."
         )
     fitted = dict(stored)
@@ -168,7 +168,7 @@ def _channels_of_blocks(weights: Mapping[str, Tensor]) -> dict[str, int]:
     return {name: len(value) for name, value in weights.items() if name.endswith(_DEPTHWISE) and value.ndim}
 
 
-def _told(channels: Mapping[str, int]) -> str:
+def _report(channels: Mapping[str, int]) -> str:
     return f"{len(channels)} blocks, the widest of {max(channels.values(), default=0)} hidden channels"
 
 

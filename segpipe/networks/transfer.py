@@ -89,7 +89,7 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
             new[name] = "the file has no such tensor"
         elif found.shape == target.shape:
             kept[name] = found
-        elif (fitted := _fitted(found, target, name == first)) is not None:
+        elif (fitted := _fit(found, target, name == first)) is not None:
             kept[name] = fitted
             adapted[name] = f"{tuple(found.shape)} to {tuple(target.shape)}"
         else:
@@ -111,7 +111,7 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
     return Transferred(loaded, adapted, new, tuple(sorted(set(stored) - known)))
 
 
-def _fitted(source: Tensor, target: Tensor, is_first: bool) -> Tensor | None:
+def _fit(source: Tensor, target: Tensor, is_first: bool) -> Tensor | None:
     """A kernel for another number of image channels or of another size; None if it differs otherwise."""
     if source.ndim != target.ndim or source.ndim < 4 or source.shape[0] != target.shape[0]:
         return None

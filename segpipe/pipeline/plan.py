@@ -20,11 +20,11 @@ from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.planned_work import PlannedWork
 from segpipe.pipeline.requests import PlanRequest
-from segpipe.plan.edit import edited, parse_assignments
+from segpipe.plan.edit import edit_plan, parse_assignments
 from segpipe.plan.make import make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.presets import PRESETS, preset_named
+from segpipe.plan.presets import PRESETS, find_preset
 from segpipe.plan.schema import Plan
 
 _NNUNET_SPLITS = "splits_final.json"
@@ -89,7 +89,7 @@ def check_options(request: PlanRequest) -> None:
         SetupError: If there is no such device.
     """
     if request.preset != "auto":
-        preset_named(request.preset)
+        find_preset(request.preset)
     parse_assignments(request.edits)
     source = request.data or request.nnunet_fingerprint
     assert source is not None
@@ -143,7 +143,7 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     plan = _make_plan(fingerprint, dataset, request)
     if request.keeps_plan:
         plan = _kept_plan(job.work, plan)
-    planned = _affordable(edited(plan, request.edits), fingerprint, request)
+    planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
     for warning in splits.warnings:
         say(f"warning: {warning}")
     return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
@@ -153,7 +153,7 @@ def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
     request, work = job.request, job.work
     assert request.nnunet_fingerprint is not None and request.nnunet_dataset is not None
     fingerprint = read_nnunet_fingerprint(request.nnunet_fingerprint, described)
-    planned = _affordable(edited(_make_plan(fingerprint, described, request), request.edits), fingerprint, request)
+    planned = _affordable(edit_plan(_make_plan(fingerprint, described, request), request.edits), fingerprint, request)
     make_folder(work.path)
     fingerprint.save(work.fingerprint)
     write_text(work.nnunet_dataset, request.nnunet_dataset.read_text(encoding="utf-8"))

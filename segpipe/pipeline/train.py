@@ -28,7 +28,7 @@ from segpipe.pipeline.costs import planned_costs
 from segpipe.pipeline.planned_work import PlannedWork, default_configuration
 from segpipe.pipeline.requests import Machine, TrainRequest
 from segpipe.pipeline.train_processes import devices_for, train_in_processes
-from segpipe.plan.edit import edited, warn_of_sides
+from segpipe.plan.edit import edit_plan, warn_of_sides
 from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
@@ -39,7 +39,7 @@ from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
-from segpipe.train.distributed import Group, joined
+from segpipe.train.distributed import Group, join_group
 from segpipe.train.fold import FoldData, FoldTraining
 from segpipe.train.loop import train_fold
 from segpipe.train.profile import Profile, profile_fold
@@ -111,7 +111,7 @@ def resolve(
     if request.time_budget_seconds is not None:
         share = _share(request.time_budget_seconds, len(folds), len(devices))
         edits = (*edits, f"training.time_budget_seconds={share}")
-    planned = replace(planned, plan=edited(planned.plan, edits))
+    planned = replace(planned, plan=edit_plan(planned.plan, edits))
     name = default_configuration(planned.plan, request.configuration)
     for device in devices:
         resolve_device(device)
@@ -143,7 +143,7 @@ def run(job: TrainJob) -> TrainResult:
     set_processors(request.machine.n_workers)
     warn_of_sides(planned.plan)
     if len(job.devices) == 1:
-        with joined(resolve_device(job.devices[0])) as group:
+        with join_group(resolve_device(job.devices[0])) as group:
             _train_here(replace(job, request=replace(request, machine=_only(job))), group)
     else:
         _prepare_cases(planned, name, request.machine)  # once, by all processors
@@ -211,7 +211,7 @@ def profile(request: TrainRequest) -> Profile:
     planned, budget = PlannedWork.load(request.folder), request.time_budget_seconds
     (fold,) = planned.splits.select(request.folds or [0])
     edits = (*request.all_edits, *(() if budget is None else (f"training.time_budget_seconds={budget}",)))
-    planned = replace(planned, plan=edited(planned.plan, edits))
+    planned = replace(planned, plan=edit_plan(planned.plan, edits))
     name = default_configuration(planned.plan, request.configuration)
     device = resolve_device(request.machine.device)
     set_processors(request.machine.n_workers)
@@ -228,7 +228,7 @@ def shared_plan(plan: Plan, name: str, n_processes: int) -> Plan:
     if n_processes == 1:
         return plan
     batch_size = plan.configurations[name].batch_size * n_processes
-    return edited(plan, [f"configurations.{name}.batch_size={batch_size}"])
+    return edit_plan(plan, [f"configurations.{name}.batch_size={batch_size}"])
 
 
 def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guides: Path | None = None) -> FoldData:

@@ -23,7 +23,7 @@ _N_NAMED = 4  # of labels in a warning
 _USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
 
 
-def edited(plan: Plan, assignments: Sequence[str]) -> Plan:
+def edit_plan(plan: Plan, assignments: Sequence[str]) -> Plan:
     """Return the plan with values replaced.
 
     Args:

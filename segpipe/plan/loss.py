@@ -98,7 +98,7 @@ class Loss(Presettable):
 
     @field_validator("terms")
     @classmethod
-    def _ordered(cls, terms: dict[str, float]) -> dict[str, float]:
+    def _order_terms(cls, terms: dict[str, float]) -> dict[str, float]:
         return {term: terms[term] for term in TERMS if term in terms}  # equal records write equal bytes
 
     def labels_with_lines(self, names: Sequence[str]) -> tuple[int, ...]:

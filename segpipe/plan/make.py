@@ -12,7 +12,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.laterality import sided_labels, sideways_axis
 from segpipe.plan.patch import CountedVoxels, PatchBudget, PredictMemory, fit, patch_budget
-from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, preset_named
+from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, find_preset
 from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.plan.spacing import Floats, PlannerInput, planner_input
@@ -60,7 +60,7 @@ def make_plan(
         PlanError: If the preset is unknown or the images are too small for any network.
     """
     is_auto = preset_name == "auto"
-    named = None if is_auto else preset_named(preset_name).for_memory(gpu_memory_gib)
+    named = None if is_auto else find_preset(preset_name).for_memory(gpu_memory_gib)
     measured = planner_input(fingerprint, labels, exact=named is not None and named.is_exact)
     preset = named or auto_preset(measured, device, gpu_memory_gib, fold_seconds)
     configurations = _configurations(_Fitting(preset, patch_budget(preset, measured, predict), measured))
@@ -238,7 +238,7 @@ def auto_preset(
         is_short = fold_seconds is not None and fold_seconds <= _SHORT_SECONDS
         return PRESETS["cpu_short" if is_short else "cpu"]
     limit_gib = min(gpu_memory_gib or _MAX_GIB, _MAX_GIB)
-    residual = _bounded(PRESETS["resenc_l"], limit_gib)
+    residual = _bound_budget(PRESETS["resenc_l"], limit_gib)
     axes = slice(1 if measured.median_shape[0] == 1 else 0, None)  # single slices: their 2D network decides
     found = fit(
         replace(residual, coverage=1.0, max_batch=None),
@@ -252,7 +252,7 @@ def auto_preset(
     )
     if found is not None and found.batch_size >= _ROOMY_BATCH:
         return replace(
-            _bounded(PRESETS["nnunet"], limit_gib),
+            _bound_budget(PRESETS["nnunet"], limit_gib),
             why=f"A plain U-Net: the images are so small that {found.batch_size} patches of a residual U-Net would fit "
             f"in {memory}, and on such images deeper networks were slower but no better (hippocampus: Dice 89.0 plain, "
             "88.8 and 88.6 residual).",
@@ -264,7 +264,7 @@ def auto_preset(
     )
 
 
-def _bounded(preset: Preset, limit_gib: float) -> Preset:
+def _bound_budget(preset: Preset, limit_gib: float) -> Preset:
     voxels = _VOXELS_PER_GIB * max(_USED_SHARE * limit_gib - _FIXED_GIB, _LEAST_SHARE * limit_gib)
-    preset = preset.scaled(voxels / preset.reference_voxels[3])
+    preset = preset.scale(voxels / preset.reference_voxels[3])
     return replace(preset, coverage=_COVERAGE, max_batch=MAX_BATCH, batch_in_shrink=True, is_exact=False)

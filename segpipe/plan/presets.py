@@ -62,12 +62,12 @@ class Preset:
         """The row with its budget scaled to this GPU memory, as nnU-Net does; None: as it stands."""
         if gpu_memory_gib is None or self.reference_gib is None:
             return self
-        scaled = self.scaled(gpu_memory_gib / self.reference_gib)
+        scaled = self.scale(gpu_memory_gib / self.reference_gib)
         if not self.reference_voxels:
             return replace(scaled, reference_gib=gpu_memory_gib)
         return replace(scaled, why=f"{self.why} Its budget is scaled to {gpu_memory_gib:g} GiB.")
 
-    def scaled(self, factor: float) -> Preset:
+    def scale(self, factor: float) -> Preset:
         """The row with a budget of feature maps that is larger or smaller by a factor."""
         return replace(self, reference_voxels={n: v * factor for n, v in self.reference_voxels.items()})
 
@@ -152,7 +152,7 @@ _CPU = Preset(
         weight_decay=1e-2,
         warmup_fraction=0.05,
         weight_average=0.99,
-        augmentation=Augmentation.named("light"),
+        augmentation=Augmentation.from_name("light"),
     ),
     why="No GPU: a network at a quarter of the cost and a recipe that learns in few steps.",
 )
@@ -179,7 +179,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_named(name: str) -> Preset:
+def find_preset(name: str) -> Preset:
     """A row of the table.
 
     Raises:

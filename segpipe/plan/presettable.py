@@ -23,7 +23,7 @@ class Presettable(Record):
     NAMES: ClassVar[Mapping[str, Mapping[str, Any]]]  # what each name changes in the defaults
 
     @classmethod
-    def named(cls, name: str, **changes: Any) -> Any:
+    def from_name(cls, name: str, **changes: Any) -> Any:
         """The record of a name, with changes."""
         return cls.model_validate({PRESET: name, **changes})
 
@@ -46,7 +46,7 @@ class Presettable(Record):
             return values
         forms: list[tuple[int, Any]] = []
         for name in self.NAMES:
-            other = type(self).named(name)
+            other = type(self).from_name(name)
             changes = {key: value for key, value in values.items() if getattr(self, key) != getattr(other, key)}
             forms.append((1 + len(changes), {PRESET: name, **changes}) if changes else (0, name))
         fields = type(self).model_fields

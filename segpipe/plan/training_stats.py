@@ -18,7 +18,7 @@ class Span(Record):
     low: NonNegativeFloat
     high: NonNegativeFloat
 
-    def joined(self, other: Span) -> Span:
+    def join(self, other: Span) -> Span:
         """The least span that holds both."""
         return Span(low=min(self.low, other.low), high=max(self.high, other.high))
 
@@ -83,10 +83,10 @@ class TrainingStats(Record):
             ),
         )
 
-    def joined(self, other: TrainingStats) -> TrainingStats:
+    def join(self, other: TrainingStats) -> TrainingStats:
         """Of two folds that predict together; cases of both may be the same, so the larger number counts."""
         (z, y, x), (depth, height, width) = (
-            [mine.joined(its) for mine, its in zip(*pair, strict=True)]
+            [mine.join(its) for mine, its in zip(*pair, strict=True)]
             for pair in ((self.spacing_mm, other.spacing_mm), (self.extent_mm, other.extent_mm))
         )
         return TrainingStats(

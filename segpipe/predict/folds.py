@@ -119,4 +119,4 @@ def trained_on_of(folders: Sequence[FoldFolder], note: Callable[[str], None] = s
             f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."
         )
         return None
-    return reduce(TrainingStats.joined, (TrainingStats.load(folder.trained_on) for folder in folders))
+    return reduce(TrainingStats.join, (TrainingStats.load(folder.trained_on) for folder in folders))

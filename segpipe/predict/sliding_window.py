@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import DataError
 from segpipe.core.grid import ZYX
-from segpipe.train.cascade import with_guides
+from segpipe.train.cascade import add_guides
 
 _STEP = 0.5  # of a patch, at most
 _SIGMA = 1 / 8  # of a patch
@@ -288,4 +288,4 @@ def _one_value(window_czyx: Image) -> bytes | None:
 def _network_input(windows: Sequence[Image], n_guides: int, device: torch.device) -> Tensor:
     """(B, C, Z, Y, X) on the device; guides become one channel for each label."""
     x_BCZYX = torch.from_numpy(np.stack(windows)).to(device)
-    return with_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], n_guides) if n_guides else x_BCZYX
+    return add_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], n_guides) if n_guides else x_BCZYX

@@ -76,7 +76,7 @@ def _some_labels(augmentation: Augmentation, n_labels: int, generator: np.random
     return [int(label) for label in order[generator.random(n_labels) < augmentation.p_guide_label]]
 
 
-def changed(guides_BZYX: Tensor, changes: Sequence[Sequence[Change]]) -> Tensor:
+def change_guides(guides_BZYX: Tensor, changes: Sequence[Sequence[Change]]) -> Tensor:
     """New guides; a part that is removed is looked for on the CPU, for which a GPU is waited."""
     result = guides_BZYX.clone()
     for guide_ZYX, of_sample in zip(result, changes, strict=True):
@@ -105,7 +105,7 @@ def _remove_(guide_ZYX: Tensor, change: Removal) -> None:
         guide_ZYX.masked_fill_(torch.from_numpy(parts == chosen).to(guide_ZYX.device), 0)
 
 
-def dilated(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
+def dilate(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
     """Voxels within a distance of a mask, bool; beyond the volume there is nothing.
 
     Squared distances are added up axis by axis, so the time grows with the radius and not with the ball.
@@ -122,30 +122,30 @@ def dilated(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
     return squared <= limit
 
 
-def eroded(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
+def erode(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
     """Voxels that lie deeper in a mask than a distance; it goes on beyond the volume."""
-    return ~dilated(~mask_ZYX, radius_vox)
+    return ~dilate(~mask_ZYX, radius_vox)
 
 
-def opened(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
+def open_mask(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
     """Without spurs and islands that no ball fits into."""
-    return dilated(eroded(mask_ZYX, radius_vox), radius_vox)
+    return dilate(erode(mask_ZYX, radius_vox), radius_vox)
 
 
-def closed(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
+def close_mask(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
     """With gaps filled that no ball fits into."""
-    return eroded(dilated(mask_ZYX, radius_vox), radius_vox)
+    return erode(dilate(mask_ZYX, radius_vox), radius_vox)
 
 
 OPERATIONS: dict[str, Callable[[Tensor, float], Tensor]] = {
-    "dilate": dilated,
-    "erode": eroded,
-    "close": closed,
-    "open": opened,
+    "dilate": dilate,
+    "erode": erode,
+    "close": close_mask,
+    "open": open_mask,
 }
 
 
-def with_guides(images_BCZYX: Tensor, guides_BZYX: Tensor | None, n_labels: int) -> Tensor:
+def add_guides(images_BCZYX: Tensor, guides_BZYX: Tensor | None, n_labels: int) -> Tensor:
     """Images with one more channel for each label 1 … n_labels: 1 where the guide has it, else 0.
 
     Args:

@@ -67,11 +67,11 @@ class Group:
             return
         gradients = [p.grad for p in network.parameters() if p.grad is not None]
         for taken in _portions(gradients):
-            means = _summed(torch.cat([gradient.reshape(-1) for gradient in taken])).div_(self.size)
+            means = _sum(torch.cat([gradient.reshape(-1) for gradient in taken])).div_(self.size)
             for gradient, mean in zip(taken, torch.split(means, [g.numel() for g in taken]), strict=True):
                 gradient.copy_(mean.view(gradient.shape))
 
-    def with_shared_statistics(self, network: nn.Module, device: torch.device) -> nn.Module:
+    def share_statistics(self, network: nn.Module, device: torch.device) -> nn.Module:
         """The network, whose batch norms then see the whole batch and not this process's part.
 
         Raises:
@@ -94,7 +94,7 @@ class Group:
             return [list(values)]
         table = torch.zeros(self.size, len(values), dtype=torch.float64)
         table[self.rank] = torch.tensor(values, dtype=torch.float64)
-        return _summed(table).tolist()
+        return _sum(table).tolist()
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
@@ -110,7 +110,7 @@ ALONE = Group()
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[Group]:
+def join_group(device: torch.device) -> Iterator[Group]:
     """Meet the other processes that torchrun, or segpipe in its way, has started; alone, the group is one.
 
     Raises:
@@ -146,7 +146,7 @@ def _portions(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         yield portion
 
 
-def _summed(value: Tensor) -> Tensor:
+def _sum(value: Tensor) -> Tensor:
     """The sum over all processes, in place of a process's own value."""
     try:
         distributed.all_reduce(value)
@@ -164,7 +164,7 @@ class _SumOfAll(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, value: Tensor, size: int) -> Tensor:
         context.size = size
-        return _summed(value.detach().clone())
+        return _sum(value.detach().clone())
 
     @staticmethod
     def backward(context: Any, to_sum: Tensor) -> tuple[Tensor, None]:

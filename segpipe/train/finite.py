@@ -17,7 +17,7 @@ class Diverged(PlanError):
     """The loss or the weights are not finite; what to change."""
 
 
-def diverged(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
+def divergence(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
     """The fault: what was found, where, what to change."""
     rate = training.learning_rate
     wider = "" if dtype == torch.float32 else " or train with --set training.precision=fp32"

@@ -26,10 +26,10 @@ from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
 from segpipe.train.augmentation.draws import draw, region_for, scope_of
-from segpipe.train.cascade import with_guides
+from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.finite import diverged
+from segpipe.train.finite import divergence
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
@@ -105,7 +105,7 @@ class FoldTraining:
         kind, n_axes = configuration.network.kind, configuration.network.n_axes
         order = memory_format(kind, n_axes, device, trains=True, wanted=training.channels_last)
         network = network.to(memory_format=order)
-        self.network = group.with_shared_statistics(network.to(device), device)
+        self.network = group.share_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.optimizer = MAKE_OPTIMIZER[training.optimizer](self.network, training)
         self.dtype = resolve_precision(training.precision, device)
@@ -114,7 +114,7 @@ class FoldTraining:
         self.at = Progress()
         if device.type == "cuda":
             torch.backends.cudnn.benchmark = True  # patches are always of one size
-        if _is_compiled(training.compiled, device):
+        if _wants_compiling(training.compiled, device):
             self.network.compile()  # in place: names of weights stay
 
     @property
@@ -162,7 +162,7 @@ class FoldTraining:
         cases = self.data.train if stream == TRAIN else self.data.validation
         generator = generator_for(training.seed, self.data.fold, stream, iteration)
         batch = draw_batch(cases, sampling, generator, self.group.own(sampling.batch_size, n_parts))
-        return batch.pinned() if self.device.type == "cuda" else batch
+        return batch.pin() if self.device.type == "cuda" else batch
 
     def step(self, batch: Batch, rate: float) -> float:
         """One step of the optimizer.
@@ -184,7 +184,7 @@ class FoldTraining:
         torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
         losses = []
         for part in range(training.gradient_accumulation):
-            images, indices = self._augmented(batch, part)
+            images, indices = self._augment(batch, part)
             outputs = self._outputs(self.network, images)
             self.hooks.lap("forward")
             loss = self._loss(outputs, indices) / training.gradient_accumulation
@@ -207,7 +207,7 @@ class FoldTraining:
         self.at.iteration += 1
         return value
 
-    def _augmented(self, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
+    def _augment(self, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
         """Images and labels of a part of this iteration's batch, on the device."""
         training = self.plan.training
         there = batch.part(part, training.gradient_accumulation).to(self.device)
@@ -220,12 +220,12 @@ class FoldTraining:
             guides = apply_to_guides(guides, draws, self.scope)
             images, indices = apply(images, indices, draws, self.scope)
         self.hooks.lap("augmentation")
-        return with_guides(images, guides, self.scope.n_guides), indices.long()
+        return add_guides(images, guides, self.scope.n_guides), indices.long()
 
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
             return
-        raise diverged(f"the loss is {loss}", self.at.iteration, self.plan.training, self.dtype)
+        raise divergence(f"the loss is {loss}", self.at.iteration, self.plan.training, self.dtype)
 
     @torch.no_grad()
     def validate(self, n_batches: int) -> tuple[float, dict[str, float]]:
@@ -236,7 +236,7 @@ class FoldTraining:
             batch = self.draw(VALIDATE, index)
             there = batch.to(self.device)
             indices = there.indices.long()
-            outputs = self._outputs(self.predictor, with_guides(there.images, there.guides, self.scope.n_guides))
+            outputs = self._outputs(self.predictor, add_guides(there.images, there.guides, self.scope.n_guides))
             self.hooks.validated(batch, outputs[0], self.at.epoch)
             losses.append(float(self.group.mean(self._loss(outputs, indices))))
             counts += self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)).cpu()
@@ -256,7 +256,7 @@ class FoldTraining:
         return supervised_loss(outputs, indices, labels, batch_dice=batch_dice, loss=loss, pool=self.group.sum)
 
 
-def _is_compiled(wanted: bool | None, device: torch.device) -> bool:
+def _wants_compiling(wanted: bool | None, device: torch.device) -> bool:
     """Whether to compile; None: on CUDA, if it can be. On a CPU it takes minutes.
 
     Raises:

@@ -28,7 +28,7 @@ from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.finite import Diverged, are_finite, diverged, note_divergence
+from segpipe.train.finite import Diverged, are_finite, divergence, note_divergence
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
@@ -299,7 +299,7 @@ class _Loop:
             return
         at, begun, fold = self.fold.at, time.monotonic(), self.fold
         if not are_finite([fold.network, fold.predictor]):
-            raise diverged("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
+            raise divergence("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
         about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
         save_weights(self.folder.weights, fold.predictor, about)
         own = {

@@ -252,7 +252,7 @@ def supervised_loss(
         terms = {t: w for t, w in chosen.terms.items() if level == 0 or not TERMS[t].only_full_resolution}
         if weight and terms:
             seen = read_outputs(
-                logits, _brought_down(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice, pool=pool
+                logits, _downsample(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice, pool=pool
             )
             total = total + weight * sum(w * TERM_FUNCTIONS[term](seen) for term, w in terms.items())
     if labels.ignore_value is None:
@@ -277,7 +277,7 @@ def overlap_counts(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet)
     return torch.stack([hits, n_chosen - hits, n_inside - hits], 1).double()
 
 
-def _brought_down(indices_BZYX: Tensor, logits_BCZYX: Tensor) -> Tensor:
+def _downsample(indices_BZYX: Tensor, logits_BCZYX: Tensor) -> Tensor:
     """Labels at the resolution of the logits."""
     if logits_BCZYX.shape[2:] == indices_BZYX.shape[1:]:
         return indices_BZYX

@@ -74,7 +74,7 @@ class Muon(optim.Optimizer):
             state["momentum"] = torch.zeros_like(kernel)
         state["momentum"].lerp_(gradient, 1 - momentum)
         direction = gradient.lerp(state["momentum"], momentum) if self.nesterov else state["momentum"]
-        matrix = orthogonalised(direction.flatten(1))
+        matrix = orthogonalise(direction.flatten(1))
         kernel.mul_(1 - rate * weight_decay)
         kernel.add_(matrix.reshape(kernel.shape), alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
 
@@ -102,7 +102,7 @@ class Muon(optim.Optimizer):
         )
 
 
-def orthogonalised(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor) -> Tensor:
     """A matrix with the same singular vectors and singular values near 1 (0.68 to 1.13), float32; of zeros, zeros.
 
     Singular values far below the largest (under a hundredth of the norm) stay below that range.

@@ -35,7 +35,7 @@ class Batch:
     case_ids: tuple[str, ...]
     guides: Tensor | None = None
 
-    def pinned(self) -> Batch:
+    def pin(self) -> Batch:
         """In page-locked memory, from where copies to a CUDA device run beside computing; itself if it is there."""
         return self if self.images.is_cuda else self._each(Tensor.pin_memory, self.case_ids)
 

@@ -103,7 +103,7 @@ class TensorBoard:
             self._add_scalars(history[-1])
             for number, (case_id, planes) in enumerate(self.patches.planes.items(), 1):
                 tag, step = f"patches/{number} {case_id}", int(history[-1][_STEP])
-                self.writer.add_image(tag, drawn(planes), step, dataformats="HWC")
+                self.writer.add_image(tag, draw_planes(planes), step, dataformats="HWC")
             self.patches.planes.clear()
             self.writer.flush()
 
@@ -205,7 +205,7 @@ def _outputs(chosen: NDArray[Any], labels: LabelSet) -> dict[int, Mask]:
     return {int(index) - 1: chosen == index for index in np.unique(chosen) if index > 0}
 
 
-def drawn(planes: Sequence[Plane]) -> NDArray[np.uint8]:
+def draw_planes(planes: Sequence[Plane]) -> NDArray[np.uint8]:
     """The planes side by side, (height, width, 3): reference solid, prediction dashed, one colour for each label.
 
     A reference is framed from outside and a prediction from inside, so that where they agree both lines are seen.
@@ -226,15 +226,15 @@ def _drawn_plane(plane: Plane, pixels_per_mm: float) -> NDArray[np.uint8]:
     picture = np.repeat((255 * grey).astype(np.uint8)[..., None], 3, axis=2)
     for number, mask in plane.reference.items():
         large = mask[place]
-        picture[_grown(_grown(large)) & ~large] = _RGB[number % len(_RGB)]
+        picture[_grow(_grow(large)) & ~large] = _RGB[number % len(_RGB)]
     is_dash = np.add.outer(np.arange(sizes[0]), np.arange(sizes[1])) // _DASH_PX % 2 == 0
     for number, mask in plane.prediction.items():
         large = mask[place]
-        picture[large & _grown(_grown(~large)) & is_dash] = _RGB[number % len(_RGB)]
+        picture[large & _grow(_grow(~large)) & is_dash] = _RGB[number % len(_RGB)]
     return picture
 
 
-def _grown(mask: Mask) -> Mask:
+def _grow(mask: Mask) -> Mask:
     """With the pixels above, below, left and right of it."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]

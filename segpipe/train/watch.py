@@ -40,7 +40,7 @@ def plateau_text(history: Sequence[Row]) -> str:
     )
 
 
-def newly_collapsed(history: Sequence[Row], n_epochs: int) -> tuple[str, ...]:
+def find_collapsed(history: Sequence[Row], n_epochs: int) -> tuple[str, ...]:
     """Labels whose patch Dice is 0 for exactly the last `n_epochs` epochs, and never was for so long before."""
     found = []
     for column in history[-1] if history else ():
@@ -59,7 +59,7 @@ class CollapseAlarm:
 
     def __call__(self, history: Sequence[Row]) -> None:
         """Look at an epoch that has ended, the last line of the history."""
-        for name in newly_collapsed(history, self.plan.training.collapse_epochs):
+        for name in find_collapsed(history, self.plan.training.collapse_epochs):
             self.tell(f"warning: {self.text(name, history)}")
 
     def text(self, name: str, history: Sequence[Row]) -> str:

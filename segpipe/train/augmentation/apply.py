@@ -9,8 +9,8 @@ from torch import Tensor
 from segpipe.train.augmentation.draws import Draws, Scope
 from segpipe.train.augmentation.intensity import alter_intensities_
 from segpipe.train.augmentation.local import alter_locally_
-from segpipe.train.augmentation.placement import placed
-from segpipe.train.cascade import changed
+from segpipe.train.augmentation.placement import place_patches
+from segpipe.train.cascade import change_guides
 
 
 def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
@@ -30,7 +30,7 @@ def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope
         nnU-Net's transforms in its order, except that mirroring comes first: nothing behind it prefers a direction. In
         masked channels 0 stays 0, where nnU-Net looks into a mask that it stores.
     """
-    images, indices = placed(images_BCZYX, indices_BZYX, draws, scope)
+    images, indices = place_patches(images_BCZYX, indices_BZYX, draws, scope)
     outside = [(channel, images[:, channel] == 0) for channel in scope.masked_channels]
     alter_intensities_(images, draws, keep_planes=scope.is_flat)
     alter_locally_(images, draws.local_changes, keep_planes=scope.is_flat)
@@ -44,4 +44,4 @@ def apply_to_guides(guides_BZYX: Tensor | None, draws: Draws, scope: Scope) -> T
     if guides_BZYX is None:
         return None
     no_images_BCZYX = torch.empty((len(guides_BZYX), 0, *guides_BZYX.shape[1:]), device=guides_BZYX.device)
-    return changed(placed(no_images_BCZYX, guides_BZYX, draws, scope)[1], draws.guide_changes)
+    return change_guides(place_patches(no_images_BCZYX, guides_BZYX, draws, scope)[1], draws.guide_changes)

@@ -160,7 +160,7 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         for p in (chances.p_rotation, chances.p_scale, chances.p_elastic, chances.p_noise)
     )
     turns = [
-        _rotated(scope, generator, is_drawn=bool(r)) @ np.diag(_scales(scope, generator, is_drawn=bool(s)))
+        _draw_rotation(scope, generator, is_drawn=bool(r)) @ np.diag(_draw_scales(scope, generator, is_drawn=bool(s)))
         for r, s in zip(rotates, scales, strict=True)
     ]
     quarters = np.zeros(n_samples, np.bool_)
@@ -169,20 +169,20 @@ def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Gen
         turns = [t @ _quarter_turn(axes, generator) if q else t for t, q in zip(turns, quarters, strict=True)]
     mirrored = np.zeros((n_samples, 3), np.bool_)
     mirrored[:, list(scope.mirror_axes)] = generator.random((n_samples, len(scope.mirror_axes))) < chances.p_mirror
-    blurs = _chosen(generator, chances.p_blur, shape, _CHANNEL_SHARE)[..., None]
-    coarse = _chosen(generator, chances.p_lowres, shape, _CHANNEL_SHARE)
+    blurs = _draw_channels(generator, chances.p_blur, shape, _CHANNEL_SHARE)[..., None]
+    coarse = _draw_channels(generator, chances.p_lowres, shape, _CHANNEL_SHARE)
     return Draws(
         turns=np.stack(turns).astype(np.float32),
-        controls=_controls(scope, deforms, generator) if deforms.any() else None,
+        controls=_draw_controls(scope, deforms, generator) if deforms.any() else None,
         is_moved=rotates | scales | deforms | quarters,
         mirrored=mirrored,
         noise_std=np.where(noisy, generator.uniform(0, chances.noise_std, n_samples), 0).astype(np.float32),
         blur_vox=np.where(blurs, generator.uniform(*chances.blur_vox, (*shape, 3)), 0).astype(np.float32),
-        brightness=_factors(generator, chances.p_brightness, chances.brightness, shape),
-        contrast=_factors(generator, chances.p_contrast, chances.contrast, shape),
+        brightness=_draw_factors(generator, chances.p_brightness, chances.brightness, shape),
+        contrast=_draw_factors(generator, chances.p_contrast, chances.contrast, shape),
         lowres_zoom=np.where(coarse, generator.uniform(*chances.lowres_zoom, shape), 1).astype(np.float32),
-        gamma_inverted=_factors(generator, chances.p_gamma_inverted, chances.gamma, shape),
-        gamma=_factors(generator, chances.p_gamma, chances.gamma, shape),
+        gamma_inverted=_draw_factors(generator, chances.p_gamma_inverted, chances.gamma, shape),
+        gamma=_draw_factors(generator, chances.p_gamma, chances.gamma, shape),
         noise_seeds=generator.integers(2**31, size=n_samples),
         guide_changes=draw_changes(chances, n_samples, scope.n_guides, generator) if scope.n_guides else (),
         local_changes=draw_local(chances, scope.patch_zyx, shape, generator) if chances.alters_locally else (),
@@ -214,7 +214,7 @@ def _quarter_turn(axes: tuple[int, ...], generator: np.random.Generator) -> NDAr
     return np.round(_rotation(3 - first - second, np.pi / 2 * int(generator.integers(1, 4))))
 
 
-def _rotated(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
+def _draw_rotation(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
     matrix, limit = np.eye(3), largest_angle(scope.augmentation, scope.patch_zyx)
     for axis in _turn_axes(scope.is_flat):
         angle, turns = np.deg2rad(generator.uniform(-limit, limit)), generator.random()
@@ -223,7 +223,7 @@ def _rotated(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) ->
     return matrix
 
 
-def _scales(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
+def _draw_scales(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> NDArray[np.float64]:
     scales = generator.uniform(*scope.augmentation.scale, 3)
     if generator.random() >= scope.augmentation.p_scale_apart:
         scales[:] = scales[0]
@@ -232,7 +232,7 @@ def _scales(scope: Scope, generator: np.random.Generator, *, is_drawn: bool) -> 
     return scales if is_drawn else np.ones(3)
 
 
-def _controls(scope: Scope, deforms: NDArray[np.bool_], generator: np.random.Generator) -> Array:
+def _draw_controls(scope: Scope, deforms: NDArray[np.bool_], generator: np.random.Generator) -> Array:
     """Displacements of control points, evenly within a share of the distance between them.
 
     A cubic B-spline of points that move by less than 0.4 of their distance does not fold (Choi and Lee 2000).
@@ -248,14 +248,14 @@ def _controls(scope: Scope, deforms: NDArray[np.bool_], generator: np.random.Gen
     return (points * reach[..., None, None, None]).astype(np.float32)
 
 
-def _chosen(
+def _draw_channels(
     generator: np.random.Generator, probability: float, shape: tuple[int, int], channel_share: float = 1.0
 ) -> NDArray[np.bool_]:
     """(B, C): a share of the channels of the samples that are chosen."""
     return (generator.random((shape[0], 1)) < probability) & (generator.random(shape) < channel_share)
 
 
-def _factors(
+def _draw_factors(
     generator: np.random.Generator, probability: float, limits: tuple[float, float], shape: tuple[int, int]
 ) -> Array:
     """(B, C): in chosen samples as often below 1 as above it, if both are within the limits; 1 elsewhere."""
@@ -263,4 +263,4 @@ def _factors(
     is_low = generator.random(shape) < (0.5 if low < 1 < high else float(high <= 1))
     below = generator.uniform(min(low, 1), min(high, 1), shape)
     values = np.where(is_low, below, generator.uniform(max(low, 1), max(high, 1), shape))
-    return np.where(_chosen(generator, probability, shape), values, 1).astype(np.float32)
+    return np.where(_draw_channels(generator, probability, shape), values, 1).astype(np.float32)

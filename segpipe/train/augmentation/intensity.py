@@ -33,11 +33,11 @@ def alter_intensities_(images_BCZYX: Tensor, draws: Draws, *, keep_planes: bool)
         image.add_(field, alpha=float(draws.noise_std[sample]))
     std_vox_R3 = draws.blur_vox.reshape(-1, 3)
     for run in _runs(std_vox_R3.max(1) > 0):
-        rows[run] = blurred(rows[run], std_vox_R3[run])
+        rows[run] = blur(rows[run], std_vox_R3[run])
     _alter_(rows, draws.brightness, 1, Tensor.mul_)
     _alter_(rows, draws.contrast, 1, _contrast_)
     for place in np.flatnonzero(draws.lowres_zoom != 1).tolist():
-        rows[place] = _coarse(rows[place], float(draws.lowres_zoom.flat[place]), keep_planes=keep_planes)
+        rows[place] = _coarsen(rows[place], float(draws.lowres_zoom.flat[place]), keep_planes=keep_planes)
     _alter_(rows, draws.gamma_inverted, 1, lambda x, gamma: _gamma_(x.neg_(), gamma).neg_())
     _alter_(rows, draws.gamma, 1, _gamma_)
 
@@ -56,7 +56,7 @@ def _runs(is_chosen: NDArray[np.bool_]) -> list[slice]:
     return [slice(int(part[0]), int(part[-1]) + 1) for part in parts]
 
 
-def blurred(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
+def blur(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
     """Gaussian along each axis, the image continued by its mirror image; an axis of one voxel stays.
 
     Source:
@@ -90,7 +90,7 @@ def _contrast_(x_RZYX: Tensor, factor: Tensor) -> None:
     x_RZYX.sub_(mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
-def _coarse(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
+def _coarsen(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
     """Down to the nearest voxel, up linearly, as nnU-Net."""
     n_kept = 1 if keep_planes else 0
     edges = channel_ZYX.shape[n_kept:]

@@ -21,18 +21,18 @@ _ALL_PRESENT = 2  # labels that are taken to be in every region: to look for mor
 _LABELS_AT_ONCE = 8  # masks that are looked up together: more take more memory, fewer more passes
 
 
-def placed(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
+def place_patches(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
     """New patches and their labels, int64, before anything is done to intensities."""
     images = images_BCZYX.new_empty((*images_BCZYX.shape[:2], *scope.patch_zyx))
     indices = indices_BZYX.new_empty((len(images), *scope.patch_zyx), dtype=torch.int64)
     moved = np.flatnonzero(draws.is_moved)
-    found = dict(zip(moved.tolist(), _moved(images_BCZYX, indices_BZYX, draws, scope), strict=True))
+    found = dict(zip(moved.tolist(), _move(images_BCZYX, indices_BZYX, draws, scope), strict=True))
     for sample, flips in enumerate(draws.mirrored):
         cut = tuple(crop_centre(x[sample], scope.patch_zyx) for x in (images_BCZYX, indices_BZYX))
         image, labels = found.get(sample, cut)
         axes = [axis - 3 for axis in np.flatnonzero(flips).tolist()]
         images[sample], indices[sample] = (image.flip(axes), labels.flip(axes)) if axes else (image, labels)
-    return images, _swapped(indices, draws.mirrored[:, scope.side_axis], scope.swapped)
+    return images, _swap_sides(indices, draws.mirrored[:, scope.side_axis], scope.swapped)
 
 
 def crop_centre(x: Tensor, edges_zyx: Sequence[int]) -> Tensor:
@@ -47,7 +47,7 @@ def on_device(values: NDArray[Any], device: torch.device) -> Tensor:
     return torch.from_numpy(values).to(device, non_blocking=True)
 
 
-def _swapped(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequence[int]) -> Tensor:
+def _swap_sides(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequence[int]) -> Tensor:
     """Labels that change places where left became right."""
     samples = np.flatnonzero(is_mirrored)
     if not samples.size or list(swapped) == list(range(len(swapped))):
@@ -57,16 +57,16 @@ def _swapped(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequence[
     return indices.index_copy_(0, chosen, table[indices.index_select(0, chosen) - IGNORE_INDEX])
 
 
-def _moved(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def _move(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
     """Patch and labels of each moved sample, in their order."""
     if not draws.is_moved.any():
         return []
     # compiled is five times faster on volumes; in flat patches torch looks up several voxels in one step
-    way = moved_compiled if images.device.type == "cpu" and not scope.is_flat else moved_by_torch
+    way = move_compiled if images.device.type == "cpu" and not scope.is_flat else move_by_torch
     return way(images, indices, draws, scope)
 
 
-def moved_compiled(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def move_compiled(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
     """On the CPU, of a patch that is not flat."""
     result = []
     for sample in np.flatnonzero(draws.is_moved).tolist():
@@ -82,13 +82,13 @@ def moved_compiled(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) 
     return result
 
 
-def moved_by_torch(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def move_by_torch(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
     """On any device, all samples at once."""
     moved = np.flatnonzero(draws.is_moved)
     reach = _reach(draws, moved, images.shape[-3:], scope)
     grid = _grid(draws, moved, reach, scope, images.device)
     seen = [[crop_centre(x[sample], reach) for sample in moved.tolist()] for x in (images, indices)]
-    return list(zip(*_looked_up(seen[0], seen[1], grid, scope.values), strict=True))
+    return list(zip(*_look_up(seen[0], seen[1], grid, scope.values), strict=True))
 
 
 def _reach(draws: Draws, moved: NDArray[np.intp], region_zyx: Sequence[int], scope: Scope) -> ZYX:
@@ -138,7 +138,7 @@ def spline_basis(n_voxels: int, n_points: int) -> NDArray[np.float32]:
     return basis
 
 
-def _looked_up(
+def _look_up(
     images: Sequence[Tensor], indices: Sequence[Tensor], grid: Tensor, values: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Linear for images; of labels the one whose linear mask is strongest, of equals background or else the first.
@@ -150,20 +150,20 @@ def _looked_up(
         counts = torch.stack(found_in).sum(0).tolist()
         values = [value for value in values if counts[value - IGNORE_INDEX]]
     n_channels = len(images[0])
-    found = _sampled(images, indices, values[:_LABELS_AT_ONCE], grid)
+    found = _sample(images, indices, values[:_LABELS_AT_ONCE], grid)
     patches, shares = found[:, :n_channels], found[:, n_channels:]
     best, total = (found.new_zeros((len(found), *found.shape[2:])) for _ in range(2))
     winner = torch.zeros_like(best, dtype=torch.int64)
     for place, value in enumerate(values):
         if place and place % _LABELS_AT_ONCE == 0:
-            shares = _sampled((), indices, values[place : place + _LABELS_AT_ONCE], grid)
+            shares = _sample((), indices, values[place : place + _LABELS_AT_ONCE], grid)
         share = shares[:, place % _LABELS_AT_ONCE]
         winner.masked_fill_(share > best, value)
         best, total = torch.maximum(best, share), total.add_(share)
     return patches, winner.masked_fill_(1 - total >= best, 0)
 
 
-def _sampled(
+def _sample(
     images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], values: Sequence[int], grid: Tensor
 ) -> Tensor:
     """Images, if any, and masks of labels (N, C + labels, Z, Y, X): linear, 0 beyond; all planes alike by two axes."""
