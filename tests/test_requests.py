@@ -1,0 +1,179 @@
+"""Requests: checked when they are made; and a dry run refuses what the command refuses, with the same words."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import write_nnunet
+from stages import plan_data, train
+
+from segpipe.cli.main import run
+from segpipe.core.errors import UsageError
+from segpipe.pipeline.requests import Machine, PlanRequest, PredictRequest, RunRequest, TrainRequest
+
+MACHINE = Machine("cpu", 1)
+QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
+MESSAGE = re.compile(r"^(Usage|(\w+ )*[Ee]rror): .*", re.DOTALL | re.MULTILINE)  # without the progress before it
+SETS = " ".join(f"--set {edit}" for edit in QUICK)
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data`, `work` with both of two folds trained, `half` with one, `planned` with none, and broken things."""
+    here = tmp_path_factory.mktemp("requests")
+    write_nnunet(here / "data", ["p0", "p1", "p2", "p3"])
+    plan_data(here / "data", here / "planned", MACHINE, n_folds=2, edits=QUICK)
+    shutil.copytree(here / "planned", here / "half")
+    train(here / "half", "3d_fullres", [0], MACHINE)
+    shutil.copytree(here / "half", here / "work")
+    train(here / "work", "3d_fullres", None, MACHINE)
+    shutil.copytree(here / "work", here / "gone")
+    next((here / "gone" / "runs" / "3d_fullres" / "fold_0" / "validation").glob("*.nii.gz")).unlink()
+    shutil.copytree(here / "planned", here / "broken")
+    (here / "broken" / "plan.yaml").write_text("a: 1")
+    shutil.copytree(here / "data", here / "spoilt")
+    (here / "spoilt" / "imagesTr" / "p0_0000.nii.gz").write_text("no image")
+    (here / "spoilt" / "labelsTr" / "p1.nii.gz").write_text("no image")
+    assert run(f"predict -m {here}/work -f 0 -i {here}/data/imagesTr -o {here}/masks --device cpu".split()) == 0
+    (here / "foreign").mkdir()
+    shutil.copy(here / "data" / "labelsTr" / "p0.nii.gz", here / "foreign" / "p0.nii.gz")
+    (here / "empty").mkdir()
+    (here / "file").touch()
+    (here / "steps.yaml").write_text("labels: {nose: {keep_largest: true}}")
+    arms = "{a: {}, b: {set: {training.learning_rate: 0.02}}}"
+    text = f"name: s\nquestion: q\narms: {arms}\nfolds: [0]\nseeds: [0]\nsteps: 2\n"
+    (here / "no_data.yaml").write_text(text)
+    (here / "nowhere.yaml").write_text(text + "data: none\n")
+    (here / "one_arm.yaml").write_text(text.replace(", b: {set: {training.learning_rate: 0.02}}", "") + "data: data\n")
+    return here
+
+
+REFUSED = [  # command, exit code; what may name a device takes the CPU
+    ("prepare none", 2),
+    ("prepare file", 2),
+    ("prepare broken", 2),
+    ("prepare planned -c 4d", 2),
+    ("train none", 2),
+    ("train broken", 2),
+    ("train planned -f 0 --time-budget 2s --restart", 2),
+    ("train planned -f 0 --time-budget 2s", 2),
+    ("train planned --time-budget 8s", 2),
+    ("train planned -f 2", 2),
+    ("train planned -c 4d", 2),
+    ("train planned --set training.epochs=0", 2),
+    ("train planned --set trainin.epochs=1", 2),
+    ("train planned --set epochs", 2),
+    ("train planned --epochs 2 --iterations 3", 2),
+    ("train planned --epochs 2 --time-budget 1h", 2),
+    ("train planned --devices 0", 2),
+    ("train planned --device cuda:7", 4),
+    ("train planned --device tpu", 4),
+    ("train half --set training.learning_rate=0.5", 2),
+    ("train half --epochs 7", 2),
+    ("run none -o new", 3),
+    ("run empty -o new", 3),
+    ("run data -o data", 2),
+    ("run spoilt -o new", 3),
+    ("run data -o new --preset effnet_b9", 2),
+    ("run data -o new --set trainin.epochs=1", 2),
+    ("run data -o new --set training.lerning_rate=1", 2),
+    ("run data -o new --epochs 2 --iterations 2", 2),
+    ("run data -o new --splits none.json", 3),
+    ("run data -o new --device tpu", 4),
+    ("run data -o broken", 2),
+    ("run data -o planned -c 4d", 2),
+    ("run data -o planned -f 9", 2),
+    ("run data -o planned --time-budget 2s", 2),
+    ("run data -o half --preset auto --set training.learning_rate=0.5 -f 0", 2),
+    ("predict -m none -i data/imagesTr -o new", 2),
+    ("predict -m planned -i data/imagesTr -o new", 2),
+    ("predict -m work -i none -o new", 3),
+    ("predict -m work -i empty -o new", 3),
+    ("predict -m work -i data/imagesTr -o new -f 7", 2),
+    ("predict -m work -i data/imagesTr -o new -c 2d", 2),
+    ("predict -m work -c 3d_fullres,3d_fullres -m work -i data/imagesTr -o new", 2),
+    ("predict -m work -i data/imagesTr -o new --postprocess steps.yaml", 2),
+    ("predict -m work -i data/imagesTr -o new --postprocess steps.yaml --no-postprocess", 2),
+    ("predict -m work -i data/imagesTr -o data/imagesTr", 2),
+    ("predict -m work -i data/imagesTr -o masks", 2),
+    ("predict -m work -i data/imagesTr -o masks -f 0 --no-tta", 2),
+    ("predict -m work -i data/imagesTr -o foreign", 2),
+    ("predict -m work -i data/imagesTr -o new --device tpu", 4),
+    ("select none", 2),
+    ("select planned", 2),
+    ("select half", 2),
+    ("select gone", 3),
+    ("select work --device tpu", 4),
+    ("study none.yaml -o new", 2),
+    ("study no_data.yaml -o new", 2),
+    ("study nowhere.yaml -o new", 3),
+    ("study one_arm.yaml -o new", 2),
+]
+
+
+@pytest.mark.parametrize(("command", "code"), REFUSED, ids=[command for command, _ in REFUSED])
+def test_a_dry_run_refuses_what_the_command_refuses_with_the_same_words(here, command, code, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    words = [*command.split(), *(() if "--device" in command or command.startswith("prepare") else ("--device", "cpu"))]
+    said = []
+    for more in ((), ("--dry-run",)):
+        assert run([*words, *more]) == code
+        said.append(MESSAGE.search(capsys.readouterr().err)[0])
+    assert said[0] == said[1]
+    assert not (here / "new").exists()
+
+
+ACCEPTED = [  # command that ends well, with a copy of the folder it works on
+    "prepare WORK -c 2d",
+    "train WORK -f 0 --iterations 1 --restart",
+    "train WORK",
+    f"run data -o WORK -f 0 {SETS}",
+    "predict -m work -i data/imagesTr/p0_0000.nii.gz -o NEW",
+    "predict -m work -i data/imagesTr -o masks -f 0",
+    "select WORK",
+]
+
+
+@pytest.mark.parametrize("command", ACCEPTED)
+def test_a_dry_run_accepts_what_the_command_does(here, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(here)
+    shutil.copytree(here / "work", tmp_path / "work", symlinks=True)
+    places = {"WORK": str(tmp_path / "work"), "NEW": str(tmp_path / "new")}
+    words = [places.get(word, word) for word in command.split()]
+    words += [] if command.startswith("prepare") else ["--device", "cpu"]
+    assert run([*words, "--dry-run"]) == 0
+    assert run(words) == 0
+
+
+def test_a_dry_run_ends_with_the_exit_code_of_the_images_that_cannot_be_predicted(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    words = ["predict", "-m", "work", "-i", "spoilt/imagesTr", "-o", str(tmp_path / "new"), "--device", "cpu"]
+    assert run([*words, "--dry-run"]) == 3
+    assert "p0 would be left out" in " ".join(capsys.readouterr().out.split())
+    assert run(words) == 3
+    assert run([*words, "--max-memory", "0.001"]) == run([*words, "--max-memory", "0.001", "--dry-run"])
+
+
+def test_a_request_that_cannot_be_right_is_refused_when_it_is_made(tmp_path):
+    with pytest.raises(UsageError, match="-j 0"):
+        Machine("cpu", 0)
+    with pytest.raises(UsageError, match="Give either DATA, or both"):
+        PlanRequest(tmp_path, MACHINE)
+    with pytest.raises(UsageError, match="Give either DATA, or both"):
+        PlanRequest(tmp_path, MACHINE, tmp_path, nnunet_dataset=tmp_path)
+    with pytest.raises(UsageError, match="--n-folds 1: expected 2 or more"):
+        RunRequest(tmp_path, tmp_path, MACHINE, n_folds=1)
+    with pytest.raises(UsageError, match=r"--gpu-memory 0: expected a number above 0 \(GiB\)"):
+        PlanRequest(tmp_path, MACHINE, tmp_path, gpu_memory_gib=0.0)
+    with pytest.raises(UsageError, match=r"--time-budget nan: expected a number above 0 \(s\)"):
+        TrainRequest(tmp_path, MACHINE, time_budget_seconds=float("nan"))
+    with pytest.raises(UsageError, match="-m: no model"):
+        PredictRequest([], tmp_path, tmp_path, MACHINE)
+
+
+def test_edits_of_a_request_stand_for_its_length(tmp_path):
+    request = TrainRequest(tmp_path, MACHINE, epochs=3, edits=("training.learning_rate=0.1",))
+    assert request.all_edits[0] == "training.learning_rate=0.1" and "training.epochs=3" in request.all_edits
