@@ -127,7 +127,7 @@ def evaluate(
         policy: What empty masks count: mr, nnunet, brats or omit; None: that of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score what there is, though references lack a prediction.
-        n_workers: Cases worked on side by side; None: as many as there are processors.
+        n_workers: Number of parallel workers; None for one per processor.
         seed: Of the bootstrap.
 
     Raises:

@@ -137,7 +137,7 @@ def test_as_many_side_by_side_as_memory_allows(work, monkeypatch, capsys):
     needed = case_bytes(case, plan, plan.configurations["3d_fullres"])
     monkeypatch.setattr("segpipe.prepare.dataset.free_bytes", lambda: needed * 2 - 1)
     prepared(work)
-    assert "; 1 side by side, each with up to 30 MiB of memory of 60 MiB free" in capsys.readouterr().err
+    assert "; 1 in parallel, each with up to 30 MiB of memory of 60 MiB free" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "n_cases"), [("hippocampus", 3), ("acdc", 2), ("sts_multi", 2)])

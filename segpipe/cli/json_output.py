@@ -29,7 +29,7 @@ class Failure(Record):
 
     Args:
         error: Class of the error, e.g. `DataError`.
-        message: What a person is told.
+        message: The message for people.
         exit_code: Of the process.
     """
 
@@ -71,7 +71,7 @@ class PreparingNeeds(Record):
         n_cases: Cases that were not prepared yet.
         disk_bytes, free_disk_bytes: About what they take, and what there was.
         memory_bytes, free_memory_bytes: Of the largest case, and what was free; 0 if not known.
-        n_workers: Cases side by side.
+        n_workers: Cases prepared in parallel.
     """
 
     prepared: str | None

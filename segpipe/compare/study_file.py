@@ -44,7 +44,7 @@ class Arm(Record):
         configuration: Another than the base's.
         nnunetv2: Train nnunetv2 with its own plan on the same splits.
         masks: A folder of masks `<case_id>…`; `{seed}` in it stands for the seed. Without it the masks are of one
-            training, whatever the study's seeds.
+            training, for all seeds of the study.
     """
 
     preset: str | None = None

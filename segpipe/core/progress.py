@@ -24,7 +24,7 @@ _SHOWN_AS: ContextVar[tuple[tuple[str, str], ...]] = ContextVar("_SHOWN_AS", def
 
 
 @contextmanager
-def shown_as(folder: Path, name: Path) -> Iterator[None]:
+def show_as(folder: Path, name: Path) -> Iterator[None]:
     """Show `name`, which users know, instead of `folder`, a private copy, in lines and errors while the body runs."""
     token = _SHOWN_AS.set((*_SHOWN_AS.get(), (str(folder), str(name))))
     try:

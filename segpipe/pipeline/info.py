@@ -28,7 +28,7 @@ class FoldInfo(Record):
 
     Args:
         configuration, fold: Which.
-        state: `trained` to the end, `unfinished` (the same command goes on), `begun` (no weights yet).
+        state: `trained` to the end, `unfinished` (rerun the same command to resume), `begun` (no weights yet).
         epochs, seconds: Finished so far; None where no epoch ended or the history was not kept.
         patch_dice: Mean over labels on validation patches, of the last epoch; None if unknown.
         n_scored: Validation cases with scores.

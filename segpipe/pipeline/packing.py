@@ -48,7 +48,7 @@ def pack(
         output: The file.
         configurations: Which, as for `predict`; what guides a cascade goes along.
         folds: Which; None for all that are trained to the end.
-        licence: Under which terms the model may be used, e.g. `CC-BY-4.0`; None if nobody said.
+        licence: Terms under which the model may be used, e.g. `CC-BY-4.0`; None if unknown.
 
     Raises:
         UsageError: If there is no such model, it is a file already, or a fold is not trained to the end.

@@ -40,7 +40,7 @@ class Training(Record):
         time_budget_seconds: Wall-clock time of training one fold; the schedule is laid over it. None: by steps.
         validation_iterations: Batches of validation patches at the end of each epoch.
         early_stop_epochs: Training ends when the mean patch Dice has not risen for so many epochs; None: never.
-        collapse_epochs: After so many epochs in which a label was never found, its likely causes are told.
+        collapse_epochs: After so many epochs in which a label was never found, likely causes are printed.
         checkpoint_minutes: Time between two saved states.
         optimizer: How weights follow the gradients.
         learning_rate: At the start.
@@ -65,7 +65,7 @@ class Training(Record):
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere.
         compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
-        channels_last: Whether a voxel's channels lie side by side in memory; None: on CPUs where the network is
+        channels_last: Whether a voxel's channels are adjacent in memory; None: on CPUs where the network is
             plain or residual, which makes it faster.
         seed: Of everything random in training.
     """

@@ -114,7 +114,7 @@ class LabelSize:
 
 @dataclass(frozen=True)
 class CaseRow:
-    """What is told of a predicted case.
+    """A predicted case, as the table lists it.
 
     Args:
         case_id: Which.

@@ -25,7 +25,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, whole_file
-from segpipe.core.progress import shown_as
+from segpipe.core.progress import show_as
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
@@ -90,7 +90,7 @@ class ModelFacts(Record):
         labels: Names of the structures.
         folds: By configuration.
         n_training_cases: Of the fold with most; None if not noted.
-        licence: Under which terms it may be used; None if nobody said.
+        licence: Terms under which it may be used; None if unknown.
         scores: Out-of-fold, before postprocessing; empty if the folds were not scored.
     """
 
@@ -169,7 +169,7 @@ def opened(model: Path) -> Iterator[Path]:
         raise disk_fault(fault, Path(tempfile.gettempdir())) from fault
     with private as parent:
         folder = Path(parent) / model.name
-        with shown_as(folder, model):
+        with show_as(folder, model):
             _unpack(model, folder)
             yield folder
 

@@ -104,7 +104,7 @@ class Needs:
         disk_bytes, free_disk_bytes: About what they will take, and what there is.
         memory_bytes, free_memory_bytes: What the largest case takes at its worst moment, and what there is; 0 if the
             system does not say.
-        n_workers: Cases side by side.
+        n_workers: Cases prepared in parallel.
     """
 
     n_cases: int
@@ -122,8 +122,8 @@ class Needs:
         )
         found = f" of {free_memory} free" if self.free_memory_bytes else ""
         return (
-            f"to prepare: {self.n_cases} cases, about {disk} on disk ({free_disk} free); {self.n_workers} side by "
-            f"side, each with up to {memory} of memory{found}"
+            f"to prepare: {self.n_cases} cases, about {disk} on disk ({free_disk} free); {self.n_workers} in parallel, "
+            f"each with up to {memory} of memory{found}"
         )
 
 
@@ -135,7 +135,7 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
         dataset: The cases.
         plan: How.
         configuration_name: One of the plan's.
-        n_workers: Cases side by side; fewer where memory is short.
+        n_workers: Cases prepared in parallel; fewer where memory is short.
 
     Returns:
         The folder of the prepared cases.
@@ -207,7 +207,7 @@ def _fault_of(folder: Path, state: CaseState, plan: Plan, configuration: Configu
     except MemoryError:
         raise ResourceError(
             f"{case_id}: memory is not enough to prepare it, expected a smaller image or more of it. "
-            "Prepare fewer cases side by side (-j 1), or end other programs; the same command then goes on."
+            "Prepare fewer cases in parallel (-j 1), or end other programs; then rerun the same command to resume."
         ) from None
     stored = StoredCase(case_id=case_id, signature=state.signature or "", content=state.content, trace=prepared.trace)
     store_case(folder / case_id, prepared, stored, plan.labels, configuration.patch_zyx)
