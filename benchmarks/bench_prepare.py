@@ -121,8 +121,7 @@ def estimated_and_used(data: Path) -> tuple[float, float]:
     from segpipe.data.dataset import Dataset
     from segpipe.fingerprint.record import Fingerprint
     from segpipe.plan.schema import Plan
-    from segpipe.prepare.dataset import prepare_dataset
-    from segpipe.prepare.memory import case_bytes
+    from segpipe.prepare.dataset import prepare_dataset, preparing_bytes
 
     with tempfile.TemporaryDirectory() as folder:
         work = Work(Path(folder))
@@ -138,7 +137,7 @@ def estimated_and_used(data: Path) -> tuple[float, float]:
         status = Path("/proc/self/status").read_text().splitlines()
         cases = Fingerprint.load(work.fingerprint).cases
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    estimated = max(case_bytes(case, plan, plan.configurations["3d_fullres"]) for case in cases)
+    estimated = max(preparing_bytes(case, plan, plan.configurations["3d_fullres"]) for case in cases)
     return estimated / 2**20, (peak - before) / 1024
 
 

@@ -29,10 +29,9 @@ from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import Batching, logit_rows
-from segpipe.prepare.cascade import StoredGuide
 from segpipe.prepare.case import Prepared, Trace, prepare_indices
 from segpipe.prepare.dataset import prepared_folder
-from segpipe.prepare.store import StoredCase, open_case
+from segpipe.prepare.store import StoredCase, StoredGuide, open_case
 from segpipe.train.checkpoint import save_weights
 
 CPU, MACHINE = torch.device("cpu"), Machine("cpu", 1)

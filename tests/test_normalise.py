@@ -1,4 +1,4 @@
-"""prepare/normalise.py"""
+"""prepare/case.py: normalising"""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segpipe.plan.schema import Normalisation
-from segpipe.prepare.normalise import normalise
+from segpipe.prepare.case import normalise
 
 
 def one(values: list[float], scheme: Normalisation) -> list[float]:

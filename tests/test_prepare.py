@@ -23,8 +23,7 @@ from segpipe.fingerprint.measure import content_of, measure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
-from segpipe.prepare.dataset import prepare_dataset
-from segpipe.prepare.memory import case_bytes
+from segpipe.prepare.dataset import prepare_dataset, preparing_bytes
 from segpipe.prepare.store import open_cases
 
 CASES = ("c0", "c1", "c2")
@@ -134,7 +133,7 @@ def test_too_little_memory_names_the_case_and_what_to_do(work):
 def test_as_many_side_by_side_as_memory_allows(work, monkeypatch, capsys):
     plan = small_plan()
     case = Fingerprint.load(work.fingerprint).cases[0]
-    needed = case_bytes(case, plan, plan.configurations["3d_fullres"])
+    needed = preparing_bytes(case, plan, plan.configurations["3d_fullres"])
     monkeypatch.setattr("segpipe.prepare.dataset.free_bytes", lambda: needed * 2 - 1)
     prepared(work)
     assert "; 1 in parallel, each with up to 30 MiB of memory of 60 MiB free" in capsys.readouterr().err

@@ -22,10 +22,9 @@ from segpipe.predict.options import PredictOptions
 from segpipe.predict.restore import trace_onto
 from segpipe.predict.segment import Batching, segment
 from segpipe.predict.selected_model import weights_of
-from segpipe.prepare.cascade import StoredGuide, has_guide, store_guide
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset, prepared_folder
-from segpipe.prepare.store import StoredCase, open_case
+from segpipe.prepare.store import StoredCase, StoredGuide, has_guide, open_case, store_guide
 from segpipe.train.weights_header import about_weights
 
 

@@ -53,11 +53,16 @@ def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configur
 
 
 def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> int:
-    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
-    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
-    target_mm = [own if t is None else t for own, t in zip(spacing_mm, configuration.spacing_mm, strict=True)]
-    n_voxels = math.prod(resampled_shape(shape, spacing_mm, target_mm))
-    growth = n_voxels / math.prod(shape)
+    n_voxels = math.prod(prepared_shape(case, plan, configuration))
+    growth = n_voxels / math.prod(case.cropped_shape_zyx)
     n_locations = sum(min(n * growth, MAX_LOCATIONS) for n in case.label_voxels.values())
     voxel_bytes = len(plan.channels) * _IMAGE_BYTES * _IMAGE_SHARE + _INDEX_BYTES * _INDEX_SHARE
     return round(n_voxels * voxel_bytes + n_locations * _LOCATION_BYTES) + _CASE_BYTES
+
+
+def prepared_shape(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
+    """Voxels of a case after cropping, turning and resampling, (Z, Y, X)."""
+    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
+    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
+    target_mm = [own if t is None else t for own, t in zip(spacing_mm, configuration.spacing_mm, strict=True)]
+    return resampled_shape(shape, spacing_mm, target_mm)

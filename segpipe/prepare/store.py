@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import torch
 
 _ARRAYS = ("image", "indices")
-GUIDE = "guide"
+GUIDE, _GUIDE_RECORD = "guide", "guide.json"
 _MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
 _DEVICE_SHARE = 0.1  # of what is free on a GPU: training, which begins later, was planned for all of it
 _BLOCK_EDGE_VOX = 32  # what is decompressed at once; this and the next are compared in benchmarks/bench_store.py
@@ -275,3 +275,37 @@ def _damage_named(path: Path, folder: Path) -> Iterator[None]:
         raise DataError(
             f"{path}: the prepared case {folder.name} cannot be read ({fault}). Delete {folder} and run again."
         ) from None
+
+
+class StoredGuide(Record):
+    """guide.json beside the labels that guide a case: what they were made from.
+
+    Args:
+        case_id: Which.
+        model: Digest of the weights that predicted them.
+        content: Of the bytes of the case's files, as the fingerprint has it.
+        seen_as: Name of the folder of what the coarser network saw of it.
+    """
+
+    case_id: str
+    model: str
+    content: str
+    seen_as: str
+
+
+def has_guide(guides: Path, about: StoredGuide) -> bool:
+    """Whether the stored labels of the case are from exactly these weights and files."""
+    beside = guides / about.case_id / _GUIDE_RECORD
+    return beside.is_file() and StoredGuide.load(beside) == about
+
+
+def store_guide(guides: Path, about: StoredGuide, indices_zyx: NDArray[np.int16], labels: LabelSet, patch: ZYX) -> None:
+    """Write the labels that guide a case, whole or not at all, in chunks of the patch; older ones are replaced.
+
+    Raises:
+        ResourceError, SetupError: If they cannot be written.
+    """
+    with whole_folder(guides / about.case_id) as temporary:
+        arrays: dict[str, NDArray[Any]] = {GUIDE: smallest_type(indices_zyx, labels)}
+        write_arrays(temporary, arrays, patch)
+        about.save(temporary / _GUIDE_RECORD)
