@@ -78,6 +78,11 @@ class FoldFolder:
         return self.path / "diverged.txt"
 
     @property
+    def crash(self) -> Path:
+        """Where a training that dies leaves word; there while one runs."""
+        return self.path / "crash.txt"
+
+    @property
     def history(self) -> Path:
         """One line for each epoch."""
         return self.path / "history.csv"

@@ -10,8 +10,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, closing, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
+from segpipe.train.crash import crash_noted, mark_step
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.finite import Diverged, are_finite, divergence, note_divergence
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
@@ -108,7 +109,7 @@ def train_fold(
         ResourceError: If memory or disk runs out.
     """
     make_folder(folder.path)
-    with only_process(folder.path) if group.is_first else nullcontext():
+    with _alone_in(folder) if group.is_first else nullcontext("") as crash:
         with group.in_turn():
             remove_leftovers(folder.path)
             if restart and group.is_first:
@@ -143,7 +144,15 @@ def train_fold(
                 loop.show_in(CurvesFile(folder.curves, f"fold {data.fold}", fold.at.history))
                 if tensorboard:
                     loop.show_in(TensorBoard(fold, folder.tensorboard, patches))
+            loop.log(crash)
             loop.run()
+
+
+@contextmanager
+def _alone_in(folder: FoldFolder) -> Iterator[str]:
+    """The fold's lock; what is to be logged of a crash before, and word of the next one."""
+    with only_process(folder.path), crash_noted(folder) as crash:
+        yield crash
 
 
 def loading_threads(device: torch.device) -> int:
@@ -239,6 +248,7 @@ class _Loop:
 
     def _step(self, batches: Prefetch[Batch]) -> None:
         at, begun, waited = self.fold.at, time.monotonic(), batches.wait_seconds
+        mark_step(at.iteration)
         rate = learning_rate(self.fold.plan.training, self.schedule.progress(at))
         loss = self.fold.step(batches.get(at.iteration), rate)
         self.step_seconds = time.monotonic() - begun
@@ -331,8 +341,12 @@ class _Loop:
             write_history(self.folder.history, self.fold.at.history)
 
     def _tell(self, text: str) -> None:
-        if not self.keeps:
-            return
-        say(text)
-        with self.folder.log.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        if self.keeps:
+            say(text)
+            self.log(text)
+
+    def log(self, text: str) -> None:
+        """Write a line into the fold's log, if there is something to write."""
+        if self.keeps and text:
+            with self.folder.log.open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

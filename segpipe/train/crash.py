@@ -1,0 +1,90 @@
+"""A training that is ended by a signal leaves word: which signal, in which step, and Python's traceback.
+
+While a fold trains, `crash.txt` is in its folder: the step in a line of fixed width, and behind it what `faulthandler`
+writes when the processor or the C library ends the process. A training that ends in any other way removes the file, so
+whoever finds one there, under the fold's lock, has found a training that died.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from segpipe.core.progress import say
+from segpipe.core.work import FoldFolder
+
+_SIGNALS = {  # what faulthandler calls them, and what the signal is called
+    "Segmentation fault": "SIGSEGV",
+    "Bus error": "SIGBUS",
+    "Aborted": "SIGABRT",
+    "Floating-point exception": "SIGFPE",
+    "Floating point exception": "SIGFPE",
+    "Illegal instruction": "SIGILL",
+}
+_MEMORY_FAULT = "Memory was overwritten or the processor refused an instruction"
+_open_file: int | None = None  # of the fold that this process trains
+
+
+@contextmanager
+def crash_noted(folder: FoldFolder) -> Iterator[str]:
+    """Report a training that died in this folder before; while the body runs, leave word should this process die.
+
+    To be entered by the one process that writes into the folder, under its lock.
+
+    Yields:
+        What is to be logged of the training that died; empty if none did.
+    """
+    global _open_file
+    found = ""
+    if folder.crash.is_file():
+        text = crash_text(folder)
+        say(f"warning: {text}")
+        found = f"{text}\n{_details(folder.crash)}"
+    with folder.crash.open("wb", buffering=0) as file:
+        _open_file = file.fileno()
+        mark_step(0)
+        was_enabled = faulthandler.is_enabled()
+        faulthandler.enable(file)
+        try:
+            yield found
+        finally:
+            faulthandler.disable()
+            if was_enabled and sys.__stderr__:  # by somebody else, such as python -X faulthandler
+                faulthandler.enable(sys.__stderr__)
+            _open_file = None
+            folder.crash.unlink(missing_ok=True)
+
+
+def mark_step(iteration: int) -> None:
+    """Note that the step after `iteration` steps begins; nothing if no fold is trained here."""
+    if _open_file is not None:
+        os.pwrite(_open_file, f"step {iteration + 1:>12}\n".encode(), 0)
+        os.lseek(_open_file, 0, os.SEEK_END)  # where faulthandler goes on
+
+
+def crash_text(folder: FoldFolder) -> str:
+    """What happened to the training that left a `crash.txt`, where, and what to try."""
+    text = folder.crash.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"Fatal Python error: ([^\n]+)", text)
+    step = re.search(r"step +(\d+)", text)
+    where = f"{folder.path}: the training before this one died in step {step[1] if step else '?'}"
+    if not found:
+        return (
+            f"{where} without a word, as after SIGKILL or a power cut. Perhaps memory ran out (`dmesg` tells): use a "
+            "smaller batch_size or patch_zyx. Training resumes from the last saved state."
+        )
+    signal = _SIGNALS.get(found[1], found[1])
+    return (
+        f"{where} of {signal}. {_MEMORY_FAULT}; its traceback is in {folder.log}. Training resumes from the last saved "
+        "state. If it happens again, run `segpipe doctor`, or train with --set training.precision=fp32."
+    )
+
+
+def _details(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    return "\n".join(f"    {line}" for line in lines)
