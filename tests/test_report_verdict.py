@@ -170,7 +170,7 @@ def test_the_check_of_the_data_is_kept_and_told(work: Path, capsys: pytest.Captu
     assert (point.kind, point.text) == ("bad", "1 fatal fault, 1 warning; see below.")
     fewer = kept.dataset.model_copy(update={"cases": kept.dataset.cases[1:]})
     kept.model_copy(update={"dataset": fewer}).save(file)
-    assert data_check(read_work(work)).text.endswith("The cases were not those that are trained on: check again.")
+    assert data_check(read_work(work)).text.endswith("The checked cases differ from the training cases: check again.")
     file.write_text("{}")
     assert any("data_check.json cannot be used" in note for note in read_work(work).notes)
     capsys.readouterr()
