@@ -175,7 +175,7 @@ def test_a_long_table_of_metric_and_value(tmp_path):
         ("case_id,label,dice\nx,1\n", "line 2: 2 cells, expected 3"),
         ("case_id,label,dice\nx,1,good\n", "line 2: could not convert"),
         ("case_id,label,dice\nx,1,0.5\nx,1,0.6\n", r"line 3: the same .* \(x, 1, dice\) as line 2"),
-        ("case_id,label,hd95\nx,1,inf\n", "hd95 is inf; which mask is empty is told by columns n_reference_vox"),
+        ("case_id,label,hd95\nx,1,inf\n", "hd95 is inf; the columns n_reference_vox"),
         ("case_id,label,metric,value\nx,1,dise,1\n", "metric 'dise' is unknown"),
         ("case_id,label,dice\n,1,0.5\n", "line 2: case_id is empty"),
     ],
@@ -188,11 +188,11 @@ def test_faults_of_a_long_table(tmp_path, text, message):
 def test_what_cannot_be_found(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         read_table(tmp_path / "none.csv")
-    with pytest.raises(DataError, match=r"holds neither scores\.csv nor summary\.json"):
+    with pytest.raises(DataError, match=r"neither scores\.csv nor summary\.json"):
         read_table(tmp_path)
     with pytest.raises(DataError, match=r"expected a \.csv table"):
         read_table(write(tmp_path / "scores.txt", ""))
-    with pytest.raises(DataError, match="holds no scores of any structure"):
+    with pytest.raises(DataError, match="no scores of any structure"):
         ScoreTable(()).save(tmp_path / "empty.csv")
         read_table(tmp_path / "empty.csv")
     for fold in ("fold_0", "fold_1"):

@@ -48,7 +48,7 @@ def test_a_better_method_is_better():
     assert row.models.answer == "better"
     assert row.models.low < row.difference < row.models.high
     assert row.difference == pytest.approx(row.mean_method - row.mean_baseline)
-    assert (row.methods, row.methods_basis) == (None, "one seed: nothing tells the luck of a training")
+    assert (row.methods, row.methods_basis) == (None, "one seed: the variation between trainings is unknown")
     assert only_row([method("new", 0.03), method("old", 0)]).models.answer == "worse"
 
 

@@ -38,7 +38,7 @@ def test_four_answers():
     unsure = verdict(replace(SURE, p_adjusted=0.2))
     assert unsure.answer == "cannot tell"
     assert unsure.sentence.startswith("This dataset cannot tell new from old (mean Dice +0.0200")
-    assert unsure.sentence.endswith("it could show 0.0120.")
+    assert unsure.sentence.endswith("it could detect 0.0120.")
 
 
 def test_of_distances_less_is_better():
@@ -50,7 +50,7 @@ def test_of_distances_less_is_better():
 def test_a_sure_difference_within_the_margin_is_none_that_matters():
     found = verdict(replace(SURE, difference=0.001, p_equivalence_adjusted=0.001))
     assert found.answer == "no difference"
-    assert "a sure but smaller difference" in found.sentence
+    assert "a certain but smaller difference" in found.sentence
 
 
 def test_trained_models_are_called_so():

@@ -31,13 +31,9 @@ _PAGES = ("README.md", "data_readme.md", "docs/**/*.md")
 _HISTORY = ("docs/decisions.md",)  # quotes the texts of its time
 _FOREIGN = ("niivue.umd.js",)
 _STILL_TO_DO = {  # parts and pages whose texts are being edited
-    "compare",
-    "evaluate",
     "pipeline",
     "train",
-    "report",
     "docs/errors.md",
-    "docs/evaluation.md",
     "docs/prediction.md",
 }
 

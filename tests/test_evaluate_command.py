@@ -178,7 +178,7 @@ def test_probabilities_of_another_model_are_named(folders, capsys):
 def test_all_metrics_leave_out_calibration_without_probabilities(folders, capsys):
     out = folders / "all.csv"
     assert run(arguments(folders, "--metrics", "all", "--nsd-tolerance", "1", "-o", out)) == 0
-    assert "No mask has probabilities beside it: calibration is left out." in capsys.readouterr().err
+    assert "No mask has a file of probabilities, so calibration is left out." in capsys.readouterr().err
     assert set(ScoreTable.load(out).metrics) == {n for n, m in METRICS.items() if m.group != "calibration"}
     assert (folders / "all_lesions.csv").is_file()
 
@@ -189,14 +189,14 @@ def test_tolerances_by_label(folders, capsys):
     assert means["tumour", "nsd"] < 1
     means = evaluated(capsys, arguments(folders, "--nsd-tolerance", "organ=1"))
     assert ("tumour", "nsd") not in means
-    assert "'tumor' is no label. Did you mean 'tumour'" in refused(
+    assert "'tumor' is not a label. Did you mean 'tumour'" in refused(
         capsys, arguments(folders, "--nsd-tolerance", "tumor=1"), code=2
     )
 
 
 @pytest.mark.parametrize("text", ["organ", "-1", "nan", "inf", "1,organ=2", "organ=1,organ=2", "organ=", ""])
 def test_tolerances_that_are_none(folders, capsys, text):
-    assert "is no tolerance in mm" in refused(capsys, arguments(folders, f"--nsd-tolerance={text}"), code=2)
+    assert "is not a tolerance in mm" in refused(capsys, arguments(folders, f"--nsd-tolerance={text}"), code=2)
 
 
 def test_labels_by_name_keep_what_is_ignored(folders, capsys):
@@ -259,9 +259,7 @@ def test_everything_wrong_is_told_at_once(folders, capsys):
     message = refused(capsys, arguments(folders))
     assert "3 of 3 cases cannot be scored" in message
     assert "p0.nii.gz: same shape, but a corner voxel is 3.500 mm apart" in message  # 7 steps of 0.5 mm
-    assert (
-        f"p1: values that are of no label: {masks / 'p1.nii.gz'} holds 255; expected organ = 1, tumour = 5" in message
-    )
+    assert f"p1: unknown label values: {masks / 'p1.nii.gz'} holds 255; expected organ = 1, tumour = 5" in message
     assert "shape 14 × 12 × 7 (x, y, z), expected 14 × 12 × 8" in message
 
 
@@ -270,7 +268,7 @@ def test_values_of_no_label_in_a_reference_are_named(folders, capsys):
     values[0, 0, :3] = (3, 4, 200)
     write(folders / "data" / "labelsTr" / "p1.nii.gz", values)
     message = refused(capsys, arguments(folders))
-    assert f"p1: values that are of no label: {folders / 'data' / 'labelsTr' / 'p1.nii.gz'} holds 3, 4, 200" in message
+    assert f"p1: unknown label values: {folders / 'data' / 'labelsTr' / 'p1.nii.gz'} holds 3, 4, 200" in message
     assert run(arguments(folders, "-l", "organ,tumour")) == 0
 
 
@@ -280,8 +278,8 @@ def test_values_of_no_label_in_a_reference_are_named(folders, capsys):
         (["--metrics", "dise"], "metric 'dise' is unknown. Did you mean 'dice'?"),
         (["--preset", "brat"], "preset 'brat' is unknown. Did you mean 'brats'?"),
         (["--policy", "best"], "policy 'best' is unknown."),
-        (["-l", "tumor"], "'tumor' is no label; expected 1,2,3 or name=1,name2=2 or name=1+2 or organ, tumour"),
-        (["-l", ""], "'' is no label"),
+        (["-l", "tumor"], "'tumor' is not a label; expected 1,2,3 or name=1,name2=2 or name=1+2 or organ, tumour"),
+        (["-l", ""], "'' is not a label"),
     ],
 )
 def test_options_that_mean_nothing(folders, capsys, options, message):

@@ -54,7 +54,7 @@ def test_nothing_to_resample():
 def test_two_patients():
     both = mean_with_interval(np.array([[0.0], [1.0]]), np.arange(2))
     assert (both.low, both.mean, both.high) == (0.0, 0.5, 1.0)
-    assert both.note == "2 patients: too few for an interval that covers 95 %"
+    assert both.note == "2 patients are too few for an interval that covers 95 %"
 
 
 def test_intervals_of_labels_are_those_of_each_label_alone():

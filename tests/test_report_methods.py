@@ -66,7 +66,7 @@ def test_a_comparison_tells_its_family_its_margin_and_its_claims():
     assert "There were 60 cases of 30 patients, validated in 5 common folds, and a single training seed" in text
     assert "10000 drawn patterns" in text and "was 0.0050 (dice)" in text
     assert "family of 3 declared comparisons (organ, every pair of methods)" in text
-    assert "No claim is made on the methods themselves (one seed" in text
+    assert "No claim is made about the methods themselves (one seed" in text
 
 
 def test_every_policy_and_every_metric_has_words():

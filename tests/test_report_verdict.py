@@ -172,7 +172,7 @@ def test_the_check_of_the_data_is_kept_and_told(work: Path, capsys: pytest.Captu
     kept.model_copy(update={"dataset": fewer}).save(file)
     assert data_check(read_work(work)).text.endswith("The checked cases differ from the training cases: check again.")
     file.write_text("{}")
-    assert any("data_check.json cannot be used" in note for note in read_work(work).notes)
+    assert any("data_check.json cannot be read" in note for note in read_work(work).notes)
     capsys.readouterr()
 
 

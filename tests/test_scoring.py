@@ -184,7 +184,7 @@ def test_command_prints_a_table_and_writes_scores(folders, capsys):
         "HD95 mm",
         "organ",
         "tumour",
-        "2 patients: too few for an interval that covers 95 %",
+        "2 patients are too few for an interval that covers 95 %",
         str(out),
     ):
         assert word in " ".join(printed.out.split())
@@ -235,29 +235,29 @@ def test_a_missing_prediction_is_an_error_unless_allowed(folders, capsys):
     (folders / "predictions" / "sub-1_ses-2.nii.gz").unlink()
     args = ["evaluate", "-r", f"{folders}/data", "-p", f"{folders}/predictions"]
     assert run(args) == 3
-    assert "1 of 3 references have no prediction: sub-1_ses-2" in capsys.readouterr().err
+    assert "1 of 3 references without a prediction: sub-1_ses-2" in capsys.readouterr().err
     assert run([*args, "--allow-missing"]) == 0
     printed = capsys.readouterr()
-    assert "1 of 3 references have no prediction and are not scored" in printed.err
+    assert "1 of 3 references without a prediction, not scored" in printed.err
     assert "2 cases, policy mr" in printed.out
 
 
 def test_masks_without_reference_are_said(folders, capsys):
     write(folders / "predictions" / "other.nii.gz", example())
     assert run(["evaluate", "-r", f"{folders}/data", "-p", f"{folders}/predictions"]) == 0
-    assert "1 masks have no reference and are not scored: other" in capsys.readouterr().err
+    assert "1 mask without a reference, not scored: other" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
         (["-p", "{}/nowhere"], 3, "nowhere: no such file or folder"),
-        (["-p", "{}/predictions/sub-0_ses-0.nii.gz"], 2, "a file and a folder"),
-        (["-p", "{}/data"], 2, "no mask has the name of a reference"),
+        (["-p", "{}/predictions/sub-0_ses-0.nii.gz"], 2, "one is a file and the other a folder"),
+        (["-p", "{}/data"], 2, "no mask matches a reference"),
         (
             ["-p", "{}/predictions", "-l", "organs"],
             2,
-            "'organs' is no label; expected 1,2,3 or name=1,name2=2 or name=1+2 or organ, tumour",
+            "'organs' is not a label; expected 1,2,3 or name=1,name2=2 or name=1+2 or organ, tumour",
         ),
         (["-p", "{}/predictions", "-l", "a=1,a=5"], 2, "'a' occurs twice"),
         (["-p", "{}/predictions", "-l", "a=1,b=1"], 2, "two labels have the same value"),
@@ -327,7 +327,7 @@ def test_a_label_map_without_image_is_a_reference_too(tmp_path, capsys):
         write(tmp_path / "data" / "labelsTr" / f"{case}.nii.gz", example())
     write(tmp_path / "masks" / "a.nii.gz", example())
     assert run(["evaluate", "-r", f"{tmp_path}/data", "-p", f"{tmp_path}/masks"]) == 3
-    assert "1 of 2 references have no prediction: b" in capsys.readouterr().err
+    assert "1 of 2 references without a prediction: b" in capsys.readouterr().err
 
 
 def test_masks_of_other_values_than_the_labels_are_named(folders, capsys):
@@ -335,11 +335,12 @@ def test_masks_of_other_values_than_the_labels_are_named(folders, capsys):
     write(path, np.where(example() > 0, 255, 0))
     args = ["evaluate", "-r", f"{folders}/data", "-p", f"{folders}/predictions"]
     assert run(args) == 3
-    message = f"values that are of no label: {path} holds 255; expected organ = 1, tumour = 5"
+    message = f"unknown label values: {path} holds 255; expected organ = 1, tumour = 5"
     assert message in capsys.readouterr().err
     assert run([*args, "-l", "organ,tumour"]) == 0  # chosen: the others are background
     printed = capsys.readouterr().err
-    assert f"warning: 1 of 3 masks (e.g. {path}) hold values that are of no label and in no reference: 255." in printed
+    said = "with values that are not known labels and in no reference: 255."
+    assert f"warning: 1 of 3 masks (e.g. {path}) {said}" in printed
     assert "Expected organ = 1, tumour = 5" in printed
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 
@@ -18,8 +20,10 @@ from datasets import SHAPE_ZYX, oblique_affine, tiny_image, tiny_labels, write_n
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from matplotlib.colors import to_rgb
 
 from segpipe.core.errors import DataError, SetupError, UsageError
+from segpipe.core.figures import SCAN_COLOURS
 from segpipe.core.grid import Grid
 from segpipe.core.volume import write_image
 from segpipe.core.work import Work
@@ -282,3 +286,12 @@ def test_the_command_prints_the_address_and_ends_with_ctrl_c(dataset: Path) -> N
             assert process.wait(timeout=60) == 0
         finally:
             process.kill()
+
+
+def test_labels_have_the_colours_of_the_report() -> None:
+    script = (files("segpipe.view") / "viewer.js").read_text("utf-8")
+    palette = re.search(r"^const PALETTE = (.*);$", script, re.MULTILINE)
+    assert palette is not None
+    assert [tuple(rgb) for rgb in json.loads(palette[1])] == [
+        tuple(round(255 * part) for part in to_rgb(colour)) for colour in SCAN_COLOURS
+    ]

@@ -15,12 +15,12 @@ from datasets import tiny_labels, write_nnunet, write_tiny
 from matplotlib.image import imread
 from playwright.sync_api import Browser, Page, expect
 
-from segpipe.core.volume import read_labels, write_mask
+from segpipe.core.volume import read_labels, write_image, write_mask
 from segpipe.data.load import load_dataset
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import MaskPair, score_folder
-from segpipe.view.gallery import Gallery
+from segpipe.view.gallery import Gallery, GalleryCase
 from segpipe.view.server import ViewServer
 from segpipe.view.sources import from_predictions
 
@@ -84,9 +84,25 @@ def test_the_page_begins_at_the_largest_error_of_an_oblique_case(tiny: tuple[Pag
     place = page.inner_text("#place")  # what the browser finds at the point that Python computed
     assert "reference a" in place and "prediction none" in place
     # the missed block is 3 × 2 × 2 voxels of 1 × 1.5 × 2.5 mm
-    assert page.inner_text("#error") == "largest error (0.045 ml)"
+    assert page.inner_text("#error") == "largest error (0.045 mL)"
     assert page.inner_text("#legend").split("\n") == ["reference", "prediction", "a", "b"]
     assert complaints == []
+
+
+def test_the_patients_right_is_on_the_left_as_in_the_report(browser: Browser, tmp_path: Path) -> None:
+    values = np.zeros((12, 10, 8), np.int16)  # Z, Y, X
+    values[:, :, 5:] = 1  # x grows to the patient's right
+    for name in ("image", "label"):
+        write_image(tmp_path / f"{name}.nii.gz", values[None], np.eye(4))
+    case = GalleryCase("c", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz")
+    with opened(browser, Gallery("t", (case,))) as (page, _):
+        press(page, "2")  # axial
+        press(page, "o")
+        page.locator("#opacity").fill("1")
+        page.wait_for_timeout(300)
+        is_orange = (np.abs(picture(page) - ORANGE).max(axis=-1) < 25).any(axis=0)
+        columns = np.flatnonzero(is_orange)
+        assert columns.mean() < len(is_orange) / 2
 
 
 def test_keys_turn_layers_on_and_off(tiny: tuple[Page, list[str]]) -> None:

@@ -136,7 +136,7 @@ WRONG = [  # command, exit code, words of the message
     ("ensemble data/labelsTr data/labelsTr -o new", 2, "two or more"),
     ("evaluate -r none -p data/labelsTr", 3, "none: no such file or folder. Check the path."),
     ("evaluate -r data/labelsTr -p none", 3, "none: no such file or folder. Check the path."),
-    ("evaluate -r data/labelsTr -p empty", 2, "no mask has the name of a reference"),
+    ("evaluate -r data/labelsTr -p empty", 2, "no mask matches a reference"),
     ("evaluate -r data/labelsTr -p data/labelsTr --metrics dise", 2, "metric 'dise' is unknown. Did you mean 'dice'?"),
     ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance x", 2, "'x' is not a tolerance in mm"),
     ("evaluate -r data/labelsTr -p data/labelsTr -o empty", 4, "empty: is a folder, expected a file to write"),

@@ -1,4 +1,4 @@
-"""Scores of several methods brought onto the same cases, or a reason why they cannot be compared."""
+"""Align the scores of several methods on the same cases, or say why they cannot be compared."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from segpipe.compare.results import Method
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
+from segpipe.core.text import count
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import counted_values
@@ -143,9 +144,7 @@ def _chosen(method: Method, metric: str, labels: tuple[str, ...]) -> list[Score]
     for wanted, found, what in (((metric,), table.metrics, "metric"), (labels, table.labels, "label")):
         absent = [name for name in wanted if name not in found]
         if absent:
-            raise UsageError(
-                f"method {method.name}: has no {what} {absent[0]!r}.{did_you_mean(absent[0], list(found))}"
-            )
+            raise UsageError(f"method {method.name}: no {what} {absent[0]!r}.{did_you_mean(absent[0], list(found))}")
     wanted_labels = set(labels or table.labels)
     return [row for row in table.rows if row.metric == metric and row.label in wanted_labels]
 
@@ -179,23 +178,26 @@ def _common_cases(
     common = tuple(case for case in every if all(case in of for of in cases.values()))
     if not common:
         first = "; ".join(f"{name}: {_few(of)}" for (name, _), of in list(cases.items())[:3])
-        raise DataError(f"no case was scored by all methods ({first}). Cases must be called the same in all tables.")
+        raise DataError(f"no case was scored by all methods ({first}). Cases must have the same names in all tables.")
     if len(common) == len(every):
         return common, []
     lacking = [
-        f"{name}{_training_text(training)} lacks {len(every) - len(of)} of {len(every)} cases: "
+        f"{name}{_training_text(training)} lacks {len(every) - len(of)} of {count(len(every), 'case')}: "
         f"{_few([case for case in every if case not in of])}"
         for (name, training), of in cases.items()
         if len(of) < len(every)
     ]
     if not allow_missing:
         raise DataError(
-            "\n".join(lacking) + "\nExpected the same cases in all. A case without score is not left out unasked: "
-            f"score it, or compare the {len(common)} common cases with --allow-missing."
+            "\n".join(lacking)
+            + "\nExpected the same cases in all. Cases are never dropped silently: score the missing ones, or "
+            f"compare the {count(len(common), 'common case')} with --allow-missing."
         )
     for line in lacking:
         say(line)
-    return common, [f"{len(every) - len(common)} of {len(every)} cases were not scored by all and are left out."]
+    return common, [
+        f"{len(every) - len(common)} of {count(len(every), 'case')} not scored by all methods and left out."
+    ]
 
 
 def _training_text(training: TrainingKey) -> str:
@@ -233,9 +235,8 @@ def _label_names(
         for label in names:
             absent = [case for case in case_ids if (case, label) in used and (case, label) not in of]
             if absent:
-                faults.append(
-                    f"{name}{_training_text(training)}: no label {label} in {len(absent)} cases: {_few(absent)}"
-                )
+                place = f"{name}{_training_text(training)}"
+                faults.append(f"{place}: no label {label} in {count(len(absent), 'case')}: {_few(absent)}")
     _refuse(faults, "Expected the same labels in all. Compare the labels that all have with -l, or score them again.")
     return names
 
@@ -247,7 +248,8 @@ def _owners(
     if patients is not None:
         absent = [case for case in case_ids if case not in patients]
         _refuse(
-            [f"no patient for {len(absent)} cases: {_few(absent)}"] if absent else [], "Expected one for each case."
+            [f"no patient for {count(len(absent), 'case')}: {_few(absent)}"] if absent else [],
+            "Expected one for each case.",
         )
         return {case: patients[case] for case in case_ids}
     result: dict[str, str] = {}
@@ -258,8 +260,8 @@ def _owners(
             if known == row.case_id:
                 result[row.case_id] = row.patient_id
             elif row.patient_id not in (known, row.case_id) and row.case_id in case_ids:
-                faults[row.case_id] = f"case {row.case_id}: of patient {known} and of patient {row.patient_id}"
-    _refuse(faults.values(), "Expected one patient for each case: name them in a table with --cases.")
+                faults[row.case_id] = f"case {row.case_id}: belongs to patient {known} and to patient {row.patient_id}"
+    _refuse(faults.values(), "Expected one patient for each case. Name the patients in a table with --cases.")
     return result
 
 
@@ -272,7 +274,7 @@ def _folds(
         by_seed = [{case: row.fold for (case, _), row in of.items()} for of in trainings.values()]
         of_method.append([tuple(of[case] for case in case_ids) for of in by_seed])
     if any(fold >= 0 for trainings in by_place.values() for _, fold in trainings):
-        return None, ["The models of all folds scored the same cases: each counts as a training."]
+        return None, ["The models of all folds scored the same cases; each model counts as one training."]
     if any(fold is None for method in of_method for seed in method for fold in seed):
         return None, []
     distinct = {seed for method in of_method for seed in method}
@@ -282,7 +284,7 @@ def _folds(
     elif len(seeds) == 1 and all(method == of_method[0] for method in of_method):
         folds = np.array(of_method[0])
     else:
-        return None, ["The methods were validated in different folds: their training cases differ too."]
+        return None, ["The methods were validated in different folds, so their training cases differ too."]
     return (folds, []) if all(len(set(row)) > 1 for row in folds.tolist()) else (None, [])
 
 

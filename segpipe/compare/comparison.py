@@ -9,7 +9,7 @@ import numpy as np
 
 from segpipe.compare.align import Aligned, align
 from segpipe.compare.comparison_records import Comparison, Description, MetricComparison
-from segpipe.compare.comparison_rows import Draft, corrected, draft_rows
+from segpipe.compare.comparison_rows import Draft, correct_drafts, draft_rows
 from segpipe.compare.permutation import N_PERMUTATIONS
 from segpipe.compare.ranking import rank_methods, suitability
 from segpipe.compare.results import CaseTable, Method
@@ -80,7 +80,7 @@ def compare(methods: Sequence[Method], question: Question) -> Comparison:
         DataError: If the tables cannot be compared.
     """
     parts = [_of_metric(methods, metric, margin, question) for metric, margin in question.margins.items()]
-    rows = corrected([draft for _, drafts in parts for draft in drafts])
+    rows = correct_drafts([draft for _, drafts in parts for draft in drafts])
     metrics, start = [], 0
     for part, drafts in parts:
         metrics.append(part.model_copy(update={"rows": tuple(rows[start : start + len(drafts)])}))

@@ -27,8 +27,8 @@ from segpipe.core.seeds import generator_for
 from segpipe.evaluate.intervals import means_with_intervals
 from segpipe.evaluate.summary import MEAN_LABEL
 
-ONE_SEED = "one seed: nothing tells the luck of a training"
-ONLY_ALL = "not asked of groups"
+ONE_SEED = "one seed: the variation between trainings is unknown"
+ONLY_ALL = "not tested for groups"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def draft_rows(
     return drafts
 
 
-def corrected(drafts: Sequence[Draft]) -> list[ComparisonRow]:
+def correct_drafts(drafts: Sequence[Draft]) -> list[ComparisonRow]:
     """Rows with p-values corrected: Holm for the declared, Benjamini-Hochberg for the others; models, methods apart."""
     models = _with_corrections([draft.models for draft in drafts], drafts)
     has_methods = [draft for draft in drafts if draft.methods is not None]

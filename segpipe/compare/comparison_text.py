@@ -22,6 +22,7 @@ from segpipe.compare.comparison_records import (
 from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.core.records import Record
+from segpipe.core.text import count
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
 
@@ -74,23 +75,19 @@ def _metric_lines(found: MetricComparison) -> Iterator[str]:
     metric = METRICS[found.metric]
     direction = "more is better" if metric.kind == "overlap" else "less is better"
     counts = [(found.n_cases, "case"), (found.n_patients, "patient"), (found.n_folds, "fold"), (found.n_seeds, "seed")]
-    head = ", ".join(f"{n} {name}{'s' * (n != 1)}" for n, name in counts if n)
+    head = ", ".join(count(n, name) for n, name in counts if n)
     yield from _wrapped(f"{metric.title} ({direction}): {head}.")
     for note in found.notes:
         yield from _wrapped(note)
     yield ""
     yield from _description_lines(found.descriptions, metric)
     declared = [row for row in found.rows if row.is_declared]
-    yield "On these trained models (patients vary, trainings do not)"
+    yield "These trained models (patients vary, trainings do not)"
     for row in declared:
         yield from _listed(row.models.sentence, _beside_models(row))
     yield ""
     is_told = any(row.methods for row in declared)
-    yield (
-        "On the methods (trainings vary too)"
-        if is_told
-        else f"On the methods: no verdict ({declared[0].methods_basis})"
-    )
+    yield ("The methods (trainings vary too)" if is_told else f"The methods: no verdict ({declared[0].methods_basis})")
     for row in declared:
         pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
         yield from _listed(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row))
@@ -116,7 +113,7 @@ def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[
         yield ""
     left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}
     for (method, label), n_cases in left_out.items():
-        yield from _wrapped(f"Left out by the policy: {n_cases} scores of {method}, {label}.")
+        yield from _wrapped(f"Left out by the policy: {count(n_cases, 'score')} of {method}, {label}.")
     for note in dict.fromkeys(row.note for row in rows if row.note and not row.grouping):
         yield from _wrapped(f"{note[0].upper()}{note[1:]}.")
 
@@ -153,7 +150,7 @@ def _row_lines(rows: Sequence[ComparisonRow], metric: Metric) -> Iterator[str]:
     """Exploratory rows, one line each."""
     if not rows:
         return
-    yield "Explored, trained models: second minus first"
+    yield "Exploratory, trained models: second minus first"
     yield f"{'':20} {'label':11} {'diff.':>8} {'low':>8} {'high':>8} {'p':>6} verdict"
     place = ("", "")
     for row in rows:

@@ -141,7 +141,7 @@ def _parsed(cells: Mapping[str, str], metric: str, text: str) -> Score:
     elif isnan(value) and METRICS[metric].kind == "overlap":
         status = "both_empty"
     else:
-        raise ValueError(f"{metric} is {value}; which mask is empty is told by columns {' and '.join(_COUNTS)}")
+        raise ValueError(f"{metric} is {value}; the columns {' and '.join(_COUNTS)} must say which mask is empty")
     case_id = cells["case_id"]
     return Score(
         cells.get("run", ""), case_id, cells.get("patient_id") or case_id, fold, seed,

@@ -84,7 +84,7 @@ def read_methods(sources: Sequence[Source]) -> tuple[Method, ...]:
     if len(rows) < 2:
         raise UsageError(
             f"{', '.join(str(s.path) for s in sources)}: {len(rows)} method ({', '.join(rows)}), expected two or more. "
-            "Name a second table of scores, or tell apart what has one name: NAME=PATH."
+            "Give a second table of scores, or different names for equal ones: NAME=PATH."
         )
     return tuple(Method(name, ScoreTable(tuple(of))) for name, of in rows.items())
 
@@ -103,7 +103,7 @@ def read_table(path: Path) -> ScoreTable:
     except ValueError as fault:
         raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
     if not table.labels:
-        raise DataError(f"{path}: holds no scores of any structure, expected some. Score the masks again.")
+        raise DataError(f"{path}: no scores of any structure. Score the masks again.")
     return table if _is_ours(files[0]) else with_patients(table, files[0].parent)
 
 
@@ -132,7 +132,7 @@ def _files_in(folder: Path) -> list[Path]:
         if files := sorted(folder.glob(pattern)):
             return files
     raise DataError(
-        f"{folder}: holds neither {SCORES_FILE} nor {SUMMARY_FILE}, nor folders fold_0, fold_1 … with either. "
+        f"{folder}: neither {SCORES_FILE} nor {SUMMARY_FILE}, nor folders fold_0, fold_1 … with either. "
         "Name a file, or a folder such as runs/3d_fullres or nnU-Net's trainer folder."
     )
 

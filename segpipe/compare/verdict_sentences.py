@@ -47,7 +47,7 @@ class Evidence:
 def verdict(found: Evidence) -> Verdict:
     """Better, worse, no difference larger than the margin, or that the data cannot tell.
 
-    Equivalence comes first: a difference that is surely smaller than what was said to matter is none, however sure.
+    Equivalence comes first: a difference surely smaller than the stated margin is none, however certain.
     """
     is_better = found.difference * (1 if found.metric.kind == "overlap" else -1) > 0
     answer: Answer
@@ -99,8 +99,8 @@ def _sentence(found: Evidence, answer: Answer) -> str:
     who = "the trained models of " if is_about_models else ""
     if answer == "no difference":
         both = f"{who.capitalize()}{found.method} and {found.baseline}"
-        small = ", a sure but smaller difference" if found.p_adjusted < ALPHA else ""
+        small = ", a certain but smaller difference" if found.p_adjusted < ALPHA else ""
         return f"{both} differ by no more than {quantity(found.margin, metric)} ({numbers}{small})."
-    shows = f"; it could show {quantity(found.detectable, metric)}" if isfinite(found.detectable) else ""
+    shows = f"; it could detect {quantity(found.detectable, metric)}" if isfinite(found.detectable) else ""
     those = "those of " if is_about_models else ""
     return f"This dataset cannot tell {who}{found.method} from {those}{found.baseline} ({numbers}){shows}."

@@ -1,4 +1,4 @@
-"""Whether probabilities mean what they say: of the voxels called 0.7, seven in ten should be of the structure.
+"""Calibration: of the voxels with a probability of 0.7, seven in ten should belong to the structure.
 
 Each label is judged alone, as present or not. Every number follows from how often each probability occurs and how often
 it is right, so a file is read one output at a time and counted once.
@@ -33,7 +33,9 @@ def calibration_group(case: EvaluationCase) -> GroupScores:
         DataError: If there is no file of probabilities, or it is wrong.
     """
     if case.probabilities is None:
-        raise DataError(f"{case.case_id}: calibration needs probabilities, none were given. Predict it with them.")
+        raise DataError(
+            f"{case.case_id}: calibration needs probabilities, but there are none. Predict with --save-probabilities."
+        )
     shape, values = case.reference.shape, {}
     chosen = case_metrics("calibration", case.settings.metrics)
     outputs = read_probabilities(case.probabilities, case.labels, shape)

@@ -1,4 +1,4 @@
-"""Two folders of masks to scores and their means: what `segpipe evaluate` and `segpipe.evaluate` do."""
+"""Score a folder of masks against a folder of references: `segpipe evaluate` and `segpipe.evaluate`."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from segpipe.evaluate.summary import DEFAULT_POLICY, SummaryRow, check_policy, s
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What is to be scored, and how.
+    """Options of an evaluation.
 
     Args:
-        labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: found at the references.
+        labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: those of the references.
         metrics: `all`, or names such as `dice,hd95`; None: those of the preset, or of whole masks.
         preset: A name of `METRIC_SETS`.
-        policy: What empty masks count; None: that of the preset.
+        policy: How empty masks count; None: the policy of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
-        allow_missing: Score what there is, though references lack a prediction.
+        allow_missing: Score the other cases where references lack a prediction.
     """
 
     labels: str | None = None
@@ -45,7 +45,7 @@ class Evaluation:
         scores: A row for each case, label and metric; and of lesion metrics one for each lesion.
         summary: Means over cases with 95 % intervals over patients.
         policy: What empty masks counted.
-        metrics: Names, as they were asked for; calibration among `all` is left out where there are no probabilities.
+        metrics: Requested names; calibration among `all` is left out where there are no probabilities.
         n_cases: Pairs of masks.
     """
 
@@ -61,10 +61,10 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
 
     Args:
         reference: Folder of masks, a dataset, or one file.
-        predictions: Folder of masks of the same names, whatever their format, or one file.
+        predictions: Folder of masks with the same names, in any format, or one file.
         wish: What to score.
-        n_workers: Cases worked on side by side.
-        seed: Of the bootstrap.
+        n_workers: Number of parallel workers.
+        seed: Seed of the bootstrap.
 
     Raises:
         UsageError: If a name of a label, metric, preset or policy is unknown.
@@ -88,12 +88,12 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
 def _check_tolerance(tolerance: float | Mapping[str, float] | None, names: Sequence[str]) -> None:
     unknown = sorted(set(tolerance) - set(names)) if isinstance(tolerance, Mapping) else []
     if unknown:
-        raise UsageError(f"--nsd-tolerance: {unknown[0]!r} is no label.{did_you_mean(unknown[0], list(names))}")
+        raise UsageError(f"--nsd-tolerance: {unknown[0]!r} is not a label.{did_you_mean(unknown[0], list(names))}")
 
 
 @dataclass(frozen=True)
 class MetricSet:
-    """Metrics in the order in which they are shown, and what empty masks count with them."""
+    """Metrics in display order, and the policy for empty masks that goes with them."""
 
     metrics: tuple[str, ...]
     policy: str = DEFAULT_POLICY
@@ -117,7 +117,7 @@ METRIC_SETS: dict[str, MetricSet] = {
 
 
 def chosen_metrics(metrics: str | None, preset: str | None) -> tuple[tuple[str, ...], str]:
-    """The metrics that two options name together, and the policy that goes with them.
+    """The metrics that two options select together, and the policy that goes with them.
 
     Args:
         metrics: Names as `parse_metrics` reads them; None if not given.

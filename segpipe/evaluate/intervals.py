@@ -109,8 +109,8 @@ def _interval(mean: float, resampled: NDArray[np.float64], left_out: NDArray[np.
         return Interval(mean, None, None, "no case counts" if np.isnan(mean) else "all patients equal: no interval")
     limits = _bca(mean, resampled, left_out)
     if limits is None:
-        return Interval(mean, None, None, "resampled means all on one side: no interval")
-    few = f"{n_patients} patients: too few for an interval that covers 95 %" if n_patients < ENOUGH_PATIENTS else ""
+        return Interval(mean, None, None, "all resampled means on one side: no interval")
+    few = f"{n_patients} patients are too few for an interval that covers 95 %" if n_patients < ENOUGH_PATIENTS else ""
     return Interval(mean, *limits, few)
 
 

@@ -1,4 +1,4 @@
-"""Which mask belongs to which reference, which labels they have, and whose they are."""
+"""Pair masks with references, and find their labels and patients."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.probabilities import probabilities_beside
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
+from segpipe.core.text import count
 from segpipe.data.faults import refuse
 from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
@@ -64,7 +65,9 @@ def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
             raise DataError(f"{path}: no such file or folder. Check the path.")
     found = _dataset(reference)
     if (reference.is_file() and found is None) != prediction.is_file():
-        raise UsageError(f"{reference} and {prediction}: a file and a folder, expected two files or two folders.")
+        raise UsageError(
+            f"{reference} and {prediction}: one is a file and the other a folder. Give two files or two folders."
+        )
     if prediction.is_file():
         references, masks = {stem_of(prediction): reference}, {stem_of(prediction): prediction}
     else:
@@ -74,8 +77,8 @@ def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
     case_ids = sorted(predictions)
     if not case_ids:
         raise UsageError(
-            f"{prediction}: no mask has the name of a reference in {reference} (masks: {_few(masks)}; "
-            f"references: {_few(references)}). Names must be equal but for the image ending."
+            f"{prediction}: no mask matches a reference in {reference} by name (masks: {_few(masks)}; "
+            f"references: {_few(references)}). Names must be equal apart from the file ending."
         )
     home = next(iter(references.values())).parent
     homes = [home, home.parent] if found is None else [found.root]
@@ -90,7 +93,7 @@ def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
 
 
 def refuse_missing(pairing: Pairing, is_allowed: bool) -> None:
-    """Refuse a reference without prediction, or say how many there are; masks without reference are only said.
+    """Refuse references without a prediction, or report how many there are; masks without a reference are reported.
 
     Raises:
         DataError: If predictions are missing and that is not allowed.
@@ -98,20 +101,20 @@ def refuse_missing(pairing: Pairing, is_allowed: bool) -> None:
     missing, n_references = pairing.without_prediction, len(pairing.pairs) + len(pairing.without_prediction)
     if missing and not is_allowed:
         raise DataError(
-            f"{len(missing)} of {n_references} references have no prediction: {_few(missing, 20)}. A case without mask "
-            "is not left out of a mean unasked: predict it, or score the others with --allow-missing."
+            f"{len(missing)} of {count(n_references, 'reference')} without a prediction: {_few(missing, 20)}. Cases "
+            "are never dropped silently: predict the missing ones, or score the others with --allow-missing."
         )
     if missing:
-        say(f"{len(missing)} of {n_references} references have no prediction and are not scored: {_few(missing)}")
+        say(f"{len(missing)} of {count(n_references, 'reference')} without a prediction, not scored: {_few(missing)}")
     surplus = pairing.without_reference
     if surplus:
-        say(f"{len(surplus)} masks have no reference and are not scored: {_few(surplus)}")
+        say(f"{count(len(surplus), 'mask')} without a reference, not scored: {_few(surplus)}")
 
 
 def with_probabilities(
     pairs: Sequence[MaskPair], settings: ScoreSettings, is_required: bool
 ) -> tuple[tuple[MaskPair, ...], ScoreSettings]:
-    """The same pairs with their files of probabilities, if a metric needs them.
+    """Add files of probabilities to pairs if a metric needs them.
 
     Args:
         pairs: The masks.
@@ -131,16 +134,18 @@ def with_probabilities(
         except DataError as fault:
             faults.append(str(fault))
     if not found and not is_required:
-        say("No mask has probabilities beside it: calibration is left out.")
+        say("No mask has a file of probabilities, so calibration is left out.")
         masks_alone = tuple(name for name in settings.metrics if METRICS[name].group != "calibration")
         return tuple(pairs), replace(settings, metrics=masks_alone)
     if faults:
-        raise DataError(f"{len(faults)} of {len(pairs)} masks lack probabilities:\n  " + "\n  ".join(faults))
+        raise DataError(
+            f"{len(faults)} of {count(len(pairs), 'mask lacks', 'masks lack')} probabilities:\n  " + "\n  ".join(faults)
+        )
     return tuple(found), settings
 
 
 def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[LabelSet, str]:
-    """The structures to score, and where they come from.
+    """The structures to score, and their origin.
 
     Args:
         text: `1,2,3`, `name=1,name2=2` (`name=1+2` joins values to a region, `ignore=255`), names of the `dataset.json`
@@ -157,10 +162,10 @@ def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[Label
         if pairing.description is not None:
             return _labels_in(pairing.description), str(pairing.description)
         files = [pair.reference for pair in pairing.pairs]
-        return labels_in_files(files, n_workers), f"the values found in {len(files)} references"
+        return labels_in_files(files, n_workers), f"the values found in {count(len(files), 'reference')}"
     if text.endswith(".json"):
         return _labels_in(Path(text)), text
-    described = _described(pairing)
+    described = _labels_of_description(pairing)
     known = {} if described is None else {label.name: label.values for label in described.labels}
     named: dict[str, int | list[int]] = {}
     for part in text.split(","):
@@ -170,27 +175,27 @@ def labels_of(text: str | None, pairing: Pairing, n_workers: int) -> tuple[Label
         except ValueError:
             names = f" or {', '.join(known)}" if known else ""
             raise UsageError(
-                f"labels {text!r}: {part!r} is no label; expected 1,2,3 or name=1,name2=2 or name=1+2{names}, or a "
+                f"labels {text!r}: {part!r} is not a label; expected 1,2,3 or name=1,name2=2 or name=1+2{names}, or a "
                 ".json file."
             ) from None
         name = name or (values if values in known else f"label_{values}")
         if name in named:
-            raise UsageError(f"labels {text!r}: {name!r} occurs twice; expected every label once.")
+            raise UsageError(f"labels {text!r}: {name!r} occurs twice; give each label once.")
         named[name] = numbers if len(numbers) > 1 else numbers[0]
     if described is not None:
         named = _special_values(described, named) | named
     try:
-        return parse_labels(named, _paint_order(named), "option -l"), "the option -l"
+        return parse_labels(named, _paint_order(named), "option -l"), "option -l"
     except DataError as fault:
         raise UsageError(str(fault)) from None
 
 
-def _described(pairing: Pairing) -> LabelSet | None:
+def _labels_of_description(pairing: Pairing) -> LabelSet | None:
     """Labels of the `dataset.json` beside the references, if it is there and lists any."""
     try:
         return None if pairing.description is None else _labels_in(pairing.description)
     except DataError:
-        return None  # labels were given, so that nobody needs the file
+        return None  # labels were given, so the file is not needed
 
 
 def _special_values(described: LabelSet, named: Mapping[str, int | list[int]]) -> dict[str, int | list[int]]:

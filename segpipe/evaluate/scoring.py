@@ -16,6 +16,7 @@ from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import map_threads, say
+from segpipe.core.text import count
 from segpipe.core.volume import read_labels
 from segpipe.data.label_lists import value_counts
 from segpipe.evaluate.calibration import calibration_group
@@ -33,7 +34,7 @@ _N_NAMED = 8  # values and labels in a message
 
 @dataclass(frozen=True)
 class MaskPair:
-    """Two mask files of one case, and whose they are; `probabilities` is a file for metrics that need one."""
+    """Two mask files of one case with their origin; `probabilities` is a file for metrics that need one."""
 
     reference: Path
     prediction: Path
@@ -52,14 +53,14 @@ class FolderScores:
 def score_folder(
     pairs: Sequence[MaskPair], labels: LabelSet, n_workers: int, settings: ScoreSettings = DEFAULT_SETTINGS
 ) -> ScoreTable:
-    """The table of `score_pairs`."""
+    """Score pairs of files; only the table."""
     return score_pairs(pairs, labels, n_workers, settings).table
 
 
 def score_pairs(
     pairs: Sequence[MaskPair], labels: LabelSet, n_workers: int, settings: ScoreSettings = DEFAULT_SETTINGS
 ) -> FolderScores:
-    """Score pairs of files, several side by side.
+    """Score pairs of files in parallel.
 
     Args:
         pairs: In the order of the table.
@@ -78,7 +79,7 @@ def score_pairs(
     faults = [result for result in results if isinstance(result, DataError)]
     if faults:
         lines = "\n  ".join(str(fault) for fault in faults)
-        raise DataError(f"{len(faults)} of {len(pairs)} cases cannot be scored:\n  {lines}")
+        raise DataError(f"{len(faults)} of {count(len(pairs), 'case')} cannot be scored:\n  {lines}")
     scored = [result for result in results if isinstance(result, _Scored)]
     _say_strange_values(scored, labels)
     return FolderScores(
@@ -106,16 +107,16 @@ class _Scored:
 
 
 def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
-    """Warn of masks with values that nothing explains, such as 255 for 1: every structure would look missed."""
+    """Warn of masks with unknown values, such as 255 for 1: every structure would look missed."""
     left_out = frozenset[int]().union(*(one.strange_in_reference for one in scored))  # by choice of labels
     strange = {one.pair.prediction: sorted(one.strange_in_prediction - left_out) for one in scored}
     files = [path for path, values in strange.items() if values]
     if files:
         values = ", ".join(map(str, sorted({value for found in strange.values() for value in found})[:_N_NAMED]))
         say(
-            f"warning: {len(files)} of {len(scored)} masks (e.g. {files[0]}) hold values that are of no label and in "
-            f"no reference: {values}. They count as background. Expected "
-            f"{_known(labels)}: store the masks with these values."
+            f"warning: {len(files)} of {count(len(scored), 'mask')} (e.g. {files[0]}) with values that are not known "
+            f"labels and in no reference: {values}. They count as background. Expected {_known(labels)}: store the "
+            "masks with these values."
         )
 
 
@@ -163,8 +164,8 @@ def _refuse_strange_values(pair: MaskPair, strange: Sequence[frozenset[int]], la
     ]
     if found:
         raise DataError(
-            f"{pair.origin.case_id}: values that are of no label: {'; '.join(found)}; expected {_known(labels)}. Store "
-            "the mask with these values, or choose labels (-l): then others count as background."
+            f"{pair.origin.case_id}: unknown label values: {'; '.join(found)}; expected {_known(labels)}. Store the "
+            "mask with these values, or choose labels with -l: other values then count as background."
         )
 
 

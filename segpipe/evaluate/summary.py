@@ -83,7 +83,9 @@ def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) ->
     """
     check_policy(policy)
     if len(table.runs) > 1:
-        raise DataError(f"the table holds the runs {', '.join(table.runs)}; means are of one. Choose one of them.")
+        raise DataError(
+            f"the table holds the runs {', '.join(table.runs)}; means need a single run. Choose one of them."
+        )
     result: list[SummaryRow] = []
     for name in table.metrics:
         values = counted_values(table, name, policy)

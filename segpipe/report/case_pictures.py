@@ -47,7 +47,7 @@ def case_pictures(work: WorkFolder, run: Run, table: ScoreTable, notes: list[str
             continue
         through = "largest error" if is_bad else "largest cross-sections of the reference"
         what = f"{rank}: {key[1]}, mean Dice {dice_of[key]:.3f}"
-        caption = f"{what}{_label_scores(table, key)}. Planes through the {through}."
+        caption = f"{what}{_label_scores(table, key)}. Planes through the {through}, the patient's right on the left."
         names = ", ".join(overlay.labels.names[:8])
         alt = f"{what}: orthogonal planes of {file_text} with contours of {names}; reference solid, prediction dashed."
         pictures.append(Picture("png", overlay_png(overlay), alt, caption))

@@ -69,7 +69,7 @@ def volume_picture(found: Sequence[VolumeAgreement]) -> Picture | None:
         "lines the limits between which 95 % of differences lie; bands are 95 % intervals of these lines."
     )
     if len(drawn) < len(found):
-        caption += f" {len(drawn)} of {len(found)} labels are drawn; all stand in the table."
+        caption += f" {len(drawn)} of {len(found)} labels are drawn; the table lists all."
     biases = [f"{one.label} {_volume(one.bias.value, unit)} {unit}" for one in drawn]
     alt = f"Difference over mean of volumes by label. Biases: {', '.join(biases)}."
     return Picture("svg", agreement_svg(drawn, unit, _UNITS_MM3[unit]), alt, caption)

@@ -10,6 +10,7 @@ from segpipe._version import __version__
 from segpipe.compare.comparison_records import Comparison, MetricComparison
 from segpipe.compare.permutation import MAX_EXACT_PATIENTS
 from segpipe.compare.verdict_sentences import quantity
+from segpipe.core.text import count
 from segpipe.evaluate.intervals import ENOUGH_PATIENTS, N_RESAMPLES
 from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS
 from segpipe.evaluate.summary import MEAN_LABEL
@@ -28,7 +29,7 @@ _LATEX: dict[str, str | int | None] = {
     "<": "$<$", ">": "$>$", "–": "--", "−": "$-$", "±": r"$\pm$", "×": r"$\times$",
     "²": r"\textsuperscript{2}", "³": r"\textsuperscript{3}",
 }  # fmt: skip
-_FOREIGN = "Scores that another program computed follow its own definitions."
+_FOREIGN = "Scores computed by another program follow its own definitions."
 _PACKAGES = ("numpy", "scipy")
 
 
@@ -73,15 +74,17 @@ def policy_text(policy: str) -> str:
 
 def interval_text(n_patients: int, seed: int) -> str:
     """How intervals were made, and whether they can be trusted."""
+    if n_patients == 1:
+        return "Means were taken over cases for each label, then over labels. One patient gives no interval."
     few = (
-        f" With {n_patients} patients, fewer than {ENOUGH_PATIENTS}, they may cover less than 95 %."
+        f" With {count(n_patients, 'patient')}, fewer than {ENOUGH_PATIENTS}, they may cover less than 95 %."
         if n_patients < ENOUGH_PATIENTS
         else ""
     )
     return (
         "Means were taken over cases for each label, then over labels. 95 % confidence intervals are bias-corrected "
-        f"and accelerated bootstrap intervals (Efron 1987) of {N_RESAMPLES} resamples of patients, who kept all their "
-        f"cases (seed {seed}).{few}"
+        f"and accelerated bootstrap intervals (Efron 1987) of {N_RESAMPLES} resamples of patients with all their cases "
+        f"(seed {seed}).{few}"
     )
 
 
@@ -110,7 +113,8 @@ def comparison_methods(comparison: Comparison) -> MethodsText:
 def _counts(found: MetricComparison) -> str:
     folds = f" validated in {found.n_folds} common folds," if found.n_folds else ""
     seeds = "a single training seed" if found.n_seeds == 1 else f"{found.n_seeds} training seeds"
-    text = f"There were {found.n_cases} cases of {found.n_patients} patients,{folds} and {seeds} for each method."
+    cases = f"{count(found.n_cases, 'case')} of {count(found.n_patients, 'patient')}"
+    text = f"There were {cases},{folds} and {seeds} for each method."
     return " ".join([text, *found.notes])
 
 
@@ -127,7 +131,7 @@ def _tests(comparison: Comparison) -> str:
         "Differences were paired by case. The p-value is that of a two-sided sign-flip permutation test, in which the "
         f"cases of a patient flipped together ({patterns}; {MAX_EXACT_PATIENTS} patients or fewer: exact). Wilcoxon's "
         "signed-rank test of patients' means is secondary. Equivalence was tested by two one-sided t-tests with "
-        f"variances clustered by patient (Schuirmann 1987); the largest difference that counts as none was {margins}. "
+        f"variances clustered by patient (Schuirmann 1987); the equivalence margin was {margins}. "
         f"The family of {len(declared)} declared comparisons ({labels}, every pair of methods) was corrected by Holm's "
         f"method at 5 %; the {len(rows) - len(declared)} others are exploratory and were corrected by "
         "Benjamini and Hochberg's."
@@ -142,10 +146,10 @@ def _claims(comparison: Comparison) -> list[str]:
     if is_told:
         claims.append(
             f"Verdicts on methods rest on {', '.join(bases)}: their variance has a term for trainings beside that for "
-            "patients, or is that of Nadeau and Bengio (2003) where folds were drawn anew."
+            "patients, or is that of Nadeau and Bengio (2003) where each seed had its own folds."
         )
     else:
-        claims.append(f"No claim is made on the methods themselves ({', '.join(bases)}).")
+        claims.append(f"No claim is made about the methods themselves ({', '.join(bases)}).")
     if any(found.rankings for found in comparison.metrics):
         claims.append(
             f"Rankings were repeated on {N_RESAMPLES} resamples of patients; their agreement with the ranking by all "

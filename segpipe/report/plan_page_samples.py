@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.ndimage import binary_fill_holes
 
 from segpipe.core.errors import DataError, SegpipeError
 from segpipe.core.figures import SCAN_COLOURS, WINDOW_PERCENTILES, drawn_name, figure_bytes, new_figure
@@ -199,7 +200,7 @@ def _draw_channel(panel: Axes, shown: Slice, channel: int, normalisation: Normal
 
 
 def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any]:
-    """Draw what is in the slice, the largest first; its lines for the legend in the same order."""
+    """Draw what is in the slice, the outermost first; its lines for the legend in the order of the labels."""
     from matplotlib.lines import Line2D
 
     masks = {name: mask for name, mask in labels.masks_of(shown.values).items() if mask.any()}
@@ -209,14 +210,15 @@ def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any
     has_own_line = len(labels.names) <= len(_LINES) * len(SCAN_COLOURS)
     numbers = {name: number for number, name in enumerate(labels.names if has_own_line else masks)}
     lines = {}
-    for name in sorted(masks, key=lambda name: -int(masks[name].sum())):
+    # holes filled: a ring is drawn before what it encloses, which shares its inner border however thin the ring is
+    for name in sorted(masks, key=lambda name: -int(binary_fill_holes(masks[name]).sum())):
         number = numbers[name]
         colour = SCAN_COLOURS[number % len(SCAN_COLOURS)]
         style = _LINES[number // len(SCAN_COLOURS) % len(_LINES)]
         padded = np.pad(masks[name], 1).astype(np.float32)
         panel.contour(columns_mm, rows_mm, padded, [0.5], colors=[colour], linestyles=[style], linewidths=1.6)
         lines[name] = Line2D([], [], color=colour, linestyle=style, linewidth=2)
-    return lines
+    return {name: lines[name] for name in masks}
 
 
 def patch_corners_mm(shown: Slice, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, NDArray[np.float64]]:

@@ -4,6 +4,7 @@
 
 // Axes (0 R, 1 A, 2 S) of NiiVue's planes 0 axial, 1 coronal, 2 sagittal: to the right, upwards, across
 const PLANE_AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
+const LETTERS = ["RLAP", "RLSI", "APSI"]; // at the left, right, upper and lower edge, in the radiological convention
 
 class Contours {
   constructor(canvas) {
@@ -17,6 +18,9 @@ class Contours {
     [this.canvas.width, this.canvas.height] = [size.width, size.height]; // clears it too
     const pen = this.canvas.getContext("2d");
     pen.lineWidth = 1.5 * (window.devicePixelRatio || 1);
+    nv.screenSlices.forEach((tile) => {
+      if (nv.volumes.length && tile.axCorSag <= 2) drawLetters(pen, tile.leftTopWidthHeight, LETTERS[tile.axCorSag]);
+    });
     if (!maps.length) return;
     const shape = nv.volumes[0].dimsRAS.slice(1, 4);
     nv.screenSlices.forEach((tile, i) => {
@@ -58,6 +62,24 @@ class Contours {
   forget() {
     this.traced.clear();
   }
+}
+
+// A letter of direction in the middle of each edge, with a halo, so that it is legible on any image.
+function drawLetters(pen, [left, top, width, height], letters) {
+  const scale = window.devicePixelRatio || 1;
+  const inset = 12 * scale;
+  pen.save();
+  Object.assign(pen, { font: `bold ${14 * scale}px sans-serif`, textAlign: "center", textBaseline: "middle", lineWidth: 3 * scale });
+  Object.assign(pen, { strokeStyle: "black", fillStyle: "white", lineJoin: "round" });
+  const places = [
+    [left + inset, top + height / 2], [left + width - inset, top + height / 2],
+    [left + width / 2, top + inset], [left + width / 2, top + height - inset],
+  ];
+  places.forEach(([x, y], i) => {
+    pen.strokeText(letters[i], x, y);
+    pen.fillText(letters[i], x, y);
+  });
+  pen.restore();
 }
 
 function tracePlane(volume, plane, slice) {

@@ -1,15 +1,17 @@
-// The page of `segpipe view`: asks for a case, hands its volumes to NiiVue, and turns buttons and keys into settings.
+// The page of `segpipe view`: requests a case, hands its volumes to NiiVue, and turns buttons and keys into settings.
 "use strict";
 
 const at = (id) => document.getElementById(id);
-// Okabe and Ito's colours, told apart by colour-blind people too; black is left out on a dark ground
-const PALETTE = [[230, 159, 0], [86, 180, 233], [0, 158, 115], [240, 228, 66], [0, 114, 178], [213, 94, 0], [204, 121, 167]];
+// The colours of the report's scans (core/figures.py), in that order: Okabe and Ito's, for colour-blind people too
+const PALETTE = [[230, 159, 0], [86, 180, 233], [240, 228, 66], [204, 121, 167], [0, 158, 115], [213, 94, 0], [0, 114, 178]];
 const DIFFERENCES = [["missed", [213, 94, 0]], ["spurious", [86, 180, 233]], ["other label", [240, 228, 66]]];
 const WINDOWS = { soft: [-160, 240], liver: [-45, 105], lung: [-1350, 150], bone: [-450, 1050], brain: [0, 80] }; // HU
 const LINES = { reference: [], prediction: [6, 4] }; // dashes in pixels, as in the report
 
 const nv = new niivue.Niivue({
-  backColor: [0.09, 0.09, 0.11, 1], crosshairColor: [0.94, 0.89, 0.26, 0.8], dragAndDropEnabled: false, isCornerOrientationText: true,
+  backColor: [0.09, 0.09, 0.11, 1], crosshairColor: [0.94, 0.89, 0.26, 0.8], dragAndDropEnabled: false,
+  isRadiologicalConvention: true, sagittalNoseLeft: true, // as the report draws them: a side must not change between the two
+  isOrientationTextVisible: false, // contours.js draws the letters, with a halo
   loadingText: "", logLevel: "error", clipPlaneHotKey: "", cycleClipPlaneHotKey: "", viewModeHotKey: "",
   crosshairWidthUnit: "percent", crosshairWidth: 0.4, crosshairGap: 3,
   multiplanarEqualSize: true, multiplanarShowRender: niivue.SHOW_RENDER.NEVER,
@@ -58,7 +60,7 @@ async function show(index) {
   [info, layer] = [null, {}];
   contours.forget();
   markCurrent();
-  tell("reading …");
+  tell("Loading …");
   try {
     const found = await ask(pathOf(index, "info.json"), "json");
     if (mine !== turn) return;
@@ -73,7 +75,7 @@ async function show(index) {
   }
 }
 
-// Fetches the chosen channel and draws it; false if the person has gone on to something else meanwhile.
+// Fetches the chosen channel and draws it; false if another case or channel was chosen meanwhile.
 async function changeChannel(mine) {
   const image = await fetchLayer("image", `image_${at("channel").selectedIndex}.nii`);
   if (mine !== turn) return false;
@@ -208,11 +210,13 @@ function tell(text) {
   at("message").textContent = text;
 }
 
-// For whoever waits for the page to come to rest (a test): which case is drawn, and where its largest error is.
+// For a test that waits until the page is drawn: which case is drawn, and where its largest error is.
+const volumeText = (mm3) => `${(mm3 / 1000).toFixed(mm3 < 10000 ? 3 : 0)} mL`;
+
 function settle() {
   const wrong = info && info.error;
   at("error").disabled = !wrong;
-  at("error").textContent = wrong ? `largest error (${(wrong.volume_mm3 / 1000).toPrecision(2)} ml)` : "largest error";
+  at("error").textContent = wrong ? `largest error (${volumeText(wrong.volume_mm3)})` : "largest error";
   document.body.dataset.shown = current < 0 ? "" : cases[current].case_id;
 }
 
@@ -263,7 +267,7 @@ async function begin() {
   cases = found.cases;
   at("title").textContent = document.title = found.title;
   const hasScores = cases.some((one) => one.dice !== null);
-  const order = hasScores ? "worst mean Dice first" : "by name";
+  const order = hasScores ? "lowest mean Dice first" : "by name";
   at("order").textContent = `${cases.length} ${cases.length === 1 ? "case" : "cases"}, ${order}`;
   at("cases").replaceChildren(...cases.map((one, i) => {
     const [item, button, name, dice] = ["li", "button", "span", "span"].map((tag) => document.createElement(tag));
