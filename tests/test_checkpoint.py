@@ -57,7 +57,7 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, capsys):
     assert state is not None and state["iteration"] == 10
     said = capsys.readouterr().err
     assert "damaged: state.pt (SHA-256 is wrong), kept as state.damaged" in said
-    assert "goes on from the state before, at iteration 10; 20 iterations are lost" in said
+    assert "resumes from the state before it, at iteration 10; 20 iterations are lost" in said
     assert (tmp_path / "state.damaged").is_file() and not folder.state.exists()
     save_state(folder, {"iteration": 40})
     assert torch.load(folder.previous_state, weights_only=True)["iteration"] == 10
@@ -69,7 +69,7 @@ def test_two_damaged_states_are_kept_and_training_starts_anew(tmp_path, capsys):
     folder.previous_state.write_bytes(b"")
     assert load_state(folder) is None
     said = capsys.readouterr().err
-    assert "damaged: state.pt and state.previous.pt" in said and "starts anew; 30 iterations are lost" in said
+    assert "damaged: state.pt and state.previous.pt" in said and "starts over; 30 iterations are lost" in said
     assert (tmp_path / "state.damaged").is_file() and (tmp_path / "state.previous.damaged").is_file()
 
 

@@ -81,7 +81,7 @@ def test_every_long_command_can_be_stopped_and_goes_on(tmp_path: Path) -> None:
 
     history = fold.history.read_text("utf-8")
     said = stopped(["train", str(folder), "-f", "0"], lambda: len(fold.history.read_text("utf-8")) > len(history))
-    assert f"goes on at iteration {iteration}" in said and said.endswith(f"{STOPPED}\n")
+    assert f"resumes at iteration {iteration}" in said and said.endswith(f"{STOPPED}\n")
     assert int(about_weights(fold.weights)["iteration"]) > iteration
     assert fold.history.read_text("utf-8").startswith(history.splitlines()[0])
 

@@ -69,7 +69,9 @@ def test_two_processes_are_one_with_the_same_batch(together: Together, name: str
 
 def test_all_stop_at_the_step_in_which_one_is_asked_and_go_on_exactly(together: Together) -> None:
     first, second = (result["stopped"]["stopped"] for result in together.results)
-    assert first == second and "stopped by SIGTERM at iteration" in first and "The same command goes on" in first
+    assert (
+        first == second and "stopped by SIGTERM at iteration" in first and "Rerun the same command to resume" in first
+    )
     whole, stopped = (FoldFolder(together.folder / name) for name in ("whole", "stopped"))
     assert 0 < saved_iteration(stopped.previous_state) < 12
     assert is_same(what_lasts(stopped), what_lasts(whole))

@@ -132,14 +132,14 @@ def test_stopped_again_and_again_it_ends_as_if_it_never_was(ready, whole, tmp_pa
             replace(ready, data=knocking).train(tmp_path, checkpoint_minutes=1e-9)
             finished = True
         except Interrupted as fault:
-            assert "stopped by SIGTERM" in str(fault) and "state saved. The same command goes on" in str(fault)
+            assert "stopped by SIGTERM" in str(fault) and "state saved. Rerun the same command to resume" in str(fault)
             n_stops += 1
     assert n_stops > 2
     assert is_same(what_lasts(FoldFolder(tmp_path)), what_lasts(whole))
     assert [row["epoch"] for row in history_of(FoldFolder(tmp_path))] == ["1", "2", "3"]
     log = FoldFolder(tmp_path).log.read_text("utf-8")
     assert [log.count(f"fold 0  epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
-    assert log.count("goes on at iteration") >= n_stops - 1 and "epoch 2/3" in capsys.readouterr().err
+    assert log.count("resumes at iteration") >= n_stops - 1 and "epoch 2/3" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_too(ready, tmp_path):
@@ -187,7 +187,7 @@ def test_weights_of_a_training_whose_state_is_gone_do_not_pass_for_the_new_ones(
         stopping.train(folder.path)
     assert folder.weights.read_bytes() != old
     assert (folder.path / "checkpoint_before.safetensors").read_bytes() == old
-    assert "without a state to go on from" in capsys.readouterr().err
+    assert "without a state to resume from" in capsys.readouterr().err
 
 
 def test_short_epochs_are_not_all_saved_but_the_clock_and_the_end_save(ready, whole, tmp_path):
@@ -216,7 +216,7 @@ def test_training_stops_on_a_plateau_and_says_so(ready, tmp_path, capsys):
         assert "stopped early after epoch 3: the mean patch Dice has not risen since epoch 1" in told
         assert "this fold's validation scores are optimistic" in told
     ready.train(tmp_path, learning_rate=1e-20, weight_average=0.0, epochs=9, early_stop_epochs=2)
-    assert "is trained already (12 iterations)" in capsys.readouterr().err
+    assert "already trained (12 iterations)" in capsys.readouterr().err
 
 
 def test_a_smaller_time_budget_ends_a_training_that_goes_on(ready, tmp_path):

@@ -250,7 +250,7 @@ def test_sigterm_saves_and_exits_75(tmp_path):
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "stopped by SIGTERM" in errors and "The same command goes on" in errors
+    assert "stopped by SIGTERM" in errors and "Rerun the same command to resume" in errors
     assert torch.load(folder.state, weights_only=True)["iteration"] > 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segpipe.cli.profile_table import profile_record, profile_text
+from segpipe.cli.train import profile_record, profile_text
 
 from plans import LABELS, small_plan
 from segpipe.data.splits import Fold
@@ -86,7 +86,7 @@ def test_the_table_by_hand():
     assert lines[0] == "3d_fullres on cpu, float32, mean of 30 steps"
     assert lines[5] == "  forward                10.00   25.0%  " + "█" * 8  # 7.5 of 30 is rounded to even
     assert lines[11] == "  all                    40.00  100.0%  25 it/s"
-    assert lines[12] == "  Beside the steps, 1 thread drew batches: 4.00 ms for a batch on one."
+    assert lines[12] == "  Meanwhile 1 thread drew batches: 4.00 ms per batch and thread."
     assert lines[13].startswith("optimizer: A larger batch_size") and max(map(len, lines)) <= 80
     assert "2 threads drew" in profile_text(replace(of(forward=1), n_threads=2))
 

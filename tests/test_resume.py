@@ -37,12 +37,12 @@ def test_a_constant_training_that_is_made_longer_is_the_long_one(ready: Ready, t
     folder.scores.write_text("of the short one")
     capsys.readouterr()
     ready.train(folder.path, **STEADY)
-    assert "goes on at iteration 8" in capsys.readouterr().err
-    assert "From here on training.epochs 3 in place of 2." in folder.log.read_text("utf-8")
+    assert "resumes at iteration 8" in capsys.readouterr().err
+    assert "From here on training.epochs 3 instead of 2." in folder.log.read_text("utf-8")
     assert is_same(what_lasts(folder), what_lasts(whole))
     assert Plan.load(folder.plan).training.epochs == 3 and not folder.scores.exists()
     ready.train(folder.path, **STEADY, epochs=1)  # shorter than what is done: nothing is left
-    assert "is trained already (12 iterations)" in capsys.readouterr().err
+    assert "already trained (12 iterations)" in capsys.readouterr().err
     assert Plan.load(folder.plan).training.epochs == 3
 
 
@@ -65,11 +65,11 @@ def with_recipe(plan: Plan, **changed: object) -> Plan:
 def test_a_schedule_that_follows_the_length_is_not_made_longer_but_begun_anew(ready, tmp_path, capsys, recipe, why):
     folder = ready.train(tmp_path, **recipe, epochs=1)
     old = folder.weights.read_bytes()
-    with pytest.raises(UsageError, match=rf"training.epochs: 1, now 2\).*follows its length \({why}\).*--restart"):
+    with pytest.raises(UsageError, match=rf"training.epochs: 1, now 2\).*depends on its length \({why}\).*--restart"):
         ready.train(folder.path, **recipe, epochs=2)
     capsys.readouterr()
     ready.train(folder.path, **recipe, epochs=2, restart=True)
-    assert "begins with" in capsys.readouterr().err
+    assert "starts with" in capsys.readouterr().err
     assert [row["epoch"] for row in history_of(folder)] == ["1", "2"]
     assert (folder.path / "checkpoint_before.safetensors").read_bytes() == old
 
@@ -99,21 +99,21 @@ class Spoilt(Sequence[PatchCase]):
 
 def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(ready: Ready, tmp_path, capsys):
     spoilt = replace(ready, data=replace(ready.data, train=Spoilt(ready.data.train)))
-    with pytest.raises(PlanError, match=r"loss is nan at iteration 3\. Lower it .*state of iteration 3 is kept"):
+    with pytest.raises(PlanError, match=r"loss is nan at iteration 3\. Lower it .*state of iteration 3, where all was finite, is kept"):
         spoilt.train(tmp_path, checkpoint_minutes=1e-9)
     folder = FoldFolder(tmp_path)
     assert saved_iteration(folder.state) == 3 and folder.divergence.is_file()
     with pytest.raises(UsageError, match="momentum"):  # not what mends it
         ready.train(folder.path, momentum=0.5)
     ready.train(folder.path, learning_rate=0.001, epochs=3)
-    assert "training.learning_rate 0.001 in place of 0.01" in folder.log.read_text("utf-8")
+    assert "training.learning_rate 0.001 instead of 0.01" in folder.log.read_text("utf-8")
     assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.divergence.exists()
-    assert saved_iteration(folder.state) == 12 and "goes on at iteration 3" in capsys.readouterr().err
+    assert saved_iteration(folder.state) == 12 and "resumes at iteration 3" in capsys.readouterr().err
 
 
 def test_without_a_state_before_it_begins_anew(ready: Ready, tmp_path):
     spoilt = replace(ready, data=replace(ready.data, train=Spoilt(ready.data.train)))
-    with pytest.raises(PlanError, match="No state was saved before: the same command with such a change begins anew"):
+    with pytest.raises(PlanError, match="No earlier state was saved: rerun the command with such a change to start over"):
         spoilt.train(tmp_path)
     ready.train(tmp_path, learning_rate=0.001)
 
@@ -146,11 +146,11 @@ def test_of_processes_that_train_together_only_the_first_looks_at_weights_and_sa
 @pytest.mark.parametrize(
     ("processes", "before", "now", "advice"),
     [
-        (2, 4, (1, 2), r"by 2 devices with 2 patches each, now there is 1. Go on with --devices 2, or with --set "
-                       r"configurations.3d_fullres.batch_size=4 for the same batch on 1;"),
-        (1, 2, (2, 4), r"by 1 device with 2 patches each, now there are 2. Go on with --devices 1, or with --set "
-                       r"configurations.3d_fullres.batch_size=1 for the same batch on 2;"),
-        (3, 9, (2, 6), r"by 3 devices with 3 patches each, now there are 2. Go on with --devices 3; or"),
+        (2, 4, (1, 2), r"on 2 devices with 2 patches each; now there is 1. Resume with --devices 2, or with --set "
+                       r"configurations.3d_fullres.batch_size=4 for the same batch on 1, "),
+        (1, 2, (2, 4), r"on 1 device with 2 patches each; now there are 2. Resume with --devices 1, or with --set "
+                       r"configurations.3d_fullres.batch_size=1 for the same batch on 2, "),
+        (3, 9, (2, 6), r"on 3 devices with 3 patches each; now there are 2. Resume with --devices 3, or"),
         (1, 4, (1, 2), r"Use another work folder, or add --restart"),
     ],
 )  # fmt: skip

@@ -93,21 +93,21 @@ NEVER = labels(a=[0.5, 0.5, 0.5], b=[0, 0, 0])
 
 def test_a_label_that_few_cases_hold_and_that_is_small():
     (text,) = told([case(a=50, b=8)] + [case(a=50)] * 19, [case(a=50)], NEVER)
-    assert text.startswith("warning: label 'b': its Dice on validation patches is 0 since 3 epochs (epoch 3).")
-    assert "few cases: 1 of 20 training cases hold it" in text
-    assert "none of the 1 validation cases holds it" in text
-    assert "too small for this spacing: 8 voxels at the median" in text
+    assert text.startswith("warning: label 'b': its Dice on validation patches has been 0 for 3 epochs (epoch 3).")
+    assert "few cases contain it (1 of 20)" in text
+    assert "no validation case contains it (1 case)" in text
+    assert "too small for this spacing: 8 voxels in the median case" in text
     assert "foreground_fraction" not in text and "learning rate" not in text
 
 
 def test_a_label_that_no_training_case_holds():
     (text,) = told([case(a=50)] * 2, [case(a=50, b=50)], NEVER)
-    assert "none of the 2 training cases holds it" in text
+    assert "no training case contains it (2 cases)" in text
 
 
 def test_labels_that_no_patch_is_centred_on():
     (text,) = told([case(a=50, b=50)] * 2, [case(b=50)], NEVER, foreground_fraction=0.0)
-    assert "no patch is centred on a label: foreground_fraction is 0" in text
+    assert "no patch is centred on a label, as foreground_fraction is 0" in text
     (text,) = told([case(a=50, b=50)] * 2, [case(b=50)], NEVER, foreground_fraction=0.2)  # 0.4 of 2 patches: by chance
     assert "foreground_fraction" not in text
 
@@ -115,13 +115,13 @@ def test_labels_that_no_patch_is_centred_on():
 def test_a_label_that_was_found_before_points_at_the_learning_rate():
     history = labels(a=[0.5] * 4, b=[0.71, 0, 0, 0])
     (text,) = told([case(a=50, b=50)], [case(b=50)], history, foreground_fraction=0.5, learning_rate=0.3)
-    assert "it was found before (Dice 0.71)" in text and "learning_rate=0.1)" in text
+    assert "it was found earlier (Dice 0.71)" in text and "learning_rate=0.1)" in text
     assert "few cases" not in text and "too small" not in text
 
 
 def test_where_no_usual_cause_fits_the_numbers_are_told():
     (text,) = told([case(a=50, b=64)] * 2, [case(b=50)], NEVER, foreground_fraction=0.5)
-    assert "no usual cause fits (in 2 of 2 training cases, 64 voxels at the median, learning rate 0.01)" in text
+    assert "no usual cause fits (in 2 of 2 training cases, 64 voxels in the median case, learning rate 0.01)" in text
 
 
 def test_nothing_is_told_of_labels_that_are_found():

@@ -40,7 +40,7 @@ class Training(Record):
         time_budget_seconds: Wall-clock time of training one fold; the schedule is laid over it. None: by steps.
         validation_iterations: Batches of validation patches at the end of each epoch.
         early_stop_epochs: Training ends when the mean patch Dice has not risen for so many epochs; None: never.
-        collapse_epochs: After so many epochs in which a label was never found, likely causes are printed.
+        collapse_epochs: After this many epochs in which a label was never found, a warning names the likely causes.
         checkpoint_minutes: Time between two saved states.
         optimizer: How weights follow the gradients.
         learning_rate: At the start.

@@ -43,7 +43,7 @@ class Group:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and prints."""
+        """Return whether this process writes and prints."""
         return self.rank == 0
 
     def own(self, n_patches: int, n_parts: int = 1) -> range | list[int]:
@@ -111,10 +111,10 @@ ALONE = Group()
 
 @contextmanager
 def join_group(device: torch.device) -> Iterator[Group]:
-    """Meet the other processes that torchrun, or segpipe in its way, has started; alone, the group is one.
+    """Connect to the other processes that torchrun or segpipe started; without any, the group is one process.
 
     Raises:
-        SetupError: If they cannot meet.
+        SetupError: If they cannot connect.
     """
     if n_processes() == 1:
         yield ALONE
@@ -125,12 +125,12 @@ def join_group(device: torch.device) -> Iterator[Group]:
         distributed.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as fault:
         raise SetupError(
-            f"process {rank()} of {n_processes()}: cannot meet the others ({fault}). Start them with "
+            f"process {rank()} of {n_processes()}: cannot connect to the other processes ({fault}). Start them with "
             "`torchrun --nproc_per_node N -m segpipe train …`, or on one machine with `segpipe train … --devices N`."
         ) from fault
     group = Group(rank(), n_processes())
     yield group
-    group.gather([0.0])  # nobody leaves while another one needs him
+    group.gather([0.0])  # no process leaves while another one needs it
     distributed.destroy_process_group()
 
 
@@ -152,8 +152,8 @@ def _sum(value: Tensor) -> Tensor:
         distributed.all_reduce(value)
     except RuntimeError as fault:
         raise SetupError(
-            f"process {distributed.get_rank()} of {distributed.get_world_size()}: another process of this training is "
-            f"gone, its own message says why ({str(fault).splitlines()[0]})."
+            f"process {distributed.get_rank()} of {distributed.get_world_size()}: another process of this training "
+            f"ended; its own message says why ({str(fault).splitlines()[0]})."
         ) from None
     return value
 

@@ -1,4 +1,4 @@
-"""Losses and weights that are infinite or NaN: seen before they are saved, and what to do then."""
+"""Notice losses and weights that are infinite or NaN before they are saved, and say what to do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from segpipe.plan.training import Training
 
 
 class Diverged(PlanError):
-    """The loss or the weights are not finite; what to change."""
+    """The loss or the weights are not finite; the message says what to change."""
 
 
 def divergence(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
-    """The fault: what was found, where, what to change."""
+    """Make the fault that says what was found, where, and what to change."""
     rate = training.learning_rate
     wider = "" if dtype == torch.float32 else " or train with --set training.precision=fp32"
     return Diverged(
@@ -28,7 +28,7 @@ def divergence(what: str, iteration: int, training: Training, dtype: torch.dtype
 
 
 def are_finite(networks: Iterable[nn.Module]) -> bool:
-    """Whether all weights and statistics are: a gradient can spoil them while the loss still is finite."""
+    """Return whether all weights and statistics are: a gradient can spoil them while the loss is still finite."""
     tensors = [value for network in networks for value in network.state_dict().values()]
     return bool(torch.stack([value.isfinite().all() for value in tensors if value.is_floating_point()]).all())
 
@@ -48,9 +48,9 @@ def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *
     if not keeps:
         return fault
     if not saved_iteration:
-        return PlanError(f"{fault} No state was saved before: the same command with such a change begins anew.")
+        return PlanError(f"{fault} No earlier state was saved: rerun the command with such a change to start over.")
     write_text(folder.diverged, f"{fault}\n")
     return PlanError(
-        f"{fault} The state of iteration {saved_iteration} is kept, where all was finite: the same command with such a "
-        "change goes on from there, and with --restart it begins anew."
+        f"{fault} The state of iteration {saved_iteration}, where all was finite, is kept: rerun the command with such "
+        "a change to resume from there, or with --restart to start over."
     )

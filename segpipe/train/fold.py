@@ -1,4 +1,4 @@
-"""A fold in training: its network, one step, one validation, and the state to go on from."""
+"""A fold in training: its network, one step, one validation, and the state to resume from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the r
 
 @dataclass(frozen=True, eq=False)
 class FoldData:
-    """What a fold is trained and watched on."""
+    """The cases that a fold is trained and validated on."""
 
     fold: int
     split: Fold
@@ -49,7 +49,7 @@ class FoldData:
 
 @dataclass
 class Progress:
-    """Where training stands; all of it is in state.pt."""
+    """How far training is; all of it is in state.pt."""
 
     iteration: int = 0
     epoch: int = 0
@@ -96,7 +96,10 @@ class FoldTraining:
         self.hooks = hooks or Hooks()
         training = plan.training
         if configuration.batch_size % group.size:
-            raise PlanError(f"batch_size {configuration.batch_size}: cannot be divided by {group.size} processes.")
+            raise PlanError(
+                f"batch_size {configuration.batch_size}: cannot be divided among {group.size} processes. Choose a "
+                "multiple."
+            )
         torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
         if is_new and configuration.network.weights:
@@ -123,7 +126,7 @@ class FoldTraining:
         return self.average.network if self.average else self.network
 
     def state(self, *, finished: bool) -> dict[str, Any]:
-        """Everything needed to go on."""
+        """Return everything needed to resume."""
         return {
             "iteration": self.at.iteration,
             "epoch": self.at.epoch,
@@ -138,7 +141,7 @@ class FoldTraining:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Resume from a state."""
         self.at = Progress(state["iteration"], state["epoch"], state["seconds"], list(state["history"]))
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -257,10 +260,10 @@ class FoldTraining:
 
 
 def _wants_compiling(wanted: bool | None, device: torch.device) -> bool:
-    """Whether to compile; None: on CUDA, if it can be. On a CPU it takes minutes.
+    """Return whether to compile; None: on CUDA, if possible. On a CPU it takes minutes.
 
     Raises:
-        SetupError: If it is wanted, and something for it is not there.
+        SetupError: If it is wanted and something that it needs is missing.
     """
     is_cuda = device.type == "cuda"
     if is_cuda:
@@ -272,8 +275,8 @@ def _wants_compiling(wanted: bool | None, device: torch.device) -> bool:
         missing.append("triton")
     if wanted and missing:
         raise SetupError(
-            f"training.compiled: true needs {' and '.join(missing)}, not found here. Install it, or train with --set "
-            "training.compiled=false."
+            f"training.compiled: true needs {' and '.join(missing)}, not found here. Install it, or train with "
+            "--set training.compiled=false."
         )
     return is_cuda and not missing if wanted is None else wanted
 

@@ -1,6 +1,6 @@
 """Train one fold to its end: by epochs, by iterations, or for a given time; resumable at any moment.
 
-By epochs or iterations, a training that was killed and went on ends with the weights of one that was not, on the CPU
+By epochs or iterations, a training that was killed and resumed ends with the weights of one that was not, on the CPU
 bit for bit. A time budget cannot promise that: how many steps fit depends on the machine.
 """
 
@@ -89,7 +89,7 @@ def train_fold(
     group: Group = ALONE,
     restart: bool = False,
 ) -> None:
-    """Train a fold, or go on with it; leaves plan, weights, state, history and log in its folder.
+    """Train a fold, or resume it; leaves plan, weights, state, history and log in its folder.
 
     Args:
         plan: With everything a person chose, the time budget included.
@@ -99,7 +99,7 @@ def train_fold(
         started: time.monotonic() from which the time budget counts.
         tensorboard: Whether to write event files as well; see `wants_tensorboard`.
         group: The processes that train it together, in a folder that all of them see.
-        restart: Whether to begin anew whatever the folder holds; its weights are kept as checkpoint_before.
+        restart: Whether to discard an existing training and start over; its weights are kept as checkpoint_before.
 
     Raises:
         UsageError: If the folder holds a training with another plan or on other cases.
@@ -117,14 +117,14 @@ def train_fold(
             state = state_of_same_training(plan, data.split, folder, group.size)
             changes = changes_text(Plan.load(folder.plan), plan) if state else ""
         if state and state["finished"]:
-            say(f"{folder.path}: is trained already ({state['iteration']} iterations).")
+            say(f"{folder.path}: already trained ({state['iteration']} iterations).")
             return
         if group.is_first:
             shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
             folder.scores.unlink(missing_ok=True)
             if state is None and folder.weights.is_file():
                 folder.weights.replace(folder.weights.with_stem("checkpoint_before"))  # not of the plan that follows
-                say(f"warning: {folder.path}: weights without a state to go on from are kept as checkpoint_before.")
+                say(f"warning: {folder.path}: weights without a state to resume from are kept as checkpoint_before.")
             write_setting(folder, plan, data.split, device)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
             configuration = plan.configurations[configuration_name]
@@ -156,12 +156,12 @@ def _alone_in(folder: FoldFolder) -> Iterator[str]:
 
 
 def loading_threads(device: torch.device) -> int:
-    """That draw batches: as many as torch has processors, within bounds; one where the network needs them itself."""
+    """Return how many threads draw batches: as torch has processors, within bounds; one if the network needs them."""
     return min(_MOST_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1
 
 
 class _Loop:
-    """Steps until the schedule is over or somebody asks to stop.
+    """Runs steps until the schedule ends or a signal asks to stop.
 
     Args:
         fold: In training; changed.
@@ -184,28 +184,28 @@ class _Loop:
         self.watchers: list[Watcher] = [self._tell_epoch, alarm] if self.keeps else []
 
     def begin(self) -> None:
-        """Say what is trained; what an older training left must not be taken for this one's."""
+        """Say what is trained, and remove the history that an older training left."""
         data, precision = self.fold.data, str(self.fold.dtype).removeprefix("torch.")
         cases = f"{len(data.train)} training and {len(data.validation)} validation cases"
         self._write_history()
-        self._tell(f"{self.folder.path}: begins with {cases} on {self.fold.device}, {precision}.")
+        self._tell(f"{self.folder.path}: starts with {cases} on {self.fold.device}, {precision}.")
 
     def go_on(self, state: Mapping[str, Any], changes: str) -> None:
-        """Take up a state; history and log forget what is done again. `changes` is told."""
+        """Resume from a state: history and log drop what will be repeated, and `changes` is printed."""
         at = self.fold.at
         self.epoch = replace(Epoch(**state["running"]), interrupted=1)
         self._write_history()
         if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
-        done = f"goes on at iteration {at.iteration}, {duration_text(at.seconds)} trained."
+        done = f"resumes at iteration {at.iteration}, {duration_text(at.seconds)} trained."
         self._tell(f"{self.folder.path}: {done}{changes}")
 
     def show_in(self, watcher: CurvesFile | TensorBoard) -> None:
-        """Every epoch; to be called after `begin` or `go_on`."""
+        """Add a watcher that is called after every epoch; to be used after `begin` or `go_on`."""
         self.watchers.append(self.at_end.enter_context(closing(watcher)))
 
     def run(self) -> None:
-        """To the end of the training.
+        """Train to the end.
 
         Raises:
             PlanError: If the loss or the weights are not finite.
@@ -236,7 +236,7 @@ class _Loop:
                     self._step(batches)
 
     def _is_asked_to_stop(self) -> bool:
-        """Whether any process is, which stops all; and put all clocks by the first one's, so that all do the same."""
+        """Return whether any process was asked to, and set all clocks by the first process's, so that all act alike."""
         at, own_signal = self.fold.at, self.stop.signal or 0
         clocks = (at.seconds, self.step_seconds, self.seconds_to_finish)
         rows = self.fold.group.gather([own_signal, *clocks])

@@ -1,4 +1,4 @@
-"""Where the time of a training goes, measured on a few of its steps, and what to do about it."""
+"""Measure where the time of a training goes, on a few of its steps, and say what to do about it."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ _FEWEST_STEPS = 3
 _NETWORK = ("forward", "backward")
 _FAIR_SHARE = 0.15  # a part that takes less cannot make training much faster
 _ADVICE = {
-    "waiting for data": "Loading is slower than the steps. Give it more processors (-j) or a faster disk, and memory "
-    "enough to hold the prepared cases, which are then read once.",
-    "copy": "Batches travel slowly to the device. Use a smaller batch_size or patch_zyx, or a device with room for the "
-    "prepared cases.",
-    "augmentation": "Weaken it (--set training.augmentation=light), or compute it where the network is computed.",
+    "waiting for data": "Loading is slower than the steps. Use more processors (-j), a faster disk, or enough memory "
+    "to hold the prepared cases, which are then read once.",
+    "copy": "Copying batches to the device is slow. Use a smaller batch_size or patch_zyx, or a device with memory for "
+    "the prepared cases.",
+    "augmentation": "Use less of it (--set training.augmentation=light), or compute it on the device of the network.",
     "loss": "Use a loss with fewer or simpler terms (training.loss), or fewer labels.",
     "optimizer": "A larger batch_size or training.gradient_accumulation gives it less to do; sgd does the least.",
     "validation": "Validate on fewer patches (training.validation_iterations) or less often "
     "(training.iterations_per_epoch).",
     "saving": "Save to a faster disk or less often (training.checkpoint_minutes).",
-    "network": "The time goes into the network, as it should. It is faster in a lower precision "
-    "(training.precision), compiled (training.compiled), on a GPU, or smaller (plan with another --preset).",
+    "network": "Most of the time goes into the network, as it should. Make it faster with a lower precision "
+    "(training.precision), compilation (training.compiled), a GPU, or a smaller network (plan with another --preset).",
 }
 
 
@@ -80,22 +80,22 @@ class Profile:
 
     @property
     def step_seconds(self) -> float:
-        """All phases together."""
+        """Sum of all phases."""
         return sum(self.seconds.values())
 
     def share(self, phase: str) -> float:
-        """Of all time, 0 to 1."""
+        """Return the share of a phase in all time, 0 to 1."""
         return self.seconds[phase] / self.step_seconds
 
     @property
     def bottleneck(self) -> str:
-        """The largest part beside the network, if it takes a fair share of the time; else `network`."""
+        """The largest part beside the network, if it takes a fair share of the time; otherwise `network`."""
         largest = max((phase for phase in PHASES if phase not in _NETWORK), key=self.share)
         return largest if self.share(largest) >= _FAIR_SHARE else "network"
 
     @property
     def advice(self) -> str:
-        """What to do about the bottleneck."""
+        """Say what to do about the bottleneck."""
         return _ADVICE[self.bottleneck]
 
 
@@ -182,7 +182,7 @@ def _save(fold: FoldTraining, place: FoldFolder) -> None:
 
 
 def _seconds_of(work: Callable[[int], object], n_times: int) -> float:
-    """Of one call, on average."""
+    """Return the seconds of one call, on average."""
     begun = time.monotonic()
     for index in range(n_times):
         work(index)

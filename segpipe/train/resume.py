@@ -1,10 +1,11 @@
-"""Whether the training in a folder is the one that is asked for, so that it may go on."""
+"""Check that the training in a folder is the one that is asked for, so that it may resume."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from segpipe.core.errors import UsageError
+from segpipe.core.text import count
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.plan.schema import Plan
@@ -19,13 +20,13 @@ PROCESSES = "processes"  # that trained together: written beside weights
 _WATCHES = ("checkpoint_minutes", "early_stop_epochs", "collapse_epochs")
 _LENGTH = ("epochs", "iterations", "time_budget_seconds")
 _AFTER_DIVERGENCE = ("learning_rate", "warmup_fraction", "gradient_clip", "precision")
-_RESTART = "Use another work folder, or add --restart to `segpipe train` to train this fold anew."
+_RESTART = "Use another work folder, or add --restart to `segpipe train` to discard this training and start over."
 
 
 def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder, n_processes: int = 1) -> dict[str, Any] | None:
-    """The state to go on from, if it belongs to this plan and these cases; `finished` if nothing is left to do.
+    """Load the state to resume from, if it belongs to this plan and these cases; `finished` if nothing is left to do.
 
-    A finished one that goes on is not finished any more, in its folder too.
+    A finished training that is made longer is no longer finished, in its folder too.
 
     Raises:
         UsageError: As `require_same_training`.
@@ -44,7 +45,7 @@ def state_of_same_training(plan: Plan, split: Fold, folder: FoldFolder, n_proces
 def require_same_training(
     plan: Plan, split: Fold, folder: FoldFolder, *, is_finished: bool, n_processes: int = 1
 ) -> None:
-    """Refuse to go on with a training that is there, if it belongs to another plan or to other cases.
+    """Refuse to resume a training that belongs to another plan or to other cases.
 
     What only watches or saves may change, and the time budget of an unfinished training. Where the learning rate does
     not depend on the length (constant, without a warm-up) the length may change too: the result is that of a training
@@ -55,13 +56,13 @@ def require_same_training(
     """
     if not (folder.plan.is_file() and folder.split.is_file()):
         raise UsageError(
-            f"{folder.path}: holds a training, but plan.yaml or split.json is missing, so nobody can tell of what. Put "
-            f"it back. {_RESTART}"
+            f"{folder.path}: holds a training, but plan.yaml or split.json is missing, so its plan and cases are "
+            f"unknown. Put the file back. {_RESTART}"
         )
     if Fold.load(folder.split) != split:
         raise UsageError(
-            f"{folder.path}: was trained on other cases than splits.json now says; validating it on the new ones would "
-            f"leak. Put the old splits back. {_RESTART}"
+            f"{folder.path}: was trained on other cases than splits.json lists now; validating on the new ones would "
+            f"leak training cases. Put the old splits back. {_RESTART}"
         )
     old = Plan.load(folder.plan)
     free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.diverged.is_file())
@@ -79,19 +80,19 @@ def require_same_training(
 
 
 def has_other_length(old: Plan, plan: Plan) -> bool:
-    """Whether two plans of one training do not end it alike."""
+    """Return whether two plans of one training end it at different lengths."""
     names = (*_LENGTH, "early_stop_epochs")
     return any(getattr(old.training, name) != getattr(plan.training, name) for name in names)
 
 
 def changes_text(old: Plan, plan: Plan) -> str:
-    """What is changed on the way, to be told; empty if nothing is."""
-    found = [f"{key} {now} in place of {before}" for key, before, now in _differences(old, plan)]
+    """Describe what changes on the way, for the log; empty if nothing does."""
+    found = [f"{key} {now} instead of {before}" for key, before, now in _differences(old, plan)]
     return f" From here on {', '.join(found)}." if found else ""
 
 
 def forget(folder: FoldFolder) -> None:
-    """Leave nothing to go on from."""
+    """Delete the states that a training could resume from."""
     for path in (folder.state, folder.previous_state, folder.diverged):
         path.unlink(missing_ok=True)
 
@@ -105,26 +106,27 @@ def _may_change(old: Training, *, is_finished: bool, has_diverged: bool) -> tupl
 
 
 def _by_devices(key: str, whole: int, before: int, now: int) -> str:
-    """What to do about a batch that other devices shared."""
+    """Say what to do about a batch that another number of devices shared."""
     each, rest = divmod(whole, now)
     same = f", or with --set {key}={each} for the same batch on {now}" if not rest else ""
     return (
-        f"It was trained by {before} device{'s' * (before > 1)} with {whole // before} patches each, now there "
-        f"{'are' if now > 1 else 'is'} {now}. Go on with --devices {before}{same}; or add --restart to train anew."
+        f"It was trained on {count(before, 'device')} with {count(whole // before, 'patch', 'patches')} each; now "
+        f"there {'is' if now == 1 else 'are'} {now}. Resume with --devices {before}{same}, or add --restart to "
+        "start over."
     )
 
 
 def _by_length(old: Training) -> str:
-    """Why a training cannot be made longer, and what to do."""
+    """Say why a training cannot be made longer, and what to do."""
     return (
-        f"Its learning rate follows its length ({old.schedule}{', warm-up' if old.warmup_fraction else ''}), so that "
-        f"one of another length is another training; only with training.schedule=constant and no warm-up can it be "
-        f"made longer. {_RESTART}"
+        f"Its learning rate depends on its length ({old.schedule}{', warm-up' if old.warmup_fraction else ''}), so its "
+        f"length cannot change; only a training with training.schedule=constant and no warm-up can be made longer. "
+        f"{_RESTART}"
     )
 
 
 def _differences(old: Plan, new: Plan) -> list[tuple[str, object, object]]:
-    """Where two plans differ: key, old value, new value."""
+    """List where two plans differ: key, old value, new value."""
     first, second = _flat(old.model_dump()), _flat(new.model_dump())
     keys = dict.fromkeys([*first, *second])
     return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]

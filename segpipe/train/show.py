@@ -1,4 +1,4 @@
-"""What a person sees of a training: a bar or a sign of life within an epoch, one line at its end."""
+"""Show a training to a person: a bar or a sign of life within an epoch, one line at its end."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _N_WORST = 3
 
 
 def epoch_title(row: Row, fold: str, n_epochs: int) -> str:
-    """Which epoch of how many; a time budget may allow more of them than planned."""
+    """Name the epoch and how many there are; a time budget may allow more of them than planned."""
     return f"fold {fold}  epoch {row['epoch']}/{max(n_epochs, int(row['epoch']))}"
 
 
 def epoch_line(row: Row, fold: str, n_epochs: int) -> str:
-    """What is known at an epoch's end, readable with a hundred labels too."""
+    """Summarise an epoch in a line, readable with a hundred labels too."""
     parts = [
         epoch_title(row, fold, n_epochs),
         f"loss {row['train_loss']:.3f} (validation {row['validation_loss']:.3f})",
@@ -68,7 +68,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 
 class EpochBar:
-    """How far an epoch is: a bar on a terminal, elsewhere a line now and then. Closed, it leaves nothing behind."""
+    """Shows how far an epoch is: a bar on a terminal, elsewhere a line now and then. Closed, it leaves no trace."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None

@@ -1,4 +1,4 @@
-"""Being asked to stop: SIGTERM and SIGUSR1 (a cluster's notice), Ctrl-C."""
+"""Requests to stop: SIGTERM and SIGUSR1 (a cluster's notice), Ctrl-C."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stop:
-    """Remembers that somebody asked, so that training can finish its step and save its state."""
+    """Remembers a request to stop, so that training can finish its step and save its state."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the signals inside; outside of the main thread nobody can ask."""
+        """Note signals inside the context; outside of the main thread there are none."""
 
         def note(number: int, _: object) -> None:
             self.signal = number
@@ -37,7 +37,7 @@ class Stop:
                 signal.signal(number, handler)
 
     def obey(self, folder: Path, iteration: int) -> None:
-        """End the training, whose state is saved, if somebody asked.
+        """End the training, whose state is saved, if there was a request.
 
         Raises:
             Interrupted: After SIGTERM or SIGUSR1.
@@ -48,5 +48,5 @@ class Stop:
         if self.signal is not None:
             raise Interrupted(
                 f"{folder}: stopped by {signal.Signals(self.signal).name} at iteration {iteration}, state saved. "
-                "The same command goes on."
+                "Rerun the same command to resume."
             )

@@ -1,4 +1,4 @@
-"""What a training shows in TensorBoard: everything of its history, and how a few patches are learnt."""
+"""Write a training for TensorBoard: all of its history, and pictures of a few validated patches."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MOST_NAMED = 40  # labels whose colours are told
 
 
 def wants_tensorboard(asked: bool | None) -> bool:
-    """Whether to write for TensorBoard: as asked, and without a wish if it is installed.
+    """Return whether to write for TensorBoard: as asked, or else if it is installed.
 
     Raises:
         SetupError: If it was asked for and is not installed.
@@ -44,8 +44,8 @@ def wants_tensorboard(asked: bool | None) -> bool:
     is_there = find_spec("tensorboard") is not None
     if asked and not is_there:
         raise SetupError(
-            "--tensorboard: the package tensorboard is not installed. Install it (pip install 'segpipe[track]') or "
-            "leave the option out: history.csv has the same numbers."
+            "--tensorboard: the package tensorboard is not installed. Install it (pip install 'segpipe[track]'), or "
+            "omit the option: history.csv has the same numbers."
         )
     return is_there if asked is None else asked
 
@@ -113,7 +113,7 @@ class TensorBoard:
             self.writer.close()
 
     def _add_scalars(self, row: Row) -> None:
-        """All that is known; what is not leaves a gap."""
+        """Write every known number of an epoch; an unknown one leaves a gap."""
         for column, value in row.items():
             if column not in _NO_CHART and math.isfinite(value):
                 group = "dice of labels" if column.startswith(DICE) else _GROUPS.get(column, "training")
@@ -128,12 +128,12 @@ class TensorBoard:
 
 
 def _legend(names: Sequence[str]) -> str:
-    """What the pictures show, in Markdown."""
+    """Explain the pictures, in Markdown."""
     colours = itertools.cycle(COLOUR_NAMES.values())
     lines = [f"- {name}: {colour}" for name, colour in zip(names[:_MOST_NAMED], colours, strict=False)]
     if len(names) > _MOST_NAMED:
         lines.append(f"- and {len(names) - _MOST_NAMED} more, in the same colours again")
-    return "\n".join(["Planes with most labelled voxels. Reference solid, prediction dashed:\n", *lines])
+    return "\n".join(["Planes with the most labelled voxels. Reference solid, prediction dashed:\n", *lines])
 
 
 _LONGEST_PX = 320  # edge of the largest plane
@@ -235,7 +235,7 @@ def _drawn_plane(plane: Plane, pixels_per_mm: float) -> NDArray[np.uint8]:
 
 
 def _grow(mask: Mask) -> Mask:
-    """With the pixels above, below, left and right of it."""
+    """Add the pixels above, below, left and right of a mask."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]

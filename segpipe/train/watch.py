@@ -1,4 +1,4 @@
-"""What is looked for in a history when an epoch ends: a plateau, and labels that are never found."""
+"""Look for trouble in a history when an epoch ends: a plateau, and labels that are never found."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from segpipe.core.history import DICE, MEAN_DICE
+from segpipe.core.text import count
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import Row
@@ -25,23 +26,23 @@ def mean_dice(dice: Sequence[float]) -> float:
 
 
 def has_plateaued(history: Sequence[Row], n_epochs: int | None) -> bool:
-    """Whether the mean patch Dice has not risen for the last `n_epochs` epochs; never if None or nothing is known."""
+    """Return whether the mean patch Dice has not risen for the last `n_epochs` epochs; never if that is None."""
     values = [(row[MEAN_DICE], -place) for place, row in enumerate(history) if row[MEAN_DICE] == row[MEAN_DICE]]
     return bool(values and n_epochs) and len(history) - 1 + max(values)[1] >= (n_epochs or 0)
 
 
 def plateau_text(history: Sequence[Row]) -> str:
-    """That training was stopped early, and what this means for the fold's scores."""
+    """Say that training stopped early, and what this means for the fold's scores."""
     best = max((row for row in history if row[MEAN_DICE] == row[MEAN_DICE]), key=lambda row: row[MEAN_DICE])
     return (
         f"stopped early after epoch {history[-1]['epoch']}: the mean patch Dice has not risen since epoch "
-        f"{best['epoch']} ({best[MEAN_DICE]:.3f}). It was measured on patches of the validation cases, which so "
-        "chose when to stop: this fold's validation scores are optimistic."
+        f"{best['epoch']} ({best[MEAN_DICE]:.3f}). Patches of the validation cases decided when to stop, so this "
+        "fold's validation scores are optimistic."
     )
 
 
 def find_collapsed(history: Sequence[Row], n_epochs: int) -> tuple[str, ...]:
-    """Labels whose patch Dice is 0 for exactly the last `n_epochs` epochs, and never was for so long before."""
+    """Return the labels whose patch Dice is 0 for exactly the last `n_epochs` epochs, for the first time."""
     found = []
     for column in history[-1] if history else ():
         if column.startswith(DICE):
@@ -52,7 +53,7 @@ def find_collapsed(history: Sequence[Row], n_epochs: int) -> tuple[str, ...]:
 
 
 class CollapseAlarm:
-    """Warns once of each label that is not found for `training.collapse_epochs` epochs, and says what may be why."""
+    """Warns once of each label that is not found for `training.collapse_epochs` epochs, and names likely causes."""
 
     def __init__(self, plan: Plan, configuration: Configuration, data: FoldData, tell: Callable[[str], None]) -> None:
         self.plan, self.configuration, self.data, self.tell = plan, configuration, data, tell
@@ -63,9 +64,9 @@ class CollapseAlarm:
             self.tell(f"warning: {self.text(name, history)}")
 
     def text(self, name: str, history: Sequence[Row]) -> str:
-        """What is known of a label that is not found, with numbers, and what to do."""
+        """Explain a label that is not found: likely causes with numbers, and what to do."""
         n_epochs = self.plan.training.collapse_epochs
-        where = f"label {name!r}: its Dice on validation patches is 0 since {n_epochs} epochs"
+        where = f"label {name!r}: its Dice on validation patches has been 0 for {n_epochs} epochs"
         causes = self._causes(name, max(row[f"{DICE}{name}"] for row in history))
         numbers = "; ".join(causes) if causes else f"no usual cause fits ({self._numbers(name)}); look at its masks"
         return f"{where} (epoch {history[-1]['epoch']}). Likely: {numbers}."
@@ -74,41 +75,41 @@ class CollapseAlarm:
         training, n_cases = self.plan.training, len(self.data.train)
         sizes = self._sizes_vox(name, self.data.train)
         if not sizes:
-            return [f"none of the {n_cases} training cases holds it; check the split, or leave the label out"]
+            return [f"no training case contains it ({count(n_cases, 'case')}); check the split, or leave the label out"]
         causes, patch_vox, size_vox = [], int(np.prod(self.configuration.patch_zyx)), float(np.median(sizes))
         if len(sizes) <= _FEW_CASES * n_cases:
-            causes.append(f"few cases: {len(sizes)} of {n_cases} training cases hold it; add cases that do")
+            causes.append(f"few cases contain it ({len(sizes)} of {n_cases}); add cases that do")
         if not self._sizes_vox(name, self.data.validation):
             causes.append(
-                f"none of the {len(self.data.validation)} validation cases holds it, so every hit is spurious"
+                f"no validation case contains it ({count(len(self.data.validation), 'case')}), so every hit is spurious"
             )
         if training.foreground_fraction == 0:
             causes.append(
-                "no patch is centred on a label: foreground_fraction is 0; raise it (--set "
+                "no patch is centred on a label, as foreground_fraction is 0; raise it (--set "
                 "training.foreground_fraction=0.33)"
             )
         if size_vox < _SMALL_VOX:
             causes.append(
-                f"it is too small for this spacing: {size_vox:g} voxels at the median; use smaller spacing_mm"
+                f"it is too small for this spacing: {size_vox:g} voxels in the median case; use a smaller spacing_mm"
             )
         elif size_vox < _SMALL_SHARE * patch_vox:
             causes.append(
-                f"it is small for the patch: {size_vox:g} of {patch_vox} voxels at the median; use a smaller patch_zyx "
-                "or a loss that weighs small structures"
+                f"it is small for the patch: {size_vox:g} of {patch_vox} voxels in the median case; use a smaller "
+                "patch_zyx, or a loss that gives small structures more weight"
             )
         if best > _WAS_FOUND:
             rate = training.learning_rate
             causes.append(
-                f"it was found before (Dice {best:.2f}), so the learning rate may be too high; lower it (now {rate:g}, "
-                f"e.g. --set training.learning_rate={rate / 3:.2g})"
+                f"it was found earlier (Dice {best:.2f}), so the learning rate may be too high; lower it (now "
+                f"{rate:g}, e.g. --set training.learning_rate={rate / 3:.2g})"
             )
         return causes
 
     def _numbers(self, name: str) -> str:
         sizes = self._sizes_vox(name, self.data.train)
         return (
-            f"in {len(sizes)} of {len(self.data.train)} training cases, {float(np.median(sizes)):g} voxels at "
-            f"the median, learning rate {self.plan.training.learning_rate:g}"
+            f"in {len(sizes)} of {len(self.data.train)} training cases, {float(np.median(sizes)):g} voxels in "
+            f"the median case, learning rate {self.plan.training.learning_rate:g}"
         )
 
     def _sizes_vox(self, name: str, cases: Sequence[PatchCase]) -> list[int]:
