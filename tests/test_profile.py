@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from segpipe.cli.train import profile_record, profile_text
 
 from plans import LABELS, small_plan
+from segpipe.cli.train import profile_record, profile_text
 from segpipe.data.splits import Fold
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase

@@ -99,7 +99,9 @@ class Spoilt(Sequence[PatchCase]):
 
 def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(ready: Ready, tmp_path, capsys):
     spoilt = replace(ready, data=replace(ready.data, train=Spoilt(ready.data.train)))
-    with pytest.raises(PlanError, match=r"loss is nan at iteration 3\. Lower it .*state of iteration 3, where all was finite, is kept"):
+    with pytest.raises(
+        PlanError, match=r"loss is nan at iteration 3\. Lower it .*state of iteration 3, where all was finite, is kept"
+    ):
         spoilt.train(tmp_path, checkpoint_minutes=1e-9)
     folder = FoldFolder(tmp_path)
     assert saved_iteration(folder.state) == 3 and folder.diverged.is_file()
@@ -113,7 +115,9 @@ def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(rea
 
 def test_without_a_state_before_it_begins_anew(ready: Ready, tmp_path):
     spoilt = replace(ready, data=replace(ready.data, train=Spoilt(ready.data.train)))
-    with pytest.raises(PlanError, match="No earlier state was saved: rerun the command with such a change to start over"):
+    with pytest.raises(
+        PlanError, match="No earlier state was saved: rerun the command with such a change to start over"
+    ):
         spoilt.train(tmp_path)
     ready.train(tmp_path, learning_rate=0.001)
 

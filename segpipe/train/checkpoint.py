@@ -115,7 +115,9 @@ def _tell_of_loss(folder: FoldFolder, damaged: Sequence[Path], iteration: int) -
     except UsageError:
         reached = ""
     lost = f"{max(0, int(reached) - iteration)} iterations are lost" if reached.isdecimal() else "some work is lost"
-    way = f"training resumes from the state before it, at iteration {iteration}" if iteration else "training starts over"
+    way = (
+        f"training resumes from the state before it, at iteration {iteration}" if iteration else "training starts over"
+    )
     say(f"warning: {folder.path}: damaged: {files} (SHA-256 is wrong), kept as {kept}; {way}; {lost}.")
 
 
