@@ -18,12 +18,12 @@ from segpipe.core.box import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
-from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.cascade import guides_for
 from segpipe.pipeline.costs import fitted, planned_costs
+from segpipe.pipeline.planned_work import PlannedWork
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold
@@ -63,8 +63,7 @@ def guides_of(work: Work) -> Path:
 
 
 def remake_guides(work: Work) -> Path | None:
-    plan, splits = Plan.load(work.plan), Splits.load(work.splits)
-    return guides_for(work, Dataset.load(work.dataset), plan, "3d_cascade", splits, MACHINE)
+    return guides_for(PlannedWork.load(work.path), "3d_cascade", MACHINE)
 
 
 def test_one_command_trains_both_and_scores_every_case(trained):
@@ -149,7 +148,7 @@ def test_the_coarse_folds_that_are_missing_are_named_with_the_command(trained, t
     shutil.rmtree(tmp_path / "work" / "runs" / "3d_lowres" / "fold_1")
     assert run(["train", str(tmp_path / "work"), "-c", "3d_cascade", "-f", "0", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
-    assert "not trained on the present splits: 1." in said
+    assert "not trained on the current splits: 1." in said
     assert f"segpipe train {tmp_path / 'work'} -c 3d_lowres -f 1" in said
 
 

@@ -120,7 +120,7 @@ def test_what_does_not_go_together_is_refused_with_every_place_named(tmp_path: P
 
 def test_the_output_may_not_be_a_folder_of_other_masks(tmp_path: Path) -> None:
     folders = [predicted(tmp_path / name, {"p": shares_of(0.6, 0.3, 0.1)}) for name in "abc"]
-    with pytest.raises(UsageError, match="the images lie there"):
+    with pytest.raises(UsageError, match="holds the images"):
         ensemble_folders(folders[:2], folders[0])
     with pytest.raises(UsageError, match="holds masks of another model"):
         ensemble_folders(folders[:2], folders[2])

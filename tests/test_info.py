@@ -64,7 +64,7 @@ def test_nothing_is_changed(work):
 def test_a_planned_folder_has_no_folds_yet(work, tmp_path):
     shutil.copytree(work, tmp_path / "work", ignore=shutil.ignore_patterns("runs"))
     found = info(tmp_path / "work")
-    assert found.folds == () and "no fold is trained yet" in info_text(found)
+    assert found.folds == () and "no trained folds yet" in info_text(found)
 
 
 def test_a_run_and_a_fold_are_models(work):
@@ -87,7 +87,7 @@ def test_a_packed_model_is_described_and_compared_with_its_hashes(work, tmp_path
     capsys.readouterr()
     assert run(["info", str(packed)]) == 0
     out = capsys.readouterr().out
-    assert "a packed model" in out and "licence CC-BY-4.0" in out and "each as its SHA-256 says" in out
+    assert "a packed model" in out and "licence CC-BY-4.0" in out and "all matching their SHA-256" in out
     found = info(packed)
     assert found.kind == "package" and found.package is not None and found.folds[0].state == "trained"
     assert found.size_bytes == {packed.name: packed.stat().st_size}

@@ -141,7 +141,7 @@ def test_masks_of_other_images_or_origin_are_neither_kept_nor_overwritten(traine
     image = write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
     common = ["predict", "-m", str(trained / "work"), "-i", str(tmp_path / "in"), "-o"]
     assert run([*common, str(tmp_path / "in")]) == 2
-    assert "the images lie there" in capsys.readouterr().err
+    assert "holds the images" in capsys.readouterr().err
     foreign = write_tiny(tmp_path / "foreign" / "a.nii.gz", tiny_labels())
     before = foreign.read_bytes()
     assert run([*common, str(tmp_path / "foreign")]) == 2
@@ -222,7 +222,7 @@ def test_a_work_folder_never_overwrites_a_dataset(tmp_path, capsys):
     before = (data / "dataset.json").read_bytes()
     assert run(["plan", str(data), "-o", str(data)]) == 2
     assert run(["plan", str(data), "-o", str(other)]) == 2
-    assert "not a work folder's" in capsys.readouterr().err
+    assert "does not belong to a work folder" in capsys.readouterr().err
     assert (data / "dataset.json").read_bytes() == before == (other / "dataset.json").read_bytes()
 
 
@@ -285,9 +285,9 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
         (["train", "{empty}"], 2, "no plan.yaml in it"),
         (["train", "{work}", "-f", "7"], 2, "there are 2 folds"),
         (["train", "{work}", "-c", "3d_lowres"], 2, "the plan has 2d, 3d_fullres"),
-        (["train", "{work}", "--time-budget", "soon"], 2, "is no time"),
-        (["train", "{work}", "--time-budget", "nan"], 2, "is no time"),
-        (["train", "{work}", "--time-budget", "3s"], 2, "1.5 s each"),
+        (["train", "{work}", "--time-budget", "soon"], 2, "is not a time"),
+        (["train", "{work}", "--time-budget", "nan"], 2, "is not a time"),
+        (["train", "{work}", "--time-budget", "3s"], 2, "1.5 s per fold"),
         (["predict", "-m", "{empty}", "-i", "{data}", "-o", "{empty}/out"], 2, "no trained weights"),
         (["predict", "-m", "{work}", "-f", "4", "-i", "{data}", "-o", "{empty}/out"], 2, "fold 4 is not trained"),
         (["predict", "-m", "{work}", "-i", "{empty}", "-o", "{empty}/out"], 3, ""),
@@ -299,7 +299,7 @@ def test_planning_again_reuses_the_fingerprint_and_keeps_the_old_plan(tmp_path, 
         (["plan", "{data}", "-o", "{empty}/w", "--seed", "-1"], 2, "--seed"),
         (["plan", "{data}", "-o", "{empty}/w", "--set", "dataset=2020-13-45"], 2, "cannot be read"),
         (["train", "{work}", "--seed", "3"], 2, "--set training.seed=N"),
-        (["train", "{work}", "-f", "²"], 2, "are no folds"),
+        (["train", "{work}", "-f", "²"], 2, "does not name folds"),
         (
             ["predict", "-m", "{work}/runs/3d_fullres/fold_0", "-f", "1", "-i", "{data}", "-o", "{empty}"],
             2,

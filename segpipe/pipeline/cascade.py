@@ -16,6 +16,7 @@ from segpipe.data.splits import Fold
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.planned_work import PlannedWork
 from segpipe.pipeline.requests import Machine
+from segpipe.plan.schema import Plan
 from segpipe.predict.memory import budget_for, windows_at_once
 from segpipe.predict.model import Ensemble, Model, load_model, require_same_view
 from segpipe.predict.options import PredictOptions
@@ -39,7 +40,7 @@ class GuidedBy(Record):
 
 
 def note_guides(folder: FoldFolder, previous: str | None, *, begins: bool) -> None:
-    """Write what guides a fold that begins, or warn if it goes on with other guides; nothing outside of a cascade."""
+    """Record the guides of a fold that begins, or warn if one resumes with others; nothing outside of a cascade."""
     if previous is None:
         return
     if begins or not folder.guided_by.is_file():
@@ -58,7 +59,7 @@ def warn_of_guides(folder: FoldFolder, previous: str | None) -> None:
     if again:
         say(
             f"warning: {folder.path}: {', '.join(again)} was trained again since it guided this cascade, which may "
-            "trust it wrongly. Train the cascade anew: `segpipe train` with --restart."
+            "rely on it wrongly. Train the cascade again: `segpipe train` with --restart."
         )
 
 
@@ -106,7 +107,6 @@ def guides_for(planned: PlannedWork, name: str, machine: Machine) -> Path | None
         if not missing:
             continue
         model = load_model([folder], resolve_device(machine.device))
-        require_same_view(plan, configuration.previous, model.plan, work.plan)
         for about in track(missing, f"guiding {name} by {configuration.previous}, {folder.path.name}", len(missing)):
             labels = _predicted(model, seen, about.case_id, _stored(prepared, about.case_id).trace)
             store_guide(guides, about, labels, plan.labels, configuration.patch_zyx)
@@ -117,7 +117,7 @@ def require_trained_guides(planned: PlannedWork, name: str) -> None:
     """Refuse a cascade whose coarser configuration is not trained on every fold; nothing outside of a cascade.
 
     Raises:
-        UsageError: If a fold is missing.
+        UsageError: If a fold is missing, or was trained with another plan.
     """
     work, splits, previous = planned.work, planned.splits, planned.plan.configurations[name].previous
     if previous is None:
@@ -133,10 +133,12 @@ def require_trained_guides(planned: PlannedWork, name: str) -> None:
     ]
     if lacking:
         raise UsageError(
-            f"-c {name}: is guided by what {previous} predicts of cases it was not trained on, so all {splits.k} folds "
-            f"of it are needed; not trained on the present splits: {', '.join(lacking)}. Train them: `segpipe train "
-            f"{work.path} -c {previous} -f {','.join(lacking)}`."
+            f"-c {name}: needs all {splits.k} folds of {previous}, each to predict the cases that it was not trained "
+            f"on; not trained on the current splits: {', '.join(lacking)}. Train them: `segpipe train {work.path} "
+            f"-c {previous} -f {','.join(lacking)}`."
         )
+    for folder in folders:
+        require_same_view(planned.plan, previous, Plan.load(folder.plan), work.plan)
 
 
 def _stored(prepared: Path, case_id: str) -> StoredCase:
