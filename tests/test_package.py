@@ -25,7 +25,7 @@ from segpipe.core.work import Work
 from segpipe.networks.build import build
 from segpipe.pipeline.packing import pack
 from segpipe.predict.folds import find_folds
-from segpipe.predict.package import CARD, MANIFEST, opened, read_manifest, write_package
+from segpipe.predict.package import CARD, MANIFEST, open_model, read_manifest, write_package
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
 from segpipe.train.checkpoint import save_weights
 
@@ -170,7 +170,7 @@ def test_a_line_about_an_opened_model_names_the_package(packed: Path, tmp_path: 
 
 
 def test_nothing_is_left_of_an_opened_model(packed: Path) -> None:
-    with opened(packed) as folder:
+    with open_model(packed) as folder:
         assert Work(folder).fold("3d_fullres", "0").weights.is_file()
     assert not folder.parent.exists()
 
@@ -231,7 +231,7 @@ def replaced(name: str, content: bytes) -> Callable[[list[Entry]], list[Entry]]:
 )
 def test_a_path_that_no_model_has_is_refused(name: str, packed: Path, tmp_path: Path) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", with_part(name))
-    with pytest.raises(UsageError, match=r"m\.zip: .* is no part of a model; .* Do not use this file"), opened(bad):
+    with pytest.raises(UsageError, match=r"m\.zip: .* is no part of a model; .* Do not use this file"), open_model(bad):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["m.zip"]
 
@@ -239,7 +239,7 @@ def test_a_path_that_no_model_has_is_refused(name: str, packed: Path, tmp_path: 
 def test_a_name_with_a_hidden_end_is_refused(packed: Path, tmp_path: Path) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", with_part(PLAN.replace("0", "1") + "x.pk"), relist=False)
     bad.write_bytes(bad.read_bytes().replace(b"plan.yamlx.pk", b"plan.yaml\0.pk"))
-    with pytest.raises(UsageError, match="is no part of a model"), opened(bad):
+    with pytest.raises(UsageError, match="is no part of a model"), open_model(bad):
         pass
 
 
@@ -247,14 +247,14 @@ def test_a_name_with_a_hidden_end_is_refused(packed: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize("name", [PLAN, PLAN.replace("3d_fullres", "3D_FULLRES")])
 def test_a_part_that_stands_twice_is_refused(name: str, packed: Path, tmp_path: Path) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", with_part(name))
-    with pytest.raises(UsageError, match="stands twice"), opened(bad):
+    with pytest.raises(UsageError, match="stands twice"), open_model(bad):
         pass
 
 
 def test_a_link_is_refused(packed: Path, tmp_path: Path) -> None:
     name = "runs/3d_fullres/fold_1/plan.yaml"
     bad = rewritten(packed, tmp_path / "m.zip", with_part(name, b"/etc/passwd", stat.S_IFLNK | 0o777))
-    with pytest.raises(UsageError, match="is no plain file"), opened(bad):
+    with pytest.raises(UsageError, match="is no plain file"), open_model(bad):
         pass
 
 
@@ -266,7 +266,7 @@ def test_what_would_grow_is_refused(packed: Path, tmp_path: Path) -> None:
 
     bad = rewritten(packed, tmp_path / "m.zip", bomb)
     assert bad.stat().st_size < 1_000_000
-    with pytest.raises(UsageError, match="is compressed"), opened(bad):
+    with pytest.raises(UsageError, match="is compressed"), open_model(bad):
         pass
 
 
@@ -282,20 +282,20 @@ def test_entries_that_share_their_bytes_are_refused(tmp_path: Path) -> None:
             for field in ("header_offset", "file_size", "compress_size", "CRC"):
                 setattr(copy, field, getattr(shared, field))
             archive.filelist.append(copy)
-    with pytest.raises(UsageError, match="bytes that claim to hold 250002"), opened(bad):
+    with pytest.raises(UsageError, match="bytes that claim to hold 250002"), open_model(bad):
         pass
 
 
 def test_a_text_of_unreasonable_size_is_refused(packed: Path, tmp_path: Path) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", replaced(CARD, bytes(2_000_000)))
-    with pytest.raises(UsageError, match="has 2000000 bytes"), opened(bad):
+    with pytest.raises(UsageError, match="has 2000000 bytes"), open_model(bad):
         pass
 
 
 def test_references_that_stand_for_gigabytes_are_refused(packed: Path, tmp_path: Path) -> None:
     laughs = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     bad = rewritten(packed, tmp_path / "m.zip", replaced(PLAN, laughs.encode()))
-    with pytest.raises(UsageError, match=r"plan\.yaml: is too large or too deep, or holds references"), opened(bad):
+    with pytest.raises(UsageError, match=r"plan\.yaml: is too large or too deep, or holds references"), open_model(bad):
         pass
 
 
@@ -305,13 +305,13 @@ def test_a_text_made_to_break_the_reader_is_an_error_that_names_the_file(
     name: str, text: bytes, packed: Path, tmp_path: Path
 ) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", replaced(name, text), relist=name != MANIFEST)
-    with pytest.raises(SegpipeError, match=r"m\.zip"), opened(bad):
+    with pytest.raises(SegpipeError, match=r"m\.zip"), open_model(bad):
         pass
 
 
 def test_an_edited_part_is_named(packed: Path, tmp_path: Path) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", replaced(CARD, b"The best model."), relist=False)
-    with pytest.raises(UsageError, match=r"m\.zip: README\.md is damaged or was edited: SHA-256"), opened(bad):
+    with pytest.raises(UsageError, match=r"m\.zip: README\.md is damaged or was edited: SHA-256"), open_model(bad):
         pass
 
 
@@ -328,7 +328,7 @@ def test_parts_are_those_of_the_manifest(
     change: Callable[[list[Entry]], list[Entry]], message: str, packed: Path, tmp_path: Path
 ) -> None:
     bad = rewritten(packed, tmp_path / "m.zip", change, relist=False)
-    with pytest.raises(UsageError, match=message), opened(bad):
+    with pytest.raises(UsageError, match=message), open_model(bad):
         pass
 
 
@@ -336,7 +336,7 @@ def test_a_file_that_is_no_zip_is_named(tmp_path: Path) -> None:
     (tmp_path / "m.segpipe.zip").write_text("hello")
     with (
         pytest.raises(UsageError, match=r"m\.segpipe\.zip: cannot be read as a model"),
-        opened(tmp_path / "m.segpipe.zip"),
+        open_model(tmp_path / "m.segpipe.zip"),
     ):
         pass
 
@@ -354,10 +354,10 @@ def test_a_truncated_or_damaged_file_is_an_error_or_means_the_same(
     else:
         content = good[:place] + bytes([good[place] ^ 1 << data.draw(st.integers(0, 7))]) + good[place + 1 :]
     (tmp_path / "m.zip").write_bytes(content)
-    with opened(packed) as folder:
+    with open_model(packed) as folder:
         expected = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     try:
-        with opened(tmp_path / "m.zip") as folder:
+        with open_model(tmp_path / "m.zip") as folder:
             found = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     except SegpipeError as fault:
         assert "m.zip" in str(fault)

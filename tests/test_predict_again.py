@@ -106,7 +106,7 @@ def test_names_of_all_kinds(work: Path, tmp_path: Path) -> None:
     ("files", "message"),
     [
         ([], "in: no image; expected files"),
-        (["x/a.nii.gz", "y/b.nii"], "Its folders x, y hold images: give one of them"),
+        (["x/a.nii.gz", "y/b.nii"], "Its folders x, y hold images: choose one of them"),
         (["a.nii.gz", "a.nii"], "a.nii.gz: also a.nii; expected one case for each name"),
     ],
     ids=["empty", "folders", "twins"],

@@ -80,7 +80,7 @@ def test_a_damaged_case_is_named(work, name, content):
     folder = prepared(work)
     whole = (folder / "c2" / name).read_bytes()
     (folder / "c2" / name).write_bytes({"nothing": b"nothing", "empty": b"", "half": whole[: len(whole) // 2]}[content])
-    with pytest.raises(DataError, match=r"c2.*the prepared case c2 cannot be read.*Delete .*c2 and run again"):
+    with pytest.raises(DataError, match=r"c2.*the prepared case c2 cannot be read.*Delete .*c2 and rerun the command"):
         open_cases(folder, ["c0", "c2"], 1)
 
 
@@ -95,7 +95,7 @@ def test_one_wrong_bit_is_found_when_a_case_is_loaded(work, name):
 
 
 def test_a_case_that_is_not_there_is_named(work):
-    with pytest.raises(DataError, match=r"the prepared case c9\.1 cannot be read .* Delete .*c9\.1 and run again"):
+    with pytest.raises(DataError, match=r"the prepared case c9\.1 cannot be read .* Delete .*c9\.1 and rerun the command"):
         open_cases(prepared(work), ["c9.1"], 1)
 
 

@@ -19,7 +19,7 @@ _MAX_EPOCHS = 1000  # nnU-Net's own
 
 
 class BudgetTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnunetv2 ships no types
-    """`nnUNetTrainer` that chooses its iterations anew before each epoch, so that time and epochs end together."""
+    """`nnUNetTrainer` that chooses its number of iterations before each epoch, so that time and epochs end together."""
 
     budget_seconds = 0.0
     n_steps = 0
@@ -34,7 +34,7 @@ class BudgetTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnunetv2 ships no t
         self._choose_epochs(seconds / seconds_per_iteration)
 
     def fit_to_steps(self, n_steps: int) -> None:
-        """The same for a number of iterations, which is kept exactly."""
+        """Choose the number of epochs for a number of iterations, which is kept exactly."""
         self.n_steps = n_steps
         self._choose_epochs(n_steps)
 
@@ -94,7 +94,7 @@ class BudgetTrainer(nnUNetTrainer):  # type: ignore[misc]  # nnunetv2 ships no t
                 loader._finish()
 
     def report(self) -> dict[str, Any]:
-        """What the run was, for run.json."""
+        """Values of the run for run.json."""
         seconds = (self.ended or 0.0) - (self.started or 0.0)
         return {
             "training_seconds": round(seconds, 1),

@@ -24,7 +24,7 @@ _UNKNOWN_ORIENTATION = "LPS"  # nnU-Net turns no image; the axes of its lists ar
 
 @dataclass(frozen=True)
 class NnunetDataset:
-    """What `dataset.json` says that planning needs."""
+    """The parts of `dataset.json` that planning needs."""
 
     name: str
     channels: tuple[str, ...]
@@ -89,7 +89,7 @@ def read_nnunet_fingerprint(path: Path, dataset: NnunetDataset) -> Fingerprint:
     if len(cases) != dataset.n_training:
         say(
             f"warning: {path}: {len(cases)} cases, but dataset.json says numTraining {dataset.n_training}; nnU-Net's "
-            "presets go by the latter, `auto` counts."
+            "presets use the latter, `auto` counts the cases."
         )
     record = {
         "orientation": _UNKNOWN_ORIENTATION,

@@ -12,7 +12,7 @@ import torch
 from segpipe.bridge.nnunet_fingerprint import read_nnunet_dataset, read_nnunet_fingerprint
 from segpipe.bridge.nnunet_names import CASCADE, DATA_RESAMPLING, LOGIT_RESAMPLING, RESAMPLING, SEGMENTATION_RESAMPLING
 from segpipe.bridge.nnunet_plans import nnunet_plans, reader_of
-from segpipe.bridge.nnunet_plans_read import inherited, read_nnunet_plans
+from segpipe.bridge.nnunet_plans_read import read_nnunet_plans, with_inherited
 from segpipe.bridge.nnunet_raw import nnunet_description
 from segpipe.bridge.nnunet_weights import NnunetCheckpoint, read_checkpoint, write_checkpoint
 from segpipe.core.errors import DataError, PlanError, UsageError
@@ -78,7 +78,7 @@ def import_nnunet_model(
                 f"{first.configuration}, mirrored along {first.mirror_axes}. Import folds of one training."
             )
     plan, name = _plan(source, first)
-    trained_on = _trained_on(source, plan)
+    trained_on = _training_stats(source, plan)
     targets = {fold: Work(folder).fold(name, fold) for fold in stored}
     for target in targets.values():
         if target.weights.exists():
@@ -142,7 +142,7 @@ def _require_usual(path: Path, values: dict[str, Any], name: str) -> None:
         raise PlanError(
             f"{path}: has no configuration {name!r} ({', '.join(configurations)}), of which the weights are."
         )
-    full = inherited(name, configurations, path)
+    full = with_inherited(name, configurations, path)
     found = {key: full[key] for key in _ONLY if key in full} | {"label_manager": values.get("label_manager")}
     for key, usual in (_ONLY | {"label_manager": "LabelManager"}).items():
         if found.get(key, usual) not in (usual, None):
@@ -152,8 +152,8 @@ def _require_usual(path: Path, values: dict[str, Any], name: str) -> None:
             )
 
 
-def _trained_on(source: Path, plan: Plan) -> TrainingStats | None:
-    """What nnU-Net measured of the training cases of all folds; None if that is not beside the model."""
+def _training_stats(source: Path, plan: Plan) -> TrainingStats | None:
+    """Statistics of the training cases of all folds, from nnU-Net's fingerprint; None if there is none."""
     path = source / "dataset_fingerprint.json"
     if not path.is_file():
         return None
@@ -198,7 +198,7 @@ def export_nnunet_model(
         DataError: If nnU-Net cannot express the labels.
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
-        raise UsageError(f"{output}: is there already. Choose a new folder.")
+        raise UsageError(f"{output}: exists already. Choose a new folder.")
     work, folders = Work(folder), find_folds(folder, configuration, folds or ())
     name = about_weights(folders[0].weights)["configuration"]
     model = load_model(folders, torch.device("cpu"))
@@ -219,7 +219,7 @@ def export_nnunet_model(
             fold = about_weights(target.weights)["fold"]
             write_checkpoint(temporary / f"fold_{fold}" / FINAL, checkpoint, int(fold) if fold.isdecimal() else fold)
     if plan.orientation != AS_STORED:
-        say(f"{output}: nnU-Net turns no image; give it images stored as {plan.orientation}, as the network saw them.")
+        say(f"{output}: nnU-Net does not reorient images; give it images stored as {plan.orientation}.")
     return output
 
 
@@ -235,7 +235,7 @@ def _only(plan: Plan, name: str) -> Plan:
 
 
 def _mirror_axes(plan: Plan, name: str) -> tuple[int, ...]:
-    """Of the patch; nnU-Net cannot swap labels, so their axis is left out."""
+    """Axes of the patch to mirror; without the sideways one if labels swap, which nnU-Net cannot do."""
     n_skipped = 3 - plan.configurations[name].network.n_axes
     axes = set(plan.mirror_axes)
     if plan.mirror_swaps:

@@ -43,7 +43,7 @@ def reader_for(file_ending: str) -> str:
 
 
 def layer_settings(n_axes: int) -> dict[str, Any]:
-    """What all networks of nnU-Net's planners share."""
+    """Arguments that all networks of nnU-Net's planners share."""
     return {
         "conv_op": f"torch.nn.modules.conv.Conv{n_axes}d",
         "conv_bias": True,

@@ -84,7 +84,7 @@ def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str) -> dict[str,
         "transpose_forward": order,
         "transpose_backward": [order.index(axis) for axis in range(3)],
         "configurations": {
-            CASCADE.get(name, name): _written(name, configuration, plan, plans_name)
+            CASCADE.get(name, name): _configuration_values(name, configuration, plan, plans_name)
             for name, configuration in plan.configurations.items()
         },
         "experiment_planner_used": planner,
@@ -100,7 +100,7 @@ def _properties(seen: Intensities) -> dict[str, float]:
     return {name: getattr(seen, name) for name in names}
 
 
-def _written(name: str, configuration: Configuration, plan: Plan, plans_name: str) -> dict[str, Any]:
+def _configuration_values(name: str, configuration: Configuration, plan: Plan, plans_name: str) -> dict[str, Any]:
     if configuration.previous is not None:
         return {"inherits_from": configuration.inherits, "previous_stage": configuration.previous}
     n_axes = configuration.network.n_axes

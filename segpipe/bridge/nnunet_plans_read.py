@@ -51,8 +51,8 @@ def read_nnunet_plans(
     configurations = _part(values, "configurations", dict, str(path))
     properties = _part(values, "foreground_intensity_properties_per_channel", dict, str(path))
     if only is not None:
-        configurations = {name: configurations[name] for name in _needed(only, configurations, path)}
-    full = {name: inherited(name, configurations, path) for name in configurations}
+        configurations = {name: configurations[name] for name in _inheritance_order(only, configurations, path)}
+    full = {name: with_inherited(name, configurations, path) for name in configurations}
     planners = {planner: preset for preset, (planner, _) in PLANNERS.items()}
     record = {
         "preset": planners.get(str(values.get("experiment_planner_used")), "nnunet"),
@@ -73,8 +73,10 @@ def read_nnunet_plans(
     return Plan.parse(record, str(path))
 
 
-def inherited(name: str, configurations: Mapping[str, Any], path: Path, below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """A configuration with what it inherits from others.
+def with_inherited(
+    name: str, configurations: Mapping[str, Any], path: Path, below: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """A configuration with the values it inherits from others.
 
     Raises:
         PlanError: If one is missing or inherits from itself.
@@ -88,17 +90,17 @@ def inherited(name: str, configurations: Mapping[str, Any], path: Path, below: t
             f"{path}: configurations.{name}.{_INHERITS}: found {base!r}, expected another configuration that does not "
             f"inherit from it.{did_you_mean(str(base), list(configurations))}"
         )
-    return inherited(base, configurations, path, (*below, name)) | own
+    return with_inherited(base, configurations, path, (*below, name)) | own
 
 
-def _needed(name: str, configurations: Mapping[str, Any], path: Path) -> list[str]:
+def _inheritance_order(name: str, configurations: Mapping[str, Any], path: Path) -> list[str]:
     """A configuration, after those that it inherits from or goes on from."""
     found, asked = [], [name]
     while asked:
         current = asked.pop()
         if current not in found:
             found.append(current)
-            full = inherited(current, configurations, path)
+            full = with_inherited(current, configurations, path)
             asked += [full[key] for key in _LINKS if full.get(key)]
     return found[::-1]
 
@@ -177,8 +179,7 @@ def _only_normalisation(
     for name, schemes in found.items():
         if schemes != found[first]:
             raise PlanError(
-                f"{path}: configurations.{name}: normalises otherwise than {first}, expected one way for all. Make a "
-                "plans.json of each."
+                f"{path}: configurations.{name}: normalises differently from {first}. Make one plans.json for each."
             )
     return found.get(first, [])
 

@@ -182,7 +182,7 @@ def _plan_and_preprocess(preprocessed: Path, n_processes: int) -> float:
     """nnU-Net's fingerprint, plan and preprocessing; returns the seconds. Done once for each folder."""
     finished = preprocessed / "baseline_seconds.json"
     if finished.exists():
-        say(f"nnunetv2: preprocessed data of an earlier run are used: {preprocessed}")
+        say(f"nnunetv2: reusing the preprocessed data of an earlier run: {preprocessed}")
         return float(read_mapping(finished, DataError)["seconds"])
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprints,

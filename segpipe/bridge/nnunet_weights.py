@@ -1,4 +1,4 @@
-"""nnU-Net's checkpoints (`checkpoint_final.pth`), read without running anything that stands in them, and written."""
+"""nnU-Net's checkpoints (`checkpoint_final.pth`), read without running anything in them, and written."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SECOND_ENCODER = "decoder.encoder."  # and its decoder holds the encoder
 
 @dataclass(frozen=True, eq=False)
 class NnunetCheckpoint:
-    """What prediction needs of a checkpoint.
+    """The parts of a checkpoint that prediction needs.
 
     Args:
         weights: By our names, which are nnU-Net's first ones.

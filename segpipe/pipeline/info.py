@@ -16,7 +16,7 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.predict.package import Manifest, opened, read_manifest
+from segpipe.predict.package import Manifest, open_model, read_manifest
 from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 from segpipe.train.weights_header import about_weights
 
@@ -99,7 +99,7 @@ def info(path: Path) -> Info:
     """
     if path.is_file():
         manifest = read_manifest(path)
-        with opened(path) as folder:  # which compares every part with its hash
+        with open_model(path) as folder:  # which compares every part with its hash
             found = _of_folds(path, _fold_folders(folder))
         return found.model_copy(update={"kind": "package", "package": manifest})
     if not path.is_dir():

@@ -13,7 +13,7 @@ from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.folds import guide_folds, trained_on_of
+from segpipe.predict.folds import common_training_stats, guide_folds
 from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.selected_model import (
@@ -61,7 +61,7 @@ def pack(
     plan = Plan.load(next(iter(members.values()))[0].plan)
     steps = selected_postprocessing(list(members.values()), plan.labels)
     packed = members | _guides(plan, members)
-    trained_on = [trained_on_of(chosen) for chosen in members.values()]
+    trained_on = [common_training_stats(chosen) for chosen in members.values()]
     facts = ModelFacts(
         segpipe=__version__,
         dataset=plan.dataset,

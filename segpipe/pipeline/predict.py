@@ -29,11 +29,11 @@ from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes
 from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.outputs import PredictionTable, is_done, mask_path
 from segpipe.predict.ownership import check_claim
-from segpipe.predict.package import opened
+from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
 from segpipe.predict.result import PredictionResult
 from segpipe.predict.run import made_with, predict_cases
-from segpipe.predict.selected_model import Members, find_members, given_postprocessing, postprocessing_for
+from segpipe.predict.selected_model import Members, find_members, postprocessing_for, read_postprocessing
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of
 
 PROBABILITY_BYTES = 2  # float16
@@ -73,7 +73,7 @@ def resolve(request: PredictRequest) -> PredictJob:
     """
     options, device = request.options, resolve_device(request.machine.device)
     with ExitStack() as stack:
-        homes = [stack.enter_context(opened(model)) for model in request.models]
+        homes = [stack.enter_context(open_model(model)) for model in request.models]
         members = [found for home in homes for found in find_members(home, options.configurations, options.fold_names)]
         _require_distinct(members)
         ensemble = Ensemble(tuple(load_model(folders, device) for folders in members))
@@ -183,7 +183,7 @@ class _Sizing:
 
 def average(folders: Sequence[Path], output: Path, postprocessing: Path | None = None) -> PredictionResult:
     """Average the probabilities in folders of predictions; as `ensemble_folders`, with the steps of a file."""
-    steps = NO_POSTPROCESSING if postprocessing is None else given_postprocessing(postprocessing)
+    steps = NO_POSTPROCESSING if postprocessing is None else read_postprocessing(postprocessing)
     return ensemble_folders(folders, output, steps)
 
 

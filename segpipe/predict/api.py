@@ -23,7 +23,7 @@ from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes, w
 from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import label_sizes
-from segpipe.predict.package import opened
+from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import Batching, prepare_for, segment
 from segpipe.predict.selected_model import find_members, postprocessing_for
@@ -36,7 +36,7 @@ _SAME_EDGE = 1e-2  # relative; as for the two statements of a file's header
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What was found in an image.
+    """Result of a prediction.
 
     Args:
         mask: (Z, Y, X) on the voxels of the image; the dataset's label values, of a type that the labels fix.
@@ -46,7 +46,7 @@ class Prediction:
         uncertainty: Maps (Z, Y, X) float32 by name, 0 (sure) to 1: `entropy`, and with several networks
             `disagreement`. Empty unless requested by `segpipe.load(…, uncertainty=True)`.
         volumes_ml: Of each structure, by name.
-        warnings: What is odd about the image, against those that the model was trained on.
+        warnings: How the image differs from the training images.
     """
 
     mask: NDArray[Any]
@@ -90,8 +90,8 @@ class Predictor:
         Args:
             array: (Z, Y, X), or (C, Z, Y, X) for several channels, of any type of real numbers; it is not changed.
                 SimpleITK's `GetArrayFromImage` gives this order, nibabel's arrays are its transpose.
-            spacing_mm: Voxel edges along Z, Y, X. Given alone, the axes are taken to run as in the plan, which a
-                warning says: of an image that lies otherwise, left and right may be exchanged.
+            spacing_mm: Voxel edges along Z, Y, X. Given alone, the axes are assumed to run as in the plan, and a
+                warning says so: for an image with other axes, left and right may be swapped.
             affine: (4, 4), from the index (x, y, z, 1) to RAS mm: nibabel's `image.affine`.
             probabilities: Keep them too, which takes memory for outputs × volume.
 
@@ -111,8 +111,8 @@ class Predictor:
         depth, height, width = voxels.shape[1:]
         grid = _grid((depth, height, width), spacing_mm, affine, plan)
         note = (
-            f"no affine was given: x, y, z are taken to run to {', '.join(plan.orientation)}, as in the plan; of an "
-            "image that lies otherwise, left and right may be exchanged"
+            f"no affine was given: x, y, z are assumed to run to {', '.join(plan.orientation)}, as in the plan; "
+            "for an image with other axes, left and right may be swapped"
         )
         options = self._options(probabilities)
         self._require(grid, _ARRAY, options)
@@ -169,7 +169,7 @@ class Predictor:
 def load_predictor(model: str | os.PathLike[str], options: PredictOptions, device: str = "auto") -> Predictor:
     """Load a model, as `segpipe.load` documents it."""
     on, notes = resolve_device(device), list[str]()
-    with opened(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
+    with open_model(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
         members = find_members(folder, options.configurations, options.fold_names, notes.append)
         ensemble = Ensemble(tuple(load_model(folders, on, note=notes.append) for folders in members))
         postprocessing = postprocessing_for(options, members, ensemble.plan.labels, notes.append)
@@ -179,7 +179,7 @@ def load_predictor(model: str | os.PathLike[str], options: PredictOptions, devic
         ensemble=ensemble,
         postprocessing=postprocessing,
         options=options,
-        # foretold now: it runs the networks on fake weights, which no other thread may meet
+        # predicted now: it runs the networks on fake weights, which no other thread may use
         window_bytes=max(window_bytes(own, 1) for own in ensemble.models) if on.type == "cpu" else 0,
         n_windows=min(windows_at_once(own, budget) for own in ensemble.models),
         notes=tuple(notes),
@@ -208,7 +208,7 @@ def _channels(array: NDArray[Any], plan: Plan) -> NDArray[np.float32]:
 
 
 def _grid(shape_zyx: ZYX, spacing_mm: Sequence[float] | None, affine: ArrayLike | None, plan: Plan) -> Grid:
-    """Where the voxels lie; without an affine as the plan's axes run."""
+    """The grid of an array; without an affine its axes run as the plan's."""
     edges = None if spacing_mm is None else _numbers(spacing_mm, (3,), "spacing_mm")
     if edges is not None and (edges <= 0).any():
         raise GeometryError(f"spacing_mm: {edges.tolist()}, expected three edges above 0 mm along Z, Y, X.")

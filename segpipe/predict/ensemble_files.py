@@ -1,4 +1,4 @@
-"""Average probabilities that lie in files: of segpipe, of nnU-Net, of both; one output is in memory at a time."""
+"""Average probabilities in files of segpipe or nnU-Net; one output is in memory at a time."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def ensemble_folders(
         for case in track(cases, "averaging", len(cases)):
             try:
                 if not mask_path(output, case.case_id).is_file():
-                    table.add(_averaged(case, masks[case.case_id], output, labels, steps))
+                    table.add(_average_case(case, masks[case.case_id], output, labels, steps))
                 elif case.case_id not in table.rows:
                     table.add(row_of_mask(output, case.case_id, labels))
             except DataError as fault:
@@ -122,7 +122,7 @@ def _text(labels: LabelSet) -> str:
 
 
 def _labels_of(folder: Path) -> LabelSet:
-    """As segpipe notes them beside its masks, or nnU-Net's copy of the dataset's description."""
+    """Labels of a folder, from the record of segpipe or from nnU-Net's copy of dataset.json."""
     if (folder / ABOUT).is_file() and (known := MadeWith.load(folder / ABOUT).labels):
         return known
     if not folder.is_dir():
@@ -146,7 +146,7 @@ def _common_masks(folders: Sequence[Path]) -> dict[str, list[Path]]:
     if gone or not case_ids:
         raise DataError(
             f"{len(case_ids)} cases in {len(folders)} folders, {len(gone)} masks are missing; expected one or more "
-            f"cases, the same in each folder. Predict them.{_listed(gone)}"
+            f"cases, the same in each folder. Predict them.{_lines_text(gone)}"
         )
     return {case_id: [of[case_id] for of in found] for case_id in case_ids}
 
@@ -163,15 +163,15 @@ def _cases_of(masks: Mapping[str, Sequence[Path]]) -> list[Case]:
                 gone.append(str(fault))
         cases.append(Case(case_id=case_id, patient_id=case_id, images=tuple(files) or ("",)))
     if gone:
-        raise DataError(f"{len(gone)} masks lack probabilities:{_listed(gone)}")
+        raise DataError(f"{len(gone)} masks lack probabilities:{_lines_text(gone)}")
     return cases
 
 
-def _listed(lines: Sequence[str]) -> str:
+def _lines_text(lines: Sequence[str]) -> str:
     return "\n  ".join(["", *lines[:20], *(["…"] if len(lines) > 20 else [])])
 
 
-def _averaged(case: Case, masks: Sequence[Path], output: Path, labels: LabelSet, steps: Postprocessing) -> CaseRow:
+def _average_case(case: Case, masks: Sequence[Path], output: Path, labels: LabelSet, steps: Postprocessing) -> CaseRow:
     started = time.monotonic()
     grid = read_header(masks[0]).grid
     for mask in masks[1:]:

@@ -112,8 +112,8 @@ def guide_folds(
     return find_folds(run, None, folds, note)
 
 
-def trained_on_of(folders: Sequence[FoldFolder], note: Callable[[str], None] = say) -> TrainingStats | None:
-    """What the folds' training cases are like together; None if one does not tell."""
+def common_training_stats(folders: Sequence[FoldFolder], note: Callable[[str], None] = say) -> TrainingStats | None:
+    """Statistics of the training cases of all folds; None if one fold has none."""
     if not all(folder.trained_on.is_file() for folder in folders):
         note(
             f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."

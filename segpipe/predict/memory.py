@@ -39,7 +39,7 @@ class Budget:
     Args:
         host_bytes: On the host, for cases; None if the system does not say what is free.
         device_bytes: On the GPU; None on the CPU.
-        is_limit: Whether a person said so (`--max-memory`); else it is what is free.
+        is_limit: Whether it is a limit of the user (`--max-memory`); else it is what is free.
     """
 
     host_bytes: int | None
@@ -63,7 +63,7 @@ class Budget:
             )
 
     def holds(self, need_bytes: int) -> bool:
-        """Whether so much fits on the host."""
+        """True if this much fits on the host."""
         return self.host_bytes is None or need_bytes <= self.host_bytes
 
 
@@ -136,7 +136,7 @@ def prediction_bytes(
         # one output of a slab: its rows, between the axes, on the image
         slab = max(slab, round(n_slab * (1 + wider + wider * (shape != turned))))
         own = depth * height * width * n_channels if shape != turned else 0  # else the normalised image is the prepared
-        resampling = max(resampling, _between(turned, shape) + own)
+        resampling = max(resampling, _resampling_voxels(turned, shape) + own)
     stored = n_file * n_channels * _FLOAT_BYTES
     of_voxel = 2 * labels.mask_dtype.itemsize + 2 * options.uncertainty
     of_voxel += _SHARE_BYTES * options.probabilities * (1 if spools else labels.n_outputs)
@@ -151,7 +151,7 @@ def prediction_bytes(
     return max(moments)
 
 
-def _between(shape_zyx: Sequence[int], target_zyx: Sequence[int]) -> int:
+def _resampling_voxels(shape_zyx: Sequence[int], target_zyx: Sequence[int]) -> int:
     """Voxels of one channel that are held between the axes that `resample` goes along, the one that shrinks most first.
 
     Two arrays at a time: those before and after an axis, and in the end the result and what is clipped of it.

@@ -16,7 +16,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.networks.build import build, ready_to_predict
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.folds import guide_folds, trained_on_of
+from segpipe.predict.folds import common_training_stats, guide_folds
 from segpipe.train.checkpoint import load_weights
 from segpipe.train.weights_header import about_weights
 
@@ -149,7 +149,9 @@ def load_model(
         guide = load_model(guides or guide_folds(folders[0], configuration.previous, note=note), device, note=note)
         require_same_view(plan, configuration.previous, guide.plan, folders[0].path)
         digest.update(guide.digest.encode())
-    return Model(plan, configuration, tuple(networks), digest.hexdigest()[:12], trained_on_of(folders, note), guide)
+    return Model(
+        plan, configuration, tuple(networks), digest.hexdigest()[:12], common_training_stats(folders, note), guide
+    )
 
 
 def load_out_of_fold(folder: FoldFolder, device: torch.device) -> Model:

@@ -30,28 +30,28 @@ PREDICTIONS = "predictions.csv"
 UNCERTAINTY_FOLDER, UNCERTAINTY = "uncertainty", ("entropy", "disagreement")
 UNKNOWN_WARNING = "made by an earlier command whose row is gone: seconds and warnings are not known"
 _MM3_IN_ML = 1000.0
-_LENGTH_BYTES = 4  # at the end of gzip: length of the content, without what lies above 32 bits
+_LENGTH_BYTES = 4  # at the end of gzip: length of the content, modulo 2³²
 _NIFTI_HEADER_BYTES = 352  # before the voxels, of version 1 without extensions
 _SEPARATOR = "; "  # between warnings
 
 
 def mask_path(folder: Path, case_id: str) -> Path:
-    """Where the mask of a case lies."""
+    """Path of a case's mask."""
     return folder / f"{case_id}.nii.gz"
 
 
 def probabilities_path(folder: Path, case_id: str) -> Path:
-    """Where the probabilities of a case lie."""
+    """Path of a case's probabilities."""
     return folder / f"{case_id}_probabilities.npz"
 
 
 def uncertainty_paths(folder: Path, case_id: str) -> dict[str, Path]:
-    """Where the maps of uncertainty of a case lie; in a folder of their own, so that none is taken for a mask."""
+    """Paths of a case's maps of uncertainty, in a folder of their own, so that none is taken for a mask."""
     return {name: folder / UNCERTAINTY_FOLDER / f"{case_id}_{name}.nii.gz" for name in UNCERTAINTY}
 
 
 def is_whole(file: Path) -> bool:
-    """Whether a mask, map or file of probabilities is there to its end.
+    """True if a mask, map or file of probabilities is complete.
 
     What was cut short lacks the end: of gzip the length of the content, of zip the list of parts. Another length than
     segpipe writes is no fault by itself (a person may have edited the mask), so the file is then read.
@@ -74,7 +74,7 @@ def is_whole(file: Path) -> bool:
 
 
 def is_done(folder: Path, case_id: str, options: PredictOptions, maps: Sequence[str]) -> bool:
-    """Whether the folder has every file that the options ask for, each of them whole; damaged ones are reported.
+    """True if the folder has every file that the options ask for, each complete; damaged ones are reported.
 
     Args:
         folder: Where the masks are.
@@ -184,7 +184,7 @@ class PredictionTable:
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
             ended = [line for line in lines if line.endswith("\n")]
             whole = [cells for cells in csv.reader(ended) if len(cells) == len(self.columns) and cells != self.columns]
-            self.rows = {cells[0]: row for cells in whole if (row := self._parsed(cells)) is not None}
+            self.rows = {cells[0]: row for cells in whole if (row := self._parse(cells)) is not None}
 
     @property
     def columns(self) -> list[str]:
@@ -195,7 +195,7 @@ class PredictionTable:
         return ["case_id", *seconds, *sizes, *means, "warnings"]
 
     def keep(self, case_ids: Sequence[str]) -> None:
-        """Write the table anew with the rows of these cases alone."""
+        """Write the table again with the rows of these cases alone."""
         self.rows = {case_id: self.rows[case_id] for case_id in case_ids if case_id in self.rows}
         write_text(self.path, _csv_text([self.columns, *map(self._cells, self.rows.values())]))
 
@@ -220,14 +220,14 @@ class PredictionTable:
         times = ("" if s is None else f"{s:.3f}" for s in seconds)
         return [row.case_id, *times, *sizes, *means, _SEPARATOR.join(row.warnings)]
 
-    def _parsed(self, cells: list[str]) -> CaseRow | None:
+    def _parse(self, cells: list[str]) -> CaseRow | None:
         case_id, prepare, network, export, *sizes, entropy, disagreement, warnings = cells
         try:
             texts = (prepare, network, export, entropy, disagreement)
             prepare_s, network_s, export_s, entropy_mean, disagreement_mean = (float(t) if t else None for t in texts)
             pairs = zip(map(int, sizes[::2]), map(float, sizes[1::2]), strict=True)
             of_label = {name: LabelSize(*pair) for name, pair in zip(self.names, pairs, strict=True)}
-        except ValueError:  # cut off by a kill, or edited by hand: made anew from the mask
+        except ValueError:  # cut off by a kill, or edited by hand: made again from the mask
             return None
         known = tuple(warnings.split(_SEPARATOR)) if warnings else ()
         return CaseRow(case_id, prepare_s, network_s, export_s, of_label, known, entropy_mean, disagreement_mean)

@@ -84,7 +84,7 @@ def claim_folder(folder: Path, cases: Sequence[Case], made: MadeWith) -> None:
 
 
 def _images_signature(case: Case) -> str:
-    """Of the image files; empty if one is gone, which is said when it is read."""
+    """Signature of the image files; empty if one is missing, which is reported when it is read."""
     try:
         return signature_of(case.model_copy(update={"label": None}))
     except DataError:

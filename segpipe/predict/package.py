@@ -81,7 +81,7 @@ class PackedScore(Record):
 
 
 class ModelFacts(Record):
-    """What a package says of its model.
+    """Facts that a package states about its model.
 
     Args:
         segpipe: Version that packed it.
@@ -140,10 +140,10 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | Path) -> Part:
     info.file_size = len(content) if isinstance(content, bytes) else content.stat().st_size
     source: IO[bytes] = BytesIO(content) if isinstance(content, bytes) else content.open("rb")
     with source, archive.open(info, "w") as target:
-        return _copied(source, target)
+        return _copy(source, target)
 
 
-def _copied(source: IO[bytes], target: IO[bytes]) -> Part:
+def _copy(source: IO[bytes], target: IO[bytes]) -> Part:
     digest, size_bytes = hashlib.sha256(), 0
     while chunk := source.read(_CHUNK_BYTES):
         digest.update(chunk)
@@ -153,7 +153,7 @@ def _copied(source: IO[bytes], target: IO[bytes]) -> Part:
 
 
 @contextmanager
-def opened(model: Path) -> Iterator[Path]:
+def open_model(model: Path) -> Iterator[Path]:
     """A model's folder: `model` itself, or a private one with what a package holds, gone when the body ends.
 
     Raises:
@@ -175,7 +175,7 @@ def opened(model: Path) -> Iterator[Path]:
 
 
 def read_manifest(model: Path) -> Manifest:
-    """What a package says of itself, all its parts listed and none of them read.
+    """Read the manifest of a package: its parts are listed, and none of them is read.
 
     Raises:
         UsageError: If it is no package, or its parts are not those of its manifest.
@@ -232,7 +232,7 @@ def _require_record(part: Path) -> None:
 def _extract(archive: zipfile.ZipFile, name: str, part: Part, file: IO[bytes], model: Path) -> None:
     try:
         with archive.open(name) as source:
-            found = _copied(source, file)
+            found = _copy(source, file)
     except OSError as fault:
         raise disk_fault(fault, Path(file.name)) from fault
     except _BROKEN as fault:

@@ -24,7 +24,7 @@ Values = NDArray[np.integer[Any]]
 
 
 class Steps(Record):
-    """What is done to one label, in this order.
+    """Steps for one label, in this order.
 
     Args:
         min_volume_mm3: Smallest part that stays.
@@ -38,12 +38,12 @@ class Steps(Record):
 
     @property
     def is_nothing(self) -> bool:
-        """Whether every map stays as it is."""
+        """True if no step changes anything."""
         return self == Steps()
 
 
 class Postprocessing(Record):
-    """What is done to masks.
+    """Steps for masks.
 
     Args:
         labels: Steps by label name; a label that is not named stays as it is.
@@ -90,7 +90,7 @@ def postprocess(values_zyx: Values, voxel_mm3: float, labels: LabelSet, wanted: 
             continue
         box = nonzero_box(before[None]).slices
         flat = tuple(axis for axis, n_vox in enumerate(values_zyx.shape) if n_vox == 1)
-        after = _changed(before[box], voxel_mm3, steps, flat)
+        after = _apply_steps(before[box], voxel_mm3, steps, flat)
         part = result[box]
         for change, table in (
             (before[box] & ~after, _without(label, labels)),
@@ -100,8 +100,8 @@ def postprocess(values_zyx: Values, voxel_mm3: float, labels: LabelSet, wanted: 
     return result
 
 
-def _changed(mask_zyx: Mask, voxel_mm3: float, steps: Steps, flat: tuple[int, ...]) -> Mask:
-    """One mask after its steps; along the axes `flat` the image has one voxel, and nothing lies beside a hole."""
+def _apply_steps(mask_zyx: Mask, voxel_mm3: float, steps: Steps, flat: tuple[int, ...]) -> Mask:
+    """One mask after its steps; along the axes `flat` the image has one voxel, and a hole has no neighbours."""
     result = mask_zyx
     if steps.min_volume_mm3 or steps.keep_largest:
         result = _large_parts(mask_zyx, voxel_mm3, steps)
@@ -130,14 +130,14 @@ def _replace(values: Values, is_changed: Mask, table: Mapping[int, int]) -> None
 
 
 def _without(label: Label, labels: LabelSet) -> dict[int, int]:
-    """What a value of the label becomes when the label, and every region inside it, is taken away."""
-    rest = [(o, paint) for o, paint in _painted(labels) if not set(o.values) <= set(label.values)]
+    """New value of each value of the label when the label, and every region inside it, is removed."""
+    rest = [(o, paint) for o, paint in _painting_order(labels) if not set(o.values) <= set(label.values)]
     return {value: _top([p for o, p in rest if value in o.values], labels) for value in label.values}
 
 
 def _with(label: Label, labels: LabelSet) -> dict[int, int]:
-    """What a value becomes inside a filled hole: background, and what lies only in regions around the label."""
-    painted, own = _painted(labels), set(label.values)
+    """New value of each value inside a filled hole: background, and what is only in regions around the label."""
+    painted, own = _painting_order(labels), set(label.values)
     around = [paint for o, paint in painted if own <= set(o.values)]
     free = {
         value
@@ -147,12 +147,12 @@ def _with(label: Label, labels: LabelSet) -> dict[int, int]:
     return dict.fromkeys(sorted(free), _top(around, labels))
 
 
-def _painted(labels: LabelSet) -> list[tuple[Label, int]]:
+def _painting_order(labels: LabelSet) -> list[tuple[Label, int]]:
     """Labels in the order in which they are painted, later ones over earlier ones, each with its file value."""
     values = labels.paint_values if labels.has_regions else labels.values
     return list(zip(labels.labels, values, strict=True))
 
 
 def _top(painted: list[int], labels: LabelSet) -> int:
-    """What was painted last."""
+    """The value that was painted last."""
     return painted[-1] if painted else labels.background_value

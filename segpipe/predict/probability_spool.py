@@ -90,7 +90,7 @@ class ProbabilitySpool:
 
 
 @contextmanager
-def filled_spool(folder: Path, trace: Trace, labels: LabelSet) -> Iterator[ProbabilitySpool]:
+def open_spool(folder: Path, trace: Trace, labels: LabelSet) -> Iterator[ProbabilitySpool]:
     """A spool for the body to fill. It stays open after the body, unless that fails.
 
     Raises:

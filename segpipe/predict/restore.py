@@ -134,7 +134,7 @@ def probabilities(slab: Slab, labels: LabelSet) -> NDArray[np.float16]:
 
 @dataclass(frozen=True, eq=False)
 class SlabFinding:
-    """What is found in a slab.
+    """Mask of a slab, and what else is requested.
 
     Args:
         slab: Its place.
@@ -156,7 +156,7 @@ def find_in_slab(slab: Slab, labels: LabelSet, *, with_probabilities: bool) -> S
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What was found, on the grid of the image file.
+    """Mask of a case, and what else is requested, on the grid of the image file.
 
     Args:
         mask_zyx: (Z, Y, X) file values of `labels.mask_dtype`; background outside the crop.

@@ -1,4 +1,4 @@
-"""What became of the cases of a prediction."""
+"""Result of a prediction: masks, and cases that failed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class CaseFault:
 
 @dataclass(frozen=True)
 class PredictionResult:
-    """What became of the cases.
+    """Masks and failed cases of a prediction.
 
     Args:
         folder: Where the masks are.
@@ -42,12 +42,12 @@ class PredictionResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if all masks are there; else that of wrong data, or of memory if it was the only reason."""
+        """0 if there are all masks; else that of wrong data, or of memory if that was the only reason."""
         return self.exit_code_of(self.faults)
 
     @staticmethod
     def exit_code_of(faults: Collection[CaseFault | SegpipeError]) -> int:
-        """The same of faults alone, which may be those that a dry run expects."""
+        """Exit code of faults alone, which may be those that a dry run expects."""
         if not faults:
             return 0
         return MEMORY_EXIT if all(fault.exit_code == MEMORY_EXIT for fault in faults) else DataError.exit_code

@@ -39,7 +39,7 @@ from segpipe.predict.outputs import (
 )
 from segpipe.predict.ownership import MadeWith, claim_folder
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
-from segpipe.predict.probability_spool import ProbabilitySpool, filled_spool
+from segpipe.predict.probability_spool import ProbabilitySpool, open_spool
 from segpipe.predict.restore import Segmentation
 from segpipe.predict.result import MEMORY_EXIT, CaseFault, PredictionResult
 from segpipe.predict.segment import Batching, prepare_for, segment
@@ -106,7 +106,7 @@ def predict_cases(
 
 
 def made_with(ensemble: Ensemble, options: PredictOptions, postprocessing: Postprocessing) -> MadeWith:
-    """What the folder of a prediction records; the images come later."""
+    """The record of a prediction's folder, without its images."""
     return MadeWith(
         model=ensemble.digest,
         mirrored=options.mirror,
@@ -215,7 +215,7 @@ class _FolderRun:
         return _Ready(tuple(prepared), volume.grid, warnings, time.monotonic() - started)
 
     def holds(self, cases: Sequence[Case]) -> Callable[[int], bool]:
-        """Whether memory holds a case beside the one before it, so that it may be read ahead."""
+        """A function that is true if memory holds a case beside the one before it, so that it may be read ahead."""
         return lambda n: self.budget.holds(sum(self._need_bytes(case) for case in cases[max(0, n - 1) : n + 1]))
 
     def _need_bytes(self, case: Case) -> int:
@@ -226,15 +226,15 @@ class _FolderRun:
         return prediction_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=True)
 
     def batching_of(self, case_id: str, ready: _Ready) -> Batching:
-        """As many windows at once as the last case took, with a line now and then about a long one."""
+        """Batching with as many windows as the last case took, which reports the progress of a long case."""
         pace = Pace(f"{case_id}, windows", steps_of(self.ensemble, ready.prepared, self.options))
         return Batching(self.n_windows, on_window=pace.step)
 
     def spool(self, ready: _Ready) -> AbstractContextManager[ProbabilitySpool | None]:
-        """Where the probabilities of a case go until they are written; nothing if they are not requested."""
+        """Open a spool for the probabilities of a case; None if they are not requested."""
         if not self.options.probabilities:
             return nullcontext()
-        return filled_spool(self.folder, ready.prepared[0].trace, self.labels)
+        return open_spool(self.folder, ready.prepared[0].trace, self.labels)
 
     def write(self, case: Case, computed: _Computed) -> None:
         """Write the files and the row of a case; a fault is noted, but a full disk ends the run."""

@@ -48,7 +48,7 @@ _CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Batching:
-    """How much is computed at once; where memory is not enough, less.
+    """Windows that are computed at once; fewer where memory is not enough.
 
     Args:
         n_windows: Windows in one forward pass.
@@ -147,7 +147,7 @@ OfMembers = Sequence[Sequence[Slab]]
 def _parts_and_finder(
     ensemble: Ensemble, prepared: Sequence[Prepared], options: PredictOptions, batching: Batching
 ) -> tuple[Iterable[OfMembers], Callable[[OfMembers], SlabFinding]]:
-    """Slabs of all members side by side, and what makes one mask of them. Nothing is computed before the first slab."""
+    """The same slabs of all members, and the function that makes one mask of them. Slabs are computed when taken."""
     labels = ensemble.plan.labels
     height = rows_per_slab(labels.n_outputs, prepared[0].trace)
     streams = []

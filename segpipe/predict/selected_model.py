@@ -89,10 +89,10 @@ def postprocessing_for(
         return NO_POSTPROCESSING
     if options.postprocessing is None:
         return selected_postprocessing(members, labels, note)
-    return given_postprocessing(options.postprocessing, labels, note)
+    return read_postprocessing(options.postprocessing, labels, note)
 
 
-def given_postprocessing(
+def read_postprocessing(
     file: Path, labels: LabelSet | None = None, note: Callable[[str], None] = say
 ) -> Postprocessing:
     """Read steps from a file; they must fit the labels, if those are known."""

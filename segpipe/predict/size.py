@@ -17,7 +17,7 @@ from segpipe.predict.sliding_window import mirrors_of, n_windows
 from segpipe.prepare.case import Prepared, turn_for
 
 MAX_TIMES_TRAINED = 50  # the largest training case; larger is a wrong header far more often than a larger body
-_ALWAYS_WINDOWS = 1000  # so many are computed whatever the training cases are like: they are no work without end
+_ALWAYS_WINDOWS = 1000  # this many are always computed: they take minutes, not days
 
 
 def prepared_shape(grid: Grid, model: Model) -> tuple[int, ...]:
@@ -45,7 +45,7 @@ def passes_of(grid: Grid, ensemble: Ensemble, *, mirror: bool) -> int:
 
 
 def readable_grids(cases: Sequence[Case]) -> dict[str, Grid]:
-    """By case, from headers alone; a case whose header cannot be read is left out: that is said when the image is."""
+    """Grids by case, from headers alone; a header that cannot be read is skipped here and reported with the image."""
     grids = {}
     for case in cases:
         with suppress(DataError):
@@ -54,13 +54,13 @@ def readable_grids(cases: Sequence[Case]) -> dict[str, Grid]:
 
 
 def passes_text(n_passes: Sequence[int]) -> str:
-    """How much work some images are, one line."""
+    """Describe the work that some images are, in one line."""
     text = f"{sum(n_passes):,} windows to compute at most, counted for every network and mirrored copy"
     return f"{text}; the largest image has {max(n_passes):,}" if len(n_passes) > 1 else text
 
 
 def steps_of(ensemble: Ensemble, prepared: Sequence[Prepared], options: PredictOptions) -> int:
-    """How often `Batching.on_window` will be called for a prepared case."""
+    """Number of calls of `Batching.on_window` for a prepared case."""
     total = 0
     for member, own in zip(ensemble.members, prepared, strict=True):
         alone = len(member.networks) if options.uncertainty else 1
@@ -71,7 +71,7 @@ def steps_of(ensemble: Ensemble, prepared: Sequence[Prepared], options: PredictO
 
 
 def require_usual_size(where: str, grid: Grid, ensemble: Ensemble) -> None:
-    """Refuse an image that would take ages, because its header or the image is a mistake.
+    """Refuse an image that would take very long, because its header or the image is a mistake.
 
     Args:
         where: Which image, for the message.

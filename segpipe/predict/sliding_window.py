@@ -47,7 +47,7 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Sliding:
-    """How windows are computed and added up.
+    """Settings of computing windows and adding them up.
 
     Args:
         patch_zyx: Window.
@@ -106,7 +106,7 @@ def gaussian_line(patch: int) -> NDArray[np.float64]:
 def window_shares(n_voxels: int, patch: int) -> dict[int, NDArray[np.float32]]:
     """By start of each window its share in the mean, (patch,); at every voxel the shares add up to 1.
 
-    Windows lie on a grid and weights are products along the axes, so their sum is one too: sharing along each axis
+    Windows form a grid and weights are products along the axes, so their sum is one too: sharing along each axis
     is the same as dividing the weighted sum of all windows by the sum of their weights.
     """
     line, total = gaussian_line(patch), np.zeros(n_voxels)
@@ -177,7 +177,7 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
         sliding: How.
 
     Yields:
-        (O, Y, X) float32 on `sum_on` for each z in order. A constant network gives constant rows, whatever the
+        (O, Y, X) float32 on `sum_on` for each z in order. A constant network gives constant rows for any
         window. At most a patch of rows is held, however long the image is.
 
     Raises:

@@ -26,7 +26,7 @@ _MIN_STD = 1e-8  # a constant image becomes 0, not NaN
 
 
 class Trace(Record):
-    """What was done to a case, enough to go back. Axes and edges are those after turning.
+    """Record of how a case was prepared, enough to go back. Axes and edges are those after turning.
 
     Args:
         shape_zyx: Voxels of the image file.
@@ -53,7 +53,7 @@ class Trace(Record):
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """What the network sees of a case.
+    """A case as the network sees it.
 
     Args:
         image_czyx: (C, Z, Y, X) float32.
@@ -76,7 +76,7 @@ def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepar
         GeometryError: If the grids are unusable or do not agree.
     """
     normalised, trace, image_grid = _read_normalised(case, plan, configuration)  # what was read is gone by now
-    image = _resampled(normalised, trace)
+    image = _resample_volume(normalised, trace)
     del normalised
     if case.label is None:
         return Prepared(image, None, trace)
@@ -89,11 +89,11 @@ def prepare_case(case: Case, plan: Plan, configuration: Configuration) -> Prepar
 
 def _read_normalised(case: Case, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace, Grid]:
     volume = read_case_image(case, plan)
-    return (*_normalised(volume, plan, configuration), volume.grid)
+    return (*_normalise_volume(volume, plan, configuration), volume.grid)
 
 
 def read_case_image(case: Case, plan: Plan) -> Volume:
-    """The channels of a case as they lie in its files, finite and as many as the plan has.
+    """Read the channels of a case as stored, finite and as many as the plan has.
 
     Raises:
         DataError: If a file cannot be read or does not fit the plan.
@@ -128,11 +128,11 @@ def require_finite(voxels: NDArray[np.float32], where: str) -> None:
 
 def prepare_image(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
     """Turn, crop to non-zero, normalise, resample; in this order, as nnU-Net."""
-    normalised, trace = _normalised(volume, plan, configuration)
-    return _resampled(normalised, trace), trace
+    normalised, trace = _normalise_volume(volume, plan, configuration)
+    return _resample_volume(normalised, trace), trace
 
 
-def _normalised(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
+def _normalise_volume(volume: Volume, plan: Plan, configuration: Configuration) -> tuple[NDArray[np.float32], Trace]:
     """Turned, cropped and normalised: a new array."""
     turn = turn_for(volume.grid, plan)
     turned = turn.apply(volume.voxels_czyx)
@@ -153,20 +153,20 @@ def _normalised(volume: Volume, plan: Plan, configuration: Configuration) -> tup
     return normalise(turned[box.slices], plan.normalisation), trace
 
 
-def _resampled(voxels_czyx: NDArray[np.float32], trace: Trace) -> NDArray[np.float32]:
+def _resample_volume(voxels_czyx: NDArray[np.float32], trace: Trace) -> NDArray[np.float32]:
     orders = orders_for(trace.spacing_mm, trace.target_mm, IMAGE_ORDER)
     return resample_image(voxels_czyx, trace.prepared_shape_zyx, orders)
 
 
 def prepare_indices(indices_zyx: NDArray[np.int16], trace: Trace) -> NDArray[np.int16]:
-    """The same turn, crop and resampling for a map of inside labels."""
+    """Turn, crop and resample a map of inside labels like its image."""
     cropped = trace.turn.apply(indices_zyx)[trace.box.slices]
     orders = orders_for(trace.spacing_mm, trace.target_mm, LABEL_ORDER)
     return np.ascontiguousarray(resample_indices(cropped, trace.prepared_shape_zyx, orders))
 
 
 def turn_for(grid: Grid, plan: Plan) -> Reorientation:
-    """To the plan's orientation, then the plan's order of axes."""
+    """The turn to the plan's orientation, then to the plan's order of axes."""
     turn = reorientation(grid, grid.orientation if plan.orientation == AS_STORED else plan.orientation)
     first, second, third = plan.axis_order
     axes, flips = turn.axes_zyx, turn.flips_zyx

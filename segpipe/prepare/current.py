@@ -61,16 +61,16 @@ def states_of(
         DataError: If cases are not those that were planned for: a file was changed, or the case is new. Files that are
             gone are not judged.
     """
-    measured_ns = time.time_ns() if fingerprint else _changed_ns(work.fingerprint)
+    measured_ns = time.time_ns() if fingerprint else _change_time_ns(work.fingerprint)
     planned = {case.case_id: case for case in (fingerprint or Fingerprint.load(work.fingerprint)).cases}
-    stored = {case.case_id: _stored(folder / case.case_id) for case in dataset.cases}
+    stored = {case.case_id: _read_stored(folder / case.case_id) for case in dataset.cases}
     signatures = {case.case_id: signature_of(case) for case in dataset.cases if _has_files(case)}
     noted: dict[str, list[tuple[str, int]]] = {}  # signatures of the planned bytes, and when they were noted
     for case_id in signatures:
         before, beside = planned.get(case_id), stored[case_id]
         noted[case_id] = [(before.signature, measured_ns)] if before else []
         if before and beside and beside.content == before.content:
-            noted[case_id].append((beside.signature, _changed_ns(folder / case_id / "case.json")))
+            noted[case_id].append((beside.signature, _change_time_ns(folder / case_id / "case.json")))
     doubtful = [case for case in dataset.cases if case.case_id in signatures and not _is_noted(case, noted, signatures)]
     contents = map_threads(content_of, doubtful, "comparing files", n_workers) if doubtful else []
     compared = {case.case_id: content for case, content in zip(doubtful, contents, strict=True)}
@@ -80,7 +80,7 @@ def states_of(
         if case_id not in planned or planned[case_id].content != content
     ]
     if changed:
-        raise _changed_data(work, dataset, changed)
+        raise _changed_fault(work, dataset, changed)
     return [
         CaseState(
             case=case,
@@ -93,7 +93,7 @@ def states_of(
     ]
 
 
-def _changed_data(work: Work, dataset: Dataset, changed: list[str]) -> DataError:
+def _changed_fault(work: Work, dataset: Dataset, changed: list[str]) -> DataError:
     names = ", ".join(changed[:_MAX_NAMED]) + (" …" if len(changed) > _MAX_NAMED else "")
     return DataError(
         f"{dataset.root}: {len(changed)} cases changed since they were planned for ({names}). "
@@ -102,12 +102,12 @@ def _changed_data(work: Work, dataset: Dataset, changed: list[str]) -> DataError
 
 
 def _is_noted(case: Case, noted: dict[str, list[tuple[str, int]]], signatures: dict[str, str]) -> bool:
-    newest = max(_changed_ns(Path(file)) for file in _files(case))
+    newest = max(_change_time_ns(Path(file)) for file in _files(case))
     return any(signature == signatures[case.case_id] and newest <= at for signature, at in noted[case.case_id])
 
 
-def _changed_ns(path: Path) -> int:
-    """When anything about a file was changed last, by the system's clock."""
+def _change_time_ns(path: Path) -> int:
+    """Time of the last change of a file or its attributes, by the system's clock."""
     return path.stat().st_ctime_ns
 
 
@@ -119,5 +119,5 @@ def _has_files(case: Case) -> bool:
     return all(Path(file).exists() for file in _files(case))
 
 
-def _stored(folder: Path) -> StoredCase | None:
+def _read_stored(folder: Path) -> StoredCase | None:
     return StoredCase.load(folder / "case.json") if (folder / "case.json").is_file() else None

@@ -1,4 +1,4 @@
-"""Every case of a dataset, prepared: side by side as memory allows, only what is missing."""
+"""Prepare the missing cases of a dataset, in parallel as memory allows."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _keeps_slices(case: CaseFingerprint, plan: Plan, target_mm: tuple[float, flo
 
 @dataclass(frozen=True)
 class Needs:
-    """What preparing cases takes.
+    """Memory and disk space that preparing cases takes.
 
     Args:
         n_cases: Cases that are not prepared yet.
@@ -164,7 +164,7 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
     if missing:
         needs = needs_of(work, missing, plan, configuration, n_workers)
         say(str(needs))
-        with threadpool_limits(1, "blas"):  # cases run side by side; products of small matrices on many threads wait
+        with threadpool_limits(1, "blas"):  # cases run in parallel; products of small matrices on many threads wait
             results = map_threads(
                 lambda state: _fault_of(folder, state, plan, configuration),
                 missing,
@@ -212,7 +212,7 @@ def _fault_of(folder: Path, state: CaseState, plan: Plan, configuration: Configu
         return text if text.startswith(f"{case_id}:") else f"{case_id}: {text}"
     except MemoryError:
         raise ResourceError(
-            f"{case_id}: memory is not enough to prepare it, expected a smaller image or more of it. "
+            f"{case_id}: not enough memory to prepare it. "
             "Prepare fewer cases in parallel (-j 1), or end other programs; then rerun the same command to resume."
         ) from None
     stored = StoredCase(case_id=case_id, signature=state.signature or "", content=state.content, trace=prepared.trace)

@@ -15,7 +15,7 @@ from segpipe.core.seeds import generator_for
 from segpipe.fingerprint.components import Runs, components_of, runs_of
 from segpipe.plan.planned_cost import MAX_LOCATIONS
 
-ANNOTATED = -1  # stands among the labels for all voxels that somebody annotated
+ANNOTATED = -1  # in place of a label: all annotated voxels
 
 _Ints = NDArray[np.integer[Any]]
 
@@ -36,7 +36,7 @@ class LabelPlaces:
 
     @property
     def n_voxels(self) -> int:
-        """In the case, not only those at hand."""
+        """Voxels of the label in the whole case, not only the kept ones."""
         return int(self.size_ends[-1])
 
     def draw(self, generator: np.random.Generator, *, by_component: bool) -> int:
@@ -51,7 +51,7 @@ class LabelPlaces:
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """As stored: the labels one after the other, in two arrays.
+    """Places of all labels as stored: one label after the other, in two arrays.
 
     Args:
         voxels: (n,) unsigned integers, as in `LabelPlaces`.
@@ -92,7 +92,7 @@ def find_places(indices_zyx: NDArray[np.int16], labels: LabelSet) -> Places:
     voxels: list[_Ints] = [np.zeros(0, np.int64)]
     components = [np.zeros((0, 3), np.int64)]
     for label, runs, parts in _runs_by_label(indices_zyx, labels):
-        found, kept, sizes = _sampled(runs, parts, (n_z, n_y, n_x), generator_for(0, label + 1))
+        found, kept, sizes = _sample(runs, parts, (n_z, n_y, n_x), generator_for(0, label + 1))
         voxels.append(found)
         components.append(np.stack([np.full(len(sizes), label), kept, sizes], axis=1))
     smallest = np.min_scalar_type(max(0, indices_zyx.size - 1))
@@ -120,7 +120,7 @@ def _runs_by_label(indices: NDArray[np.int16], labels: LabelSet) -> Iterator[tup
         yield value - 1, runs.select(own), parts[own]
 
 
-def _sampled(runs: Runs, parts: _Ints, shape_zyx: ZYX, generator: np.random.Generator) -> tuple[_Ints, _Ints, _Ints]:
+def _sample(runs: Runs, parts: _Ints, shape_zyx: ZYX, generator: np.random.Generator) -> tuple[_Ints, _Ints, _Ints]:
     """Voxels by component, how many of each component these are, and how many it has."""
     order = np.argsort(parts, kind="stable")
     lengths = (runs.last_x - runs.first_x + 1)[order]

@@ -1,6 +1,6 @@
 """Resampling of label maps: every label's mask linearly, the strongest wins, and no mask is made.
 
-A new voxel lies among eight old ones. Where they agree, nothing is to be weighed; elsewhere the weights of those that
+A new voxel is between eight old ones. Where they agree, nothing needs weighing; elsewhere the weights of those that
 bear the same label are added. The time depends on the surface between labels, not on their number.
 """
 

@@ -52,7 +52,7 @@ class StoredCase(Record):
 
 @dataclass(frozen=True)
 class DiskArray:
-    """An array in a file, read where it is indexed. It is opened anew each time: no handle to share between threads.
+    """An array in a file, read where it is indexed. It is opened each time: no handle to share between threads.
 
     Args:
         path: The file.
@@ -82,7 +82,7 @@ class DiskArray:
         Raises:
             DataError: If the file is gone, or so damaged there that it cannot be decompressed.
         """
-        with _damage_named(self.path, self.path.parent):
+        with _naming_damage(self.path, self.path.parent):
             found: NDArray[Any] = _open(self.path)[place]
             return found
 
@@ -92,7 +92,7 @@ class DiskArray:
         Raises:
             DataError: If the file is gone, or not a byte as it was written.
         """
-        with _damage_named(self.path, self.path.parent):
+        with _naming_damage(self.path, self.path.parent):
             packed = self.path.read_bytes()
             if zlib.crc32(packed) != self.crc32:
                 raise ValueError("its checksum is not that of what was written")
@@ -131,11 +131,11 @@ class PatchCase:
 
     @property
     def size_bytes(self) -> int:
-        """Of its arrays in memory."""
+        """Size of its arrays in memory."""
         return sum(array.nbytes for array in (self.image, self.indices, self.guide) if array is not None)
 
     def with_arrays(self, change: Callable[[Any], Any]) -> PatchCase:
-        """The same case, its arrays changed alike."""
+        """A copy of the case with every array changed by a function."""
         guide = None if self.guide is None else change(self.guide)
         return replace(self, image=change(self.image), indices=change(self.indices), guide=guide)
 
@@ -235,20 +235,20 @@ def open_case(folder: Path, guide_folder: Path | None = None) -> PatchCase:
     """
     guide = _disk_arrays(guide_folder, (GUIDE,))[0] if guide_folder else None
     image, indices = _disk_arrays(folder, _ARRAYS)
-    with _damage_named(folder, folder):
+    with _naming_damage(folder, folder):
         voxels = np.load(folder / "voxels.npy", mmap_mode="r", allow_pickle=False)
         places = Places(voxels, np.load(folder / "components.npy", allow_pickle=False))
         return PatchCase(folder, image, indices, places.by_label(), guide)
 
 
 def _disk_arrays(folder: Path, names: Sequence[str]) -> list[DiskArray]:
-    with _damage_named(folder, folder):
+    with _naming_damage(folder, folder):
         crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()
-        return [_described(folder / f"{name}.b2nd", crc) for name, crc in zip(names, crc32, strict=True)]
+        return [_describe_array(folder / f"{name}.b2nd", crc) for name, crc in zip(names, crc32, strict=True)]
 
 
-def _described(path: Path, crc32: int) -> DiskArray:
-    with _damage_named(path, path.parent):
+def _describe_array(path: Path, crc32: int) -> DiskArray:
+    with _naming_damage(path, path.parent):
         array = _open(path)
         return DiskArray(path, tuple(array.shape), array.dtype, crc32)
 
@@ -258,7 +258,7 @@ def _open(path: Path) -> Any:
 
 
 def load_case(case: PatchCase) -> PatchCase:
-    """The same case with its arrays in memory.
+    """Load a case's arrays into memory.
 
     Raises:
         DataError: If they are damaged.
@@ -267,13 +267,13 @@ def load_case(case: PatchCase) -> PatchCase:
 
 
 @contextmanager
-def _damage_named(path: Path, folder: Path) -> Iterator[None]:
-    """What a file or folder cannot be read for, with the name of the case, which is its folder's."""
+def _naming_damage(path: Path, folder: Path) -> Iterator[None]:
+    """Report a file that cannot be read with the name of its case, which is that of its folder."""
     try:
         yield
     except (OSError, RuntimeError, ValueError, KeyError, EOFError) as fault:
         raise DataError(
-            f"{path}: the prepared case {folder.name} cannot be read ({fault}). Delete {folder} and run again."
+            f"{path}: the prepared case {folder.name} cannot be read ({fault}). Delete {folder} and rerun the command."
         ) from None
 
 
@@ -294,7 +294,7 @@ class StoredGuide(Record):
 
 
 def has_guide(guides: Path, about: StoredGuide) -> bool:
-    """Whether the stored labels of the case are from exactly these weights and files."""
+    """True if the stored labels of the case are from exactly these weights and files."""
     beside = guides / about.case_id / _GUIDE_RECORD
     return beside.is_file() and StoredGuide.load(beside) == about
 
