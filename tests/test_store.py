@@ -95,7 +95,9 @@ def test_one_wrong_bit_is_found_when_a_case_is_loaded(work, name):
 
 
 def test_a_case_that_is_not_there_is_named(work):
-    with pytest.raises(DataError, match=r"the prepared case c9\.1 cannot be read .* Delete .*c9\.1 and rerun the command"):
+    with pytest.raises(
+        DataError, match=r"the prepared case c9\.1 cannot be read .* Delete .*c9\.1 and rerun the command"
+    ):
         open_cases(prepared(work), ["c9.1"], 1)
 
 
