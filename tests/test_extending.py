@@ -99,7 +99,7 @@ for command in (
      "--set", "training.validation_iterations=1",
      "--set", "training.augmentation.p_negative=1.0"],
     ["predict", "-m", "work", "-i", "unseen/p9.nii.gz", "-o", "masks"],
-    ["evaluate", "-r", "reference", "-p", "masks", "-o", "scores.csv", "--metrics", "dice"],
+    ["evaluate", "-r", "reference", "-p", "masks", "-o", "scores.csv", "--metrics", "dice,f2"],
 ):
     code = run(command)
     assert code == 0, (command, code)
@@ -116,6 +116,7 @@ def test_the_examples_work_together_from_check_to_evaluate(copy: Path, tmp_path:
     assert "one folder per case" in said
     plan = (tmp_path / "work" / "plan.yaml").read_text(encoding="utf-8")
     assert "kind: separable" in plan
+    assert ",f2," in (tmp_path / "scores.csv").read_text(encoding="utf-8")
 
 
 def test_the_names_of_the_page_are_complete_hinted_and_costed(copy: Path, tmp_path: Path) -> None:
