@@ -157,6 +157,19 @@ def test_a_dry_run_ends_with_the_exit_code_of_the_images_that_cannot_be_predicte
     assert run([*words, "--max-memory", "0.001"]) == run([*words, "--max-memory", "0.001", "--dry-run"])
 
 
+def test_masks_that_exist_are_predicted_again_if_that_is_asked_for(here, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    words = ["predict", "-m", "work", "-i", "data/imagesTr", "-o", str(tmp_path / "new"), "--device", "cpu"]
+    assert run(words) == 0
+    mask, before = tmp_path / "new" / "p0.nii.gz", (tmp_path / "new" / "p0.nii.gz").stat().st_mtime_ns
+    assert run(words) == 0 and mask.stat().st_mtime_ns == before
+    capsys.readouterr()
+    for more, n_left in (((), 0), (("--overwrite",), 4)):
+        assert run([*words, "--dry-run", *more]) == 0
+        assert f"{n_left} of 4 images" in capsys.readouterr().out
+    assert run([*words, "--overwrite"]) == 0 and mask.stat().st_mtime_ns > before
+
+
 def test_a_request_that_cannot_be_right_is_refused_when_it_is_made(tmp_path):
     with pytest.raises(UsageError, match="-j 0"):
         Machine("cpu", 0)

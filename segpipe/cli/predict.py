@@ -65,6 +65,7 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--any-size", is_flag=True, help="Do not refuse images 50 times as large as any training image, or larger."
 )
+@click.option("--overwrite", is_flag=True, help="Predict images again even if their masks exist.")
 @dry_run
 @on_machine
 @shared

@@ -28,6 +28,7 @@ class PredictOptions:
         max_memory_gib: The most memory to take, on the host and on a GPU each; None for what is free.
         any_size: Predict images 50 times as large as any training image, or larger. Most often their headers are
             wrong, and they take very long.
+        overwrite: Predict images again if their masks exist already; those of another model are still refused.
 
     Raises:
         UsageError: If a number is out of range, or options contradict each other.
@@ -42,6 +43,7 @@ class PredictOptions:
     postprocesses: bool = True
     max_memory_gib: float | None = None
     any_size: bool = False
+    overwrite: bool = False
 
     def __post_init__(self) -> None:
         if self.postprocessing is not None and not self.postprocesses:

@@ -76,12 +76,16 @@ def is_whole(file: Path) -> bool:
 def is_done(folder: Path, case_id: str, options: PredictOptions, maps: Sequence[str]) -> bool:
     """True if the folder has every file that the options ask for, each complete; damaged ones are reported.
 
+    Never, if existing files are to be overwritten.
+
     Args:
         folder: Where the masks are.
         case_id: The case.
         options: Say which files.
         maps: Names of the maps of uncertainty that the networks make.
     """
+    if options.overwrite:
+        return False
     files = [mask_path(folder, case_id)]
     files += [probabilities_path(folder, case_id)] if options.probabilities else []
     paths = uncertainty_paths(folder, case_id)
