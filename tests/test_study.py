@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from published import REPOSITORY
 
 from segpipe.cli.main import run
-from segpipe.compare.study_file import Arm, Base, Study, described, read_study
+from segpipe.compare.study_file import Arm, Base, Study, describe_study, read_study
 from segpipe.core.errors import PlanError
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits
@@ -215,5 +215,5 @@ def test_a_study_is_saved_as_it_was_read(finished):
 
 
 def test_one_seed_is_said_to_tell_nothing_of_the_method():
-    lines = list(described(study_of(Arm(), Base())))
+    lines = list(describe_study(study_of(Arm(), Base())))
     assert "trained models" in " ".join(lines[-2:])

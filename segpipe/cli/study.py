@@ -24,7 +24,7 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
     """
     from segpipe.cli.printing import print_json
     from segpipe.compare.comparison_text import comparison_text
-    from segpipe.compare.study_file import described
+    from segpipe.compare.study_file import describe_study
     from segpipe.pipeline import study as studies
 
     job = studies.resolve(StudyRequest(study, output, machine, data))
@@ -34,7 +34,7 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
         if as_json:
             print_json(job.study.model_dump(mode="json") | {"n_trainings": len(trainings), "n_finished": n_done})
             return
-        click.echo("\n".join([*described(job.study), f"{n_done} of them are finished in {output}."]))
+        click.echo("\n".join([*describe_study(job.study), f"{n_done} of them are finished in {output}."]))
         return
     comparison = studies.run(job)
     if as_json:

@@ -1,1 +1,1 @@
-"""Which of several methods is better, on these cases and beyond: paired statistics on tables of scores."""
+"""Compare methods, on these cases and beyond: paired statistics on tables of scores."""

@@ -105,7 +105,7 @@ def align(
         UsageError: If a metric or label is unknown to a table.
         DataError: If methods have other cases or labels, other references or other patients; all of it at once.
     """
-    tables = {method.name: _chosen(method, metric, tuple(labels)) for method in methods}
+    tables = {method.name: _rows_to_compare(method, metric, tuple(labels)) for method in methods}
     by_place = {name: _by_place(table) for name, table in tables.items()}
     case_ids, notes = _common_cases(by_place, allow_missing)
     _refuse_other_references(tables, set(case_ids))
@@ -138,7 +138,7 @@ def align(
     )
 
 
-def _chosen(method: Method, metric: str, labels: tuple[str, ...]) -> list[Score]:
+def _rows_to_compare(method: Method, metric: str, labels: tuple[str, ...]) -> list[Score]:
     """The rows to compare."""
     table = method.table
     for wanted, found, what in (((metric,), table.metrics, "metric"), (labels, table.labels, "label")):

@@ -24,7 +24,7 @@ DEFAULT_MARGIN = 0.005  # half a Dice point; of distances none is usual
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, fixed before the scores are looked at.
+    """Options of a comparison, fixed before the scores are seen.
 
     Args:
         margins: Metrics in order, each with the largest difference that counts as none, in its unit.

@@ -1,4 +1,4 @@
-"""What a comparison found, as it stands in comparison.json. Undefined is null; numbers carry the metric's unit."""
+"""Records of comparison.json: the result of a comparison. Undefined is null; numbers carry the metric's unit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Answer = Literal["better", "worse", "no difference", "cannot tell"]
 
 
 class Verdict(Record):
-    """What may be said.
+    """One verdict.
 
     Args:
         answer: Of the second method: `better`, `worse`, `no difference` larger than the margin, or that the data

@@ -86,9 +86,9 @@ def draft_rows(
 
 def correct_drafts(drafts: Sequence[Draft]) -> list[ComparisonRow]:
     """Rows with p-values corrected: Holm for the declared, Benjamini-Hochberg for the others; models, methods apart."""
-    models = _with_corrections([draft.models for draft in drafts], drafts)
+    models = _correct_p_values([draft.models for draft in drafts], drafts)
     has_methods = [draft for draft in drafts if draft.methods is not None]
-    found = _with_corrections([draft.methods for draft in has_methods if draft.methods is not None], has_methods)
+    found = _correct_p_values([draft.methods for draft in has_methods if draft.methods is not None], has_methods)
     methods = dict(zip(map(id, has_methods), found, strict=True))
     return [
         ComparisonRow(
@@ -100,7 +100,7 @@ def correct_drafts(drafts: Sequence[Draft]) -> list[ComparisonRow]:
     ]
 
 
-def _with_corrections(evidence: Sequence[Evidence], drafts: Sequence[Draft]) -> list[Evidence]:
+def _correct_p_values(evidence: Sequence[Evidence], drafts: Sequence[Draft]) -> list[Evidence]:
     is_declared = np.array([draft.values["is_declared"] for draft in drafts], bool)
     p_values = np.array([(found.p_value, found.p_equivalence) for found in evidence]).reshape(-1, 2)
     families: tuple[tuple[NDArray[np.bool_], Callable[[NDArray[np.float64]], NDArray[np.float64]]], ...] = (
@@ -118,7 +118,7 @@ def _with_corrections(evidence: Sequence[Evidence], drafts: Sequence[Draft]) -> 
 
 @dataclass(frozen=True)
 class _Tests:
-    """What was found for one pair of methods; arrays (n_endpoints,)."""
+    """Results for one pair of methods; arrays (n_endpoints,)."""
 
     aligned: Aligned
     names: tuple[str, str]

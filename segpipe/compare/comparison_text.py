@@ -68,7 +68,7 @@ def comparison_text(comparison: Comparison) -> str:
         "Holm, those of the others by Benjamini-Hochberg. Intervals: BCa bootstrap over patients for trained models, t "
         "for methods. Differences are second minus first."
     )
-    return "\n".join([*blocks, *_wrapped(close)])
+    return "\n".join([*blocks, *_wrap(close)])
 
 
 def _metric_lines(found: MetricComparison) -> Iterator[str]:
@@ -76,21 +76,21 @@ def _metric_lines(found: MetricComparison) -> Iterator[str]:
     direction = "more is better" if metric.kind == "overlap" else "less is better"
     counts = [(found.n_cases, "case"), (found.n_patients, "patient"), (found.n_folds, "fold"), (found.n_seeds, "seed")]
     head = ", ".join(count(n, name) for n, name in counts if n)
-    yield from _wrapped(f"{metric.title} ({direction}): {head}.")
+    yield from _wrap(f"{metric.title} ({direction}): {head}.")
     for note in found.notes:
-        yield from _wrapped(note)
+        yield from _wrap(note)
     yield ""
     yield from _description_lines(found.descriptions, metric)
     declared = [row for row in found.rows if row.is_declared]
     yield "These trained models (patients vary, trainings do not)"
     for row in declared:
-        yield from _listed(row.models.sentence, _beside_models(row))
+        yield from _bullet_lines(row.models.sentence, _beside_models(row))
     yield ""
     is_told = any(row.methods for row in declared)
     yield ("The methods (trainings vary too)" if is_told else f"The methods: no verdict ({declared[0].methods_basis})")
     for row in declared:
         pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
-        yield from _listed(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row))
+        yield from _bullet_lines(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row))
     yield ""
     yield from _row_lines([row for row in found.rows if not row.is_declared], metric)
     yield from _ranking_lines(found.rankings)
@@ -113,12 +113,12 @@ def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[
         yield ""
     left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}
     for (method, label), n_cases in left_out.items():
-        yield from _wrapped(f"Left out by the policy: {count(n_cases, 'score')} of {method}, {label}.")
+        yield from _wrap(f"Left out by the policy: {count(n_cases, 'score')} of {method}, {label}.")
     for note in dict.fromkeys(row.note for row in rows if row.note and not row.grouping):
-        yield from _wrapped(f"{note[0].upper()}{note[1:]}.")
+        yield from _wrap(f"{note[0].upper()}{note[1:]}.")
 
 
-def _listed(sentence: str, beside: Sequence[str]) -> list[str]:
+def _bullet_lines(sentence: str, beside: Sequence[str]) -> list[str]:
     """A sentence, and below it what else was found."""
     lines = textwrap.wrap(sentence, WIDTH, initial_indent="* ", subsequent_indent="  ")
     text = "; ".join(part for part in beside if part)
@@ -183,7 +183,7 @@ def _suitability_lines(found: Suitability | None, rows: Sequence[ComparisonRow],
     if found is not None:
         ratio = "undefined" if found.ratio is None else f"{100 * found.ratio:.0f} %"
         share = "undefined" if found.generalisability is None else f"{found.generalisability:.2f}"
-        yield from _wrapped(
+        yield from _wrap(
             f"Suitability: SD between {found.n_methods} methods {quantity(found.between_methods, metric)}, SD within a "
             f"method over {found.n_folds} folds {quantity(found.within_method, metric)}: ratio {ratio}; "
             f"generalisability without the folds' own difficulty {share}."
@@ -194,7 +194,7 @@ def _suitability_lines(found: Suitability | None, rows: Sequence[ComparisonRow],
         text = f"This dataset can show (power 80 %), {pair}: {quantity(nan if models is None else models, metric)}"
         if methods is not None:
             text += f" for trained models, {quantity(methods, metric)} for methods"
-        yield from _wrapped(f"{text}.")
+        yield from _wrap(f"{text}.")
 
 
 def _short(value: float | None, metric: Metric, *, signed: bool = False) -> str:
@@ -206,5 +206,5 @@ def _cut(name: str, width: int) -> str:
     return f"{name if len(name) <= width else name[: width - 1] + '…':{width}}"
 
 
-def _wrapped(text: str) -> list[str]:
+def _wrap(text: str) -> list[str]:
     return textwrap.wrap(text, WIDTH)

@@ -97,7 +97,7 @@ def long_table(path: Path) -> ScoreTable:
     for line, cells in lines:
         for name in in_cells or [cells["metric"].strip().lower()]:
             try:
-                row = _parsed(cells, name, cells[name if in_cells else "value"])
+                row = _parse_row(cells, name, cells[name if in_cells else "value"])
             except ValueError as fault:
                 raise DataError(f"{path}, line {line}: {fault}. Correct the line.") from None
             key = (*row.case_key, row.label, row.metric)
@@ -128,7 +128,7 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     return header, [(line, dict(zip(header, cells, strict=True))) for line, cells in lines[1:]]
 
 
-def _parsed(cells: Mapping[str, str], metric: str, text: str) -> Score:
+def _parse_row(cells: Mapping[str, str], metric: str, text: str) -> Score:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
     value = float(text) if text.strip() else nan

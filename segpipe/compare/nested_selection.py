@@ -47,7 +47,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen and what it is worth.
+    """A choice and its worth.
 
     Args:
         chosen: On all cases.

@@ -42,7 +42,7 @@ class Paired:
         return np.where(self.n_cases > 0, self.endpoint_sums(self.differences).sum(axis=0), np.nan)
 
     def endpoint_sums(self, of_cases: NDArray[np.float64]) -> NDArray[np.float64]:
-        """What each case adds to the endpoints' means, (n_cases, n_endpoints), of (n_cases, n_labels); NaN adds 0."""
+        """Contribution of each case to endpoints' means, (n_cases, n_endpoints), of (n_cases, n_labels); NaN adds 0."""
         n_pairs = self.n_cases[:-1]
         shares = np.nan_to_num(of_cases) / np.maximum(n_pairs, 1)
         return np.column_stack([shares, shares.sum(axis=1) / max(1, np.count_nonzero(n_pairs))])
@@ -99,7 +99,7 @@ class Estimate:
 
     @property
     def half_widths(self) -> NDArray[np.float64]:
-        """Of the 95 % interval."""
+        """Half width of the 95 % interval."""
         return stats.t.ppf(1 - ALPHA / 2, self.df) * np.sqrt(self.variance)
 
     def equivalence_p_values(self, margin: float) -> NDArray[np.float64]:
@@ -152,7 +152,7 @@ def _wilcoxon(differences: NDArray[np.float64]) -> float:
 
 @dataclass(frozen=True)
 class Effect:
-    """How large a difference is beside the spread of patients.
+    """Size of a difference relative to the spread of patients.
 
     Args:
         standardised: Mean over patients of their mean difference over its SD (Cohen's d of pairs); None without spread.

@@ -73,7 +73,7 @@ def holm(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
         >>> holm(np.array([0.01, 0.04, 0.03]))
         array([0.03, 0.06, 0.06])
     """
-    return _corrected(p_values, lambda p: np.maximum.accumulate(p * np.arange(len(p), 0, -1)))
+    return _correct(p_values, lambda p: np.maximum.accumulate(p * np.arange(len(p), 0, -1)))
 
 
 def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -89,10 +89,10 @@ def benjamini_hochberg(p_values: NDArray[np.float64]) -> NDArray[np.float64]:
         >>> benjamini_hochberg(np.array([0.01, 0.04, 0.03]))
         array([0.03, 0.04, 0.04])
     """
-    return _corrected(p_values, lambda p: np.minimum.accumulate((p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1])
+    return _correct(p_values, lambda p: np.minimum.accumulate((p * len(p) / np.arange(1, len(p) + 1))[::-1])[::-1])
 
 
-def _corrected(
+def _correct(
     p_values: NDArray[np.float64], of_sorted: Callable[[NDArray[np.float64]], NDArray[np.float64]]
 ) -> NDArray[np.float64]:
     """Sort what is a number, correct, clip at 1, put back."""

@@ -1,4 +1,4 @@
-"""Which method comes first, and how often it would with other patients."""
+"""Rank methods, with the stability of the ranks under other patients, and the suitability of the data."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def read_table(path: Path) -> ScoreTable:
         raise DataError(f"{path}: no such file or folder. Check the path.")
     files = _files_in(path) if path.is_dir() else [path]
     try:
-        table = ScoreTable.joined(_read_file(file) for file in files)
+        table = ScoreTable.join(_read_file(file) for file in files)
     except ValueError as fault:
         raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
     if not table.labels:
@@ -117,7 +117,7 @@ def _read_file(path: Path) -> ScoreTable:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is a scores.csv."""
+    """True if a file is a scores.csv."""
     try:
         with path.open(encoding="utf-8") as file:
             return file.readline().strip() == ",".join(COLUMNS)
@@ -126,7 +126,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _files_in(folder: Path) -> list[Path]:
-    """What stands for a folder: one file of all cases, else one of each fold."""
+    """The files to read for a folder: one file of all cases, else one for each fold."""
     for pattern in (SCORES_FILE, f"fold_*/{SCORES_FILE}", f"fold_*/validation/{SUMMARY_FILE}",
                     f"fold_*/{SUMMARY_FILE}", SUMMARY_FILE):  # fmt: skip
         if files := sorted(folder.glob(pattern)):

@@ -22,7 +22,7 @@ SEED_MARK = "{seed}"  # in the path of an arm of masks
 
 
 class Base(Record):
-    """What all arms share that segpipe trains.
+    """Settings that all arms trained by segpipe share.
 
     Args:
         preset: As for `segpipe plan`.
@@ -62,7 +62,7 @@ class Arm(Record):
 
     @property
     def is_trained_here(self) -> bool:
-        """Whether segpipe trains it."""
+        """True if segpipe trains it."""
         return not self.nnunetv2 and self.masks is None
 
 
@@ -153,7 +153,7 @@ class Study(Record):
 
     @property
     def budget(self) -> str:
-        """Of one training, for people."""
+        """The time budget of one training, for people."""
         return f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} min"
 
     def assignments(self, arm: Arm, seed: int) -> tuple[str, ...]:
@@ -187,8 +187,8 @@ def _is_inside(key: str, other: str) -> bool:
     return key == other or key.startswith(f"{other}.")
 
 
-def described(study: Study) -> Iterator[str]:
-    """What a study will do, in lines of at most 80 columns but for long values."""
+def describe_study(study: Study) -> Iterator[str]:
+    """Describe what a study will do, in lines of at most 80 columns except for long values."""
     yield from textwrap.wrap(f"{study.name}: {study.question}", _WIDTH)
     for number, (name, arm) in enumerate(study.arms.items()):
         yield f"  {name}{' (baseline)' if number == 0 else ''}: {_about(study, arm)}"

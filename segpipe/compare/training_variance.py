@@ -1,4 +1,4 @@
-"""Whether a difference would survive training again: tests that know folds and seeds.
+"""Tests that account for folds and seeds: would a difference survive training again?
 
 Cases of one fold share a trained model. A test on pooled cases takes the luck of five trainings for the worth of a
 method; its chance of a false claim is 13 to 32 % where 5 % is said (benchmarks/results/simulate_compare.md).
@@ -42,7 +42,7 @@ def method_estimate(
     plus that of trainings (from seeds of one fold, which saw the same cases); t has folds - 1 degrees of freedom, since
     folds share most of their training cases and more seeds do not change that. Without folds it is the sum of the two,
     with Satterthwaite's degrees of freedom, each method's trainings by themselves, and no more than trainings - 1: a
-    lucky agreement of two seeds would give many. With folds drawn anew for each seed it is Nadeau and Bengio's.
+    lucky agreement of two seeds would give many. With new folds for each seed it is Nadeau and Bengio's.
 
     Args:
         paired: Differences of the methods' means over trainings.
@@ -50,7 +50,7 @@ def method_estimate(
         folds: As in `Aligned`.
 
     Returns:
-        None if a method was trained once: nothing tells the luck of a training.
+        None if a method was trained once: the variation between trainings is unknown.
     """
     if min(len(of) for of in values) < 2:
         return None
@@ -72,7 +72,7 @@ def method_estimate(
 
 
 def _training_variance(paired: Paired, values: NDArray[np.float64], fold: NDArray[np.intp]) -> NDArray[np.float64]:
-    """What trainings of one method add to the variance of its mean over trainings, (n_endpoints,)."""
+    """The contribution of one method's trainings to the variance of its mean over trainings, (n_endpoints,)."""
     n_trainings = len(values)
     counted = ~np.isnan(paired.differences)
     centre = np.nanmean(np.where(counted, values, 0.0), axis=0)

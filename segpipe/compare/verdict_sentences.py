@@ -1,4 +1,4 @@
-"""From tests to a plain sentence."""
+"""Turn the results of tests into a plain sentence."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from segpipe.evaluate.summary import MEAN_LABEL
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a verdict rests on; NaN where nothing can be said. Differences are second method minus first.
+    """The numbers behind a verdict; NaN where nothing can be said. Differences are second method minus first.
 
     Args:
         baseline, method: The first and the second.

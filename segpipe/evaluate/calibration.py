@@ -54,7 +54,7 @@ def calibration_group(case: EvaluationCase) -> GroupScores:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """How often each probability occurs, and how often the structure is there.
+    """Voxels with each probability, and those of the structure.
 
     Args:
         probabilities: (n,) float64, 0 to 1, ascending, each once.

@@ -21,7 +21,7 @@ def centreline_group(case: EvaluationCase) -> GroupScores:
 
 
 def centreline_scores(reference: Mask, prediction: Mask) -> dict[str, float]:
-    """How much of the centreline of each mask lies inside the other one.
+    """The share of each mask's centreline inside the other mask.
 
     Args:
         reference: Mask (Z, Y, X), bool.

@@ -18,7 +18,7 @@ from segpipe.evaluate.surfaces.distances import Box
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """What to compute.
+    """Options of scoring.
 
     Args:
         metrics: Names of `METRICS`.
@@ -90,7 +90,7 @@ class EvaluationCase:
 
 @dataclass(frozen=True)
 class GroupScores:
-    """What a group of metrics gives for one case.
+    """Results of a group of metrics for one case.
 
     Args:
         values: By label, then by metric; a label may be `scores.IMAGE_LABEL`, for what is of the whole image.
@@ -105,5 +105,5 @@ class GroupScores:
 
 
 def is_one_of(array: NDArray[Any], indices: tuple[int, ...]) -> Mask:
-    """Where an array has one of some values."""
+    """Mask of where an array has one of some values."""
     return array == indices[0] if len(indices) == 1 else np.isin(array, indices)

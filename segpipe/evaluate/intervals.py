@@ -83,15 +83,15 @@ def sums_by_patient(
 
 
 def patient_weights(n_patients: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each resample holds each patient: blocks of rows (n, n_patients), N_RESAMPLES rows in all."""
-    drawn = _drawn(n_patients, seed)
+    """Counts of each patient in each resample: blocks of rows (n, n_patients), N_RESAMPLES rows in all."""
+    drawn = _draw_patients(n_patients, seed)
     n_rows = max(1, _CHUNK // n_patients)
     for start in range(0, len(drawn), n_rows):
         yield drawn[start : start + n_rows].astype(float)
 
 
 def _intervals(sums: NDArray[np.float64], sizes: NDArray[np.float64], seed: int) -> list[Interval]:
-    """Of each label and of the mean over labels; every patient has a value."""
+    """Intervals of each label and of the mean over labels; every patient has a value."""
     n_patients, n_labels = sums.shape
     if n_patients == 0:
         return [Interval(float("nan"), None, None, "no case counts")] * (n_labels + 1)
@@ -126,8 +126,8 @@ def _means(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.
 
 
 @lru_cache(maxsize=2)
-def _drawn(n_patients: int, seed: int) -> NDArray[np.uint16]:
-    """How often each patient is drawn, (N_RESAMPLES, n_patients); kept, since every metric asks for the same."""
+def _draw_patients(n_patients: int, seed: int) -> NDArray[np.uint16]:
+    """Counts of each patient in each resample, (N_RESAMPLES, n_patients); cached, since every metric uses the same."""
     random = np.random.default_rng(seed)
     drawn = np.zeros((N_RESAMPLES, n_patients), np.uint16)
     for row in drawn:

@@ -32,7 +32,7 @@ Ids = NDArray[np.int32]  # 0 for background, else the number of a lesion
 
 @dataclass(frozen=True)
 class LesionRule:
-    """Which lesions belong together.
+    """A rule for which lesions belong together.
 
     Args:
         pairing: `many`: a lesion of the reference is compared with all of the prediction that touch it. `one`: at most
@@ -99,7 +99,7 @@ class Lesions:
 
     @property
     def status(self) -> Status:
-        """Which side has no lesion that counts."""
+        """The side without a lesion that counts."""
         n_reference = self.count("ok") + self.count("missed")
         return Overlap(n_reference, self.n_predicted, 0).status
 
@@ -121,8 +121,8 @@ def match_lesions(
         BraTS 2023. There every lesion is dilated in the whole image; here once all, since the dilations of lesions
         that are not joined do not meet.
     """
-    zones, references = _numbered(reference, rule.dilation_vox)
-    return match_numbered(references, _labelled(prediction), spacing_mm, rule, with_hd95, zones)
+    zones, references = _zones_and_lesions(reference, rule.dilation_vox)
+    return match_numbered(references, _label_components(prediction), spacing_mm, rule, with_hd95, zones)
 
 
 def match_numbered(
@@ -144,7 +144,7 @@ def match_numbered(
     zones = references if zones is None else zones
     sizes = np.bincount(references.ravel(), minlength=1)[1:], np.bincount(predictions.ravel(), minlength=1)[1:]
     pairs, n_both = _pairs(zones, references, predictions)
-    linked = _linked(pairs, n_both, sizes, rule)
+    linked = _matching_places(pairs, n_both, sizes, rule)
     linked = linked[np.argsort(pairs[linked, 0], kind="stable")]
     pairs, n_both = pairs[linked], n_both[linked]
     first = np.searchsorted(pairs[:, 0], np.arange(len(sizes[0]) + 1))
@@ -167,7 +167,7 @@ def match_numbered(
 
 
 def lesion_scores(lesions: Lesions, missed_mm: float) -> dict[str, float]:
-    """What the lesions of one label in one case amount to.
+    """Summarise the lesions of one label in one case.
 
     Args:
         lesions: As `match_lesions` gives them.
@@ -203,20 +203,20 @@ def lesion_scores(lesions: Lesions, missed_mm: float) -> dict[str, float]:
     }
 
 
-def _labelled(mask: Mask) -> Ids:
+def _label_components(mask: Mask) -> Ids:
     if not mask.size:
         return np.zeros(mask.shape, np.int32)
     ids: Ids = label(mask, generate_binary_structure(mask.ndim, mask.ndim))[0]
     return ids
 
 
-def _numbered(reference: Mask, dilation_vox: int) -> tuple[Ids, Ids]:
-    """Where each lesion of the reference is touched, and the lesions."""
+def _zones_and_lesions(reference: Mask, dilation_vox: int) -> tuple[Ids, Ids]:
+    """The zones that count as touching each reference lesion, and the lesions."""
     if not dilation_vox:
-        ids = _labelled(reference)
+        ids = _label_components(reference)
         return ids, ids
     ball = generate_binary_structure(reference.ndim, min(2, reference.ndim))
-    zones = _labelled(binary_dilation(reference, ball, iterations=dilation_vox))
+    zones = _label_components(binary_dilation(reference, ball, iterations=dilation_vox))
     return zones, np.where(reference, zones, 0)
 
 
@@ -238,7 +238,7 @@ def _pairs(zones: Ids, references: Ids, predictions: Ids) -> tuple[NDArray[np.in
     return np.stack([found // n, found % n], axis=1) - 1, n_both
 
 
-def _linked(
+def _matching_places(
     pairs: NDArray[np.int64],
     n_both: NDArray[np.int64],
     sizes: tuple[NDArray[np.int64], ...],
@@ -250,10 +250,10 @@ def _linked(
         return np.flatnonzero((n_both > rule.min_share * np.minimum(first, second)) | (rule.min_share == 0))
     shares = n_both / (first + second - n_both)
     allowed = np.flatnonzero(shares > rule.min_share)
-    return allowed[_assigned(pairs[allowed], shares[allowed])]
+    return allowed[_best_assignment(pairs[allowed], shares[allowed])]
 
 
-def _assigned(pairs: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
+def _best_assignment(pairs: NDArray[np.int64], shares: NDArray[np.float64]) -> NDArray[np.int64]:
     """Places of pairs, none of which share a lesion: as many as possible, then with the largest sum of `shares`."""
     if not len(pairs):
         return np.zeros(0, np.int64)
@@ -364,7 +364,7 @@ def _rows(lesions: Lesions, case: EvaluationCase, label_name: str, rule: str) ->
 
 
 def lesions_path(scores: Path) -> Path:
-    """Where the lesions of a table of scores go: `lesions.csv` beside `scores.csv`, `b_lesions.csv` beside `b.csv`."""
+    """Path of the lesions of a table of scores: `lesions.csv` beside `scores.csv`, `b_lesions.csv` beside `b.csv`."""
     own = scores.stem.removesuffix("scores").rstrip("_-")
     return scores.with_name(f"{own}_lesions.csv" if own else "lesions.csv")
 

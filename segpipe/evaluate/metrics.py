@@ -54,7 +54,7 @@ class Overlap:
 
     @property
     def status(self) -> Status:
-        """Which of the masks is empty: `missed` if the prediction is, `spurious` if the reference is."""
+        """The empty mask, if any: `missed` if the prediction is, `spurious` if the reference is."""
         if self.n_reference_vox and self.n_prediction_vox:
             return "ok"
         if self.n_reference_vox:
@@ -188,7 +188,7 @@ class Metric:
 
     @property
     def group(self) -> str:
-        """What it is computed from, together with the others of its group."""
+        """The source of its value, shared with the others of its group."""
         return self.value.group
 
     @property

@@ -199,7 +199,7 @@ def _labels_of_description(pairing: Pairing) -> LabelSet | None:
 
 
 def _special_values(described: LabelSet, named: Mapping[str, int | list[int]]) -> dict[str, int | list[int]]:
-    """What a dataset ignores and what is its background, unless these values were given another meaning."""
+    """The background and ignored values of a dataset, unless they were given another meaning."""
     used = {number for value in named.values() for number in (value if isinstance(value, list) else [value])}
     special = {"background": described.background_value, "ignore": described.ignore_value}
     return {name: value for name, value in special.items() if value is not None and value not in used}
@@ -254,7 +254,7 @@ def _label_files(folder: Path, masks: set[str]) -> dict[str, Path]:
 
 def _files(folder: Path) -> dict[str, Path]:
     """Image files by name; if all of them lie in subfolders, one in each, by the subfolder if their names repeat."""
-    paths = image_files(folder) or _nested(folder)
+    paths = image_files(folder) or _nested_files(folder)
     names = [stem_of(path) for path in paths]
     homes = [path.parent.relative_to(folder).as_posix().replace("/", "_") for path in paths]
     if len(set(names)) < len(names) and "." not in homes and len(set(homes)) == len(homes):
@@ -264,11 +264,11 @@ def _files(folder: Path) -> dict[str, Path]:
     return files
 
 
-def _nested(folder: Path) -> list[Path]:
+def _nested_files(folder: Path) -> list[Path]:
     """Image files anywhere below a folder, without hidden ones and without a dataset's own folders."""
     own = {*IMAGE_FOLDERS, *LABEL_FOLDERS}
     inside = [path for path in list_folder(folder) if path.is_dir() and path.name.lower() not in own]
-    return [path for one in inside for path in (*image_files(one), *_nested(one))]
+    return [path for one in inside for path in (*image_files(one), *_nested_files(one))]
 
 
 def _by_case(masks: Mapping[str, Path], references: Mapping[str, Path]) -> dict[str, Path]:

@@ -20,7 +20,7 @@ DIAGONAL = "image_diagonal"  # metric of such a row: the worst distance that pol
 
 @dataclass(frozen=True)
 class Origin:
-    """Which case a score belongs to and what made the mask.
+    """The case of a score, and the run that made the mask.
 
     Args:
         case_id: The case.
@@ -81,7 +81,7 @@ class Score:
 
     @property
     def case_key(self) -> tuple[str, str, int | None, int | None]:
-        """What one prediction of one case is known by."""
+        """The key of one prediction of one case."""
         return (self.run, self.case_id, self.fold, self.seed)
 
 
@@ -107,7 +107,7 @@ class ScoreTable:
             seen.add(key)
 
     @classmethod
-    def joined(cls, tables: Iterable[ScoreTable]) -> ScoreTable:
+    def join(cls, tables: Iterable[ScoreTable]) -> ScoreTable:
         """The rows of several tables, e.g. of all folds.
 
         Raises:
@@ -163,7 +163,7 @@ class ScoreTable:
         first_line: dict[Any, int] = {}
         for line, cells in _lines(path):
             try:
-                row = _parsed(cells)
+                row = _parse_row(cells)
             except ValueError as fault:
                 raise DataError(f"{path}, line {line}: {fault}. Correct the line or write the table again.") from None
             key = (*row.case_key, row.label, row.metric)
@@ -195,7 +195,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     return lines[1:]
 
 
-def _parsed(cells: list[str]) -> Score:
+def _parse_row(cells: list[str]) -> Score:
     if len(cells) != len(COLUMNS):
         raise ValueError(f"{len(cells)} cells, expected {len(COLUMNS)}")
     given = dict(zip(COLUMNS, cells, strict=True))

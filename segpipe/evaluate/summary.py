@@ -1,4 +1,4 @@
-"""From a table of scores to means with intervals, under a named policy for empty masks.
+"""Summarise a table of scores: means with intervals, under a named policy for empty masks.
 
 A mean over cases must say what a structure counts that one mask has and the other has not. No policy drops a missed
 structure silently: `mr` and `brats` give it the worst value, `nnunet` too, `omit` prints how many it left out.
@@ -98,7 +98,7 @@ Values = dict[tuple[tuple[str, str, int | None, int | None], str], float]  # by 
 
 
 def counted_values(table: ScoreTable, metric: str, policy: str) -> Values:
-    """What every score of one metric counts under a policy, by case and label; NaN if it is left out.
+    """The value that each score of one metric counts under a policy, by case and label; NaN if it is left out.
 
     Raises:
         UsageError: If there is no such policy.
@@ -109,7 +109,7 @@ def counted_values(table: ScoreTable, metric: str, policy: str) -> Values:
         raise DataError(f"the table holds the metric {metric!r}.{did_you_mean(metric, list(METRICS))}")
     diagonals = {row.case_key: row.value for row in table.rows if row.metric == DIAGONAL}
     return {
-        (row.case_key, row.label): _counted(row, policy, diagonals)
+        (row.case_key, row.label): _value_under_policy(row, policy, diagonals)
         for row in table.rows
         if row.metric == metric and row.label != IMAGE_LABEL
     }
@@ -126,7 +126,7 @@ def check_policy(policy: str) -> None:
 
 
 def _rows(rows: list[Score], values: Values, seed: int) -> list[SummaryRow]:
-    """Of one metric: a row for each label, then the mean over labels."""
+    """Rows of one metric: one for each label, then the mean over labels."""
     labels = list(dict.fromkeys(row.label for row in rows))
     patient_of = {row.case_key: row.patient_id for row in rows}
     matrix = np.array([[values.get((case, label), np.nan) for label in labels] for case in patient_of])
@@ -173,8 +173,10 @@ def _is_failure(row: Score) -> bool:
     return row.status in ("missed", "spurious") or (row.metric == "dice" and row.value < FAILED_DICE)
 
 
-def _counted(row: Score, policy: str, diagonals: dict[tuple[str, str, int | None, int | None], float]) -> float:
-    """What a score counts in a mean; NaN if it is left out."""
+def _value_under_policy(
+    row: Score, policy: str, diagonals: dict[tuple[str, str, int | None, int | None], float]
+) -> float:
+    """The value that a score counts in a mean; NaN if it is left out."""
     metric = METRICS[row.metric]
     if row.status == "ok":
         return row.value

@@ -122,7 +122,7 @@ def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]
 
 def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedScore]:
     """Of the cases that each fold was validated on, together."""
-    table = ScoreTable.joined(ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file())
+    table = ScoreTable.join(ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file())
     rows = tuple(row for row in table.rows if row.metric in (*_SCORED_BY, DIAGONAL))
     for row in summarise(ScoreTable(rows)):
         yield PackedScore(

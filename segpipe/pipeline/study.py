@@ -175,7 +175,7 @@ class _Running:
             table = (
                 self.given[name]
                 if arm.masks is not None
-                else ScoreTable.joined(self._scores(training) for training in own)
+                else ScoreTable.join(self._scores(training) for training in own)
             )
             table.save(self.folder.scores(name))
             methods.append(Method(name, table))

@@ -1,4 +1,4 @@
-"""From a comparison to `index.html`: verdicts, paired differences, rankings and the protocol."""
+"""Write `index.html` of a comparison: verdicts, paired differences, rankings and the protocol."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
     declared = [row for row in found.rows if row.is_declared]
     if not any(row.methods for row in declared):
         notes.append(f"No verdict on the methods themselves: {declared[0].methods_basis}.")
-    shown = _shown(declared)
+    shown = _rows_to_show(declared)
     if len(shown) < len(declared):
         notes.append(f"{len(shown)} of {len(declared)} verdicts are shown, on {shown[0].baseline}; the table has all.")
     return MetricPart(
@@ -130,7 +130,7 @@ def _suitability(found: Suitability | None, metric: Metric) -> tuple[tuple[str, 
     )
 
 
-def _shown(declared: Sequence[ComparisonRow]) -> list[ComparisonRow]:
+def _rows_to_show(declared: Sequence[ComparisonRow]) -> list[ComparisonRow]:
     """Declared rows of all pairs, or of very many those with the first method."""
     first = declared[0].baseline
     return [row for row in declared if len(declared) <= _MAX_PAIRS or row.baseline == first][:_N_ROWS]

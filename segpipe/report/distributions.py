@@ -1,4 +1,4 @@
-"""How scores spread over cases, and how volumes agree: pictures with their numbers."""
+"""Pictures with numbers: the spread of scores over cases, and the agreement of volumes."""
 
 from __future__ import annotations
 

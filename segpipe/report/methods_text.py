@@ -47,15 +47,17 @@ class MethodsText:
     @property
     def latex(self) -> str:
         """For LaTeX with UTF-8, its default; needs no package and no bibliography."""
-        return "\n\n".join(f"\\paragraph{{{_escaped(heading)}.}} {_escaped(text)}" for heading, text in self.paragraphs)
+        return "\n\n".join(
+            f"\\paragraph{{{_escape_latex(heading)}.}} {_escape_latex(text)}" for heading, text in self.paragraphs
+        )
 
 
-def _escaped(text: str) -> str:
+def _escape_latex(text: str) -> str:
     return text.translate(str.maketrans(_LATEX)).replace(" \\%", "\\,\\%")
 
 
 def metrics_text(metrics: Iterable[str]) -> str:
-    """What the metrics are, by whose definition."""
+    """Define the metrics, with their sources."""
     rows = [METRICS[name] for name in metrics]
     units = [f", in {SHOWN_UNITS[row.unit]}" if SHOWN_UNITS[row.unit] else "" for row in rows]
     sources = [f" ({row.source})" if row.source else "" for row in rows]
@@ -68,12 +70,12 @@ def metrics_text(metrics: Iterable[str]) -> str:
 
 
 def policy_text(policy: str) -> str:
-    """What empty masks counted."""
+    """State what empty masks counted."""
     return f"In means a score counted {_POLICIES[policy]}."
 
 
 def interval_text(n_patients: int, seed: int) -> str:
-    """How intervals were made, and whether they can be trusted."""
+    """Describe the intervals and their limits."""
     if n_patients == 1:
         return "Means were taken over cases for each label, then over labels. One patient gives no interval."
     few = (
@@ -139,7 +141,7 @@ def _tests(comparison: Comparison) -> str:
 
 
 def _claims(comparison: Comparison) -> list[str]:
-    """What verdicts are about, and what rankings rest on."""
+    """State the subject of the verdicts and the basis of the rankings."""
     bases = dict.fromkeys(r.methods_basis for found in comparison.metrics for r in found.rows if r.is_declared)
     is_told = any(r.methods is not None for found in comparison.metrics for r in found.rows)
     claims = ["Verdicts on trained models allow for other patients, not for other trainings."]

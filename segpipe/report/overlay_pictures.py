@@ -101,7 +101,7 @@ def _planes_through(overlay: Overlay) -> tuple[int, ...]:
 
 
 def _structures(overlay: Overlay) -> tuple[Mask, Mask]:
-    """Where the reference has any label, and the prediction."""
+    """Masks of any label in the reference, and in the prediction."""
     reference, prediction = (
         np.isin(values, overlay.labels.values) for values in (overlay.reference_zyx, overlay.prediction_zyx)
     )
@@ -124,7 +124,7 @@ def _box_mm(overlay: Overlay) -> NDArray[np.float64]:
 
 
 def of_plane(values_zyx: Sequence[float] | NDArray[Any], axis: int) -> tuple[float, float]:
-    """What belongs to rows and to columns of the plane across `axis`."""
+    """The values for rows and columns of the plane across `axis`."""
     rows, columns = (float(v) for a, v in enumerate(values_zyx) if a != axis)
     return rows, columns
 

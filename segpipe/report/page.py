@@ -115,7 +115,7 @@ class Decision:
 
 @dataclass(frozen=True)
 class DataCheck:
-    """What `segpipe check` said: a sentence, and a table if there are faults."""
+    """The result of `segpipe check`: a sentence, and a table if there are faults."""
 
     text: str
     faults: Table | None
@@ -123,7 +123,7 @@ class DataCheck:
 
 @dataclass(frozen=True)
 class Place:
-    """Where something was computed: what that was, and name and value of each fact."""
+    """The environment of a computation: a title, and name and value of each fact."""
 
     title: str
     facts: tuple[tuple[str, str], ...]

@@ -1,4 +1,4 @@
-"""From a planned work folder to `report/plan.html`: the data, the decisions with their reasons, the cost."""
+"""Write `report/plan.html` of a planned work folder: the data, the decisions with their reasons, the cost."""
 
 from __future__ import annotations
 

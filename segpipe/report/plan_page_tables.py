@@ -154,7 +154,7 @@ def _stage_table(title: str, configuration: Configuration) -> Table:
 
 
 def cost_table(costs: Sequence[PlannedCost], plan: Plan) -> Table:
-    """What each configuration is predicted to take."""
+    """Predicted cost of each configuration."""
     n_steps = plan.training.epochs * plan.training.iterations_per_epoch
     rows = []
     for taken in costs:
@@ -233,7 +233,7 @@ def scheme_text(normalisation: Normalisation) -> str:
 
 
 def decision_texts(plan: Plan) -> dict[str, str]:
-    """What was decided, by the key of the reason; of each configuration what fits on a line."""
+    """Values of the decisions by the key of their reason; of a configuration those that fit on a line."""
     axes, configurations = axis_names(plan), plan.configurations.items()
     schemes = zip(plan.channels, plan.normalisation, strict=True)
     edges = {name: _times(edge for edge in c.spacing_mm if edge is not None) for name, c in configurations}

@@ -151,18 +151,18 @@ def _structures(best: Scored) -> list[Point]:
     poor = [row for row in rows if row.status == "ok" and row.value < FAILED_DICE]
     texts = []
     if missed:
-        texts.append(f"{len(missed)} of {count(n_there, 'structure')} missed: {_named(missed)}")
+        texts.append(f"{len(missed)} of {count(n_there, 'structure')} missed: {_names(missed)}")
     if poor:
-        texts.append(f"{len(poor)} of {count(n_there, 'structure')} with a Dice below {FAILED_DICE}: {_named(poor)}")
+        texts.append(f"{len(poor)} of {count(n_there, 'structure')} with a Dice below {FAILED_DICE}: {_names(poor)}")
     if spurious:
-        texts.append(f"{count(len(spurious), 'false alarm')} where there is none: {_named(spurious)}")
+        texts.append(f"{count(len(spurious), 'false alarm')} where there is none: {_names(spurious)}")
     if texts:
         return [Point("bad", "Structures", f"{'; '.join(texts)}.")]
     found = "The only structure was found" if n_there == 1 else f"All {n_there} structures were found"
     return [Point("good", "Structures", f"{found}, with no false alarm.")]
 
 
-def _named(rows: Sequence[Score]) -> str:
+def _names(rows: Sequence[Score]) -> str:
     more = f" and {len(rows) - _MAX_NAMED} more" if len(rows) > _MAX_NAMED else ""
     return ", ".join(f"{row.label} in {row.case_id}" for row in rows[:_MAX_NAMED]) + more
 

@@ -1,4 +1,4 @@
-"""Do the predicted volumes agree with the reference's? Bias and limits of agreement, with their intervals."""
+"""Agreement of predicted and reference volumes: bias and limits of agreement, with their intervals."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _of_label(
 def _intervals(
     found: Agreement, n_patients: int
 ) -> tuple[VolumeEstimate, VolumeEstimate | None, VolumeEstimate | None]:
-    """Of the bias and both limits; none from one patient."""
+    """Intervals of the bias and both limits; none from one patient."""
     bias = found.bias_mm3
     if found.low_mm3 is None or found.high_mm3 is None:
         return VolumeEstimate(bias, None, None), None, None

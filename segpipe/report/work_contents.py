@@ -1,4 +1,4 @@
-"""What a work folder holds so far. Missing or broken parts become notes; only a folder of another kind is refused."""
+"""Read the content of a work folder. Missing or broken parts become notes; only a folder of another kind is refused."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Run:
 
 @dataclass(frozen=True)
 class WorkFolder:
-    """What was found.
+    """Content of a work folder.
 
     Args:
         folder: The work folder.
@@ -125,7 +125,7 @@ def _plan_values(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path, reader: Callable[[Path], Content], notes: list[str]) -> Content | None:
-    """What `reader` makes of a file; None and a note if it is missing or broken."""
+    """Read a file with `reader`; None and a note if it is missing or broken."""
     if not path.exists():
         notes.append(f"{path.name} is missing.")
         return None
@@ -170,7 +170,7 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
 
 
 def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[Change, ...]:
-    """Where `other` differs, by key; reasons are not compared."""
+    """Differences of `other` by key; reasons are not compared."""
     changes: list[Change] = []
     for key in dict.fromkeys([*plan, *other]):
         ours, theirs, name = plan.get(key), other.get(key), f"{place}{key}"
@@ -194,7 +194,7 @@ def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> Sc
     if not tables:
         return None
     try:
-        return ScoreTable.joined(tables)
+        return ScoreTable.join(tables)
     except ValueError as fault:
         notes.append(f"the scores of the folds cannot be joined: {fault}. Score them again.")
         return None

@@ -103,7 +103,7 @@ def _training(work: WorkFolder, run: Run) -> str:
         values = [value for value in _values(work.plan, run, key) if value is not None]
         # where the clock ruled, lengths in the plan were void: an epoch was a share of the time budget
         if values and not (key in _LENGTHS and all(budget is not None for budget in budgets)):
-            said.append(text.format(" or ".join(dict.fromkeys(map(_written, values)))))
+            said.append(text.format(" or ".join(dict.fromkeys(map(_value_text, values)))))
     by_clock = all(budget is not None for budget in budgets)
     n_epochs = {len(fold.history.columns["epoch"]) for fold in run.folds if fold.history and fold.name != "all"}
     if n_epochs and not by_clock:
@@ -122,10 +122,10 @@ def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
     planned: Any = plan
     for step in key.split("."):
         planned = planned.get(step) if isinstance(planned, Mapping) else None
-    return [_changed(planned, key, fold.changes) for fold in run.folds if fold.name != "all"] or [planned]
+    return [_apply_changes(planned, key, fold.changes) for fold in run.folds if fold.name != "all"] or [planned]
 
 
-def _changed(planned: Any, key: str, changes: Iterable[Change]) -> Any:
+def _apply_changes(planned: Any, key: str, changes: Iterable[Change]) -> Any:
     """A value of the plan with a fold's changes, to the whole or to its parts."""
     value = planned
     for change in changes:
@@ -136,9 +136,9 @@ def _changed(planned: Any, key: str, changes: Iterable[Change]) -> Any:
     return value
 
 
-def _written(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, list):
-        return "×".join("any" if part is None else _written(part) for part in value)
+        return "×".join("any" if part is None else _value_text(part) for part in value)
     if isinstance(value, Mapping):
-        return " ".join(f"{key} {_written(part)}" for key, part in value.items() if part is not None)
+        return " ".join(f"{key} {_value_text(part)}" for key, part in value.items() if part is not None)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,4 @@
-"""From a work folder to `report/index.html`."""
+"""Write `report/index.html` of a work folder."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _value_text(value: Any) -> str:
 
 
 def environments(work: WorkFolder) -> tuple[Place, ...]:
-    """Where folds were trained, equal environments together, and where this page is made."""
+    """Environments of the folds, equal ones together, and of this page."""
     folds_of: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for run in work.runs:
         for fold in run.folds:

@@ -1,4 +1,4 @@
-"""What the page asks of a case: the image as NIfTI, label maps as numbered colours, and where they differ."""
+"""Content of a case for the page: the image as NIfTI, label maps as numbered colours, and where they differ."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def _difference(reference: NDArray[Any], prediction: NDArray[Any], ignored: int 
 
 
 def describe(case: GalleryCase, gallery: Gallery) -> dict[str, Any]:
-    """What the page needs to know of a case before it draws it, as JSON values.
+    """Describe a case for the page, as JSON values.
 
     Raises:
         DataError: If the image cannot be read.

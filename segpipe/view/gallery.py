@@ -1,4 +1,4 @@
-"""Which cases a page shows, in which order, and where their files lie."""
+"""The cases of a page in their order, with their files."""
 
 from __future__ import annotations
 

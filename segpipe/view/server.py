@@ -47,7 +47,7 @@ _HEADERS = {
 
 @dataclass(frozen=True)
 class HttpAnswer:
-    """What is sent back."""
+    """An HTTP answer."""
 
     status: HTTPStatus
     kind: str
@@ -56,7 +56,7 @@ class HttpAnswer:
 
 @dataclass(frozen=True)
 class Site:
-    """What is served and to whom: requests for `/<token>/…` on `port`."""
+    """The gallery that is served, and its address: requests for `/<token>/…` on `port`."""
 
     gallery: Gallery
     token: str
@@ -80,17 +80,17 @@ def answer(site: Site, host: str, target: str) -> HttpAnswer:
         403 for another host or without the secret, 404 for what there is not, 422 for a case whose files are faulty.
     """
     if host not in {f"{HOST}:{site.port}", f"localhost:{site.port}"}:
-        return _refused(HTTPStatus.FORBIDDEN, "this address is served under another name")
+        return _refusal(HTTPStatus.FORBIDDEN, "this address is served under another name")
     token, *rest = [unquote(part) for part in urlsplit(target).path.removeprefix("/").split("/")]
     if not secrets.compare_digest(token.encode(), site.token.encode()):
-        return _refused(HTTPStatus.FORBIDDEN, "the address lacks the secret that `segpipe view` printed")
+        return _refusal(HTTPStatus.FORBIDDEN, "the address lacks the secret that `segpipe view` printed")
     try:
-        return _found(site, rest) or _refused(HTTPStatus.NOT_FOUND, "there is no such thing here")
+        return _answer_for(site, rest) or _refusal(HTTPStatus.NOT_FOUND, "there is no such thing here")
     except DataError as fault:
-        return _refused(HTTPStatus.UNPROCESSABLE_ENTITY, str(fault))
+        return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(fault))
 
 
-def _found(site: Site, steps: list[str]) -> HttpAnswer | None:
+def _answer_for(site: Site, steps: list[str]) -> HttpAnswer | None:
     if steps == [""]:
         read_masks.cache_clear()  # whoever loads the page again wants to see files as they are now
     if len(steps) == 1 and steps[0] in _OWN_FILES:
@@ -120,7 +120,7 @@ def _json(status: HTTPStatus, value: Any) -> HttpAnswer:
     return HttpAnswer(status, _JSON, json.dumps(value, ensure_ascii=False).encode())
 
 
-def _refused(status: HTTPStatus, why: str) -> HttpAnswer:
+def _refusal(status: HTTPStatus, why: str) -> HttpAnswer:
     return _json(status, {"message": why})
 
 

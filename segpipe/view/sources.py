@@ -1,4 +1,4 @@
-"""From a work folder, a folder of predictions or a folder of images to the cases of a page."""
+"""Find the cases of a page in a work folder, a folder of predictions or a folder of images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _N_NAMED = 5  # cases in a message
 
 
 def is_work_folder(folder: Path) -> bool:
-    """Whether it was planned or trained in; a `dataset.json` alone is a dataset."""
+    """True if it was planned or trained in; a `dataset.json` alone is a dataset."""
     return any((folder / name).exists() for name in ("plan.yaml", "splits.json", "runs"))
 
 
@@ -81,7 +81,7 @@ def _scores_of_work(work: Work, configuration: str) -> ScoreTable | None:
     if work.scores(configuration).exists():
         return ScoreTable.load(work.scores(configuration))
     paths = sorted(work.run(configuration).glob(f"fold_[0-9]*/{_SCORES}"))
-    return ScoreTable.joined(ScoreTable.load(path) for path in paths) if paths else None
+    return ScoreTable.join(ScoreTable.load(path) for path in paths) if paths else None
 
 
 def from_predictions(predictions: Path, images: Path, references: Path | None, scores: Path | None) -> Gallery:
@@ -177,7 +177,7 @@ def _table(scores: Path | None, folder: Path) -> ScoreTable | None:
 
 
 def _named_values(folder: Path) -> dict[int, str]:
-    """What the values of a folder of masks mean, if it says so in a `dseg.tsv` with the columns index and name."""
+    """Names of the values of a folder of masks, from a `dseg.tsv` with the columns index and name."""
     path = folder / _LABEL_TABLE
     if not path.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""How much surface runs through the corner where voxels meet, and where its middle is.
+"""Area and middle of the surface in the cell between eight voxels.
 
 A cell is the block of 2×2×2 voxels around a voxel corner. Its code has one bit for each voxel: bit k is the voxel whose
 offset along axis a is bit a of k. The surface inside a cell is the marching-cubes patch between the midpoints of the

@@ -104,7 +104,7 @@ def near_point_squares(
     spacing_mm: Any,
     slack_vox: Any,
 ) -> Any:
-    """As `near_squares`, but each cell stands for a point in it.
+    """Do as `near_squares`, with a point in each cell.
 
     Args:
         places: (n, 3) of the cells to start from.

@@ -58,7 +58,7 @@ class Directed:
 
     @cached_property
     def weight(self) -> float:
-        """What all elements weigh."""
+        """Total weight of all elements."""
         return float(self.apart_weights.sum()) + self.shared_weight
 
     @cached_property
@@ -162,7 +162,7 @@ def surface_distances(
     is_flat = np.array([n == 1 for n in maps[0].shape])
     low, size = np.array([s.start for s in box]), np.array([s.stop - s.start for s in box])
     wanted = np.array(sorted(values), maps[0].dtype)
-    reference, prediction = (_packed().mask_bits(labels, wanted, low, size, is_flat) for labels in maps)
+    reference, prediction = (_packed_masks().mask_bits(labels, wanted, low, size, is_flat) for labels in maps)
     pair = _Pair(reference, prediction, is_flat, spacing_mm)
     is_empty = [not mask.any() for mask in pair.masks]
     if any(is_empty):
@@ -197,7 +197,7 @@ class _Pair:
     def cells(self) -> tuple[NDArray[np.uint64], ...]:
         """Bits of the mixed cells of both masks."""
         if not self._cells:
-            self._cells = tuple(_packed().mixed_cells(mask, self.is_flat) for mask in self.masks)
+            self._cells = tuple(_packed_masks().mixed_cells(mask, self.is_flat) for mask in self.masks)
         return self._cells
 
 
@@ -207,14 +207,14 @@ def _lattice(pair: _Pair) -> tuple[Directed, Directed]:
 
 
 def _lattice_from(pair: _Pair, side: int, own: NDArray[np.uint64], other: NDArray[np.uint64]) -> Directed:
-    packed, mask, areas = _packed(), pair.masks[side], pair.patches.areas_mm2
+    packed, mask, areas = _packed_masks(), pair.masks[side], pair.patches.areas_mm2
     places, n_shared = _apart(own, other)
     shared = float(packed.code_counts(own, other, mask) @ areas)
     return Directed(_nearest_mm(places, other, pair), areas[packed.codes_of(mask, places)], n_shared, shared)
 
 
 def _voxel(pair: _Pair) -> tuple[Directed, Directed]:
-    one, other = (_packed().rim_voxels(mask, pair.is_flat) for mask in pair.masks)
+    one, other = (_packed_masks().rim_voxels(mask, pair.is_flat) for mask in pair.masks)
     return _voxel_from(pair, one, other), _voxel_from(pair, other, one)
 
 
@@ -224,7 +224,7 @@ def _voxel_from(pair: _Pair, own: NDArray[np.uint64], other: NDArray[np.uint64])
 
 
 def _mc(pair: _Pair) -> tuple[Directed, Directed]:
-    same = _packed().equal_cells(*pair.masks, pair.cells[0])
+    same = _packed_masks().equal_cells(*pair.masks, pair.cells[0])
     return _mc_from(pair, 0, same), _mc_from(pair, 1, same)
 
 
@@ -232,7 +232,7 @@ def _mc_from(pair: _Pair, side: int, same: NDArray[np.uint64]) -> Directed:
     """Cells with the same code have the same point; all others are searched for."""
     from segpipe.evaluate.surfaces.distance_loops import far_squares, near_point_squares
 
-    packed, patches, spacing = _packed(), pair.patches, np.array(pair.search_mm)
+    packed, patches, spacing = _packed_masks(), pair.patches, np.array(pair.search_mm)
     (own, other), (mask, other_mask) = pair.cells[:: 1 - 2 * side], pair.masks[:: 1 - 2 * side]
     places, n_shared = _apart(own, same)
     centres, codes = patches.centres_vox, packed.codes_of(mask, places)
@@ -256,12 +256,14 @@ MODELS: dict[str, Callable[[_Pair], tuple[Directed, Directed]]] = {"lattice": _l
 
 def _apart(own: NDArray[np.uint64], other: NDArray[np.uint64]) -> tuple[NDArray[np.int32], int]:
     """Places of the elements that `other` has not, and the number of the rest."""
-    n_own, n_shared = (int(n) for n in _packed().count_both(own, other))
-    return _packed().places_of(own, other, n_own - n_shared), n_shared
+    n_own, n_shared = (int(n) for n in _packed_masks().count_both(own, other))
+    return _packed_masks().places_of(own, other, n_own - n_shared), n_shared
 
 
 def _all_places(elements: NDArray[np.uint64]) -> NDArray[np.int32]:
-    return _packed().places_of(elements, np.zeros_like(elements), int(_packed().count_both(elements, elements)[0]))
+    return _packed_masks().places_of(
+        elements, np.zeros_like(elements), int(_packed_masks().count_both(elements, elements)[0])
+    )
 
 
 def _nearest_mm(places: NDArray[np.int32], target: NDArray[np.uint64], pair: _Pair) -> NDArray[np.float64]:
@@ -300,7 +302,7 @@ def _rows(spacing_mm: tuple[float, float, float], slack_vox: float) -> tuple[Any
 
 
 @lru_cache(maxsize=1)
-def _packed() -> ModuleType:
+def _packed_masks() -> ModuleType:
     """The compiled loops, with a word to the person who waits if they are to be compiled first."""
     from segpipe.core.compiled import say_first_use
     from segpipe.evaluate.surfaces import packed_masks
@@ -323,7 +325,7 @@ def _union_box(reference: Mask, prediction: Mask) -> Box | None:
 
 def hausdorff_mm(distances: SurfaceDistances) -> float:
     """Largest distance in mm (HD)."""
-    return _combined(distances, lambda one, other: max(_largest(one), _largest(other)))
+    return _over_both(distances, lambda one, other: max(_largest(one), _largest(other)))
 
 
 def hausdorff_percentile_mm(distances: SurfaceDistances, fraction: float) -> float:
@@ -339,22 +341,22 @@ def hausdorff_percentile_mm(distances: SurfaceDistances, fraction: float) -> flo
         DeepMind's surface-distance, compute_robust_hausdorff. At an exact tie of the share its answer depends on
         rounding; here the smaller distance wins.
     """
-    return _combined(distances, lambda *sides: max(_percentile(side, fraction) for side in sides))
+    return _over_both(distances, lambda *sides: max(_percentile(side, fraction) for side in sides))
 
 
 def hausdorff_interpolated_mm(distances: SurfaceDistances, fraction: float) -> float:
     """Maximum over the two directions of the interpolated percentile, weights ignored: MONAI's HD95 with `voxel`."""
-    return _combined(distances, lambda *sides: max(_interpolated(fraction, side) for side in sides))
+    return _over_both(distances, lambda *sides: max(_interpolated_percentile(fraction, side) for side in sides))
 
 
 def hausdorff_pooled_mm(distances: SurfaceDistances, fraction: float) -> float:
     """Interpolated percentile of both directions pooled, weights ignored: MedPy's HD95 with `voxel`."""
-    return _combined(distances, lambda one, other: _interpolated(fraction, one, other))
+    return _over_both(distances, lambda one, other: _interpolated_percentile(fraction, one, other))
 
 
 def mean_surface_distance_mm(distances: SurfaceDistances) -> float:
     """Weighted mean of both directions pooled (ASSD) in mm."""
-    return _combined(distances, lambda one, other: (one.moment + other.moment) / (one.weight + other.weight))
+    return _over_both(distances, lambda one, other: (one.moment + other.moment) / (one.weight + other.weight))
 
 
 def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
@@ -363,7 +365,7 @@ def mean_directed_distance_mm(distances: SurfaceDistances) -> float:
     Source:
         Metrics Reloaded, MASD. Unlike ASSD the larger surface does not count more.
     """
-    return _combined(distances, lambda one, other: (one.moment / one.weight + other.moment / other.weight) / 2)
+    return _over_both(distances, lambda one, other: (one.moment / one.weight + other.moment / other.weight) / 2)
 
 
 def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
@@ -387,7 +389,7 @@ def surface_dice(distances: SurfaceDistances, tolerance_mm: float) -> float:
     return min(within / total, 1.0)
 
 
-def _combined(distances: SurfaceDistances, statistic: Callable[[Directed, Directed], float]) -> float:
+def _over_both(distances: SurfaceDistances, statistic: Callable[[Directed, Directed], float]) -> float:
     one, other = distances.from_reference, distances.from_prediction
     if one.n == 0 or other.n == 0:
         return nan if one.n == other.n else inf
@@ -407,7 +409,7 @@ def _percentile(side: Directed, fraction: float) -> float:
     return float(least_reaching(side.apart_mm, side.apart_weights, wanted - side.shared_weight))
 
 
-def _interpolated(fraction: float, *sides: Directed) -> float:
+def _interpolated_percentile(fraction: float, *sides: Directed) -> float:
     """`np.quantile` of all distances, without writing down the zeros."""
     mm = np.concatenate([side.apart_mm for side in sides])
     n_zeros = sum(side.n_shared for side in sides)

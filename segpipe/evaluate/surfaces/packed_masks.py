@@ -171,7 +171,7 @@ def codes_in(cells: Any, mask: Any, n: Any) -> Any:
 
 @kernel
 def code_counts(own: Any, within: Any, mask: Any) -> Any:
-    """How many cells of `own` that `within` has too have each of the 256 codes in a mask."""
+    """Counts of the 256 codes in a mask, over the cells of `own` that `within` has too."""
     counts = np.zeros(256, np.int64)
     for z in range(own.shape[0]):
         for y in range(own.shape[1]):
