@@ -13,6 +13,7 @@ import pytest
 from datasets import oblique_affine, tiny_image, tiny_labels, write_cases, write_json, write_nnunet, write_tiny
 from dicom import write_series
 
+from segpipe.bridge.nnunet_fingerprint import read_nnunet_dataset
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.core.volume import read_header, write_image
@@ -54,6 +55,19 @@ def test_a_sound_dataset_has_no_fault(tmp_path: Path):
         "spacing": "1 × 1.5 × 2.5 mm (x, y, z)",
         "orientation": "RAS (5)",
     }
+
+
+def test_regions_that_a_mask_cannot_hold_are_refused_by_check_plan_and_what_reads_nnunets_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    labels = {"background": 0, "whole": [1, 2], "core": 2}
+    data = write_nnunet(tmp_path / "data", CASES, labels=labels, regions_class_order=[2, 1])
+    for command in (["check"], ["plan", "-o", str(tmp_path / "work")]):
+        assert run([command[0], str(data), *command[1:]]) == 3
+        printed = capsys.readouterr()
+        assert "whole is painted with 2" in " ".join((printed.out + printed.err).replace("│", " ").split()), command
+    with pytest.raises(DataError, match=r"Use \[1, 2\]"):  # read by `import` and by plan --nnunet-fingerprint
+        read_nnunet_dataset(data / "dataset.json")
 
 
 def test_faults_of_many_cases_are_all_reported(tmp_path: Path):

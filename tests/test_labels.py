@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from segpipe.core.errors import DataError
-from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
+from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet, _suggested_painting, painting_contradiction
 
 HEART = LabelSet(labels=(Label(name="cavity", values=(7,)), Label(name="wall", values=(-2,))), background_value=500)
 TUMOUR = LabelSet(  # regions, each inside the one before
@@ -63,6 +63,72 @@ def test_regions_are_painted_in_order() -> None:
 def test_nested_regions_return_what_they_were_made_of(picks: list[int]) -> None:
     values = np.array(picks, np.int32)
     assert TUMOUR.decode(np.stack(list(TUMOUR.masks_of(values).values()))).tolist() == picks
+
+
+BRATS = {"whole": [1, 2, 3, 4], "core": [1, 2, 3], "enhancing": [1]}
+
+
+@pytest.mark.parametrize(
+    ("regions", "order", "message"),
+    [
+        # 1 is in all three regions: "whole tumour only" cannot be said
+        (BRATS, [1, 2, 3], r"whole is painted with 1, which is also a value of core, enhancing.*Use \[4, 2, 1\]"),
+        (BRATS, [4, 1, 1], "core is painted with 1, which is also a value of enhancing"),
+        (BRATS, [4, 2, 3], "enhancing is painted with 3, which is none of its values"),
+        ({"core": [2], "whole": [1, 2]}, [2, 1], "value 2 .core, whole. is painted as 1 .whole. in the end.*whole, core"),
+        ({"a": [1, 2], "b": [2, 3]}, [1, 3], "value 2 .a, b. is painted as 3 .b. in the end. No order"),
+        ({"both": [1, 2], "left": [1], "right": [2]}, [1, 1, 2], "both is painted with 1.*No order"),
+    ],
+)
+def test_a_painting_that_cannot_hold_its_regions_is_refused(
+    regions: dict[str, list[int]], order: list[int], message: str
+) -> None:
+    labels = tuple(Label(name=name, values=tuple(values)) for name, values in regions.items())
+    with pytest.raises(ValidationError, match=message):
+        LabelSet(labels=labels, paint_values=tuple(order))
+
+
+@pytest.mark.parametrize(
+    ("regions", "order"),
+    [
+        (BRATS, [4, 2, 1]),
+        (BRATS, [4, 3, 1]),
+        ({"kidney_and_mass": [1, 2, 3], "mass": [2, 3], "tumour": [2]}, [1, 3, 2]),  # KiTS 2023
+        ({"core": [3], "edge": [4], "organ": [1, 2], "part": [2]}, [3, 4, 1, 2]),
+        ({"a": [1, 2], "b": [2, 3], "both": [2]}, [1, 3, 2]),
+    ],
+)
+def test_a_painting_that_holds_its_regions_is_taken(regions: dict[str, list[int]], order: list[int]) -> None:
+    labels = tuple(Label(name=name, values=tuple(values)) for name, values in regions.items())
+    assert LabelSet(labels=labels, paint_values=tuple(order)).paint_values == tuple(order)
+
+
+REGIONS = st.lists(st.sets(st.integers(1, 4), min_size=1).map(sorted), min_size=1, max_size=4)
+
+
+@given(REGIONS, st.data())
+def test_masks_of_every_accepted_order_decode_to_their_regions(regions: list[list[int]], data: st.DataObject) -> None:
+    labels = tuple(Label(name=f"r{place}", values=tuple(values)) for place, values in enumerate(regions))
+    order = [data.draw(st.sampled_from(values)) for values in regions]
+    refused = painting_contradiction(labels, order)
+    if refused:  # another order that it names must be taken
+        suggested = _suggested_painting(labels)
+        assert (suggested is None) == ("No order" in refused)
+        if suggested is None:
+            return
+        labels, order = tuple(labels[place] for place in suggested), list(suggested.values())
+        assert not painting_contradiction(labels, order)
+    if not any(len(label.values) > 1 for label in labels):
+        return
+    painted = LabelSet(labels=labels, paint_values=tuple(order))
+    values = np.array([0, *painted.values])
+    masks = painted.masks_of(values)
+    again = painted.masks_of(painted.decode(np.stack(list(masks.values()))))
+    assert {name: mask.tolist() for name, mask in masks.items()} == {n: mask.tolist() for n, mask in again.items()}
+    for place, region in enumerate(labels):  # a network that finds a region and all that contain it, no other
+        outputs = np.array([[set(region.values) <= set(other.values)] for other in labels])
+        found = painted.masks_of(painted.decode(outputs))
+        assert [bool(mask[0]) for mask in found.values()] == outputs[:, 0].tolist(), place
 
 
 def test_regions_name_the_inside_values_they_join() -> None:

@@ -75,7 +75,7 @@ def test_a_preset_beside_a_plans_file_is_a_contradiction(plans: dict[str, Any], 
     file.write_text(json.dumps(plans))
     for option in (["--preset", "resenc_l"], ["--gpu-memory", "24"]):
         assert run(["plan", "data", "-o", str(tmp_path / "work"), "--nnunet-plans", str(file), *option]) == 2
-        assert "leave out --preset and --gpu-memory" in capsys.readouterr().err
+        assert "Leave out --preset and --gpu-memory" in capsys.readouterr().err
 
 
 def test_a_folder_holds_the_plan_of_images_or_of_nnunets_files_never_of_both(tmp_path: Path, capsys):

@@ -81,10 +81,11 @@ def test_labels_change_places_by_name():
 
 
 def test_regions_change_places_with_all_they_hold():
-    # inside labels 1 … 4 of values 1 … 4; the tumours 2 and 4 lie in the kidneys and are a region together
-    sides = labels(True, left=(1, 2), right=(3, 4), tumour=(2, 4))
-    assert swapped_outputs(sides, [("left", "right")]) == (1, 0, 2)
-    assert swapped_indices(sides, [("left", "right")]) == (0, 3, 4, 1, 2)
+    # inside labels 1 … 4 of values 1 … 4; the tumours 2 and 4 lie in the kidneys
+    sides = labels(True, left=(1, 2), right=(3, 4), left_tumour=2, right_tumour=4)
+    pairs = [("left", "right"), ("left_tumour", "right_tumour")]
+    assert swapped_outputs(sides, pairs) == (1, 0, 3, 2)
+    assert swapped_indices(sides, pairs) == (0, 3, 4, 1, 2)
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_regions_change_places_with_all_they_hold():
         (LABELS, (("a", "c"),), "'c' must be one of a, b"),
         (LABELS, (("a", "a"),), "'a' must be one of a, b and appear only once"),
         (labels(True, left=(1, 2), right=(3,)), (("left", "right"),), "pair regions with equally many values"),
-        (labels(True, left=(1, 2), right=(3, 4), part=(2, 3)), (("left", "right"),), "region 'part' are not those"),
+        (labels(True, left=(1, 2), right=(3, 4), part=(2,)), (("left", "right"),), "region 'part' are not those"),
     ],
 )
 def test_pairs_that_cannot_change_places_are_refused(sides, swaps, message):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,8 @@ class LabelSet(Record):
             raise ValueError(
                 "regions need one painting value for each label (regions_class_order), taken from the regions' values"
             )
+        if self.has_regions and (contradiction := painting_contradiction(self.labels, self.paint_values)):
+            raise ValueError(contradiction)
         return self
 
     @property
@@ -159,6 +163,74 @@ class LabelSet(Record):
     def masks_of(self, values: NDArray[np.integer[Any]]) -> dict[str, NDArray[np.bool_]]:
         """One mask for each structure from file values; voxels of `ignore_value` are in none."""
         return {label.name: np.isin(values, label.values) for label in self.labels}
+
+
+def painting_contradiction(regions: Sequence[Label], paint_values: Sequence[int]) -> str:
+    """The reason why a mask, where each voxel has one value, cannot hold these regions as painted; empty if it can.
+
+    Painted in order, each region must leave a value that belongs to it and to every region that contains it, and to no
+    other. A voxel of any value in the label files must come out with a value of the same regions.
+
+    Args:
+        regions: In the order of painting.
+        paint_values: One for each region.
+
+    Example:
+        >>> whole, core = Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))
+        >>> painting_contradiction([whole, core], [1, 2])
+        ''
+        >>> painting_contradiction([whole, core], [2, 2]).split(";")[0]
+        "regions_class_order [2, 2]: whole is painted with 2, which is also a value of core"
+    """
+    of_value = {value: _holders(regions, value) for region in regions for value in region.values}
+    given = f"regions_class_order {list(paint_values)}"
+    suggested = _suggested_painting(regions)
+    if suggested is None:
+        advice = "No order of painting can hold these regions: give each overlap, and each rest, a value of its own"
+    elif list(suggested) == sorted(suggested):
+        advice = f"Use {[suggested[i] for i in range(len(regions))]}"
+    else:
+        listed = ", ".join(regions[i].name for i in suggested)
+        advice = f"List the regions as {listed}, with regions_class_order {list(suggested.values())}"
+    for region, painted in zip(regions, paint_values, strict=True):
+        containing = {other.name for other in regions if set(region.values) <= set(other.values)}
+        if painted not in region.values:
+            return f"{given}: {region.name} is painted with {painted}, which is none of its values. {advice}"
+        if surplus := of_value[painted] - containing:
+            named = ", ".join(sorted(surplus))
+            return (
+                f"{given}: {region.name} is painted with {painted}, which is also a value of {named}; the mask would "
+                f"say {named} everywhere in {region.name}. {advice}"
+            )
+    for value, holders in of_value.items():
+        last = [painted for region, painted in zip(regions, paint_values, strict=True) if region.name in holders][-1]
+        if of_value[last] != holders:
+            return (
+                f"{given}: value {value} ({', '.join(sorted(holders))}) is painted as {last} "
+                f"({', '.join(sorted(of_value[last]))}) in the end. {advice}"
+            )
+    return ""
+
+
+def _holders(regions: Sequence[Label], value: int) -> set[str]:
+    return {region.name for region in regions if value in region.values}
+
+
+def _suggested_painting(regions: Sequence[Label]) -> dict[int, int] | None:
+    """Find an order that can hold the regions, the largest first: place of each and its value; None if there is none."""
+    order = list(range(len(regions)))
+    if any(set(a.values) < set(b.values) for a, b in itertools.combinations(regions, 2)):  # painted over later
+        order.sort(key=lambda place: -len(regions[place].values))
+    chosen = {}
+    for place in order:
+        containing = {other.name for other in regions if set(regions[place].values) <= set(other.values)}
+        own = [value for value in regions[place].values if _holders(regions, value) == containing]
+        if not own:
+            return None
+        chosen[place] = own[0]
+    held = {frozenset(_holders(regions, value)) for value in chosen.values()}
+    every = {frozenset(_holders(regions, value)) for region in regions for value in region.values}
+    return chosen if held == every else None
 
 
 def _look_up(pairs: dict[int, int], values: NDArray[np.int64]) -> NDArray[np.int16]:

@@ -144,6 +144,8 @@ def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
             )
         elif item["type"] == "missing":
             lines.append(f"{place}: missing. Add it.")
+        elif not item["loc"]:  # the values contradict each other: the message names them
+            lines.append(f"{item['msg'].removeprefix('Value error, ')}.")
         else:
             found = repr(item["input"])
             message = item["msg"].removeprefix("Value error, ")
