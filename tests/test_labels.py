@@ -75,7 +75,11 @@ BRATS = {"whole": [1, 2, 3, 4], "core": [1, 2, 3], "enhancing": [1]}
         (BRATS, [1, 2, 3], r"whole is painted with 1, which is also a value of core, enhancing.*Use \[4, 2, 1\]"),
         (BRATS, [4, 1, 1], "core is painted with 1, which is also a value of enhancing"),
         (BRATS, [4, 2, 3], "enhancing is painted with 3, which is none of its values"),
-        ({"core": [2], "whole": [1, 2]}, [2, 1], "value 2 .core, whole. is painted as 1 .whole. in the end.*whole, core"),
+        (
+            {"core": [2], "whole": [1, 2]},
+            [2, 1],
+            "value 2 .core, whole. is painted as 1 .whole. in the end.*whole, core",
+        ),
         ({"a": [1, 2], "b": [2, 3]}, [1, 3], "value 2 .a, b. is painted as 3 .b. in the end. No order"),
         ({"both": [1, 2], "left": [1], "right": [2]}, [1, 1, 2], "both is painted with 1.*No order"),
     ],

@@ -217,7 +217,7 @@ def _holders(regions: Sequence[Label], value: int) -> set[str]:
 
 
 def _suggested_painting(regions: Sequence[Label]) -> dict[int, int] | None:
-    """Find an order that can hold the regions, the largest first: place of each and its value; None if there is none."""
+    """Find an order that can hold the regions: the place of each and its value; None if there is none."""
     order = list(range(len(regions)))
     if any(set(a.values) < set(b.values) for a, b in itertools.combinations(regions, 2)):  # painted over later
         order.sort(key=lambda place: -len(regions[place].values))
