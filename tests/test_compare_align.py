@@ -87,7 +87,7 @@ def test_patients():
     for first, second in ((own, known), (known, own)):
         assert aligned(first, second).patient_ids == ("p", "p")
     assert aligned(own, own, patients={"x": "q", "y": "r"}).patient_ids == ("q", "r")
-    with pytest.raises(DataError, match="case x: of patient p and of patient q"):
+    with pytest.raises(DataError, match="case x: belongs to patient p and to patient q"):
         aligned(known, [score("x", patient="q"), score("y", patient="p")])
     with pytest.raises(DataError, match="no patient for 1 cases: y"):
         aligned(own, own, patients={"x": "q"})
@@ -104,7 +104,7 @@ def test_missing_cases_are_named_and_left_out_only_if_asked():
         aligned(both, one)
     found = aligned(both, one, allow_missing=True)
     assert found.case_ids == ("x",)
-    assert "1 of 2 cases were not scored by all" in found.notes[0]
+    assert "1 of 2 cases not scored by all methods" in found.notes[0]
     with pytest.raises(DataError, match="a, seed 1 lacks 1 of 2 cases: y"):
         aligned([*both, score("x", seed=1)], both)
 
@@ -120,7 +120,7 @@ def test_other_references_are_all_named():
 
 def test_other_labels():
     first = [score("x"), score("x", label="tumour")]
-    with pytest.raises(DataError, match=r"b: no label tumour in 1 cases: x\n.*-l"):
+    with pytest.raises(DataError, match=r"b: no label tumour in 1 case: x\n.*-l"):
         aligned(first, [score("x")])
     assert aligned(first, [score("x")], labels=("organ",)).labels == ("organ",)
     with pytest.raises(UsageError, match=r"method a: has no label 'organs'\. Did you mean 'organ'"):
@@ -128,7 +128,7 @@ def test_other_labels():
 
 
 def test_other_metrics():
-    with pytest.raises(UsageError, match=r"method b: has no metric 'dice'\..*iou"):
+    with pytest.raises(UsageError, match=r"method b: no metric 'dice'\..*iou"):
         aligned([score()], [score(metric="iou")])
 
 
