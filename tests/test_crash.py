@@ -42,7 +42,7 @@ def test_a_fatal_signal_is_named_with_its_step(tmp_path: Path, name: str) -> Non
 
 def test_a_killed_training_is_said_to_have_died_without_a_word(tmp_path: Path) -> None:
     die(tmp_path, signal.SIGKILL)
-    assert "died in step 42 without a word, as after SIGKILL" in crash_text(FoldFolder(tmp_path))
+    assert "died in step 42 without a message, as after SIGKILL" in crash_text(FoldFolder(tmp_path))
 
 
 def test_the_next_training_tells_it_and_is_given_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -136,7 +136,7 @@ def test_devices_on_a_machine_with_gpus() -> None:
     there = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     assert resolve_devices("auto", "all") == resolve_devices("cuda", "all") == there
     assert resolve_devices("cuda:0", "all") == ["cuda:0"] and resolve_devices("cuda", None) == ["cuda"]
-    with pytest.raises(SetupError, match=f"--devices 99: there are {len(there)} CUDA devices"):
+    with pytest.raises(SetupError, match=f"--devices 99: found {len(there)} CUDA device"):
         resolve_devices("cuda", "99")
     with pytest.raises(UsageError, match="--devices 2: --device cuda:0 is one device"):
         resolve_devices("cuda:0", "2")

@@ -116,7 +116,7 @@ def test_a_file_that_would_run_code_is_refused_by_name(tmp_path):
 
 FAULTS = {
     "missing.pth": (None, "no such file"),
-    "text.pth": (b"weights", "no whole file of torch.save"),
+    "text.pth": (b"weights", "not a complete file of torch.save"),
     "text.safetensors": (b"weights", "cannot be read as weights"),
     "list.pth": ([1], "holds a list"),
     "empty.pth": ({}, "holds no tensors by name \\(found: nothing\\)"),

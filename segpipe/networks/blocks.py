@@ -110,7 +110,7 @@ class Layers:
 
 @dataclass(frozen=True)
 class BlockShape:
-    """What a block, or a stage of them, turns into what.
+    """Channels, kernel and stride of a block, or of a stage of blocks.
 
     Args:
         n_in, n_out: Channels.
@@ -171,7 +171,7 @@ MAKE_ACTIVATION = functions_for(ACTIVATIONS, _ACTIVATION_MAKERS, "ACTIVATIONS of
 
 
 class DropPath(nn.Module):
-    """In training, a residual branch is 0 for some samples of the batch and larger for the others: the mean stays.
+    """Sets a residual branch to 0 for some samples of a training batch, and enlarges the others to keep the mean.
 
     Source:
         Huang et al. 2016, Deep Networks with Stochastic Depth.

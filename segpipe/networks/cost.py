@@ -25,7 +25,7 @@ _PROBE_SECONDS = 1.0
 
 
 class Calibration(Record):
-    """What a device takes besides the tensors that a step makes.
+    """Memory that a device takes besides the tensors of a step.
 
     Args:
         device_kind: Whose rules autocast follows.
@@ -49,7 +49,7 @@ CPU = Calibration(device_kind="cpu", context_bytes=820 * 2**20, scratch_share=0.
 
 
 class Cost(Record):
-    """What a training step and a prediction of one patch cost. Bytes are of the device's memory.
+    """Cost of a training step and of predicting one patch. Bytes are of the device's memory.
 
     Args:
         n_parameters: Numbers in the parameters.
@@ -152,12 +152,12 @@ def _state_bytes(network: nn.Module, states: tuple[int, int]) -> int:
 
 
 def fits(predicted: Cost, memory_bytes: int) -> bool:
-    """Whether training fits into a device's memory."""
+    """Return whether training fits into a device's memory."""
     return predicted.training_bytes <= memory_bytes
 
 
 def seconds_per_step(predicted: Cost, device: torch.device | str, precision: Precision) -> float:
-    """About how long a training step takes: its multiplications at the rate of a small network on this device.
+    """Estimate how long a training step takes: its multiplications at the rate of a small network on this device.
 
     A rough guide, and rather too short: depthwise convolutions and small feature maps do not reach that rate; loading
     and augmentation are not counted.

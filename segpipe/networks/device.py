@@ -10,6 +10,7 @@ import torch
 
 from segpipe.core.errors import ResourceError, SetupError, UsageError
 from segpipe.core.machine import local_rank, n_processes
+from segpipe.core.text import count
 
 
 def resolve_device(name: str) -> torch.device:
@@ -33,7 +34,9 @@ def resolve_device(name: str) -> torch.device:
                 f"--device {name}: torch {torch.__version__} finds no CUDA device. Use cpu or check the driver."
             )
         if number and int(number) >= torch.cuda.device_count():
-            raise SetupError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+            raise SetupError(
+                f"--device {name}: found {count(torch.cuda.device_count(), 'CUDA device')}, counted from 0."
+            )
         return torch.device(kind, int(number)) if number else torch.device(kind)
     if name == "mps":
         if not torch.backends.mps.is_available():
@@ -64,7 +67,7 @@ def resolve_devices(name: str, wanted: str | None) -> list[str]:
     if device == torch.device("cuda"):  # and none of them named
         n_there = torch.cuda.device_count()
         if wanted != "all" and int(wanted) > n_there:
-            raise SetupError(f"--devices {wanted}: there are {n_there} CUDA devices.")
+            raise SetupError(f"--devices {wanted}: found {count(n_there, 'CUDA device')}.")
         return [f"cuda:{number}" for number in range(n_there if wanted == "all" else int(wanted))]
     if wanted in ("all", "1"):
         return [str(device)]
@@ -79,7 +82,7 @@ def device_kind(name: str) -> str:
 
 
 def device_text(device: torch.device) -> str:
-    """For people: the GPU's name, or on how many processors is computed."""
+    """Describe a device: the GPU's name, or the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     n_threads = torch.get_num_threads()

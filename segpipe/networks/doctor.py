@@ -63,7 +63,7 @@ def _gpu(device: torch.device) -> Finding:
 def _compiler() -> Finding:
     has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
     if has_compiler and find_spec("triton") is not None:
-        return finding("compiling", "a C compiler and triton are there")
+        return finding("compiling", "a C compiler and triton found")
     missing = "triton" if has_compiler else "C compiler"
     return finding("compiling", f"no {missing}", warning="Training is not compiled and slower; install it.")
 

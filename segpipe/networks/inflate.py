@@ -177,7 +177,7 @@ def _n_axes(network: nn.Module) -> int:
 
 
 def _account(found: Transferred) -> list[str]:
-    """What became of the tensors, part by part: hundreds of names would hide it."""
+    """Say what became of the tensors, part by part: hundreds of names would hide it."""
     n_loaded = len(found.loaded) + len(found.adapted)
     lines = [f"{n_loaded} tensors loaded, {len(found.new)} left new, {len(found.unused)} of the source not used"]
     lines += [f"adapted: {name}: {how}" for name, how in found.adapted.items()]

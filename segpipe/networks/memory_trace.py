@@ -37,7 +37,7 @@ _CONVOLUTIONS = (torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 
 @dataclass(frozen=True)
 class Workload:
-    """What a network is given, and how it computes.
+    """The input of a network, and how it computes.
 
     Args:
         n_channels: Channels of the image.
@@ -56,7 +56,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Traced:
-    """What a simulated training step held and did.
+    """Memory and operations of a simulated training step.
 
     Args:
         n_parameters: Numbers in the parameters.

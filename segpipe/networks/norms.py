@@ -47,7 +47,7 @@ class InstanceNorm3d(nn.InstanceNorm3d):
 
 
 def _is_channels_last(x: Tensor, n_axes: int) -> bool:
-    """Whether a batch lies so, on a device where it was measured."""
+    """Return whether a batch has its channels last, on a device where this was measured to be faster."""
     return (
         x.device.type == "cpu"
         and x.dim() == n_axes + 2

@@ -59,7 +59,7 @@ PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
 
 
 def writes_defaults(info: SerializationInfo) -> bool:
-    """Whether `model_dump` was called with `WRITE_DEFAULTS`."""
+    """Return whether `model_dump` was called with `WRITE_DEFAULTS`."""
     return bool(info.context and info.context.get("write_defaults"))
 
 
@@ -76,7 +76,7 @@ class Sparse(Record):
 
 
 class Parts(Sparse):
-    """What a U-Net is assembled from. A kind refuses the parts that it does not use (`spec.KINDS`).
+    """The parts of a U-Net. A kind refuses the parts that it does not use (`spec.KINDS`).
 
     Args:
         norm: Behind a convolution.
@@ -133,7 +133,7 @@ class Parts(Sparse):
     def _consistent(self) -> Parts:
         if self.dropout_fraction and self.norm == "batch":
             raise ValueError(
-                f"dropout_fraction {self.dropout_fraction} before norm 'batch' makes the variance it remembers wrong "
+                f"dropout_fraction {self.dropout_fraction} before norm 'batch' makes its stored variance wrong "
                 "at prediction; take norm instance, group or layer, or drop_path_fraction"
             )
         if bool(self.bottleneck) != bool(self.dilations_zyx):
@@ -144,14 +144,14 @@ class Parts(Sparse):
         if self.bottleneck is None and self.bottleneck_features is not None:
             raise ValueError("bottleneck_features belongs to a bottleneck; set bottleneck or leave it out")
         if self.bottleneck_pooling and self.bottleneck != "aspp_deeplab":
-            raise ValueError("bottleneck_pooling belongs to bottleneck aspp_deeplab alone")
+            raise ValueError("bottleneck_pooling belongs to bottleneck aspp_deeplab only")
         if self.attention is None and self.attention_position != "skip":
             raise ValueError(f"attention_position {self.attention_position!r} needs an attention")
         return self
 
 
 class InitialWeights(Sparse):
-    """Where the weights before training come from.
+    """The source of the weights before training.
 
     Args:
         source: A file, or `timm:` and the name of a model with its tag, e.g. timm:efficientnet_b0.ra_in1k.

@@ -19,7 +19,7 @@ _UNET |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scal
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkKind(Choice):
-    """What is known of a family of networks without building it; `parameters` are the `Parts` that it uses.
+    """Facts about a family of networks that need no build of it; `parameters` are the `Parts` that it uses.
 
     Args:
         has_additions: Its blocks end in an addition, on which residual_scale and attention after_add act.
@@ -204,7 +204,7 @@ class NetworkSpec(Sparse):
 
     @property
     def divisors_zyx(self) -> tuple[int, ...]:
-        """What each edge of a patch must be a multiple of. Other sizes work too, at the cost of cropped maps."""
+        """Divisors of the edges of a patch. Other sizes work too, at the cost of cropped maps."""
         totals = [1] * self.n_axes
         for stride in self.strides_zyx:
             totals = [total * step for total, step in zip(totals, stride, strict=True)]

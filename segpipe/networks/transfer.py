@@ -36,7 +36,7 @@ _NUMPY: list[Any] = [  # what nnU-Net's files hold beside tensors: numpy's numbe
 
 @dataclass(frozen=True)
 class Transferred:
-    """What became of every tensor.
+    """The fate of every tensor.
 
     Args:
         loaded: Names that were copied as they are.
@@ -51,7 +51,7 @@ class Transferred:
     unused: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """For a person: the counts, then each reason with the names it concerns."""
+        """Describe it for a person: the counts, then each reason with the names it concerns."""
         text = [f"{len(self.loaded)} tensors loaded, {len(self.new)} left new, {len(self.unused)} of the file not used"]
         text += [f"adapted: {name}: {how}" for name, how in self.adapted.items()]
         text += [f"left new: {name}: {why}" for name, why in self.new.items()]
@@ -77,7 +77,7 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
 
 
 def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -> Transferred:
-    """As `transfer_weights`, from tensors by `plain_name`; `source` names them in errors."""
+    """Do as `transfer_weights` from tensors by `plain_name`; `source` names them in errors."""
     own = network.state_dict()
     first = next((name for name, value in own.items() if value.ndim >= 4), None)
     kept: dict[str, Tensor] = {}
@@ -102,7 +102,7 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
     broken = next((name for name, value in kept.items() if not value.isfinite().all()), None)
     if broken is not None:
         raise UsageError(
-            f"{source}: {broken} holds numbers that are not finite, expected weights of a training that went well. "
+            f"{source}: {broken} holds numbers that are not finite, expected finite weights. "
             "Take an earlier checkpoint."
         )
     network.load_state_dict(kept, strict=False)
@@ -128,7 +128,7 @@ def _is_copy(name: str) -> bool:
 
 
 def plain_name(name: str) -> str:
-    """Without what torch.compile, DataParallel and our 2D networks put before it."""
+    """Strip the prefixes of torch.compile, DataParallel and our 2D networks."""
     while name.startswith(_WRAPPERS):
         name = name.partition(".")[2]
     return name
@@ -159,7 +159,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
     if not is_zipfile(path):
-        raise UsageError(f"{path}: is no whole file of torch.save. Copy it again, or save it with torch 1.6 or later.")
+        raise UsageError(
+            f"{path}: is not a complete file of torch.save. Copy it again, or save it with torch 1.6 or later."
+        )
     with torch.serialization.safe_globals(_NUMPY):
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         if foreign:

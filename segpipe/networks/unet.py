@@ -88,7 +88,7 @@ MakeStage = Callable[[NetworkSpec, int, int, int], nn.Module]
 
 
 def transposed_up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
-    """From the resolution below `stage` to that of `stage` by one transposed convolution with a bias."""
+    """Make one transposed convolution with a bias, from the resolution below `stage` to that of `stage`."""
     return Layers(spec.n_axes, spec.parts).transposed(n_in, n_out, spec.strides_zyx[stage + 1])
 
 
@@ -103,7 +103,7 @@ def decoder_stage(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Mo
 
 @dataclass(frozen=True)
 class DecoderStyle:
-    """How a family builds its decoder; the defaults are nnU-Net's.
+    """The way in which a family builds its decoder; the defaults are nnU-Net's.
 
     Args:
         up: Makes the way up to a stage.
@@ -119,7 +119,7 @@ class DecoderStyle:
 
 
 class Decoder(nn.Module):
-    """From the deepest map up, stage by stage; module lists begin with the deepest stage."""
+    """Goes from the deepest map up, stage by stage; module lists begin with the deepest stage."""
 
     def __init__(self, spec: NetworkSpec, n_below: int, n_outputs: int, style: DecoderStyle) -> None:
         super().__init__()
@@ -222,6 +222,6 @@ class ResidualEncoder(nn.Module):
 
 
 def encoder_shapes(spec: NetworkSpec, n_in: int) -> list[BlockShape]:
-    """What each encoder stage takes and gives, if the first one is given `n_in` channels."""
+    """Return the shape of each encoder stage if the first one is given `n_in` channels."""
     entering = (n_in, *spec.features[:-1])
     return [BlockShape(*each) for each in zip(entering, spec.features, spec.kernels_zyx, spec.strides_zyx, strict=True)]

@@ -132,17 +132,17 @@ class Augmentation(Presettable):
 
     @property
     def alters(self) -> bool:
-        """Whether anything is ever changed."""
+        """Return whether anything is ever changed."""
         return any(getattr(self, name) for name in _chances())
 
     @property
     def moves(self) -> bool:
-        """Whether voxels are looked up between voxels, so that more than the patch must be cut."""
+        """Return whether patches are interpolated, so that more than the patch must be cut."""
         return bool(self.p_rotation or self.p_scale or self.p_elastic or self.p_quarter_turn)
 
     @property
     def alters_locally(self) -> bool:
-        """Whether intensities are ever changed by `train/augmentation/local`."""
+        """Return whether intensities are ever changed by `train/augmentation/local`."""
         return any(getattr(self, name) for name in _chances(only_local=True))
 
 

@@ -10,7 +10,7 @@ from segpipe.core.choices import Choice
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerFacts(Choice):
-    """What is known of an optimizer without running it. All read learning_rate, momentum and weight_decay.
+    """Facts about an optimizer that need no run of it. All read learning_rate, momentum and weight_decay.
 
     Args:
         usual: Learning rate, momentum and weight decay that go with it, for the advice when it is changed.

@@ -57,7 +57,7 @@ class CountedVoxels:
     n_label_entries: int
 
     def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
-        """Whether a batch of 2 is too much, or the reference batch (see `Preset.batch_in_shrink`)."""
+        """Return whether a batch of 2 is too large, or the reference batch (see `Preset.batch_in_shrink`)."""
         scale = 2 / self.preset.reference_batch[len(patch)] if self.preset.batch_in_shrink else 1
         return feature_voxels(network, patch, self.n_label_entries) * scale > self.preset.reference_voxels[len(patch)]
 
@@ -80,7 +80,7 @@ class PredictedBytes:
     _bytes_for_each_voxel: dict[tuple[tuple[int, ...], ...], float] = field(default_factory=dict)
 
     def is_exceeded(self, network: NetworkSpec, patch: tuple[int, ...]) -> bool:
-        """Whether a batch of 2 is too much."""
+        """Return whether a batch of 2 is too large."""
         known = self._bytes_for_each_voxel.get(network.strides_zyx)
         if known is not None and known * math.prod(patch) > _FAR_TOO_LARGE * self.limit_gib * _GIB:
             return True

@@ -22,7 +22,7 @@ MAX_BATCH = {2: 48, 3: 8}  # four times the batches that nnU-Net's budgets were 
 
 @dataclass(frozen=True)
 class Preset:
-    """What the rules of `make.py` are fed with.
+    """The inputs of the rules of `make.py`.
 
     Args:
         network: Makes the network of a topology.

@@ -55,7 +55,7 @@ class Presettable(Record):
 
 
 def _as_tuples(value: Any) -> Any:
-    """What was read from JSON, its lists made the tuples that strict records want."""
+    """Turn the lists of JSON into the tuples that strict records want."""
     if isinstance(value, Mapping):
         return {key: _as_tuples(inner) for key, inner in value.items()}
     return tuple(map(_as_tuples, value)) if isinstance(value, list) else value

@@ -89,12 +89,12 @@ class PlannerInput:
 
     @property
     def voxels(self) -> float:
-        """Of all cases."""
+        """Voxels of all cases."""
         return float(np.prod(self.median_shape) * self.n_cases)
 
 
 def planner_input(fingerprint: Fingerprint, labels: LabelSet, *, exact: bool) -> PlannerInput:
-    """What the rules start from.
+    """Return what the rules start from.
 
     Args:
         fingerprint: The measured dataset.

@@ -32,7 +32,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Training(Record):
-    """What a person may choose; the defaults are the preset's.
+    """The recipe, which a person may choose; the defaults are nnU-Net's.
 
     Args:
         epochs, iterations_per_epoch: Length of training when neither iterations nor a time budget are given.

@@ -59,7 +59,7 @@ class TrainingStats(Record):
 
     @classmethod
     def of(cls, fingerprint: Fingerprint, plan: Plan, case_ids: Sequence[str]) -> TrainingStats | None:
-        """From what was measured of the cases; None if none of them was."""
+        """Summarise the measurements of some cases; None if none of them was measured."""
         cases = [case for case in fingerprint.cases if case.case_id in set(case_ids)]
         if not cases:
             return None
@@ -84,7 +84,7 @@ class TrainingStats(Record):
         )
 
     def join(self, other: TrainingStats) -> TrainingStats:
-        """Of two folds that predict together; cases of both may be the same, so the larger number counts."""
+        """Combine two folds that predict together; they may share cases, so the larger number of cases counts."""
         (z, y, x), (depth, height, width) = (
             [mine.join(its) for mine, its in zip(*pair, strict=True)]
             for pair in ((self.spacing_mm, other.spacing_mm), (self.extent_mm, other.extent_mm))

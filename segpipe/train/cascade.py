@@ -50,7 +50,7 @@ Change = Reshaping | Removal
 def draw_changes(
     augmentation: Augmentation, n_samples: int, n_labels: int, generator: np.random.Generator
 ) -> tuple[tuple[Change, ...], ...]:
-    """What is done to the guide of each sample, in order; `generator` is the source of all randomness.
+    """Draw what is done to the guide of each sample, in order; `generator` is the source of all randomness.
 
     Source:
         nnU-Net's augmentation of cascades (nnunetv2 2.8.1). Its balls of a radius that is no whole number have an even
@@ -71,7 +71,7 @@ def draw_changes(
 
 
 def _some_labels(augmentation: Augmentation, n_labels: int, generator: np.random.Generator) -> list[int]:
-    """In random order: what one label takes, the next may take back."""
+    """Draw some labels in random order: what one label takes, the next may take back."""
     order = generator.permutation(n_labels) + 1
     return [int(label) for label in order[generator.random(n_labels) < augmentation.p_guide_label]]
 
@@ -89,7 +89,7 @@ def change_guides(guides_BZYX: Tensor, changes: Sequence[Sequence[Change]]) -> T
 
 
 def _reshape_(guide_ZYX: Tensor, change: Reshaping) -> None:
-    """What a label gains, others lose; what it loses becomes background."""
+    """Change a label: what it gains, others lose; what it loses becomes background."""
     before = guide_ZYX == change.label
     after = OPERATIONS[change.operation](before, change.radius_vox)
     guide_ZYX.masked_fill_(before & ~after, 0).masked_fill_(after, change.label)
@@ -123,17 +123,17 @@ def dilate(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
 
 
 def erode(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
-    """Voxels that lie deeper in a mask than a distance; it goes on beyond the volume."""
+    """Keep voxels deeper in a mask than a distance; the mask continues beyond the volume."""
     return ~dilate(~mask_ZYX, radius_vox)
 
 
 def open_mask(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
-    """Without spurs and islands that no ball fits into."""
+    """Remove spurs and islands that no ball fits into."""
     return dilate(erode(mask_ZYX, radius_vox), radius_vox)
 
 
 def close_mask(mask_ZYX: Tensor, radius_vox: float) -> Tensor:
-    """With gaps filled that no ball fits into."""
+    """Fill gaps that no ball fits into."""
     return erode(dilate(mask_ZYX, radius_vox), radius_vox)
 
 

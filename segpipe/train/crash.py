@@ -75,7 +75,7 @@ def crash_text(folder: FoldFolder) -> str:
     where = f"{folder.path}: the training before this one died in step {step[1] if step else '?'}"
     if not found:
         return (
-            f"{where} without a word, as after SIGKILL or a power cut. Perhaps memory ran out (`dmesg` tells): use a "
+            f"{where} without a message, as after SIGKILL or a power cut. If memory ran out (see `dmesg`), use a "
             "smaller batch_size or patch_zyx. Training resumes from the last saved state."
         )
     signal = _SIGNALS.get(found[1], found[1])

@@ -49,7 +49,7 @@ class FoldData:
 
 @dataclass
 class Progress:
-    """How far training is; all of it is in state.pt."""
+    """The progress of a training; all of it is in state.pt."""
 
     iteration: int = 0
     epoch: int = 0

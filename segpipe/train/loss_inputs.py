@@ -24,7 +24,7 @@ Pool = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class LossInputs:
-    """What the terms of a loss read: outputs beside labels, at one resolution.
+    """Outputs beside labels at one resolution, for the terms of a loss to read.
 
     Args:
         logits_BCZYX: The outputs, any float type.

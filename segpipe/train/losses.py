@@ -24,7 +24,7 @@ _RADIUS_VOX = 2  # steps over faces
 
 @torch.library.custom_op("segpipe::tubes", mutates_args=())
 def tubes(indices_BZYX: Tensor) -> Tensor:
-    """Whether a voxel is at most two steps from the centreline of the labelled voxels, all labels taken as one.
+    """Mark voxels at most two steps from the centreline of the labelled voxels, all labels taken as one.
 
     Computed on the CPU, on whatever augmentation made of the labels: an interpolated centreline would have gaps. One
     operation for torch, so that memory can be predicted without labels.

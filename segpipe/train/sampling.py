@@ -36,7 +36,7 @@ class Batch:
     guides: Tensor | None = None
 
     def pin(self) -> Batch:
-        """In page-locked memory, from where copies to a CUDA device run beside computing; itself if it is there."""
+        """Put it into page-locked memory, from where copies to a GPU overlap with computing; itself if it is there."""
         return self if self.images.is_cuda else self._each(Tensor.pin_memory, self.case_ids)
 
     def part(self, number: int, n_parts: int) -> Batch:
@@ -55,7 +55,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How patches are drawn.
+    """The way in which patches are drawn.
 
     Args:
         patch_zyx: What the network sees.
@@ -117,7 +117,7 @@ def draw_batch(
 
 
 def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator) -> int:
-    """How many patches of a batch are centred on a label.
+    """Return how many patches of a batch are centred on a label.
 
     Returns:
         batch_size × fraction, rounded, as nnU-Net does: 1 of 2 at a third. Where that would be none or all of every

@@ -1,4 +1,4 @@
-"""How far training is and when an epoch or all of it is over: by steps, or by the clock."""
+"""Progress of a training, and the end of an epoch and of all of it: by steps, or by a time budget."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from segpipe.plan.training import Training
 from segpipe.train.fold import Progress
 
 _MIN_EPOCHS_IN_BUDGET = 20  # points of the learning curve when trained by time
-_MAX_EPOCH_SECONDS = 300.0  # of a long budget: nobody waits longer for the next point
+_MAX_EPOCH_SECONDS = 300.0  # of a long budget: a person waits at most so long for the next point
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ class Schedule:
         return math.ceil(self.n_iterations / self.training.iterations_per_epoch)
 
     def progress(self, at: Progress) -> float:
-        """0 to 1, and above when time was lost."""
+        """Return how far training is, 0 to 1, and above when time was lost."""
         if self.training.time_budget_seconds:
             return at.seconds / self.training.time_budget_seconds
         return at.iteration / self.n_iterations
 
     def share_of_epoch(self, at: Progress) -> float:
-        """How far the running epoch is; 1 or more: it is over.
+        """Return how far the running epoch is; at 1 or more it is over.
 
         Counted from where the last one ended, so that a budget which changed in between makes no odd epochs.
         """
@@ -48,7 +48,7 @@ class Schedule:
         return (at.iteration - last["iteration"]) / self.training.iterations_per_epoch
 
     def is_over(self, at: Progress, seconds_to_finish: float) -> bool:
-        """Whether one more step, the last validation and saving would not fit."""
+        """Return whether one more step, the last validation and saving would not fit."""
         if self.training.time_budget_seconds:
             return at.seconds + seconds_to_finish >= self.training.time_budget_seconds
         return at.iteration >= self.n_iterations
@@ -62,6 +62,6 @@ class Schedule:
         return min(training.validation_iterations, math.ceil(n_steps * share))
 
     def seconds_left(self, at: Progress) -> float:
-        """At the pace so far; NaN before the first step."""
+        """Estimate the seconds left at the pace so far; NaN before the first step."""
         done = min(1.0, self.progress(at))
         return at.seconds * (1 - done) / done if done else math.nan

@@ -31,7 +31,7 @@ _SPLINE_MARGIN = 3  # control points of a cubic spline beyond its cells
 
 @dataclass(frozen=True)
 class Scope:
-    """What a plan fixes for every batch.
+    """The part of augmentation that a plan fixes for every batch.
 
     Args:
         augmentation: Probabilities and ranges.
@@ -55,12 +55,12 @@ class Scope:
 
     @property
     def is_flat(self) -> bool:
-        """Whether patches are turned, scaled and made coarse in-plane only."""
+        """Return whether patches are turned, scaled and made coarse in-plane only."""
         return is_flat(self.patch_zyx)
 
 
 def scope_of(plan: Plan, configuration: Configuration) -> Scope:
-    """What a plan says about the augmentation of a configuration."""
+    """Return what a plan fixes for the augmentation of a configuration."""
     swapped = swapped_indices(plan.labels, plan.mirror_swaps)
     ignored = () if plan.labels.ignore_value is None else (IGNORE_INDEX,)
     return Scope(
@@ -118,12 +118,12 @@ class Draws:
 
 
 def is_flat(patch_zyx: ZYX) -> bool:
-    """Whether a patch is turned in-plane only."""
+    """Return whether a patch is turned in-plane only."""
     return patch_zyx[0] == 1 or max(patch_zyx) / patch_zyx[0] > _FLAT_RATIO
 
 
 def largest_angle(augmentation: Augmentation, patch_zyx: ZYX) -> float:
-    """In degrees, about each axis that a patch is turned about."""
+    """Return the largest angle in degrees, about each axis that a patch is turned about."""
     if not is_flat(patch_zyx):
         return augmentation.rotation_degrees
     if patch_zyx[0] == 1 and max(patch_zyx) / min(patch_zyx[1:]) > _LONG_RATIO:
@@ -194,7 +194,7 @@ def _turn_axes(flat: bool) -> tuple[int, ...]:
 
 
 def _rotation(axis: int, angle: float) -> NDArray[np.float64]:
-    """About one of the axes Z, Y, X (0, 1, 2)."""
+    """Make the matrix of a rotation about one of the axes Z, Y, X (0, 1, 2)."""
     matrix = np.eye(3)
     first, second = (a for a in range(3) if a != axis)
     cos, sin = np.cos(angle), np.sin(angle)

@@ -84,14 +84,14 @@ def blur(x_RZYX: Tensor, std_vox_R3: _Numbers) -> Tensor:
 
 
 def _contrast_(x_RZYX: Tensor, factor: Tensor) -> None:
-    """Away from the mean, or towards it, within the range."""
+    """Move values away from the mean, or towards it, within the range."""
     voxels = (1, 2, 3)
     low, mean, high = (of(x_RZYX, voxels, keepdim=True) for of in (torch.amin, torch.mean, torch.amax))
     x_RZYX.sub_(mean).mul_(factor).add_(mean).clamp_(low, high)
 
 
 def _coarsen(channel_ZYX: Tensor, zoom: float, *, keep_planes: bool) -> Tensor:
-    """Down to the nearest voxel, up linearly, as nnU-Net."""
+    """Resample down to the nearest voxel and up linearly, as nnU-Net."""
     n_kept = 1 if keep_planes else 0
     edges = channel_ZYX.shape[n_kept:]
     source, mode = (channel_ZYX[None], "bilinear") if keep_planes else (channel_ZYX[None, None], "trilinear")

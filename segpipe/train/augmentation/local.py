@@ -55,7 +55,7 @@ class LocalChange:
 def draw_local(
     augmentation: Augmentation, patch_zyx: ZYX, shape: tuple[int, int], generator: np.random.Generator
 ) -> tuple[tuple[LocalChange, ...], ...]:
-    """What is done to the (samples, channels), in order; `generator` is the source of all randomness."""
+    """Draw what is done to the (samples, channels), in order; `generator` is the source of all randomness."""
     return tuple(
         tuple(
             change
@@ -180,7 +180,7 @@ def _gamma_(x_ZYX: Tensor, change: LocalChange, _: bool) -> None:
 
 
 def _sharpen_(x_ZYX: Tensor, change: LocalChange, keep_planes: bool) -> None:
-    """Away from the mean of the neighbours over faces; beyond the image its border goes on."""
+    """Move values away from the mean of the neighbours over faces; the border continues beyond the image."""
     wide = functional.pad(x_ZYX[None, None], (1,) * 6, mode="replicate")[0, 0]
     laplacian = torch.zeros_like(x_ZYX)
     middle = [slice(1, -1)] * 3

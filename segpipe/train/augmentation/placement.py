@@ -102,7 +102,7 @@ def _reach(draws: Draws, moved: NDArray[np.intp], region_zyx: Sequence[int], sco
 
 
 def _grid(draws: Draws, moved: NDArray[np.intp], reach: ZYX, scope: Scope, device: torch.device) -> Tensor:
-    """Where each voxel of a moved patch is looked up, (N, [Z,] Y, X, A): x, y, z from -1 to 1 as grid_sample counts."""
+    """Return where voxels of a moved patch are looked up, (N, [Z,] Y, X, A): x, y, z from -1 to 1, for grid_sample."""
     first = 1 if scope.is_flat else 0  # planes stay where they are
     edges = scope.patch_zyx[first:]
     turns = draws.turns[moved, first:, first:] * 2 / np.array(reach[first:])[:, None]
