@@ -76,10 +76,10 @@ def test_a_wrong_header_is_told_of_ahead_and_refused_unless_it_is_allowed(
     write_tiny(tmp_path / "in" / "far.nii.gz", np.ones((8, 10, 12), np.float32), FAR_APART)
     write_tiny(tmp_path / "in" / "near.nii.gz", tiny_image(1))
     common = ["predict", "-m", str(work), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
-    assert run([*common, "--dry-run", "--json"]) == 0
+    assert run([*common, "--dry-run", "--json"]) == 3  # as the command
     notes = json.loads(capsys.readouterr().out)["notes"]
     assert notes[0] == "32 windows to compute at most, counted for every network and mirrored copy"
-    assert notes[1].startswith("far would be left out: far: 8 × 10 × 12 voxels of 1000 × 1.5 × 1 mm")
+    assert notes[1].startswith("far would be left out: 8 × 10 × 12 voxels of 1000 × 1.5 × 1 mm")
     assert run(common) == 3
     assert "92.2 times the largest training case" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["near.nii.gz"]
