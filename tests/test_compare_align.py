@@ -89,7 +89,7 @@ def test_patients():
     assert aligned(own, own, patients={"x": "q", "y": "r"}).patient_ids == ("q", "r")
     with pytest.raises(DataError, match="case x: belongs to patient p and to patient q"):
         aligned(known, [score("x", patient="q"), score("y", patient="p")])
-    with pytest.raises(DataError, match="no patient for 1 cases: y"):
+    with pytest.raises(DataError, match="no patient for 1 case: y"):
         aligned(own, own, patients={"x": "q"})
 
 
@@ -123,7 +123,7 @@ def test_other_labels():
     with pytest.raises(DataError, match=r"b: no label tumour in 1 case: x\n.*-l"):
         aligned(first, [score("x")])
     assert aligned(first, [score("x")], labels=("organ",)).labels == ("organ",)
-    with pytest.raises(UsageError, match=r"method a: has no label 'organs'\. Did you mean 'organ'"):
+    with pytest.raises(UsageError, match=r"method a: no label 'organs'\. Did you mean 'organ'"):
         aligned(first, first, labels=("organs",))
 
 
