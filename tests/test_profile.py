@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from plans import LABELS, small_plan
-from segpipe.cli.train import profile_record, profile_text
+from segpipe.cli.train import profile_text
 from segpipe.data.splits import Fold
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
@@ -34,14 +33,22 @@ def fold_in_training(hooks: Hooks | None = None, **training: object) -> FoldTrai
 def of(**seconds: float) -> Profile:
     """A profile with these parts, the others nothing."""
     parts = dict.fromkeys(PHASES, 0.0) | {name.replace("_", " "): value for name, value in seconds.items()}
-    return Profile("3d_fullres", "cpu", "float32", 30, parts, draw_seconds=0.004, n_threads=1)
+    return Profile.of(
+        parts,
+        configuration="3d_fullres",
+        device="cpu",
+        precision="float32",
+        n_steps=30,
+        draw_seconds=0.004,
+        n_threads=1,
+    )
 
 
 def test_every_part_of_a_step_is_measured_and_nothing_is_left(tmp_path, capsys):
     found = profile_fold(fold_in_training, "3d_fullres", tmp_path)
     assert tuple(found.seconds) == PHASES and all(seconds > 0 for seconds in found.seconds.values())
     assert found.n_steps == 30 and found.precision == "float32" and found.draw_seconds > 0
-    assert sum(found.share(phase) for phase in PHASES) == pytest.approx(1)
+    assert sum(found.shares[phase] for phase in PHASES) == pytest.approx(1)
     assert not list(tmp_path.iterdir())
     assert "profiling 3d_fullres: 30/30" in capsys.readouterr().err
 
@@ -88,9 +95,9 @@ def test_the_table_by_hand():
     assert lines[11] == "  all                    40.00  100.0%  25 it/s"
     assert lines[12] == "  Meanwhile 1 thread drew batches: 4.00 ms per batch and thread."
     assert lines[13].startswith("optimizer: A larger batch_size") and max(map(len, lines)) <= 80
-    assert "2 threads drew" in profile_text(replace(of(forward=1), n_threads=2))
+    assert "2 threads drew" in profile_text(of(forward=1).model_copy(update={"n_threads": 2}))
 
 
 def test_the_record_is_json():
-    record = json.loads(json.dumps(profile_record(of(forward=0.03, loss=0.01))))
+    record = json.loads(json.dumps(of(forward=0.03, loss=0.01).model_dump()))
     assert record["shares"]["loss"] == 0.25 and record["bottleneck"] == "loss" and record["step_seconds"] == 0.04

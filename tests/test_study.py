@@ -106,7 +106,7 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(finished, tmp
     (folds[1] / "scores.csv").unlink()  # as if killed before the scores
     shutil.rmtree(folds[2])  # as if killed before the training
     assert command(folder) == 0
-    assert capsys.readouterr().err.count("is trained and scored already") == 2
+    assert capsys.readouterr().err.count("already trained and scored") == 2
     after = [(fold / "checkpoint.safetensors").stat().st_mtime_ns for fold in folds]
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
     first, again = (json.loads((f / "out" / "comparison.json").read_text("utf-8")) for f in (finished, folder))

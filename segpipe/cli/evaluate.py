@@ -88,7 +88,7 @@ def command(
         require_place(output)
     wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing)
     found = evaluate_masks(reference, predictions, wish, n_workers, seed)
-    files = _saved(found, output)
+    files = _save(found, output)
     if as_json:
         print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files)
         return
@@ -98,7 +98,7 @@ def command(
     click.echo(f"{count(found.n_cases, 'case')}, policy {found.policy}.{written}")
 
 
-def _saved(found: Evaluation, output: Path | None) -> dict[str, str | None]:
+def _save(found: Evaluation, output: Path | None) -> dict[str, str | None]:
     """Write the tables; return their paths."""
     from segpipe.evaluate.lesions import lesions_path, save_lesions
     from segpipe.evaluate.metrics import METRICS

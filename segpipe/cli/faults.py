@@ -1,4 +1,4 @@
-"""What a person sees of a fault: one message and an exit code; of an internal error the path of its traceback."""
+"""Show a fault to a person: one message and an exit code; of an internal error the path of its traceback."""
 
 from __future__ import annotations
 

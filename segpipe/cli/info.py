@@ -41,21 +41,21 @@ def command(path: Path, as_json: bool) -> None:
 def info_text(found: Info) -> str:
     """For people, at most 80 columns wide but for paths."""
     lines = [f"{found.path}: {'a packed model' if found.kind == 'package' else f'a {found.kind} folder'}"]
-    lines += _wrapped(f"dataset {found.dataset}: {_cases(found)}")
-    lines += _wrapped(f"channels {', '.join(found.channels)}; labels {', '.join(found.labels)}")
+    lines += _wrap(f"dataset {found.dataset}: {_cases(found)}")
+    lines += _wrap(f"channels {', '.join(found.channels)}; labels {', '.join(found.labels)}")
     lines.append(f"  plan {found.preset}")
-    lines += [piece for own in found.configurations for piece in _wrapped(_configuration(own), "    ")]
+    lines += [piece for own in found.configurations for piece in _wrap(_configuration(own), "    ")]
     if found.chosen:
-        lines += _wrapped(f"chosen by `segpipe select`: {' + '.join(found.chosen)}")
+        lines += _wrap(f"chosen by `segpipe select`: {' + '.join(found.chosen)}")
     lines += _fold_table(found)
     if found.package is not None:
         facts = found.package.model
-        lines += _wrapped(f"packed by segpipe {facts.segpipe}, licence {facts.licence or 'not stated'}")
-        lines += [piece for score in facts.scores if score.metric == "dice" for piece in _wrapped(_score(score))]
-        lines += _wrapped(f"{count(len(found.package.parts), 'part')}, all matching their SHA-256")
+        lines += _wrap(f"packed by segpipe {facts.segpipe}, licence {facts.licence or 'not stated'}")
+        lines += [piece for score in facts.scores if score.metric == "dice" for piece in _wrap(_score(score))]
+        lines += _wrap(f"{count(len(found.package.parts), 'part')}, all matching their SHA-256")
     total = sum(found.size_bytes.values())
     sizes = [f"{name} {size_text(n)}" for name, n in found.size_bytes.items() if n >= _SHOWN_SHARE * total]
-    return "\n".join([*lines, *_wrapped(f"on disk {size_text(total)}: {', '.join(sizes)}")])
+    return "\n".join([*lines, *_wrap(f"on disk {size_text(total)}: {', '.join(sizes)}")])
 
 
 def _cases(found: Info) -> str:
@@ -95,5 +95,5 @@ def _fold_line(fold: FoldInfo, width: int) -> str:
     )
 
 
-def _wrapped(text: str, indent: str = "  ") -> list[str]:
+def _wrap(text: str, indent: str = "  ") -> list[str]:
     return textwrap.wrap(text, _WIDTH, initial_indent=indent, subsequent_indent=indent + "  ")

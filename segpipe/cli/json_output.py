@@ -1,4 +1,4 @@
-"""What `--json` prints: the keys of every command's result, as records. docs/json.md is made of them.
+"""The results that `--json` prints: the keys of each command as records. docs/json.md is made of them.
 
 A result is one JSON object on one line of stdout; its keys are those of one or several records together. NaN, which
 JSON has not, is null.
@@ -22,6 +22,8 @@ from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.predict.outputs import CaseRow
 from segpipe.predict.package import Manifest
+from segpipe.prepare.dataset import Needs
+from segpipe.train.profile import Profile
 
 
 class Failure(Record):
@@ -63,24 +65,10 @@ class PlanFiles(Record):
     costs: tuple[PlannedCost, ...]
 
 
-class PreparingNeeds(Record):
-    """What preparing took or, with `--dry-run`, will take.
-
-    Args:
-        prepared: Folder of the prepared cases; null with `--dry-run`.
-        n_cases: Cases that were not prepared yet.
-        disk_bytes, free_disk_bytes: About what they take, and what there was.
-        memory_bytes, free_memory_bytes: Of the largest case, and what was free; 0 if not known.
-        n_workers: Cases prepared in parallel.
-    """
+class PreparedFolder(Record):
+    """Folder of the prepared cases; null with `--dry-run`."""
 
     prepared: str | None
-    n_cases: int
-    disk_bytes: int
-    free_disk_bytes: int
-    memory_bytes: int
-    free_memory_bytes: int
-    n_workers: int
 
 
 class Summary(Record):
@@ -96,7 +84,7 @@ class Summary(Record):
 
 
 class Trained(Record):
-    """Which configuration was trained."""
+    """The configuration that was trained."""
 
     configuration: str
 
@@ -108,7 +96,7 @@ class Reported(Record):
 
 
 class ReportSize(Record):
-    """How large the page is."""
+    """Size of the page."""
 
     size_bytes: int
 
@@ -126,31 +114,6 @@ class Evaluated(Record):
     lesions: str | None
 
 
-class Profiled(Record):
-    """Where the time of training goes (`--profile`).
-
-    Args:
-        configuration, device, precision: What was measured.
-        n_steps: Steps that were measured.
-        seconds, shares: Of each part of a step.
-        step_seconds: Of a step.
-        draw_seconds, n_threads: To draw a batch on one thread, and how many draw.
-        bottleneck, advice: What takes longest, and what to do.
-    """
-
-    configuration: str
-    device: str
-    precision: str
-    n_steps: int
-    seconds: dict[str, float]
-    shares: dict[str, float]
-    step_seconds: float
-    draw_seconds: float
-    n_threads: int
-    bottleneck: str
-    advice: str
-
-
 class FailedCase(Record):
     """A case that could not be predicted, and why."""
 
@@ -159,7 +122,7 @@ class FailedCase(Record):
 
 
 class Predicted(Record):
-    """What became of the cases.
+    """Results of the cases.
 
     Args:
         masks: Files, in the order of the cases.
@@ -173,7 +136,7 @@ class Predicted(Record):
 
 
 class Compared(Record):
-    """Where the comparison was written; null if it was not."""
+    """Folder of the comparison; null if it was not written."""
 
     output: str | None
 
@@ -204,7 +167,7 @@ class Imported(Record):
 
 
 class Examined(Record):
-    """What `doctor` found; the exit code is 4 if there is a fault."""
+    """Findings of `doctor`; the exit code is 4 if there is a fault."""
 
     findings: tuple[Finding, ...]
     n_faults: int
@@ -212,7 +175,7 @@ class Examined(Record):
 
 
 class Shown(Record):
-    """Where the page is served while the command runs."""
+    """Address of the page while the command runs."""
 
     url: str
     n_cases: int
@@ -225,10 +188,10 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "run --dry-run": (Foreseen,),
     "check": (CheckReport, Checked),
     "plan": (PlanFiles, Plan),
-    "prepare": (PreparingNeeds,),
+    "prepare": (PreparedFolder, Needs),
     "train": (Summary, Trained),
     "train --dry-run": (Foreseen,),
-    "train --profile": (Profiled,),
+    "train --profile": (Profile,),
     "select": (SelectionReport,),
     "select --dry-run": (Foreseen,),
     "predict": (Predicted,),

@@ -90,7 +90,7 @@ def command(
 
 
 def plan_text(planned: Planned) -> str:
-    """What was decided, why, and what it will take."""
+    """Return the decisions, their reasons and what they will take, for people."""
     plan = planned.plan
     lines = textwrap.wrap(f"Plan {plan.preset} for {plan.dataset}", _WIDTH, subsequent_indent="  ")
     lines += [

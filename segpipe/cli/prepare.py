@@ -25,8 +25,6 @@ def command(work: Path, configuration: str | None, dry_run: bool, as_json: bool,
     Fewer than -j cases are prepared in parallel if memory is short. Cases that cannot be prepared are listed at the
     end (exit code 3); the others are prepared.
     """
-    from dataclasses import asdict
-
     from segpipe.cli.printing import print_json
     from segpipe.pipeline import prepare
 
@@ -34,6 +32,6 @@ def command(work: Path, configuration: str | None, dry_run: bool, as_json: bool,
     needs = prepare.estimate(job) if dry_run or as_json else None
     folder = None if dry_run else prepare.run(job)
     if as_json and needs is not None:
-        print_json({"prepared": folder and str(folder), **asdict(needs)})
+        print_json({"prepared": folder and str(folder), **needs.model_dump()})
     else:
         click.echo(f"Prepared cases: {folder}" if needs is None else textwrap.fill(str(needs), _WIDTH))

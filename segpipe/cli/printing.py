@@ -1,4 +1,4 @@
-"""What a command prints on stdout."""
+"""Print results on stdout."""
 
 from __future__ import annotations
 

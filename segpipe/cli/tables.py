@@ -84,7 +84,7 @@ def _notes(rows: Sequence[SummaryRow]) -> list[str]:
     ]
     left_out = [row for row in rows if row.n_left_out and row.label != MEAN_LABEL]
     lines += [f"Left out of {METRICS[row.metric].title}, {row.label}: {row.n_left_out} cases." for row in left_out]
-    return [piece for line in lines for piece in _wrapped(line)]
+    return [piece for line in lines for piece in _wrap(line)]
 
 
 def _names(rows: Sequence[SummaryRow]) -> str:
@@ -92,5 +92,5 @@ def _names(rows: Sequence[SummaryRow]) -> str:
     return "; ".join([*named, f"{len(rows) - _N_NAMED} more"] if len(rows) > _N_NAMED else named)
 
 
-def _wrapped(line: str) -> list[str]:
+def _wrap(line: str) -> list[str]:
     return textwrap.wrap(line, _WIDTH)

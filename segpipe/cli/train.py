@@ -75,7 +75,7 @@ def command(
     if profiles:
         profile = train.profile(request)
         if as_json:
-            print_json(profile_record(profile))
+            print_json(profile.model_dump(mode="json"))
         else:
             click.echo(profile_text(profile))
         return
@@ -100,27 +100,10 @@ def profile_text(profile: Profile) -> str:
     about = f"{profile.configuration} on {profile.device}, {profile.precision}, mean of {profile.n_steps} steps"
     lines = [about, f"  {'part of a step':<18}{'ms':>10}{'share':>8}"]
     for phase, seconds in profile.seconds.items():
-        bar = "█" * round(_BAR * profile.share(phase))
-        lines.append(f"  {phase:<18}{1000 * seconds:>10.2f}{profile.share(phase):>8.1%}  {bar}".rstrip())
+        bar = "█" * round(_BAR * profile.shares[phase])
+        lines.append(f"  {phase:<18}{1000 * seconds:>10.2f}{profile.shares[phase]:>8.1%}  {bar}".rstrip())
     total = profile.step_seconds
     lines.append(f"  {'all':<18}{1000 * total:>10.2f}{1:>8.1%}  {1 / total:.3g} it/s")
     threads = "1 thread" if profile.n_threads == 1 else f"{profile.n_threads} threads"
     lines.append(f"  Meanwhile {threads} drew batches: {1000 * profile.draw_seconds:.2f} ms per batch and thread.")
     return "\n".join([*lines, *textwrap.wrap(f"{profile.bottleneck}: {profile.advice}", _WIDTH)])
-
-
-def profile_record(profile: Profile) -> dict[str, Any]:
-    """The same as JSON takes it."""
-    return {
-        "configuration": profile.configuration,
-        "device": profile.device,
-        "precision": profile.precision,
-        "n_steps": profile.n_steps,
-        "seconds": dict(profile.seconds),
-        "shares": {phase: profile.share(phase) for phase in profile.seconds},
-        "step_seconds": profile.step_seconds,
-        "draw_seconds": profile.draw_seconds,
-        "n_threads": profile.n_threads,
-        "bottleneck": profile.bottleneck,
-        "advice": profile.advice,
-    }

@@ -100,7 +100,7 @@ def guides_for(planned: PlannedWork, name: str, machine: Machine) -> Path | None
     for folder, split in zip(folders, splits.folds, strict=True):
         (weights,) = weights_of([folder]).values()
         wanted = [
-            StoredGuide(case_id=c, model=weights, content=_stored(prepared, c).content, seen_as=seen.name)
+            StoredGuide(case_id=c, model=weights, content=_stored_case(prepared, c).content, seen_as=seen.name)
             for c in split.validation
         ]
         missing = [about for about in wanted if not has_guide(guides, about)]
@@ -108,7 +108,7 @@ def guides_for(planned: PlannedWork, name: str, machine: Machine) -> Path | None
             continue
         model = load_model([folder], resolve_device(machine.device))
         for about in track(missing, f"guiding {name} by {configuration.previous}, {folder.path.name}", len(missing)):
-            labels = _predicted(model, seen, about.case_id, _stored(prepared, about.case_id).trace)
+            labels = _predict_guide(model, seen, about.case_id, _stored_case(prepared, about.case_id).trace)
             store_guide(guides, about, labels, plan.labels, configuration.patch_zyx)
     return guides
 
@@ -141,14 +141,14 @@ def require_trained_guides(planned: PlannedWork, name: str) -> None:
         require_same_view(planned.plan, previous, Plan.load(folder.plan), work.plan)
 
 
-def _stored(prepared: Path, case_id: str) -> StoredCase:
+def _stored_case(prepared: Path, case_id: str) -> StoredCase:
     return StoredCase.load(prepared / case_id / "case.json")
 
 
-def _predicted(model: Model, seen: Path, case_id: str, onto: Trace) -> NDArray[np.int16]:
+def _predict_guide(model: Model, seen: Path, case_id: str, onto: Trace) -> NDArray[np.int16]:
     """Inside labels of a case on the grid that it is prepared on for the cascade."""
     image = open_case(seen / case_id).image.whole()
-    coarse = Prepared(image, None, trace_onto(_stored(seen, case_id).trace, onto))
+    coarse = Prepared(image, None, trace_onto(_stored_case(seen, case_id).trace, onto))
     batching = Batching(windows_at_once(model, budget_for(model.device, None)))
     try:
         found, _ = segment(Ensemble((model,)), (coarse,), PredictOptions(), case_id, batching)

@@ -1,4 +1,4 @@
-"""What a plan will take before anything runs: memory, time of a step, disk."""
+"""Predict what a plan will take before anything runs: memory, time of a step, disk."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SHARE_OF_RAM = 0.9  # the rest is for reading cases
 
 
 def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> list[PlannedCost]:
-    """What each configuration will take; those with a single stage, which cannot be built, are left out."""
+    """Predict what each configuration will take; those with a single stage, which cannot be built, are left out."""
     buildable = {n: c for n, c in plan.configurations.items() if len(c.network.features) > 1}
     device = resolve_device(machine.device)
     is_here = plan.is_for_gpu == (device.type != "cpu")
@@ -51,7 +51,7 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
 
 
 def too_large(plan: Plan, costs: Sequence[PlannedCost]) -> list[PlannedCost]:
-    """Those that do not fit the memory."""
+    """The costs of the configurations that do not fit into memory."""
     limit_gib = _limit_gib(plan)
     return [taken for taken in costs if taken.training_gib > limit_gib]
 
@@ -66,7 +66,7 @@ def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[
     ]
 
 
-def fitted(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
+def fit_to_memory(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
     """The plan with the nearest configuration that fits in place of each that does not; without those that never fit.
 
     Raises:
@@ -141,7 +141,7 @@ def predictor(n_channels: int, labels: LabelSet, training: Training) -> PredictM
 
 @dataclass(frozen=True)
 class _Task:
-    """What decides the cost of training besides network, patch and batch."""
+    """Everything that decides the cost of training besides network, patch and batch."""
 
     n_channels: int
     labels: LabelSet

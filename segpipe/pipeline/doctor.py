@@ -46,7 +46,7 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def requirements() -> list[str]:
-    """What segpipe's own description asks for, e.g. `numpy>=2.0`; empty where it is not installed as a package."""
+    """Requirements of segpipe's own package, e.g. `numpy>=2.0`; empty where it is not installed as a package."""
     try:
         return requires("segpipe") or []
     except PackageNotFoundError:
@@ -54,7 +54,7 @@ def requirements() -> list[str]:
 
 
 def package_finding(needed: Sequence[str]) -> Finding:
-    """Whether every package is there, and neither too old nor too new.
+    """Check that every package is installed, and neither too old nor too new.
 
     Args:
         needed: Requirements; those of extras are passed over.
@@ -68,7 +68,7 @@ def package_finding(needed: Sequence[str]) -> Finding:
 
 
 def extras_finding(needed: Sequence[str]) -> Finding:
-    """Which of the optional parts are usable; missing ones are no fault."""
+    """List the optional parts that are usable; missing ones are not a fault."""
     by_extra: dict[str, list[str]] = {}
     for text in needed:
         requirement, _, marker = text.partition(";")
@@ -79,7 +79,7 @@ def extras_finding(needed: Sequence[str]) -> Finding:
 
 
 def _mismatch(requirement: str) -> str:
-    """What is wrong with an installed package, or nothing.
+    """Describe the fault of an installed package; empty if there is none.
 
     Example:
         >>> _mismatch("numpy>=999"), _mismatch("no-such-thing>=1")  # doctest: +ELLIPSIS
@@ -107,7 +107,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def processor_finding(usable: int, there: int, load: float, threads: str) -> Finding:
-    """How many processors may be used, and whether others use them.
+    """Count the processors that may be used, and check whether others use them.
 
     Args:
         usable: By this process.

@@ -59,7 +59,7 @@ class ConfigurationInfo(Record):
 
 
 class Info(Record):
-    """What lies somewhere.
+    """Contents of a folder or a packed model.
 
     Args:
         path: Where.
@@ -107,7 +107,7 @@ def info(path: Path) -> Info:
     work = Work(path)
     if not work.plan.is_file() or FoldFolder(path).split.is_file():
         return _of_folds(path, _fold_folders(path))
-    described = _described(path, "work", Plan.load(work.plan), _fold_folders(path))
+    own = _describe(path, "work", Plan.load(work.plan), _fold_folders(path))
     more: dict[str, object] = {}
     if work.dataset.is_file():  # not where a plan was made from nnU-Net's files
         dataset = Dataset.load(work.dataset)
@@ -117,11 +117,11 @@ def info(path: Path) -> Info:
     chosen = path / SELECTION / SELECTED_MODEL_FILE
     if chosen.is_file():
         more["chosen"] = SelectedModel.load(chosen).configurations
-    return described.model_copy(update=more)
+    return own.model_copy(update=more)
 
 
 def _fold_folders(path: Path) -> list[FoldFolder]:
-    """Of a work folder, of a run, or the fold's own."""
+    """Find the folds of a work folder or a run, or the fold itself."""
     found = [path] if FoldFolder(path).split.is_file() or FoldFolder(path).weights.is_file() else []
     found += sorted([*path.glob("fold_*"), *path.glob("runs/*/fold_*")])
     return [FoldFolder(folder) for folder in found if folder.is_dir()]
@@ -134,10 +134,10 @@ def _of_folds(path: Path, folders: Sequence[FoldFolder]) -> Info:
             f"{path}: holds no plan.yaml and no trained fold; expected a work folder, a run in it, or a file of "
             "`segpipe pack`. `segpipe plan` makes a work folder."
         )
-    return _described(path, "run", Plan.load(planned[0].plan), folders)
+    return _describe(path, "run", Plan.load(planned[0].plan), folders)
 
 
-def _described(path: Path, kind: Literal["work", "run"], plan: Plan, folders: Sequence[FoldFolder]) -> Info:
+def _describe(path: Path, kind: Literal["work", "run"], plan: Plan, folders: Sequence[FoldFolder]) -> Info:
     return Info(
         path=str(path),
         kind=kind,

@@ -95,12 +95,12 @@ class OutOfFold:
         def score(one: ValidatedCase) -> Floats:
             mask, voxel_mm3 = self._mask(model, one)
             changed = postprocess(mask, voxel_mm3, self.labels, postprocessing)
-            return self._values(self._scored(changed, one), [""])[0]
+            return self._values(self._score(changed, one), [""])[0]
 
         return np.array(map_threads(score, cases, f"scoring {model}", self.n_workers))
 
     def fold(self, configuration: str, one: ValidatedCase) -> FoldFolder:
-        """Where a case was validated."""
+        """The folder of the fold that validated a case."""
         return self.work.fold(configuration, str(one.fold))
 
     def require_files(self, models: Iterable[str]) -> None:
@@ -152,7 +152,7 @@ class OutOfFold:
             changed = postprocess(mask, voxel_mm3, self.labels, wanted)
             content = hashlib.sha256(changed.tobytes()).digest()
             if content not in known:  # most steps change little
-                known[content] = self._scored(changed, one)
+                known[content] = self._score(changed, one)
             tables.append(ScoreTable(tuple(replace(row, run=str(number)) for row in known[content].rows)))
         joined = ScoreTable.join(tables)
         joined.save(path)
@@ -166,7 +166,7 @@ class OutOfFold:
             return read_labels(files[0])[0], voxel_mm3
         return mean_mask(files, self.labels, reference.shape), voxel_mm3
 
-    def _scored(self, mask: NDArray[np.integer[Any]], one: ValidatedCase) -> ScoreTable:
+    def _score(self, mask: NDArray[np.integer[Any]], one: ValidatedCase) -> ScoreTable:
         reference, grid = read_labels(Path(one.case.label or ""))
         origin = Origin(one.case.case_id, one.case.patient_id, fold=one.fold)
         settings = ScoreSettings(metrics=(self.metric,))

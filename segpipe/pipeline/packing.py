@@ -110,7 +110,7 @@ def _guides(plan: Plan, members: dict[str, list[FoldFolder]]) -> dict[str, list[
 
 
 def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]:
-    """What prediction reads of a fold, by its path inside; records are written anew, in one way."""
+    """The files of a fold that prediction reads, by path inside; records are serialised again, in one form."""
     parts: dict[str, bytes | Path] = {
         inside.weights.as_posix(): fold.weights,
         inside.plan.as_posix(): Plan.load(fold.plan).to_yaml().encode(),
@@ -121,7 +121,7 @@ def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]
 
 
 def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedScore]:
-    """Of the cases that each fold was validated on, together."""
+    """Mean scores over the cases that the folds were validated on."""
     table = ScoreTable.join(ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file())
     rows = tuple(row for row in table.rows if row.metric in (*_SCORED_BY, DIAGONAL))
     for row in summarise(ScoreTable(rows)):

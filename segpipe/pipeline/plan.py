@@ -183,14 +183,14 @@ def _affordable(plan: Plan, fingerprint: Fingerprint, request: PlanRequest) -> P
     """
     if not request.predicts_costs:
         return Planned(plan, ())
-    from segpipe.pipeline.costs import fitted, misfits, planned_costs, too_large  # late: this needs torch
+    from segpipe.pipeline.costs import fit_to_memory, misfits, planned_costs, too_large  # late: this needs torch
 
     machine = request.machine
     costs = planned_costs(plan, fingerprint, machine)
     if not too_large(plan, costs):
         return Planned(plan, tuple(costs))
     if request.preset == "auto" and not request.edits:
-        plan = fitted(plan, costs, machine)
+        plan = fit_to_memory(plan, costs, machine)
         return Planned(plan, tuple(planned_costs(plan, fingerprint, machine)))
     faults = misfits(plan, costs, machine)
     if request.edits or not PRESETS[plan.preset].is_exact:
@@ -213,7 +213,7 @@ def _memory_predictor(
 
 
 def _planned_device(request: PlanRequest) -> tuple[str, float | None]:
-    """What `auto` plans for; the other presets stand for a memory of their own, so that torch is not asked."""
+    """Device and memory that `auto` plans for; other presets have a memory of their own, so torch is not needed."""
     if request.preset != "auto" or request.gpu_memory_gib is not None:
         return "cuda", request.gpu_memory_gib
     from segpipe.networks.device import device_kind, gpu_memory_gib

@@ -15,7 +15,7 @@ from segpipe.plan.schema import Plan
 
 @dataclass(frozen=True)
 class PlannedWork:
-    """What planning leaves in a work folder; a dry run holds it in memory alone.
+    """The results of planning, as a work folder has them; a dry run holds them in memory only.
 
     Args:
         work: The work folder.

@@ -143,7 +143,7 @@ def estimate(job: PredictJob) -> Foreseen:
 
 
 class _Sizing:
-    """What the headers say of the images that are left: their grids, their memory, and which cannot be predicted."""
+    """The images that are left, by their headers: grids, memory, and which of them cannot be predicted."""
 
     def __init__(self, job: PredictJob) -> None:
         self.job, ensemble, options = job, job.ensemble, job.request.options
@@ -169,7 +169,7 @@ class _Sizing:
                 self.case_bytes.append(need)
 
     def notes(self) -> Iterable[str]:
-        """How much work the images are, which are left out, and what a window takes on a GPU."""
+        """Yield how much work the images are, which are left out, and what a window takes on a GPU."""
         ensemble, request = self.job.ensemble, self.job.request
         n_passes = [passes_of(grid, ensemble, mirror=request.options.mirror) for grid in self.grids]
         if n_passes:

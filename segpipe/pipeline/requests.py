@@ -1,4 +1,4 @@
-"""What a person asks of each stage: one frozen record for each verb, checked when it is made.
+"""Requests to the stages: one frozen record for each verb, checked when it is made.
 
 The command line, the Python API and a dry run build the same record. Each stage takes it through the same functions:
 `resolve` finds everything that can be found without computing and raises every error that the stage would raise, `run`
@@ -19,7 +19,7 @@ _LENGTHS = {"epochs": "--epochs", "iterations": "--iterations", "time_budget_sec
 
 @dataclass(frozen=True)
 class Machine:
-    """What to compute on.
+    """The machine to compute on.
 
     Args:
         device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`.
@@ -39,7 +39,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """How to plan a dataset.
+    """A dataset to plan, and how.
 
     Args:
         folder: Work folder for the plan.
@@ -93,7 +93,7 @@ class PlanRequest:
 
 @dataclass(frozen=True)
 class PrepareRequest:
-    """What to prepare.
+    """Cases to prepare.
 
     Args:
         folder: A work folder with a plan.
@@ -108,7 +108,7 @@ class PrepareRequest:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What to train.
+    """Folds to train.
 
     Args:
         folder: A work folder with a plan.
@@ -150,7 +150,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class RunRequest:
-    """What to plan, train, evaluate and report in one go.
+    """A dataset to plan, train, evaluate and report in one go.
 
     Args:
         data: The dataset.
@@ -184,7 +184,7 @@ class RunRequest:
 
     @property
     def planning(self) -> PlanRequest:
-        """How to plan; an existing plan for the same data and preset stays."""
+        """The request to plan; an existing plan for the same data and preset stays."""
         budget = self.time_budget_seconds
         return PlanRequest(
             folder=self.folder,
@@ -203,7 +203,7 @@ class RunRequest:
 
 @dataclass(frozen=True)
 class SelectRequest:
-    """What to choose by.
+    """A selection to make.
 
     Args:
         folder: A work folder with at least two folds trained and scored.
@@ -220,7 +220,7 @@ class SelectRequest:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What to predict.
+    """Images to predict.
 
     Args:
         models: Work folders, folders of a configuration or of a fold, or files of `segpipe pack`. The probabilities of
@@ -244,7 +244,7 @@ class PredictRequest:
 
 @dataclass(frozen=True)
 class StudyRequest:
-    """What to study.
+    """A study to run.
 
     Args:
         study: The YAML file.

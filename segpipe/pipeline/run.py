@@ -30,7 +30,7 @@ class RunJob:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a run leaves behind.
+    """Results of a run.
 
     Args:
         configuration: What was trained last.

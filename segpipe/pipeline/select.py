@@ -44,7 +44,7 @@ class Chosen(Record):
 
     Args:
         model: A configuration, or several that are averaged, joined by ` + `.
-        postprocessing: By label; what stays as it is, is not named.
+        postprocessing: By label; labels that stay as they are, are not listed.
     """
 
     model: str
@@ -184,7 +184,7 @@ def estimate(job: SelectJob) -> Foreseen:
 
 
 def selection_text(report: SelectionReport) -> str:
-    """What was chosen and both numbers, for people."""
+    """Return the choice and both scores, for people."""
     metric = METRICS[report.metric]
     lines = [f"{metric.title} of {report.n_cases} cases in folds {', '.join(map(str, report.folds))}"]
     lines += [f"  {name}: {_number(mean, metric.unit)}" for name, mean in report.models.items()]
@@ -208,7 +208,7 @@ def _scored_folds(work: Work, name: str, splits: Splits) -> set[int]:
 
 
 def _predict_probabilities(masks: OutOfFold, names: Sequence[str], machine: Machine) -> None:
-    """Of every fold's validation cases; what is there stays."""
+    """Predict probabilities of every fold's validation cases; existing ones stay."""
     for name in names:
         for fold in sorted({one.fold for one in masks.cases}):
             folder = masks.work.fold(name, str(fold))
@@ -227,13 +227,13 @@ def _choose(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
     folds = np.array([one.fold for one in masks.cases])
     sign = 1 if METRICS[masks.metric].kind == "overlap" else -1
 
-    def named(choice: Choice) -> Chosen:
+    def as_chosen(choice: Choice) -> Chosen:
         steps = zip(masks.labels.names, (STEPS[number] for number in choice.steps), strict=True)
         wanted = {name: of for name, of in steps if not of.is_nothing}
         return Chosen(model=models[choice.model], postprocessing=Postprocessing(labels=wanted))
 
     def score(choice: Choice, is_in: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return masks.values(named(choice).model, named(choice).postprocessing, is_in)
+        return masks.values(as_chosen(choice).model, as_chosen(choice).postprocessing, is_in)
 
     found = select(Candidates(values, folds, patients, sign), score)
     return SelectionReport(
@@ -243,8 +243,8 @@ def _choose(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
         folds=tuple(sorted(set(folds.tolist()))),
         models={model: _mean(values[number, 0]) for number, model in enumerate(models)},
         left_out=(),
-        chosen=named(found.chosen),
-        without_fold={str(fold): named(choice) for fold, choice in found.without_fold.items()},
+        chosen=as_chosen(found.chosen),
+        without_fold={str(fold): as_chosen(choice) for fold, choice in found.without_fold.items()},
         naive=_worth(found.naive),
         nested=_worth(found.nested),
     )

@@ -37,7 +37,7 @@ _JOB_FILE = "job.json"
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where things of a study lie."""
+    """Paths in a study's folder."""
 
     path: Path
 
@@ -55,14 +55,14 @@ class StudyFolder:
         return self.path / "arms" / arm / "scores.csv"
 
 
-class _Job(Record):
-    """What masks of nnunetv2 were trained with and on."""
+class _NnunetMasks(Record):
+    """Settings and cases that masks of nnunetv2 were trained with."""
 
     job: NnunetJob
     split: Fold
 
-    def is_of(self, other: _Job) -> bool:
-        """Whether another one asks for these masks; processors may differ when a study goes on elsewhere."""
+    def is_of(self, other: _NnunetMasks) -> bool:
+        """Whether another one asks for these masks; processors may differ if a study resumes on another machine."""
         job = self.job.model_copy(update={"n_threads": other.job.n_threads})
         return (job, self.split) == (other.job, other.split)
 
@@ -200,7 +200,7 @@ class _Running:
         split = self.splits.folds[training.fold]
         is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
         if is_done and Plan.load(fold.plan) == Plan.load(work.plan) and Fold.load(fold.split) == split:
-            say(f"{fold.path}: is trained and scored already.")
+            say(f"{fold.path}: already trained and scored.")
             return
         name = fold.path.parent.name
         train.train(TrainRequest(work.path, self.machine, configuration=name, folds=(training.fold,)))
@@ -215,12 +215,14 @@ class _Running:
             device=device_kind(self.machine.device),
             n_threads=self.machine.n_workers,
         )
-        about, made = fold.path / _JOB_FILE, _Job(job=job, split=split)
-        if fold.scores.is_file() and about.is_file() and _Job.load(about).is_of(made):
-            say(f"{fold.path}: is trained and scored already.")
+        about, made = fold.path / _JOB_FILE, _NnunetMasks(job=job, split=split)
+        if fold.scores.is_file() and about.is_file() and _NnunetMasks.load(about).is_of(made):
+            say(f"{fold.path}: already trained and scored.")
             return
         if fold.scores.is_file():
-            raise UsageError(f"{fold.path}: holds nnunetv2 trained otherwise. Use another folder, or delete this one.")
+            raise UsageError(
+                f"{fold.path}: holds nnunetv2 trained with other settings. Use another folder, or delete this one."
+            )
         make_folder(fold.path)
         masks = train_nnunet(self.data, self.folder.base.splits, job, fold.path, self.folder.path / "nnunet")
         made.save(about)
@@ -249,7 +251,7 @@ class _Running:
         if missing := [case for case in cases if case not in found]:
             raise DataError(
                 f"{masks}: lacks masks of {len(missing)} of {len(cases)} validation cases of fold {training.fold} "
-                f"({', '.join(missing[:5])}). Add them; no case is left out of a comparison unasked."
+                f"({', '.join(missing[:5])}). Add them; cases are never left out of a comparison silently."
             )
         return [
             replace(found[case], origin=replace(found[case].origin, fold=training.fold, seed=training.seed))

@@ -80,7 +80,7 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """Which configuration was trained, and the scores of all its folds that are trained by now."""
+    """The configuration that was trained, and the scores of all its trained folds."""
 
     configuration: str
     scores: ScoreTable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from threadpoolctl import threadpool_limits
@@ -101,8 +100,7 @@ def _keeps_slices(case: CaseFingerprint, plan: Plan, target_mm: tuple[float, flo
     )
 
 
-@dataclass(frozen=True)
-class Needs:
+class Needs(Record):
     """Memory and disk space that preparing cases takes.
 
     Args:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import track
+from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
 from segpipe.train.fold import TRAIN, FoldTraining, Hooks
@@ -56,47 +57,52 @@ _ADVICE = {
 }
 
 
-@dataclass(frozen=True)
-class Profile:
-    """Seconds of an average step.
+class Profile(Record):
+    """Time of an average training step by its parts, as `segpipe train --profile` prints it.
 
     Args:
-        configuration: Of the plan.
-        device: Where.
+        configuration: Name of the configuration.
+        device: Device of the network.
         precision: Type in which the network computes, e.g. `bfloat16`.
-        n_steps: Measured.
-        seconds: By phase, all of `PHASES`.
-        draw_seconds: To draw a batch on one thread, beside the steps.
-        n_threads: That draw.
+        n_steps: Number of measured steps.
+        seconds, shares: Time of each phase, and its share of the step; all of `PHASES`.
+        step_seconds: Sum of all phases.
+        draw_seconds, n_threads: Time to draw a batch on one thread, beside the steps, and number of threads that draw.
+        bottleneck, advice: The largest part beside the network, or `network` if that takes most, and what to do.
     """
 
     configuration: str
     device: str
     precision: str
     n_steps: int
-    seconds: Mapping[str, float]
+    seconds: dict[str, float]
+    shares: dict[str, float]
+    step_seconds: float
     draw_seconds: float
     n_threads: int
+    bottleneck: str
+    advice: str
 
-    @property
-    def step_seconds(self) -> float:
-        """Sum of all phases."""
-        return sum(self.seconds.values())
+    @classmethod
+    def of(cls, seconds: Mapping[str, float], **measured: Any) -> Profile:
+        """Judge what was measured.
 
-    def share(self, phase: str) -> float:
-        """Return the share of a phase in all time, 0 to 1."""
-        return self.seconds[phase] / self.step_seconds
-
-    @property
-    def bottleneck(self) -> str:
-        """The largest part beside the network, if it takes a fair share of the time; otherwise `network`."""
-        largest = max((phase for phase in PHASES if phase not in _NETWORK), key=self.share)
-        return largest if self.share(largest) >= _FAIR_SHARE else "network"
-
-    @property
-    def advice(self) -> str:
-        """Say what to do about the bottleneck."""
-        return _ADVICE[self.bottleneck]
+        Args:
+            seconds: By phase, all of `PHASES`.
+            measured: The fields that do not follow from these.
+        """
+        total = sum(seconds.values())
+        shares = {phase: value / total for phase, value in seconds.items()}
+        largest = max((phase for phase in PHASES if phase not in _NETWORK), key=shares.__getitem__)
+        bottleneck = largest if shares[largest] >= _FAIR_SHARE else "network"
+        return cls(
+            seconds=dict(seconds),
+            shares=shares,
+            step_seconds=total,
+            bottleneck=bottleneck,
+            advice=_ADVICE[bottleneck],
+            **measured,
+        )
 
 
 class _Watch:
@@ -149,7 +155,7 @@ def profile_fold(make_fold: Callable[[Hooks], FoldTraining], name: str, folder: 
             if time.monotonic() - begun > _MOST_SECONDS and n_steps >= _FEWEST_STEPS:
                 break
     seconds = {phase: taken / n_steps for phase, taken in watch.seconds.items()}
-    return Profile(
+    return Profile.of(
         configuration=name,
         device=str(fold.device),
         precision=str(fold.dtype).removeprefix("torch."),
