@@ -316,6 +316,48 @@ def test_list_inputs_orders_channels_by_name(tmp_path: Path):
         list_inputs(path, ("T1",))
 
 
+@pytest.mark.parametrize("given", ["", "imagesTs", "imagesTs/a_0000.nii.gz"])
+def test_a_description_beside_the_images_names_their_channels(tmp_path: Path, given: str):
+    write_cases(tmp_path, ["a"], n_channels=2, subfolders=("imagesTs", "labelsTs"))
+    write_json(tmp_path / "dataset.json", {"channel_names": {"0": "T2", "1": "T1"}, "labels": {"a": 1, "b": 2}})
+    for wanted in (("T1", "T2"), ("t1", "T2w")):
+        assert names(list_inputs(tmp_path / given, wanted)[0].images) == ["a_0001.nii.gz", "a_0000.nii.gz"]
+    assert names(list_inputs(tmp_path / given, ("channel_0", "channel_1"))[0].images)[0] == "a_0000.nii.gz"
+    with pytest.raises(DataError, match=r"dataset.json: channels T2, T1, the model was trained with T1, FLAIR"):
+        list_inputs(tmp_path / given, ("T1", "FLAIR"))
+
+
+def test_a_description_in_the_folder_of_the_images_names_their_channels(tmp_path: Path):
+    write_cases(tmp_path, ["a"], n_channels=2, subfolders=(".", "labelsTs"))
+    write_json(tmp_path / "dataset.json", {"channel_names": {"0": "T2", "1": "T1"}, "labels": {"a": 1, "b": 2}})
+    assert names(list_inputs(tmp_path, ("T1", "T2"))[0].images) == ["a_0001.nii.gz", "a_0000.nii.gz"]
+
+
+def test_names_that_contradict_the_models_are_refused_in_every_layout(tmp_path: Path):
+    table = [["case_id", "image_FLAIR", "image_T1"], ["a", "imagesTr/a_0000.nii.gz", "imagesTr/a_0001.nii.gz"]]
+    write_cases(tmp_path / "csv", ["a"], n_channels=2)
+    write_csv(tmp_path / "csv" / "new.csv", table)
+    write_nnunet(tmp_path / "nnunet", ["a"], channel_names={"0": "CT"})
+    for suffix in ("T1w", "T2w"):
+        write_tiny(tmp_path / f"bids/sub-1/anat/sub-1_{suffix}.nii.gz", tiny_image(1))
+    for layout, wanted in (("csv", ("T1", "T2")), ("nnunet", ("MR",)), ("bids", ("T1", "FLAIR"))):
+        with pytest.raises(DataError, match=f"the model was trained with {wanted[0]}"):
+            list_inputs(tmp_path / layout, wanted)
+    assert names(list_inputs(tmp_path / "bids", ("T2", "T1"))[0].images) == ["sub-1_T2w.nii.gz", "sub-1_T1w.nii.gz"]
+
+
+def test_channels_in_one_file_are_not_taken_in_another_order(tmp_path: Path):
+    write_image(tmp_path / "imagesTr" / "a.nii.gz", np.stack([tiny_image(0), tiny_image(1)]), np.eye(4))
+    training = [{"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"}]
+    write_tiny(tmp_path / "labelsTr" / "a.nii.gz", tiny_labels())
+    values = {"modality": {"0": "T2", "1": "T1"}, "labels": {"0": "background", "1": "a"}, "training": training}
+    write_json(tmp_path / "dataset.json", values)
+    for given in (tmp_path, tmp_path / "imagesTr"):
+        assert list_inputs(given, ("T2", "T1"))
+        with pytest.raises(DataError, match="a holds the channels T2, T1 in one file, the model needs T1, T2"):
+            list_inputs(given, ("T1", "T2"))
+
+
 @pytest.mark.parametrize("make", ["nothing", "empty", "text"])
 def test_list_inputs_without_an_image(tmp_path: Path, make: str):
     path = tmp_path / "in"

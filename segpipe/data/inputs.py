@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
+from segpipe.core.records import read_mapping
 from segpipe.core.text import count
 from segpipe.core.volume import read_header
 from segpipe.data.dataset import Case
 from segpipe.data.faults import refuse
+from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE, channels_of
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
 from segpipe.data.layouts.scan import NUMBERED, CaseFiles, collect_by_name, image_files, list_folder, split_number
 from segpipe.data.load import find_layout, patients_of, to_case
 from segpipe.data.patients import assign_patients
 
 _ONLY_FOR_TRAINING = {"image_without_label", "label_without_image", "patient_unknown"}
+_NO_NAME = re.compile(r"(image|channel|modality)?_?\d*", re.IGNORECASE)  # says no more than the place
 
 
 def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
@@ -28,40 +34,103 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
         path: One file, a folder of images (`case_0000.nii.gz`, … for several channels, or 4D files, or one file per
             case), a folder with a DICOM series or with folders of them, or any layout that `load_dataset` reads;
             labels are not needed.
-        channels: The model's channels in order. A manifest that uses the same names may list them in another order.
+        channels: The model's channels in order. Where a manifest, a `dataset.json` in the folder or above it, or BIDS
+            names the channels of the images, they are matched by name.
 
     Returns:
         Cases sorted by id; each has one file (or DICOM folder) for each channel, or one 4D file.
 
     Raises:
-        DataError: If there is no image, a channel is missing or too many, or two files give one case.
+        DataError: If there is no image, a channel is missing or too many, the names of channels contradict the
+            model's, or two files give one case.
     """
     path = path.absolute()
     is_image = path.is_file() and bool(ending_of(path))
     files = find_layout(path) if path.exists() and not is_image else None
-    if files is not None:
+    if files is not None and (files.cases or not path.is_dir()):
         refuse((fault for fault in files.faults if fault.kind not in _ONLY_FOR_TRAINING), path)
-        cases = [_in_order(case, files.channels, channels, path) for case in files.cases]
+        cases = _in_order(files.cases, files.channels, channels, path)
         patients, _, _ = patients_of(files)
     else:
         cases = _loose_inputs(path, channels)
+        if not _are_places(channels) and (named := _names_beside(path)) is not None:
+            cases = _in_order(cases, named[1], channels, named[0])
         patients, _, _ = assign_patients([case.case_id for case in cases], path if path.is_dir() else path.parent)
     if not cases:
         raise DataError(f"{path}: no case to predict. Check the folder.")
     return [to_case(case, patients[case.case_id]) for case in sorted(cases, key=lambda case: case.case_id)]
 
 
-def _in_order(case: CaseFiles, names: tuple[str, ...], wanted: tuple[str, ...], where: Path) -> CaseFiles:
-    """Put the files of a case in the model's order of channels."""
+def _names_beside(path: Path) -> tuple[Path, tuple[str, ...]] | None:
+    """Find the `dataset.json` in the folder of loose images or in the one above, and the channels that it names."""
+    folder = path if path.is_dir() else path.parent
+    for file in (folder / DESCRIPTION_FILE, folder.parent / DESCRIPTION_FILE):
+        if file.is_file():
+            values = read_mapping(file, DataError)
+            listed = values.get("channel_names", values.get("modality"))
+            return None if listed is None else (file, channels_of(listed, file))
+    return None
+
+
+def _in_order(
+    cases: Sequence[CaseFiles], names: tuple[str, ...], wanted: tuple[str, ...], where: Path
+) -> list[CaseFiles]:
+    """Put the files of each case in the model's order of channels, by name.
+
+    Raises:
+        DataError: If the names contradict the model's, or a 4D file holds the channels in another order.
+    """
     if len(names) != len(wanted):
         raise DataError(
             f"{where}: {count(len(names), 'channel')} ({', '.join(names)}), the model needs {len(wanted)} "
             f"({', '.join(wanted)}). Give it the channels it was trained with."
         )
-    is_permuted = names != wanted and sorted(names) == sorted(wanted) and len(set(names)) == len(names)
-    if not is_permuted or len(case.images) != len(names):
-        return case
-    return CaseFiles(case.case_id, tuple(case.images[names.index(name)] for name in wanted), case.label)
+    order = _order_by_name(names, wanted)
+    if order is None:
+        raise DataError(
+            f"{where}: channels {', '.join(names)}, the model was trained with {', '.join(wanted)}. Give it the same "
+            "channels. If only the names differ, correct them, or list the images in a CSV manifest with the columns "
+            f"{', '.join(f'image_{name}' for name in wanted)}."
+        )
+    if order == list(range(len(names))):
+        return list(cases)
+    joined = [case for case in cases if len(case.images) != len(names)]
+    if joined:
+        raise DataError(
+            f"{where}: {joined[0].case_id} holds the channels {', '.join(names)} in one file, the model needs "
+            f"{', '.join(wanted)}. Write its volumes in that order, or one file for each channel."
+        )
+    return [replace(case, images=tuple(case.images[place] for place in order)) for case in cases]
+
+
+def _order_by_name(names: tuple[str, ...], wanted: tuple[str, ...]) -> list[int] | None:
+    """Find the place in `names` of each wanted channel; None if the names contradict each other.
+
+    Upper case, punctuation and the w of BIDS (T1w) do not matter. Numbered channels (`image`, `channel_0`) have no name
+    and keep their order.
+
+    Example:
+        >>> _order_by_name(("T2w", "t1"), ("T1", "T2")), _order_by_name(("CT", "PET"), ("channel_0", "channel_1"))
+        ([1, 0], [0, 1])
+        >>> _order_by_name(("T1", "FLAIR"), ("T1", "T2")) is None
+        True
+    """
+    in_place = list(range(len(names)))
+    if names == wanted or _are_places(names) or _are_places(wanted):
+        return in_place
+    for key in (str, _name_key):
+        found, asked = [key(name) for name in names], [key(name) for name in wanted]
+        if len(set(found)) == len(found) and sorted(found) == sorted(asked):
+            return [found.index(name) for name in asked]
+    return None
+
+
+def _are_places(names: tuple[str, ...]) -> bool:
+    return all(map(_NO_NAME.fullmatch, names))
+
+
+def _name_key(name: str) -> str:
+    return re.sub(r"^(t[12]|pd)w$", r"\1", re.sub(r"[\W_]+", "", name.casefold()))
 
 
 def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
