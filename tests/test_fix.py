@@ -18,12 +18,11 @@ from datasets import SHAPE_ZYX, oblique_affine, tiny_image, tiny_labels, write_j
 
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, GeometryError, UsageError
-from segpipe.core.grid import Grid, Reorientation
+from segpipe.core.grid import Grid, Reorientation, turned_grid
 from segpipe.core.volume import read_header, read_image, read_labels, write_image
 from segpipe.data.check import check_dataset
 from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 from segpipe.data.header_repair import repair_edges
-from segpipe.data.placement import turned_grid
 
 CASES = ["a", "b", "c", "d", "e"]
 

@@ -12,9 +12,9 @@ from datasets import SHAPE_ZYX, oblique_affine, tiny_labels
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.core.grid import Grid, Reorientation
+from segpipe.core.grid import Grid, Reorientation, turned_grid
 from segpipe.core.header import Header
-from segpipe.data.placement import placement, turned_grid
+from segpipe.data.placement import placement
 
 TURNS = [
     Reorientation((axes[0], axes[1], axes[2]), (flips[0], flips[1], flips[2]))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import GeometryError
 
 MAX_SHEAR = 1e-2  # cosine between two axes; float32 headers show up to 1e-4, a tilted gantry 0.1 and more
+_GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below
 ZYX = tuple[int, int, int]
 Number = TypeVar("Number", int, float)
 
@@ -83,6 +84,11 @@ class Grid:
             result[int(column)] = (axis, 1 if directions[axis, column] >= 0 else -1)
         return [result[column] for column in range(3)]
 
+    @property
+    def is_default(self) -> bool:
+        """True for voxels of 1 mm along the world's axes at the origin: what a header says that nobody wrote."""
+        return bool(np.array_equal(np.abs(self.affine_ras_mm), np.eye(4)))
+
     def corner_gap_mm(self, other: Grid) -> float:
         """Largest distance between the same corner voxels of two grids in mm; inf if shapes differ."""
         if self.shape_zyx != other.shape_zyx:
@@ -116,23 +122,44 @@ def require_same_grid(reference: Grid, other: Grid, what: str) -> None:
         shape, expected = (" × ".join(map(str, g.shape_zyx[::-1])) for g in (other, reference))
         remedy = _turn_advice(reference, other) or "Resample one onto the other."
         raise GeometryError(f"{what}: shape {shape} (x, y, z), expected {expected}. {remedy}")
-    gap_mm, allowed_mm = reference.corner_gap_mm(other), 0.1 * min(reference.spacing_mm)
+    gap_mm, allowed_mm = reference.corner_gap_mm(other), _GAP_VOX * min(reference.spacing_mm)
     if gap_mm > allowed_mm:
         raise GeometryError(
             f"{what}: same shape, but a corner voxel is {gap_mm:.3f} mm apart (allowed {allowed_mm:.3f} mm). "
-            f"{_turn_advice(reference, other) or 'Check the two headers.'}"
+            f"{_turn_advice(reference, other) or _header_advice(reference, other)}"
         )
 
 
 def _turn_advice(reference: Grid, other: Grid) -> str:
     """The remedy for a grid that differs from the other one in the order of its axes alone; empty for others."""
-    turn = reorientation(other, reference.orientation)
-    if other.orientation == reference.orientation or turn.permute(other.shape_zyx) != reference.shape_zyx:
+    turned = turned_grid(other, reorientation(other, reference.orientation))
+    is_turned = other.orientation != reference.orientation
+    if not is_turned or reference.corner_gap_mm(turned) > _GAP_VOX * min(reference.spacing_mm):
         return ""
     return (
         f"Its axes are {other.orientation}, those of the other {reference.orientation}: reorient it, e.g. with "
         "nibabel's `as_reoriented`, which loses nothing."
     )
+
+
+def _header_advice(reference: Grid, other: Grid) -> str:
+    """The remedy for a grid of the same shape at another position, by what is wrong with it."""
+    texts = [
+        (
+            " × ".join(f"{edge:.4g}" for edge in grid.spacing_mm[::-1]),
+            ", ".join(f"{value:.4g}" for value in grid.affine_ras_mm[:3, 3]),
+            grid.orientation,
+        )
+        for grid in (other, reference)
+    ]
+    kinds = zip(("voxel size", "origin", "axes"), (" mm (x, y, z)", " mm (RAS)", ""), *texts, strict=True)
+    differences = "; ".join(f"{kind} {own}, expected {wanted}{unit}" for kind, unit, own, wanted in kinds if own != wanted)
+    if other.is_default and not reference.is_default:
+        return (
+            f"Its header was lost, this is what programs write without one: {differences}. If its voxels lie right, "
+            "copy the header of the other file; do not turn the array."
+        )
+    return f"{differences or 'The axes point elsewhere'}. Find out which header is right."
 
 
 @dataclass(frozen=True)
@@ -193,3 +220,17 @@ def turn_between(source: str, target: str) -> Reorientation:
     flips_xyz = [source[i] != letter for i, letter in zip(order_xyz, target, strict=True)]
     z, y, x = (2 - order_xyz[2], 2 - order_xyz[1], 2 - order_xyz[0])
     return Reorientation((z, y, x), (flips_xyz[2], flips_xyz[1], flips_xyz[0]))
+
+
+def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
+    """The grid of a turned array: every voxel keeps its position in the world."""
+    shape_zyx = turn.permute(grid.shape_zyx)
+    affine = np.eye(4)
+    origin_xyz = np.zeros(3)
+    for axis_zyx, (source_zyx, is_flipped) in enumerate(zip(turn.axes_zyx, turn.flips_zyx, strict=True)):
+        source_xyz, axis_xyz = 2 - source_zyx, 2 - axis_zyx
+        column = grid.affine_ras_mm[:3, source_xyz]
+        affine[:3, axis_xyz] = -column if is_flipped else column
+        origin_xyz[source_xyz] = grid.shape_zyx[source_zyx] - 1 if is_flipped else 0
+    affine[:3, 3] = grid.affine_ras_mm[:3, :3] @ origin_xyz + grid.affine_ras_mm[:3, 3]
+    return Grid(shape_zyx, affine)

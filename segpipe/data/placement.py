@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.grid import Grid, Reorientation
+from segpipe.core.grid import Grid, Reorientation, turned_grid
 from segpipe.core.header import MAX_GAP_VOX, Header
 
 _MAX_TURN = 1e-3  # sine of the angle between axes taken for parallel: cosines rounded to three decimals
@@ -52,20 +52,6 @@ def placement(image: Header, label: Header) -> Placement:
     edges = np.divide(label.grid.spacing_mm, image.grid.spacing_mm)
     is_shift = np.isfinite(gap_mm) and turn == _STILL and bool((np.abs(edges - 1) <= _MAX_EDGE_RATIO).all())
     return Placement("shifted", turn, gap_mm) if is_shift else Placement("apart", None, gap_mm)
-
-
-def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
-    """The grid of a turned array: every voxel keeps its position in the world."""
-    shape_zyx = turn.permute(grid.shape_zyx)
-    affine = np.eye(4)
-    origin_xyz = np.zeros(3)
-    for axis_zyx, (source_zyx, is_flipped) in enumerate(zip(turn.axes_zyx, turn.flips_zyx, strict=True)):
-        source_xyz, axis_xyz = 2 - source_zyx, 2 - axis_zyx
-        column = grid.affine_ras_mm[:3, source_xyz]
-        affine[:3, axis_xyz] = -column if is_flipped else column
-        origin_xyz[source_xyz] = grid.shape_zyx[source_zyx] - 1 if is_flipped else 0
-    affine[:3, 3] = grid.affine_ras_mm[:3, :3] @ origin_xyz + grid.affine_ras_mm[:3, 3]
-    return Grid(shape_zyx, affine)
 
 
 def _turn(image: Grid, label: Grid) -> Reorientation | None:
