@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from segpipe.core.errors import GeometryError
-from segpipe.core.grid import Grid, Reorientation, check_grid, reorientation, require_same_grid, turn_between, turned_grid
+from segpipe.core.grid import (
+    Grid,
+    Reorientation,
+    check_grid,
+    reorientation,
+    require_same_grid,
+    turn_between,
+    turned_grid,
+)
 
 SHAPE_ZYX = (8, 10, 12)
 ORIENTATIONS = sorted("".join(o) for p in permutations(("RL", "AP", "SI")) for o in product(*p))
@@ -168,12 +176,16 @@ def test_a_grid_that_is_only_turned_is_not_to_be_resampled() -> None:
         require_same_grid(ras, Grid((4, 3, 3), affine_of("SPR", (1.0, 1.0, 2.0), 0.0)), "m.nii")
 
 
-@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1)])  # as nibabel and as SimpleITK write an array without a header
+@pytest.mark.parametrize(
+    "signs", [(1, 1, 1), (-1, -1, 1)]
+)  # as nibabel and as SimpleITK write an array without a header
 def test_of_a_lost_header_turning_is_not_advised(signs: tuple[int, int, int]) -> None:
     affine = np.diag([-1.0, -1.2, 2.0, 1.0])
     affine[:3, 3] = (10, 20, -5)
     image = Grid((3, 4, 4), affine)
-    with pytest.raises(GeometryError, match=r"voxel size 1 × 1 × 1, expected 1 × 1.2 × 2 mm .*copy the header") as fault:
+    with pytest.raises(
+        GeometryError, match=r"voxel size 1 × 1 × 1, expected 1 × 1.2 × 2 mm .*copy the header"
+    ) as fault:
         require_same_grid(image, Grid((3, 4, 4), np.diag([*map(float, signs), 1.0])), "m.nii")
     assert "reorient" not in str(fault.value) and "origin 0, 0, 0, expected 10, 20, -5 mm" in str(fault.value)
 

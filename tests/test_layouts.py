@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,10 @@ from segpipe.data.dataset import Case
 from segpipe.data.inputs import list_inputs
 from segpipe.data.label_lists import parse_labels, value_counts
 from segpipe.data.layouts import LAYOUTS, Layout
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, pair_files
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, locate, pair_files
 from segpipe.data.load import load_dataset
 from segpipe.data.patients import assign_patients, patient_by_name
+from segpipe.data.splits import read_nnunet_splits
 
 
 def names(files: tuple[str, ...]) -> list[str]:
@@ -352,10 +354,10 @@ def test_channels_in_one_file_are_not_taken_in_another_order(tmp_path: Path):
     write_tiny(tmp_path / "labelsTr" / "a.nii.gz", tiny_labels())
     values = {"modality": {"0": "T2", "1": "T1"}, "labels": {"0": "background", "1": "a"}, "training": training}
     write_json(tmp_path / "dataset.json", values)
-    for given in (tmp_path, tmp_path / "imagesTr"):
-        assert list_inputs(given, ("T2", "T1"))
+    for place in (tmp_path, tmp_path / "imagesTr"):
+        assert list_inputs(place, ("T2", "T1"))
         with pytest.raises(DataError, match="a holds the channels T2, T1 in one file, the model needs T1, T2"):
-            list_inputs(given, ("T1", "T2"))
+            list_inputs(place, ("T1", "T2"))
 
 
 @pytest.mark.parametrize("make", ["nothing", "empty", "text"])
@@ -465,3 +467,56 @@ def test_every_layout_is_described_for_people():
     readme = (Path(segpipe.__file__).parent.parent / "data_readme.md").read_text(encoding="utf-8").lower()
     short = {name: re.split(r" \(|,", layout.title)[0].lower() for name, layout in LAYOUTS.items()}
     assert {name for name, title in short.items() if f"### {title}" not in readme} == set()
+
+
+def test_names_coded_as_a_mac_does_are_those_coded_as_others_do(tmp_path: Path):
+    composed, decomposed = (unicodedata.normalize(form, "Jürgen Größe") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    write_nnunet(tmp_path / "nnunet", [decomposed, "b"])
+    label = tmp_path / "nnunet" / "labelsTr" / f"{decomposed}.nii.gz"
+    label.rename(label.with_name(f"{composed}.nii.gz"))
+    assert [case.case_id for case in load_dataset(tmp_path / "nnunet").cases] == [composed, "b"]
+    rows = [
+        ["case_id", "image", "label"],
+        [composed, f"imagesTr/{composed}_0000.nii.gz", f"labelsTr/{decomposed}.nii.gz"],
+    ]
+    (case,) = load_dataset(write_csv(tmp_path / "nnunet" / "list.csv", rows)).cases
+    assert case.case_id == composed and Path(case.images[0]).is_file() and Path(str(case.label)).is_file()
+    write_json(tmp_path / "nnunet" / "patients.json", {decomposed: "p1", "b": "p2"})
+    assert [case.patient_id for case in load_dataset(tmp_path / "nnunet" / "dataset.json").cases] == ["p1", "p2"]
+    splits = [{"train": [decomposed], "val": ["b"]}, {"train": ["b"], "val": [decomposed]}]
+    file = write_json(tmp_path / "splits_final.json", splits)
+    found = read_nnunet_splits(file, load_dataset(tmp_path / "nnunet" / "dataset.json"))
+    assert found.folds[0].train == (composed,)
+
+
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16"])
+def test_descriptions_that_windows_saved_are_read(tmp_path: Path, coding: str):
+    write_nnunet(tmp_path, ["a", "b"])
+    rows = [["case_id", "image", "label"], ["a", "imagesTr\\a_0000.nii.gz", "labelsTr\\a.nii.gz"]]
+    write_csv(tmp_path / "list.csv", rows)
+    for name in ("dataset.json", "list.csv"):
+        (tmp_path / name).write_bytes((tmp_path / name).read_text("utf-8").encode(coding))
+    assert load_dataset(tmp_path / "dataset.json").labels.names == ("a", "b")
+    (case,) = load_dataset(tmp_path / "list.csv").cases
+    assert Path(case.images[0]) == tmp_path / "imagesTr" / "a_0000.nii.gz"
+
+
+def test_backslashes_of_windows_are_separators_where_no_file_has_the_literal_name(tmp_path: Path):
+    write_nnunet(tmp_path, ["a"])
+    training = [{"image": ".\\imagesTr\\a_0000.nii.gz", "label": ".\\labelsTr\\a.nii.gz"}]
+    values = {"modality": {"0": "CT"}, "labels": {"0": "background", "1": "a", "2": "b"}, "training": training}
+    write_json(tmp_path / "dataset.json", values)
+    (case,) = load_dataset(tmp_path).cases
+    assert case.case_id == "a_0000" and Path(case.images[0]) == tmp_path / "imagesTr" / "a_0000.nii.gz"
+    mapping = {"p": {"images": ["imagesTr\\a_0000.nii.gz"], "label": "labelsTr\\a.nii.gz"}}
+    write_nnunet(tmp_path, ["a"], dataset=mapping)
+    assert Path(str(load_dataset(tmp_path).cases[0].label)) == tmp_path / "labelsTr" / "a.nii.gz"
+    literal = write_tiny(tmp_path / "imagesTr\\a_0000.nii.gz", tiny_image(9))
+    assert locate(tmp_path, "imagesTr\\a_0000.nii.gz") == literal
+    assert locate(tmp_path, "gone\\a.nii") == tmp_path / "gone" / "a.nii"
+
+
+@pytest.mark.parametrize("ending", ["nii.gz", ".NII.GZ", "nrrd"])
+def test_a_file_ending_may_lack_its_dot(tmp_path: Path, ending: str):
+    assert len(load_dataset(write_nnunet(tmp_path, ["a", "b"], file_ending=ending)).cases) == 2

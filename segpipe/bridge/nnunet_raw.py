@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
-from segpipe.core.files import make_folder, write_text
+from segpipe.core.files import make_folder, read_text, write_text
 from segpipe.core.header import ending_of
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits, read_nnunet_splits
@@ -20,7 +20,7 @@ def read_folds(path: Path, dataset: Dataset) -> list[dict[str, list[str]]]:
     Raises:
         DataError: If the file is no splits, or names cases that the dataset lacks.
     """
-    is_list = path.is_file() and path.read_text(encoding="utf-8").lstrip().startswith("[")
+    is_list = path.is_file() and read_text(path).lstrip().startswith("[")
     splits = read_nnunet_splits(path, dataset) if is_list else Splits.load(path)
     folds = [{"train": list(fold.train), "val": list(fold.validation)} for fold in splits.folds]
     unknown = sorted({case for fold in folds for side in fold.values() for case in side} - set(dataset.by_id))

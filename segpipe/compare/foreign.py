@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
+from segpipe.core.files import read_text
 from segpipe.core.header import stem_of
 from segpipe.core.records import read_mapping
 from segpipe.data.faults import refuse
@@ -113,7 +114,7 @@ def long_table(path: Path) -> ScoreTable:
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Columns by the names of scores.csv, and number and cells of each line."""
     try:
-        reader = csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
         lines = [(reader.line_num, cells) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
         raise DataError(f"{path}: cannot be read as a table ({fault}).") from None

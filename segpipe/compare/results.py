@@ -14,6 +14,7 @@ from pathlib import Path
 
 from segpipe.compare.foreign import long_table, nnunet_table, with_patients
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import read_text
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.scores import COLUMNS, Score, ScoreTable
 
@@ -197,7 +198,7 @@ def read_cases(path: Path, groupings: Sequence[str]) -> CaseTable:
         DataError: If the file cannot be read, has no column `case_id`, or a case twice.
     """
     try:
-        reader = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig"), newline=""), strict=True)
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
         rows = list(reader)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None

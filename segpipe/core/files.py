@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import fcntl
 import os
@@ -119,6 +120,23 @@ def whole_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_text(path: Path) -> str:
+    """Read text that another program wrote: UTF-8, or what its byte order mark says (Notepad and PowerShell write one).
+
+    Line ends are kept.
+
+    Raises:
+        OSError, UnicodeDecodeError: As for `Path.read_text`.
+    """
+    return decode_text(path.read_bytes())
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """Decode UTF-8, or what the byte order mark at the beginning says; `errors` as for `bytes.decode`."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -153,7 +153,9 @@ def _header_advice(reference: Grid, other: Grid) -> str:
         for grid in (other, reference)
     ]
     kinds = zip(("voxel size", "origin", "axes"), (" mm (x, y, z)", " mm (RAS)", ""), *texts, strict=True)
-    differences = "; ".join(f"{kind} {own}, expected {wanted}{unit}" for kind, unit, own, wanted in kinds if own != wanted)
+    differences = "; ".join(
+        f"{kind} {own}, expected {wanted}{unit}" for kind, unit, own, wanted in kinds if own != wanted
+    )
     if other.is_default and not reference.is_default:
         return (
             f"Its header was lost, this is what programs write without one: {differences}. If its voxels lie right, "

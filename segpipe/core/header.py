@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.grid import Grid, check_grid
+from segpipe.core.text import nfc
 
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
@@ -85,7 +86,21 @@ def ending_of(path: Path) -> str:
 
 
 def stem_of(path: Path) -> str:
-    """File name without its image ending."""
+    """File name without its image ending, in one Unicode form, so that names copied by a Mac equal others."""
+    return nfc(_bare_name(path))
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The path of a file in the same folder whose name differs in its image ending alone.
+
+    Example:
+        >>> beside(Path("a/b.nii.gz"), ".tsv").as_posix()
+        'a/b.tsv'
+    """
+    return path.with_name(f"{_bare_name(path)}{ending}")
+
+
+def _bare_name(path: Path) -> str:
     return path.name[: len(path.name) - len(ending_of(path))] if ending_of(path) else path.stem
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import stem_of
+from segpipe.core.header import beside
 from segpipe.core.labels import LabelSet
 
 _MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
@@ -24,8 +24,7 @@ def probabilities_beside(mask: Path) -> Path:
     Raises:
         DataError: If there is none.
     """
-    stem = stem_of(mask)
-    places = [mask.with_name(f"{stem}_probabilities.npz"), mask.with_name(f"{stem}.npz")]
+    places = [beside(mask, "_probabilities.npz"), beside(mask, ".npz")]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
         raise DataError(

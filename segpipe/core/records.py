@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe.core.errors import DataError, PlanError, SegpipeError
-from segpipe.core.files import write_text
+from segpipe.core.files import read_text, write_text
 
 _MOST_FAULTS = 10  # in a message
 
@@ -92,7 +92,7 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
         kind: If the file is missing, is not text of that format, or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
     except FileNotFoundError:
         raise kind(f"{path}: no such file. Check the path, or rerun the command that writes it.") from None

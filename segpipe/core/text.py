@@ -1,7 +1,8 @@
-"""Numbers as people read them: counts with their noun, sizes in GiB, durations."""
+"""Numbers as people read them: counts with their noun, sizes in GiB, durations; names in one Unicode form."""
 
 from __future__ import annotations
 
+import unicodedata
 from math import isnan
 
 
@@ -20,6 +21,11 @@ def count(n: int, noun: str, plural: str = "") -> str:
         ('1 case is missing', '3 axes')
     """
     return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def nfc(name: str) -> str:
+    """A name in Unicode's composed form. Macs write ü as u and two dots, which looks the same and is not equal."""
+    return unicodedata.normalize("NFC", name)
 
 
 def size_text(n_bytes: float) -> str:

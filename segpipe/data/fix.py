@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import remove_leftovers, whole_folder, write_text
 from segpipe.core.grid import MAX_SHEAR
-from segpipe.core.header import NIFTI_ENDINGS, Header, ending_of, may_be_read, stem_of
+from segpipe.core.header import NIFTI_ENDINGS, Header, beside, ending_of, may_be_read
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.text import count
@@ -134,9 +134,9 @@ def _files_to_copy(path: Path, dataset: DatasetFiles | None) -> tuple[Path, list
         )
     if path.is_dir():
         return root, list(walk(path))
-    raw = [file.with_name(stem_of(file) + ending) for file in (path, *named) for ending in _RAW_ENDINGS]
-    beside = [file for file in (root / PATIENTS_FILE, *raw) if file.is_file()]
-    return root, sorted({path, *named, *beside}) if dataset else sorted({path, *set(beside) & set(raw)})
+    raw = [beside(file, ending) for file in (path, *named) for ending in _RAW_ENDINGS]
+    extra = [file for file in (root / PATIENTS_FILE, *raw) if file.is_file()]
+    return root, sorted({path, *named, *extra}) if dataset else sorted({path, *set(extra) & set(raw)})
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
 from segpipe.core.records import read_mapping
-from segpipe.core.text import count
+from segpipe.core.text import count, nfc
 from segpipe.core.volume import read_header
 from segpipe.data.dataset import Case
 from segpipe.data.faults import refuse
@@ -234,7 +234,7 @@ def find_series(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder in series_folders(path):
-        name = "_".join(folder.relative_to(path).parts) or path.name
+        name = nfc("_".join(folder.relative_to(path).parts) or path.name)
         match = NUMBERED.fullmatch(name)
         case_id, channel = (match["case"], int(match["channel"])) if match and len(channels) > 1 else (name, 0)
         if channel in groups.setdefault(case_id, {}):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.records import read_mapping
+from segpipe.core.text import nfc
 from segpipe.data.faults import Fault, fault
 
 PATIENTS_FILE = "patients.json"
@@ -69,7 +70,7 @@ def patient_by_name(case_id: str) -> str:
 
 
 def _from_file(case_ids: list[str], file: Path) -> tuple[dict[str, str], str, list[Fault]]:
-    values = read_mapping(file, DataError)
+    values = {nfc(key): value for key, value in read_mapping(file, DataError).items()}
     if any(case_id in values and isinstance(values[case_id], str | int) for case_id in case_ids):
         patients = {c: str(values[c]) for c in case_ids if isinstance(values.get(c), str | int)}
         how = f"from {file.name} (case to patient)"

@@ -12,8 +12,9 @@ import numpy as np
 from pydantic import model_validator
 
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import read_text
 from segpipe.core.records import Record, did_you_mean
-from segpipe.core.text import count
+from segpipe.core.text import count, nfc
 from segpipe.data.dataset import Dataset
 
 _MIN_PATIENTS = 2
@@ -151,7 +152,10 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
     for number, entry in enumerate(listed):
         if not isinstance(entry, dict) or not all(isinstance(entry.get(side), list) for side in ("train", "val")):
             raise DataError(f'{path}: fold {number}: expected {{"train": [...], "val": [...]}}. Correct it.')
-        cases = [case for side in ("train", "val") for case in entry[side]]
+        sides = {
+            side: [nfc(case) if isinstance(case, str) else case for case in entry[side]] for side in ("train", "val")
+        }
+        cases = [case for side in sides.values() for case in side]
         unknown = [case for case in cases if not isinstance(case, str) or case not in known]
         if unknown:
             raise DataError(
@@ -159,7 +163,7 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
                 f"e.g. {unknown[0]!r}.{_near(str(unknown[0]), list(known))} Use the splits of this dataset."
             )
         folds.append(
-            Fold.parse({"train": entry["train"], "validation": entry["val"]}, f"{path}: fold {number}", DataError)
+            Fold.parse({"train": sides["train"], "validation": sides["val"]}, f"{path}: fold {number}", DataError)
         )
     warnings = (*leaks(folds, dataset), *_coverage(folds, dataset))
     return Splits(
@@ -201,7 +205,7 @@ def _warnings(dataset: Dataset, presence: Mapping[str, frozenset[str]], k: int, 
 
 def _read_list(path: Path) -> list[Any]:
     try:
-        listed = json.loads(path.read_text(encoding="utf-8"))
+        listed = json.loads(read_text(path))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise DataError(f"{path}: cannot be read as JSON ({problem}). Export the splits again.") from None
     if not isinstance(listed, list) or not listed:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import NIFTI_ENDINGS, ending_of, stem_of
+from segpipe.core.files import read_text
+from segpipe.core.header import NIFTI_ENDINGS, beside, ending_of, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
@@ -153,7 +155,7 @@ def _table_of(folder: Path, label: Path) -> LabelSet | None:
         return parse_labels({"background": 0, only: 1}, None, str(label))
     parts = set(name.rest.split("_"))
     tables = [p for p in list_folder(folder) if p.name.endswith("dseg.tsv") and set(p.stem.split("_")[:-1]) <= parts]
-    tables += [p for p in (label.with_name(f"{stem_of(label)}.tsv"),) if p.is_file()]
+    tables += [p for p in (beside(label, ".tsv"),) if p.is_file()]
     return _read_table(max(tables, key=lambda p: p.name.count("_"))) if tables else None
 
 
@@ -164,8 +166,7 @@ def _read_table(table: Path) -> LabelSet:
         DataError: If it is not such a table, or an index or a name occurs twice.
     """
     try:
-        with table.open(encoding="utf-8-sig", newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t", strict=True))
+        rows = list(csv.DictReader(io.StringIO(read_text(table), newline=""), delimiter="\t", strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{table}: cannot be read as a table ({problem}). Export it again.") from None
     listed_labels: dict[str, object] = {"background": 0}

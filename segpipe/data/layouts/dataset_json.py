@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import IMAGE_ENDINGS, ending_of, stem_of
+from segpipe.core.header import IMAGE_ENDINGS, beside, ending_of, stem_of
 from segpipe.core.records import read_mapping
-from segpipe.core.text import count
+from segpipe.core.text import count, nfc
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, image_files, pair_files
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, image_files, locate, pair_files
 
 DESCRIPTION_FILE = "dataset.json"
 
@@ -34,8 +34,8 @@ def read_nnunet(path: Path) -> DatasetFiles | None:
             f"{', '.join(values) or 'none'}. Add what is missing; data_readme.md shows both."
         )
     channels = channels_of(values["channel_names"], file)
-    ending = values.get("file_ending", ".nii.gz")
-    if ending not in IMAGE_ENDINGS:
+    ending = str(values.get("file_ending", ".nii.gz"))
+    if f".{ending.strip().lower().lstrip('.')}" not in IMAGE_ENDINGS:  # images are found by their own names
         raise DataError(
             f"{file}: file_ending {ending!r}, expected one of {', '.join(IMAGE_ENDINGS)}. Convert the images."
         )
@@ -142,7 +142,7 @@ def _mapped_cases(mapping: Any, folder: Path, n_channels: int) -> tuple[list[Cas
                 f"{file}: dataset.{case_id}: found {str(entry)[:80]!r}; expected "
                 '{"images": ["a.nii.gz"], "label": "b.nii.gz"}. Correct it.'
             )
-    entries = [(str(case_id), entry["images"], entry.get("label")) for case_id, entry in mapping.items()]
+    entries = [(nfc(str(case_id)), entry["images"], entry.get("label")) for case_id, entry in mapping.items()]
     return _listed_cases(entries, folder, n_channels)
 
 
@@ -158,13 +158,13 @@ def _listed_cases(
         if case_id in seen:
             continue
         seen.add(case_id)
-        files = [folder / str(image) for image in images]
+        files = [locate(folder, str(image)) for image in images]
         if len(files) == 1 and not files[0].exists():
             files = _split_channels(files[0], n_channels) or files
         if len(files) not in (1, n_channels):
             text = count(len(files), "image file")
             faults.append(fault("missing_channel", text, case_id, expected=f"{n_channels}, or one 4D file"))
-        label_file = folder / str(label) if label else None
+        label_file = locate(folder, str(label)) if label else None
         if label_file is None:
             faults.append(fault("image_without_label", "no label is listed", case_id))
         named = [*files, *([label_file] if label_file else [])]
@@ -177,10 +177,10 @@ def _listed_cases(
 def _split_channels(image: Path, n_channels: int) -> list[Path]:
     """Find `a_0000.nii.gz`, … in place of `a.nii.gz`, which nnU-Net v1 lists instead; empty if there are none."""
     ending = ending_of(image)
-    files = [image.with_name(f"{stem_of(image)}_{channel:04d}{ending}") for channel in range(n_channels)]
+    files = [beside(image, f"_{channel:04d}{ending}") for channel in range(n_channels)]
     return files if files[0].exists() else []
 
 
 def _case_id(images: list[Any]) -> str:
-    stem = stem_of(Path(str(images[0])))
+    stem = stem_of(Path(str(images[0]).replace("\\", "/")))
     return stem.removesuffix("_0000") if len(images) > 1 else stem

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import difflib
+import io
 from pathlib import Path
 
 from segpipe.core.errors import DataError
-from segpipe.core.text import count
+from segpipe.core.files import decode_text, read_text
+from segpipe.core.text import count, nfc
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.data.faults import Fault, fault
-from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, list_folder
+from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, list_folder, locate
 
 _REQUIRED, _OPTIONAL = ("case_id",), ("patient_id", "label", "site")
 _IMAGE = "image"
@@ -73,9 +75,9 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
         faults.append(fault("image_without_label", f"line {line}: no label", case_id, file))
     if "patient_id" in row and not row["patient_id"]:
         faults.append(fault("patient_unknown", f"line {line}: patient_id is empty", case_id, file))
-    images = [file.parent / row[column] for column in columns if row[column]]
+    images = [locate(file.parent, row[column]) for column in columns if row[column]]
     images = list(dict.fromkeys(images))  # one 4D file may be in every column
-    label = file.parent / row["label"] if row.get("label") else None
+    label = locate(file.parent, row["label"]) if row.get("label") else None
     named = [*images, *([label] if label else [])]
     faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
     present = tuple(path for path in images if path.exists())
@@ -103,12 +105,10 @@ def _column_faults(header: list[str], file: Path) -> list[Fault]:
 def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
     try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:
-            first = stream.readline()
-            stream.seek(0)
-            reader = csv.reader(stream, delimiter=_separator(first), strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, [cell.strip() for cell in row]) for row in reader if any(row)]
+        text = read_text(file)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text.partition("\n")[0]), strict=True)
+        header = [name.strip() for name in next(reader, [])]
+        rows = [(reader.line_num, [nfc(cell.strip()) for cell in row]) for row in reader if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{file}: cannot be read as UTF-8 CSV ({problem}). Export it again.") from None
     wrong = [line for line, row in rows if len(row) != len(header)]
@@ -122,8 +122,8 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 
 def _is_manifest(path: Path) -> bool:
     try:
-        with path.open(encoding="utf-8-sig", errors="replace") as stream:
-            first = stream.readline()
+        with path.open("rb") as stream:
+            first = decode_text(stream.readline(), "replace")
     except OSError:
         return False
     header = [name.strip().strip('"') for name in first.split(_separator(first))]

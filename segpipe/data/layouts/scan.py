@@ -10,6 +10,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError
 from segpipe.core.header import ending_of, stem_of
 from segpipe.core.labels import LabelSet
+from segpipe.core.text import nfc
 from segpipe.data.faults import Fault, fault
 
 NUMBERED = re.compile(r"(?P<case>.+)_(?P<channel>\d{4})")
@@ -85,6 +86,25 @@ def list_folder(folder: Path) -> list[Path]:
             f"{folder}: cannot be listed ({problem.strerror}), expected a folder of images. Check the path "
             "and its permissions."
         ) from None
+
+
+def locate(folder: Path, listed: str) -> Path:
+    """Find a file that a list names, relative to the folder of the list.
+
+    Where no file has the literal name, a backslash is a separator, as Windows writes it, and letters may be coded in
+    another form (see `nfc`).
+    """
+    path = folder / listed
+    if path.exists() or path.is_symlink():
+        return path
+    path = folder / listed.replace("\\", "/")
+    found = folder
+    for part in path.relative_to(folder).parts if path.is_relative_to(folder) else ():
+        if part in ("..", ".") or (found / part).exists() or not found.is_dir():
+            found /= part
+        else:
+            found /= next((entry.name for entry in found.iterdir() if nfc(entry.name) == nfc(part)), part)
+    return found if found != folder and found.exists() else path
 
 
 def split_number(path: Path) -> tuple[str, int] | None:
