@@ -248,7 +248,11 @@ def broken(tmp_path: Path, name: str, content: bytes) -> Path:
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "a.mha"])
-@pytest.mark.parametrize("content", [b"", b"patient,age\n1,50\n", b"\0" * 400, gzip.compress(b"x" * 1000)])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"patient,age\n1,50\n", b"\0" * 400, gzip.compress(b"x" * 1000)],
+    ids=["empty", "text", "zeros", "gzipped"],
+)
 def test_what_is_no_image_is_a_data_fault(tmp_path: Path, name: str, content: bytes) -> None:
     with pytest.raises(DataError, match=rf"{name}"):
         read_image(broken(tmp_path, name, content))
