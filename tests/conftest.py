@@ -8,6 +8,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small arrays: threads cost more than they give
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ.setdefault("SEGPIPE_SELF_TEST", "off")  # a process for each network; tests/test_self_test.py has it on
 
 import pytest
 from hypothesis import settings

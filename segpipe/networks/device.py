@@ -100,11 +100,22 @@ def set_processors(n_processors: int) -> None:
     torch.set_num_threads(n_processors)
 
 
+_trusts_short_types = True  # on the CPU, in this process
+
+
+def distrust_short_types() -> None:
+    """From now on this process computes in float32 on the CPU, whatever a plan says."""
+    global _trusts_short_types
+    _trusts_short_types = False
+
+
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     """Type for autocast; `auto` takes the fastest that is safe on the device, float32 if none is.
 
     bf16 needs no loss scaling, so it is preferred; CPUs without bf16 instructions emulate it slowly.
     """
+    if device.type == "cpu" and not _trusts_short_types:
+        return torch.float32
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     if device.type == "cuda":

@@ -11,18 +11,34 @@ import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
+from typing import Any
 
 from segpipe.core.doctor import Finding, finding
 from segpipe.core.errors import SegpipeError
 from segpipe.core.files import TEMPORARY_PREFIX, disk_fault, write_text
 from segpipe.core.machine import cpu_count, free_bytes
+from segpipe.core.text import count
+from segpipe.core.work import Work
+from segpipe.networks.device import precision_name, resolve_device
 from segpipe.networks.doctor import torch_findings
+from segpipe.networks.self_test import SWITCH, distinct_convolutions, try_convolutions
+from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.schema import Plan
 
 _GB = 2**30
 _FEW_BYTES = 4 * _GB  # preparing one large CT takes about as much
 _FEW_DISK_BYTES = 10 * 2**30  # the prepared cases of a middling dataset
 _NETWORK = ("nfs", "cifs", "smb", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "fuse.sshfs", "fuse.s3")
 _FEW_SHARED_BYTES = 2**28  # processes that train together exchange gradients there
+_USUAL_NETWORK = NetworkSpec(  # anisotropic, of nnU-Net's width, without its deepest stages
+    kind="plain",
+    features=(32, 64, 128),
+    strides_zyx=((1, 1, 1), (1, 2, 2), (2, 2, 2)),
+    kernels_zyx=((1, 3, 3), (3, 3, 3), (3, 3, 3)),
+    blocks=(2, 2, 2),
+    decoder_convolutions=(2, 2),
+)
+_USUAL_PATCH = (8, 128, 112)
 _BUSY = 1.5  # tasks a processor
 
 
@@ -41,8 +57,32 @@ def examine(folder: Path) -> list[Finding]:
         memory_finding(),
         shared_memory_finding(),
         *torch_findings(),
+        *self_test_findings(folder),
         *folder_findings(folder),
     ]
+
+
+def self_test_findings(folder: Path) -> list[Finding]:
+    """Whether networks are computed right in bf16 on this processor; nothing where a CPU trains in float32.
+
+    Args:
+        folder: Of a planned work folder the networks are tried that train there; elsewhere a usual one.
+    """
+    if precision_name("auto", resolve_device("cpu")) != "bf16" or os.environ.get(SWITCH) == "off":
+        return []
+    layers: list[Any] = []
+    if Work(folder).plan.is_file():
+        plan = Plan.load(Work(folder).plan)
+        for chosen in plan.configurations.values():
+            inputs = (chosen.network, plan.n_inputs(chosen), chosen.patch_zyx, chosen.batch_size)
+            layers += distinct_convolutions(*inputs)
+    else:
+        layers = distinct_convolutions(_USUAL_NETWORK, 1, _USUAL_PATCH, 2)
+    trial = try_convolutions(layers)
+    if not trial.faults:
+        return [finding("bf16", f"{count(len(layers), 'convolution')} and their gradients are right on this processor")]
+    instead = "float32" if trial.environment is None else "bf16 without AMX"
+    return [finding("bf16", "; ".join(trial.faults), warning=f"Training computes in {instead}. Try another torch.")]
 
 
 def requirements() -> list[str]:

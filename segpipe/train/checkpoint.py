@@ -39,11 +39,11 @@ def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> No
         temporary.write_bytes(save(weights, dict(about)))  # by Python, so that a full disk is an OSError
 
 
-def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.device) -> None:
-    """Write what a training is about to use: plan, cases, versions and device."""
+def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.device, note: str = "") -> None:
+    """Write what a training is about to use: plan, cases, versions and device, with what is to be known of it."""
     plan.save(folder.plan)
     split.save(folder.split)
-    environment_here(device_text(device)).save(folder.environment)
+    environment_here("; ".join(filter(None, (device_text(device), note)))).save(folder.environment)
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

@@ -24,7 +24,8 @@ from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
 from segpipe.core.text import duration_text
 from segpipe.core.work import FoldFolder
-from segpipe.networks.device import memory_faults
+from segpipe.networks.device import memory_faults, resolve_precision
+from segpipe.networks.self_test import avoid_wrong_arithmetic
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
 from segpipe.train.crash import crash_noted, mark_step
@@ -119,13 +120,15 @@ def train_fold(
         if state and state["finished"]:
             say(f"{folder.path}: already trained ({state['iteration']} iterations).")
             return
+        with group.in_turn():  # the first one tries, the others read what it found
+            note = _arithmetic_note(plan, configuration_name, device)
         if group.is_first:
             shutil.rmtree(folder.validation, ignore_errors=True)  # what is there was predicted by other weights
             folder.scores.unlink(missing_ok=True)
             if state is None and folder.weights.is_file():
                 folder.weights.replace(folder.weights.with_stem("checkpoint_before"))  # not of the plan that follows
                 say(f"warning: {folder.path}: weights without a state to resume from are kept as checkpoint_before.")
-            write_setting(folder, plan, data.split, device)
+            write_setting(folder, plan, data.split, device, note)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
             configuration = plan.configurations[configuration_name]
             patches = SeenPatches(plan, configuration)
@@ -144,7 +147,8 @@ def train_fold(
                 loop.show_in(CurvesFile(folder.curves, f"fold {data.fold}", fold.at.history))
                 if tensorboard:
                     loop.show_in(TensorBoard(fold, folder.tensorboard, patches))
-            loop.log(crash)
+            for text in (crash, note):
+                loop.log(text)
             loop.run()
 
 
@@ -153,6 +157,17 @@ def _alone_in(folder: FoldFolder) -> Iterator[str]:
     """The fold's lock; what is to be logged of a crash before, and word of the next one."""
     with only_process(folder.path), crash_noted(folder) as crash:
         yield crash
+
+
+def _arithmetic_note(plan: Plan, configuration_name: str, device: torch.device) -> str:
+    """What of a training in bf16 is computed in another way on this processor, since the planned one is wrong here."""
+    if device.type != "cpu" or resolve_precision(plan.training.precision, device) != torch.bfloat16:
+        return ""
+    chosen = plan.configurations[configuration_name]
+    note = avoid_wrong_arithmetic(chosen.network, plan.n_inputs(chosen), chosen.patch_zyx, chosen.batch_size)
+    if note:
+        say(f"warning: {note}")
+    return note
 
 
 def loading_threads(device: torch.device) -> int:
