@@ -227,7 +227,8 @@ def main() -> int:
     for entry in json.load(sys.stdin):
         differs = _difference(entry)
         if not differs <= _MAX_DIFFERENCE:
-            print(f"{entry['kind']} {entry['options']} of {entry['shape']}: differs from float32 by {differs:.2g}")
+            what = f"{entry['kind']} {entry['options']} of {entry['shape']}"
+            sys.stdout.write(f"{what}: differs from float32 by {differs:.2g}\n")
             return 1
     return 0
 
