@@ -96,7 +96,7 @@ def test_every_process_knows_the_numbers_of_all(together: Together) -> None:
 
 def test_who_loses_another_process_says_so(together: Together) -> None:
     text = torch.load(together.folder / "fault.pt", weights_only=True)
-    assert text.startswith("process 0 of 2: another process of this training is gone, its own message says why")
+    assert text.startswith("process 0 of 2: another process of this training ended; its own message says why")
 
 
 def test_batch_norms_that_cannot_share_their_statistics_are_refused(together: Together) -> None:
@@ -137,7 +137,7 @@ def test_a_part_of_the_draws_by_hand():
 
 
 def test_a_batch_that_cannot_be_divided_is_refused():
-    with pytest.raises(PlanError, match=f"batch_size {BATCH}: cannot be divided by 3 processes"):
+    with pytest.raises(PlanError, match=f"batch_size {BATCH}: cannot be divided among 3 processes"):
         fold_of(Group(0, 3))
 
 

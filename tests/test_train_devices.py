@@ -81,12 +81,13 @@ def test_who_is_asked_to_stop_asks_all_folds(work: Work) -> None:
 def test_a_fold_that_cannot_go_on_in_one_process_ends_in_all_with_the_reason(
     work: Work, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    train(work.path, None, [0], MACHINE, edits=["training.epochs=1"])
+    fold = 1 if "p1" in train_cases(work, 1) else 0
+    train(work.path, None, [1 - fold], MACHINE, edits=["training.epochs=1"])  # prepares the cases of both
     (case,) = (work.path / "prepared").glob("*/p1")
     (case / "image.b2nd").write_bytes(b"damaged")
     capfd.readouterr()
     with pytest.raises(DataError, match=r"one process of the fold failed.*\n  process \d on cpu: exit code 3"):
-        train(work.path, None, [1 if "p1" in train_cases(work, 1) else 0], MACHINE, devices="2")
+        train(work.path, None, [fold], MACHINE, devices="2")
     assert "the prepared case p1 cannot be read" in capfd.readouterr().err
 
 
@@ -109,7 +110,7 @@ def test_torchrun_trains_a_fold_and_one_process_answers(work: Work) -> None:
     assert after == 2 * before
     assert f"2 processes train together, {before} patches each: as one with a batch of {after}" in found.stderr
     assert found.stderr.count("epoch 2/2  loss") == 1 and work.scores(NAME).is_file()
-    with pytest.raises(UsageError, match=rf"by 2 devices with {before} patches each.*batch_size={after} for the same"):
+    with pytest.raises(UsageError, match=rf"on 2 devices with {before} patches each.*batch_size={after} for the same"):
         train(work.path, None, [1], MACHINE)
     edits = [f"configurations.{NAME}.batch_size={after}"]
     assert estimate_training(work.path, None, [1], MACHINE, edits=edits).todo.startswith(f"{NAME}, 0 of 1 fold,")
