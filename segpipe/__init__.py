@@ -134,10 +134,14 @@ def evaluate(
         UsageError: If a name is unknown.
         DataError: If masks are missing, cannot be read, or do not lie on the grid of their reference.
     """
+    from dataclasses import replace
     from pathlib import Path
 
     from segpipe.core.machine import cpu_count
+    from segpipe.core.progress import collect_lines
     from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
     wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
-    return evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)
+    with collect_lines() as lines:
+        found = evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)
+    return replace(found, notes=tuple(lines))

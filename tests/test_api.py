@@ -212,7 +212,7 @@ def test_labels_read_back_are_those_of_the_dataset(model: Predictor, tmp_path: P
     assert set(np.unique(read_labels(path)[0])) <= {0, 1, 2}
 
 
-def test_masks_are_scored(tmp_path: Path) -> None:
+def test_masks_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reference = np.zeros((4, 4, 4), np.uint8)
     reference[0] = 1
     prediction = reference.copy()
@@ -222,6 +222,7 @@ def test_masks_are_scored(tmp_path: Path) -> None:
     found = segpipe.evaluate(tmp_path / "r", tmp_path / "p", labels="organ=1", metrics="dice", n_workers=1)
     assert next((row.label, row.mean) for row in found.summary) == ("organ", pytest.approx(2 / 3))
     assert (found.n_cases, found.policy, found.metrics) == (1, "mr", ("dice",))
+    assert capsys.readouterr() == ("", "") and found.notes[0] == "labels: organ (from option -l)"
     from segpipe.evaluate.metrics import METRICS  # after this, the name is that of the package
 
     assert "dice" in METRICS and isinstance(segpipe.evaluate, ModuleType)

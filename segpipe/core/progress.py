@@ -37,17 +37,39 @@ def show_as(folder: Path, name: Path) -> Iterator[None]:
         _SHOWN_AS.reset(token)
 
 
+_LINES: ContextVar[list[str] | None] = ContextVar("_LINES", default=None)
+
+
+@contextmanager
+def collect_lines() -> Iterator[list[str]]:
+    """While the body runs, lines for the user are collected instead of printed, and no progress is shown.
+
+    For callers from Python, who get the lines with the result.
+    """
+    lines: list[str] = []
+    token = _LINES.set(lines)
+    try:
+        yield lines
+    finally:
+        _LINES.reset(token)
+
+
 def say(text: str) -> None:
     """Print a line for the person who waits; of processes that work together, only the first prints."""
     for folder, name in _SHOWN_AS.get():
         text = text.replace(folder, name)
-    if rank() == 0:
+    if (lines := _LINES.get()) is not None:
+        lines.append(text)
+    elif rank() == 0:
         print(text, file=sys.stderr, flush=True)
 
 
 def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
     """Yield `items` and show how many of `total` are done."""
     if total == 0:
+        return
+    if _LINES.get() is not None:
+        yield from items
         return
     if sys.stderr.isatty() and rank() == 0:
         from rich.console import Console

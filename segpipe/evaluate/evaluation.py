@@ -47,6 +47,7 @@ class Evaluation:
         policy: What empty masks counted.
         metrics: Requested names; calibration among `all` is left out where there are no probabilities.
         n_cases: Pairs of masks.
+        notes: Lines for the user, e.g. from where the labels are; empty where they were printed.
     """
 
     scores: FolderScores
@@ -54,6 +55,7 @@ class Evaluation:
     policy: str
     metrics: tuple[str, ...]
     n_cases: int
+    notes: tuple[str, ...] = ()
 
 
 def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_workers: int, seed: int) -> Evaluation:
