@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from segpipe._version import __version__ as __version__
 
@@ -55,6 +55,7 @@ def run(
     gpu_memory_gib: float | None = None,
     edits: Sequence[str] = (),
     n_folds: int = 5,
+    folds_by: Literal["patient", "site"] = "patient",
     splits_file: str | os.PathLike[str] | None = None,
     device: str = "auto",
     n_workers: int | None = None,
@@ -71,7 +72,8 @@ def run(
         time_budget_seconds: Total training time; None for the length in the plan.
         gpu_memory_gib: GPU memory to plan for; None for that of the device.
         edits: Values of the plan, e.g. `training.epochs=100`.
-        n_folds: Number of folds to split into.
+        n_folds: Number of folds to split into, by patient.
+        folds_by: `patient`, or `site` for one fold for each site, which it leaves out of training.
         splits_file: nnU-Net's splits_final.json to use instead.
         device: As for `load`.
         n_workers: Processors to use, which torch keeps for the whole process; None for all.
@@ -94,6 +96,7 @@ def run(
         gpu_memory_gib=gpu_memory_gib,
         edits=tuple(edits),
         n_folds=n_folds,
+        folds_by=folds_by,
         splits_file=None if splits_file is None else Path(splits_file),
         seed=seed,
         configuration=configuration,

@@ -82,6 +82,8 @@ REFUSED = [  # command, exit code; what may name a device takes the CPU
     ("run data -o new --set training.lerning_rate=1", 2),
     ("run data -o new --epochs 2 --iterations 2", 2),
     ("run data -o new --splits none.json", 3),
+    ("run data -o new --splits none.json --folds-by site", 2),
+    ("run data -o new --folds-by site", 3),
     ("run data -o new --device tpu", 4),
     ("run data -o broken", 2),
     ("run data -o planned -c 4d", 2),
@@ -179,6 +181,10 @@ def test_a_request_that_cannot_be_right_is_refused_when_it_is_made(tmp_path):
         PlanRequest(tmp_path, MACHINE, tmp_path, nnunet_dataset=tmp_path)
     with pytest.raises(UsageError, match="--n-folds 1: expected 2 or more"):
         RunRequest(tmp_path, tmp_path, MACHINE, n_folds=1)
+    with pytest.raises(UsageError, match="--folds-by ward: expected patient or site"):
+        RunRequest(tmp_path, tmp_path, MACHINE, folds_by="ward")
+    with pytest.raises(UsageError, match=r"one fold for each site\. Leave out --n-folds"):
+        PlanRequest(tmp_path, MACHINE, tmp_path, n_folds=3, folds_by="site")
     with pytest.raises(UsageError, match=r"--gpu-memory 0: expected a number above 0 \(GiB\)"):
         PlanRequest(tmp_path, MACHINE, tmp_path, gpu_memory_gib=0.0)
     with pytest.raises(UsageError, match=r"--time-budget nan: expected a number above 0 \(s\)"):

@@ -15,6 +15,7 @@ from segpipe.core.foreseen import Foreseen
 from segpipe.core.records import Record
 from segpipe.data.check import CheckReport
 from segpipe.data.fix import Repair
+from segpipe.data.splits import FoldRow
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
@@ -58,11 +59,13 @@ class PlanFiles(Record):
     Args:
         plan, report: Files that were written; the page is null if there is none.
         costs: What each configuration will take; empty with `--no-cost`.
+        folds: Patients that each fold validates and trains on, by label and site; empty without images.
     """
 
     plan: str
     report: str | None
     costs: tuple[PlannedCost, ...]
+    folds: tuple[FoldRow, ...]
 
 
 class PreparedFolder(Record):

@@ -151,6 +151,13 @@ preset = click.option(
     show_default=True,
     help="auto, cpu, cpu_short, nnunet, resenc_m|l|xl, convnext_s|b|m|l, effnet_b0…b7.",
 )
+folds_by = click.option(
+    "--folds-by",
+    type=click.Choice(["patient", "site"]),
+    default="patient",
+    show_default=True,
+    help="Mix the sites in every fold, or leave one site out in each.",
+)
 splits = click.option("--splits", type=click.Path(path_type=Path), help="Use the folds of nnU-Net's splits_final.json.")
 gpu_memory = click.option(
     "--gpu-memory",

@@ -11,10 +11,11 @@ import click
 
 from segpipe.cli import options
 from segpipe.cli.options import Command, edits, on_machine, seed, shared
-from segpipe.core.text import size_text
+from segpipe.core.text import count, size_text
 from segpipe.pipeline.requests import Machine, PlanRequest
 
 if TYPE_CHECKING:
+    from segpipe.data.splits import FoldRow
     from segpipe.pipeline.plan import Planned
     from segpipe.plan.planned_cost import PlannedCost
     from segpipe.plan.schema import Configuration
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _WIDTH = 80
 _GIB = 2**30
+_MAX_LABELS, _MAX_SITES = 5, 5  # in the table of folds
 _EXPLAINED = ("preset", "spacing", "normalisation", "mirror_axes")  # plan.yaml has the other reasons
 
 
@@ -32,6 +34,7 @@ _EXPLAINED = ("preset", "spacing", "normalisation", "mirror_axes")  # plan.yaml 
 @options.gpu_memory
 @options.time_budget
 @click.option("--n-folds", type=click.IntRange(2), default=5, show_default=True, help="Number of folds to split into.")
+@options.folds_by
 @options.splits
 @click.option("--nnunet-fingerprint", type=_FILE, help="Plan from nnU-Net's dataset_fingerprint.json, without images.")
 @click.option("--nnunet-dataset", type=_FILE, help="The dataset.json that belongs to it.")
@@ -68,7 +71,7 @@ def command(
         gpu_memory_gib=gpu_memory,
         n_folds=n_folds,
         splits_file=splits,
-        fold_seconds=None if time_budget is None else time_budget / n_folds,
+        time_budget_seconds=time_budget,
         **more,
     )
     planned = plan.run(plan.resolve(request))
@@ -80,7 +83,8 @@ def command(
     if as_json:
         costs = [cost.model_dump() for cost in planned.costs]
         paths = {"plan": str(work / "plan.yaml"), "report": None if page is None else str(page)}
-        print_json({**paths, **planned.plan.model_dump(mode="json"), "costs": costs})
+        folds = [row.model_dump() for row in planned.folds]
+        print_json({**paths, **planned.plan.model_dump(mode="json"), "costs": costs, "folds": folds})
         return
     click.echo(plan_text(planned))
     if page is not None:
@@ -101,6 +105,8 @@ def plan_text(planned: Planned) -> str:
     ]
     for name, configuration in plan.configurations.items():
         lines.append(f"  {name}: {_configuration_text(name, configuration)}")
+    if planned.folds:
+        lines += ["", *_fold_table(planned.folds, planned.folds_source)]
     if planned.costs:
         lines += ["", *_cost_table(planned.costs)]
     return "\n".join(lines)
@@ -117,6 +123,40 @@ def _configuration_text(name: str, own: Configuration) -> str:
         f"{spacing} mm, patch {patch}, batch {own.batch_size},\n{' ' * (len(name) + 4)}{network.kind} U-Net, "
         f"{len(network.features)} stages, {network.features[0]}–{network.features[-1]} features"
     )
+
+
+def _fold_table(rows: Sequence[FoldRow], source: str) -> list[str]:
+    """Patients that each fold validates, with each label and at each site; of many labels and sites the rarest."""
+    whole = [row for row in rows if row.site is None]
+    n_with = {label: sum(row.n_with_label[label] for row in whole) for label in whole[0].n_with_label}
+    rarest = sorted(n_with, key=n_with.__getitem__)[:_MAX_LABELS]
+    shown = [label for label in n_with if label in rarest]
+    n_at = {row.site: 0 for row in rows if row.site is not None}
+    for row in rows:
+        if row.site is not None:
+            n_at[row.site] += row.n_patients
+    sites = sorted(n_at, key=lambda site: (n_at[site], site))[:_MAX_SITES]
+    lines = textwrap.wrap(f"Folds: {source}", _WIDTH, subsequent_indent="  ")
+    lines.append(f"  {'validated':<18}{'patients':>9}{'cases':>7}" + "".join(f"{_short(one):>9}" for one in shown))
+    for row in rows:
+        own = [one.site for one in rows if one.fold == row.fold and one.site is not None and one.n_patients]
+        if row.site is None:
+            name = f"fold {row.fold}" + (f", {own[0]}" if len(own) == 1 else "")
+        elif row.site in sites and row.site in own and len(own) > 1:
+            name = f"  {row.site}"
+        else:
+            continue
+        cells = "".join(f"{row.n_with_label[label]:>9}" for label in shown)
+        lines.append(f"  {name:<18.17}{row.n_patients:>9}{row.n_cases:>7}{cells}")
+    if hidden := len(n_with) - len(shown):
+        lines.append(f"  Not shown: {count(hidden, 'label')} of more patients.")
+    if hidden := len(n_at) - len(sites):
+        lines.append(f"  Not shown: {count(hidden, 'site')} of more patients.")
+    return lines
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 8 else f"{name[:7]}…"
 
 
 def _cost_table(costs: Sequence[PlannedCost]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,11 @@ from segpipe.core.files import read_text
 from segpipe.core.records import Record, did_you_mean
 from segpipe.core.text import count, nfc
 from segpipe.data.dataset import Dataset
+from segpipe.data.stratify import stratify
 
 _MIN_PATIENTS = 2
+_MIN_SITES = 2
+_MAX_NAMED = 5  # labels in a sentence
 _LEAK = (
     "The network is tested on patients it was trained on. The scores will be too good and must not be published as "
     "cross-validation. Without the imported file, segpipe splits by patient."
@@ -82,7 +85,7 @@ class Splits(Record):
 
 
 def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: int, k: int = 5) -> Splits:
-    """Make folds that share no patient; every case is validated in exactly one.
+    """Folds that share no patient; every case is validated in exactly one.
 
     Args:
         dataset: The cases with their patients and sites.
@@ -91,46 +94,164 @@ def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: 
         k: Folds wanted, 2 or more; lowered, with a warning, to the number of patients.
 
     Returns:
-        Folds stratified by the labels and the site of the patients.
+        Folds of equally many patients (or one more), stratified by the labels and sites of the patients: see
+        `stratify`. `warnings` name each fold that lacks a label.
 
     Raises:
         DataError: If there is only one patient.
         ValueError: If k is below 2, or `presence` leaves a case out.
-
-    Source:
-        scikit-learn's StratifiedGroupKFold. It stratifies over one class for each case: here the labels and site
-        of the whole patient; classes of fewer than k patients are joined into one.
     """
-    from sklearn.model_selection import StratifiedGroupKFold
-
     if k < _MIN_PATIENTS:
         raise ValueError(f"k is {k}, expected 2 or more")
-    cases = sorted(dataset.cases, key=lambda case: case.case_id)
-    left_out = [case.case_id for case in cases if case.case_id not in presence]
+    left_out = sorted(case.case_id for case in dataset.cases if case.case_id not in presence)
     if left_out:
         raise ValueError(f"presence leaves out {left_out[:5]}")
-    patients = [case.patient_id for case in cases]
-    n_patients = len(set(patients))
-    if n_patients < _MIN_PATIENTS:
+    tags_of = _tags(dataset, presence)
+    patients = sorted(tags_of)
+    if len(patients) < _MIN_PATIENTS:
         raise DataError(
-            f"{dataset.name}: {count(len(cases), 'case')} of {count(n_patients, 'patient')}; expected at least 2 "
-            "patients, because a split never separates the cases of one. Add patients, or correct those of the "
-            f"cases ({dataset.patients_from})."
+            f"{dataset.name}: {count(len(dataset.cases), 'case')} of {count(len(patients), 'patient')}; expected at "
+            "least 2 patients, since the cases of a patient always stay together. Add patients, or correct which case "
+            f"belongs to whom (patients: {dataset.patients_from})."
         )
-    n_folds = min(k, n_patients)
-    strata = _strata(dataset, presence, n_folds)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
-    parts = splitter.split(np.zeros(len(cases)), [strata[patient] for patient in patients], patients)
-    ids = [case.case_id for case in cases]
+    n_folds = min(k, len(patients))
+    sites = sorted({case.site for case in dataset.cases if case.site})
+    single = sorted({tag for tags in tags_of.values() for tag in tags})
+    pairs = [(label, site) for label in single for site in single if site[0] == "site" and label[0] == "label"]
+    tags = np.array([[tag in tags_of[p] for tag in single] for p in patients], bool).reshape(len(patients), -1)
+    joint = np.array([[set(pair) <= tags_of[p] for pair in pairs] for p in patients], bool).reshape(len(patients), -1)
+    n_cases = Counter(case.patient_id for case in dataset.cases)
+    fold_of = dict(zip(patients, stratify(tags, joint, [n_cases[p] for p in patients], n_folds, seed), strict=True))
+    ids = {case.case_id: fold_of[case.patient_id] for case in sorted(dataset.cases, key=lambda case: case.case_id)}
     folds = tuple(
-        Fold(train=tuple(ids[i] for i in train), validation=tuple(ids[i] for i in validation))
-        for train, validation in parts
+        Fold(
+            train=tuple(case_id for case_id, own in ids.items() if own != fold),
+            validation=tuple(case_id for case_id, own in ids.items() if own == fold),
+        )
+        for fold in range(n_folds)
     )
-    source = f"{n_folds} folds of {n_patients} patients, stratified by labels present" + (
-        " and site" if any(case.site for case in cases) else ""
+    balanced = "labels and sites" if len(sites) > 1 else "labels"
+    source = (
+        f"{n_folds} folds of {len(patients)} patients, equal in number to within one, balanced over {balanced} by "
+        f"iterative stratification"
     )
-    warnings = _warnings(dataset, presence, k, n_folds)
-    return Splits(k=n_folds, seed=seed, source=source, folds=folds, warnings=warnings)
+    fewer = () if n_folds == k else (f"only {count(n_folds, 'patient')}: {count(n_folds, 'fold')} instead of {k}",)
+    return Splits(
+        k=n_folds, seed=seed, source=source, folds=folds, warnings=(*fewer, *label_gaps(folds, dataset, presence))
+    )
+
+
+def split_by_site(dataset: Dataset) -> Splits:
+    """Leave one site out: a fold validates the cases of one site and trains on all patients without a case there.
+
+    A patient with cases at several sites is in no fold on both sides; `warnings` say how many there are.
+
+    Raises:
+        DataError: If a case has no site, or there are fewer than two sites, or nothing is left to train on.
+    """
+    sites = sorted({case.site for case in dataset.cases if case.site})
+    without = sorted(case.case_id for case in dataset.cases if not case.site)
+    found = count(len(sites), "site") + (f" ({sites[0]})" if len(sites) == 1 else "")
+    if len(sites) < _MIN_SITES or without:
+        if without and sites:
+            found += f", and {count(len(without), 'case')} without one (e.g. {without[0]})"
+        raise DataError(
+            f"{dataset.name}: {found}. --folds-by site expects at least 2 sites and a site for every case: fill the "
+            "column site of a CSV manifest (data_readme.md), or leave out --folds-by."
+        )
+    sites_of: dict[str, set[str]] = defaultdict(set)
+    for case in dataset.cases:
+        sites_of[case.patient_id].add(case.site or "")
+    cases = sorted(dataset.cases, key=lambda case: case.case_id)
+    folds = []
+    for site in sites:
+        train = tuple(case.case_id for case in cases if site not in sites_of[case.patient_id])
+        if not train:
+            raise DataError(
+                f"{dataset.name}: every patient has a case at site {site}: nothing is left to train on when it is held "
+                "out. Leave out --folds-by."
+            )
+        folds.append(Fold(train=train, validation=tuple(case.case_id for case in cases if case.site == site)))
+    n_moving = sum(len(own) > 1 for own in sites_of.values())
+    moving = count(n_moving, "patient has cases", "patients have cases")
+    moved = f"{moving} at several sites: a fold that validates one of them trains on no case of that patient"
+    warnings = (moved,) if n_moving else ()
+    source = f"{len(sites)} folds, one for each site left out: {', '.join(sites)}"
+    return Splits(k=len(sites), seed=None, source=source, folds=tuple(folds), warnings=warnings)
+
+
+class FoldRow(Record):
+    """What one fold validates, at all sites or at one.
+
+    Args:
+        fold: Its number.
+        site: The site; None for all of them.
+        n_patients, n_cases: Validated.
+        n_with_label: Validated patients with each label, by its name.
+        n_trained_with_label: The same for the patients to train on.
+    """
+
+    fold: int
+    site: str | None
+    n_patients: int
+    n_cases: int
+    n_with_label: dict[str, int]
+    n_trained_with_label: dict[str, int]
+
+
+def fold_table(folds: Sequence[Fold], dataset: Dataset, presence: Mapping[str, frozenset[str]]) -> tuple[FoldRow, ...]:
+    """Count patients by fold, label and site: a row for each fold, followed by one for each of its sites.
+
+    Args:
+        folds: In order.
+        dataset: Their cases. There are no rows of sites if fewer than two are known.
+        presence: Labels in each case.
+    """
+    sites = sorted({case.site for case in dataset.cases if case.site})
+    by_id = dataset.by_id
+    rows = []
+    for number, fold in enumerate(folds):
+        for site in (None, *(sites if len(sites) > 1 else ())):
+            trained, validated = (
+                [by_id[name] for name in side if site is None or by_id[name].site == site]
+                for side in (fold.train, fold.validation)
+            )
+            with_label, trained_with_label = (
+                {
+                    label: len({case.patient_id for case in cases if label in presence[case.case_id]})
+                    for label in dataset.labels.names
+                }
+                for cases in (validated, trained)
+            )
+            rows.append(
+                FoldRow(
+                    fold=number,
+                    site=site,
+                    n_patients=len({case.patient_id for case in validated}),
+                    n_cases=len(validated),
+                    n_with_label=with_label,
+                    n_trained_with_label=trained_with_label,
+                )
+            )
+    return tuple(rows)
+
+
+def label_gaps(folds: Sequence[Fold], dataset: Dataset, presence: Mapping[str, frozenset[str]]) -> tuple[str, ...]:
+    """One sentence for each fold that trains or validates without a label; labels that no case has are passed over."""
+    rows = [row for row in fold_table(folds, dataset, presence) if row.site is None]
+    totals = {
+        label: len({case.patient_id for case in dataset.cases if label in presence[case.case_id]})
+        for label in dataset.labels.names
+    }
+    sentences = []
+    for row in rows:
+        for verb, counts in (("trains", row.n_trained_with_label), ("validates", row.n_with_label)):
+            lacking = [label for label, n in counts.items() if n == 0 and totals[label]]
+            if lacking:
+                named = ", ".join(f"{label} (in {count(totals[label], 'patient')})" for label in lacking[:_MAX_NAMED])
+                more = f" and {count(len(lacking) - _MAX_NAMED, 'more label')}" if lacking[_MAX_NAMED:] else ""
+                sentences.append(f"fold {row.fold} {verb} without {named}{more}")
+    return tuple(sentences)
 
 
 def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
@@ -171,36 +292,13 @@ def read_nnunet_splits(path: Path, dataset: Dataset) -> Splits:
     )
 
 
-def _strata(dataset: Dataset, presence: Mapping[str, frozenset[str]], n_folds: int) -> dict[str, int]:
-    """Group patients by labels in any of its cases, and sites. Strata of fewer than `n_folds` are joined."""
-    labels: dict[str, frozenset[str]] = {}
-    sites: dict[str, frozenset[str]] = {}
+def _tags(dataset: Dataset, presence: Mapping[str, frozenset[str]]) -> dict[str, set[tuple[str, str]]]:
+    """Labels in any case of each patient, and its sites."""
+    tags_of: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for case in dataset.cases:
-        labels[case.patient_id] = labels.get(case.patient_id, frozenset()) | presence[case.case_id]
-        sites[case.patient_id] = sites.get(case.patient_id, frozenset()) | ({case.site} if case.site else frozenset())
-    kind = {p: (tuple(sorted(labels[p])), tuple(sorted(sites[p]))) for p in labels}
-    n_of = Counter(kind.values())
-    large = sorted(s for s, n in n_of.items() if n >= n_folds)
-    n_rare = sum(n for n in n_of.values() if n < n_folds)
-    index = {stratum: i for i, stratum in enumerate(large)}
-    # Joined strata that are still too rare go to the smallest large one, where they do least harm.
-    smallest = min(large, key=lambda s: (n_of[s], s), default=None)
-    joined = len(large) if n_rare >= n_folds or smallest is None else index[smallest]
-    return {patient: index.get(stratum, joined) for patient, stratum in kind.items()}
-
-
-def _warnings(dataset: Dataset, presence: Mapping[str, frozenset[str]], k: int, n_folds: int) -> tuple[str, ...]:
-    warnings = []
-    if n_folds < k:
-        warnings.append(f"only {count(n_folds, 'patient')}: {count(n_folds, 'fold')} instead of {k}")
-    for name in dataset.labels.names:
-        n_patients = len({case.patient_id for case in dataset.cases if name in presence[case.case_id]})
-        if n_patients < n_folds:
-            warnings.append(
-                f"label {name} occurs in {count(n_patients, 'patient')}, fewer than the {count(n_folds, 'fold')}: "
-                "some folds validate without it"
-            )
-    return tuple(warnings)
+        tags_of[case.patient_id] |= {("label", label) for label in presence[case.case_id]}
+        tags_of[case.patient_id] |= {("site", case.site)} if case.site else set()
+    return tags_of
 
 
 def _read_list(path: Path) -> list[Any]:

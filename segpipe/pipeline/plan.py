@@ -15,7 +15,15 @@ from segpipe.core.work import Work
 from segpipe.data.check import refuse_bad_headers
 from segpipe.data.dataset import Dataset
 from segpipe.data.load import load_dataset
-from segpipe.data.splits import Splits, make_splits, read_nnunet_splits
+from segpipe.data.splits import (
+    FoldRow,
+    Splits,
+    fold_table,
+    label_gaps,
+    make_splits,
+    read_nnunet_splits,
+    split_by_site,
+)
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.planned_work import PlannedWork
@@ -49,10 +57,19 @@ class PlanJob:
 
 @dataclass(frozen=True)
 class Planned:
-    """A plan and what it will take; no costs if they were not asked for."""
+    """A plan and what it will take; no costs if they were not asked for.
+
+    Args:
+        plan: What was decided.
+        costs: One for each configuration.
+        folds_source: Where the folds come from, one sentence; empty without images.
+        folds: What each fold validates and trains on, by label and site.
+    """
 
     plan: Plan
     costs: tuple[PlannedCost, ...]
+    folds_source: str = ""
+    folds: tuple[FoldRow, ...] = ()
 
 
 def resolve(request: PlanRequest) -> PlanJob:
@@ -72,6 +89,8 @@ def resolve(request: PlanRequest) -> PlanJob:
             raise UsageError(f"-o {work.path}: holds the plan of a dataset with images. Choose another folder.")
         return PlanJob(request, work, read_nnunet_dataset(request.nnunet_dataset), None)
     dataset = load_dataset(request.data)
+    if request.folds_by == "site":
+        return PlanJob(request, work, dataset, split_by_site(dataset))
     splits = _kept_splits(work, dataset) if request.keeps_plan and request.splits_file is None else None
     file = request.splits_file or request.data / _NNUNET_SPLITS
     if splits is None and (file.is_file() or request.splits_file is not None):
@@ -117,7 +136,8 @@ def run(job: PlanJob) -> Planned:
     work.nnunet_dataset.unlink(missing_ok=True)  # of a plan without images that was here before
     _save_keeping(work.splits, planned.splits.to_json())
     _save_keeping(work.plan, planned.plan.to_yaml())
-    return Planned(planned.plan, costs)
+    table = fold_table(planned.splits.folds, planned.dataset, _presence(planned.fingerprint))
+    return Planned(planned.plan, costs, planned.splits.source, table)
 
 
 def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[PlannedCost, ...]]:
@@ -137,10 +157,13 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     refuse_bad_headers(dataset, n_workers)
     fingerprint = remeasure(measured_cases, dataset, n_workers)
     splits = job.known_splits
+    presence = _presence(fingerprint)
     if splits is None:
-        presence = {case.case_id: case.present for case in fingerprint.cases}
         splits = make_splits(dataset, presence, request.seed, request.n_folds)
-    plan = _make_plan(fingerprint, dataset, request)
+    else:
+        gaps = (gap for gap in label_gaps(splits.folds, dataset, presence) if gap not in splits.warnings)
+        splits = splits.model_copy(update={"warnings": (*splits.warnings, *gaps)})
+    plan = _make_plan(fingerprint, dataset, request, splits.k)
     if request.keeps_plan:
         plan = _kept_plan(job.work, plan)
     planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
@@ -149,11 +172,17 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
 
 
+def _presence(fingerprint: Fingerprint) -> dict[str, frozenset[str]]:
+    return {case.case_id: case.present for case in fingerprint.cases}
+
+
 def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
     request, work = job.request, job.work
     assert request.nnunet_fingerprint is not None and request.nnunet_dataset is not None
     fingerprint = read_nnunet_fingerprint(request.nnunet_fingerprint, described)
-    planned = _affordable(edit_plan(_make_plan(fingerprint, described, request), request.edits), fingerprint, request)
+    planned = _affordable(
+        edit_plan(_make_plan(fingerprint, described, request, request.n_folds), request.edits), fingerprint, request
+    )
     make_folder(work.path)
     fingerprint.save(work.fingerprint)
     write_text(work.nnunet_dataset, request.nnunet_dataset.read_text(encoding="utf-8"))
@@ -161,17 +190,16 @@ def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
     return planned
 
 
-def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, request: PlanRequest) -> Plan:
-    labels = source.labels
+def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, request: PlanRequest, n_folds: int) -> Plan:
+    labels, budget = source.labels, request.time_budget_seconds
+    fold_seconds = None if budget is None else budget / (request.n_trained_folds or n_folds)
     if request.nnunet_plans is not None:
         orientation, digest = fingerprint.orientation, fingerprint.content_digest()
         plan = read_nnunet_plans(request.nnunet_plans, fingerprint.channels, labels, orientation, digest)
     else:
         device, memory_gib = _planned_device(request)
         predict = _memory_predictor(fingerprint, source, request)
-        plan = make_plan(
-            fingerprint, labels, source.name, request.preset, device, memory_gib, predict, request.fold_seconds
-        )
+        plan = make_plan(fingerprint, labels, source.name, request.preset, device, memory_gib, predict, fold_seconds)
     return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": request.seed})})
 
 

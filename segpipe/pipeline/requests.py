@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from segpipe.core.errors import UsageError
 from segpipe.predict.options import PredictOptions
 
+FoldsBy = Literal["patient", "site"]
 _LENGTHS = {"epochs": "--epochs", "iterations": "--iterations", "time_budget_seconds": "--time-budget"}
 
 
@@ -48,7 +50,8 @@ class PlanRequest:
         preset: Name of a preset, or `auto`.
         gpu_memory_gib: GPU memory to plan for; None for that of the device.
         edits: Values of the plan to change, as `--set` gives them.
-        n_folds: Folds to split into.
+        n_folds: Folds to split into, by patient.
+        folds_by: `patient`, or `site` for one fold for each site, which it leaves out of training.
         splits_file: nnU-Net's splits_final.json to use instead.
         nnunet_plans: nnU-Net's plans.json to take the decisions from instead of a preset.
         nnunet_fingerprint, nnunet_dataset: nnU-Net's dataset_fingerprint.json and its dataset.json, to plan without
@@ -56,7 +59,8 @@ class PlanRequest:
         seed: Seed of the splits and of training.
         predicts_costs: Whether to predict memory, time and disk, which takes torch a second or two. A plan that does
             not fit into memory is then refused.
-        fold_seconds: Time to train one fold, which `auto` plans for; None for no limit.
+        time_budget_seconds: Time to train all folds, which `auto` plans for; None for no limit.
+        n_trained_folds: Folds that share this time; None for all.
         keeps_plan: Whether an existing plan for the same data and preset stays, edits by hand included.
 
     Raises:
@@ -70,13 +74,15 @@ class PlanRequest:
     gpu_memory_gib: float | None = None
     edits: Sequence[str] = ()
     n_folds: int = 5
+    folds_by: FoldsBy = "patient"
     splits_file: Path | None = None
     nnunet_plans: Path | None = None
     nnunet_fingerprint: Path | None = None
     nnunet_dataset: Path | None = None
     seed: int = 0
     predicts_costs: bool = True
-    fold_seconds: float | None = None
+    time_budget_seconds: float | None = None
+    n_trained_folds: int | None = None
     keeps_plan: bool = False
 
     def __post_init__(self) -> None:
@@ -87,8 +93,9 @@ class PlanRequest:
             raise UsageError("--nnunet-plans takes all decisions from the file. Leave out --preset and --gpu-memory.")
         if self.n_folds < 2:
             raise UsageError(f"--n-folds {self.n_folds}: expected 2 or more.")
+        _require_known_folds(self)
         _require_positive("--gpu-memory", self.gpu_memory_gib, "GiB")
-        _require_positive("--time-budget", self.fold_seconds, "s")
+        _require_positive("--time-budget", self.time_budget_seconds, "s")
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ class RunRequest:
         data: The dataset.
         folder: Work folder for all results.
         machine: What to compute on.
-        preset, gpu_memory_gib, edits, n_folds, splits_file, seed: As for `PlanRequest`.
+        preset, gpu_memory_gib, edits, n_folds, folds_by, splits_file, seed: As for `PlanRequest`.
         configuration, folds, epochs, iterations, time_budget_seconds: As for `TrainRequest`.
 
     Raises:
@@ -170,6 +177,7 @@ class RunRequest:
     gpu_memory_gib: float | None = None
     edits: Sequence[str] = ()
     n_folds: int = 5
+    folds_by: FoldsBy = "patient"
     splits_file: Path | None = None
     seed: int = 0
     configuration: str | None = None
@@ -185,7 +193,6 @@ class RunRequest:
     @property
     def planning(self) -> PlanRequest:
         """The request to plan; an existing plan for the same data and preset stays."""
-        budget = self.time_budget_seconds
         return PlanRequest(
             folder=self.folder,
             machine=self.machine,
@@ -194,9 +201,11 @@ class RunRequest:
             gpu_memory_gib=self.gpu_memory_gib,
             edits=(*self.edits, *length_edits(self.epochs, self.iterations)),
             n_folds=self.n_folds,
+            folds_by=self.folds_by,
             splits_file=self.splits_file,
             seed=self.seed,
-            fold_seconds=None if budget is None else budget / (len(self.folds) or self.n_folds),
+            time_budget_seconds=self.time_budget_seconds,
+            n_trained_folds=len(self.folds) or None,
             keeps_plan=True,
         )
 
@@ -280,6 +289,18 @@ def _require_one_length(request: TrainRequest | RunRequest) -> None:
         raise UsageError(f"{' and '.join(given)}: each sets the length of training. Give one of them.")
     for name, option in _LENGTHS.items():
         _require_positive(option, getattr(request, name), "s" if name == "time_budget_seconds" else "")
+
+
+def _require_known_folds(request: PlanRequest) -> None:
+    if request.folds_by not in get_args(FoldsBy):
+        raise UsageError(f"--folds-by {request.folds_by}: expected {' or '.join(get_args(FoldsBy))}.")
+    if request.folds_by == "site":
+        if request.splits_file is not None:
+            raise UsageError("--folds-by site and --splits both choose the folds. Give one of them.")
+        if request.n_folds != PlanRequest.n_folds:
+            raise UsageError("--folds-by site makes one fold for each site. Leave out --n-folds.")
+        if request.data is None:
+            raise UsageError("--folds-by site needs DATA, since nnU-Net's two files name no sites.")
 
 
 def _require_positive(option: str, value: float | None, unit: str) -> None:
