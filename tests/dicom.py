@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import SimpleITK as sitk
@@ -19,10 +21,12 @@ def write_series(
     series: str = "1.2.826.0.1.3680043.2.1125.1",
     description: str = "axial",
     intercept: int = 0,
+    prefix: str = "IM",
+    extra: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """One file a slice, turned by `angle` about z; `tilt` mm along y between slices, as a tilted gantry has.
 
-    Stored numbers are the voxels minus `intercept`. The names of the files say nothing about the slices' order.
+    `extra` are more tags, by `group|element`. Stored numbers are the voxels minus `intercept`. The names of the files say nothing about the slices' order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     turn = [np.cos(angle), np.sin(angle), 0.0, -np.sin(angle), np.cos(angle), 0.0]
@@ -39,11 +43,12 @@ def write_series(
             "0020|0037": "\\".join(f"{v:.9f}" for v in turn),
             "0028|1052": str(intercept),
             "0028|1053": "1",
+            **extra,
         }
         for key, value in keys.items():
             image.SetMetaData(key, value)
         writer = sitk.ImageFileWriter()
         writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(folder / f"IM{(index * 5) % 97:04d}.dcm"))
+        writer.SetFileName(str(folder / f"{prefix}{(index * 5) % 97:04d}.dcm"))
         writer.Execute(image)
     return folder

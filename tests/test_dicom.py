@@ -99,3 +99,42 @@ def test_one_slice_and_an_empty_folder(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match="without DICOM files"):
         read_header(tmp_path / "none")
+
+
+def test_hidden_files_are_ignored(tmp_path: Path) -> None:
+    write_series(tmp_path, voxels())
+    (tmp_path / "._IM0000.dcm").write_bytes(b"\x00\x05\x16\x07" + bytes(100))  # AppleDouble
+    assert read_header(tmp_path).grid.shape_zyx == SHAPE_ZYX
+    assert len(list_inputs(tmp_path, ("CT",))) == 1
+
+
+@pytest.mark.parametrize("n_without", [1, 8])
+def test_slices_without_a_position_are_named_as_such(tmp_path: Path, n_without: int) -> None:
+    write_series(tmp_path, voxels())
+    for file in sorted(tmp_path.iterdir())[:n_without]:  # the tag after it means nothing
+        file.write_bytes(file.read_bytes().replace(b"\x20\x00\x32\x00", b"\x20\x00\x33\x00", 1))
+    with pytest.raises(GeometryError, match=rf"{n_without} of 8 slices without a position .ImagePositionPatient"):
+        read_header(tmp_path)
+
+
+def test_several_echoes_in_a_folder_are_named(tmp_path: Path) -> None:
+    for prefix, echo in (("a", "90"), ("b", "10")):
+        write_series(tmp_path, voxels(), prefix=prefix, extra={"0018|0081": echo})
+    with pytest.raises(GeometryError, match="every place occurs twice: EchoTime 10, 90; expected one volume"):
+        read_header(tmp_path)
+    write_series(tmp_path, voxels(), prefix="c", extra={"0018|0081": "200"})
+    with pytest.raises(GeometryError, match="every place occurs 3 times: EchoTime 10, 90, 200;"):
+        read_header(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["88.33", "66.4", "481.3", "104.1", "11.1"])  # SR, SEG, RTSTRUCT, PDF, PR
+def test_reports_and_segmentations_beside_a_series_do_not_block_it(tmp_path: Path, number: str) -> None:
+    write_series(tmp_path / "scan", voxels())
+    uid = f"1.2.840.10008.5.1.4.1.1.{number}"
+    uid += "\0" * (len(uid) % 2)
+    element = b"\x02\x00\x02\x00UI" + len(uid).to_bytes(2, "little") + uid.encode()
+    (tmp_path / "scan" / "other").write_bytes(bytes(128) + b"DICM" + element)
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "other.dcm").write_bytes(bytes(128) + b"DICM" + element)
+    assert read_header(tmp_path / "scan").grid.shape_zyx == SHAPE_ZYX
+    assert [case.case_id for case in list_inputs(tmp_path, ("CT",))] == ["scan"]

@@ -22,19 +22,45 @@ from segpipe.core.text import count
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MARK, _MARK_AT = b"DICM", 128  # in every DICOM file that follows the standard's part 10
-_SERIES, _DESCRIPTION = "0020|000e", "0008|103e"
+_SERIES, _DESCRIPTION, _POSITION = "0020|000e", "0008|103e", "0020|0032"
+_VOLUME_TAGS = {  # by which the volumes of one series differ that has several at every position
+    "EchoTime": "0018|0081",
+    "InversionTime": "0018|0082",
+    "DiffusionBValue": "0018|9087",
+    "TemporalPositionIdentifier": "0020|0100",
+    "TriggerTime": "0018|1060",
+    "AcquisitionNumber": "0020|0012",
+    "ImageType": "0008|0008",
+}
+_CLASS_TAG = b"\x02\x00\x02\x00UI"  # MediaStorageSOPClassUID, in the first bytes of every file
+_CLASS_WITHIN = 1 << 10
+_NO_SCAN = tuple(  # classes of what clinics store beside a series: no image, or one made from it
+    f"1.2.840.10008.5.1.4.1.1.{number}"
+    for number in ("88.", "66", "104.", "11.", "481.2", "481.3", "481.4", "481.5", "481.8", "9.")
+)
 
 
 def is_dicom_file(path: Path) -> bool:
-    """True for a file that says it is DICOM; an index (DICOMDIR) is not an image."""
+    """True for a DICOM file that may be part of a scan: not for an index (DICOMDIR), a report or a segmentation."""
     if not path.is_file() or path.name.upper() == "DICOMDIR":
         return False
     try:
         with path.open("rb") as file:
-            file.seek(_MARK_AT)
-            return file.read(len(_MARK)) == _MARK or path.suffix.lower() == ".dcm"
+            begin = file.read(_CLASS_WITHIN)
     except OSError:  # no permission: reported when it is read
         return path.suffix.lower() == ".dcm"
+    is_marked = begin[_MARK_AT : _MARK_AT + len(_MARK)] == _MARK
+    return not _is_no_scan(begin) if is_marked else path.suffix.lower() == ".dcm"
+
+
+def _is_no_scan(begin: bytes) -> bool:
+    """True if a DICOM file is a report, a segmentation, a structure set, a dose or the like, which is left out."""
+    place = begin.find(_CLASS_TAG)
+    if place < 0:
+        return False
+    start = place + len(_CLASS_TAG) + 2
+    length = int.from_bytes(begin[start - 2 : start], "little")
+    return begin[start : start + length].decode("ascii", "replace").startswith(_NO_SCAN)
 
 
 def _simple_itk(path: Path) -> Any:
@@ -126,11 +152,13 @@ def _header_of(path: Path, reader: Any) -> Header:
 
 @dataclass(frozen=True, eq=False)
 class _Slice:
-    """One file of a series: its header, the series it belongs to, and the description of that."""
+    """One file of a series: its header, the series it belongs to, and what else its header says (empty if nothing)."""
 
     header: Header
     series: str
     description: str
+    position: str
+    volume: dict[str, str]
 
     @property
     def affine_lps_mm(self) -> NDArray[np.float64]:
@@ -155,7 +183,8 @@ def _slices(folder: Path) -> tuple[_Slice, ...]:
         DataError: If there is no series, more than one, or slices do not belong together.
         GeometryError: If slices are missing, or two have the same position.
     """
-    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()) if path.is_file())
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    stats = ((path.name, path.stat()) for path in files)
     return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
 
 
@@ -164,6 +193,12 @@ def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple
     slices = [_slice(path) for name, *_ in files if is_dicom_file(path := folder / name)]
     if not slices:
         raise DataError(f"{folder}: a folder without DICOM files, expected those of one series. Check the path.")
+    if len(slices) > 1 and (n_unplaced := sum(not one.position for one in slices)):
+        raise GeometryError(
+            f"{folder}: {n_unplaced} of {count(len(slices), 'slice')} without a position (ImagePositionPatient, "
+            "0020,0032), as in secondary captures; expected one for each. Export the original series. If there is none "
+            "and the distance of the slices is known, write them as NIfTI with it."
+        )
     names = {one.series: one.description for one in slices}
     if len(names) > 1:
         counts = Counter(one.series for one in slices)
@@ -180,8 +215,31 @@ def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple
     normal = axes[:, 2] / np.linalg.norm(axes[:, 2])
     heights_mm = np.array([one.affine_lps_mm[:3, 3] @ normal for one in slices])
     order = np.argsort(heights_mm, kind="stable")
+    _require_one_volume(folder, slices, heights_mm)
     _require_even(folder, heights_mm[order])
     return tuple(slices[i] for i in order)
+
+
+def _require_one_volume(folder: Path, slices: list[_Slice], heights_mm: NDArray[np.float64]) -> None:
+    """Refuse a series with several volumes, such as echoes or phases, and say how they differ."""
+    _, n_at = np.unique(np.round(heights_mm, 3), return_counts=True)
+    if n_at.min() < 2:
+        return
+    texts = {name: sorted({one.volume[name] for one in slices}, key=_as_number) for name in _VOLUME_TAGS}
+    differing = [f"{name} {', '.join(values)}" for name, values in texts.items() if 1 < len(values) <= n_at.max()]
+    times = "twice" if n_at.min() == n_at.max() == 2 else f"{n_at.min()} to {n_at.max()} times"
+    times = f"{n_at.min()} times" if n_at.min() == n_at.max() > 2 else times
+    raise GeometryError(
+        f"{folder}: every place occurs {times}: {'; '.join(differing) or 'no tag tells the volumes apart'}; expected one "
+        "volume. Move the files of each volume into a folder of its own."
+    )
+
+
+def _as_number(text: str) -> tuple[float, str]:
+    try:
+        return float(text), text
+    except ValueError:
+        return 0.0, text
 
 
 def _require_even(folder: Path, heights_mm: NDArray[np.float64]) -> None:
@@ -217,5 +275,7 @@ def _slice(path: Path) -> _Slice:
         ) from None
     if header.n_channels != 1:
         raise DataError(f"{path}: holds colour (RGB), expected one number per voxel. Give the original series.")
-    series, description = (reader.GetMetaData(k) if reader.HasMetaDataKey(k) else "" for k in (_SERIES, _DESCRIPTION))
-    return _Slice(header, series.strip(), description.strip())
+    keys = (_SERIES, _DESCRIPTION, _POSITION, *_VOLUME_TAGS.values())
+    texts = {key: reader.GetMetaData(key).strip() if reader.HasMetaDataKey(key) else "" for key in keys}
+    volume = {name: texts[key] for name, key in _VOLUME_TAGS.items()}
+    return _Slice(header, texts[_SERIES], texts[_DESCRIPTION], texts[_POSITION], volume)
