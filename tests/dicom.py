@@ -26,7 +26,8 @@ def write_series(
 ) -> Path:
     """One file a slice, turned by `angle` about z; `tilt` mm along y between slices, as a tilted gantry has.
 
-    `extra` are more tags, by `group|element`. Stored numbers are the voxels minus `intercept`. The names of the files say nothing about the slices' order.
+    `extra` are more tags, by `group|element`. Stored numbers are the voxels minus `intercept`. The names of the files
+    say nothing about the slices' order.
     """
     folder.mkdir(parents=True, exist_ok=True)
     turn = [np.cos(angle), np.sin(angle), 0.0, -np.sin(angle), np.cos(angle), 0.0]

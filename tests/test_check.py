@@ -19,6 +19,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.volume import read_header, write_image
 from segpipe.data.check import CheckReport, check_dataset, refuse_bad_headers
 from segpipe.data.faults import KINDS
+from segpipe.data.inputs import list_inputs
 from segpipe.data.inspect import _in_memory
 from segpipe.data.layouts.scan import CaseFiles
 from segpipe.data.load import load_dataset
@@ -55,6 +56,49 @@ def test_a_sound_dataset_has_no_fault(tmp_path: Path):
         "spacing": "1 × 1.5 × 2.5 mm (x, y, z)",
         "orientation": "RAS (5)",
     }
+
+
+@pytest.mark.parametrize("labels", [{"background": 0, "a": 1}, {"background": 5, "a": 1}])
+def test_label_maps_without_a_labelled_voxel_are_fatal_and_nothing_else_is_said(tmp_path: Path, labels: dict[str, int]):
+    write_nnunet(tmp_path, CASES, labels=labels)
+    for case in CASES:
+        write_tiny(label(tmp_path, case), np.full_like(tiny_labels(), labels["background"]))
+    report = check_dataset(tmp_path, n_workers=2)
+    assert kinds(report) == [("nothing_labelled", None)] and report.is_fatal
+    write_tiny(label(tmp_path, "a"), tiny_labels((1,)) + np.uint8(labels["background"]) * (tiny_labels((1,)) == 0))
+    assert not check_dataset(tmp_path, n_workers=2).is_fatal
+
+
+def test_that_no_label_map_could_be_read_is_not_taken_for_one_without_labels(tmp_path: Path):
+    write_cases(tmp_path, CASES, subfolders=("images", "labels"))
+    for case in CASES:
+        one_hot = np.stack([tiny_labels((1,)), tiny_labels((2,))])
+        write_image(tmp_path / "labels" / f"{case}.nii.gz", one_hot, oblique_affine())
+    report = check_dataset(tmp_path, n_workers=2)
+    assert {kind for kind, _ in kinds(report)} == {"label_channels"}
+    assert "3D Slicer" in report.faults[0].remedy
+
+
+@pytest.mark.parametrize("ending", [".png", ".JPG", ".tiff"])
+def test_pictures_are_named_with_the_way_to_convert_them(tmp_path: Path, ending: str):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"a{ending}").write_bytes(b"picture")
+    report = check_dataset(tmp_path, n_workers=1)
+    assert [kind for kind, _ in kinds(report)] == ["empty", "pictures", "pictures"]
+    for place in (tmp_path / "images", tmp_path / "images" / f"a{ending}"):
+        with pytest.raises(DataError, match=r"picture.*SetSpacing"):
+            for case in list_inputs(place, ("CT",)):
+                read_header(case.image_paths[0])
+
+
+def test_files_whose_content_was_not_fetched_are_named(tmp_path: Path):
+    write_nnunet(tmp_path, CASES)
+    image(tmp_path, "a").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
+    label(tmp_path, "b").unlink()
+    label(tmp_path, "b").symlink_to(tmp_path / ".git" / "annex" / "objects" / "x")
+    texts = [one.found for one in check_dataset(tmp_path, n_workers=1).faults if one.kind == "unreadable"]
+    assert ["Git LFS" in texts[0], "annex/objects/x, which is missing" in texts[1]] == [True, True]
 
 
 def test_regions_that_a_mask_cannot_hold_are_refused_by_check_plan_and_what_reads_nnunets_files(

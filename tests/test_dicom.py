@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 from datasets import SHAPE_ZYX
 from dicom import write_series
 
 from segpipe.core.errors import DataError, GeometryError
-from segpipe.core.volume import read_header, read_image
+from segpipe.core.volume import read_header, read_image, write_mask
 from segpipe.data.inputs import list_inputs
 
 
@@ -138,3 +139,16 @@ def test_reports_and_segmentations_beside_a_series_do_not_block_it(tmp_path: Pat
     (tmp_path / "alone" / "other.dcm").write_bytes(bytes(128) + b"DICM" + element)
     assert read_header(tmp_path / "scan").grid.shape_zyx == SHAPE_ZYX
     assert [case.case_id for case in list_inputs(tmp_path, ("CT",))] == ["scan"]
+
+
+def test_a_file_with_all_frames_is_a_case(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(voxels().clip(0).astype(np.uint16))
+    image.SetSpacing((1.0, 1.5, 2.5))
+    sitk.WriteImage(image, str(tmp_path / "scan.dcm"))
+    (case,) = list_inputs(tmp_path / "scan.dcm", ("CT",))
+    assert case.case_id == "scan" and np.array_equal(read_image(case.image_paths[0]).voxels_czyx[0], voxels().clip(0))
+    write_mask(tmp_path / "mask.nii.gz", (voxels() > 0).astype(np.uint8), case.image_paths[0])
+    content = (tmp_path / "scan.dcm").read_bytes()  # frames without the tags that say where they are
+    (tmp_path / "scan.dcm").write_bytes(content.replace(b"\x28\x00\x09\x00", b"\x28\x00\x0b\x00", 1))
+    with pytest.raises(GeometryError, match="8 frames without positions"):
+        list_inputs(tmp_path / "scan.dcm", ("CT",))

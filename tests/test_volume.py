@@ -23,6 +23,7 @@ from segpipe.core.volume import (
     read_labels,
     write_image,
     write_mask,
+    write_shares,
 )
 
 SHAPE_ZYX = (8, 10, 12)
@@ -256,6 +257,23 @@ def broken(tmp_path: Path, name: str, content: bytes) -> Path:
 def test_what_is_no_image_is_a_data_fault(tmp_path: Path, name: str, content: bytes) -> None:
     with pytest.raises(DataError, match=rf"{name}"):
         read_image(broken(tmp_path, name, content))
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
+def test_the_mask_of_a_file_with_two_axes_has_two(tmp_path: Path, ending: str) -> None:
+    image = sitk.GetImageFromArray(np.arange(12, dtype=np.int16).reshape(3, 4))
+    image.SetSpacing((0.5, 0.75))
+    image.SetOrigin((-3, 8))
+    sitk.WriteImage(image, str(tmp_path / f"flat{ending}"))
+    mask = np.arange(12, dtype=np.uint8).reshape(1, 3, 4)
+    for written in (".nii.gz", ending):
+        write_mask(tmp_path / f"mask{written}", mask, tmp_path / f"flat{ending}")
+        back = sitk.ReadImage(str(tmp_path / f"mask{written}"))
+        assert (back.GetSize(), back.GetSpacing(), back.GetOrigin()) == ((4, 3), (0.5, 0.75), (-3, 8))
+        assert np.array_equal(sitk.GetArrayFromImage(back), mask[0])
+        assert np.array_equal(read_labels(tmp_path / f"mask{written}")[0], mask)
+    write_shares(tmp_path / "shares.nii.gz", mask, tmp_path / f"flat{ending}")
+    assert sitk.ReadImage(str(tmp_path / "shares.nii.gz")).GetDimension() == 2
 
 
 def test_a_file_gzipped_against_its_name_is_to_be_renamed(tmp_path: Path) -> None:

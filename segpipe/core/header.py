@@ -18,9 +18,16 @@ from segpipe.core.text import nfc
 NIFTI_ENDINGS = (".nii.gz", ".nii")
 ITK_ENDINGS = (".nrrd", ".mha", ".mhd")
 IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
+FOREIGN_ENDINGS = (".mgz", ".mgh", ".hdr", ".img", ".dcm", ".ima", ".mnc", ".nhdr", ".par")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
+PICTURE_ADVICE = (
+    "Convert them with the voxel size, e.g. with SimpleITK: `i = sitk.ReadImage('a.png'); i.SetSpacing((0.5, 0.5)); "
+    "sitk.WriteImage(i, 'a.nii.gz')`; give sitk.ReadImage a list of files to stack slices."
+)
 _SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
 MAX_GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below
 _GZIP_MAGIC = b"\x1f\x8b"
+_LFS_POINTER = b"version https://git-lfs"
 _NIFTI_MAGIC_AT = (4, 344)  # where versions 2 and 1 say that they are NIfTI
 _MAX_COMPRESSION = 1032  # deflate writes at least one bit for 129 bytes
 
@@ -39,6 +46,7 @@ class Header:
         unit: Of every length above: mm; m or µm where the header says so, which is a fault.
         qform_gap_mm: Distance between a corner voxel by sform, which counts, and by qform; 0 unless both are set.
         is_scaled: True if stored voxels are multiplied or shifted when they are read.
+        n_axes: 2 for a file with two axes, whose mask has two as well; else 3.
     """
 
     path: Path
@@ -50,6 +58,7 @@ class Header:
     unit: str = "mm"
     qform_gap_mm: float = 0.0
     is_scaled: bool = False
+    n_axes: int = 3
 
     @property
     def contradiction(self) -> str:
@@ -110,8 +119,15 @@ def checked_ending(path: Path) -> str:
     Raises:
         DataError: If there is no such file or its name says another format.
     """
+    if path.is_symlink() and not path.exists():
+        raise DataError(
+            f"{path}: a link to {path.readlink()}, which is missing. Copy the file to it; with git-annex or DataLad, "
+            "run `git annex get` or `datalad get`."
+        )
     if not path.exists():
         raise DataError(f"{path}: no such file.")
+    if path.suffix.lower() in PICTURE_ENDINGS:
+        raise DataError(f"{path}: a picture ({path.suffix}), not a format that segpipe reads. {PICTURE_ADVICE}")
     if not ending_of(path):
         raise DataError(
             f"{path}: not a format that segpipe reads ({', '.join(IMAGE_ENDINGS)}). "
@@ -212,6 +228,8 @@ def reading_fault(path: Path, fault: Exception) -> DataError:
     """The error to show when a library cannot read an image: no permission, wrong name, or damaged."""
     if not may_be_read(path):
         return DataError(f"{path}: no permission to read it. Ask its owner, or run `chmod u+r` on it.")
+    if _is_lfs_pointer(path):
+        return DataError(f"{path}: a pointer of Git LFS, its content is missing. Fetch it with `git lfs pull`.")
     if renamed := _right_name(path):
         state = "is" if renamed.endswith(".gz") else "is not"
         return DataError(
@@ -223,6 +241,13 @@ def reading_fault(path: Path, fault: Exception) -> DataError:
         f"{path}: cannot be read as an image ({size} bytes; {last_line[0].strip()[:200]}). "
         "It is damaged, truncated or in another format: copy or export it again."
     )
+
+
+def _is_lfs_pointer(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _right_name(path: Path) -> str:

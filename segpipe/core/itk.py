@@ -23,6 +23,7 @@ from segpipe.core.text import count
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _MARK, _MARK_AT = b"DICM", 128  # in every DICOM file that follows the standard's part 10
 _SERIES, _DESCRIPTION, _POSITION = "0020|000e", "0008|103e", "0020|0032"
+_CLASS, _FRAME_POINTER = "0008|0016", "0028|0009"
 _VOLUME_TAGS = {  # by which the volumes of one series differ that has several at every position
     "EchoTime": "0018|0081",
     "InversionTime": "0018|0082",
@@ -38,6 +39,7 @@ _NO_SCAN = tuple(  # classes of what clinics store beside a series: no image, or
     f"1.2.840.10008.5.1.4.1.1.{number}"
     for number in ("88.", "66", "104.", "11.", "481.2", "481.3", "481.4", "481.5", "481.8", "9.")
 )
+_ENHANCED = tuple(f"1.2.840.10008.5.1.4.1.1.{number}" for number in ("2.1", "2.2", "4.1", "4.4", "128.1", "130"))
 
 
 def is_dicom_file(path: Path) -> bool:
@@ -104,8 +106,10 @@ def read_voxels(header: Header) -> NDArray[Any]:
     return array.reshape(header.n_channels, *header.grid.shape_zyx)
 
 
-def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> None:
+def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid, n_axes: int = 3) -> None:
     """Write NRRD or MetaImage; a `.mhd` holds its voxels itself, as the format allows.
+
+    With `n_axes` 2, the only slice is written as an image of two axes.
 
     Raises:
         ResourceError, SetupError: If it cannot be written.
@@ -114,10 +118,10 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid) -> No
 
     affine = _LPS @ grid.affine_ras_mm
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    image = sitk.GetImageFromArray(mask_zyx)
-    image.SetSpacing(spacing.tolist())
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetDirection((affine[:3, :3] / spacing).ravel().tolist())
+    image = sitk.GetImageFromArray(mask_zyx[0] if n_axes == 2 else mask_zyx)
+    image.SetSpacing(spacing[:n_axes].tolist())
+    image.SetOrigin(affine[:n_axes, 3].tolist())
+    image.SetDirection((affine[:3, :3] / spacing)[:n_axes, :n_axes].ravel().tolist())
     with whole_file(path) as temporary:
         written = temporary.with_suffix(".mha" if ending_of(path) == ".mhd" else ending_of(path))
         sitk.WriteImage(image, str(written), useCompression=True)
@@ -146,8 +150,20 @@ def _header_of(path: Path, reader: Any) -> Header:
     affine = np.eye(4)
     affine[:3, :3], affine[:3, 3] = direction * spacing, origin
     x, y, z = [*reader.GetSize(), 1][:3]
+    if z > 1 and reader.HasMetaDataKey(_CLASS) and not _places_frames(reader):
+        raise GeometryError(
+            f"{path}: {z} frames without positions, expected enhanced DICOM or one file for each slice. Export the "
+            "original series."
+        )
     dtype = np.dtype(np.float32 if "float" in sitk.GetPixelIDValueAsString(reader.GetPixelIDValue()) else np.int32)
-    return Header(path, grid_of(path, (x, y, z), _LPS @ affine), reader.GetNumberOfComponents(), None, True, dtype)
+    grid = grid_of(path, (x, y, z), _LPS @ affine)
+    return Header(path, grid, reader.GetNumberOfComponents(), None, True, dtype, n_axes=n_axes)
+
+
+def _places_frames(reader: Any) -> bool:
+    """True if a DICOM file says where its frames are; of others, ITK would invent the distance."""
+    pointer = reader.GetMetaData(_FRAME_POINTER) if reader.HasMetaDataKey(_FRAME_POINTER) else ""
+    return "5200" in pointer or reader.GetMetaData(_CLASS).strip("\0 ").startswith(_ENHANCED)
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,8 +246,8 @@ def _require_one_volume(folder: Path, slices: list[_Slice], heights_mm: NDArray[
     times = "twice" if n_at.min() == n_at.max() == 2 else f"{n_at.min()} to {n_at.max()} times"
     times = f"{n_at.min()} times" if n_at.min() == n_at.max() > 2 else times
     raise GeometryError(
-        f"{folder}: every place occurs {times}: {'; '.join(differing) or 'no tag tells the volumes apart'}; expected one "
-        "volume. Move the files of each volume into a folder of its own."
+        f"{folder}: every place occurs {times}: {'; '.join(differing) or 'no tag tells the volumes apart'}; expected "
+        "one volume. Move the files of each volume into a folder of its own."
     )
 
 

@@ -68,8 +68,10 @@ def read_header(path: Path) -> Header:
 
 
 def _is_itk(path: Path) -> bool:
-    """True for files that ITK reads: NRRD, MetaImage, or the folder of a DICOM series."""
-    return path.is_dir() or (path.exists() and ending_of(path) in ITK_ENDINGS)
+    """True for files that ITK reads: NRRD, MetaImage, the folder of a DICOM series, or a DICOM file of many frames."""
+    if path.is_dir() or not path.exists():
+        return path.is_dir()
+    return ending_of(path) in ITK_ENDINGS or (not ending_of(path) and itk.is_dicom_file(path))
 
 
 def read_image(path: Path) -> Volume:
@@ -144,7 +146,7 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
     if mask_zyx.shape != header.grid.shape_zyx:
         raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
     if ending_of(path) in ITK_ENDINGS:
-        itk.write_mask(path, mask_zyx, header.grid)
+        itk.write_mask(path, mask_zyx, header.grid, header.n_axes)
         return
     data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
     _save_like(path, data_xyz, header, "label")
@@ -168,6 +170,7 @@ def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, 
     """Write NIfTI with the header geometry of an image; `slope` is what stored values are to be multiplied with."""
     import nibabel as nib
 
+    data_xyz = data_xyz[..., 0] if header.n_axes == 2 else data_xyz
     kind: Any = nib.Nifti1Image
     template: Any = None
     if ending_of(header.path) in NIFTI_ENDINGS:
@@ -274,6 +277,7 @@ def _nifti_header(path: Path) -> Header:
         unit=_UNITS.get(int(header["xyzt_units"]) % 8, "mm"),
         qform_gap_mm=_qform_gap_mm(header, grid),
         is_scaled=(image.dataobj.slope, image.dataobj.inter) != (1, 0),
+        n_axes=min(len(image.shape), 3),
     )
 
 

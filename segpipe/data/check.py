@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
-from segpipe.core.header import ending_of
+from segpipe.core.header import FOREIGN_ENDINGS, PICTURE_ENDINGS, ending_of
 from segpipe.core.itk import is_dicom_file
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
@@ -31,7 +31,6 @@ _MAX_LABELS = 12  # named on the screen
 _MIN_PATIENTS = 2
 _GOOD_PATIENTS = 5  # one for each of the usual folds
 _INCOMPLETE = {"missing_channel", "extra_channel", "file_missing"}
-_FOREIGN_ENDINGS = (".mgz", ".mgh", ".hdr", ".img", ".dcm", ".ima", ".mnc", ".nhdr", ".par", ".tif", ".tiff")
 
 
 class CheckReport(Record):
@@ -76,7 +75,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     files, faults = _read_layout(path.absolute())
     faults += files.faults
     if not files.cases:
-        faults.append(fault("empty", _emptiness(path, files)))
+        faults += [fault("empty", _emptiness(path, files)), *_foreign_files(path, faults)]
         return _report(path, {"layout": _title(files)}, None, {}, faults)
     is_loose = files.layout == _LOOSE
     facts = _facts(files, None if is_loose else len(files.channels), path.name, n_workers)
@@ -158,11 +157,23 @@ def _read_layout(path: Path) -> tuple[DatasetFiles, list[Fault]]:
     if files is not None:
         return for_training(files), []
     loose = _loose(path)
-    foreign = [p for p in walk(path) if p.name.lower().endswith(_FOREIGN_ENDINGS) and not is_dicom_file(p)]
-    faults = [fault("other_format", p.suffix, str(p.relative_to(path)), p) for p in foreign]
+    faults = _foreign_files(path, [])
     if loose.cases:
         faults.append(fault("no_labels", f"{count(len(loose.cases), 'image')}, none with a label map"))
     return loose, faults
+
+
+def _foreign_files(path: Path, known: Sequence[Fault]) -> list[Fault]:
+    """Name images in formats that segpipe does not read, unless that was done."""
+    if any(one.kind in ("other_format", "pictures") for one in known):
+        return []
+    faults = []
+    for file in walk(path):
+        ending = file.suffix.lower()
+        kind = "pictures" if ending in PICTURE_ENDINGS else "other_format" if ending in FOREIGN_ENDINGS else ""
+        if kind and not is_dicom_file(file):
+            faults.append(fault(kind, ending, str(file.relative_to(path)), file))
+    return faults
 
 
 def _loose(path: Path) -> DatasetFiles:
@@ -213,6 +224,11 @@ def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | Non
     counts = {one.case_id: one.n_label_vox for one in facts if one.n_label_vox is not None}
     values = {value for per_case in counts.values() for value in per_case}
     labels = files.labels
+    special = {0} if labels is None else {labels.background_value, labels.ignore_value}
+    if counts and values <= special and len(counts) == sum(case.label is not None for case in files.cases):
+        return labels, [fault("nothing_labelled", count(len(counts), "label map"))]
+    if labels is None and not counts:  # why no label map could be read has been said
+        return None, []
     if labels is None:
         try:
             labels = labels_found(values, files.root)

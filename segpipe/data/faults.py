@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import stem_of
+from segpipe.core.header import PICTURE_ADVICE, stem_of
 from segpipe.core.records import Record
 from segpipe.core.text import count
 
@@ -81,6 +81,12 @@ KINDS: dict[str, Kind] = {
         "NIfTI, NRRD or MetaImage",
         "Convert it: `mri_convert` (.mgz), `fslchfiletype` (.hdr, .img), `dcm2niix` (DICOM).",
     ),
+    "pictures": Kind(
+        "warning",
+        "Pictures, which segpipe does not read",
+        "NIfTI, NRRD or MetaImage, with the voxel size",
+        PICTURE_ADVICE,
+    ),
     # geometry
     "grid_unusable": Kind(
         "fatal", "Header without a usable grid", "a finite, invertible affine", "Repair the header or export it again."
@@ -134,7 +140,11 @@ KINDS: dict[str, Kind] = {
         "Split time series into cases, and give every case the same channels.",
     ),
     "label_channels": Kind(
-        "fatal", "Label map with a fourth axis", "one integer per voxel", "Merge one-hot channels into one map."
+        "fatal",
+        "Label map with a fourth axis",
+        "one integer per voxel",
+        "Merge one-hot channels into one map. Of a .seg.nrrd, export the segmentation as a labelmap in 3D Slicer; "
+        "segments that overlap need regions.",
     ),
     "no_orientation": Kind(
         "warning",
@@ -178,6 +188,12 @@ KINDS: dict[str, Kind] = {
         "Check that the case really shows none of the structures.",
     ),
     # the dataset as a whole
+    "nothing_labelled": Kind(
+        "fatal",
+        "No voxel is labelled in any case",
+        "labelled voxels in some case",
+        "Check that the label maps are the right files, and that background has the value of the list.",
+    ),
     "label_unused": Kind(
         "warning",
         "Label occurs in no case",

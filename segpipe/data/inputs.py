@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import IMAGE_ENDINGS, checked_ending, ending_of, stem_of
+from segpipe.core.header import IMAGE_ENDINGS, PICTURE_ADVICE, PICTURE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count, nfc
@@ -142,15 +142,23 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
         if not files and (series := find_series(path, channels)):
             return series
     elif is_dicom_file(path):
-        raise DataError(f"{path}: one file of a DICOM series, expected all of them. Give its folder.")
+        if read_header(path).grid.shape_zyx[0] == 1:
+            raise DataError(f"{path}: one file of a DICOM series, expected all of them. Give its folder.")
+        files = [path]  # enhanced DICOM: all frames in one file
     else:
         files = _with_siblings(path, len(channels)) if path.exists() else []
-    if path.is_file():
+    if path.is_file() and not is_dicom_file(path):
         checked_ending(path)
     if not files:
         what = "no such file or folder" if not path.exists() else "no image"
         below = [p.name for p in list_folder(path) if p.is_dir() and image_files(p)] if path.is_dir() else []
         where = f"Its folders {', '.join(below[:5])} hold images: choose one of them" if below else "Check the path"
+        pictures = [p for p in list_folder(path) if p.suffix.lower() in PICTURE_ENDINGS] if path.is_dir() else []
+        if pictures:
+            raise DataError(
+                f"{path}: {count(len(pictures), 'picture')} ({pictures[0].name}, …), which segpipe does not read. "
+                f"{PICTURE_ADVICE}"
+            )
         raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. {where}.")
     if len(channels) == 1:
         return _one_channel(files)
