@@ -155,7 +155,7 @@ def test_a_long_table_of_several_methods(tmp_path):
 
 
 def test_a_long_table_of_metric_and_value(tmp_path):
-    file = write(tmp_path / "t.csv", "Case,Label,Metric,Value\nx,1,Dice,0.5\nx,1,hd95,3\ny,1,dice,nan\n")
+    file = write(tmp_path / "t.csv", "Case,Label,Metric,Value,Status\nx,1,Dice,0.5,\nx,1,hd95,3,\ny,1,dice,nan,both_empty\n")
     found = long_table(file)
     assert [(row.metric, row.unit, row.status) for row in found.rows] == [
         ("dice", "1", "ok"),
@@ -173,9 +173,17 @@ def test_a_long_table_of_metric_and_value(tmp_path):
         ("", "has no rows"),
         ("case_id,label,dice,dice\nx,1,1,1\n", "a column twice"),
         ("case_id,label,dice\nx,1\n", "line 2: 2 cells, expected 3"),
-        ("case_id,label,dice\nx,1,good\n", "line 2: could not convert"),
+        ("case_id,label,dice\nx,1,good\n", "line 2: dice is 'good', expected a number"),
         ("case_id,label,dice\nx,1,0.5\nx,1,0.6\n", r"line 3: the same .* \(x, 1, dice\) as line 2"),
-        ("case_id,label,hd95\nx,1,inf\n", "hd95 is inf; the columns n_reference_vox"),
+        ("case_id,label,hd95\nx,1,inf\n", r"line 2: hd95 of case x is inf, expected a number.* n_reference_vox and"),
+        ("case_id,label,dice\nx,1,\n", r"t\.csv, line 2: dice of case x is blank.*--allow-missing"),
+        ("case_id,label,dice\nx,1,nan\n", r"line 2: dice of case x is nan, expected a number"),
+        ("case_id,label,dice,n_reference_vox,n_prediction_vox\nx,1,,,\n", "dice of case x is blank"),
+        ("case_id,label,dice,n_reference_vox,n_prediction_vox\nx,1,,9,9\n", "dice of case x is blank"),
+        ("case_id,label,dice,status\nx,1,,ok\n", "dice of case x is blank"),
+        ("case_id,label,dice\nx,1,84.1\n", r"line 2: dice is 84\.1, expected 0 to 1\. Is it in percent\?"),
+        ("case_id,label,dice\nx,1,-0.1\n", r"line 2: dice is -0\.1, expected 0 to 1\. Correct the line"),
+        ("case_id,label,hd95\nx,1,-3\n", "line 2: hd95 is -3, expected 0 or more"),
         ("case_id,label,metric,value\nx,1,dise,1\n", "metric 'dise' is unknown"),
         ("case_id,label,dice\n,1,0.5\n", "line 2: case_id is empty"),
     ],
@@ -183,6 +191,24 @@ def test_a_long_table_of_metric_and_value(tmp_path):
 def test_faults_of_a_long_table(tmp_path, text, message):
     with pytest.raises(DataError, match=message):
         long_table(write(tmp_path / "t.csv", text))
+
+
+def test_a_case_without_a_score_is_missing_for_its_metric_in_all_labels(tmp_path):
+    """A blank in one label must not leave the case in the means of the other: methods are paired by cases."""
+    text = "case_id,label,dice,hd95\nx,1,0.5,1\nx,2,,2\ny,1,0.6,3\ny,2,0.7,nan\n"
+    found = long_table(write(tmp_path / "t.csv", text), allow_missing=True)
+    assert [(row.case_id, row.label, row.metric) for row in found.rows] == [
+        ("x", "1", "hd95"), ("x", "2", "hd95"), ("y", "1", "dice"), ("y", "2", "dice"),
+    ]  # fmt: skip
+
+
+def test_a_score_of_nnunet_that_is_no_number_names_its_case(tmp_path):
+    summary(tmp_path / "summary.json", {"p1": {"1": (nan, 5, 5)}})
+    with pytest.raises(DataError, match=r"summary\.json: case p1, label 1: value is nan with status ok"):
+        nnunet_table(tmp_path / "summary.json", None)
+    summary(tmp_path / "summary.json", {"p1": {"1": (84.0, 5, 5)}})
+    with pytest.raises(DataError, match=r"case p1, label 1: dice is 84, expected 0 to 1\. Is it in percent\?"):
+        nnunet_table(tmp_path / "summary.json", None)
 
 
 def test_what_cannot_be_found(tmp_path):

@@ -49,6 +49,9 @@ GOOD = "unet,case_1,anna,0,7,organ,dice,0.875,1,ok,12,10"
         (GOOD.replace(",12,", ",-1,"), "line 3: a number of voxels is negative"),
         (GOOD.replace("ok", "fine"), "line 3: status is 'fine', expected one of ok, both_empty, missed, spurious"),
         (GOOD.replace("0.875", "nan"), "line 3: value is nan with status ok"),
+        (GOOD.replace("0.875", "87.5"), r"line 3: dice is 87\.5, expected 0 to 1\. Is it in percent\?"),
+        (GOOD.replace("0.875", ""), "line 3: value is '', expected a number"),
+        (GOOD.replace("0.875", "nan").replace("ok", "both_empty"), "line 3: status is both_empty with .* expected ok"),
         (GOOD.replace("organ", ""), "line 3: label is empty"),
         (
             GOOD.replace("case_1", "case_0"),

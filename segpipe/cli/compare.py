@@ -70,7 +70,7 @@ def command(
         cases=read_cases(cases, by) if cases is not None else CaseTable(None, {}),
         seed=seed,
     )
-    methods = read_methods([Source.parse(text) for text in results])
+    methods = read_methods([Source.parse(text) for text in results], allow_missing=allow_missing)
     comparison = compare(methods, question)
     page: Path | None = None
     if output is not None:

@@ -6,14 +6,16 @@ import csv
 import io
 from collections.abc import Mapping
 from dataclasses import replace
-from math import isfinite, isnan, nan
+from math import isfinite, nan
 from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
 from segpipe.core.files import read_text
 from segpipe.core.header import stem_of
+from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
+from segpipe.core.text import count
 from segpipe.data.faults import refuse
 from segpipe.data.patients import assign_patients
 from segpipe.evaluate.metrics import METRICS, Status
@@ -23,6 +25,7 @@ _NNUNET_METRICS = {"Dice": "dice", "IoU": "iou"}  # the others of summary.json a
 _DESCRIPTION, _LEVELS = "dataset.json", 3  # from fold_0/validation/summary.json up to the model's folder
 _OTHER_NAMES = {"method": "run", "case": "case_id", "patient": "patient_id"}  # of columns
 _COUNTS = ("n_reference_vox", "n_prediction_vox")
+_N_NAMED = 5
 
 
 def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
@@ -44,22 +47,29 @@ def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
             f"{path}: has no list metric_per_case, expected nnU-Net v2's summary. Evaluate the masks again."
         )
     names = _label_names(path)
-    rows: list[Score] = []
+    rows: list[tuple[Any, ...]] = []
     try:
         for case in cases:
             case_id = stem_of(Path(case["prediction_file"]))
             for key, values in case["metrics"].items():
-                label = names.get(key, key)
                 counts = (int(values["n_ref"]), int(values["n_pred"]))
-                for theirs, ours in _NNUNET_METRICS.items():
-                    status = _status(*counts)
-                    rows.append(
-                        Score("", case_id, case_id, fold, None, label, ours, float(values[theirs]), "1",
-                              status, *counts)
-                    )  # fmt: skip
-        return ScoreTable(tuple(rows))
+                place = (case_id, case_id, fold, None, names.get(key, key))
+                rows += [
+                    ("", *place, ours, float(values[theirs]), "1", _status(*counts), *counts)
+                    for theirs, ours in _NNUNET_METRICS.items()
+                ]
     except (KeyError, TypeError, AttributeError, ValueError) as fault:
         raise DataError(f"{path}: is no summary of nnU-Net v2 ({fault!r}). Evaluate the masks again.") from None
+    scores: list[Score] = []
+    for row in rows:
+        try:
+            scores.append(Score(*row))
+        except ValueError as fault:
+            raise DataError(f"{path}: case {row[1]}, label {row[5]}: {fault}. Evaluate the masks again.") from None
+    try:
+        return ScoreTable(tuple(scores))
+    except ValueError as fault:
+        raise DataError(f"{path}: {fault}, expected one. Delete one of them.") from None
 
 
 def _label_names(summary: Path) -> dict[str, str]:
@@ -72,15 +82,20 @@ def _label_names(summary: Path) -> dict[str, str]:
     return {str(tuple(value) if isinstance(value, list) else value): name for name, value in labels.items()}
 
 
-def long_table(path: Path) -> ScoreTable:
+def long_table(path: Path, *, allow_missing: bool = False) -> ScoreTable:
     """Scores in a CSV file with a row for each method, case and label.
 
     Columns: `case_id` and `label`; a column for each metric (named as in scores.csv), or `metric` and `value`; where
-    known `method` (or `run`), `fold`, `seed`, `patient_id`, `n_reference_vox`, `n_prediction_vox`. Others are not read.
+    known `method` (or `run`), `fold`, `seed`, `patient_id`, `status`, `n_reference_vox`, `n_prediction_vox`. Others are
+    not read.
+
+    Args:
+        path: The file.
+        allow_missing: Leave out a case whose score is blank or no number, as if it were missing, and say so.
 
     Returns:
-        Without the numbers of voxels (0 and 0 then) an overlap that is NaN means that both masks were empty. Without
-        `patient_id` each case is its own patient.
+        Without `patient_id` each case is its own patient. Only the numbers of voxels or `status` say that a mask is
+        empty: a blank or NaN alone could as well be a crash.
 
     Raises:
         DataError: If a column is missing, a value is none, or a row occurs twice.
@@ -94,11 +109,17 @@ def long_table(path: Path) -> ScoreTable:
             f"({', '.join(list(METRICS)[:3])} …), or metric and value. Rename the columns."
         )
     rows: list[Score] = []
+    unscored: dict[Any, str] = {}  # cases and metrics without a score
     first_line: dict[Any, int] = {}
     for line, cells in lines:
         for name in in_cells or [cells["metric"].strip().lower()]:
             try:
                 row = _parse_row(cells, name, cells[name if in_cells else "value"])
+            except _UnknownScore as fault:
+                if not allow_missing:
+                    raise DataError(f"{path}, line {line}: {fault}") from None
+                unscored[_case_and_metric(cells, name)] = f"{cells['case_id']} (line {line}, {name})"
+                continue
             except ValueError as fault:
                 raise DataError(f"{path}, line {line}: {fault}. Correct the line.") from None
             key = (*row.case_key, row.label, row.metric)
@@ -108,7 +129,20 @@ def long_table(path: Path) -> ScoreTable:
                     f"{name}) as line {first_line[key]}, expected once. Delete one, or tell them apart by seed."
                 )
             rows.append(row)
-    return ScoreTable(tuple(rows))
+    if unscored:
+        named = ", ".join(list(unscored.values())[:_N_NAMED]) + ", …" * (len(unscored) > _N_NAMED)
+        say(f"{path}: {count(len(unscored), 'case')} without a score, left out: {named}")
+    kept = [row for row in rows if (row.run, row.case_id, row.fold, row.seed, row.metric) not in unscored]
+    return ScoreTable(tuple(kept))
+
+
+class _UnknownScore(ValueError):
+    """A cell that says neither a score nor why there is none."""
+
+
+def _case_and_metric(cells: Mapping[str, str], metric: str) -> tuple[str, str, int | None, int | None, str]:
+    fold, seed = (int(cells[name]) if cells.get(name) else None for name in ("fold", "seed"))
+    return (cells.get("run", ""), cells["case_id"], fold, seed, metric)
 
 
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -132,21 +166,26 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 def _parse_row(cells: Mapping[str, str], metric: str, text: str) -> Score:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
-    value = float(text) if text.strip() else nan
-    fold, seed = (int(cells[name]) if cells.get(name) else None for name in ("fold", "seed"))
-    counts = tuple(int(cells.get(name) or 0) for name in _COUNTS)
-    if all(name in cells for name in _COUNTS):
+    try:
+        value = float(text) if text.strip() else nan
+    except ValueError:
+        raise ValueError(f"{metric} is {text!r}, expected a number") from None
+    run, case_id, fold, seed, _ = _case_and_metric(cells, metric)
+    given = [cells.get(name, "").strip() for name in _COUNTS]
+    counts = [int(number) for number in given] if all(given) else [0, 0]
+    status: Any = cells.get("status", "").strip()
+    if not status and all(given):
         status = _status(*counts)
-    elif isfinite(value):
-        status = "ok"
-    elif isnan(value) and METRICS[metric].kind == "overlap":
-        status = "both_empty"
-    else:
-        raise ValueError(f"{metric} is {value}; the columns {' and '.join(_COUNTS)} must say which mask is empty")
-    case_id = cells["case_id"]
+    is_unknown = status == "ok" or not status
+    if not isfinite(value) and is_unknown:
+        shown = f"is {value}" if text.strip() else "is blank"
+        raise _UnknownScore(
+            f"{metric} of case {case_id} {shown}, expected a number. If masks are empty, say so in the columns "
+            f"{' and '.join(_COUNTS)}, or in status; if the case failed, score it again or pass --allow-missing."
+        )
     return Score(
-        cells.get("run", ""), case_id, cells.get("patient_id") or case_id, fold, seed,
-        cells["label"], metric, value, METRICS[metric].unit, status, counts[0], counts[1],
+        run, case_id, cells.get("patient_id") or case_id, fold, seed,
+        cells["label"], metric, value, METRICS[metric].unit, status or "ok", counts[0], counts[1],
     )  # fmt: skip
 
 

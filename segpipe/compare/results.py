@@ -64,14 +64,18 @@ class Source:
         return cls(Path(path), name, int(seed) if colon else None)
 
 
-def read_methods(sources: Sequence[Source]) -> tuple[Method, ...]:
+def read_methods(sources: Sequence[Source], *, allow_missing: bool = False) -> tuple[Method, ...]:
     """All methods of all sources, in their order; sources of one name are joined, e.g. the seeds of a method.
+
+    Args:
+        sources: What to read.
+        allow_missing: As in `long_table`.
 
     Raises:
         UsageError: If there are not at least two methods.
         DataError: If a source cannot be read, or two rows are of the same case, fold, seed, label and metric.
     """
-    read = [(source, read_table(source.path)) for source in sources]
+    read = [(source, read_table(source.path, allow_missing=allow_missing)) for source in sources]
     rows: dict[str, list[Score]] = {}
     for (source, table), fallback in zip(read, _short_names([source.path for source in sources]), strict=True):
         for run in table.runs:
@@ -90,8 +94,12 @@ def read_methods(sources: Sequence[Source]) -> tuple[Method, ...]:
     return tuple(Method(name, ScoreTable(tuple(of))) for name, of in rows.items())
 
 
-def read_table(path: Path) -> ScoreTable:
+def read_table(path: Path, *, allow_missing: bool = False) -> ScoreTable:
     """Scores in a file, or in a folder: its scores.csv, its summary.json, or those of its folds.
+
+    Args:
+        path: The file or folder.
+        allow_missing: As in `long_table`.
 
     Raises:
         DataError: If there is nothing that can be read.
@@ -100,7 +108,7 @@ def read_table(path: Path) -> ScoreTable:
         raise DataError(f"{path}: no such file or folder. Check the path.")
     files = _files_in(path) if path.is_dir() else [path]
     try:
-        table = ScoreTable.join(_read_file(file) for file in files)
+        table = ScoreTable.join(_read_file(file, allow_missing=allow_missing) for file in files)
     except ValueError as fault:
         raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
     if not table.labels:
@@ -108,13 +116,13 @@ def read_table(path: Path) -> ScoreTable:
     return table if _is_ours(files[0]) else with_patients(table, files[0].parent)
 
 
-def _read_file(path: Path) -> ScoreTable:
+def _read_file(path: Path, *, allow_missing: bool) -> ScoreTable:
     if path.suffix == ".json":
         fold = next((int(m[1]) for part in path.parts[::-1] if (m := _FOLD.fullmatch(part))), None)
         return nnunet_table(path, fold)
     if path.suffix != ".csv":
         raise DataError(f"{path}: expected a .csv table, nnU-Net's {SUMMARY_FILE} or a folder with either.")
-    return ScoreTable.load(path) if _is_ours(path) else long_table(path)
+    return ScoreTable.load(path) if _is_ours(path) else long_table(path, allow_missing=allow_missing)
 
 
 def _is_ours(path: Path) -> bool:

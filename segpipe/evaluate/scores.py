@@ -6,16 +6,18 @@ import csv
 import io
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
 from segpipe.core.files import write_text
-from segpipe.evaluate.metrics import STATUSES, Status
+from segpipe.evaluate.metrics import METRICS, STATUSES, Overlap, Status
 
 IMAGE_LABEL = "(image)"  # label of rows that describe the image; no structure is called so
 DIAGONAL = "image_diagonal"  # metric of such a row: the worst distance that policy `mr` gives to a missed structure
+_ROUNDING = 1e-6  # by which single precision and printed digits may leave a range
+_OWN_STATUS = ("lesions", "calibration")  # groups whose status is not that of the label's voxels
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Score:
         n_prediction_vox: The same in the prediction.
 
     Raises:
-        ValueError: If a name is empty, the status unknown, or an `ok` value not finite.
+        ValueError: If a name is empty, the status is unknown or contradicts the numbers of voxels, an `ok` value is not
+            finite, or a value is outside the range of its metric.
     """
 
     run: str
@@ -78,11 +81,49 @@ class Score:
             raise ValueError(f"value is {self.value} with status ok, expected a finite number")
         if self.n_reference_vox < 0 or self.n_prediction_vox < 0:
             raise ValueError("a number of voxels is negative")
+        self._check_status()
+        check_range(self.metric, self.value)
+
+    def _check_status(self) -> None:
+        """Refuse a status that voxels or value deny: `both_empty` counts as a perfect score."""
+        metric = METRICS.get(self.metric)
+        if metric is None or metric.group in _OWN_STATUS:
+            return
+        found = Overlap(self.n_reference_vox, self.n_prediction_vox, 0).status
+        if found not in ("both_empty", self.status):  # no voxels: their numbers are not known
+            sizes = f"{self.n_reference_vox} reference and {self.n_prediction_vox} prediction voxels"
+            raise ValueError(f"status is {self.status} with {sizes}, expected {found}")
+        if self.status == "both_empty" and metric.kind == "overlap" and 0 < self.value < 1:
+            raise ValueError(f"{self.metric} is {self.value:g} with status both_empty, expected nan")
 
     @property
     def case_key(self) -> tuple[str, str, int | None, int | None]:
         """The key of one prediction of one case."""
         return (self.run, self.case_id, self.fold, self.seed)
+
+
+def check_range(metric: str, value: float) -> None:
+    """Refuse a value that its metric cannot have, and say the likely cause. Not a number passes.
+
+    Raises:
+        ValueError: If an overlap is outside 0 to 1, or a distance or the diagonal of an image is negative.
+
+    Example:
+        >>> check_range("dice", 84.0)
+        Traceback (most recent call last):
+        ValueError: dice is 84, expected 0 to 1. Is it in percent? Divide by 100
+    """
+    known = METRICS.get(metric)
+    if known is None and metric != DIAGONAL:
+        return
+    lowest = {"overlap": 0.0, "distance": 0.0, "difference": -inf}[known.kind if known else "distance"]
+    lowest = -1.0 if metric == "relative_volume_difference" else lowest
+    highest = 1.0 if known is not None and known.kind == "overlap" else inf
+    if not (value < lowest - _ROUNDING or value > highest + _ROUNDING):
+        return
+    limits = "0 to 1" if highest < inf else f"{lowest:g} or more"
+    percent = " Is it in percent? Divide by 100" if highest < value <= 100 and highest < inf else ""
+    raise ValueError(f"{metric} is {value:g}, expected {limits}" + (f".{percent}" if percent else ""))
 
 
 COLUMNS = tuple(field.name for field in fields(Score))
