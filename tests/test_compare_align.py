@@ -46,7 +46,7 @@ def test_folds_and_seeds():
 
 
 def test_each_seed_with_its_own_folds():
-    rows = [score(c, fold=(i + s) % 2, seed=s) for s in range(2) for i, c in enumerate("xy")]
+    rows = [score(c, s / 10, fold=(i + s) % 2, seed=s) for s in range(2) for i, c in enumerate("xy")]
     assert aligned(rows, rows).folds.tolist() == [[0, 1], [1, 0]]
     assert aligned(rows, rows[:2]).folds is None  # the second method has one of the seeds only
 
@@ -55,6 +55,38 @@ def test_other_folds_are_told_and_not_used():
     found = aligned([score(c, fold=i) for i, c in enumerate("xy")], [score(c, fold=1 - i) for i, c in enumerate("xy")])
     assert found.folds is None
     assert "validated in different folds" in found.notes[0]
+
+
+def test_copies_of_a_training_count_once():
+    """A seed that a tool ignores gives the same scores again: they are no second training."""
+
+    def rows(values):
+        return [score(c, v + i / 10, seed=s) for s, v in enumerate(values) for i, c in enumerate("xy")]
+
+    found = aligned(rows([0.1, 0.1, 0.1]), rows([0.2, 0.3, 0.2]))
+    assert [len(of) for of in found.values] == [1, 2]
+    assert found.n_seeds == 1
+    assert found.notes == (
+        "a: 3 trainings given, 1 counted: the scores of the others are equal in every case, so they are copies and not "
+        "other seeds.",
+        "b: 3 trainings given, 2 counted: the scores of the others are equal in every case, so they are copies and not "
+        "other seeds.",
+    )
+    of_folds = [score(c, i / 10, fold=f) for f in range(3) for i, c in enumerate("xy")]
+    assert [len(of) for of in aligned(of_folds, rows([0.2])).values] == [1, 1]
+
+
+def test_one_metric_that_is_equal_makes_no_copies():
+    rows = [
+        score(c, 0.5 if metric == "dice" else 1.0 + s, seed=s, metric=metric, unit="mm" if metric == "hd95" else "1")
+        for s in range(2) for c in "xy" for metric in ("dice", "hd95")
+    ]  # fmt: skip
+    assert [len(of) for of in aligned(rows, [score(c, 0.6) for c in "xy"]).values] == [2, 1]
+
+
+def test_equal_methods_are_named():
+    rows = [score(c, i / 10) for i, c in enumerate("xy")]
+    assert aligned(rows, rows).notes == ("a and b have equal scores in every case: are they one result?",)
 
 
 def test_a_test_set_scored_by_the_models_of_all_folds():

@@ -79,10 +79,15 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path):
             Source.parse(text)
 
 
-def test_one_file_twice_is_named(tmp_path):
-    table().save(tmp_path / "a.csv")
-    with pytest.raises(DataError, match=r"method .*a\.csv: two scores of case c0"):
-        read_methods([Source(tmp_path / "a.csv")] * 2)
+def test_one_file_given_twice_counts_once(tmp_path, capsys):
+    for name in ("a", "b"):
+        table(value=len(name) / 2).save(tmp_path / f"{name}.csv")
+    given = [Source(tmp_path / "a.csv", "a", 0), Source(tmp_path / "." / "a.csv", "a", 1), Source(tmp_path / "b.csv")]
+    found = read_methods(given)
+    assert [len(method.table.rows) for method in found] == [3, 3]
+    assert "a.csv: given twice for a, counted once" in capsys.readouterr().err
+    with pytest.raises(UsageError, match=r"1 method .*expected two or more"):
+        read_methods(given[:2])
 
 
 def test_one_method_is_not_enough(tmp_path):
@@ -155,7 +160,9 @@ def test_a_long_table_of_several_methods(tmp_path):
 
 
 def test_a_long_table_of_metric_and_value(tmp_path):
-    file = write(tmp_path / "t.csv", "Case,Label,Metric,Value,Status\nx,1,Dice,0.5,\nx,1,hd95,3,\ny,1,dice,nan,both_empty\n")
+    file = write(
+        tmp_path / "t.csv", "Case,Label,Metric,Value,Status\nx,1,Dice,0.5,\nx,1,hd95,3,\ny,1,dice,nan,both_empty\n"
+    )
     found = long_table(file)
     assert [(row.metric, row.unit, row.status) for row in found.rows] == [
         ("dice", "1", "ok"),

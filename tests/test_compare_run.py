@@ -13,6 +13,7 @@ from published import SHARED_DATA
 from segpipe.cli.main import run
 from segpipe.compare.comparison import Question, compare, parse_margins
 from segpipe.compare.comparison_records import Comparison
+from segpipe.compare.comparison_rows import ONE_SEED
 from segpipe.compare.comparison_text import WIDTH, comparison_text, save
 from segpipe.compare.results import CaseTable, Method, Source, read_cases, read_methods
 from segpipe.core.errors import DataError, UsageError
@@ -74,6 +75,20 @@ def test_the_same_scores_under_two_names():
     row = only_row([first, second])
     assert (row.difference, row.models.p_value, row.models.answer) == (0, 1, "no difference")
     assert "all patients equal" in row.note
+
+
+def test_copies_of_a_training_give_no_verdict_on_methods():
+    """Three files with the scores of one training each: the methods were trained once."""
+
+    def thrice(one):
+        rows = [replace(row, seed=seed) for seed in range(3) for row in one.table.rows]
+        return Method(one.name, ScoreTable(tuple(rows)))
+
+    methods = [thrice(method("old", 0)), thrice(method("new", 0.03))]
+    found = compare(methods, Question(parse_margins(["dice"]))).metrics[0]
+    assert (found.rows[0].methods, found.rows[0].methods_basis, found.n_seeds) == (None, ONE_SEED, 1)
+    assert sum("3 trainings given, 1 counted" in note for note in found.notes) == 2
+    assert found.descriptions[0].n_ok == 60
 
 
 def test_the_family_is_what_was_declared():

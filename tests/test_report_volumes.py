@@ -101,7 +101,7 @@ def test_volumes_below_a_millilitre_are_shown_in_cubic_millimetres():
 
 def test_a_distribution_names_what_has_no_value():
     rows = [
-        Score("run", f"c{i}", f"c{i}", 0, 0, "organ", "hd95", v, "mm", status, 5, 5)
+        Score("run", f"c{i}", f"c{i}", 0, 0, "organ", "hd95", v, "mm", status, 0, 0)
         for i, (v, status) in enumerate([(1.0, "ok"), (3.0, "ok"), (inf, "missed"), (nan, "both_empty")])
     ]
     (picture,) = distributions(ScoreTable(tuple(rows)), ["hd95", "assd"])

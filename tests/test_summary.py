@@ -25,7 +25,7 @@ def table_of(*cases, label="organ"):
     rows = []
     for number, case in enumerate(cases):
         status, values = (case, RAW[case]) if isinstance(case, str) else ("ok", case)
-        base = Score("", f"case_{number}", f"p{number}", None, None, label, "dice", 0.0, "1", status, 1, 1)
+        base = Score("", f"case_{number}", f"p{number}", None, None, label, "dice", 0.0, "1", status, 0, 0)
         names = ("dice", "hd95", "relative_volume_difference")
         rows += [replace(base, metric=n, value=v, unit=METRICS[n].unit) for n, v in zip(names, values, strict=True)]
         rows.append(replace(base, label=IMAGE_LABEL, metric=DIAGONAL, value=DIAGONAL_MM, unit="mm", status="ok"))
@@ -116,7 +116,7 @@ def test_faults():
     with pytest.raises(UsageError, match=r"policy 'nnunt' is unknown\. Did you mean 'nnunet'"):
         summarise(table_of(GOOD), "nnunt")
     table = table_of(GOOD)
-    with pytest.raises(DataError, match="runs , other; means are of one"):
+    with pytest.raises(DataError, match="runs , other; means need a single run"):
         summarise(ScoreTable.join([table, ScoreTable(tuple(replace(r, run="other") for r in table.rows))]))
     with pytest.raises(DataError, match=r"metric 'dicee'\. Did you mean 'dice'"):
         summarise(ScoreTable((replace(table.rows[0], metric="dicee"),)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +16,7 @@ from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
 from segpipe.core.text import count
 from segpipe.evaluate.metrics import METRICS, Metric
-from segpipe.evaluate.scores import Score
+from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.evaluate.summary import counted_values
 
 _N_NAMED = 10
@@ -105,6 +105,7 @@ def align(
         UsageError: If a metric or label is unknown to a table.
         DataError: If methods have other cases or labels, other references or other patients; all of it at once.
     """
+    methods, copy_notes = distinct_trainings(methods)
     tables = {method.name: _rows_to_compare(method, metric, tuple(labels)) for method in methods}
     by_place = {name: _by_place(table) for name, table in tables.items()}
     case_ids, notes = _common_cases(by_place, allow_missing)
@@ -134,7 +135,7 @@ def align(
         tuple(values),
         folds,
         n_seeds,
-        (*notes, *fold_notes),
+        (*notes, *fold_notes, *copy_notes),
     )
 
 
@@ -154,15 +155,52 @@ Place = tuple[str, str]  # case and label
 
 def _by_place(rows: Sequence[Score]) -> dict[TrainingKey, dict[Place, Score]]:
     """Scores of each training, in ascending order of seed and fold."""
+    training_of = _training_of(rows)
+    result: dict[TrainingKey, dict[Place, Score]] = {}
+    for row in rows:
+        result.setdefault(training_of(row), {})[row.case_id, row.label] = row
+    return dict(sorted(result.items()))
+
+
+def distinct_trainings(methods: Sequence[Method]) -> tuple[list[Method], list[str]]:
+    """The methods with one of the trainings whose scores are equal in all cases and metrics, and a sentence for each.
+
+    A tool that ignores its seed, or a folder that was copied, gives such trainings. They would say that trainings do
+    not vary.
+    """
+    kept, notes = [], []
+    first_of: dict[frozenset[tuple[str, str, str, str]], str] = {}
+    for method in methods:
+        training_of = _training_of(method.table.rows)
+        contents: dict[TrainingKey, set[tuple[str, str, str, str]]] = {}
+        for row in method.table.rows:
+            if row.label != IMAGE_LABEL:
+                contents.setdefault(training_of(row), set()).add((row.case_id, row.label, row.metric, repr(row.value)))
+        distinct: dict[frozenset[tuple[str, str, str, str]], TrainingKey] = {}
+        for training in sorted(contents):
+            distinct.setdefault(frozenset(contents[training]), training)
+        counted = set(distinct.values())
+        rows = tuple(row for row in method.table.rows if training_of(row) in counted)
+        kept.append(method if len(counted) == len(contents) else replace(method, table=ScoreTable(rows)))
+        if len(counted) < len(contents):
+            notes.append(
+                f"{method.name}: {count(len(contents), 'training')} given, {len(counted)} counted: the scores of the "
+                "others are equal in every case, so they are copies and not other seeds."
+            )
+        same = next((first_of[content] for content in distinct if content in first_of), None)
+        if same is not None:
+            notes.append(f"{same} and {method.name} have equal scores in every case: are they one result?")
+        first_of |= dict.fromkeys(distinct, method.name)
+    return kept, notes
+
+
+def _training_of(rows: Sequence[Score]) -> Callable[[Score], TrainingKey]:
+    """The training of a row: its seed, or seed and fold if a case was scored by the models of several folds."""
     folds: dict[tuple[str, int | None], set[int | None]] = {}
     for row in rows:
         folds.setdefault((row.case_id, row.seed), set()).add(row.fold)
     is_fold_a_training = any(len(of) > 1 for of in folds.values())
-    result: dict[TrainingKey, dict[Place, Score]] = {}
-    for row in rows:
-        training = (row.seed or 0, (row.fold or 0) if is_fold_a_training else -1)
-        result.setdefault(training, {})[row.case_id, row.label] = row
-    return dict(sorted(result.items()))
+    return lambda row: (row.seed or 0, (row.fold or 0) if is_fold_a_training else -1)
 
 
 def _common_cases(

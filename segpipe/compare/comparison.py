@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from segpipe.compare.align import Aligned, align
+from segpipe.compare.align import Aligned, align, distinct_trainings
 from segpipe.compare.comparison_records import Comparison, Description, MetricComparison
 from segpipe.compare.comparison_rows import Draft, correct_drafts, draft_rows
 from segpipe.compare.permutation import N_PERMUTATIONS
@@ -108,6 +108,7 @@ def _of_metric(
         raise UsageError(
             f"declared label {unknown[0]!r} is not compared.{did_you_mean(unknown[0], list(aligned.labels))}"
         )
+    methods, _ = distinct_trainings(methods)  # align says which were left out
     against_first = question.against_first
     drafts = draft_rows(
         aligned, margin, question.declared, question.seed, question.n_permutations, against_first=against_first

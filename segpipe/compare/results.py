@@ -15,6 +15,7 @@ from pathlib import Path
 from segpipe.compare.foreign import long_table, nnunet_table, with_patients
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import read_text
+from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.scores import COLUMNS, Score, ScoreTable
 
@@ -75,6 +76,7 @@ def read_methods(sources: Sequence[Source], *, allow_missing: bool = False) -> t
         UsageError: If there are not at least two methods.
         DataError: If a source cannot be read, or two rows are of the same case, fold, seed, label and metric.
     """
+    sources = _without_repeats(sources)
     read = [(source, read_table(source.path, allow_missing=allow_missing)) for source in sources]
     rows: dict[str, list[Score]] = {}
     for (source, table), fallback in zip(read, _short_names([source.path for source in sources]), strict=True):
@@ -92,6 +94,16 @@ def read_methods(sources: Sequence[Source], *, allow_missing: bool = False) -> t
             "Give a second table of scores, or different names for equal ones: NAME=PATH."
         )
     return tuple(Method(name, ScoreTable(tuple(of))) for name, of in rows.items())
+
+
+def _without_repeats(sources: Sequence[Source]) -> list[Source]:
+    """The sources, each file or folder once for a name; what is left out is printed."""
+    kept: dict[tuple[Path, str | None], Source] = {}
+    for source in sources:
+        first = kept.setdefault((source.path.resolve(), source.name), source)
+        if first is not source:
+            say(f"{source.path}: given twice{f' for {source.name}' if source.name else ''}, counted once")
+    return list(kept.values())
 
 
 def read_table(path: Path, *, allow_missing: bool = False) -> ScoreTable:
