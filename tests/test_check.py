@@ -101,6 +101,39 @@ def test_files_whose_content_was_not_fetched_are_named(tmp_path: Path):
     assert ["Git LFS" in texts[0], "annex/objects/x, which is missing" in texts[1]] == [True, True]
 
 
+def test_images_to_predict_are_not_a_fault(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for case in CASES:
+        write_tiny(tmp_path / "imagesTs" / f"{case}.nii.gz", tiny_image(ord(case)))
+    lines = [f"{case},imagesTs/{case}.nii.gz" for case in CASES]
+    (tmp_path / "new.csv").write_text("\n".join(["case_id,image_MR", *lines]))
+    for given in (tmp_path / "imagesTs", tmp_path / "imagesTs" / "a.nii.gz", tmp_path / "new.csv"):
+        assert run(["check", str(given), "-j", "1"]) == 0
+        printed = capsys.readouterr().out
+        assert "No labels: for prediction" in printed and "Ready for prediction." in printed
+        assert run(["plan", str(given), "-o", str(tmp_path / "work")]) == 3  # which cannot train on them
+        capsys.readouterr()
+    write_tiny(tmp_path / "imagesTs" / "b.nii.gz", np.full_like(tiny_image(0), np.nan))
+    assert run(["check", str(tmp_path / "new.csv"), "-j", "1"]) == 3
+    assert "Not ready for prediction." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_a_label_map_given_as_an_image_is_noticed(tmp_path: Path, dtype: type):
+    write_nnunet(tmp_path, CASES)
+    write_tiny(image(tmp_path, "c"), tiny_labels().astype(dtype))
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [("like_labels", "c")]
+    coarse = np.random.default_rng(0).integers(0, 20, tiny_image(0).shape).astype(np.float32)  # noise in few steps
+    write_tiny(image(tmp_path, "c"), coarse)
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == []
+
+
+def test_a_label_in_no_case_is_as_fatal_as_plan_takes_it(tmp_path: Path):
+    write_nnunet(tmp_path, CASES, labels={"background": 0, "a": 1, "b": 2, "c": 3})
+    report = check_dataset(tmp_path, n_workers=1)
+    assert kinds(report) == [("label_unused", None)] and report.is_fatal
+    assert run(["plan", str(tmp_path), "-o", str(tmp_path / "work"), "--no-cost"]) == 3
+
+
 def test_regions_that_a_mask_cannot_hold_are_refused_by_check_plan_and_what_reads_nnunets_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

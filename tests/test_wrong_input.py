@@ -45,7 +45,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "two.yaml": "arms: {}\n",
     }.items():
         (here / name).write_text(text)
-    (here / "binary.csv").write_bytes(b"\xff\xfe\x00abc")
+    (here / "binary.csv").write_bytes(b"\xff\x00abc")
     (here / "empty").mkdir()
     image = (here / "data" / "imagesTr" / "p1_0000.nii.gz").read_bytes()
     for name, content in {"damaged": b"not gzip", "cut": image[: len(image) // 2]}.items():
@@ -72,10 +72,10 @@ def _spoilt(here: Path, name: str, pattern: str, change) -> None:
 
 WRONG = [  # command, exit code, words of the message
     ("check none", 2, "Path 'none' does not exist"),
-    ("check file", 3, "Not ready for training"),
+    ("check file", 3, "Not ready for prediction"),
     ("check empty", 3, "Not ready for training"),
-    ("check damaged", 3, "Not ready for training"),
-    ("check cut", 3, "Not ready for training"),
+    ("check damaged", 3, "Not ready for prediction"),
+    ("check cut", 3, "Not ready for prediction"),
     ("check empty.csv", 3, "Not ready for training"),
     ("check data --fix file", 2, "exists and is not empty, expected a new folder"),
     ("check data --fix data", 2, "expected a separate folder"),

@@ -37,7 +37,7 @@ def command(data: Path, out: Path | None, work: Path | None, n_workers: int, as_
     """List every fault of every case of a dataset.
 
     DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or one image.
-    The exit code is 3 if a fault is fatal.
+    Images without any label map are checked for prediction. The exit code is 3 if a fault is fatal.
     """
     from segpipe.cli.printing import print_json
     from segpipe.core.progress import say
@@ -92,7 +92,8 @@ def print_report(report: CheckReport) -> None:
         console.print(fault_table(groups))
     n_fatal = sum(one.severity == "fatal" for one in report.faults)
     counted = f"Fatal: {n_fatal}, warnings: {len(report.faults) - n_fatal}"
-    verdict, style = ("Not ready for training", "bold red") if n_fatal else ("Ready for training", "bold green")
+    what = "prediction" if report.is_for_prediction else "training"
+    verdict, style = (f"Not ready for {what}", "bold red") if n_fatal else (f"Ready for {what}", "bold green")
     console.print(f"{counted}. {verdict}.", style=style)
 
 

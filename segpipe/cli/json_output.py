@@ -45,7 +45,7 @@ class Checked(Record):
     """Beside the report of `check`.
 
     Args:
-        is_fatal: Whether training must not start; the exit code is 3 then.
+        is_fatal: Whether training must not start (of images without label maps: prediction); the exit code is 3 then.
         repairs: With `--fix`, what was done to each file.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -51,8 +52,13 @@ class CheckReport(Record):
     faults: tuple[Fault, ...]
 
     @property
+    def is_for_prediction(self) -> bool:
+        """True for images without any label map."""
+        return any(one.kind == "no_labels" for one in self.faults)
+
+    @property
     def is_fatal(self) -> bool:
-        """True if training must not start."""
+        """True if training must not start; of images without label maps, prediction."""
         return any(one.severity == "fatal" for one in self.faults)
 
 
@@ -64,8 +70,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
         n_workers: Cases read in parallel; each holds one image in memory.
 
     Returns:
-        How the dataset was understood, and every fault. Images without labels are checked one by one, and that they
-        cannot be trained on is a fatal fault.
+        How the dataset was understood, and every fault. Images without any label map are for prediction.
 
     Raises:
         DataError: If there is nothing at `path`.
@@ -77,6 +82,10 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     if not files.cases:
         faults += [fault("empty", _emptiness(path, files)), *_foreign_files(path, faults)]
         return _report(path, {"layout": _title(files)}, None, {}, faults)
+    if _is_unlabelled(files, faults):
+        faults = [one for one in faults if one.kind not in ("image_without_label", "no_labels")]
+        faults.append(fault("no_labels", f"{count(len(files.cases), 'case')}, none with a label map"))
+        files = replace(files, faults=tuple(one for one in files.faults if one.kind != "image_without_label"))
     is_loose = files.layout == _LOOSE
     facts = _facts(files, None if is_loose else len(files.channels), path.name, n_workers)
     for one in facts:
@@ -85,6 +94,9 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
         faults += _duplicates(files.cases, facts, {case.case_id: "" for case in files.cases})
         return _report(path, _understanding(files, facts), None, {}, faults)
     patients, patients_from, patient_faults = _patients(files)
+    if _is_unlabelled(files, faults):
+        faults += _duplicates(files.cases, facts, dict.fromkeys(patients, ""))
+        return _report(path, _understanding(files, facts), None, {}, faults)
     labels, label_faults = _labels(files, facts)
     faults += [*patient_faults, *_duplicates(files.cases, facts, patients), *label_faults]
     faults += [*_patient_count(patients), *_orientations(facts)]
@@ -93,6 +105,12 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     dataset = to_dataset(files, labels, patients, patients_from) if labels is not None and is_whole else None
     lines = _understanding(files, facts, labels, presence, f"{len(set(patients.values()))}, {patients_from}")
     return _report(path, lines, dataset, presence, faults)
+
+
+def _is_unlabelled(files: DatasetFiles, faults: Sequence[Fault]) -> bool:
+    """True for images to predict: no label map anywhere, and none listed or left over."""
+    is_meant = any(one.kind in ("label_without_image", "file_missing", "description") for one in faults)
+    return files.labels is None and not is_meant and all(case.label is None for case in files.cases)
 
 
 def refuse_bad_headers(dataset: Dataset, n_workers: int) -> None:
@@ -158,8 +176,6 @@ def _read_layout(path: Path) -> tuple[DatasetFiles, list[Fault]]:
         return for_training(files), []
     loose = _loose(path)
     faults = _foreign_files(path, [])
-    if loose.cases:
-        faults.append(fault("no_labels", f"{count(len(loose.cases), 'image')}, none with a label map"))
     return loose, faults
 
 

@@ -31,10 +31,10 @@ KINDS: dict[str, Kind] = {
     "description": Kind("fatal", "Dataset not understood", "a layout of data_readme.md", "Correct the description."),
     "empty": Kind("fatal", "No images", "at least one image file", "Check the path and the names of the folders."),
     "no_labels": Kind(
-        "fatal",
-        "No labels: images only",
-        "a label map for each image",
-        "To train, add labels in one of the layouts of data_readme.md. To predict, nothing is missing.",
+        "warning",
+        "No labels: for prediction",
+        "a label map for each image to train on",
+        "To predict, nothing is missing. To train, add labels in one of the layouts of data_readme.md.",
     ),
     "file_missing": Kind("fatal", "File missing", "every listed file", "Add it, or remove the case from the list."),
     "image_without_label": Kind(
@@ -162,6 +162,12 @@ KINDS: dict[str, Kind] = {
     "not_finite": Kind(
         "fatal", "NaN or infinite voxels", "finite numbers", "Export the image again, or replace them deliberately."
     ),
+    "like_labels": Kind(
+        "warning",
+        "Image that looks like a label map",
+        "intensities of a scan",
+        "Check that images and label maps are not swapped, and that the folder is the one of the images.",
+    ),
     "constant": Kind("fatal", "Constant image", "an image with contrast", "Export it again, or move the case away."),
     "label_not_integer": Kind(
         "fatal",
@@ -195,7 +201,7 @@ KINDS: dict[str, Kind] = {
         "Check that the label maps are the right files, and that background has the value of the list.",
     ),
     "label_unused": Kind(
-        "warning",
+        "fatal",
         "Label occurs in no case",
         "every label in some case",
         "Remove it from the list: it cannot be learned.",

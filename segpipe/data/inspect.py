@@ -21,6 +21,8 @@ from segpipe.data.label_lists import value_counts
 from segpipe.data.layouts.scan import CaseFiles
 from segpipe.data.placement import placement
 
+_MAX_LABEL_VALUES = 256  # more are an image, or labels finer than those of any atlas
+_MAX_BORDER = 0.25  # share of neighbours that differ: noise of a scan makes nearly all of them differ
 Result = TypeVar("Result")
 
 
@@ -190,7 +192,23 @@ def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[F
             faults.append(fault("not_finite", text, case.case_id, header.path))
         elif low == high:
             faults.append(fault("constant", f"every voxel is {low:g}{where}", case.case_id, header.path))
-    return (None if faults else _digest(voxels)), faults
+        elif _is_like_labels(voxels_zyx):
+            text = f"only whole numbers from {low:g} to {high:g}, in pieces{where}"
+            faults.append(fault("like_labels", text, case.case_id, header.path))
+    is_sound = all(one.severity == "warning" for one in faults)
+    return (_digest(voxels) if is_sound else None), faults
+
+
+def _is_like_labels(voxels_zyx: NDArray[np.float32]) -> bool:
+    """True if an image holds few whole numbers from 0 on, equal over large pieces, as a label map does."""
+    begin = voxels_zyx.reshape(-1)[: 1 << 16]
+    if begin.min() < 0 or len(np.unique(begin)) > _MAX_LABEL_VALUES or voxels_zyx.min() < 0:
+        return False
+    values = np.unique(voxels_zyx)
+    if len(values) > _MAX_LABEL_VALUES or not np.array_equal(values, np.rint(values)) or values[0] != 0:
+        return False
+    steps = sum(np.count_nonzero(np.diff(voxels_zyx, axis=axis)) for axis in range(3))
+    return bool(steps < _MAX_BORDER * 3 * voxels_zyx.size)
 
 
 def _inspect_labels(case: CaseFiles, header: Header) -> tuple[dict[int, int] | None, list[Fault]]:
