@@ -238,6 +238,21 @@ def _module_of(path: str) -> str:
     return ".".join(part for part in ["segpipe", *path.removesuffix(".py").split("/")] if part != "__init__")
 
 
+_CLAUSES = {"Of", "What", "Whose", "Whether", "That", "How", "As", "Those", "Whatever", "Who", "Where", "When"}
+
+
+def clause_docstrings(path: str, source: str) -> list[str]:
+    """Docstrings that begin with a clause instead of a verb or the noun that is returned."""
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    pieces = [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+    openings = {node: (ast.get_docstring(node) or "-").split()[0] for node in pieces}
+    return [
+        f"{path}: the docstring of {getattr(node, 'name', 'the file')} begins with {word!r}, expected a verb or a noun"
+        for node, word in openings.items()
+        if word in _CLAUSES
+    ]
+
+
 CHECKS: dict[str, Check] = {
     "arrows": forbidden_arrows,
     "libraries": foreign_libraries,
@@ -246,6 +261,7 @@ CHECKS: dict[str, Check] = {
     "prints": stray_prints,
     "errors": swallowed_errors,
     "names": vague_names,
+    "docstrings": clause_docstrings,
 }
 
 
@@ -288,6 +304,25 @@ def test_the_package_keeps_the_rules(check: str) -> None:
     files = package_files()
     faults = [fault for path, source in files.items() for fault in CHECKS[check](path, source)]
     assert not faults, "\n".join(["", *faults])
+
+
+def repeated_classes(sources: dict[str, str]) -> list[str]:
+    """Public classes of one name in several files: a reader cannot tell which one a message or a trace means."""
+    homes: dict[str, list[str]] = {}
+    for path, source in sources.items():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(path)
+    return [f"class {name} is in {', '.join(paths)}" for name, paths in homes.items() if len(paths) > 1]
+
+
+def test_a_public_class_name_is_used_once() -> None:
+    assert repeated_classes(package_files()) == []
+
+
+def test_a_repeated_class_name_is_found() -> None:
+    sources = {"a.py": "class Case: ...\nclass _Box: ...", "b.py": "class Case: ...\nclass _Box: ..."}
+    assert repeated_classes(sources) == ["class Case is in a.py, b.py"]
 
 
 def test_nothing_in_the_package_imports_tests_or_benchmarks() -> None:
@@ -339,6 +374,8 @@ OFFENDERS = [  # check, path, source
         "def noting_faults():\n" + 2 * "    try:\n        f()\n    except Exception:\n        g()\n",
     ),
     ("errors", "train/loop.py", "try:\n    f()\nexcept BaseException:\n    g()"),
+    ("docstrings", "core/grid.py", 'def f():\n    """Whether it is."""'),
+    ("docstrings", "core/grid.py", '"""What a grid is."""'),
     ("names", "core/utils.py", ""),
     ("names", "train/loss_helpers.py", ""),
 ]
@@ -361,6 +398,7 @@ INNOCENTS = [
     ("prints", "cli/train.py", "print('done')"),
     ("errors", "predict/run.py", "def noting_faults():\n    try:\n        f()\n    except Exception:\n        g()"),
     ("errors", "core/progress.py", "try:\n    f()\nexcept BaseException:\n    raise"),
+    ("docstrings", "core/grid.py", '"""Grids."""\nclass A:\n    """A grid."""\n\n    def f(self): ...'),
     ("names", "train/loop.py", ""),
 ]
 

@@ -130,7 +130,7 @@ def test_ci_runs_what_a_developer_runs(monkeypatch: pytest.MonkeyPatch) -> None:
         ".venv/bin/ruff check .",
         ".venv/bin/mypy",
         ".venv/bin/mkdocs build --strict --quiet",
-        ".venv/bin/pytest -n auto --maxprocesses 4 --dist worksteal",
+        ".venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile",
     ]
 
 

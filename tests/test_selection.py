@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from segpipe.compare.nested_selection import Candidates, Choice, choose, score_by_columns, select
+from segpipe.compare.nested_selection import Candidates, NestedChoice, choose, score_by_columns, select
 
 
 def candidates(values, folds, sign=1):
@@ -25,9 +25,9 @@ def test_each_fold_is_scored_with_what_the_others_chose():
     first, second = [0.9, 0.9, 0.1, 0.1], [0.5, 0.5, 0.7, 0.7]
     found = candidates([[[[v] for v in first]], [[[v] for v in second]]], [0, 0, 1, 1])
     result = selected(found)
-    assert result.chosen == Choice(1, (0,)) and result.naive.mean == pytest.approx(0.6)  # 2.4 / 4 against 2.0 / 4
+    assert result.chosen == NestedChoice(1, (0,)) and result.naive.mean == pytest.approx(0.6)  # 2.4 / 4 against 2.0 / 4
     # without fold 0 the second is best (0.7 against 0.1), it has 0.5 there; without fold 1 the first, 0.1 there
-    assert result.without_fold == {0: Choice(1, (0,)), 1: Choice(0, (0,))}
+    assert result.without_fold == {0: NestedChoice(1, (0,)), 1: NestedChoice(0, (0,))}
     assert result.nested.mean == pytest.approx((0.5 + 0.5 + 0.1 + 0.1) / 4)
 
 
@@ -35,7 +35,7 @@ def test_steps_are_chosen_for_each_label_and_the_model_without_them():
     raw, changed = [[0.5, 0.5], [0.5, 0.5]], [[0.6, 0.4], [0.6, 0.4]]
     other = [[0.49, 0.49]] * 2
     found = candidates([[raw, changed], [other, [[1.0, 1.0]] * 2]], [0, 1])
-    assert choose(found, np.array([True, True])) == Choice(0, (1, 0))
+    assert choose(found, np.array([True, True])) == NestedChoice(0, (1, 0))
     assert selected(found).naive.mean == pytest.approx((0.6 + 0.5) / 2)
 
 
@@ -46,13 +46,13 @@ def test_less_is_better_for_distances():
 
 def test_of_equal_candidates_the_first_is_taken():
     first, second = [[0.3], [0.3]], [[0.1 + 0.2], [0.3]]  # 0.1 + 0.2 is 0.30000000000000004
-    assert selected(candidates([[first, second], [second, second]], [0, 1])).chosen == Choice(0, (0,))
+    assert selected(candidates([[first, second], [second, second]], [0, 1])).chosen == NestedChoice(0, (0,))
 
 
 def test_labels_without_a_case_keep_the_first_step_and_one_fold_is_refused():
     nan = np.nan
     found = candidates([[[[0.5, nan], [0.5, nan]], [[0.6, nan], [0.6, nan]]]], [0, 1])
-    assert selected(found).chosen == Choice(0, (1, 0))
+    assert selected(found).chosen == NestedChoice(0, (1, 0))
     with pytest.raises(ValueError, match="1 fold"):
         selected(candidates([[[[0.5], [0.5]]]], [3, 3]))
 

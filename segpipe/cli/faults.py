@@ -44,7 +44,7 @@ def tell(fault: BaseException, *, as_json: bool) -> int:
         name, message, code = "UsageError", fault.format_message(), fault.exit_code
         fault.show()
     else:
-        known = _known(fault)
+        known = _as_segpipe_error(fault)
         name, message, code = type(known).__name__, str(known), known.exit_code
         click.echo(f"{_HEADLINES.get(code, 'Error')}: {message}", err=True)
     if as_json:
@@ -52,7 +52,7 @@ def tell(fault: BaseException, *, as_json: bool) -> int:
     return code
 
 
-def _known(fault: BaseException) -> SegpipeError:
+def _as_segpipe_error(fault: BaseException) -> SegpipeError:
     if isinstance(fault, SegpipeError):
         return fault
     if isinstance(fault, MemoryError):

@@ -38,7 +38,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Choice:
+class NestedChoice:
     """A model, and for each label one of the steps; numbers as in `Candidates.values`."""
 
     model: int
@@ -56,13 +56,15 @@ class Selection:
         nested: Mean over all cases, each scored with what was chosen without its fold.
     """
 
-    chosen: Choice
-    without_fold: dict[int, Choice]
+    chosen: NestedChoice
+    without_fold: dict[int, NestedChoice]
     naive: Interval
     nested: Interval
 
 
-def select(candidates: Candidates, score: Callable[[Choice, NDArray[np.bool_]], Floats], seed: int = 0) -> Selection:
+def select(
+    candidates: Candidates, score: Callable[[NestedChoice, NDArray[np.bool_]], Floats], seed: int = 0
+) -> Selection:
     """Choose on all cases, and again without each fold.
 
     Args:
@@ -92,7 +94,7 @@ def select(candidates: Candidates, score: Callable[[Choice, NDArray[np.bool_]], 
     )
 
 
-def choose(candidates: Candidates, is_in: NDArray[np.bool_]) -> Choice:
+def choose(candidates: Candidates, is_in: NDArray[np.bool_]) -> NestedChoice:
     """The model with the best mean as it is, then for each label the steps with the best mean.
 
     Args:
@@ -106,13 +108,13 @@ def choose(candidates: Candidates, is_in: NDArray[np.bool_]) -> Choice:
     of_models = np.nanmean(np.where(np.isnan(means).all(axis=2, keepdims=True), -np.inf, means)[:, 0], axis=1)
     model = _first_best(of_models)
     steps = tuple(_first_best(np.nan_to_num(of_label, nan=-np.inf)) for of_label in means[model].T)
-    return Choice(model, steps)
+    return NestedChoice(model, steps)
 
 
-def score_by_columns(candidates: Candidates) -> Callable[[Choice, NDArray[np.bool_]], Floats]:
+def score_by_columns(candidates: Candidates) -> Callable[[NestedChoice, NDArray[np.bool_]], Floats]:
     """Scores of a choice where the steps of one label do not change the scores of another."""
 
-    def score(choice: Choice, is_in: NDArray[np.bool_]) -> Floats:
+    def score(choice: NestedChoice, is_in: NDArray[np.bool_]) -> Floats:
         labels = np.arange(candidates.values.shape[-1])
         of_labels: Floats = candidates.values[choice.model, choice.steps, :, labels].T
         return of_labels[is_in]

@@ -116,7 +116,7 @@ class Study(Record):
 
     @field_validator("margins")
     @classmethod
-    def _known(cls, margins: dict[str, float]) -> dict[str, float]:
+    def _refuse_unknown_metrics(cls, margins: dict[str, float]) -> dict[str, float]:
         unknown = [name for name in margins if name not in METRICS]
         if unknown or not margins:
             raise ValueError(

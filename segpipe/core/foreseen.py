@@ -1,4 +1,4 @@
-"""What a long command would take: printed by `--dry-run`, which does nothing else."""
+"""The estimate of a long command: printed by `--dry-run`, which does nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WIDTH = 80
 
 
 class Foreseen(Record):
-    """What a command would take.
+    """The time, disk and memory that a command would take.
 
     Args:
         command: Which.

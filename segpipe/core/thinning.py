@@ -264,7 +264,7 @@ def _delete(values: Any, candidates: Any, cube: Any) -> Any:
 
 @kernel
 def _is_simple(values: Any, place: Any, cube: Any) -> Any:
-    """Whether a voxel has two neighbours or more, and without it no piece, tunnel or hollow comes or goes."""
+    """True if a voxel has two neighbours or more, and without it no piece, tunnel or hollow comes or goes."""
     inside, n_inside = 0, 0
     for i in range(27):
         if i != 13 and values[place + cube.offsets[i]]:
@@ -281,7 +281,7 @@ def _is_simple(values: Any, place: Any, cube: Any) -> Any:
 
 @kernel
 def _is_p_simple(values: Any, place: Any, cube: Any) -> Any:
-    """Whether a simple candidate stays simple whichever other candidates go (Bertrand's four conditions)."""
+    """True if a simple candidate stays simple whichever other candidates go (Bertrand's four conditions)."""
     kept, candidates = 0, 0
     for i in range(27):
         if i != 13:
@@ -308,7 +308,7 @@ def _is_p_simple(values: Any, place: Any, cube: Any) -> Any:
 
 @kernel
 def _reaches(wanted: Any, allowed: Any, neighbours: Any) -> Any:
-    """Whether all wanted places of the cube are joined to the first of them through allowed places."""
+    """True if all wanted places of the cube are joined to the first of them through allowed places."""
     reached, fresh = 0, wanted & -wanted
     while fresh:
         reached |= fresh

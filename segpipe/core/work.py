@@ -79,7 +79,7 @@ class FoldFolder:
 
     @property
     def crash(self) -> Path:
-        """Where a training that dies leaves word; there while one runs."""
+        """Traces of a training that died; it exists while a training runs."""
         return self.path / "crash.txt"
 
     @property

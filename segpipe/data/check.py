@@ -21,7 +21,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.inputs import series_folders
 from segpipe.data.inspect import CaseFacts, inspect_case, inspect_headers
-from segpipe.data.label_lists import labels_found
+from segpipe.data.label_lists import labels_from_values
 from segpipe.data.layouts import LAYOUTS
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import find_layout, for_training, patients_of, to_dataset, unknown_layout
@@ -247,7 +247,7 @@ def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | Non
         return None, []
     if labels is None:
         try:
-            labels = labels_found(values, files.root)
+            labels = labels_from_values(values, files.root)
         except DataError as problem:
             return None, [fault("description", str(problem), None, None)]
     label_maps = {case.case_id: case.label for case in files.cases}

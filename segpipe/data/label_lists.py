@@ -83,10 +83,10 @@ def labels_in_files(paths: list[Path], n_workers: int) -> LabelSet:
         DataError: If a file cannot be read, or there is no value but 0, or too many for labels.
     """
     per_file = map_threads(lambda path: set(value_counts_of(path)), paths, "reading label values", n_workers)
-    return labels_found(set().union(*per_file), paths[0].parent if paths else Path())
+    return labels_from_values(set().union(*per_file), paths[0].parent if paths else Path())
 
 
-def labels_found(values: set[int], where: Path) -> LabelSet:
+def labels_from_values(values: set[int], where: Path) -> LabelSet:
     """Make labels of the values found in all label files of `where`.
 
     Raises:

@@ -181,7 +181,7 @@ def split_by_site(dataset: Dataset) -> Splits:
 
 
 class FoldRow(Record):
-    """What one fold validates, at all sites or at one.
+    """The cases that one fold validates, at all sites or at one.
 
     Args:
         fold: Its number.

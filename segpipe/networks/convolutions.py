@@ -25,7 +25,7 @@ _SHORT = (torch.bfloat16, torch.float16)
 
 
 class _Form(NamedTuple):
-    """How a kernel is moved over an image, in the order of torch.convolution; one number for each axis."""
+    """The moves of a kernel over an image, in the order of torch.convolution; one number for each axis."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -92,7 +92,7 @@ def _convolve(layer: _Layer, x: Tensor, torchs: Callable[[Tensor], Tensor]) -> T
 
 
 def _may_leave_torch(layer: _Layer, x: Tensor, dtype: torch.dtype) -> bool:
-    """Whether oneDNN is called without torch, which in float32 leaves it for a loop of its own for some images.
+    """True if oneDNN is called without torch, which in float32 leaves it for a loop of its own for some images.
 
     It does for a batch of one whose channels × depth × height are at most 20480, and unfolds the image: 7 to 13 times
     slower for windows of anisotropic images, and in hundreds of MiB more.
@@ -104,7 +104,7 @@ def _may_leave_torch(layer: _Layer, x: Tensor, dtype: torch.dtype) -> bool:
 
 
 def _form(layer: _Layer) -> _Form | None:
-    """How the layer's kernel is moved; None if its padding is not a number of zeros."""
+    """The moves of the layer's kernel; None if its padding is not a number of zeros."""
     if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
         return None
     output_padding = tuple(layer.output_padding)
@@ -112,7 +112,7 @@ def _form(layer: _Layer) -> _Form | None:
 
 
 def _has_single_voxel(kernel: Sequence[int], form: _Form, edges: Sequence[int]) -> bool:
-    """Whether an axis of the image or of the result has one voxel, and the kernel or its stride more."""
+    """True if an axis of the image or of the result has one voxel, and the kernel or its stride more."""
     for size, width, stride, padding, spread in zip(
         edges, kernel, form.stride, form.padding, form.dilation, strict=True
     ):

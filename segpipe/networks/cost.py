@@ -1,4 +1,4 @@
-"""What a network costs before it is built on a device: bytes, multiplications, about how many seconds."""
+"""Costs of a network before it is built on a device: bytes, multiplications, about how many seconds."""
 
 from __future__ import annotations
 

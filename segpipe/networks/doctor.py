@@ -1,4 +1,4 @@
-"""What torch finds of this machine: its version, devices, memory and precision."""
+"""Findings of torch about this machine: its version, devices, memory and precision."""
 
 from __future__ import annotations
 

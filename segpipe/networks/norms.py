@@ -1,4 +1,4 @@
-"""Where the channels of a voxel lie side by side in memory, and an instance norm that is fast there too.
+"""The memory format with the channels of a voxel next to each other, and an instance norm that is fast there too.
 
 torch's own copies such maps into the usual order and its result back, which takes longer than the convolutions gain.
 """

@@ -48,7 +48,7 @@ _SECONDS = 300  # a trial that takes longer hangs
 
 
 class Trial(Record):
-    """What was found of a network's convolutions on this processor.
+    """The finding about a network's convolutions on this processor.
 
     Args:
         environment: Variables that a process needs so that 16 bits are right; None if no way was found.
@@ -167,7 +167,7 @@ def avoid_wrong_arithmetic(
 
 
 def _uses_amx() -> bool:
-    """Whether oneDNN still takes AMX: it reads its environment before its first operation, and never again."""
+    """True if oneDNN still takes AMX: it reads its environment before its first operation, and never again."""
     with tempfile.TemporaryFile() as told:
         sys.stdout.flush()
         kept = os.dup(1)
@@ -185,7 +185,7 @@ def _uses_amx() -> bool:
 
 
 def _fault(layers: Sequence[Mapping[str, Any]], variables: Mapping[str, str], probe: Sequence[str]) -> str:
-    """What goes wrong in a process with these variables; empty if nothing does."""
+    """The fault that happens in a process with these variables; empty if nothing does."""
     try:
         ended = subprocess.run(
             probe,
@@ -205,7 +205,7 @@ def _fault(layers: Sequence[Mapping[str, Any]], variables: Mapping[str, str], pr
 
 
 def _kept_in(layers: Sequence[Mapping[str, Any]], probe: Sequence[str]) -> Path:
-    """Where the answer for this processor, torch and these layers is kept."""
+    """The file in which the answer for this processor, torch and these layers is kept."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser())
     threads = os.environ.get("OMP_NUM_THREADS", "")
     own = json.dumps([processor_name(), torch.__version__, threads, os.environ.get(_ISA, ""), layers, list(probe)])

@@ -1,4 +1,4 @@
-"""What a network is made of, without torch: the planner writes it, `build` reads it."""
+"""The description of a network, without torch: the planner writes it, `build` reads it."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def self_test_findings(folder: Path) -> list[Finding]:
-    """Whether networks are computed right in bf16 on this processor; nothing where a CPU trains in float32.
+    """Findings on whether networks are computed right in bf16 on this processor; nothing where a CPU trains in float32.
 
     Args:
         folder: Of a planned work folder the networks are tried that train there; elsewhere a usual one.

@@ -116,7 +116,7 @@ class OutOfFold:
             raise DataError(f"{missing}: {', '.join(gone[:3])}. Predict again: `segpipe train`.")
 
     def has_probabilities(self, name: str, one: ValidatedCase) -> bool:
-        """Whether the probabilities of a case were written."""
+        """True if the probabilities of a case were written."""
         return probabilities_path(self.fold(name, one).validation, one.case.case_id).is_file()
 
     def _all_files(self, model: str, one: ValidatedCase) -> list[Path]:

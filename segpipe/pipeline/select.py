@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.compare.nested_selection import Candidates, Choice, select
+from segpipe.compare.nested_selection import Candidates, NestedChoice, select
 from segpipe.core.errors import UsageError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.machine import free_bytes
@@ -227,12 +227,12 @@ def _choose(masks: OutOfFold, models: tuple[str, ...]) -> SelectionReport:
     folds = np.array([one.fold for one in masks.cases])
     sign = 1 if METRICS[masks.metric].kind == "overlap" else -1
 
-    def as_chosen(choice: Choice) -> Chosen:
+    def as_chosen(choice: NestedChoice) -> Chosen:
         steps = zip(masks.labels.names, (STEPS[number] for number in choice.steps), strict=True)
         wanted = {name: of for name, of in steps if not of.is_nothing}
         return Chosen(model=models[choice.model], postprocessing=Postprocessing(labels=wanted))
 
-    def score(choice: Choice, is_in: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def score(choice: NestedChoice, is_in: NDArray[np.bool_]) -> NDArray[np.float64]:
         return masks.values(as_chosen(choice).model, as_chosen(choice).postprocessing, is_in)
 
     found = select(Candidates(values, folds, patients, sign), score)

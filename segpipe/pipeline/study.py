@@ -62,7 +62,7 @@ class _NnunetMasks(Record):
     split: Fold
 
     def is_of(self, other: _NnunetMasks) -> bool:
-        """Whether another one asks for these masks; processors may differ if a study resumes on another machine."""
+        """True if another one asks for these masks; processors may differ if a study resumes on another machine."""
         job = self.job.model_copy(update={"n_threads": other.job.n_threads})
         return (job, self.split) == (other.job, other.split)
 
@@ -260,7 +260,7 @@ class _Running:
 
 
 def is_finished(study: Study, output: Path, training: StudyTraining) -> bool:
-    """Whether a training is scored, as far as its files tell."""
+    """True if a training is scored, as far as its files tell."""
     work = StudyFolder(output).seed(training.arm, training.seed)
     fold = f"fold_{training.fold}/scores.csv"
     return any(work.path.glob(fold if study.arms[training.arm].nnunetv2 else f"runs/*/{fold}"))

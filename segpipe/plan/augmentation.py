@@ -1,4 +1,4 @@
-"""How strongly training patches are altered: values of the plan, from which `train/augmentation/draws` draws."""
+"""The strength of augmentation: values of the plan, from which `train/augmentation/draws` draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fold was trained on, in a few numbers that stay beside its weights: what new images are compared with."""
+"""The training data of a fold, in a few numbers that stay beside its weights: what new images are compared with."""
 
 from __future__ import annotations
 

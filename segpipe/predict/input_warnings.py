@@ -1,4 +1,4 @@
-"""What is odd about a new image, against the cases that a model was trained on."""
+"""Warnings about a new image that differs from the cases that a model was trained on."""
 
 from __future__ import annotations
 

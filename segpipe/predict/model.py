@@ -43,7 +43,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return next(self.networks[0].parameters()).device
 
 
@@ -88,7 +88,7 @@ class Ensemble:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.members[0].device
 
     @property

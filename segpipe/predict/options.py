@@ -1,4 +1,4 @@
-"""What a person chooses about a prediction."""
+"""Options of a prediction."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prediction leaves in its folder: masks, probabilities, the list of labels, one row for each case."""
+"""Files of a prediction: masks, probabilities, the list of labels, one row for each case."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whose masks a folder holds: those of one model, of known images."""
+"""Ownership of a folder of masks: those of one model, of known images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ABOUT = "prediction.json"
 
 
 class MadeWith(Record):
-    """What the masks of a folder were made with and of; another model must not go on in it.
+    """The model and the images that the masks of a folder were made with; another model must not go on in it.
 
     Args:
         model: Digest of the weights.

@@ -1,4 +1,4 @@
-"""How much work an image is, by its header: voxels after resampling, windows, passes through a network."""
+"""The work that an image needs, by its header: voxels after resampling, windows, passes through a network."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ class CaseState:
 
     @property
     def is_current(self) -> bool:
-        """Whether what is prepared may be used; where the images were moved away it is all there is."""
+        """True if what is prepared may be used; where the images were moved away it is all there is."""
         return self.stored is not None and (self.signature is None or self.stored.content == self.content)
 
 

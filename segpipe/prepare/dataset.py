@@ -181,7 +181,7 @@ def needs_of(
     n_workers: int,
     fingerprint: Fingerprint | None = None,
 ) -> Needs:
-    """What preparing some cases of a planned dataset will take."""
+    """The memory and disk that preparing some cases of a planned dataset will take."""
     ids = {state.case.case_id for state in missing}
     fingerprint = fingerprint or Fingerprint.load(work.fingerprint)
     cases = tuple(case for case in fingerprint.cases if case.case_id in ids)

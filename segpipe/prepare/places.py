@@ -1,4 +1,4 @@
-"""Where the labels of a case are: places to centre patches on, few of them, by connected component."""
+"""Locations of the labels of a case: places to centre patches on, few of them, by connected component."""
 
 from __future__ import annotations
 

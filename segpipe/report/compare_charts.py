@@ -71,7 +71,7 @@ def rankings_svg(rankings: Sequence[Ranking]) -> bytes:
     n_methods = len(rankings[0].methods)
     figure = new_figure(WIDTH_INCHES, 1.1 + _ROW_INCHES * max(2, n_methods))
     for panel, ranking in zip(figure.subplots(1, len(rankings), squeeze=False)[0], rankings, strict=True):
-        order = ranked(ranking)
+        order = rank_order(ranking)
         for place, method in enumerate(order):
             panel.plot([ranking.low[method], ranking.high[method]], [place] * 2, color=CHART_COLOURS[5], linewidth=7)
             panel.plot([ranking.ranks[method]], [place], "o", color=CHART_COLOURS[0], markersize=6)
@@ -85,7 +85,7 @@ def rankings_svg(rankings: Sequence[Ranking]) -> bytes:
     return figure_bytes(figure, "svg")
 
 
-def ranked(ranking: Ranking) -> list[int]:
+def rank_order(ranking: Ranking) -> list[int]:
     """Numbers of the methods, the best first."""
     return sorted(range(len(ranking.methods)), key=lambda method: ranking.ranks[method])
 

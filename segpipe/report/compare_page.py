@@ -22,7 +22,7 @@ from segpipe.report.compare_charts import (
     case_means,
     difference_of,
     differences_svg,
-    ranked,
+    rank_order,
     rankings_svg,
 )
 from segpipe.report.distributions import axis_limits
@@ -209,7 +209,9 @@ def _ranking_picture(found: MetricComparison) -> Picture | None:
     if not found.rankings:
         return None
     first = found.rankings[0]
-    texts = [f"{first.methods[m]} {first.ranks[m]:g} ({first.low[m]:g} to {first.high[m]:g})" for m in ranked(first)]
+    texts = [
+        f"{first.methods[m]} {first.ranks[m]:g} ({first.low[m]:g} to {first.high[m]:g})" for m in rank_order(first)
+    ]
     caption = (
         "Ranks by all patients (dots) and in 95 % of resamples of patients (bars), ranked by means and by each case's "
         "own ranks. Kendall's tau is 1 if every resample ranks the methods alike."

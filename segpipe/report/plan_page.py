@@ -20,7 +20,7 @@ from segpipe.report.plan_page_tables import (
     configuration_table,
     cost_table,
     label_table,
-    listed,
+    list_names,
     rare_labels,
     split_tables,
     stage_tables,
@@ -96,10 +96,10 @@ def _facts(dataset: Dataset, fingerprint: Fingerprint, plan: Plan) -> tuple[tupl
     facts = [
         ("Cases", str(n_cases)),
         ("Patients", f"{len({case.patient_id for case in dataset.cases})}, {dataset.patients_from}"),
-        ("Sites", listed(places) if sites else "unknown"),
-        ("Orientations", listed(f"{code} {n}" for code, n in fingerprint.orientations.items())),
-        ("Channels", listed(fingerprint.channels)),
-        ("Regions" if labels.has_regions else "Labels", listed(labels.names)),
+        ("Sites", list_names(places) if sites else "unknown"),
+        ("Orientations", list_names(f"{code} {n}" for code, n in fingerprint.orientations.items())),
+        ("Channels", list_names(fingerprint.channels)),
+        ("Regions" if labels.has_regions else "Labels", list_names(labels.names)),
         ("Kept after cropping to nonzero voxels", f"{fingerprint.median_relative_size_after_cropping:.0%} (median)"),
     ]
     if labels.ignore_value is not None:

@@ -12,7 +12,7 @@ from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_fi
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.page import Picture
-from segpipe.report.plan_page_tables import axis_names, listed, scheme_text, short
+from segpipe.report.plan_page_tables import axis_names, list_names, scheme_text, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -151,7 +151,7 @@ def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
     for start in range(0, len(names), _LABELS_BY_PICTURE):
         shown = {name: values[name] for name in names[start : start + _LABELS_BY_PICTURE]}
         content = _volumes_svg(shown, "volume, mL", limits, is_log, has_dots)
-        medians = listed(f"{name} {short(float(np.median(v)))} mL" for name, v in shown.items() if v)
+        medians = list_names(f"{name} {short(float(np.median(v)))} mL" for name, v in shown.items() if v)
         caption = (
             "Volume of each label over cases; boxes show median and quartiles, lines the smallest and the largest."
         )

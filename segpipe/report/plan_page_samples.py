@@ -22,7 +22,7 @@ from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
 from segpipe.report.page import Picture
-from segpipe.report.plan_page_tables import listed
+from segpipe.report.plan_page_tables import list_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,8 +104,8 @@ def sample_cases(fingerprint: Fingerprint, labels: LabelSet) -> dict[str, CaseFi
 def _picture(rank: str, case: Case, plan: Plan) -> Picture:
     shown = read_slice(case, plan)
     present = [name for name, mask in plan.labels.masks_of(shown.values).items() if mask.any()]
-    names = listed(present) or "no label"
-    alt = f"Case {case.case_id}, {shown.plane} slice of {listed(plan.channels)} with contours of {names}."
+    names = list_names(present) or "no label"
+    alt = f"Case {case.case_id}, {shown.plane} slice of {list_names(plan.channels)} with contours of {names}."
     caption = (
         f"{case.case_id}, the case with the {rank} labelled volume: {shown.plane} slice through its largest labelled "
         "cross-section. First the whole slice with the patches to scale, then each channel around the labels."

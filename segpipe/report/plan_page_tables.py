@@ -40,10 +40,10 @@ def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
         else:
             continue
         groups.setdefault(consequence, []).append(f"{name} ({n_with} of {n_cases})" if n_with else name)
-    return tuple(f"Rare: {listed(names)}, {consequence}" for consequence, names in groups.items())
+    return tuple(f"Rare: {list_names(names)}, {consequence}" for consequence, names in groups.items())
 
 
-def listed(names: Iterable[str]) -> str:
+def list_names(names: Iterable[str]) -> str:
     """Join names with commas; of very many the first ones and how many more."""
     every = list(names)
     more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""

@@ -10,7 +10,7 @@ from segpipe.data.splits import leaks
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.report.methods_text import MethodsText, interval_text, metrics_text, policy_text, software_text
-from segpipe.report.plan_page_tables import listed
+from segpipe.report.plan_page_tables import list_names
 from segpipe.report.work_contents import Change, Run, WorkFolder
 
 _OWN_GRID = "Masks were scored on the grid of their image."
@@ -53,7 +53,7 @@ def _data(work: WorkFolder) -> str:
     n_patients = len({case.patient_id for case in cases})
     return (
         f"{work.dataset.name} has {count(len(cases), 'case')} of {count(n_patients, 'patient')}{sites}, channels "
-        f"{listed(work.dataset.channels)}, and labels {listed(work.dataset.labels.names)}."
+        f"{list_names(work.dataset.channels)}, and labels {list_names(work.dataset.labels.names)}."
     )
 
 

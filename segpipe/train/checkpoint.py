@@ -1,4 +1,4 @@
-"""What a run leaves behind: weights for prediction, state to go on from, history for people."""
+"""Files of a training: weights for prediction, state to go on from, history for people."""
 
 from __future__ import annotations
 

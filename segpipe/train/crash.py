@@ -68,7 +68,7 @@ def mark_step(iteration: int) -> None:
 
 
 def crash_text(folder: FoldFolder) -> str:
-    """What happened to the training that left a `crash.txt`, where, and what to try."""
+    """A sentence on what happened to the training that left a `crash.txt`, where, and what to try."""
     text = folder.crash.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"Fatal Python error: ([^\n]+)", text)
     step = re.search(r"step +(\d+)", text)

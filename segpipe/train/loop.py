@@ -160,7 +160,7 @@ def _alone_in(folder: FoldFolder) -> Iterator[str]:
 
 
 def _arithmetic_note(plan: Plan, configuration_name: str, device: torch.device) -> str:
-    """What of a training in bf16 is computed in another way on this processor, since the planned one is wrong here."""
+    """A note on the arithmetic of a bf16 training, if this processor gets the planned one wrong; empty otherwise."""
     if device.type != "cpu" or resolve_precision(plan.training.precision, device) != torch.bfloat16:
         return ""
     chosen = plan.configurations[configuration_name]

@@ -1,4 +1,4 @@
-"""What the terms of a loss read from the outputs at one resolution."""
+"""Values that the terms of a loss read from the outputs at one resolution."""
 
 # B batch, C outputs, K answers for each voxel (1, or the regions), N labels without background, Z Y X or V voxels.
 from __future__ import annotations

@@ -111,10 +111,10 @@ class Draws:
     def part(self, number: int, n_parts: int) -> Draws:
         """Every `n_parts`-th sample from `number` on."""
 
-        def chosen(rows: Any) -> Any:
+        def choose(rows: Any) -> Any:
             return None if rows is None else rows[number::n_parts]
 
-        return Draws(**{field.name: chosen(getattr(self, field.name)) for field in fields(self)})
+        return Draws(**{field.name: choose(getattr(self, field.name)) for field in fields(self)})
 
 
 def is_flat(patch_zyx: ZYX) -> bool:

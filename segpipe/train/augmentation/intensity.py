@@ -1,4 +1,4 @@
-"""What is done to intensities: noise, blur, brightness, contrast, low resolution, gamma; only where it was drawn."""
+"""Changes of intensities: noise, blur, brightness, contrast, low resolution, gamma; only where it was drawn."""
 
 # R rows, each a channel of a sample, Z Y X voxels.
 from __future__ import annotations

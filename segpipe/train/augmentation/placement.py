@@ -1,4 +1,4 @@
-"""Where the voxels of a patch come from: cut, turned, scaled, deformed, mirrored."""
+"""Placement of the voxels of a patch: cut, turned, scaled, deformed, mirrored."""
 
 # B batch, C channels, N moved samples, A axes that move (2 or 3), M control points, Z Y X voxels.
 from __future__ import annotations
