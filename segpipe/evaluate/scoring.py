@@ -115,7 +115,7 @@ def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
         values = ", ".join(map(str, sorted({value for found in strange.values() for value in found})[:_N_NAMED]))
         say(
             f"warning: {len(files)} of {count(len(scored), 'mask')} (e.g. {files[0]}) with values that are not known "
-            f"labels and in no reference: {values}. They count as background. Expected {_expected_values(labels)}: store "
+            f"labels and in no reference: {values}. They count as background. Expected {_values_of(labels)}: store "
             "the masks with these values."
         )
 
@@ -164,12 +164,12 @@ def _refuse_strange_values(pair: MaskPair, strange: Sequence[frozenset[int]], la
     ]
     if found:
         raise DataError(
-            f"{pair.origin.case_id}: unknown label values: {'; '.join(found)}; expected {_expected_values(labels)}. Store "
+            f"{pair.origin.case_id}: unknown label values: {'; '.join(found)}; expected {_values_of(labels)}. Store "
             "the mask with these values, or choose labels with -l: other values then count as background."
         )
 
 
-def _expected_values(labels: LabelSet) -> str:
+def _values_of(labels: LabelSet) -> str:
     return ", ".join(f"{label.name} = {'+'.join(map(str, label.values))}" for label in labels.labels[:_N_NAMED])
 
 
