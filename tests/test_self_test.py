@@ -38,6 +38,13 @@ def test_each_form_of_a_network_is_listed_once():
     assert LAYERS[0]["shape"] == [2, 1, 4, 16, 16]
 
 
+def test_large_images_are_tried_in_fewer_slices_as_wide_as_they_are():
+    spec = SPECS["plain"]("3d").model_copy(update={"features": (64, 128, 256)})
+    shapes = [layer["shape"] for layer in distinct_convolutions(spec, 1, (128, 128, 128), 2)]
+    inner = next(shape for shape in shapes if shape[1] == 64 and shape[3] == 128)
+    assert inner[2:] == [4, 128, 128] and max(shape[2] for shape in shapes) <= 128
+
+
 def test_this_processor_is_right_and_the_answer_is_kept(own_cache: Path, capfd: pytest.CaptureFixture):
     trial = try_convolutions(LAYERS)
     assert trial.environment == {} and not trial.faults

@@ -44,7 +44,9 @@ _LAYERS = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d, "ConvTranspose2d": nn.ConvT
 _LAYERS["ConvTranspose3d"] = nn.ConvTranspose3d
 _MAX_DIFFERENCE = 0.02  # relative, of a whole tensor; rounding makes it 0.002
 _MAX_BATCH = 2  # more repeats the same and takes longer
-_SECONDS = 300  # a trial that takes longer hangs
+_MAX_MACS = 2e9  # of a layer: a tenth of a second or so, forward and backward, in float32 on one slow core
+_MIN_SLICES = 4
+_SECONDS = 600  # a trial that takes longer says nothing, perhaps others use the processor
 
 
 class Trial(Record):
@@ -97,7 +99,17 @@ def _described(layer: Any, x: Tensor, *, channels_last: bool) -> dict[str, Any]:
         "bias": layer.bias is not None,
     }
     kind = next(name for name, known in _LAYERS.items() if isinstance(layer, known))
-    return {"kind": kind, "options": options, "shape": list(x.shape), "channels_last": channels_last}
+    n_macs_per_slice = layer.weight[0].numel() * layer.weight.shape[0] * x[0, 0].numel() / x.shape[-3]
+    shape = _enough_of(x.shape, n_macs_per_slice, options) if x.dim() == 5 else [min(_MAX_BATCH, len(x)), *x.shape[1:]]
+    return {"kind": kind, "options": options, "shape": shape, "channels_last": channels_last}
+
+
+def _enough_of(shape: Sequence[int], n_macs_per_slice: float, options: Mapping[str, Any]) -> list[int]:
+    """Shape of an image with fewer slices where all take long: what is done in a slice is what differs."""
+    n_batch, n_channels, n_slices, *edges = shape
+    least = options["dilation"][0] * (options["kernel_size"][0] - 1) + options["stride"][0]
+    n_tried = max(_MIN_SLICES, least, int(_MAX_MACS / (n_batch * n_macs_per_slice)))
+    return [n_batch, n_channels, min(n_slices, n_tried), *edges]
 
 
 def try_convolutions(layers: Sequence[Mapping[str, Any]], *, probe: Sequence[str] = PROBE) -> Trial:
@@ -119,7 +131,11 @@ def try_convolutions(layers: Sequence[Mapping[str, Any]], *, probe: Sequence[str
     )
     begun, faults, works = time.monotonic(), [], None
     for name, variables in (("bf16", {}), ("bf16 without AMX", {_ISA: _WITHOUT_AMX})):
-        fault = _fault(layers, variables, probe)
+        try:
+            fault = _fault(layers, variables, probe)
+        except subprocess.TimeoutExpired:  # says nothing of what is right, so it is not kept
+            say(f"warning: the trial took more than {_SECONDS} s and was ended; 16 bits are used untried.")
+            return Trial(environment={}, faults=())
         if not fault:
             works = variables
             break
@@ -186,18 +202,15 @@ def _uses_amx() -> bool:
 
 def _fault(layers: Sequence[Mapping[str, Any]], variables: Mapping[str, str], probe: Sequence[str]) -> str:
     """The fault that happens in a process with these variables; empty if nothing does."""
-    try:
-        ended = subprocess.run(
-            probe,
-            input=json.dumps(list(layers)),
-            env={**os.environ, **_HEAP_CHECKS, **variables},
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return f"no answer within {_SECONDS} s"
+    ended = subprocess.run(
+        probe,
+        input=json.dumps(list(layers)),
+        env={**os.environ, **_HEAP_CHECKS, **variables},
+        capture_output=True,
+        text=True,
+        timeout=_SECONDS,
+        check=False,
+    )
     if ended.returncode < 0:
         return f"ended by {signal.Signals(-ended.returncode).name}"
     lines = (ended.stdout or ended.stderr).strip().splitlines()
