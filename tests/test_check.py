@@ -127,6 +127,23 @@ def test_a_label_map_given_as_an_image_is_noticed(tmp_path: Path, dtype: type):
     assert kinds(check_dataset(tmp_path, n_workers=1)) == []
 
 
+def test_a_channel_that_is_filled_up_is_named_and_a_warning(tmp_path: Path):
+    write_nnunet(tmp_path, CASES, n_channels=2, channel_names={"0": "T1", "1": "FLAIR"})
+    write_tiny(image(tmp_path, "b", 1), np.zeros_like(tiny_image(0)))
+    (one,) = check_dataset(tmp_path, n_workers=1).faults
+    assert (one.kind, one.severity, one.found) == ("constant_channel", "warning", "FLAIR: every voxel is 0")
+    write_tiny(image(tmp_path, "b", 0), np.zeros_like(tiny_image(0)))
+    assert kinds(check_dataset(tmp_path, n_workers=1)) == [("constant", "b"), ("constant", "b")]
+    channels = np.stack([tiny_image(7), np.full_like(tiny_image(0), 3)])
+    image(tmp_path, "b", 0).unlink()
+    image(tmp_path, "b", 1).unlink()
+    write_image(tmp_path / "imagesTr" / "b.nii.gz", channels, oblique_affine())
+    (one,) = check_dataset(tmp_path, n_workers=1).faults
+    assert one.found == "FLAIR: every voxel is 3 in volume 1 of 2"
+    assert run(["plan", str(tmp_path), "-o", str(tmp_path / "work"), "--no-cost"]) == 0
+    assert run(["prepare", str(tmp_path / "work")]) == 0
+
+
 def test_a_label_in_no_case_is_as_fatal_as_plan_takes_it(tmp_path: Path):
     write_nnunet(tmp_path, CASES, labels={"background": 0, "a": 1, "b": 2, "c": 3})
     report = check_dataset(tmp_path, n_workers=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -88,8 +89,8 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
         files = replace(files, faults=tuple(one for one in files.faults if one.kind != "image_without_label"))
     is_loose = files.layout == _LOOSE
     facts = _facts(files, None if is_loose else len(files.channels), path.name, n_workers)
-    for one in facts:
-        faults += one.faults
+    for case, one in zip(files.cases, facts, strict=True):
+        faults += _named_channels(case, one.faults, files.channels)
     if is_loose:
         faults += _duplicates(files.cases, facts, {case.case_id: "" for case in files.cases})
         return _report(path, _understanding(files, facts), None, {}, faults)
@@ -105,6 +106,21 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     dataset = to_dataset(files, labels, patients, patients_from) if labels is not None and is_whole else None
     lines = _understanding(files, facts, labels, presence, f"{len(set(patients.values()))}, {patients_from}")
     return _report(path, lines, dataset, presence, faults)
+
+
+def _named_channels(case: CaseFiles, faults: Sequence[Fault], channels: Sequence[str]) -> list[Fault]:
+    """Name constant channels; those beside a channel with contrast may be filled up, and are a warning."""
+    constant = [one for one in faults if one.kind == "constant"]
+    if len(channels) < 2 or not 0 < len(constant) < len(channels) or len(case.images) not in (1, len(channels)):
+        return list(faults)
+    named = []
+    for one in faults:
+        if one.kind == "constant" and one.file is not None:
+            volume = re.search(r"in volume (\d+) of", one.found)
+            place = int(volume[1]) if volume else case.images.index(Path(one.file))
+            one = fault("constant_channel", f"{channels[place]}: {one.found}", case.case_id, Path(one.file))  # noqa: PLW2901
+        named.append(one)
+    return named
 
 
 def _is_unlabelled(files: DatasetFiles, faults: Sequence[Fault]) -> bool:

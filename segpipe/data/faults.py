@@ -168,6 +168,12 @@ KINDS: dict[str, Kind] = {
         "intensities of a scan",
         "Check that images and label maps are not swapped, and that the folder is the one of the images.",
     ),
+    "constant_channel": Kind(
+        "warning",
+        "Constant channel beside others",
+        "a channel with contrast",
+        "Nothing, if the channel was not acquired and is filled up on purpose. Otherwise export it again.",
+    ),
     "constant": Kind("fatal", "Constant image", "an image with contrast", "Export it again, or move the case away."),
     "label_not_integer": Kind(
         "fatal",
