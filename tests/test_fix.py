@@ -405,3 +405,34 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path):
     left.mkdir()
     fix_dataset(data, tmp_path / "out", n_workers=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out"]
+
+
+@pytest.mark.parametrize("n_channels", [1, 2])
+def test_nan_outside_the_body_becomes_the_lowest_value(tmp_path: Path, n_channels: int):
+    data = write_nnunet(tmp_path / "data", ["a", "b"], n_channels, labels={"background": 0, "a": 1, "b": 2})
+    voxels = np.stack([tiny_image(seed) for seed in range(n_channels)])
+    voxels[-1, :, :, 0] = voxels[-1, 0, 0, 1] = np.nan
+    for channel in range(n_channels):
+        (data / "imagesTr" / f"a_{channel:04d}.nii.gz").unlink()
+    write_image(data / "imagesTr" / "a.nii.gz", voxels, oblique_affine())
+    (repair,) = fix_dataset(data, tmp_path / "out", 1)
+    lowest = [float(np.nanmin(channel)) for channel in voxels]
+    assert (repair.kind, repair.is_repaired) == ("not_finite", True)
+    assert repair.text.endswith(
+        f"81 voxels NaN outside the body; replaced by the lowest value, {', '.join(f'{v:g}' for v in lowest)}"
+    )
+    fixed = read_image(tmp_path / "out" / "imagesTr" / "a.nii.gz")
+    assert np.array_equal(fixed.voxels_czyx, np.where(np.isnan(voxels), lowest[-1], voxels).astype(np.float32))
+    assert np.allclose(fixed.grid.affine_ras_mm, oblique_affine(), atol=1e-5)
+    assert {one.severity for one in check_dataset(tmp_path / "out", 1).faults} <= {"warning"}
+
+
+@pytest.mark.parametrize("place", [(3, 3, 3), (2, 2, 1)])  # a hole; a labelled voxel, beside NaN up to the border
+def test_nan_inside_the_body_is_left(tmp_path: Path, place: tuple[int, int, int]):
+    data = write_nnunet(tmp_path / "data", ["a", "b"])
+    voxels = tiny_image(0)
+    voxels[:, :, 0] = voxels[place] = np.nan
+    file = write_tiny(data / "imagesTr" / "a_0000.nii.gz", voxels)
+    (repair,) = fix_dataset(data, tmp_path / "out", 1)
+    assert not repair.is_repaired and "inside the body" in repair.done
+    assert (tmp_path / "out" / "imagesTr" / file.name).read_bytes() == file.read_bytes()

@@ -166,6 +166,16 @@ def write_shares(path: Path, shares_zyx: NDArray[np.uint8], like: Path) -> None:
     _save_like(path, np.asfortranarray(shares_zyx.transpose(2, 1, 0)), read_header(like), "estimate", 1 / SHARE_STEPS)
 
 
+def write_voxels(path: Path, voxels_czyx: NDArray[np.float32], like: Path) -> None:
+    """Write NIfTI with other voxels and the header of the image file `like`.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be written.
+    """
+    data_xyzc = np.asfortranarray(voxels_czyx.transpose(3, 2, 1, 0))
+    _save_like(path, data_xyzc[..., 0] if len(voxels_czyx) == 1 else data_xyzc, read_header(like), "none")
+
+
 def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, slope: float | None = None) -> None:
     """Write NIfTI with the header geometry of an image; `slope` is what stored values are to be multiplied with."""
     import nibabel as nib

@@ -118,7 +118,7 @@ def _named_channels(case: CaseFiles, faults: Sequence[Fault], channels: Sequence
         if one.kind == "constant" and one.file is not None:
             volume = re.search(r"in volume (\d+) of", one.found)
             place = int(volume[1]) if volume else case.images.index(Path(one.file))
-            one = fault("constant_channel", f"{channels[place]}: {one.found}", case.case_id, Path(one.file))  # noqa: PLW2901
+            one = fault("constant_channel", f"{channels[place]}: {one.found}", case.case_id, Path(one.file))
         named.append(one)
     return named
 

@@ -26,6 +26,10 @@ class Kind(NamedTuple):
     remedy: str
 
 
+_NOT_FINITE = (
+    "`segpipe check DATA --fix OUT` replaces NaN outside the body in a copy. Otherwise export the image again, or "
+    "replace them deliberately."
+)
 KINDS: dict[str, Kind] = {
     # files
     "description": Kind("fatal", "Dataset not understood", "a layout of data_readme.md", "Correct the description."),
@@ -159,9 +163,7 @@ KINDS: dict[str, Kind] = {
         "Nothing: cases are reoriented to the most frequent one, and masks are reoriented back.",
     ),
     # voxels
-    "not_finite": Kind(
-        "fatal", "NaN or infinite voxels", "finite numbers", "Export the image again, or replace them deliberately."
-    ),
+    "not_finite": Kind("fatal", "NaN or infinite voxels", "finite numbers", _NOT_FINITE),
     "like_labels": Kind(
         "warning",
         "Image that looks like a label map",

@@ -21,10 +21,11 @@ from segpipe.core.header import NIFTI_ENDINGS, Header, beside, ending_of, may_be
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.text import count
-from segpipe.core.volume import read_header, read_label_values, write_mask
+from segpipe.core.volume import read_header, read_label_values, read_voxels, write_mask, write_voxels
 from segpipe.data.check import walk
 from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.data.inspect import kind_of, what_was_found
+from segpipe.data.label_lists import value_counts
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import find_layout
@@ -70,7 +71,8 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
 
     Headers in other units, with an sform that contradicts pixdim or a qform that contradicts the sform: see
     `data.header_repair`. Label maps stored as floats or scaled become integers; those with other axes than their
-    image, or shifted against it (`data.placement`), get its axes and its header. Everything else is copied byte by
+    image, or shifted against it (`data.placement`), get its axes and its header. NaN outside the body becomes the
+    lowest value of its channel. Everything else is copied byte by
     byte, damaged files too.
 
     Args:
@@ -169,7 +171,31 @@ class _Job:
             header = _header(target) if ending_of(target) in NIFTI_ENDINGS else None
             if header and (found := trouble(header)):
                 repairs.append(self.repair(file, kind, found, repair(header, target)))
-        return repairs
+        return repairs + self._fill_outside(file)
+
+    def _fill_outside(self, file: Path) -> list[Repair]:
+        """Give voxels of NaN outside the body, in the copy of an image, the value of the background."""
+        target, case = self.target(file), self.case_of.get(file)
+        header = _header(target) if ending_of(target) in NIFTI_ENDINGS else None
+        if header is None or header.dtype.kind != "f" or (case is not None and file == case.label):
+            return []
+        try:
+            voxels = np.array(read_voxels(header))
+        except (DataError, MemoryError):  # which the check of the copy reports
+            return []
+        missing = np.isnan(voxels)
+        if not missing.any() or missing.all(axis=(1, 2, 3)).any():
+            return []
+        found = f"{count(int(missing.sum()), 'voxel')} NaN"
+        if not _is_outside(missing, None if case is None else case.label):
+            done = "copied unchanged: NaN inside the body"
+            return [self.repair(file, "not_finite", found, done, is_repaired=False)]
+        values = [float(np.nanmin(channel)) for channel in voxels]
+        for channel, value in zip(voxels, values, strict=True):
+            channel[np.isnan(channel)] = value
+        write_voxels(target, voxels, target)
+        texts = ", ".join(f"{value:g}" for value in values)
+        return [self.repair(file, "not_finite", f"{found} outside the body", f"replaced by the lowest value, {texts}")]
 
     def repair_label(self, file: Path) -> list[Repair]:
         """Repair the copy of a label map against the copy of its image."""
@@ -196,6 +222,26 @@ class _Job:
             repairs.append(self.repair(file, f"label_{place.kind}", *displacement))
         write_mask(target, values.astype(dtype), like=like.path if displacement and like else target)
         return repairs
+
+
+def _is_outside(missing_czyx: NDArray[np.bool_], label: Path | None) -> bool:
+    """True if the voxels of each piece reach the border of the image, and none of them is labelled."""
+    from scipy.ndimage import label as pieces_of
+
+    for missing in missing_czyx:
+        _, n_pieces = pieces_of(np.pad(missing, 1, constant_values=True))
+        if n_pieces > 1:  # the padding joins all that reach the border
+            return False
+    header = None if label is None else _header(label)
+    if header is None or header.grid.shape_zyx != missing_czyx.shape[1:]:
+        return label is None
+    try:
+        values = read_label_values(header)
+        counts = value_counts(values)
+        background = max(counts, key=lambda value: counts[value])  # whatever the list says, it is the commonest
+        return bool((values[missing_czyx.any(axis=0)] == background).all())
+    except DataError:
+        return False
 
 
 def _displacement(place: Placement, image: Header, label: Header) -> tuple[str, str] | None:
