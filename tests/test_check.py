@@ -168,7 +168,7 @@ def test_faults_of_many_cases_are_all_reported(tmp_path: Path):
     """One fault in each of five cases, of files, geometry, voxels and labels: none hides another."""
     write_nnunet(tmp_path, [*CASES, "f"], n_channels=2)
     image(tmp_path, "a", 1).unlink()
-    write_tiny(label(tmp_path, "b"), tiny_labels()[:, :, :-1])
+    write_tiny(label(tmp_path, "b"), np.pad(tiny_labels(), ((0, 0), (0, 0), (0, 1))))
     write_tiny(image(tmp_path, "c"), np.where(tiny_image(7) > 130, np.float32(np.nan), tiny_image(7)))
     write_tiny(label(tmp_path, "d"), tiny_labels((1, 2, 9)))
     image(tmp_path, "e", 1).write_text("this is no image")
@@ -184,7 +184,7 @@ def test_faults_of_many_cases_are_all_reported(tmp_path: Path):
     assert found["label_unknown"] == "9 (24 voxels)"  # 2 × 4 × 3 by hand, see tiny_labels
     n_high = int((tiny_image(7) > 130).sum())
     assert found["not_finite"] == f"{n_high} voxels ({n_high / 960:.2%}) NaN or infinite"
-    assert found["shape_mismatch"] == "11 × 10 × 8 voxels (x, y, z)"
+    assert found["shape_mismatch"] == "13 × 10 × 8 voxels (x, y, z)"
     assert report.dataset is None  # a case is incomplete
 
 

@@ -436,3 +436,41 @@ def test_nan_inside_the_body_is_left(tmp_path: Path, place: tuple[int, int, int]
     (repair,) = fix_dataset(data, tmp_path / "out", 1)
     assert not repair.is_repaired and "inside the body" in repair.done
     assert (tmp_path / "out" / "imagesTr" / file.name).read_bytes() == file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype"), [((0, 255), np.uint8), ((0, 1 / 255), np.float32), ((0, 0.5), np.float64)]
+)
+def test_a_scaled_binary_mask_gets_the_value_of_the_only_label(
+    tmp_path: Path, values: tuple[float, float], dtype: type
+):
+    data = write_nnunet(tmp_path / "data", ["a", "b"], labels={"background": 0, "a": 1})
+    for case in ("a", "b"):
+        write_tiny(data / "labelsTr" / f"{case}.nii.gz", tiny_labels((1,)))
+    write_tiny(data / "labelsTr" / "b.nii.gz", np.array(values, dtype)[tiny_labels((1,))])
+    assert [one.kind for one in check_dataset(data, 1).faults if one.case_id] == ["label_scaled"]
+    (repair,) = fix_dataset(data, tmp_path / "out", 1)
+    assert (repair.kind, repair.done) == ("label_scaled", "stored as 1")
+    assert np.array_equal(read_labels(tmp_path / "out" / "labelsTr" / "b.nii.gz")[0], tiny_labels((1,)))
+    assert not check_dataset(tmp_path / "out", 1).is_fatal
+
+
+@pytest.mark.parametrize("ending", [".nii.gz", ".nrrd"])
+def test_a_cropped_label_map_is_padded_to_its_image(tmp_path: Path, ending: str):
+    data = write_nnunet(tmp_path / "data", ["a", "b"])
+    affine = oblique_affine()
+    affine[:3, 3] = (affine @ [1, 2, 2, 1])[:3]  # begins at voxel (x, y, z) = (1, 2, 2), as the labels do
+    whole = data / "labelsTr" / "b.nii.gz"
+    write_tiny(whole, tiny_labels()[2:4, 2:6, 1:7], affine)
+    sitk.WriteImage(sitk.ReadImage(str(whole)), str(tmp_path / f"b{ending}"))
+    whole.unlink()
+    (tmp_path / f"b{ending}").rename(data / "labelsTr" / f"b{ending}")
+    (found,) = [one for one in check_dataset(data, 1).faults if one.case_id]
+    assert (found.kind, found.found) == (
+        "label_cropped",
+        "6 × 4 × 2 voxels (x, y, z), from voxel (1, 2, 2) of the image on",
+    )
+    (repair,) = fix_dataset(data, tmp_path / "out", 1)
+    assert repair.kind == "label_cropped" and "padded with background" in repair.done
+    assert np.array_equal(read_labels(tmp_path / "out" / "labelsTr" / f"b{ending}")[0], tiny_labels())
+    assert not check_dataset(tmp_path / "out", 1).is_fatal

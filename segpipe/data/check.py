@@ -271,7 +271,11 @@ def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | Non
     nothing = {labels.background_value, labels.ignore_value}
     for case_id, per_case in counts.items():
         unknown = [v for v in per_case if v not in labels.known_values]
-        if unknown:
+        if len(unknown) == 1 and len(labels.labels) == 1 and set(per_case) == {0, *unknown} and 0 in nothing:
+            text = f"0 and {unknown[0]} are its only values"
+            expected = f"0 and {labels.values[0]}"
+            faults.append(fault("label_scaled", text, case_id, label_maps[case_id], expected))
+        elif unknown:
             named = ", ".join(f"{v} ({count(per_case[v], 'voxel')})" for v in unknown[:5])
             named += ", …" if unknown[5:] else ""
             expected = f"values of the list: {_some(sorted(labels.known_values))}"

@@ -137,6 +137,12 @@ KINDS: dict[str, Kind] = {
         "the position of the image",
         "If their voxels correspond, `--fix OUT` writes a copy with the image's header. Look at one of its cases.",
     ),
+    "label_cropped": Kind(
+        "fatal",
+        "Label map covers part of its image",
+        "the shape of the image",
+        "`segpipe check DATA --fix OUT` pads it with background in a copy.",
+    ),
     "channel_count": Kind(
         "fatal",
         "Wrong number of channels",
@@ -182,6 +188,12 @@ KINDS: dict[str, Kind] = {
         "Label values are not integers",
         "whole numbers",
         "The label map was probably interpolated: export it again with nearest neighbour.",
+    ),
+    "label_scaled": Kind(
+        "fatal",
+        "Mask of two values with another value than the label's",
+        "0 and the value of the label",
+        "`segpipe check DATA --fix OUT` stores the label's value in a copy.",
     ),
     "label_float": Kind(
         "warning",

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import remove_leftovers, whole_folder, write_text
-from segpipe.core.grid import MAX_SHEAR
+from segpipe.core.grid import MAX_SHEAR, ZYX
 from segpipe.core.header import NIFTI_ENDINGS, Header, beside, ending_of, may_be_read
+from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
 from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values, read_voxels, write_mask, write_voxels
 from segpipe.data.check import walk
 from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
-from segpipe.data.inspect import kind_of, what_was_found
+from segpipe.data.inspect import kind_of, scaled_value, what_was_found
 from segpipe.data.label_lists import value_counts
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
@@ -100,7 +101,12 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
     remove_leftovers(out.parent)
     with whole_folder(out) as copy:
         cases = dataset.cases if dataset else ()
-        job = _Job(root, copy, {file: case for case in cases for file in (*case.images, case.label) if file})
+        job = _Job(
+            root,
+            copy,
+            {file: case for case in cases for file in (*case.images, case.label) if file},
+            dataset.labels if dataset else None,
+        )
         n_cases = Counter(case.label for case in cases if case.label)
         labels = [
             label for label, n in n_cases.items() if n == 1
@@ -143,11 +149,12 @@ def _files_to_copy(path: Path, dataset: DatasetFiles | None) -> tuple[Path, list
 
 @dataclass(frozen=True)
 class _Job:
-    """A copy in the making: the source folder, the target folder, and the case of each file."""
+    """A copy in the making: the source folder, the target folder, the case of each file, and the labels if listed."""
 
     root: Path
     copy: Path
     case_of: dict[Path, CaseFiles]
+    labels: LabelSet | None
 
     def target(self, file: Path) -> Path:
         return self.copy / file.relative_to(self.root)
@@ -172,6 +179,25 @@ class _Job:
             if header and (found := trouble(header)):
                 repairs.append(self.repair(file, kind, found, repair(header, target)))
         return repairs + self._fill_outside(file)
+
+    @property
+    def _background(self) -> int:
+        return 0 if self.labels is None else self.labels.background_value
+
+    def _unscaled(self, file: Path, label: Header) -> tuple[list[Repair], NDArray[np.int32] | None]:
+        """Give a mask of 0 and another value the value of the only label, 1 without a list; nothing for other maps."""
+        if self._background != 0 or (self.labels is not None and len(self.labels.values) != 1):
+            return [], None
+        scaled = scaled_value(label)
+        if scaled is None or (float(scaled).is_integer() and self.labels is None):
+            return [], None
+        value = 1 if self.labels is None else self.labels.values[0]
+        if scaled == value:
+            return [], None
+        values = (read_voxels(label, None)[0] != 0).astype(np.int32) * value
+        return [
+            self.repair(file, "label_scaled", f"0 and {scaled:g} are its only values", f"stored as {value}")
+        ], values
 
     def _fill_outside(self, file: Path) -> list[Repair]:
         """Give voxels of NaN outside the body, in the copy of an image, the value of the background."""
@@ -205,20 +231,22 @@ class _Job:
             return []
         place = placement(like, label) if like else None
         displacement = _displacement(place, like, label) if place and like else None
-        if label.holds_integers and displacement is None:
+        repairs, values = self._unscaled(file, label)
+        if label.holds_integers and displacement is None and not repairs:
             return []
         try:
-            values = read_label_values(label)
+            values = read_label_values(label) if values is None else values
         except DataError as problem:
             found = what_was_found(problem, target)
             return [self.repair(file, kind_of(problem), found, "copied unchanged", is_repaired=False)]
-        repairs = []
         dtype = _smallest(values)
-        if not label.holds_integers:
+        if not label.holds_integers and not repairs:
             done = f"stored as {dtype.name}"
             repairs.append(self.repair(file, "label_float", label.stored_as, done))
         if displacement and place and place.turn:
             values = place.turn.apply(values)
+            if place.kind == "cropped" and like is not None:
+                values = _padded(values, like.grid.shape_zyx, place.offset_zyx, self._background)
             repairs.append(self.repair(file, f"label_{place.kind}", *displacement))
         write_mask(target, values.astype(dtype), like=like.path if displacement and like else target)
         return repairs
@@ -252,7 +280,16 @@ def _displacement(place: Placement, image: Header, label: Header) -> tuple[str, 
     if place.kind == "shifted":
         found = f"a corner voxel is {place.gap_mm:.3g} mm from that of the image; shape, spacing and axes are equal"
         return found, f"given the image's header: moved by {place.gap_mm:.3g} mm"
+    if place.kind == "cropped":
+        found = f"covers part of its image, from voxel {place.offset_zyx[::-1]} on"
+        return found, "padded with background to the image's shape and given its header"
     return None
+
+
+def _padded(values: NDArray[np.int32], shape_zyx: ZYX, offset_zyx: ZYX, background: int) -> NDArray[np.int32]:
+    padded = np.full(shape_zyx, background, np.int32)
+    padded[tuple(slice(o, o + n) for o, n in zip(offset_zyx, values.shape, strict=True))] = values
+    return padded
 
 
 def _smallest(values: NDArray[np.int32]) -> np.dtype[np.integer[Any]]:

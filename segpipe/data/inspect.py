@@ -151,6 +151,9 @@ def _label_place_faults(case: CaseFiles, label: Header, image: Header) -> list[F
     if place.kind == "shifted":
         text = f"same shape, spacing and axes, but a corner voxel is {place.gap_mm:.3g} mm from that of the image"
         return [fault("label_shifted", text, case.case_id, label.path)]
+    if place.kind == "cropped":
+        text = f"{_shape(label.grid)}, from voxel {place.offset_zyx[::-1]} of the image on"
+        return [fault("label_cropped", text, case.case_id, label.path, f"{_shape(image.grid)} like the image")]
     return [_apart(case, label, image.grid)]
 
 
@@ -218,11 +221,22 @@ def _inspect_labels(case: CaseFiles, header: Header) -> tuple[dict[int, int] | N
     try:
         values = read_label_values(header)
     except DataError as problem:
+        if (scaled := scaled_value(header)) is not None:
+            return None, [fault("label_scaled", f"0 and {scaled:g} are its only values", case.case_id, header.path)]
         return None, [fault(kind_of(problem), what_was_found(problem, header.path), case.case_id, header.path)]
     faults = []
     if not header.holds_integers:
         faults.append(fault("label_float", header.stored_as, case.case_id, header.path))
     return value_counts(values), faults
+
+
+def scaled_value(header: Header) -> float | None:
+    """The value besides 0 of a map that holds just two; None for others, and for what cannot be read."""
+    try:
+        values = np.unique(read_voxels(header, None))
+    except DataError:
+        return None
+    return float(values[values != 0][0]) if len(values) == 2 and 0 in values and np.isfinite(values).all() else None
 
 
 def _digest(voxels_czyx: NDArray[np.float32]) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.grid import Grid, Reorientation, turned_grid
+from segpipe.core.grid import ZYX, Grid, Reorientation, turned_grid
 from segpipe.core.header import MAX_GAP_VOX, Header
 
 _MAX_TURN = 1e-3  # sine of the angle between axes taken for parallel: cosines rounded to three decimals
@@ -22,14 +22,16 @@ class Placement:
 
     Args:
         kind: `same` position and axes; `turned`: same position, axes in another order or direction; `shifted`: same
-            shape, edges and axes at another position; `apart`: anything else.
+            shape, edges and axes at another position; `cropped`: part of the image's voxels; `apart`: anything else.
         turn: The turn of the label map's array onto the image's axes; None if `apart`.
-        gap_mm: Largest distance of a corner voxel after the turn; inf if `apart` and shapes differ.
+        gap_mm: Largest distance of a corner voxel after the turn; inf if shapes differ.
+        offset_zyx: The image's voxel at the first voxel of the label map if `cropped`, else zeros.
     """
 
-    kind: Literal["same", "turned", "shifted", "apart"]
+    kind: Literal["same", "turned", "shifted", "cropped", "apart"]
     turn: Reorientation | None
     gap_mm: float
+    offset_zyx: ZYX = (0, 0, 0)
 
 
 def placement(image: Header, label: Header) -> Placement:
@@ -49,9 +51,26 @@ def placement(image: Header, label: Header) -> Placement:
     turned_gap_mm = image.grid.corner_gap_mm(turned)
     if turned_gap_mm <= allowed_mm:
         return Placement("turned", turn, turned_gap_mm)
+    if turn == _STILL and (offset_zyx := _crop_offset(image.grid, label.grid)) is not None:
+        return Placement("cropped", _STILL, gap_mm, offset_zyx)
     edges = np.divide(label.grid.spacing_mm, image.grid.spacing_mm)
     is_shift = np.isfinite(gap_mm) and turn == _STILL and bool((np.abs(edges - 1) <= _MAX_EDGE_RATIO).all())
     return Placement("shifted", turn, gap_mm) if is_shift else Placement("apart", None, gap_mm)
+
+
+def _crop_offset(image: Grid, label: Grid) -> ZYX | None:
+    """Find the voxel of the image at which a smaller grid begins whose voxels are the image's; None for others."""
+    if image.shape_zyx == label.shape_zyx:
+        return None
+    to_index = np.linalg.inv(image.affine_ras_mm) @ label.affine_ras_mm
+    last_xyz = np.array(label.shape_zyx[::-1]) - 1
+    first = np.rint(to_index[:3, 3])
+    gaps_vox = [to_index[:3, 3] - first, (to_index @ [*last_xyz, 1])[:3] - (first + last_xyz)]
+    is_inside = (first >= 0).all() and (first + last_xyz < image.shape_zyx[::-1]).all()
+    if np.abs(gaps_vox).max() > MAX_GAP_VOX or not is_inside:
+        return None
+    x, y, z = (int(n) for n in first)
+    return z, y, x
 
 
 def _turn(image: Grid, label: Grid) -> Reorientation | None:
