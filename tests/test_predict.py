@@ -167,7 +167,9 @@ def test_a_bad_case_is_listed_and_the_others_are_done(model: Model, tmp_path: Pa
     assert [fault.case_id for fault in outcome.faults] == ["b", "c", "d"] and outcome.exit_code == 3
     assert [path.name for path in outcome.masks] == ["a.nii.gz", "e.nii.gz"]
     assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "e"]
-    with pytest.raises(DataError, match=r"3 of 5 cases could not be predicted:\n  b: .*\n  c: .*which is missing.*\n  d: "):
+    with pytest.raises(
+        DataError, match=r"3 of 5 cases could not be predicted:\n  b: .*\n  c: .*which is missing.*\n  d: "
+    ):
         outcome.require_all()
     assert json.loads(json.dumps([row.to_json() for row in outcome.rows]))[0]["case_id"] == "a"
 
