@@ -286,6 +286,11 @@ def test_list_inputs_with_several_channels(tmp_path: Path):
     assert names(list_inputs(images / "b_0001.nii.gz", ("T1", "T2"))[0].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
     (images / "a_0001.nii.gz").unlink()
     write_tiny(images / "d.nii.gz", tiny_image(9))
+    cases = list_inputs(images, ("T1", "T2"))  # b and c can be predicted; the others fail when they are read
+    assert names(cases[0].images) == ["a_0000.nii.gz", "a_0001.nii.gz"]
+    assert names(cases[3].images) == ["d_0000.nii.gz", "d_0001.nii.gz"]
+    for name in ("b_0000", "b_0001", "c"):
+        (images / f"{name}.nii.gz").unlink()
     with pytest.raises(DataError) as caught:
         list_inputs(images, ("T1", "T2"))
     assert "case a: channel 0001 (T2) is missing; found a_0000.nii.gz" in str(caught.value)

@@ -156,6 +156,20 @@ def test_channels_in_one_file_or_in_several_give_one_mask(tmp_path: Path) -> Non
         list_inputs(tmp_path / "two", model.plan.channels)
 
 
+def test_a_case_without_a_channel_does_not_stop_the_others(tmp_path: Path) -> None:
+    plan = small_plan().model_copy(
+        update={"channels": ("T1", "T2"), "normalisation": (Normalisation(scheme="zscore"),) * 2}
+    )
+    configuration = plan.configurations["3d_fullres"]
+    network = build(configuration.network, 2, plan.labels.n_outputs).eval()
+    for name in ("a_0000", "a_0001", "b_0001", "c_0000", "c_0002", "d_0000", "d_0001"):
+        write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
+    outcome = predicted(Model(plan, configuration, (network,), "0"), tmp_path / "in", tmp_path / "out")
+    assert [path.name for path in outcome.masks] == ["a.nii.gz", "d.nii.gz"] and outcome.exit_code == 3
+    texts = {fault.case_id: fault.text for fault in outcome.faults}
+    assert set(texts) == {"b", "c"} and "b_0000.nii.gz: no such file" in texts["b"] and "c_0001" in texts["c"]
+
+
 def test_a_bad_case_is_listed_and_the_others_are_done(model: Model, tmp_path: Path) -> None:
     images = tmp_path / "in"
     for name in ("a", "e"):

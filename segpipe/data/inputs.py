@@ -12,6 +12,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, PICTURE_ADVICE, PICTURE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
+from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count, nfc
 from segpipe.core.volume import read_header
@@ -41,8 +42,8 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
         Cases sorted by id; each has one file (or DICOM folder) for each channel, or one 4D file.
 
     Raises:
-        DataError: If there is no image, a channel is missing or too many, the names of channels contradict the
-            model's, or two files give one case.
+        DataError: If there is no image, no loose case has all channels, one has too many, the names of channels
+            contradict the model's, or two files give one case.
     """
     path = path.absolute()
     is_image = path.is_file() and bool(ending_of(path))
@@ -201,7 +202,7 @@ def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[Case
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault((split_number(file) or (stem_of(file), 0))[0], []).append(file)
-    cases, problems = [], []
+    cases, incomplete, problems = [], [], []
     for case_id, group in groups.items():
         indices = [number[1] for file in group if (number := split_number(file)) is not None]
         if len(indices) == len(group) and sorted(indices) == list(range(len(channels))):
@@ -219,12 +220,26 @@ def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[Case
         missing = [f"{i:04d} ({name})" for i, name in enumerate(channels) if i not in indices]
         what = f"channel {', '.join(missing)} is missing" if missing else "more files than channels"
         problems.append(f"case {case_id}: {what}; found {_with_channels(counts)}.")
+        if missing:
+            incomplete.append(_with_missing_files(case_id, group, len(channels)))
+    if problems and cases and len(incomplete) == len(problems):  # each fails alone, when it is read
+        say(
+            "\n  ".join([f"warning: {files[0].parent}: {count(len(problems), 'case')} cannot be predicted:", *problems])
+        )
+        return [*cases, *incomplete]
     if problems:
         raise DataError(
             f"{files[0].parent}: expected {len(channels)} files (case_0000 to case_{len(channels) - 1:04d}) or one 4D "
             "file per case. Add the files, or move the cases away.\n  " + "\n  ".join(problems)
         )
     return cases
+
+
+def _with_missing_files(case_id: str, group: list[Path], n_channels: int) -> CaseFiles:
+    """A case with the paths at which its missing channels are expected, so that reading it names them."""
+    by_channel = {number[1]: file for file in group if (number := split_number(file)) is not None}
+    expected = [group[0].with_name(f"{case_id}_{channel:04d}{ending_of(group[0])}") for channel in range(n_channels)]
+    return CaseFiles(case_id, tuple(by_channel.get(channel, path) for channel, path in enumerate(expected)))
 
 
 def _with_channels(n_channels: dict[Path, int]) -> str:
