@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from pydantic import Field
+
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.header import FOREIGN_ENDINGS, PICTURE_ENDINGS, ending_of
@@ -26,9 +28,12 @@ from segpipe.data.label_lists import labels_from_values
 from segpipe.data.layouts import LAYOUTS
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import find_layout, for_training, patients_of, to_dataset, unknown_layout
+from segpipe.data.patients import PATIENTS_FILE
+from segpipe.data.same_scan import SAME, AlikePair, alike_pairs
 
 _LOOSE = "files"  # the layout of a folder without one: every image is a case
 _LOOSE_TITLE = "no layout: image files one by one"
+_MAX_SUGGESTED = 6  # lines of a patients.json on the screen
 _MAX_LABELS = 12  # named on the screen
 _MIN_PATIENTS = 2
 _GOOD_PATIENTS = 5  # one for each of the usual folds
@@ -44,6 +49,8 @@ class CheckReport(Record):
         dataset: The dataset; None if cases are incomplete or it could not be understood.
         presence: The labels that occur in each case whose label map could be read.
         faults: All of them, fatal ones first, then by kind and case.
+        suggested_patients: Patient of every case if images that look like one patient's are joined: the content of a
+            `patients.json`. Empty if there are none.
     """
 
     path: str
@@ -51,6 +58,7 @@ class CheckReport(Record):
     dataset: Dataset | None
     presence: dict[str, tuple[str, ...]]
     faults: tuple[Fault, ...]
+    suggested_patients: dict[str, str] = Field(default_factory=dict)
 
     @property
     def is_for_prediction(self) -> bool:
@@ -99,13 +107,18 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
         faults += _duplicates(files.cases, facts, dict.fromkeys(patients, ""))
         return _report(path, _understanding(files, facts), None, {}, faults)
     labels, label_faults = _labels(files, facts)
-    faults += [*patient_faults, *_duplicates(files.cases, facts, patients), *label_faults]
+    alike = _find_alike(facts, patients)
+    faults += [*patient_faults, *_duplicates(files.cases, facts, patients), *_alike_faults(alike, facts, patients)]
+    faults += label_faults
     faults += [*_patient_count(patients), *_orientations(facts)]
     presence = {} if labels is None else _presence(facts, labels)
     is_whole = not any(one.severity == "fatal" for one in (*files.faults, *patient_faults))
     dataset = to_dataset(files, labels, patients, patients_from) if labels is not None and is_whole else None
     lines = _understanding(files, facts, labels, presence, f"{len(set(patients.values()))}, {patients_from}")
-    return _report(path, lines, dataset, presence, faults)
+    suggested = _join_patients(alike, facts, patients) if alike else {}
+    if suggested:
+        lines["one patient?"] = _suggestion_line(suggested, patients, files.patients_from)
+    return _report(path, lines, dataset, presence, faults, suggested)
 
 
 def _named_channels(case: CaseFiles, faults: Sequence[Fault], channels: Sequence[str]) -> list[Fault]:
@@ -175,9 +188,17 @@ def _report(
     dataset: Dataset | None,
     presence: dict[str, tuple[str, ...]],
     faults: list[Fault],
+    suggested: Mapping[str, str] = MappingProxyType({}),
 ) -> CheckReport:
     ordered = sorted(faults, key=lambda one: (one.severity, one.kind, one.case_id or "", one.file or ""))
-    return CheckReport(path=str(path), understood=lines, dataset=dataset, presence=presence, faults=tuple(ordered))
+    return CheckReport(
+        path=str(path),
+        understood=lines,
+        dataset=dataset,
+        presence=presence,
+        faults=tuple(ordered),
+        suggested_patients=dict(suggested),
+    )
 
 
 def _read_layout(path: Path) -> tuple[DatasetFiles, list[Fault]]:
@@ -249,6 +270,47 @@ def _duplicates(cases: Sequence[CaseFiles], facts: list[CaseFacts], patients: di
             text = f"the voxels of {first.name} (case {other}" + (f", patient {patients[other]})" if is_apart else ")")
             faults.append(fault("duplicate_patients" if is_apart else "duplicate", text, case.case_id, path))
     return faults
+
+
+def _find_alike(facts: Sequence[CaseFacts], patients: Mapping[str, str]) -> list[AlikePair]:
+    """Find cases of different patients that look like one scan or one patient."""
+    return alike_pairs([one.thumbnail for one in facts], [patients[one.case_id] for one in facts])
+
+
+def _alike_faults(alike: list[AlikePair], facts: Sequence[CaseFacts], patients: Mapping[str, str]) -> list[Fault]:
+    """Name for each case the earlier one that it is most like, but for equal images, which are duplicates already."""
+    faults = []
+    for pair in alike:
+        first, second = facts[pair.first], facts[pair.second]
+        if not set(first.hashes.values()) & set(second.hashes.values()):
+            kind = "same_scan_patients" if pair.correlation > SAME else "alike_patients"
+            text = f"like case {first.case_id} (patient {patients[first.case_id]}), r = {pair.correlation:.3f}"
+            faults.append(fault(kind, text, second.case_id))
+    return faults
+
+
+def _join_patients(alike: list[AlikePair], facts: Sequence[CaseFacts], patients: Mapping[str, str]) -> dict[str, str]:
+    """Give alike cases, and all that are joined through them, the name of the first of their patients."""
+    joined = {patient: patient for patient in patients.values()}
+
+    def name_of(patient: str) -> str:
+        while joined[patient] != patient:
+            patient = joined[patient]
+        return patient
+
+    for pair in alike:
+        one, other = sorted(name_of(patients[facts[place].case_id]) for place in (pair.first, pair.second))
+        joined[other] = one
+    return {case_id: name_of(patient) for case_id, patient in sorted(patients.items())}
+
+
+def _suggestion_line(suggested: Mapping[str, str], patients: Mapping[str, str], patients_from: str) -> str:
+    """Show how to say that the cases are of one patient: the lines that change."""
+    changed = {case_id: patient for case_id, patient in suggested.items() if patient != patients[case_id]}
+    lines = ", ".join(f'"{case_id}": "{patient}"' for case_id, patient in list(changed.items())[:_MAX_SUGGESTED])
+    where = f"correct the patients ({patients_from})" if patients_from else f"write {PATIENTS_FILE} with every case"
+    more = ", …" if len(changed) > _MAX_SUGGESTED else ""
+    return f"if so, {where}: {lines}{more}. `--json` has all cases as suggested_patients."
 
 
 def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | None, list[Fault]]:

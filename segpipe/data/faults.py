@@ -232,6 +232,19 @@ KINDS: dict[str, Kind] = {
         "every scan once",
         "Remove one, or give both the same patient. Otherwise one could train and the other validate.",
     ),
+    "same_scan_patients": Kind(
+        "fatal",
+        "Nearly the same image, different patients",
+        "every scan once",
+        "Remove the copy, or give both the same patient: a line `one patient?` above has what to write.",
+    ),
+    "alike_patients": Kind(
+        "warning",
+        "Images of one patient?",
+        "one patient for all scans of a person",
+        "Look at both. If they show one person, give both the same patient: a line `one patient?` above has what to "
+        "write. Nothing otherwise.",
+    ),
     "duplicate": Kind("warning", "Same image twice", "every scan once", "Remove one of them."),
     "one_patient": Kind(
         "fatal", "Too few patients to split", "at least 2 patients, better 50", "Add cases of other patients."

@@ -20,6 +20,7 @@ from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import value_counts
 from segpipe.data.layouts.scan import CaseFiles
 from segpipe.data.placement import placement
+from segpipe.data.same_scan import thumbnail
 
 _MAX_LABEL_VALUES = 256  # more are an image, or labels finer than those of any atlas
 _MAX_BORDER = 0.25  # share of neighbours that differ: noise of a scan makes nearly all of them differ
@@ -36,6 +37,7 @@ class CaseFacts:
         grid: Grid of its first image that could be read; None if none could.
         hashes: Digest of the voxels of each image file that could be read and is not constant.
         n_label_vox: Voxels of each value in the label map; None if there is none or it could not be read.
+        thumbnail: Of its first channel, to find scans of one patient; None where there is nothing to compare.
     """
 
     case_id: str
@@ -43,6 +45,7 @@ class CaseFacts:
     grid: Grid | None
     hashes: dict[Path, str]
     n_label_vox: dict[int, int] | None
+    thumbnail: NDArray[np.float16] | None
 
 
 def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
@@ -53,17 +56,18 @@ def inspect_case(case: CaseFiles, n_channels: int | None) -> CaseFacts:
         n_channels: Number of channels in the dataset; None to accept any (images without a dataset).
     """
     headers, label, faults = inspect_headers(case, n_channels)
-    hashes = {}
+    hashes, small = {}, None
     for header in headers:
-        digest, more = _in_memory(_inspect_voxels, case, header)
+        found, more = _in_memory(_inspect_voxels, case, header)
         faults += more
-        if digest is not None:
-            hashes[header.path] = digest
+        if found is not None:
+            hashes[header.path] = found[0]
+            small = found[1] if header.path == case.images[0] else small
     n_label_vox = None
     if label is not None:
         n_label_vox, more = _in_memory(_inspect_labels, case, label)
         faults += more
-    return CaseFacts(case.case_id, tuple(faults), headers[0].grid if headers else None, hashes, n_label_vox)
+    return CaseFacts(case.case_id, tuple(faults), headers[0].grid if headers else None, hashes, n_label_vox, small)
 
 
 def inspect_headers(case: CaseFiles, n_channels: int | None) -> tuple[list[Header], Header | None, list[Fault]]:
@@ -178,8 +182,10 @@ def _in_memory(
         return None, [fault("too_large", text, case.case_id, header.path)]
 
 
-def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[Fault]]:
-    """Digest the voxels of an image, None if they are faulty; and find their faults."""
+def _inspect_voxels(
+    case: CaseFiles, header: Header
+) -> tuple[tuple[str, NDArray[np.float16] | None] | None, list[Fault]]:
+    """Digest the voxels of an image and make a thumbnail, None if they are faulty; and find their faults."""
     try:
         voxels = np.ascontiguousarray(read_voxels(header))
     except DataError as problem:
@@ -199,7 +205,7 @@ def _inspect_voxels(case: CaseFiles, header: Header) -> tuple[str | None, list[F
             text = f"only whole numbers from {low:g} to {high:g}, in pieces{where}"
             faults.append(fault("like_labels", text, case.case_id, header.path))
     is_sound = all(one.severity == "warning" for one in faults)
-    return (_digest(voxels) if is_sound else None), faults
+    return ((_digest(voxels), thumbnail(voxels[0], header.grid)) if is_sound else None), faults
 
 
 def _is_like_labels(voxels_zyx: NDArray[np.float32]) -> bool:
