@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -103,3 +105,23 @@ def test_effects_by_hand():
     assert (down.probability_of_improvement, down.cliffs_delta) == (0, -1)
     assert effect_of(np.array([NAN]), np.array([1.0]), 1) is None
     assert effect_of(np.array([1.0]), np.array([2.0]), 1).standardised is None
+
+
+def test_wilcoxon_with_ties_is_exact_for_few_patients():
+    """Of 128 patterns of signs, 10 are as extreme as the observed ranks; the normal approximation says 0.046."""
+    tied = [0.03, 0.03, -0.01, 0.03, 0.01, 0.01, 0.01]
+    ranks = stats.rankdata(np.abs(tied))
+    observed = abs(np.sum(np.sign(tied) * ranks))
+    extreme = [abs(np.dot(signs, ranks)) >= observed for signs in product((-1, 1), repeat=7)]
+    assert wilcoxon_p_values(paired(tied))[0] == pytest.approx(np.mean(extreme)) == 0.078125
+    unlike_on_paper = np.array([0.85, 0.53, 0.61]) - [0.82, 0.50, 0.64]  # 0.03 but for rounding
+    assert wilcoxon_p_values(paired(unlike_on_paper))[0] == wilcoxon_p_values(paired([0.03, 0.03, -0.03]))[0]
+
+
+def test_a_constant_difference_has_no_spread():
+    first = np.array([0.8563, 0.8434, 0.882, 0.8552])
+    second = np.round(first + 0.02, 4)  # rounding makes a spread of 1e-17
+    assert effect_of(first, second, 1).standardised is None
+    found = model_estimate(paired(second - first))
+    assert found.variance[0] == 0
+    assert np.isnan(found.detectable[0])

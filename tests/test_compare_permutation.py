@@ -10,7 +10,13 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from segpipe.compare.permutation import MAX_EXACT_PATIENTS, benjamini_hochberg, holm, sign_flip_p_values
+from segpipe.compare.permutation import (
+    MAX_EXACT_PATIENTS,
+    benjamini_hochberg,
+    holm,
+    sign_flip_p_values,
+    sign_flip_tests,
+)
 
 RANDOM = np.random.default_rng
 
@@ -75,3 +81,27 @@ def test_what_is_no_test_does_not_count():
     # three tests: 0.01·3, 0.02·2, 0.5·1
     assert holm(np.array([0.02, np.nan, 0.01, 0.5])) == pytest.approx([0.04, np.nan, 0.03, 0.5], nan_ok=True)
     assert holm(np.array([])).size == 0
+
+
+@pytest.mark.parametrize("n_patients", [6, 9, 30])
+def test_intervals_and_p_values_do_not_contradict(n_patients):
+    """An interval excludes exactly the differences that the test rejects when they are taken away."""
+    random = np.random.default_rng(n_patients)
+    sizes = random.integers(1, 4, n_patients)[:, None]
+    shares = np.repeat(sizes / sizes.sum(), 5, axis=1)
+    sums = shares * random.gamma(1, 1, (n_patients, 5)) * [-1, -0.5, 0.2, 0.5, 1]
+
+    def p_value(shift):
+        return sign_flip_tests(sums - shift * shares, shares, np.random.default_rng(1), 999)[0]
+
+    p_values, low, high = sign_flip_tests(sums, shares, np.random.default_rng(1), 999)
+    assert p_values == pytest.approx(sign_flip_p_values(sums, np.random.default_rng(1), 999))
+    assert ((p_values < 0.05) == ((low > 0) | (high < 0))).all()
+    for limit, outwards in ((low, -1e-6), (high, 1e-6)):
+        assert (p_value(limit - outwards) >= 0.05).all() and (p_value(limit + outwards) < 0.05).all()
+
+
+def test_five_patients_reject_nothing():
+    shares = np.full((5, 1), 0.2)
+    _, low, high = sign_flip_tests(shares * 3.0, shares, np.random.default_rng(0))
+    assert (low, high) == (-np.inf, np.inf)

@@ -11,10 +11,10 @@ import pytest
 from published import SHARED_DATA
 
 from segpipe.cli.main import run
-from segpipe.compare.comparison import Question, compare, parse_margins
+from segpipe.compare.comparison import Question, compare, parse_losses, parse_margins
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_rows import ONE_SEED
-from segpipe.compare.comparison_text import WIDTH, comparison_text, save
+from segpipe.compare.comparison_text import WIDTH, comparison_text, fold_text, save
 from segpipe.compare.results import CaseTable, Method, Source, read_cases, read_methods
 from segpipe.core.errors import DataError, UsageError
 from segpipe.evaluate.scores import Score, ScoreTable
@@ -22,7 +22,7 @@ from segpipe.evaluate.scores import Score, ScoreTable
 PUBLISHED_CV = SHARED_DATA.parent / "nnunet_msd"
 
 
-def method(name, gain, *, n_cases=60, n_seeds=1, labels=("organ",), noise=0.02, seed=0):
+def method(name, gain, *, n_cases=240, n_seeds=1, labels=("organ",), noise=0.02, seed=0):
     """Scores of a five-fold cross-validation; every method has the same cases, easy and hard."""
     easy = np.random.default_rng(9).beta(8, 2, (n_cases, len(labels))) * 0.9
     random, rows = np.random.default_rng([seed, *name.encode()]), []
@@ -45,7 +45,7 @@ def only_row(methods, **options):
 
 def test_a_better_method_is_better():
     row = only_row([method("old", 0), method("new", 0.03)])
-    assert (row.baseline, row.method, row.label, row.n_cases, row.n_patients) == ("old", "new", "organ", 60, 30)
+    assert (row.baseline, row.method, row.label, row.n_cases, row.n_patients) == ("old", "new", "organ", 240, 120)
     assert row.models.answer == "better"
     assert row.models.low < row.difference < row.models.high
     assert row.difference == pytest.approx(row.mean_method - row.mean_baseline)
@@ -88,7 +88,37 @@ def test_copies_of_a_training_give_no_verdict_on_methods():
     found = compare(methods, Question(parse_margins(["dice"]))).metrics[0]
     assert (found.rows[0].methods, found.rows[0].methods_basis, found.n_seeds) == (None, ONE_SEED, 1)
     assert sum("3 trainings given, 1 counted" in note for note in found.notes) == 2
-    assert found.descriptions[0].n_ok == 60
+    assert found.descriptions[0].n_ok == 240
+
+
+def test_few_patients_cannot_exclude_failures():
+    """20 patients without a failure leave a rate of 14 %, which may cost more than the difference."""
+    few = [method("old", 0, n_cases=40), method("new", 0.03, n_cases=40)]
+    row = only_row(few)
+    assert row.models.p_adjusted < 0.05 and row.models.answer == "cannot tell"
+    assert row.models.unseen_rate == pytest.approx(1 - 0.05 ** (1 / 20))
+    assert row.models.sentence.endswith("20 patients cannot exclude failures in up to 14 %.")
+    assert only_row(few, worst_losses={"dice": 0.1}).models.answer == "better"  # 0.014 < 0.03
+    equal = [method(name, 0, n_cases=40, noise=0.001) for name in "ab"]
+    assert only_row(equal).models.answer == "cannot tell"
+    assert only_row(equal, worst_losses={"dice": 0.03}).models.answer == "no difference"  # 0.0042 < 0.005
+
+
+def test_a_verdict_names_the_fold_it_rests_on():
+    """All of the gain is in fold 1: without it there is none."""
+    first = method("a", 0, noise=0)
+    random = np.random.default_rng(0)
+    rows = [
+        replace(row, run="b", value=row.value + random.normal(0, 0.004) + (-0.08 if row.fold == 1 else 0))
+        for row in first.table.rows
+    ]
+    row = only_row([first, Method("b", ScoreTable(tuple(replace(r, value=max(r.value, 0)) for r in rows)))])
+    assert row.models.answer == "worse" and row.rests_on_folds == (1,)
+    assert len(row.fold_differences) == 5
+    assert row.fold_differences[1] == pytest.approx(-0.08, abs=0.01)
+    assert "the verdict rests on fold 1" in fold_text(row)
+    sure = only_row([method("a", 0), method("b", 0.03)])
+    assert sure.rests_on_folds == () and fold_text(sure).endswith("holds without any one fold")
 
 
 def test_the_family_is_what_was_declared():
@@ -108,21 +138,21 @@ def test_the_family_is_what_was_declared():
 
 
 def test_groups_are_described_and_compared():
-    sites = {f"c{c}": "north" if c < 40 else "south" for c in range(60)}
+    sites = {f"c{c}": "north" if c < 40 else "south" for c in range(240)}
     question = Question(parse_margins(["dice"]), cases=CaseTable(None, {"site": sites}))
     found = compare([method("a", 0), method("b", 0.03)], question).metrics[0]
     by_group = {(row.grouping, row.group): row for row in found.rows}
     assert by_group["site", "north"].n_cases == 40
     assert not by_group["site", "south"].is_declared
     described = {(d.method, d.group): d for d in found.descriptions}
-    total = described["a", "north"].mean * 40 + described["a", "south"].mean * 20
-    assert described["a", ""].mean == pytest.approx(total / 60)
+    total = described["a", "north"].mean * 40 + described["a", "south"].mean * 200
+    assert described["a", ""].mean == pytest.approx(total / 240)
 
 
 def test_the_record_comes_back_from_its_file_and_text_is_narrow(tmp_path):
     labels = ("a structure with a very long name indeed", "b")
     methods = [method(name * 30, gain, labels=labels, n_seeds=2) for name, gain in (("x", 0), ("y", 0.01), ("z", -0.2))]
-    sites = {f"c{c}": f"site {c % 3}" for c in range(60)}
+    sites = {f"c{c}": f"site {c % 3}" for c in range(240)}
     question = Question(parse_margins(["dice"]), cases=CaseTable(None, {"hospital": sites}))
     found = compare(methods, question)
     save(found, tmp_path)
@@ -183,6 +213,32 @@ def test_margins():
     ):
         with pytest.raises(UsageError, match=message):
             parse_margins([text])
+
+
+def test_worst_losses():
+    assert parse_losses(["dice=0.3", "hd95=50"]) == {"dice": 0.3, "hd95": 50}
+    with pytest.raises(UsageError, match=r"metric 'dise' is unknown\. Did you mean 'dice'"):
+        parse_losses(["dise=1"])
+    for text in ("dice", "dice=", "dice=-1", "dice=x", "dice=inf"):
+        with pytest.raises(UsageError, match="expected a positive number"):
+            parse_losses([text])
+
+
+def test_a_distance_may_lose_the_diagonal_of_an_image():
+    """Failures in 5 % of 60 patients cost up to 15 mm of a diagonal of 300 mm, or 2.5 mm if one costs 50 mm."""
+
+    def of_distances(name, gain):
+        dice = method(name, 0, n_cases=120).table.rows
+        rows = [replace(row, metric="hd95", unit="mm", value=5 + gain + 0.5 * row.value) for row in dice]
+        images = [replace(row, label="(image)", metric="image_diagonal", unit="mm", value=300.0) for row in rows]
+        return Method(name, ScoreTable((*rows, *images)))
+
+    pair = [of_distances("a", 0), of_distances("b", 3)]
+    rows = [
+        compare(pair, Question({"hd95": 1.0}, worst_losses=losses)).metrics[0].rows[0].models.answer
+        for losses in ({}, {"hd95": 50.0})
+    ]
+    assert rows == ["cannot tell", "worse"]
 
 
 def test_a_table_of_cases(tmp_path):

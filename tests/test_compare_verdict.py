@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from math import nan
 
+import numpy as np
 import pytest
 
+from segpipe.compare.unseen import unseen_failures
 from segpipe.compare.verdict_sentences import Evidence, p_text, quantity, verdict
 from segpipe.evaluate.metrics import METRICS
 
@@ -30,7 +32,7 @@ SURE = Evidence(
 
 def test_four_answers():
     assert verdict(SURE).sentence == (
-        "new is better than old (mean Dice +0.0200, 95 % interval +0.0100 to +0.0300, p 0.0030)."
+        "new is better than old (mean Dice +0.0200, 95 % interval +0.0100 to +0.0300, p 0.0010, corrected p 0.0030)."
     )
     assert verdict(replace(SURE, difference=-0.02)).answer == "worse"
     small = replace(SURE, difference=0.001, low=-0.001, high=0.003, p_adjusted=0.4, p_equivalence_adjusted=0.01)
@@ -39,6 +41,32 @@ def test_four_answers():
     assert unsure.answer == "cannot tell"
     assert unsure.sentence.startswith("This dataset cannot tell new from old (mean Dice +0.0200")
     assert unsure.sentence.endswith("it could detect 0.0120.")
+
+
+def test_each_answer_shows_the_interval_of_its_own_test():
+    equal = replace(
+        SURE, difference=0.0022, low=-0.001, high=0.0051, p_adjusted=0.2, p_equivalence=0.03,
+        p_equivalence_adjusted=0.03, equivalence_low=-0.0004, equivalence_high=0.0048,
+    )  # fmt: skip
+    assert verdict(equal).sentence == (
+        "new and old differ by no more than 0.0050 (mean Dice +0.0022, 90 % interval -0.0004 to +0.0048, p 0.0300)."
+    )
+    assert (verdict(equal).equivalence_low, verdict(equal).high) == (-0.0004, 0.0051)
+
+
+def test_claims_must_survive_failures_that_were_not_seen():
+    few = replace(SURE, unseen=unseen_failures(np.full(50, 0.02), 1.0))  # up to 5.8 % of patients
+    found = verdict(few)
+    assert found.answer == "cannot tell"
+    assert found.sentence.endswith(", corrected p 0.0030): 50 patients cannot exclude failures in up to 6 %.")
+    assert verdict(replace(few, unseen=unseen_failures(np.full(50, 0.02), 0.3))).answer == "better"
+    many = verdict(replace(SURE, unseen=unseen_failures(np.full(100, 0.02), 1.0)))
+    assert many.answer == "better"
+    assert many.sentence.endswith(" 100 patients cannot exclude failures in up to 3.0 %.")
+    lost = np.where(np.arange(100) < 2, -0.38, 0.02)  # two may be 6.2 %: 4.2 % more cost 0.016
+    found = verdict(replace(SURE, difference=0.012, unseen=unseen_failures(lost, 1.0)))
+    assert found.answer == "cannot tell"
+    assert found.sentence.endswith("2 of 100 patients lose up to 0.3800, and such losses may occur in up to 6.2 %.")
 
 
 def test_of_distances_less_is_better():

@@ -20,6 +20,13 @@ from segpipe.cli.options import Command, seed, shared
     help="Metric to compare and its equivalence margin, e.g. dice=0.01 or hd95=1 (mm); repeatable.  "
     "[default: dice=0.005]",
 )
+@click.option(
+    "--worst-loss",
+    "worst_losses",
+    multiple=True,
+    metavar="METRIC=LOSS",
+    help="Most that a failure can cost, e.g. dice=0.3 or hd95=50 (mm); repeatable.  [default: 1, or the diagonal]",
+)
 @click.option("-l", "--labels", help="Labels to compare, e.g. liver,tumour. Default: all.")
 @click.option("--declare", help="Pre-specified (confirmatory) labels, e.g. tumour. Default: the mean over labels.")
 @click.option("--policy", default="mr", show_default=True, help="How empty masks count: mr, nnunet, brats or omit.")
@@ -35,6 +42,7 @@ def command(
     results: tuple[str, ...],
     output: Path | None,
     margins: tuple[str, ...],
+    worst_losses: tuple[str, ...],
     labels: str | None,
     declare: str | None,
     policy: str,
@@ -52,7 +60,7 @@ def command(
     method; NAME:SEED=RESULT, repeated, gives its seeds, which verdicts on methods need.
     """
     from segpipe.cli.printing import print_json
-    from segpipe.compare.comparison import Question, compare, parse_margins
+    from segpipe.compare.comparison import Question, compare, parse_losses, parse_margins
     from segpipe.compare.comparison_text import comparison_text, save
     from segpipe.compare.results import CaseTable, Source, read_cases, read_methods
     from segpipe.core.errors import UsageError
@@ -63,6 +71,7 @@ def command(
         raise UsageError("--by: needs the table that says which case belongs to which group. Give it with --cases.")
     question = Question(
         margins=parse_margins(margins or ("dice",)),
+        worst_losses=parse_losses(worst_losses),
         declared=_names(declare),
         labels=_names(labels),
         policy=policy,

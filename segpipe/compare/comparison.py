@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf, nan
 
 import numpy as np
 
@@ -31,6 +32,8 @@ class Question:
         declared: Labels of the family that is corrected by Holm; empty: the mean over labels.
         against_first: Whether that family is the comparisons with the first method; if not, of every pair.
         labels: Labels to compare; empty: all.
+        worst_losses: By metric, what a failure may cost in its unit; where there is none 1 for overlaps, and for
+            distances in mm the largest diagonal of an image.
         policy: What empty masks count, as in `summarise`.
         allow_missing: Compare the cases that all have.
         cases: Patients and groups; empty: as the tables say.
@@ -40,6 +43,7 @@ class Question:
 
     margins: dict[str, float]
     declared: tuple[str, ...] = ()
+    worst_losses: dict[str, float] = field(default_factory=dict)
     against_first: bool = False
     labels: tuple[str, ...] = ()
     policy: str = DEFAULT_POLICY
@@ -70,6 +74,26 @@ def parse_margins(texts: Sequence[str]) -> dict[str, float]:
         if not 0 < margins[name] < float("inf"):
             raise UsageError(f"{text!r}: {value!r} is no margin, expected a positive number, e.g. {name}=0.01.")
     return margins
+
+
+def parse_losses(texts: Sequence[str]) -> dict[str, float]:
+    """What a failure may cost, by metric, from `dice=0.3`, `hd95=50`.
+
+    Raises:
+        UsageError: If a metric is unknown or a loss no positive number.
+    """
+    losses: dict[str, float] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        if name not in METRICS:
+            raise UsageError(f"--worst-loss: metric {name!r} is unknown.{did_you_mean(name, list(METRICS))}")
+        try:
+            losses[name] = float(value)
+        except ValueError:
+            losses[name] = nan
+        if not 0 < losses[name] < inf:
+            raise UsageError(f"--worst-loss {text}: expected a positive number, e.g. {name}=0.3.")
+    return losses
 
 
 def compare(methods: Sequence[Method], question: Question) -> Comparison:
@@ -109,13 +133,17 @@ def _of_metric(
             f"declared label {unknown[0]!r} is not compared.{did_you_mean(unknown[0], list(aligned.labels))}"
         )
     methods, _ = distinct_trainings(methods)  # align says which were left out
-    against_first = question.against_first
+    loss = _worst_loss(methods, metric, question)
     drafts = draft_rows(
-        aligned, margin, question.declared, question.seed, question.n_permutations, against_first=against_first
-    )
+        aligned, margin, question.declared, question.seed, question.n_permutations,
+        worst_loss=loss, against_first=question.against_first,
+    )  # fmt: skip
     descriptions = describe(methods, aligned, question.policy, question.seed, "", "")
     for grouping, group, part in _groups(aligned, question.cases):
-        own = draft_rows(part, margin, (), question.seed, question.n_permutations, grouping=grouping, group=group)
+        own = draft_rows(
+            part, margin, (), question.seed, question.n_permutations,
+            worst_loss=loss, grouping=grouping, group=group,
+        )  # fmt: skip
         drafts += own
         descriptions += describe(methods, part, question.policy, question.seed, grouping, group)
     folds, values = aligned.folds, aligned.model_values
@@ -133,6 +161,16 @@ def _of_metric(
         suitability=None if one_split is None else suitability(values, one_split),
     )
     return found, drafts
+
+
+def _worst_loss(methods: Sequence[Method], metric: str, question: Question) -> float:
+    """What a failure may cost; inf if nothing says so."""
+    if metric in question.worst_losses:
+        return question.worst_losses[metric]
+    if METRICS[metric].kind == "overlap":
+        return 1.0
+    diagonals = [row.value for method in methods for row in method.table.rows if row.metric == DIAGONAL]
+    return max(diagonals, default=inf) if METRICS[metric].unit == "mm" else inf
 
 
 def _groups(aligned: Aligned, cases: CaseTable) -> Iterator[tuple[str, str, Aligned]]:

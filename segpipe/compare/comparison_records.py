@@ -17,11 +17,13 @@ class Verdict(Record):
         answer: Of the second method: `better`, `worse`, `no difference` larger than the margin, or that the data
             `cannot tell`.
         sentence: The same in words, with the numbers.
-        p_value: Of "no difference", as tested; None if it cannot be tested.
+        p_value: Of "no difference", as tested; None if it cannot be tested. Below 5 % where the interval excludes 0.
         p_adjusted: Corrected for the family.
         p_equivalence: Of "the difference is the margin or more" (two one-sided tests).
         p_equivalence_adjusted: Corrected for the family.
-        low, high: 95 % interval of the difference.
+        low, high: 95 % interval of the difference, not corrected.
+        equivalence_low, equivalence_high: Its 90 % interval, within the margin where `p_equivalence` is below 5 %.
+        unseen_rate: Rate up to which n patients without a failure cannot exclude one.
         detectable: Smallest true difference that four of five such datasets would show.
     """
 
@@ -33,6 +35,9 @@ class Verdict(Record):
     p_equivalence_adjusted: float | None
     low: float | None
     high: float | None
+    equivalence_low: float | None
+    equivalence_high: float | None
+    unseen_rate: float | None
     detectable: float | None
 
 
@@ -74,6 +79,8 @@ class ComparisonRow(Record):
         methods: About the methods: trainings vary too. None without a second seed.
         methods_basis: What it rests on: `folds and seeds`, `seeds`, `repeated cross-validation`, or why there is none.
         folds: None without folds.
+        fold_differences: Mean difference in each fold; empty without folds, None for a fold without a pair.
+        rests_on_folds: Folds, counted from 0, without which the verdict on the models would be another.
         note: About the interval.
     """
 
@@ -100,6 +107,8 @@ class ComparisonRow(Record):
     methods: Verdict | None
     methods_basis: str
     folds: FoldTest | None
+    fold_differences: tuple[float | None, ...]
+    rests_on_folds: tuple[int, ...]
     note: str
 
 

@@ -65,8 +65,9 @@ def comparison_text(comparison: Comparison) -> str:
     blocks = [line for metric in comparison.metrics for line in _metric_lines(metric)]
     close = (
         f"Empty masks: policy {comparison.policy}. p-values of the {n_declared} declared comparisons are corrected by "
-        "Holm, those of the others by Benjamini-Hochberg. Intervals: BCa bootstrap over patients for trained models, t "
-        "for methods. Differences are second minus first."
+        "Holm, those of the others by Benjamini-Hochberg; intervals are not corrected. Intervals of differences: what "
+        "the permutation test does not reject for trained models, t for methods and for 90 %. Differences are second "
+        "minus first."
     )
     return "\n".join([*blocks, *_wrap(close)])
 
@@ -132,6 +133,7 @@ def _beside_models(row: ComparisonRow) -> list[str]:
         "" if standardised is None else f"standardised {standardised:+.2f}",
         "" if share is None else f"improves {100 * share:.0f} % of patients",
         "" if delta is None else f"Cliff's delta {delta:+.2f}",
+        fold_text(row),
     ]
 
 
@@ -182,7 +184,7 @@ def _ranking_lines(rankings: Sequence[Ranking]) -> Iterator[str]:
 def _suitability_lines(found: Suitability | None, rows: Sequence[ComparisonRow], metric: Metric) -> Iterator[str]:
     if found is not None:
         ratio = "undefined" if found.ratio is None else f"{100 * found.ratio:.0f} %"
-        share = "undefined" if found.generalisability is None else f"{found.generalisability:.2f}"
+        share = generalisability_text(found)
         yield from _wrap(
             f"Suitability: SD between {found.n_methods} methods {quantity(found.between_methods, metric)}, SD within a "
             f"method over {found.n_folds} folds {quantity(found.within_method, metric)}: ratio {ratio}; "
@@ -195,6 +197,24 @@ def _suitability_lines(found: Suitability | None, rows: Sequence[ComparisonRow],
         if methods is not None:
             text += f" for trained models, {quantity(methods, metric)} for methods"
         yield from _wrap(f"{text}.")
+
+
+def fold_text(row: ComparisonRow) -> str:
+    """The difference in each fold, and the folds that decide the verdict; empty without folds."""
+    if not row.fold_differences:
+        return ""
+    differences = [_short(value, METRICS[row.metric], signed=True) for value in row.fold_differences]
+    text = f"by fold {', '.join(differences)}"
+    if row.rests_on_folds:
+        folds = ", ".join(map(str, row.rests_on_folds))
+        return f"{text}: the verdict rests on fold {folds}"
+    return text if row.models.answer == "cannot tell" else f"{text}: the verdict holds without any one fold"
+
+
+def generalisability_text(found: Suitability) -> str:
+    """The coefficient as people read it."""
+    share = found.generalisability
+    return "undefined" if share is None else f"{share:.2f}" if share > 0 else "0 (no signal)"
 
 
 def _short(value: float | None, metric: Metric, *, signed: bool = False) -> str:

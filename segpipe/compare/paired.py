@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-ALPHA = 0.05  # of every test; intervals are 95 %
+from segpipe.compare.permutation import ALPHA, MAX_EXACT_PATIENTS, sign_flip_p_values
+
 _POWER = 0.8  # with which the smallest detectable difference is detected
 _MIN_APPROXIMATE = 50  # Wilcoxon's exact distribution below, without ties
+_ROUNDING = 1e-9  # relative; a smaller spread is rounding
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,11 @@ class Paired:
         return sum_by(self.endpoint_sums(self.differences), self.patients)
 
     @cached_property
+    def shares_by_patient(self) -> NDArray[np.float64]:
+        """(n_patients, n_endpoints) weight of each patient in the mean differences; columns sum to 1."""
+        return sum_by(self.endpoint_sums(np.where(np.isnan(self.differences), np.nan, 1.0)), self.patients)
+
+    @cached_property
     def influences(self) -> NDArray[np.float64]:
         """(n_cases, n_endpoints) what each case's deviation from the mean adds; columns sum to 0."""
         return self.endpoint_sums(self.differences - self.estimates[:-1])
@@ -67,6 +74,7 @@ class Paired:
         counted = np.column_stack([has_value, has_value.any(axis=1)]).astype(float)
         n_clusters = (sum_by(counted, clusters) > 0).sum(axis=0)
         squares = (sum_by(self.influences, clusters) ** 2).sum(axis=0)
+        squares[np.sqrt(squares) <= _ROUNDING * np.abs(self.estimates)] = 0.0  # a constant difference has no spread
         return np.where(n_clusters > 1, squares * n_clusters / np.maximum(n_clusters - 1, 1), np.nan), n_clusters
 
     @cached_property
@@ -102,6 +110,11 @@ class Estimate:
         """Half width of the 95 % interval."""
         return stats.t.ppf(1 - ALPHA / 2, self.df) * np.sqrt(self.variance)
 
+    @property
+    def equivalence_half_widths(self) -> NDArray[np.float64]:
+        """Half width of the 90 % interval, which lies within the margin where `equivalence_p_values` are below 5 %."""
+        return stats.t.ppf(1 - ALPHA, self.df) * np.sqrt(self.variance)
+
     def equivalence_p_values(self, margin: float) -> NDArray[np.float64]:
         """Two one-sided t-tests: p of "the difference is `margin` or more, in either direction".
 
@@ -112,9 +125,9 @@ class Estimate:
 
     @property
     def detectable(self) -> NDArray[np.float64]:
-        """Smallest true difference that the two-sided 5 % test finds in four of five such datasets."""
+        """Smallest true difference that the two-sided 5 % test finds in four of five datasets; NaN without spread."""
         quantiles = stats.t.ppf(1 - ALPHA / 2, self.df) + stats.t.ppf(_POWER, self.df)
-        return quantiles * np.sqrt(self.variance)
+        return np.where(self.variance > 0, quantiles * np.sqrt(self.variance), np.nan)
 
     def _tail(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
         """Upper tail of t at `distance` standard errors; without variance 0 beyond the border, 0.5 on it, 1 before."""
@@ -133,6 +146,8 @@ def model_estimate(paired: Paired) -> Estimate:
 def wilcoxon_p_values(paired: Paired) -> NDArray[np.float64]:
     """Signed-rank test on patients' mean differences, (n_endpoints,); 1 if all are 0, NaN without any.
 
+    Exact up to 20 patients, with ties too, and up to 50 without; else the normal approximation.
+
     Source:
         Wilcoxon 1945, Biometrics Bulletin 1(6); differences of 0 are left out, as there.
     """
@@ -142,9 +157,14 @@ def wilcoxon_p_values(paired: Paired) -> NDArray[np.float64]:
 def _wilcoxon(differences: NDArray[np.float64]) -> float:
     if not differences.size:
         return float("nan")
-    nonzero = differences[differences != 0]
+    largest = np.abs(differences).max()
+    rounded = np.round(differences / largest, 9) if largest > 0 else differences  # equal on paper is a tie
+    nonzero = rounded[rounded != 0]
     if not nonzero.size:
         return 1.0
+    if len(nonzero) <= MAX_EXACT_PATIENTS:
+        signed_ranks = np.sign(nonzero) * stats.rankdata(np.abs(nonzero))
+        return float(sign_flip_p_values(signed_ranks[:, None], np.random.default_rng(0))[0])
     has_ties = len(np.unique(np.abs(nonzero))) < len(nonzero)
     method = "approx" if has_ties or len(nonzero) > _MIN_APPROXIMATE else "exact"
     return float(stats.wilcoxon(nonzero, method=method).pvalue)
@@ -185,8 +205,9 @@ def effect_of(first: NDArray[np.float64], second: NDArray[np.float64], sign: int
     a, b = np.sort(sign * first[counted]), sign * second[counted]
     gains = b - sign * first[counted]
     spread = float(np.std(gains, ddof=1)) if len(gains) > 1 else 0.0
+    rounding = max(_ROUNDING * abs(float(gains.mean())), 1e-12 * float(np.abs([a, b]).max()))
     return Effect(
-        standardised=float(gains.mean()) / spread if spread > 0 else None,
+        standardised=float(gains.mean()) / spread if spread > rounding else None,
         probability_of_improvement=float(np.mean(gains > 0) + 0.5 * np.mean(gains == 0)),
         cliffs_delta=float((np.searchsorted(a, b, "left") + np.searchsorted(a, b, "right")).mean() / len(a) - 1),
     )

@@ -94,7 +94,7 @@ def suitability(values: NDArray[np.float64], folds: NDArray[np.intp]) -> Suitabi
         Ratio: Isensee et al. 2024, arXiv 2404.09556: SD between methods of their means over folds, by the SD within a
         method over folds, averaged over methods. Folds that are hard for all methods count there as noise although a
         paired comparison cancels them; the coefficient, of a two-way layout without the folds' main effect, is
-        1 - MS(method × fold) / MS(method), and negative if there is less signal than noise.
+        1 - MS(method × fold) / MS(method), 0 if there is no more signal than noise.
     """
     common = np.where(np.isnan(values).any(axis=0), np.nan, values)
     names = np.unique(folds)
@@ -118,5 +118,5 @@ def suitability(values: NDArray[np.float64], folds: NDArray[np.intp]) -> Suitabi
         between_methods=between,
         within_method=within,
         ratio=between / within if within > 0 else None,
-        generalisability=1 - of_rest / of_methods if of_methods > 0 else None,
+        generalisability=max(0.0, 1 - of_rest / of_methods) if of_methods > 0 else None,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 
 from segpipe.compare.comparison_records import Answer, Verdict
-from segpipe.compare.paired import ALPHA
+from segpipe.compare.permutation import ALPHA
+from segpipe.compare.unseen import NOTHING_OPEN, TOLERATED_RATE, Unseen
 from segpipe.core.records import finite_or_none
+from segpipe.core.text import count
 from segpipe.evaluate.metrics import SHOWN_UNITS, Metric, number_text
 from segpipe.evaluate.summary import MEAN_LABEL
 
@@ -23,6 +25,8 @@ class Evidence:
         margin: Largest difference that counts as none, in the metric's unit.
         about: `models` or `methods`.
         difference, low, high: Mean difference and its 95 % interval.
+        equivalence_low, equivalence_high: Its 90 % interval.
+        unseen: Failures that the patients leave open.
         p_value, p_adjusted: Of no difference.
         p_equivalence, p_equivalence_adjusted: Of a difference of the margin or more.
         detectable: Smallest true difference that four of five such datasets would show.
@@ -42,24 +46,24 @@ class Evidence:
     p_equivalence: float
     p_equivalence_adjusted: float
     detectable: float
+    equivalence_low: float = nan
+    equivalence_high: float = nan
+    unseen: Unseen = NOTHING_OPEN
 
 
 def verdict(found: Evidence) -> Verdict:
     """Better, worse, no difference larger than the margin, or that the data cannot tell.
 
-    Equivalence comes first: a difference surely smaller than the stated margin is none, however certain.
+    Equivalence comes first: a difference surely smaller than the stated margin is none, however certain. Each answer
+    must survive the failures that so many patients cannot exclude.
     """
-    is_better = found.difference * (1 if found.metric.kind == "overlap" else -1) > 0
-    answer: Answer
-    if found.p_equivalence_adjusted < ALPHA:
-        answer = "no difference"
-    elif found.p_adjusted < ALPHA:
-        answer = "better" if is_better else "worse"
-    else:
-        answer = "cannot tell"
+    answer = answer_of(found)
     return Verdict(
         answer=answer,
         sentence=_sentence(found, answer),
+        equivalence_low=finite_or_none(found.equivalence_low),
+        equivalence_high=finite_or_none(found.equivalence_high),
+        unseen_rate=found.unseen.rate if found.unseen.n_patients else None,
         p_value=finite_or_none(found.p_value),
         p_adjusted=finite_or_none(found.p_adjusted),
         p_equivalence=finite_or_none(found.p_equivalence),
@@ -68,6 +72,17 @@ def verdict(found: Evidence) -> Verdict:
         high=finite_or_none(found.high),
         detectable=finite_or_none(found.detectable),
     )
+
+
+def answer_of(found: Evidence) -> Answer:
+    """The answer alone."""
+    unseen = found.unseen
+    if found.p_equivalence_adjusted < ALPHA and unseen.unseen_cost < found.margin:
+        return "no difference"
+    if found.p_adjusted < ALPHA and max(unseen.unseen_cost, unseen.tail_cost) < abs(found.difference):
+        is_better = found.difference * (1 if found.metric.kind == "overlap" else -1) > 0
+        return "better" if is_better else "worse"
+    return "cannot tell"
 
 
 def quantity(value: float, metric: Metric, *, signed: bool = False) -> str:
@@ -89,18 +104,45 @@ def _sentence(found: Evidence, answer: Answer) -> str:
     metric = found.metric
     what = f"mean {metric.title}" if found.label == MEAN_LABEL else f"{metric.title} of {found.label}"
     numbers = f"{what} {quantity(found.difference, metric, signed=True)}"
-    if isfinite(found.low):
-        low, high = (quantity(limit, metric, signed=True) for limit in (found.low, found.high))
-        numbers += f", 95 % interval {low} to {high}, {p_text(found.p_adjusted)}"
+    is_none = answer == "no difference"
+    limits, p_value, p_adjusted = (found.low, found.high), found.p_value, found.p_adjusted
+    if is_none:
+        limits, p_value = (found.equivalence_low, found.equivalence_high), found.p_equivalence
+        p_adjusted = found.p_equivalence_adjusted
+    if all(map(isfinite, limits)):
+        low, high = (quantity(limit, metric, signed=True) for limit in limits)
+        numbers += f", {90 if is_none else 95} % interval {low} to {high}"
+    if isfinite(p_value):
+        numbers += f", {p_text(p_value)}" + (f", corrected {p_text(p_adjusted)}" if p_adjusted != p_value else "")
     is_about_models = found.about == "models"
     if answer in ("better", "worse"):
         who, verb, those = ("The trained models of ", "are", "those of ") if is_about_models else ("", "is", "")
-        return f"{who}{found.method} {verb} {answer} than {those}{found.baseline} ({numbers})."
+        return f"{who}{found.method} {verb} {answer} than {those}{found.baseline} ({numbers}).{_open_rate(found)}"
     who = "the trained models of " if is_about_models else ""
-    if answer == "no difference":
+    if is_none:
         both = f"{who.capitalize()}{found.method} and {found.baseline}"
         small = ", a certain but smaller difference" if found.p_adjusted < ALPHA else ""
-        return f"{both} differ by no more than {quantity(found.margin, metric)} ({numbers}{small})."
+        return f"{both} differ by no more than {quantity(found.margin, metric)} ({numbers}{small}).{_open_rate(found)}"
     shows = f"; it could detect {quantity(found.detectable, metric)}" if isfinite(found.detectable) else ""
     those = "those of " if is_about_models else ""
+    if min(found.p_adjusted, found.p_equivalence_adjusted) < ALPHA:
+        shows = f": {_open_text(found)}"
     return f"This dataset cannot tell {who}{found.method} from {those}{found.baseline} ({numbers}){shows}."
+
+
+def _open_rate(found: Evidence) -> str:
+    """The rate of failures that a claim leaves open."""
+    unseen = found.unseen
+    if not unseen.n_patients:
+        return ""
+    return f" {count(unseen.n_patients, 'patient')} cannot exclude failures in up to {100 * unseen.rate:.1f} %."
+
+
+def _open_text(found: Evidence) -> str:
+    """The reason why tests that are significant give no verdict."""
+    unseen = found.unseen
+    if unseen.rate > TOLERATED_RATE:
+        return f"{count(unseen.n_patients, 'patient')} cannot exclude failures in up to {100 * unseen.rate:.0f} %"
+    patients = f"{unseen.n_tail} of {count(unseen.n_patients, 'patient')}"
+    loss = quantity(unseen.tail_loss, found.metric)
+    return f"{patients} lose up to {loss}, and such losses may occur in up to {100 * unseen.tail_rate:.1f} %"

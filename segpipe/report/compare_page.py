@@ -11,6 +11,7 @@ import numpy as np
 from segpipe.compare.align import Aligned
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import Comparison, ComparisonRow, Description, MetricComparison, Suitability
+from segpipe.compare.comparison_text import fold_text, generalisability_text
 from segpipe.compare.results import Method
 from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
@@ -108,7 +109,12 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
             *_suitability(found.suitability, metric),
         ),
         notes=tuple(notes),
-        verdicts=tuple((v.answer, v.sentence) for row in shown for v in (row.models, row.methods) if v is not None),
+        verdicts=tuple(
+            (v.answer, v.sentence + (f" Differences {fold_text(row)}." if v is row.models and fold_text(row) else ""))
+            for row in shown
+            for v in (row.models, row.methods)
+            if v is not None
+        ),
         differences=_difference_pictures(found.rows, shown, aligned, metric),
         rows=_row_table(found.rows, metric),
         rankings=_ranking_picture(found),
@@ -121,7 +127,7 @@ def _suitability(found: Suitability | None, metric: Metric) -> tuple[tuple[str, 
     if found is None:
         return ()
     ratio = "undefined" if found.ratio is None else f"{100 * found.ratio:.0f} %"
-    share = "undefined" if found.generalisability is None else f"{found.generalisability:.2f}"
+    share = generalisability_text(found)
     return (
         ("SD between methods", quantity(found.between_methods, metric)),
         ("SD within a method over folds", quantity(found.within_method, metric)),
