@@ -245,7 +245,8 @@ def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bo
         "rests_on_folds": (),
         "note": note,
     }
-    common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[nan] * 8, unseen=tests.unseen[index])
+    common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[nan] * 8)
+    common = replace(common, unseen=tests.unseen[index])
     models = _evidence(common, tests.models, index)
     models = replace(models, low=nan if note else low, high=nan if note else high)
     models = replace(models, p_value=p_value if paired.n_cases[index] else nan)
