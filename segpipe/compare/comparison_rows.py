@@ -245,7 +245,7 @@ def _draft(tests: _Tests, index: int, label: str, margin: float, is_declared: bo
         "rests_on_folds": (),
         "note": note,
     }
-    common = Evidence(*tests.names, label, aligned.metric, margin, "models", *[nan] * 8)
+    common = Evidence(*tests.names, label, aligned.metric, margin, "models", nan, nan, nan, nan, nan, nan, nan, nan)
     common = replace(common, unseen=tests.unseen[index])
     models = _evidence(common, tests.models, index)
     models = replace(models, low=nan if note else low, high=nan if note else high)
