@@ -77,7 +77,7 @@ def parse_margins(texts: Sequence[str]) -> dict[str, float]:
 
 
 def parse_losses(texts: Sequence[str]) -> dict[str, float]:
-    """What a failure may cost, by metric, from `dice=0.3`, `hd95=50`.
+    """Read the cost of a failure by metric from `dice=0.3`, `hd95=50`.
 
     Raises:
         UsageError: If a metric is unknown or a loss no positive number.
@@ -164,7 +164,7 @@ def _of_metric(
 
 
 def _worst_loss(methods: Sequence[Method], metric: str, question: Question) -> float:
-    """What a failure may cost; inf if nothing says so."""
+    """Cost of a failure, in the unit of the metric; inf if nothing says so."""
     if metric in question.worst_losses:
         return question.worst_losses[metric]
     if METRICS[metric].kind == "overlap":

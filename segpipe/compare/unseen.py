@@ -1,4 +1,4 @@
-"""What n patients cannot exclude: failures that none of them had, and more losses like the ones that a few had.
+"""Failures that n patients cannot exclude: those that none of them had, and more losses like the ones that a few had.
 
 A test on differences takes the sample for the whole: ten patients without a failure say nothing of a failure in one
 patient of ten, which can outweigh everything that was seen. A verdict therefore has to survive the rates that are still
@@ -41,12 +41,12 @@ class Unseen:
 
     @property
     def unseen_cost(self) -> float:
-        """What unseen failures may add to a mean difference; 0 if only tolerated rates are open."""
+        """Largest amount that unseen failures may add to a mean difference; 0 if only tolerated rates are open."""
         return self.rate * self.loss if self.rate > TOLERATED_RATE else 0.0
 
     @property
     def tail_cost(self) -> float:
-        """What the mean difference loses if losses like the largest are as frequent as they may be."""
+        """Part of the mean difference that is lost if losses like the largest are as frequent as they may be."""
         return (self.tail_rate - self.n_tail / max(self.n_patients, 1)) * self.tail_loss
 
 
