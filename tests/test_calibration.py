@@ -133,7 +133,7 @@ def test_ignored_voxels_are_not_judged(tmp_path):
     assert set(values) > set(metrics)
     assert values["brier"] == 0  # all that counts within 10 mm is right
     assert values["brier_image"] == pytest.approx(1 / (2 * 3 * 40 - 5))  # one far voxel is wrong
-    with pytest.raises(DataError, match="c: calibration needs probabilities, none were given"):
+    with pytest.raises(DataError, match="c: calibration needs probabilities, but there are none"):
         score_case(reference, prediction, grid, labels, origin, ScoreSettings(metrics))
 
 

@@ -272,7 +272,7 @@ def test_parts_reach_the_mobile_blocks():
     [
         ({"features": (16, 16, 24, 40, 112, 192)}, "with 6 stages must be (16, 16, 24, 40, 112, 320)"),
         ({"blocks": (1, 1, 2, 2, 6, 6)}, "and (1, 1, 2, 2, 6, 5)"),
-        ({"kind": "efficientnet_b8"}, "Did you mean"),
+        ({"kind": "efficientnet_b8"}, "did you mean"),
         ({"kind": "efficientnet_b3"}, "must be (16, 24, 32, 48, 136, 384) and (1, 2, 3, 3, 10, 8)"),
         ({"parts": {"dropout_fraction": 0.1}}, "does not use parts.dropout_fraction"),
     ],

@@ -131,8 +131,8 @@ def test_slices_with_regions_are_predicted_as_by_nnunetv2(phantom, tmp_path):
         (data / name).symlink_to(phantom / name)
     description = json.loads((phantom / "dataset.json").read_text("utf-8"))
     values = sorted(value for value in description["labels"].values() if value)
-    regions = {"background": 0, "last": values[-1], "all": values}  # the larger one is an output behind the smaller
-    description |= {"labels": regions, "regions_class_order": [values[-1], values[0]]}
+    regions = {"background": 0, "all": values, "last": values[-1]}  # painted one after the other, the smaller one last
+    description |= {"labels": regions, "regions_class_order": [values[0], values[-1]]}
     (data / "dataset.json").write_text(json.dumps(description))
     work = planned(data, tmp_path / "work")
     write_random_fold(work, "2d")

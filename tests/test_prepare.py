@@ -126,7 +126,7 @@ def test_faulty_cases_are_named_together_and_the_others_are_prepared(work):
 
 def test_too_little_memory_names_the_case_and_what_to_do(work):
     plan = small_plan(spacing_mm=(1e-4, 1e-4, 1e-4))  # 14 petabytes
-    with pytest.raises(ResourceError, match=r"c\d: memory is not enough .* \(-j 1\)"):
+    with pytest.raises(ResourceError, match=r"c\d: not enough memory .* \(-j 1\)"):
         prepare_dataset(work, load_dataset(work.path.parent / "data"), plan, "3d_fullres", 1)
 
 

@@ -77,7 +77,10 @@ def test_what_has_no_value_comes_last_in_either_order(page: Page) -> None:
 def test_the_verdict_is_on_the_first_screen(page: Page) -> None:
     sentence = page.locator(".verdict .sentence")
     assert "Mean Dice" in sentence.inner_text()
-    assert "All 6 cases are scored; no patient is on both sides of a fold." in page.locator(".points").inner_text()
+    assert (
+        "All 6 cases are scored. No patient is in both training and validation of a fold."
+        in page.locator(".points").inner_text()
+    )
     box = sentence.bounding_box()
     assert box is not None and box["y"] + box["height"] < 800
 

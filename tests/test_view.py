@@ -41,7 +41,7 @@ def score(case_id: str, label: str, value: float, status: str = "ok") -> Score:
     origin = Origin(case_id, case_id, "3d_fullres", 0, 0)
     return Score(
         **vars(origin), label=label, metric="dice", value=value, unit="1", status=status,  # type: ignore[arg-type]
-        n_reference_vox=1, n_prediction_vox=1,
+        n_reference_vox=int(status != "both_empty"), n_prediction_vox=int(status == "ok"),
     )  # fmt: skip
 
 

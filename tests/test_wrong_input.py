@@ -143,7 +143,7 @@ WRONG = [  # command, exit code, words of the message
     ("evaluate -r data/labelsTr -p data/labelsTr -o /proc/x/s.csv", 4, "/proc/x: cannot be written"),
     ("evaluate -r file -p file", 3, "file: not a format that segpipe reads"),
     ("compare none none", 3, "none: no such file or folder. Check the path."),
-    ("compare empty file", 3, "empty: holds neither scores.csv nor summary.json"),
+    ("compare empty file", 3, "empty: neither scores.csv nor summary.json"),
     ("compare empty.csv binary.csv", 3, "empty.csv: has no rows"),
     ("compare work/runs/3d_fullres", 2, "expected two or more"),
     ("compare a=work/runs/3d_fullres b=bad-scores/runs/3d_fullres/fold_0", 3, "columns are a, b; expected case_id"),

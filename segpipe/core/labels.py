@@ -180,7 +180,7 @@ def painting_contradiction(regions: Sequence[Label], paint_values: Sequence[int]
         >>> painting_contradiction([whole, core], [1, 2])
         ''
         >>> painting_contradiction([whole, core], [2, 2]).split(";")[0]
-        "regions_class_order [2, 2]: whole is painted with 2, which is also a value of core"
+        'regions_class_order [2, 2]: whole is painted with 2, which is also a value of core'
     """
     of_value = {value: _holders(regions, value) for region in regions for value in region.values}
     given = f"regions_class_order {list(paint_values)}"

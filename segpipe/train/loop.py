@@ -22,7 +22,7 @@ from segpipe.core.files import make_folder, only_process, remove_leftovers
 from segpipe.core.history import MEAN_DICE
 from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
-from segpipe.core.text import duration_text
+from segpipe.core.text import count, duration_text
 from segpipe.core.work import FoldFolder
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.self_test import avoid_wrong_arithmetic
@@ -201,7 +201,7 @@ class _Loop:
     def begin(self) -> None:
         """Say what is trained, and remove the history that an older training left."""
         data, precision = self.fold.data, str(self.fold.dtype).removeprefix("torch.")
-        cases = f"{len(data.train)} training and {len(data.validation)} validation cases"
+        cases = f"{count(len(data.train), 'training case')} and {count(len(data.validation), 'validation case')}"
         self._write_history()
         self._tell(f"{self.folder.path}: starts with {cases} on {self.fold.device}, {precision}.")
 
