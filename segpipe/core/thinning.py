@@ -103,7 +103,7 @@ def centreline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def centreline_counts(mask: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """In how many of the 48 orders of its sides each voxel is on the centreline of a mask.
+    """Count in how many of the 48 orders of its sides each voxel is on the centreline of a mask.
 
     Args:
         mask: (Z, Y, X), bool.
@@ -169,11 +169,7 @@ def _peel(values: Any, depths: Any, places: Any, cube: Any) -> None:
     alive, candidates = np.empty_like(places), np.empty_like(places)
     n_alive, start = 0, 0
     while start < places.size:
-        depth = depths[places[start]]
-        while start < places.size and depths[places[start]] == depth:
-            alive[n_alive] = places[start]
-            n_alive += 1
-            start += 1
+        n_alive, start = _admit(depths, places, start, alive, n_alive)
         is_changing = True
         while is_changing:
             n_candidates = 0
@@ -197,11 +193,7 @@ def _finish(values: Any, depths: Any, places: Any, sides: Any, cube: Any) -> Non
     alive, candidates = np.empty_like(places), np.empty_like(places)
     n_alive, start = 0, 0
     while start < places.size:
-        depth = depths[places[start]]
-        while start < places.size and depths[places[start]] == depth:
-            alive[n_alive] = places[start]
-            n_alive += 1
-            start += 1
+        n_alive, start = _admit(depths, places, start, alive, n_alive)
         is_changing = True
         while is_changing:
             is_changing = False
@@ -216,6 +208,17 @@ def _finish(values: Any, depths: Any, places: Any, sides: Any, cube: Any) -> Non
                             values[place] = 3
                 is_changing |= _delete(values, candidates[:n_candidates], cube)
                 n_alive = _compact(values, alive, n_alive)
+
+
+@kernel
+def _admit(depths: Any, places: Any, start: Any, alive: Any, n_alive: Any) -> Any:
+    """Add the voxels of the next depth to `alive`; how many those are now, and where the depth after it starts."""
+    depth = depths[places[start]]
+    while start < places.size and depths[places[start]] == depth:
+        alive[n_alive] = places[start]
+        n_alive += 1
+        start += 1
+    return n_alive, start
 
 
 @kernel

@@ -1,4 +1,4 @@
-"""Tries a network's convolutions on this processor before a training in 16 bits relies on them.
+"""A test of a network's convolutions on this processor, before a training in 16 bits relies on them.
 
 A fault of a library may write past its memory, so the trial runs in a process of its own, under the C library's checks
 of its heap where it has them. What fails is tried again with oneDNN kept from AMX; float32 is left if that fails too.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def distinct_convolutions(
     found: dict[str, dict[str, Any]] = {}
 
     def note(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        entry = _described(layer, inputs[0], channels_last=order != torch.contiguous_format)
+        entry = _describe(layer, inputs[0], channels_last=order != torch.contiguous_format)
         found[json.dumps(entry)] = entry
 
     for module in network.modules():
@@ -87,7 +88,7 @@ def distinct_convolutions(
     return list(found.values())
 
 
-def _described(layer: Any, x: Tensor, *, channels_last: bool) -> dict[str, Any]:
+def _describe(layer: Any, x: Tensor, *, channels_last: bool) -> dict[str, Any]:
     options = {
         "in_channels": layer.in_channels,
         "out_channels": layer.out_channels,
@@ -100,11 +101,11 @@ def _described(layer: Any, x: Tensor, *, channels_last: bool) -> dict[str, Any]:
     }
     kind = next(name for name, known in _LAYERS.items() if isinstance(layer, known))
     n_macs_per_slice = layer.weight[0].numel() * layer.weight.shape[0] * x[0, 0].numel() / x.shape[-3]
-    shape = _enough_of(x.shape, n_macs_per_slice, options) if x.dim() == 5 else [min(_MAX_BATCH, len(x)), *x.shape[1:]]
+    shape = _shorten(x.shape, n_macs_per_slice, options) if x.dim() == 5 else [min(_MAX_BATCH, len(x)), *x.shape[1:]]
     return {"kind": kind, "options": options, "shape": shape, "channels_last": channels_last}
 
 
-def _enough_of(shape: Sequence[int], n_macs_per_slice: float, options: Mapping[str, Any]) -> list[int]:
+def _shorten(shape: Sequence[int], n_macs_per_slice: float, options: Mapping[str, Any]) -> list[int]:
     """Shape of an image with fewer slices where all take long: what is done in a slice is what differs."""
     n_batch, n_channels, n_slices, *edges = shape
     least = options["dilation"][0] * (options["kernel_size"][0] - 1) + options["stride"][0]
@@ -126,22 +127,20 @@ def try_convolutions(layers: Sequence[Mapping[str, Any]], *, probe: Sequence[str
             return Trial.load(kept)
         except (ValueError, ValidationError):  # of another version
             kept.unlink()
-    say(
-        f"trying {count(len(layers), 'convolution')} in 16 bits on this processor, once for this network: a few seconds"
-    )
+    say(f"self-test: {count(len(layers), 'convolution')} in bf16, once for this network and processor: up to a minute")
     begun, faults, works = time.monotonic(), [], None
     for name, variables in (("bf16", {}), ("bf16 without AMX", {_ISA: _WITHOUT_AMX})):
         try:
             fault = _fault(layers, variables, probe)
         except subprocess.TimeoutExpired:  # says nothing of what is right, so it is not kept
-            say(f"warning: the trial took more than {_SECONDS} s and was ended; 16 bits are used untried.")
+            say(f"warning: the self-test of bf16 took more than {_SECONDS} s and was stopped; bf16 is used without it.")
             return Trial(environment={}, faults=())
         if not fault:
             works = variables
             break
         faults.append(f"{name}: {fault}")
     trial = Trial(environment=works, faults=tuple(faults))
-    say(f"tried in {duration_text(time.monotonic() - begun)}: {'; '.join(faults) or 'all are right'}")
+    say(f"self-test: {'; '.join(faults) or 'passed'}, in {duration_text(time.monotonic() - begun)}")
     try:
         kept.parent.mkdir(parents=True, exist_ok=True)
         trial.save(kept)
@@ -158,7 +157,7 @@ def avoid_wrong_arithmetic(
     *,
     probe: Sequence[str] = PROBE,
 ) -> str:
-    """See to it that this process computes a network right on the CPU: as planned, without AMX, or in float32.
+    """Choose arithmetic that computes a network right on this CPU: bf16, bf16 without AMX, or float32.
 
     Args:
         spec, n_channels, patch_zyx, batch_size: Of a training in bf16.
@@ -183,7 +182,7 @@ def avoid_wrong_arithmetic(
 
 
 def _uses_amx() -> bool:
-    """True if oneDNN still takes AMX: it reads its environment before its first operation, and never again."""
+    """True if oneDNN still uses AMX: it reads its environment before its first operation, and never again."""
     with tempfile.TemporaryFile() as told:
         sys.stdout.flush()
         kept = os.dup(1)
@@ -226,9 +225,9 @@ def _kept_in(layers: Sequence[Mapping[str, Any]], probe: Sequence[str]) -> Path:
 
 
 def processor_name(table: Path = Path("/proc/cpuinfo")) -> str:
-    """Model and abilities of the processor; the system's name for it where there is no such table."""
+    """Model and instructions of the processor; the name of the system where there is no such table."""
     if not table.is_file():
-        return " ".join(os.uname())
+        return platform.platform()
     wanted = ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features")
     lines = table.read_text(encoding="utf-8").split("\n\n")[0].splitlines()  # of the first processor
     return "\n".join(line for line in lines if line.split("\t")[0].strip() in wanted)

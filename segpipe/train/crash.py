@@ -1,4 +1,4 @@
-"""A training that is ended by a signal leaves word: which signal, in which step, and Python's traceback.
+"""A record of a training that a signal ends: which signal, in which step, and Python's traceback.
 
 While a fold trains, `crash.txt` is in its folder: the step in a line of fixed width, and behind it what `faulthandler`
 writes when the processor or the C library ends the process. A training that ends in any other way removes the file, so
@@ -32,7 +32,7 @@ _open_file: int | None = None  # of the fold that this process trains
 
 @contextmanager
 def crash_noted(folder: FoldFolder) -> Iterator[str]:
-    """Report a training that died in this folder before; while the body runs, leave word should this process die.
+    """Report a training that died in this folder before; record the end of this process while the body runs.
 
     To be entered by the one process that writes into the folder, under its lock.
 
@@ -54,7 +54,7 @@ def crash_noted(folder: FoldFolder) -> Iterator[str]:
             yield found
         finally:
             faulthandler.disable()
-            if was_enabled and sys.__stderr__:  # by somebody else, such as python -X faulthandler
+            if was_enabled and sys.__stderr__:  # as by python -X faulthandler
                 faulthandler.enable(sys.__stderr__)
             _open_file = None
             folder.crash.unlink(missing_ok=True)
@@ -63,8 +63,9 @@ def crash_noted(folder: FoldFolder) -> Iterator[str]:
 def mark_step(iteration: int) -> None:
     """Note that the step after `iteration` steps begins; nothing if no fold is trained here."""
     if _open_file is not None:
-        os.pwrite(_open_file, f"step {iteration + 1:>12}\n".encode(), 0)
-        os.lseek(_open_file, 0, os.SEEK_END)  # where faulthandler goes on
+        os.lseek(_open_file, 0, os.SEEK_SET)
+        os.write(_open_file, f"step {iteration + 1:>12}\n".encode())
+        os.lseek(_open_file, 0, os.SEEK_END)  # where faulthandler writes
 
 
 def crash_text(folder: FoldFolder) -> str:
