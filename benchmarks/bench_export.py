@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from segpipe.core.box import Box
+from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.prepare.case import Trace
 

@@ -99,8 +99,7 @@ def resampler(what: str, tool: str, n_threads: int) -> Callable[[NDArray[Any]], 
     """Return one tool's function from (1, Z, Y, X) to (1, *_AFTER)."""
     spacing = _APART_MM if "apart" in what else _SPACING_MM
     if tool == "segpipe":
-        from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image
-        from segpipe.prepare.resample_labels import resample_indices
+        from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image, resample_indices
 
         if what == "labels":
             return lambda a: resample_indices(a[0], _AFTER, orders_for(spacing, _TARGET_MM, LABEL_ORDER))[None]

@@ -6,10 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
-from segpipe.networks.parts import Parts
-from segpipe.networks.sized_specs import effnet
-from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.parts import KINDS_OF_EFFICIENTNET, Parts
+from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
 VIEWS = ("2d", "3d", "anisotropic")

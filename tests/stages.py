@@ -15,7 +15,7 @@ from segpipe.pipeline.plan import Planned
 from segpipe.pipeline.requests import Machine, PlanRequest, PredictRequest, PrepareRequest, TrainRequest
 from segpipe.pipeline.train import TrainResult
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.result import PredictionResult
+from segpipe.predict.outputs import PredictionResult
 
 
 def plan_data(data: Path, folder: Path, machine: Machine, **more: Any) -> Planned:

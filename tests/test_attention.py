@@ -1,4 +1,4 @@
-"""networks/attention.py."""
+"""networks/blocks.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segpipe.networks.attention import (
+from segpipe.networks.blocks import (
     MAKE_GATE,
     BlockAttention,
     EfficientChannelAttention,

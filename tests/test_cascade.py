@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from plans import LABELS, REGIONS, small_plan
 from segpipe.cli.main import run
-from segpipe.core.box import Box
+from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work

@@ -1,4 +1,4 @@
-"""networks/convnext.py and networks/sized_specs.py."""
+"""networks/convnext.py and networks/spec.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from segpipe.networks.build import build
 from segpipe.networks.convnext import ConvNeXtBlock, ResponseNorm, upkern
 from segpipe.networks.cost import cost
 from segpipe.networks.parts import Parts
-from segpipe.networks.sized_specs import SIZES, mednext
+from segpipe.networks.spec import SIZES, mednext
 
 STRIDES = ((1, 1, 1), *((2, 2, 2),) * 5)  # a planner's, of a patch of 128 mm³ and more: one stage more than MedNeXt
 KERNELS = ((3, 3, 3),) * 6
@@ -82,7 +82,7 @@ def test_the_planners_strides_and_kernels_are_kept():
 
 
 def test_the_sizes_are_read_without_torch():
-    code = "import sys, segpipe.networks.sized_specs; sys.exit('torch' in sys.modules)"
+    code = "import sys, segpipe.networks.spec; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from segpipe.cli.main import run
 from segpipe.core.doctor import finding
-from segpipe.networks.doctor import torch_findings
+from segpipe.networks.device import torch_findings
 from segpipe.pipeline.doctor import (
     extras_finding,
     file_system,

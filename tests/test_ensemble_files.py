@@ -16,7 +16,7 @@ from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.core.volume import read_labels
 from segpipe.predict.ensemble_files import ensemble_folders, mean_mask
-from segpipe.predict.ownership import MadeWith
+from segpipe.predict.outputs import MadeWith
 from segpipe.predict.postprocess import Postprocessing, Steps
 
 LISTED = {"background": 0, "a": 1, "b": 2}

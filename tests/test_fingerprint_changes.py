@@ -1,4 +1,4 @@
-"""fingerprint/changes.py and fingerprint/stored.py"""
+"""fingerprint/changes.py and fingerprint/measure.py"""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from segpipe.core.errors import DataError
 from segpipe.data.dataset import Dataset
 from segpipe.data.load import load_dataset
 from segpipe.fingerprint.changes import Changes, find_changes, remeasure
-from segpipe.fingerprint.measure import measure
+from segpipe.fingerprint.measure import load_measured, measure
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.fingerprint.stored import load_measured
 
 CASES = ["c0", "c1", "c2"]
 NOTHING = Changes(channels=None, labels=(), added=(), removed=(), image_changed=(), label_changed=())

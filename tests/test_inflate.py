@@ -1,4 +1,4 @@
-"""networks/inflate.py: ImageNet's weights in 3D, and training that starts from them. Nothing is downloaded."""
+"""networks/initial_weights.py: ImageNet's weights in 3D, and training that starts from them. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from plans import small_plan
 from segpipe.core.errors import SetupError, UsageError
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
-from segpipe.networks.inflate import inflate, start_from
+from segpipe.networks.initial_weights import inflate, start_from
 from segpipe.networks.parts import InitialWeights
 from segpipe.train.fold import FoldData, FoldTraining
 

@@ -1,4 +1,4 @@
-"""train/muon.py"""
+"""train/optim.py"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.train.muon import Muon, orthogonalise
+from segpipe.train.optim import Muon, orthogonalise
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # timm on a newer torch

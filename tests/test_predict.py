@@ -30,8 +30,7 @@ from segpipe.plan.training_stats import ChannelRange, Span, TrainingStats
 from segpipe.predict.memory import budget_for, prediction_bytes, windows_at_once
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionTable, mask_path, write_label_table
-from segpipe.predict.result import PredictionResult
+from segpipe.predict.outputs import UNKNOWN_WARNING, PredictionResult, PredictionTable, mask_path, write_label_table
 from segpipe.predict.run import predict_cases
 from segpipe.predict.segment import Batching, segment, smaller_batchings
 from segpipe.prepare.case import Prepared, prepare_case

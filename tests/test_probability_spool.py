@@ -16,7 +16,7 @@ from stages import predict
 from test_segment import prepared_image, small_model
 
 from plans import LABELS, REGIONS
-from segpipe.core.box import Box
+from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.probabilities import read_outputs
 from segpipe.pipeline.requests import Machine

@@ -1,4 +1,4 @@
-"""prepare/resample_labels.py"""
+"""prepare/resample.py"""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import resample_data_or_seg_to_shape
 from scipy import ndimage
 
-from segpipe.prepare.resample import orders_for, resample
-from segpipe.prepare.resample_labels import resample_indices
+from segpipe.prepare.resample import orders_for, resample, resample_indices
 
 lengths = st.integers(1, 14)
 shapes = st.tuples(lengths, lengths, lengths)

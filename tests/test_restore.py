@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plans import LABELS, REGIONS
-from segpipe.core.box import Box
+from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.predict.restore import probabilities, restore, slabs, winners
 from segpipe.prepare.case import Trace

@@ -20,8 +20,8 @@ from segpipe.networks.build import build
 from segpipe.pipeline.predict import average
 from segpipe.pipeline.requests import Machine
 from segpipe.predict.options import PredictOptions
+from segpipe.predict.outputs import PredictionResult
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
-from segpipe.predict.result import PredictionResult
 from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, find_members, weights_of
 from segpipe.train.checkpoint import save_weights
 

@@ -13,8 +13,8 @@ import torch
 from datasets import SHAPE_ZYX, tiny_image, tiny_labels, write_nnunet, write_tiny
 
 from plans import small_plan
-from segpipe.core.box import Box
 from segpipe.core.errors import DataError
+from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.prefetch import Prefetch
 from segpipe.core.work import Work

@@ -1,4 +1,4 @@
-"""networks/transfer.py: weights from checkpoints of segpipe and nnU-Net."""
+"""networks/initial_weights.py: weights from checkpoints of segpipe and nnU-Net."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import nn
 
 from segpipe.core.errors import UsageError
 from segpipe.networks.build import build
+from segpipe.networks.initial_weights import transfer_weights
 from segpipe.networks.spec import NetworkSpec
-from segpipe.networks.transfer import transfer_weights
 from segpipe.train.checkpoint import save_weights
 
 

@@ -207,7 +207,7 @@ sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 
 from torch import nn
 from segpipe.core.errors import SetupError
-from segpipe.networks.inflate import start_from
+from segpipe.networks.initial_weights import start_from
 from segpipe.networks.parts import InitialWeights
 from segpipe.train.tensorboard import wants_tensorboard
 

@@ -94,12 +94,12 @@ def test_a_file_that_needs_simpleitk_says_so(folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ("monai_kinds.segresnet(None, 1, 2)", "network.kind: segresnet needs the Python package monai"),
+        ("build.segresnet(None, 1, 2)", "network.kind: segresnet needs the Python package monai"),
         ("losses.cldice(None)", "training.loss with the term cldice needs the Python package monai"),
     ],
 )
 def test_a_part_that_needs_monai_says_so(call: str, message: str) -> None:
-    program = f"{BLOCK}from segpipe.networks import monai_kinds\nfrom segpipe.train import losses\n{call}"
+    program = f"{BLOCK}from segpipe.networks import build\nfrom segpipe.train import losses\n{call}"
     done = python_blocked(program)
     assert f"SetupError: {message}" in done.stderr and "pip install monai" in done.stderr
 

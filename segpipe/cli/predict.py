@@ -12,7 +12,7 @@ from segpipe.pipeline.requests import Machine, PredictRequest
 from segpipe.predict.options import PredictOptions
 
 if TYPE_CHECKING:
-    from segpipe.predict.result import PredictionResult
+    from segpipe.predict.outputs import PredictionResult
 
 _PATH = click.Path(path_type=Path)
 

@@ -1,7 +1,4 @@
-"""Voxel grids and their position in the world. Arrays are (Z, Y, X); the world is RAS+ in mm.
-
-An affine maps an index (x, y, z, 1) to RAS mm: the order of NIfTI files, turned around only here.
-"""
+"""Voxel grids, their position in the world, and boxes of voxels. Arrays are (Z, Y, X); the world is RAS+ in mm."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import GeometryError
+from segpipe.core.records import Record
 
 MAX_SHEAR = 1e-2  # cosine between two axes; float32 headers show up to 1e-4, a tilted gantry 0.1 and more
 _GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below
@@ -236,3 +234,43 @@ def turned_grid(grid: Grid, turn: Reorientation) -> Grid:
         origin_xyz[source_xyz] = grid.shape_zyx[source_zyx] - 1 if is_flipped else 0
     affine[:3, 3] = grid.affine_ras_mm[:3, :3] @ origin_xyz + grid.affine_ras_mm[:3, 3]
     return Grid(shape_zyx, affine)
+
+
+class Box(Record):
+    """Voxels from `start_zyx` (inside) to `stop_zyx` (outside)."""
+
+    start_zyx: ZYX
+    stop_zyx: ZYX
+
+    @classmethod
+    def whole(cls, shape_zyx: ZYX) -> Box:
+        """Make the box of a whole array."""
+        return cls(start_zyx=(0, 0, 0), stop_zyx=shape_zyx)
+
+    @property
+    def shape_zyx(self) -> ZYX:
+        """Voxels along each axis."""
+        z, y, x = (b - a for a, b in zip(self.start_zyx, self.stop_zyx, strict=True))
+        return (z, y, x)
+
+    @property
+    def slices(self) -> tuple[Any, ...]:
+        """Index of the last three axes of an array."""
+        return (..., *(slice(a, b) for a, b in zip(self.start_zyx, self.stop_zyx, strict=True)))
+
+
+def nonzero_box(voxels_czyx: NDArray[Any]) -> Box:
+    """Find the smallest box around the voxels at which any channel is not 0; the whole array if there are none.
+
+    Example:
+        >>> image = np.zeros((1, 4, 5, 6)); image[0, 1:3, 2, 3:5] = 7
+        >>> nonzero_box(image)
+        Box(start_zyx=(1, 2, 3), stop_zyx=(3, 3, 5))
+    """
+    occupied = (voxels_czyx != 0).any(axis=0)
+    ends = []
+    for axis in range(3):
+        line = np.flatnonzero(occupied.any(axis=tuple(a for a in range(3) if a != axis)))
+        ends.append((int(line[0]), int(line[-1]) + 1) if line.size else (0, occupied.shape[axis]))
+    (z0, z1), (y0, y1), (x0, x1) = ends
+    return Box(start_zyx=(z0, y0, x0), stop_zyx=(z1, y1, x1))

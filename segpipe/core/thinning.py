@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.box import Box, nonzero_box
 from segpipe.core.compiled import kernel, say_first_use
+from segpipe.core.grid import Box, nonzero_box
 
 _CUBE = list(product((-1, 0, 1), repeat=3))  # a voxel and its 26 neighbours
 _FACES = np.array([i for i, step in enumerate(_CUBE) if sum(map(abs, step)) == 1])

@@ -11,9 +11,17 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads, say
 from segpipe.core.text import count
 from segpipe.data.dataset import Case, Dataset, signature_of
-from segpipe.fingerprint.measure import assemble, content_of, measure_cases, require_no_faults
+from segpipe.fingerprint.measure import (
+    Measured,
+    MeasuredCase,
+    assemble,
+    content_of,
+    load_measured,
+    measure_cases,
+    require_no_faults,
+    save_measured,
+)
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
-from segpipe.fingerprint.stored import Measured, MeasuredCase, load_measured, save_measured
 
 _MAX_NAMED = 5  # of each kind of change
 

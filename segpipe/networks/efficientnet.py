@@ -20,7 +20,7 @@ from segpipe.networks.blocks import (
     he_initialisation,
     residual_stage,
 )
-from segpipe.networks.efficientnet_table import levels, stem_features
+from segpipe.networks.parts import levels, stem_features
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import UNet, encoder_shapes
 

@@ -19,8 +19,7 @@ from segpipe.core.files import TEMPORARY_PREFIX, disk_fault, write_text
 from segpipe.core.machine import cpu_count, free_bytes
 from segpipe.core.text import count
 from segpipe.core.work import Work
-from segpipe.networks.device import precision_name, resolve_device
-from segpipe.networks.doctor import torch_findings
+from segpipe.networks.device import precision_name, resolve_device, torch_findings
 from segpipe.networks.self_test import SWITCH, distinct_convolutions, try_convolutions
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Plan

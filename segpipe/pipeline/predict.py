@@ -19,19 +19,16 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.dataset import Case
 from segpipe.data.inputs import list_inputs
 from segpipe.networks.cost import CPU
-from segpipe.networks.device import resolve_device, set_processors
-from segpipe.networks.doctor import free_device_bytes
+from segpipe.networks.device import free_device_bytes, resolve_device, set_processors
 from segpipe.pipeline.cascade import warn_of_guides
 from segpipe.pipeline.requests import PredictRequest
 from segpipe.plan.schema import Plan
 from segpipe.predict.ensemble_files import ensemble_folders
 from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes
 from segpipe.predict.model import Ensemble, load_model
-from segpipe.predict.outputs import PredictionTable, is_done, mask_path
-from segpipe.predict.ownership import check_claim
+from segpipe.predict.outputs import PredictionResult, PredictionTable, check_claim, is_done, mask_path
 from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
-from segpipe.predict.result import PredictionResult
 from segpipe.predict.run import made_with, predict_cases
 from segpipe.predict.selected_model import Members, find_members, postprocessing_for, read_postprocessing
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from segpipe.pipeline.planned_work import PlannedWork, default_configuration
 from segpipe.pipeline.requests import PrepareRequest
-from segpipe.prepare.current import states_of
-from segpipe.prepare.dataset import Needs, needs_of, prepare_dataset, prepared_folder
+from segpipe.prepare.dataset import Needs, needs_of, prepare_dataset, prepared_folder, states_of
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
-from segpipe.networks.device import memory_faults, resolve_device, set_processors
-from segpipe.networks.doctor import free_device_bytes
+from segpipe.networks.device import free_device_bytes, memory_faults, resolve_device, set_processors
 from segpipe.pipeline import prepare
 from segpipe.pipeline.cascade import guides_for, note_guides, require_trained_guides
 from segpipe.pipeline.costs import planned_costs

@@ -8,8 +8,7 @@ from functools import partial
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
-from segpipe.networks.sized_specs import EFFNET_SIZES, EFFNET_STAGES, SIZES, effnet, mednext
-from segpipe.networks.spec import NetworkSpec
+from segpipe.networks.spec import EFFNET_SIZES, EFFNET_STAGES, SIZES, NetworkSpec, effnet, mednext
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.topology import Topology
 from segpipe.plan.training import Training

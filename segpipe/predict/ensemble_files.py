@@ -23,10 +23,20 @@ from segpipe.data.dataset import Case
 from segpipe.data.label_lists import parse_labels
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.scan import image_files
-from segpipe.predict.outputs import CaseRow, PredictionTable, label_sizes, mask_path, row_of_mask, write_label_table
-from segpipe.predict.ownership import ABOUT, MadeWith, claim_folder
+from segpipe.predict.outputs import (
+    ABOUT,
+    CaseFault,
+    CaseRow,
+    MadeWith,
+    PredictionResult,
+    PredictionTable,
+    claim_folder,
+    label_sizes,
+    mask_path,
+    row_of_mask,
+    write_label_table,
+)
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
-from segpipe.predict.result import CaseFault, PredictionResult
 
 
 def mean_mask(files: Sequence[Path], labels: LabelSet, shape_zyx: tuple[int, ...]) -> NDArray[Any]:

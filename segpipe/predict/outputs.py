@@ -1,4 +1,4 @@
-"""Files of a prediction: masks, probabilities, the list of labels, one row for each case."""
+"""Files of a prediction: masks, probabilities, labels, a row for each case; and whose the folder of masks is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import os
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,95 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
 from segpipe.core.files import disk_fault, write_text
 from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
+from segpipe.core.records import Record
+from segpipe.core.text import count
 from segpipe.core.volume import SHARE_STEPS, read_header, read_labels, read_voxels
+from segpipe.data.dataset import Case, signature_of
 from segpipe.data.label_lists import value_counts
 from segpipe.predict.options import PredictOptions
+from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
+
+ABOUT = "prediction.json"
+
+
+class MadeWith(Record):
+    """The model and the images that the masks of a folder were made with; another model must not go on in it.
+
+    Args:
+        model: Digest of the weights.
+        mirrored: Whether mirrored copies were averaged.
+        images: Signature of each case's image files.
+        postprocessing: What was done to the masks afterwards.
+        labels: The structures; None if an earlier version did not note them.
+    """
+
+    model: str
+    mirrored: bool
+    images: dict[str, str]
+    postprocessing: Postprocessing = NO_POSTPROCESSING
+    labels: LabelSet | None = None
+
+
+def check_claim(folder: Path, cases: Sequence[Case], made: MadeWith) -> tuple[MadeWith, list[str]]:
+    """Check that masks of these cases may be written into a folder; nothing is changed.
+
+    Returns:
+        What the folder's masks will be made with and of, and the cases whose masks are of images that changed since.
+
+    Raises:
+        UsageError: If the folder holds masks of another model or of unknown origin, or holds the images.
+    """
+    about = folder / ABOUT
+    images = [path.resolve() for case in cases for path in case.image_paths]
+    if folder.resolve() in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
+        raise UsageError(f"{folder}: holds the images. Choose another output folder, so that none is overwritten.")
+    known = MadeWith.load(about) if about.is_file() else made
+    if known.labels is None:
+        known = known.model_copy(update={"labels": made.labels})
+    if known.model_copy(update={"images": {}}) != made:
+        raise UsageError(
+            f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "
+            "output folder."
+        )
+    current = {case.case_id: _images_signature(case) for case in cases}
+    existing = [case_id for case_id in current if mask_path(folder, case_id).exists()]
+    if foreign := [case_id for case_id in existing if case_id not in known.images]:
+        others = f" ({count(len(foreign), 'such file')})" if len(foreign) > 1 else ""
+        raise UsageError(
+            f"{mask_path(folder, foreign[0])}: exists already, and not from this command{others}. Choose another "
+            "output folder."
+        )
+    changed = [case_id for case_id in existing if known.images[case_id] != current[case_id]]
+    return known.model_copy(update={"images": known.images | current}), changed
+
+
+def claim_folder(folder: Path, cases: Sequence[Case], made: MadeWith) -> None:
+    """Record what the folder's masks are made with and of; masks of images that changed since are removed.
+
+    Raises:
+        UsageError: As `check_claim`.
+    """
+    record, changed = check_claim(folder, cases, made)
+    for case_id in changed:
+        say(f"{mask_path(folder, case_id)}: was made from another image of this name; it is predicted again.")
+        mask_path(folder, case_id).unlink()
+        for extra in (probabilities_path(folder, case_id), *uncertainty_paths(folder, case_id).values()):
+            extra.unlink(missing_ok=True)
+    record.save(folder / ABOUT)
+
+
+def _images_signature(case: Case) -> str:
+    """Signature of the image files; empty if one is missing, which is reported when it is read."""
+    try:
+        return signature_of(case.model_copy(update={"label": None}))
+    except DataError:
+        return ""
+
 
 LABEL_TABLE = "dseg.tsv"
 PREDICTIONS = "predictions.csv"
@@ -245,3 +326,65 @@ def _csv_text(rows: Sequence[Sequence[str]]) -> str:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue()
+
+
+MEMORY_EXIT = ResourceError.exit_code
+
+
+@dataclass(frozen=True)
+class CaseFault:
+    """A case that could not be predicted: why, and the exit code that stands for it."""
+
+    case_id: str
+    text: str
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class PredictionResult:
+    """Masks and failed cases of a prediction.
+
+    Args:
+        folder: Where the masks are.
+        rows: Of the cases whose masks are there, in the order of the cases.
+        faults: Of the others.
+    """
+
+    folder: Path
+    rows: tuple[CaseRow, ...]
+    faults: tuple[CaseFault, ...]
+
+    @property
+    def masks(self) -> list[Path]:
+        """The masks, in the order of the cases."""
+        return [mask_path(self.folder, row.case_id) for row in self.rows]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if there are all masks; else that of wrong data, or of memory if that was the only reason."""
+        return self.exit_code_of(self.faults)
+
+    @staticmethod
+    def exit_code_of(faults: Collection[CaseFault | SegpipeError]) -> int:
+        """Exit code of faults alone, which may be those that a dry run expects."""
+        if not faults:
+            return 0
+        return MEMORY_EXIT if all(fault.exit_code == MEMORY_EXIT for fault in faults) else DataError.exit_code
+
+    @property
+    def summary(self) -> str:
+        """The list of the cases that could not be predicted."""
+        n_cases = len(self.rows) + len(self.faults)
+        lines = [f"{len(self.faults)} of {n_cases} cases could not be predicted:", *(f.text for f in self.faults)]
+        return "\n  ".join(lines)
+
+    def require_all(self) -> list[Path]:
+        """The masks of all cases.
+
+        Raises:
+            DataError: If some could not be predicted; it lists them.
+            ResourceError: The same, if memory was the only reason.
+        """
+        if self.faults:
+            raise (ResourceError if self.exit_code == MEMORY_EXIT else DataError)(self.summary)
+        return self.masks

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pydantic import Field, NonNegativeFloat
 from scipy import ndimage
 
-from segpipe.core.box import nonzero_box
 from segpipe.core.errors import PlanError
+from segpipe.core.grid import nonzero_box
 from segpipe.core.labels import Label, LabelSet, Mask
 from segpipe.core.records import Record, did_you_mean
 

@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from segpipe.core.box import Box
-from segpipe.core.grid import ZYX
+from segpipe.core.grid import ZYX, Box
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample

@@ -25,9 +25,14 @@ from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes, w
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import (
+    MEMORY_EXIT,
     UNCERTAINTY_FOLDER,
+    CaseFault,
     CaseRow,
+    MadeWith,
+    PredictionResult,
     PredictionTable,
+    claim_folder,
     is_done,
     label_sizes,
     mask_path,
@@ -37,11 +42,9 @@ from segpipe.predict.outputs import (
     uncertainty_paths,
     write_label_table,
 )
-from segpipe.predict.ownership import MadeWith, claim_folder
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
 from segpipe.predict.probability_spool import ProbabilitySpool, open_spool
 from segpipe.predict.restore import Segmentation
-from segpipe.predict.result import MEMORY_EXIT, CaseFault, PredictionResult
 from segpipe.predict.segment import Batching, prepare_for, segment
 from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, steps_of
 from segpipe.prepare.case import Prepared, read_case_image

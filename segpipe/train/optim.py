@@ -1,19 +1,135 @@
-"""Optimizers, schedules and the average of weights, each a value in the plan."""
+"""Optimizers (Muon among them), schedules and the average of weights, each a value in the plan."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn, optim
+from torch.optim.adamw import adamw
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.build import inner_kernels
 from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
 from segpipe.plan.training import Training
-from segpipe.train.muon import Muon
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial of degree 5 that Jordan chose: steepest at 0
+_N_ITERATIONS = 5
+_TINY = 1e-7  # a momentum of zeros stays zeros
+_RMS_OF_ADAMW = 0.2  # usual size of AdamW's update, in units of the learning rate
+
+
+class Muon(optim.Optimizer):
+    """Orthogonalised momentum for kernels; AdamW for the other parameters, at the same learning rate.
+
+    A kernel is taken as the matrix it multiplies with, (out, in · voxels); a transposed one, (in, out · voxels).
+
+    Args:
+        kernels: Convolution kernels and matrices, see `networks.build.inner_kernels`.
+        others: The other parameters; may be empty.
+        lr: Learning rate of AdamW. A kernel's update is scaled by 0.2 · sqrt(larger side of its matrix), which makes it
+            as large (RMS) as AdamW's usually is, so that one rate and one weight decay do for both.
+        momentum: Of the kernels.
+        weight_decay: Decoupled.
+        nesterov: Whether a kernel steps from where its momentum leads.
+        betas: Of AdamW.
+        epsilon: Of AdamW.
+
+    Source:
+        Jordan 2024 (kellerjordan.github.io/posts/muon), scaled as in Liu et al. 2025 (arXiv 2502.16982, section 2.2).
+        Equal to torch.optim.Muon on flattened kernels but for rounding: ours is float32, torch's bfloat16. Jordan's own
+        code flattens kernels of 2D convolutions only.
+    """
+
+    def __init__(
+        self,
+        kernels: Sequence[nn.Parameter],
+        others: Sequence[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        nesterov: bool = True,
+        betas: tuple[float, float] = (0.9, 0.99),
+        epsilon: float = 1e-8,
+    ) -> None:
+        self.nesterov, self.betas, self.epsilon = nesterov, betas, epsilon
+        groups = [{"params": list(kernels), "is_kernels": True}, {"params": list(others), "is_kernels": False}]
+        super().__init__(
+            [g for g in groups if g["params"]], {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step; parameters without a gradient stay as they are."""
+        assert closure is None
+        for group in self.param_groups:
+            with_gradient = [p for p in group["params"] if p.grad is not None]
+            if group["is_kernels"]:
+                for kernel in with_gradient:
+                    self._step_kernel(kernel, group["lr"], group["momentum"], group["weight_decay"])
+            else:
+                self._step_others(with_gradient, group["lr"], group["weight_decay"])
+
+    def _step_kernel(self, kernel: Tensor, rate: float, momentum: float, weight_decay: float) -> None:
+        state, gradient = self.state[kernel], kernel.grad
+        assert gradient is not None
+        if not state:
+            state["momentum"] = torch.zeros_like(kernel)
+        state["momentum"].lerp_(gradient, 1 - momentum)
+        direction = gradient.lerp(state["momentum"], momentum) if self.nesterov else state["momentum"]
+        matrix = orthogonalise(direction.flatten(1))
+        kernel.mul_(1 - rate * weight_decay)
+        kernel.add_(matrix.reshape(kernel.shape), alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
+
+    def _step_others(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter].update(
+                    step=torch.tensor(0.0), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
+                )
+        states = [self.state[p] for p in parameters]
+        adamw(
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            [s["mean"] for s in states],
+            [s["square"] for s in states],
+            [],
+            [s["step"] for s in states],
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=rate,
+            weight_decay=weight_decay,
+            eps=self.epsilon,
+            maximize=False,
+        )
+
+
+def orthogonalise(matrix: Tensor) -> Tensor:
+    """A matrix with the same singular vectors and singular values near 1 (0.68 to 1.13), float32; of zeros, zeros.
+
+    Singular values far below the largest (under a hundredth of the norm) stay below that range.
+
+    Source:
+        Newton-Schulz iterations of Muon, five of x ← (a + b·xxᵀ + c·(xxᵀ)²) x. Since all factors are polynomials of the
+        first xxᵀ, they are multiplied with each other, which is smaller, and once with x.
+    """
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    wide = (matrix.T if is_tall else matrix).float()
+    wide = wide / wide.norm().clamp_min(_TINY)
+    a, b, c = _COEFFICIENTS
+    square = wide @ wide.T
+    product = torch.eye(len(square), device=wide.device)
+    for _ in range(_N_ITERATIONS):
+        factor = torch.addmm(square, square, square, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        square = factor @ square @ factor
+    result = product @ wide
+    return result.T if is_tall else result
 
 
 def _sgd(network: nn.Module, training: Training) -> optim.Optimizer:
