@@ -28,7 +28,7 @@ _HEAD = """# Commands
 | 3 | images, labels or their description are wrong |
 | 4 | the machine is not ready: a package, a device, a folder that cannot be written |
 | 5 | memory or disk ran out |
-| 75 | stopped on request (SIGTERM, SIGUSR1), state saved: rerun the same command to resume |
+| 75 | stopped on request (SIGTERM, SIGUSR1, SIGUSR2, SIGHUP), state saved: rerun the same command to resume |
 | 130 | Ctrl-C, state saved likewise |
 | 1 | a fault of segpipe itself: the log that is named says more, `--debug` shows it |
 """

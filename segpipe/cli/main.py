@@ -14,7 +14,7 @@ import click
 from segpipe._version import __version__
 from segpipe.cli.examples import EXAMPLES
 from segpipe.cli.faults import log_and_tell, tell
-from segpipe.core.errors import Interrupted, SegpipeError
+from segpipe.core.errors import STOP_SIGNALS, Interrupted, SegpipeError
 
 GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<name>.py
     "Get started": {
@@ -95,8 +95,8 @@ def root() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit with the code of what happened (see core/errors.py)."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's background jobs are not meant by Ctrl-C
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) != signal.SIG_IGN:  # as in a shell's background jobs (Ctrl-C) and under nohup
             signal.signal(number, _interrupt)
     for stream in (
         sys.stdout,

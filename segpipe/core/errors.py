@@ -14,8 +14,15 @@ A message says where, what was found, what was expected and what to do.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+STOP_SIGNALS = tuple(  # requests to stop: a cluster's, a closed terminal's, Ctrl-C; no system has all of them
+    getattr(signal, name)
+    for name in ("SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGBREAK", "SIGINT")
+    if hasattr(signal, name)
+)
 
 
 class SegpipeError(Exception):

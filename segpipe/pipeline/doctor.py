@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import platform
 import re
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.doctor import Finding, finding
-from segpipe.core.errors import SegpipeError
-from segpipe.core.files import TEMPORARY_PREFIX, disk_fault, write_text
+from segpipe.core.errors import SegpipeError, SetupError, UsageError
+from segpipe.core.files import TEMPORARY_PREFIX, disk_fault, only_process, write_text
 from segpipe.core.machine import cpu_count, free_bytes
 from segpipe.core.text import count
 from segpipe.core.work import Work
@@ -48,11 +47,12 @@ def examine(folder: Path) -> list[Finding]:
         folder: Where results are to lie. Small files are written into it and removed again.
     """
     threads = os.environ.get("OMP_NUM_THREADS", "")
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     return [
         finding("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         package_finding(requirements()),
         extras_finding(requirements()),
-        processor_finding(cpu_count(), os.cpu_count() or 1, os.getloadavg()[0], threads),
+        processor_finding(cpu_count(), os.cpu_count() or 1, load, threads),
         memory_finding(),
         shared_memory_finding(),
         *torch_findings(),
@@ -151,7 +151,7 @@ def processor_finding(usable: int, there: int, load: float, threads: str) -> Fin
     Args:
         usable: By this process.
         there: In the machine.
-        load: Tasks that wanted to compute, mean of the last minute.
+        load: Tasks that wanted to compute, mean of the last minute; 0 where the system does not say, as on Windows.
         threads: What OMP_NUM_THREADS says, or nothing.
     """
     found = f"{usable} of {there} usable, load {load:.1f}" + (f", OMP_NUM_THREADS={threads}" if threads else "")
@@ -232,15 +232,15 @@ def _renaming(probe: Path) -> Finding:
 
 
 def _locks(probe: Path) -> Finding:
-    with (probe / "lock").open("w") as first, (probe / "lock").open("w") as second:
-        try:
-            fcntl.flock(first, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as fault:
-            return finding("locks", f"not possible ({fault.strerror})", fault="Runs need them. Choose a local disk.")
-        try:
-            fcntl.flock(second, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return finding("locks", "hold")
+    try:
+        with only_process(probe):
+            try:
+                with only_process(probe):
+                    pass
+            except UsageError:
+                return finding("locks", "hold")
+    except SetupError as fault:
+        return finding("locks", f"not possible ({fault})", fault="Runs need them. Choose a local disk.")
     return finding("locks", "do not hold", fault="Two runs in one folder would spoil it. Choose a local disk.")
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import DataError
+from segpipe.core.files import private_folder
 from segpipe.core.foreseen import Foreseen
 from segpipe.core.text import count
 from segpipe.data.check import CheckReport, check_dataset
@@ -97,9 +97,9 @@ def estimate(job: RunJob) -> Foreseen:
     request = job.request
     _require_usable(request.data, check_dataset(request.data, request.machine.n_workers))
     planning = plan.resolve(request.planning)
-    with tempfile.TemporaryDirectory(prefix="segpipe-") as temporary:
+    with private_folder() as temporary:
         known = planning.work.measured_cases
-        measured = Path(temporary) / known.name
+        measured = temporary / known.name
         if known.is_file():
             shutil.copy(known, measured)
         planned, _ = plan.decide(planning, measured)

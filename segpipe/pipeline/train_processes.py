@@ -26,6 +26,7 @@ from segpipe.pipeline.requests import Machine
 from segpipe.train.stop import Stop
 
 _HERE = "127.0.0.1"
+_SIGKILL = 9  # its number: Windows lacks the name
 _PAUSE_SECONDS = 0.05
 _GRACE_SECONDS = 10.0  # for processes that wait for one which is gone; what they would save is saved already
 _FAULTS: dict[int, type[SegpipeError]] = {
@@ -92,7 +93,7 @@ class Ended:
 def run_jobs(jobs: Sequence[Job], devices: Sequence[str], *, end_together: bool) -> list[Ended]:
     """Run jobs, as many at a time as there are devices.
 
-    SIGTERM, SIGUSR1 and Ctrl-C are passed on to all that run, and no other one begins.
+    Requests to stop (see `Stop`) are passed on to all that run, and no other one begins.
 
     Args:
         jobs: In their order; each gets the first device that is free.
@@ -177,16 +178,19 @@ class _Run:
             self.end(signal.SIGTERM)
             self.deadline = time.monotonic() + _GRACE_SECONDS
         if self.deadline is not None and time.monotonic() > self.deadline:
-            self.end(signal.SIGKILL)
+            self.end(None)
 
-    def end(self, number: int) -> None:
-        """Send a signal to all that run."""
+    def end(self, number: int | None) -> None:
+        """Send a signal to all that run; None kills them. Windows knows no signals: there any one kills them."""
         for child in self.running:
-            child.process.send_signal(number)
+            if number is None or os.name == "nt":
+                child.process.kill()
+            else:
+                child.process.send_signal(number)
 
     def kill(self) -> None:
         """Leave nothing behind."""
-        self.end(signal.SIGKILL)
+        self.end(None)
         for child in self.running:
             child.process.wait()
 
@@ -202,7 +206,7 @@ def raise_first(failed: Sequence[Ended], text: str) -> None:
         return
     if failed[0].code == 130:
         raise KeyboardInterrupt
-    kind = ResourceError if failed[0].code == -signal.SIGKILL else _FAULTS.get(failed[0].code, SegpipeError)
+    kind = ResourceError if failed[0].code == -_SIGKILL else _FAULTS.get(failed[0].code, SegpipeError)
     raise kind(f"{text}\n" + "\n".join(f"  {ended}" for ended in failed))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
-from segpipe.core.files import disk_fault, write_text
+from segpipe.core.files import append_synced, write_text
 from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
@@ -291,12 +291,7 @@ class PredictionTable:
             ResourceError, SetupError: If it cannot be written.
         """
         self.rows[row.case_id] = row
-        try:
-            with self.path.open("ab", buffering=0) as file:
-                file.write(_csv_text([self._cells(row)]).encode())
-                os.fsync(file.fileno())
-        except OSError as fault:
-            raise disk_fault(fault, self.path) from fault
+        append_synced(self.path, _csv_text([self._cells(row)]).encode())
 
     def _cells(self, row: CaseRow) -> list[str]:
         seconds = (row.seconds_prepare, row.seconds_network, row.seconds_export)

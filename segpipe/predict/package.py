@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 import stat
-import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,7 +23,7 @@ import yaml
 from pydantic import NonNegativeInt, PositiveInt
 
 from segpipe.core.errors import UsageError
-from segpipe.core.files import disk_fault, whole_file
+from segpipe.core.files import disk_fault, private_folder, whole_file
 from segpipe.core.progress import show_as
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
@@ -163,12 +162,8 @@ def open_model(model: Path) -> Iterator[Path]:
     if not model.is_file():
         yield model
         return
-    try:
-        private = tempfile.TemporaryDirectory(prefix="segpipe-")
-    except OSError as fault:
-        raise disk_fault(fault, Path(tempfile.gettempdir())) from fault
-    with private as parent:
-        folder = Path(parent) / model.name
+    with private_folder() as parent:
+        folder = parent / model.name
         with show_as(folder, model):
             _unpack(model, folder)
             yield folder

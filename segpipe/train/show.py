@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import resource
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +40,7 @@ def epoch_line(row: Row, fold: str, n_epochs: int) -> str:
         f"patch Dice {_dice_text(row)}",
         f"{row['iterations_per_second']:.2f} it/s",
         f"{row['wait_share']:.0%} waiting for data",
-        f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
+        "memory ?" if math.isnan(row["peak_memory_bytes"]) else f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",
         f"{duration_text(row['seconds_left'])} left",
     ]
     return "  ".join(parts)
@@ -59,10 +59,17 @@ def _dice_text(row: Row) -> str:
     return f"{mean} of {len(known)} labels: {n_zeros} at 0{unknown}, worst {worst}"
 
 
-def peak_memory_bytes(device: torch.device) -> int:
-    """The most that this process held so far: allocated by torch on a CUDA device, resident elsewhere."""
+def peak_memory_bytes(device: torch.device) -> float:
+    """The most that this process held so far: allocated by torch on a CUDA device, resident elsewhere.
+
+    NaN where the system does not say, as on Windows.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:
+        return math.nan
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024
 

@@ -1,4 +1,4 @@
-"""Requests to stop: SIGTERM and SIGUSR1 (a cluster's notice), Ctrl-C."""
+"""Requests to stop: SIGTERM, SIGUSR1 and SIGUSR2 (a cluster's notice), SIGHUP (a closed terminal), Ctrl-C."""
 
 from __future__ import annotations
 
@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from segpipe.core.errors import Interrupted
-
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+from segpipe.core.errors import STOP_SIGNALS, Interrupted
 
 
 class Stop:
@@ -26,7 +24,8 @@ class Stop:
             self.signal = number
 
         try:
-            old = {s: signal.signal(s, note) for s in _SIGNALS}
+            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores
+            old = {number: signal.signal(number, note) for number in heard}
         except ValueError:  # not in the main thread
             yield
             return
@@ -40,7 +39,7 @@ class Stop:
         """End the training, whose state is saved, if there was a request.
 
         Raises:
-            Interrupted: After SIGTERM or SIGUSR1.
+            Interrupted: After any other signal than Ctrl-C.
             KeyboardInterrupt: After Ctrl-C.
         """
         if self.signal == signal.SIGINT:
