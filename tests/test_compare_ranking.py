@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segpipe.compare.ranking import rank_methods, suitability
+from segpipe.compare.comparison import rank_methods, suitability
 
 NAMES = ("a", "b", "c")
 

@@ -1,4 +1,4 @@
-"""train/crash.py"""
+"""train/signals.py"""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from stages import plan_data
 from test_pipeline import MACHINE
 
 from segpipe.core.work import FoldFolder, Work
-from segpipe.train.crash import crash_noted, crash_text, mark_step
+from segpipe.train.signals import crash_noted, crash_text, mark_step
 
 DIES = """
 import os, signal, sys
 from pathlib import Path
 from segpipe.core.work import FoldFolder
-from segpipe.train.crash import crash_noted, mark_step
+from segpipe.train.signals import crash_noted, mark_step
 with crash_noted(FoldFolder(Path(sys.argv[1]))):
     mark_step(41)
     os.kill(os.getpid(), int(sys.argv[2]))

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segpipe.core.figures import FoldCurves, _running_mean, _thin, learning_curves
 from segpipe.core.history import History
-from segpipe.core.learning_curves import FoldCurves, _running_mean, _thin, learning_curves
 from segpipe.core.work import FoldFolder
 from segpipe.report.sections import learning_picture
 from segpipe.report.work_contents import FoldRun, Run

@@ -22,8 +22,7 @@ from segpipe.data.dataset import Case
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
-from segpipe.report.plan_page import write_plan_page
-from segpipe.report.plan_page_pictures import volume_pictures
+from segpipe.report.plan_page import volume_pictures, write_plan_page
 from segpipe.report.plan_page_samples import patch_corners_mm, read_slice, sample_cases
 from segpipe.report.plan_page_tables import configuration_table, cost_table, label_table, rare_labels, stage_tables
 

@@ -16,8 +16,13 @@ from specs import VIEWS, unet
 from test_unet import nnunets
 from torch import nn
 
-from segpipe.bridge.nnunet_model import export_nnunet_model, import_nnunet_model
-from segpipe.bridge.nnunet_weights import NnunetCheckpoint, read_checkpoint, write_checkpoint
+from segpipe.bridge.nnunet_model import (
+    NnunetCheckpoint,
+    export_nnunet_model,
+    import_nnunet_model,
+    read_checkpoint,
+    write_checkpoint,
+)
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.core.volume import read_labels

@@ -17,9 +17,15 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.intervals import N_RESAMPLES
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import POLICIES
-from segpipe.report.methods_text import MethodsText, comparison_methods, interval_text, metrics_text, policy_text
+from segpipe.report.methods_text import (
+    MethodsText,
+    comparison_methods,
+    interval_text,
+    metrics_text,
+    policy_text,
+    work_methods,
+)
 from segpipe.report.work_contents import read_work
-from segpipe.report.work_methods import work_methods
 
 
 def text_of(folder: Path) -> str:

@@ -7,7 +7,7 @@ from math import inf, nan, sqrt
 import pytest
 
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.report.distributions import distributions, volume_picture, volume_table
+from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.volume_agreement import VolumeAgreement, VolumeEstimate, volume_agreements
 
 VOXEL_MM3 = 2.0

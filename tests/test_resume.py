@@ -1,4 +1,4 @@
-"""train/resume.py and train/finite.py: what may change on the way, and what a loss that is not finite leaves."""
+"""train/resume.py and train/watch.py: what may change on the way, and what a loss that is not finite leaves."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from segpipe.plan.schema import Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import save_weights
 from segpipe.train.distributed import Group
-from segpipe.train.finite import are_finite, divergence, note_divergence
-from segpipe.train.fold import FoldTraining
+from segpipe.train.fold import FoldTraining, are_finite, divergence, note_divergence
 from segpipe.train.loop import _Loop
 from segpipe.train.resume import PROCESSES, require_same_training
 

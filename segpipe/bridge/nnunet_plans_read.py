@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.bridge.nnunet_names import CASCADE, NETWORK_CLASSES, PLANNERS, SCHEMES, layer_settings
+from segpipe.bridge.nnunet_plans import CASCADE, NETWORK_CLASSES, PLANNERS, SCHEMES, layer_settings
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import did_you_mean, read_mapping

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterable
 from math import isnan
+
+_MAX_NAMED = 12  # of a list of names in a sentence
 
 
 def count(n: int, noun: str, plural: str = "") -> str:
@@ -57,3 +60,10 @@ def duration_text(seconds: float) -> str:
         return f"{minutes} min"
     hours = round(minutes / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def list_names(names: Iterable[str]) -> str:
+    """Join names with commas; of very many the first ones and how many more."""
+    every = list(names)
+    more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""
+    return ", ".join(every[:_MAX_NAMED]) + more

@@ -23,7 +23,7 @@ from segpipe.core.progress import say
 from segpipe.core.text import count
 from segpipe.networks.device import resolve_devices
 from segpipe.pipeline.requests import Machine
-from segpipe.train.stop import Stop
+from segpipe.train.signals import Stop
 
 _HERE = "127.0.0.1"
 _SIGKILL = 9  # its number: Windows lacks the name

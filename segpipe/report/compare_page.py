@@ -17,7 +17,7 @@ from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
-from segpipe.report.charts import Spread, distribution_svg
+from segpipe.report.charts import Spread, axis_limits, distribution_svg
 from segpipe.report.compare_charts import (
     aligned_scores,
     case_means,
@@ -26,7 +26,6 @@ from segpipe.report.compare_charts import (
     rank_order,
     rankings_svg,
 )
-from segpipe.report.distributions import axis_limits
 from segpipe.report.methods_text import MethodsText, comparison_methods
 from segpipe.report.page import Cell, Picture, Table, render
 

@@ -2,30 +2,212 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
+
+from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.core.files import write_text
+from segpipe.core.text import list_names
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits, leaks
-from segpipe.fingerprint.record import Fingerprint
+from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.page import Decision, Picture, Table, render
-from segpipe.report.plan_page_pictures import geometry_picture, intensity_picture, volume_pictures
 from segpipe.report.plan_page_samples import sample_pictures
 from segpipe.report.plan_page_tables import (
+    axis_names,
     configuration_table,
     cost_table,
     label_table,
-    list_names,
     rare_labels,
+    scheme_text,
+    short,
     split_tables,
     stage_tables,
 )
 from segpipe.report.work_report import plan_decisions
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+_BARS, _MARK = CHART_COLOURS[0], CHART_COLOURS[1]
+_N_BINS = 24
+_SAME = 1e-3  # edges that differ by less were rounded
+_PEAK_SHARE = 0.5  # of the voxels in one bar: the others would not be seen beside it
+_MAX_COLUMNS = 3
+_LABELS_BY_PICTURE = 20  # more would be taller than a page
+_MAX_DOTS = 2000  # of all pictures; beyond, boxes say enough and the file stays small
+_LOG_RATIO = 100.0  # two decades between the smallest and the largest value ask for a logarithmic axis
+
+
+def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
+    """Voxel edges and shapes of all cases along the plan's axes; target edges are marked."""
+    order = list(plan.axis_order)
+    edges = np.array([case.spacing_mm for case in fingerprint.cases])[:, order]
+    shapes = np.array([case.shape_zyx or case.cropped_shape_zyx for case in fingerprint.cases])[:, order]
+    names = axis_names(plan)
+    figure = new_figure(9.6, 4.4)
+    panels = figure.subplots(2, 3)
+    for axis in range(3):
+        _bars(panels[0][axis], edges[:, axis].tolist(), f"voxel {names[axis]}, mm")
+        targets = {c.spacing_mm[axis] for c in plan.configurations.values()} - {None}
+        for target in sorted(t for t in targets if t is not None):
+            panels[0][axis].axvline(target, color=_MARK, linestyle="--", linewidth=1.5)
+        _bars(panels[1][axis], shapes[:, axis].tolist(), f"image {names[axis]}, voxels", step=1)
+    for row in panels:
+        row[0].set_ylabel("cases", fontsize=9)
+    medians = ", ".join(
+        f"{name} {short(edge)} mm and {short(n)} voxels"
+        for name, edge, n in zip(names, np.median(edges, axis=0), np.median(shapes, axis=0), strict=True)
+    )
+    alt = f"Histograms of voxel edges and image shapes over {len(edges)} cases. Medians: {medians}."
+    caption = "Dashed: the voxel edges of the plan's configurations, to which every case is resampled."
+    return Picture("svg", figure_bytes(figure, "svg"), alt, caption)
+
+
+def _bars(panel: Axes, values: Sequence[float], title: str, step: float | None = None) -> None:
+    """A histogram.
+
+    Args:
+        values: At least one; above 0.
+        step: What values are multiples of; None: of nothing. Bins then hold equally many of them.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = min(values), max(values)
+    if high <= low * (1 + _SAME):
+        panel.bar([low], [len(values)], width=0.02 * low, color=_BARS)
+        panel.set_xlim(0.8 * low, 1.2 * low)
+    elif step is None:
+        panel.hist(values, _N_BINS, color=_BARS)
+    else:
+        width = step * math.ceil((high - low + step) / step / _N_BINS)
+        panel.hist(values, np.arange(low - step / 2, high + width, width).tolist(), color=_BARS)
+    panel.set_title(title, fontsize=9.5, loc="left")
+    panel.xaxis.set_major_locator(MaxNLocator(5, integer=step == 1))
+    panel.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+    tidy(panel)
+
+
+def intensity_picture(fingerprint: Fingerprint, plan: Plan) -> Picture | None:
+    """For each channel the histogram inside the labels, and how the plan normalises it; None if it is not known."""
+    known = [
+        (name, found, found.histogram, normalisation)
+        for name, found, normalisation in zip(
+            fingerprint.channels, fingerprint.intensities, plan.normalisation, strict=False
+        )
+        if found.histogram is not None
+    ]
+    if not known:
+        return None
+    n_rows = math.ceil(len(known) / _MAX_COLUMNS)
+    n_columns = max(2, math.ceil(len(known) / n_rows))
+    figure = new_figure(9.6, 2.5 * n_rows)
+    panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
+    for panel in panels[len(known) :]:
+        panel.set_axis_off()
+    for panel, (name, found, histogram, normalisation) in zip(panels, known, strict=False):
+        _draw_intensity(panel, name, found, histogram, normalisation)
+    texts = [f"{n}: median {short(f.median)}, {scheme_text(how)}" for n, f, _, how in known]
+    caption = (
+        "Voxels inside the labels, every case with the same weight, from percentile 0.5 to 99.5; dotted: the median. "
+        "Grey: what is clipped. The axis is logarithmic where one bar holds more than half of them."
+    )
+    alt = f"Histograms of intensities inside the labels. {'; '.join(texts)}."
+    return Picture("svg", figure_bytes(figure, "svg"), alt, caption)
+
+
+def _draw_intensity(
+    panel: Axes, name: str, found: Intensities, histogram: Histogram, normalisation: Normalisation
+) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = histogram.low, histogram.high
+    width = (high - low) / len(histogram.shares) or max(abs(low), 1.0) * 0.02
+    ends = [low, high, *(end for end in (normalisation.low, normalisation.high) if end is not None)]
+    margin = 0.08 * (max(ends) - min(ends)) or 10 * width
+    left, right = min(ends) - margin, max(ends) + margin
+    starts = low + width * np.arange(len(histogram.shares))
+    panel.bar(starts, np.array(histogram.shares) * 100, width, align="edge", color=_BARS)
+    panel.axvline(found.median, color="black", linestyle=":", linewidth=1.2)
+    if normalisation.low is not None and normalisation.high is not None:
+        for start, end, edge in (
+            (left, normalisation.low, normalisation.low),
+            (normalisation.high, right, normalisation.high),
+        ):
+            panel.axvspan(start, end, color="0.82", zorder=0)
+            panel.axvline(edge, color=_MARK, linestyle="--", linewidth=1.5)
+    if max(histogram.shares) > _PEAK_SHARE and np.count_nonzero(histogram.shares) > 1:
+        panel.set_yscale("log")
+        panel.yaxis.set_major_formatter(lambda value, _: short(value))
+    panel.set_xlim(left, right)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.set_title(f"{drawn_name(name)}\n{scheme_text(normalisation)}", fontsize=9, loc="left")
+    panel.set_ylabel("% of voxels", fontsize=8.5)
+    tidy(panel)
+
+
+def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
+    """Volume of each label over the cases in which it occurs, twenty labels in a picture, on one axis."""
+    values = {
+        name: [c.labels[name].volume_mm3 / 1000 for c in fingerprint.cases if name in c.present]
+        for name in fingerprint.prevalence
+    }
+    every = [volume for volumes in values.values() for volume in volumes]
+    if not every:
+        return ()
+    has_dots = len(every) <= _MAX_DOTS
+    is_log = max(every) > _LOG_RATIO * min(every)
+    limits = (min(every) / 1.3, max(every) * 1.3) if is_log else (0.0, 1.05 * max(every))
+    names = list(values)
+    pictures = []
+    for start in range(0, len(names), _LABELS_BY_PICTURE):
+        shown = {name: values[name] for name in names[start : start + _LABELS_BY_PICTURE]}
+        content = _volumes_svg(shown, "volume, mL", limits, is_log, has_dots)
+        medians = list_names(f"{name} {short(float(np.median(v)))} mL" for name, v in shown.items() if v)
+        caption = (
+            "Volume of each label over cases; boxes show median and quartiles, lines the smallest and the largest."
+        )
+        alt = f"Distribution of the volume of labels over cases. Medians: {medians or 'none'}."
+        pictures.append(Picture("svg", content, alt, caption))
+    return tuple(pictures)
+
+
+def _volumes_svg(
+    values: Mapping[str, Sequence[float]], axis_name: str, limits: tuple[float, float], is_log: bool, has_dots: bool
+) -> bytes:
+    figure = new_figure(9.6, 0.9 + 0.3 * max(2, len(values)))
+    panel = figure.subplots()
+    for row, found in enumerate(values.values()):
+        colour = CHART_COLOURS[row % len(CHART_COLOURS)]
+        if not found:
+            panel.text(0.01, row, "in no case", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
+            continue
+        box = panel.boxplot(
+            [list(found)], positions=[row], orientation="horizontal", widths=0.55, showfliers=False, whis=(0, 100)
+        )
+        for line in (line for lines in box.values() for line in lines):
+            line.set(color=colour, linewidth=1.2)
+        if has_dots:
+            spread = 0.18 * np.sin(2.4 * np.arange(len(found)))  # keeps equal values apart, the same every time
+            panel.plot(found, row + spread, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
+    panel.set_yticks(range(len(values)), [drawn_name(name) for name in values], fontsize=8.5)
+    panel.set_ylim(len(values) - 0.5, -0.5)
+    if is_log:
+        panel.set_xscale("log")
+        panel.xaxis.set_major_formatter(lambda value, _: short(value))
+    panel.set_xlim(*limits)
+    panel.set_xlabel(axis_name, fontsize=9)
+    tidy(panel)
+    return figure_bytes(figure, "svg")
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from segpipe.core.errors import DataError, SegpipeError
 from segpipe.core.figures import SCAN_COLOURS, WINDOW_PERCENTILES, drawn_name, figure_bytes, new_figure
 from segpipe.core.grid import reorientation, require_same_grid, turn_between
 from segpipe.core.labels import LabelSet
+from segpipe.core.text import list_names
 from segpipe.core.volume import read_image, read_labels
 from segpipe.data.dataset import Case, Dataset
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.schema import Normalisation, Plan
 from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
 from segpipe.report.page import Picture
-from segpipe.report.plan_page_tables import list_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence, Sized
 import numpy as np
 
 from segpipe.core.labels import LabelSet
+from segpipe.core.text import list_names
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.fingerprint.record import Fingerprint
@@ -17,7 +18,6 @@ from segpipe.report.page import Cell, Table
 
 _RARE_SHARE = 0.1  # of the cases; below it a mean over cases rests on few of them
 _FOLDS_SIDE_BY_SIDE = 10  # more would make the table wider than a page
-_MAX_NAMED = 12
 _NONE = "–"
 _SCHEME_TEXTS = {
     "zscore": "each case by its own mean and SD",
@@ -41,13 +41,6 @@ def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
             continue
         groups.setdefault(consequence, []).append(f"{name} ({n_with} of {n_cases})" if n_with else name)
     return tuple(f"Rare: {list_names(names)}, {consequence}" for consequence, names in groups.items())
-
-
-def list_names(names: Iterable[str]) -> str:
-    """Join names with commas; of very many the first ones and how many more."""
-    every = list(names)
-    more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""
-    return ", ".join(every[:_MAX_NAMED]) + more
 
 
 def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Table:

@@ -6,18 +6,18 @@ import shlex
 from collections.abc import Sequence
 from math import isfinite
 
+from segpipe.core.figures import FoldCurves, learning_curves
 from segpipe.core.history import History
-from segpipe.core.learning_curves import FoldCurves, learning_curves
 from segpipe.core.text import count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
-from segpipe.report.case_pictures import case_dice, case_pictures
-from segpipe.report.distributions import distributions, volume_picture, volume_table
+from segpipe.report.charts import distributions, volume_picture, volume_table
+from segpipe.report.methods_text import work_methods
+from segpipe.report.overlay_pictures import case_dice, case_pictures
 from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table
 from segpipe.report.work_contents import Run, Scored, WorkFolder
-from segpipe.report.work_methods import work_methods
 
 _HEADLINES = ("dice", "hd95")
 _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precision")

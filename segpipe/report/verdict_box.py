@@ -12,8 +12,8 @@ from segpipe.evaluate.intervals import ENOUGH_PATIENTS
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import FAILED_DICE, SummaryRow
-from segpipe.report.case_pictures import case_dice
-from segpipe.report.distributions import volume_text
+from segpipe.report.charts import volume_text
+from segpipe.report.overlay_pictures import case_dice
 from segpipe.report.page import Point, VerdictBox
 from segpipe.report.work_contents import Scored, WorkFolder
 

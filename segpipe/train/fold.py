@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -15,24 +15,70 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError, SetupError
+from segpipe.core.files import write_text
 from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for, seed_for
+from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import resolve_precision
 from segpipe.networks.initial_weights import start_from
 from segpipe.networks.norms import memory_format
 from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
 from segpipe.train.augmentation.draws import draw, region_for, scope_of
 from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.finite import divergence
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage
 from segpipe.train.sampling import Batch, Sampling, draw_batch
+
+
+class Diverged(PlanError):
+    """The loss or the weights are not finite; the message says what to change."""
+
+
+def divergence(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
+    """Make the fault that says what was found, where, and what to change."""
+    rate = training.learning_rate
+    wider = "" if dtype == torch.float32 else " or train with --set training.precision=fp32"
+    return Diverged(
+        f"training.learning_rate: {what} at iteration {iteration}. Lower it "
+        f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}){wider}."
+    )
+
+
+def are_finite(networks: Iterable[nn.Module]) -> bool:
+    """Return whether all weights and statistics are: a gradient can spoil them while the loss is still finite."""
+    tensors = [value for network in networks for value in network.state_dict().values()]
+    return bool(torch.stack([value.isfinite().all() for value in tensors if value.is_floating_point()]).all())
+
+
+def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *, keeps: bool) -> PlanError:
+    """Remember it in the folder, so that the next start may change what can mend it.
+
+    Args:
+        folder: Of the training.
+        fault: What happened.
+        saved_iteration: Of the newest state, in which all is finite; 0: nothing was saved.
+        keeps: Whether this process writes files.
+
+    Returns:
+        The fault, and where training can go on, which only the process that writes knows.
+    """
+    if not keeps:
+        return fault
+    if not saved_iteration:
+        return PlanError(f"{fault} No earlier state was saved: rerun the command with such a change to start over.")
+    write_text(folder.diverged, f"{fault}\n")
+    return PlanError(
+        f"{fault} The state of iteration {saved_iteration}, where all was finite, is kept: rerun the command with such "
+        "a change to resume from there, or with --restart to start over."
+    )
+
 
 TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the random streams
 

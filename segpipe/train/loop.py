@@ -28,16 +28,14 @@ from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.self_test import avoid_wrong_arithmetic
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
-from segpipe.train.crash import crash_noted, mark_step
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.finite import Diverged, are_finite, divergence, note_divergence
-from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
+from segpipe.train.fold import TRAIN, Diverged, FoldData, FoldTraining, Hooks, are_finite, divergence, note_divergence
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.sampling import Batch
 from segpipe.train.schedule import Schedule
 from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
-from segpipe.train.stop import Stop
+from segpipe.train.signals import Stop, crash_noted, mark_step
 from segpipe.train.tensorboard import SeenPatches, TensorBoard
 from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
 

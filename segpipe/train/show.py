@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
+from segpipe.core.figures import FoldCurves, learning_curves
 from segpipe.core.files import whole_file
 from segpipe.core.history import DICE, MEAN_DICE, History
-from segpipe.core.learning_curves import FoldCurves, learning_curves
 from segpipe.core.progress import say
 from segpipe.core.text import duration_text
 from segpipe.train.checkpoint import Row

@@ -1,4 +1,4 @@
-"""A record of a training that a signal ends: which signal, in which step, and Python's traceback.
+"""Signals in a training: requests to stop, and a record of one that ends it.
 
 While a fold trains, `crash.txt` is in its folder: the step in a line of fixed width, and behind it what `faulthandler`
 writes when the processor or the C library ends the process. A training that ends in any other way removes the file, so
@@ -10,13 +10,57 @@ from __future__ import annotations
 import faulthandler
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from segpipe.core.errors import STOP_SIGNALS, Interrupted
 from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
+
+
+class Stop:
+    """Remembers a request to stop, so that training can finish its step and save its state."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Note signals inside the context; outside of the main thread there are none."""
+
+        def note(number: int, _: object) -> None:
+            self.signal = number
+
+        try:
+            heard = [number for number in STOP_SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup ignores
+            old = {number: signal.signal(number, note) for number in heard}
+        except ValueError:  # not in the main thread
+            yield
+            return
+        try:
+            yield
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+
+    def obey(self, folder: Path, iteration: int) -> None:
+        """End the training, whose state is saved, if there was a request.
+
+        Raises:
+            Interrupted: After any other signal than Ctrl-C.
+            KeyboardInterrupt: After Ctrl-C.
+        """
+        if self.signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        if self.signal is not None:
+            raise Interrupted(
+                f"{folder}: stopped by {signal.Signals(self.signal).name} at iteration {iteration}, state saved. "
+                "Rerun the same command to resume."
+            )
+
 
 _SIGNALS = {  # what faulthandler calls them, and what the signal is called
     "Segmentation fault": "SIGSEGV",
