@@ -26,8 +26,8 @@ from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, cost
 from segpipe.networks.parts import Parts, aspp_dilations
 from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.geometry import Topology, topology
 from segpipe.plan.presets import PRESETS
-from segpipe.plan.topology import Topology, topology
 from segpipe.train.losses import supervised_loss
 
 LABELS = LabelSet(labels=tuple(Label(name=str(value), values=(value,)) for value in (1, 2)))

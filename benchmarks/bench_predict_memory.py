@@ -30,11 +30,10 @@ from segpipe.networks.build import build, ready_to_predict
 from segpipe.networks.cost import CPU
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
-from segpipe.predict.memory import prediction_bytes, window_bytes
+from segpipe.predict.memory import prediction_bytes, readable_grids, window_bytes
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.run import predict_cases
-from segpipe.predict.size import readable_grids
 
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once
 

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.examples import EXAMPLES
-from segpipe.cli.main import GROUPS, root
+from segpipe.cli.main import EXAMPLES, GROUPS, root
 
 PAGE = Path(__file__).with_name("commands.md")
 _SHARED = ("as_json", "device", "n_workers", "seed", "debug")

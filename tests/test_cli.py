@@ -12,8 +12,7 @@ import click
 import pytest
 
 from segpipe import __version__
-from segpipe.cli.examples import EXAMPLES
-from segpipe.cli.main import COMMANDS, root, run
+from segpipe.cli.main import COMMANDS, EXAMPLES, root, run
 from segpipe.cli.options import shared
 from segpipe.core.errors import DataError, GeometryError, Interrupted, PlanError, ResourceError, SetupError
 

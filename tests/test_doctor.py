@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from segpipe.cli.main import run
-from segpipe.core.doctor import finding
+from segpipe.core.machine import finding
 from segpipe.networks.device import torch_findings
 from segpipe.pipeline.doctor import (
     extras_finding,

@@ -14,11 +14,10 @@ from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.edit import edit_plan, warn_of_sides
+from segpipe.plan.geometry import axis_order, feature_voxels, resampled_shape, target_spacing, topology
 from segpipe.plan.make import make_plan
 from segpipe.plan.presets import PRESETS, find_preset
 from segpipe.plan.schema import Plan
-from segpipe.plan.spacing import axis_order, resampled_shape, target_spacing
-from segpipe.plan.topology import feature_voxels, topology
 
 
 def fingerprint(shapes, spacings, channel: str = "T1") -> Fingerprint:

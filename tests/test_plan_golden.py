@@ -10,8 +10,8 @@ import pytest
 from nnunet_files import exported, plan_files, with_intensities
 from published import PUBLISHED_PLANS, REPOSITORY
 
+from segpipe.plan.geometry import feature_voxels
 from segpipe.plan.schema import Plan
-from segpipe.plan.topology import feature_voxels
 
 GOLDEN = json.loads((REPOSITORY / "tests" / "golden" / "nnunet_plans.json").read_text("utf-8"))
 PRESETS = {

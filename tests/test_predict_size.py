@@ -1,4 +1,4 @@
-"""predict/size.py: how much work an image is, and which is refused because it would take ages."""
+"""predict/memory.py: how much work an image is, and which is refused because it would take ages."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.volume import read_labels
+from segpipe.predict.memory import passes_of, require_usual_size, steps_of
 from segpipe.predict.model import Ensemble, Model, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import Batching, prepare_for, segment
-from segpipe.predict.size import passes_of, require_usual_size, steps_of
 from segpipe.prepare.case import Volume
 
 FAR_APART = np.diag([1.0, 1.5, 1000.0, 1.0])  # slices of the tiny images 1 m apart instead of 2.5 mm

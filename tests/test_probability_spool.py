@@ -1,4 +1,4 @@
-"""predict/probability_spool.py: the file holds the probabilities that memory would hold, and memory does not."""
+"""predict/restore.py: the file holds the probabilities that memory would hold, and memory does not."""
 
 from __future__ import annotations
 
@@ -22,8 +22,7 @@ from segpipe.core.probabilities import read_outputs
 from segpipe.pipeline.requests import Machine
 from segpipe.predict.model import Ensemble
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.probability_spool import ProbabilitySpool
-from segpipe.predict.restore import slabs
+from segpipe.predict.restore import ProbabilitySpool, slabs
 from segpipe.predict.segment import segment
 from segpipe.prepare.case import Trace
 

@@ -19,10 +19,10 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.networks.build import build
 from segpipe.pipeline.predict import average
 from segpipe.pipeline.requests import Machine
+from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel, find_members, weights_of
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import PredictionResult
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing, Steps
-from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, find_members, weights_of
 from segpipe.train.checkpoint import save_weights
 
 MACHINE = Machine("cpu", 1)

@@ -30,9 +30,8 @@ from segpipe.core.work import Work
 from segpipe.data.load import load_dataset
 from segpipe.evaluate.scores import Origin, Score, ScoreTable
 from segpipe.view.case_content import largest_error, read_masks
-from segpipe.view.gallery import Gallery, GalleryCase
+from segpipe.view.gallery import Gallery, GalleryCase, from_images, from_predictions, from_work, is_work_folder
 from segpipe.view.server import Site, ViewServer, answer
-from segpipe.view.sources import from_images, from_predictions, from_work, is_work_folder
 
 CASES = ("c1", "c2", "c3")
 

@@ -20,9 +20,8 @@ from segpipe.data.load import load_dataset
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin
 from segpipe.evaluate.scoring import MaskPair, score_folder
-from segpipe.view.gallery import Gallery, GalleryCase
+from segpipe.view.gallery import Gallery, GalleryCase, from_predictions
 from segpipe.view.server import ViewServer
-from segpipe.view.sources import from_predictions
 
 ORANGE = (230, 159, 0)  # the first label's colour
 

@@ -12,7 +12,7 @@ import click
 from segpipe.cli.options import NO_MACHINE, Command, shared
 
 if TYPE_CHECKING:
-    from segpipe.core.doctor import Finding
+    from segpipe.core.machine import Finding
 
 FAULT_EXIT = 4
 _MARKS = {"ok": ("ok", "green"), "warning": ("warn", "yellow"), "fault": ("FAULT", "red")}

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.study_file import Study
-from segpipe.core.doctor import Finding
 from segpipe.core.foreseen import Foreseen
+from segpipe.core.machine import Finding
 from segpipe.core.records import Record
 from segpipe.data.check import CheckReport
 from segpipe.data.fix import Repair

@@ -76,7 +76,7 @@ def _gallery(
     Raises:
         UsageError: If options of two kinds of folder are mixed.
     """
-    from segpipe.view.sources import from_images, from_predictions, from_work, is_work_folder
+    from segpipe.view.gallery import from_images, from_predictions, from_work, is_work_folder
 
     if images is not None:
         if configuration is not None:

@@ -1,4 +1,4 @@
-"""This machine and this process on it: its rank, processors, free memory and versions."""
+"""This machine and this process on it: its rank, processors, free memory and versions; findings of `segpipe doctor`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
+from typing import Literal
 
 from segpipe._version import __version__
 from segpipe.core.records import Record
@@ -98,3 +99,29 @@ def environment_here(device: str = "") -> Environment:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     return Environment(versions=versions, system=platform.platform(), device=device)
+
+
+class Finding(Record):
+    """One thing that was examined.
+
+    Args:
+        about: What, e.g. `memory`.
+        state: `ok`; `warning` (works, but slowly or with limits); `fault` (something will fail).
+        found: The finding, with units.
+        advice: The remedy; empty if nothing needs to be done.
+    """
+
+    about: str
+    state: Literal["ok", "warning", "fault"]
+    found: str
+    advice: str = ""
+
+
+def finding(about: str, found: str, *, fault: str = "", warning: str = "") -> Finding:
+    """Make a finding whose state follows from the advice: `fault` outranks `warning`."""
+    return Finding(
+        about=about,
+        state="fault" if fault else "warning" if warning else "ok",
+        found=found,
+        advice=fault or warning,
+    )

@@ -11,9 +11,8 @@ from typing import Literal
 
 import torch
 
-from segpipe.core.doctor import Finding, finding
 from segpipe.core.errors import ResourceError, SetupError, UsageError
-from segpipe.core.machine import local_rank, n_processes
+from segpipe.core.machine import Finding, finding, local_rank, n_processes
 from segpipe.core.text import count
 
 

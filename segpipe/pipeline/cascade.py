@@ -17,12 +17,12 @@ from segpipe.networks.device import resolve_device
 from segpipe.pipeline.planned_work import PlannedWork
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
+from segpipe.predict.folds import weights_of
 from segpipe.predict.memory import budget_for, windows_at_once
 from segpipe.predict.model import Ensemble, Model, load_model, require_same_view
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.restore import trace_onto
 from segpipe.predict.segment import Batching, segment
-from segpipe.predict.selected_model import weights_of
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset, prepared_folder
 from segpipe.prepare.store import StoredCase, StoredGuide, has_guide, open_case, store_guide

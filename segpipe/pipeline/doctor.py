@@ -12,10 +12,9 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from typing import Any
 
-from segpipe.core.doctor import Finding, finding
 from segpipe.core.errors import SegpipeError, SetupError, UsageError
 from segpipe.core.files import TEMPORARY_PREFIX, disk_fault, only_process, write_text
-from segpipe.core.machine import cpu_count, free_bytes
+from segpipe.core.machine import Finding, cpu_count, finding, free_bytes
 from segpipe.core.text import count
 from segpipe.core.work import Work
 from segpipe.networks.device import precision_name, resolve_device, torch_findings

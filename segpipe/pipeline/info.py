@@ -16,8 +16,8 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
+from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 from segpipe.predict.package import Manifest, open_model, read_manifest
-from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 from segpipe.train.weights_header import about_weights
 
 _DIGITS = 12  # of a SHA-256, as elsewhere

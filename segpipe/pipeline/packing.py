@@ -13,17 +13,18 @@ from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.folds import common_training_stats, guide_folds
-from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
-from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.selected_model import (
+from segpipe.predict.folds import (
     SELECTED_MODEL_FILE,
     SELECTION,
     SelectedModel,
+    common_training_stats,
     find_members,
+    guide_folds,
     selected_postprocessing,
     weights_of,
 )
+from segpipe.predict.package import CARD, Manifest, ModelFacts, PackedScore, write_package
+from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.train.weights_header import about_weights
 
 _TEMPLATE = "model_card.md.jinja"

@@ -24,14 +24,22 @@ from segpipe.pipeline.cascade import warn_of_guides
 from segpipe.pipeline.requests import PredictRequest
 from segpipe.plan.schema import Plan
 from segpipe.predict.ensemble_files import ensemble_folders
-from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes
+from segpipe.predict.folds import Members, find_members, postprocessing_for, read_postprocessing
+from segpipe.predict.memory import (
+    budget_for,
+    passes_of,
+    passes_text,
+    prediction_bytes,
+    readable_grids,
+    require_usual_size,
+    window_bytes,
+    windows_of,
+)
 from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.outputs import PredictionResult, PredictionTable, check_claim, is_done, mask_path
 from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
 from segpipe.predict.run import made_with, predict_cases
-from segpipe.predict.selected_model import Members, find_members, postprocessing_for, read_postprocessing
-from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, windows_of
 
 PROBABILITY_BYTES = 2  # float16
 _MASK_BYTES = 0.05  # of a voxel, compressed: of 60 public label maps the largest took 0.036

@@ -30,11 +30,11 @@ from segpipe.networks.device import resolve_device
 from segpipe.pipeline.out_of_fold import AVERAGED, STEPS, OutOfFold, ValidatedCase
 from segpipe.pipeline.predict import PROBABILITY_BYTES, seconds_per
 from segpipe.pipeline.requests import Machine, SelectRequest
+from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_of
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.predict.run import predict_cases
-from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_of
 
 _WIDTH = 80
 

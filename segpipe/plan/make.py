@@ -10,12 +10,12 @@ import numpy as np
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.geometry import Floats, PlannerInput, planner_input
 from segpipe.plan.laterality import sided_labels, sideways_axis
 from segpipe.plan.patch import CountedVoxels, PatchBudget, PredictMemory, fit, patch_budget
 from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, find_preset
 from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import Configuration, Normalisation, Plan
-from segpipe.plan.spacing import Floats, PlannerInput, planner_input
 
 MASKED_BELOW = 0.75  # share of voxels that cropping keeps; below it zeros would dominate the statistics
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers; below it context is missing

@@ -12,10 +12,9 @@ import numpy as np
 
 from segpipe.core.errors import PlanError
 from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.geometry import PlannerInput, Topology, feature_voxels, topology
 from segpipe.plan.presets import Preset
 from segpipe.plan.schema import Configuration
-from segpipe.plan.spacing import PlannerInput
-from segpipe.plan.topology import Topology, feature_voxels, topology
 
 _SEARCH_VOXELS = {2: 2048**2, 3: 256**3}  # larger than any patch that will fit
 _MIN_BATCH = 2

@@ -6,8 +6,8 @@ import math
 
 from segpipe.core.records import Record
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
+from segpipe.plan.geometry import resampled_shape
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.spacing import resampled_shape
 
 
 class PlannedCost(Record):

@@ -10,7 +10,7 @@ from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
 from segpipe.networks.spec import EFFNET_SIZES, EFFNET_STAGES, SIZES, NetworkSpec, effnet, mednext
 from segpipe.plan.augmentation import Augmentation
-from segpipe.plan.topology import Topology
+from segpipe.plan.geometry import Topology
 from segpipe.plan.training import Training
 
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)

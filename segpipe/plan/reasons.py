@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.geometry import PlannerInput, spacings_and_shapes, uses_fine_tenth
 from segpipe.plan.presets import Preset
 from segpipe.plan.schema import Configuration, Normalisation
-from segpipe.plan.spacing import PlannerInput, spacings_and_shapes, uses_fine_tenth
 
 _N_NAMED = 4
 _SCHEME_SENTENCES = {

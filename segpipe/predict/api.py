@@ -18,16 +18,15 @@ from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
+from segpipe.predict.folds import find_members, postprocessing_for
 from segpipe.predict.input_warnings import warnings_of
-from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes, windows_at_once
+from segpipe.predict.memory import budget_for, prediction_bytes, require_usual_size, window_bytes, windows_at_once
 from segpipe.predict.model import Ensemble, load_model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import label_sizes
 from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import Postprocessing, postprocess
 from segpipe.predict.segment import Batching, prepare_for, segment
-from segpipe.predict.selected_model import find_members, postprocessing_for
-from segpipe.predict.size import require_usual_size
 from segpipe.prepare.case import read_case_image, require_finite
 
 _ARRAY = "array"  # its name in messages

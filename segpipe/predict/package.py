@@ -29,8 +29,8 @@ from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
+from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
-from segpipe.predict.selected_model import SELECTED_MODEL_FILE, SELECTION, SelectedModel
 
 MANIFEST = "manifest.json"
 CARD = "README.md"

@@ -21,7 +21,17 @@ from segpipe.core.text import count
 from segpipe.core.volume import write_mask, write_shares
 from segpipe.data.dataset import Case
 from segpipe.predict.input_warnings import warnings_of
-from segpipe.predict.memory import budget_for, prediction_bytes, window_bytes, windows_at_once
+from segpipe.predict.memory import (
+    budget_for,
+    passes_of,
+    passes_text,
+    prediction_bytes,
+    readable_grids,
+    require_usual_size,
+    steps_of,
+    window_bytes,
+    windows_at_once,
+)
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import (
@@ -43,10 +53,8 @@ from segpipe.predict.outputs import (
     write_label_table,
 )
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
-from segpipe.predict.probability_spool import ProbabilitySpool, open_spool
-from segpipe.predict.restore import Segmentation
+from segpipe.predict.restore import ProbabilitySpool, Segmentation, open_spool
 from segpipe.predict.segment import Batching, prepare_for, segment
-from segpipe.predict.size import passes_of, passes_text, readable_grids, require_usual_size, steps_of
 from segpipe.prepare.case import Prepared, read_case_image
 
 ERROR_LOG = "errors.log"

@@ -15,9 +15,9 @@ from segpipe.core.grid import Box, Grid, Reorientation, nonzero_box, reorientati
 from segpipe.core.records import Record
 from segpipe.core.volume import Volume, read_image_channels, read_labels
 from segpipe.data.dataset import Case
+from segpipe.plan.geometry import resampled_shape
 from segpipe.plan.laterality import AS_STORED
 from segpipe.plan.schema import Configuration, Normalisation, Plan
-from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image, resample_indices
 
 _MIN_STD = 1e-8  # a constant image becomes 0, not NaN

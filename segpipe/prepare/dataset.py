@@ -21,9 +21,9 @@ from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.fingerprint.measure import content_of
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
+from segpipe.plan.geometry import resampled_shape
 from segpipe.plan.planned_cost import prepared_bytes, prepared_shape
 from segpipe.plan.schema import Configuration, Normalisation, Plan
-from segpipe.plan.spacing import resampled_shape
 from segpipe.prepare.case import prepare_case
 from segpipe.prepare.resample import IMAGE_ORDER, orders_for
 from segpipe.prepare.store import StoredCase, store_case

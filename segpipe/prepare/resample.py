@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from segpipe.core.grid import ZYX
-from segpipe.plan.spacing import ANISOTROPY
+from segpipe.plan.geometry import ANISOTROPY
 
 if TYPE_CHECKING:
     import torch
