@@ -56,7 +56,7 @@ def test_a_packed_model_predicts_as_its_folder(tmp_path: Path, capsys: pytest.Ca
     assert (read_labels(tmp_path / "a/t.nii.gz")[0] == read_labels(tmp_path / "b/t.nii.gz")[0]).all()
     assert (tmp_path / "a/prediction.json").read_text("utf-8") == (tmp_path / "b/prediction.json").read_text("utf-8")
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-f", "4"]) == 2
-    assert "m.segpipe.zip/runs/3d_fullres: fold 4 is not trained (trained: 0, 1)" in capsys.readouterr().err
+    assert "m.segpipe.zip/runs/3d_fullres: has no trained fold 4 (it has 0, 1)" in capsys.readouterr().err
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_fold_that_is_still_trained_is_not_packed(tmp_path: Path) -> None:
         fold = write_fold(tmp_path / "work", plan_of(), number)
         about = {"configuration": "3d_fullres", "fold": str(number), "finished": finished}
         save_weights(fold.weights, build(plan_of().configurations["3d_fullres"].network, 1, 3), about)
-    for model, folds in ((tmp_path / "work", ["1"]), (fold.path, None)):
+    for model, folds in ((tmp_path / "work", ["1"]), (fold.path, ())):
         with pytest.raises(
             UsageError, match=r"fold_1: not trained to the end, .*: a packed model cannot be trained on"
         ):
@@ -165,7 +165,7 @@ def test_a_line_about_an_opened_model_names_the_package(packed: Path, tmp_path: 
     )
     notes = segpipe.load(bare, device="cpu").notes
     assert any(note.startswith(f"warning: {bare}/runs/3d_fullres/fold_0: no trained_on.json;") for note in notes)
-    with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}/runs/3d_fullres: fold 4 is not trained"):
+    with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}/runs/3d_fullres: has no trained fold 4"):
         segpipe.load(bare, folds=[4])
 
 

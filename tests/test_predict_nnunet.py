@@ -5,13 +5,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from unittest import mock
 
+import nnunet_training as training
 import numpy as np
 import pytest
 import torch
+from datasets import oblique_affine, write_json, write_tiny
+from scipy.ndimage import gaussian_filter
 from specs import VIEWS, unet
 from test_unet import nnunets
 from torch import nn
@@ -24,12 +30,13 @@ from segpipe.bridge.nnunet_model import (
     write_checkpoint,
 )
 from segpipe.cli.main import run
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.phantom import make_phantom
 from segpipe.networks.build import build
 from segpipe.plan.schema import Configuration, Plan
+from segpipe.predict.folds import choose_folds
 from segpipe.train.checkpoint import save_weights
 
 MIN_AGREEMENT = 0.999  # of the voxels that are foreground in either mask
@@ -99,10 +106,7 @@ def agreement(ours: Path, theirs: Path) -> float:
 def require_equal_predictions(work: Work, name: str, images: Path, case_ids: list[str], folder: Path) -> None:
     """Export a model, take it up again, and let both tools predict."""
     export_nnunet_model(work.path, folder / "nnunet", name)
-    for fold in import_nnunet_model(folder / "nnunet", folder / "back"):
-        plan = Plan.load(fold.plan)
-        full = plan.training.model_copy(update={"precision": "fp32"})  # as nnunetv2 on the CPU
-        plan.model_copy(update={"training": full}).save(fold.plan)
+    import_nnunet_model(folder / "nnunet", folder / "back")
     chosen = folder / "images"
     chosen.mkdir()
     cases = [sorted(images.glob(f"{case_id}_0*.nii.gz")) for case_id in case_ids]
@@ -121,12 +125,51 @@ def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_phantom(tmp_path_factory.mktemp("phantom"), 5, 0)
 
 
-def test_two_folds_predict_the_phantom_as_nnunetv2_does(phantom, tmp_path):
+def test_two_folds_predict_the_phantom_as_nnunetv2_does(phantom, tmp_path, capsys):
     work = planned(phantom, tmp_path / "work")
     for fold in ("0", "1"):
         write_random_fold(work, "3d_fullres", fold)
     case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, "3d_fullres", phantom / "imagesTr", case_ids[:1], tmp_path)
+    require_kinds_of_folds_are_told_apart(tmp_path / "nnunet", tmp_path / "kinds", capsys)
+
+
+def require_kinds_of_folds_are_told_apart(model: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A fold trained on every case is imported by name, and never without one where there are others."""
+    shutil.copytree(model / "fold_0", model / "fold_all")
+    assert run(["import", str(model), "-o", str(work), "-f", "all"]) == 2
+    assert "fold_all (one network, trained on every case) or folds 0, 1" in capsys.readouterr().err
+    assert not work.exists()
+    assert run(["import", str(model), "-o", str(work), "-f", "fold_all"]) == 0
+    assert [path.name for path in (work / "runs" / "3d_fullres").iterdir()] == ["fold_all"]
+    assert run(["import", str(model), "-o", str(work)]) == 0
+    assert "importing folds 0, 1; fold_all is left out" in capsys.readouterr().err
+    assert run(["predict", "-m", str(work), "-i", str(work), "-o", str(work / "o"), "-f", "all"]) == 2
+    assert "Use -f fold_all or -f 0,1." in capsys.readouterr().err
+    (model / "fold_all" / "checkpoint_final.pth").rename(model / "fold_all" / "checkpoint_best.pth")
+    assert run(["import", str(model), "-o", str(work / "best"), "-f", "fold_all"]) == 2
+    assert "no fold_all/checkpoint_final.pth (found: checkpoint_best.pth, " in capsys.readouterr().err
+    assert run(["import", str(model), "-o", str(work / "best"), "--checkpoint", "checkpoint_best.pth"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("found", "asked", "chosen"),
+    [
+        (["1", "0", "10", "all"], [], ["0", "1", "10"]),
+        (["all"], [], ["all"]),
+        (["all"], ["all"], ["all"]),
+        (["1", "0"], ["all"], ["0", "1"]),
+        (["0", "1", "all"], ["1", "fold_0", "fold_1"], ["1", "0"]),
+        (["0", "all"], ["fold_all"], ["all"]),
+    ],
+)
+def test_folds_are_chosen_by_name(found, asked, chosen):
+    assert choose_folds(Path("model"), found, asked)[0] == chosen
+
+
+def test_a_fold_that_is_not_there_is_refused_with_those_that_are():
+    with pytest.raises(UsageError, match=r"no trained fold 3 \(it has 0, fold_all\)"):
+        choose_folds(Path("model"), ["all", "0"], ["fold_3"])
 
 
 def test_slices_with_regions_are_predicted_as_by_nnunetv2(phantom, tmp_path):
@@ -158,6 +201,46 @@ def test_a_published_case_smaller_than_the_patch_is_predicted_as_by_nnunetv2(sha
     write_random_fold(work, name)
     case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, name, data / "imagesTr", case_ids[:1], tmp_path)
+
+
+def write_blobs(folder: Path, **labels: object) -> None:
+    """Three cases of smooth noise, brighter where there are labels."""
+    for number in range(3):
+        noise = gaussian_filter(np.random.default_rng(number).normal(size=(18, 26 - number, 22)), 2)
+        structures = np.digitize(noise / noise.std(), (0.5, 1.2)).astype(np.uint8)
+        affine = oblique_affine() @ np.diag([1 + number / 4, 1, 1, 1])  # so that masks are not on the network's grid
+        write_tiny(folder / "imagesTr" / f"c{number}_0000.nii.gz", (100 * noise).astype(np.float32), affine)
+        write_tiny(folder / "labelsTr" / f"c{number}.nii.gz", structures, affine)
+    described = {"channel_names": {"0": "MRI"}, **labels, "numTraining": 3, "file_ending": ".nii.gz"}
+    write_json(folder / "dataset.json", described)
+
+
+@pytest.mark.slow
+def test_models_that_nnunetv2_trained_predict_here_what_they_predict_there(tmp_path):
+    """Residual, 2D, low resolution, cascade and regions: trained for two steps and exported by nothing of ours."""
+    write_blobs(tmp_path / "raw" / training.LABELS, labels={"background": 0, "a": 1, "b": 2})
+    regions = {"labels": {"background": 0, "whole": [1, 2], "core": 2}, "regions_class_order": [1, 2]}
+    write_blobs(tmp_path / "raw" / training.REGIONS, **regions)
+    done = subprocess.run([sys.executable, training.__file__, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for dataset, plans, configurations in training.TRAININGS:
+        work = str(tmp_path / plans / dataset)
+        for theirs in configurations:
+            model = training.model_folder(tmp_path / "results", dataset, plans, theirs)
+            assert run(["import", str(model), "-o", work]) == 0
+        for theirs in configurations:
+            output = tmp_path / "ours" / f"{dataset}_{plans}_{theirs}"
+            options = ["-c", theirs.removesuffix("_fullres") if "cascade" in theirs else theirs, "-j", "1"]
+            images = str(tmp_path / "raw" / dataset / "imagesTr")
+            assert run(["predict", "-m", work, "-i", images, "-o", str(output), *options]) == 0
+            for number in range(training.N_PREDICTED):
+                own, other = (
+                    read_labels(folder / f"c{number}.nii.gz")[0]
+                    for folder in (output, tmp_path / "predicted" / output.name)
+                )
+                shares = np.bincount(other.ravel().astype(int), minlength=3) / other.size
+                assert np.sort(shares)[-2] > 0.01, f"{output.name}: {shares}: the masks say nothing"
+                assert (own == other).mean() >= 0.99, f"{output.name}: {(own == other).mean()}"
 
 
 def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):

@@ -127,7 +127,7 @@ WRONG = [  # command, exit code, words of the message
     ("predict -m work -i damaged -o a", 3, "p1: "),
     ("predict -m work -i cut -o b", 3, "Compressed file ended"),
     ("predict -m work -i data/imagesTr -o file", 4, STANDS),
-    ("predict -m work -i data/imagesTr -o new -f 7", 2, "fold 7 is not trained (trained: 0, 1)"),
+    ("predict -m work -i data/imagesTr -o new -f 7", 2, "has no trained fold 7 (it has 0, 1)"),
     ("predict -m work -i data/imagesTr -o new -c 2d", 2, "no trained configuration '2d' (found: 3d_fullres)"),
     ("predict -m work -i data/imagesTr -o new --postprocess bad.yaml", 2, "bad.yaml: is not valid YAML"),
     ("predict -m work -i data/imagesTr -o c --max-memory 0.001", 5, "--max-memory leaves"),

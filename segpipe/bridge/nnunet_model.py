@@ -35,7 +35,7 @@ from segpipe.networks.build import build
 from segpipe.plan.laterality import AS_STORED, sideways_axis
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
-from segpipe.predict.folds import find_folds
+from segpipe.predict.folds import choose_folds, find_folds
 from segpipe.predict.model import load_model
 from segpipe.train.checkpoint import save_weights
 from segpipe.train.weights_header import about_weights
@@ -151,14 +151,14 @@ _ONLY: dict[str, Any] = {  # what a plan could say otherwise, and segpipe does o
 
 
 def import_nnunet_model(
-    source: Path, folder: Path, folds: Sequence[str] | None = None, checkpoint: str = FINAL
+    source: Path, folder: Path, folds: Sequence[str] = (), checkpoint: str = FINAL
 ) -> list[FoldFolder]:
     """Take up a trained model of nnU-Net: `WORK/runs/<configuration>/fold_<k>` with plan and weights.
 
     Args:
         source: nnU-Net's `<trainer>__<plans>__<configuration>`, with plans.json, dataset.json and fold_*.
         folder: A work folder; configurations of one dataset can share it.
-        folds: Which; None for all numbered ones, or `all` if there is no other.
+        folds: Which, as for `choose_folds`.
         checkpoint: Name of the file in each fold's folder.
 
     Returns:
@@ -196,31 +196,34 @@ def import_nnunet_model(
     return list(targets.values())
 
 
-def _fold_paths(source: Path, folds: Sequence[str] | None, checkpoint: str) -> dict[str, Path]:
+def _fold_paths(source: Path, folds: Sequence[str], checkpoint: str) -> dict[str, Path]:
     if not (source / "plans.json").is_file():
         inside = ", ".join(sorted(str(path.parent.relative_to(source)) for path in source.glob("*/plans.json")))
         raise UsageError(
             f"{source}: holds no plans.json, expected nnU-Net's folder of one configuration, such as "
             f"nnUNetTrainer__nnUNetPlans__3d_fullres. Give {f'one of {inside}' if inside else 'that folder'}."
         )
-    found = {p.parent.name.removeprefix("fold_"): p for p in sorted(source.glob(f"fold_*/{checkpoint}"))}
-    numbered = [fold for fold in found if fold.isdecimal()]
-    chosen = list(folds or numbered or found)
-    if missing := [fold for fold in chosen if fold not in found]:
+    names = {path.name.removeprefix("fold_"): path for path in sorted(source.glob("fold_*")) if path.is_dir()}
+    folders = {name: path for name, path in names.items() if name.isdecimal() or name == "all"}
+    found = {name: path / checkpoint for name, path in folders.items() if (path / checkpoint).is_file()}
+    chosen, _ = choose_folds(source, list(folders if folds else found), folds)
+    if unfinished := [name for name in chosen if name not in found] or (not chosen and ["*"]):
+        others = sorted({path.name for folder in folders.values() for path in folder.glob("*.pth")})
         raise UsageError(
-            f"{source}: fold {', '.join(missing)} has no {checkpoint} (there: {', '.join(found) or 'none'})."
+            f"{source}: no fold_{unfinished[0]}/{checkpoint} (found: {', '.join(others) or 'no *.pth'}). Finish "
+            "training, or name another file with --checkpoint."
         )
-    if not chosen:
-        raise UsageError(f"{source}: no fold_*/{checkpoint}. Finish training, or name another file with --checkpoint.")
+    if "all" in found and "all" not in chosen:
+        say(f"{source}: importing folds {', '.join(chosen)}; fold_all is left out (-f fold_all imports it).")
     return {fold: found[fold] for fold in chosen}
 
 
 def _plan(source: Path, stored: NnunetCheckpoint) -> tuple[Plan, str]:
     """The plan of the one configuration, and our name of that."""
     path, dataset = source / "plans.json", read_nnunet_dataset(source / "dataset.json")
-    values = read_mapping(path, PlanError)
-    _require_usual(path, values, stored.configuration)
-    reader = str(values.get("image_reader_writer", "SimpleITKIO"))
+    theirs = read_mapping(path, PlanError)
+    _require_usual(path, theirs, stored.configuration)
+    reader = str(theirs.get("image_reader_writer", "SimpleITKIO"))
     if reader not in _ORIENTATIONS:
         raise PlanError(
             f"{path}: image_reader_writer {reader!r}, expected one of {', '.join(_ORIENTATIONS)}. Models of "
@@ -232,8 +235,12 @@ def _plan(source: Path, stored: NnunetCheckpoint) -> tuple[Plan, str]:
     name = next((ours for ours, theirs in CASCADE.items() if theirs == stored.configuration), stored.configuration)
     n_skipped = 3 - plan.configurations[name].network.n_axes
     reason = f"Read from {path.name} of nnU-Net, trained by {stored.trainer}."
-    mirrored = {"mirror_axes": [axis + n_skipped for axis in stored.mirror_axes], "reasons": {"preset": reason}}
-    return Plan.parse(plan.model_dump(mode="json") | mirrored, f"{source}: {FINAL}"), name
+    values = plan.model_dump(mode="json")
+    values["mirror_axes"] = [axis + n_skipped for axis in stored.mirror_axes]
+    values["reasons"] = {"preset": reason}
+    values["configurations"][name] |= {"guide": "masks"} if plan.configurations[name].previous else {}
+    values["training"]["precision"] = "nnunet"  # bf16 on a CPU gave other labels to 1.4 % of the voxels
+    return Plan.parse(values, f"{source}: {FINAL}"), name
 
 
 def _require_usual(path: Path, values: dict[str, Any], name: str) -> None:
@@ -283,7 +290,7 @@ def _shape(weights: dict[str, torch.Tensor], name: str) -> str:
 
 
 def export_nnunet_model(
-    folder: Path, output: Path, configuration: str | None = None, folds: Sequence[str] | None = None
+    folder: Path, output: Path, configuration: str | None = None, folds: Sequence[str] = ()
 ) -> Path:
     """Write trained folds as nnU-Net's model folder, for `nnUNetv2_predict_from_modelfolder`.
 
@@ -291,7 +298,7 @@ def export_nnunet_model(
         folder: A work folder.
         output: A new folder.
         configuration: Which; None for the default one.
-        folds: Which; None for all that are trained.
+        folds: Which, as for `choose_folds`; none for all that are trained to the end.
 
     Raises:
         UsageError: If there is no such model, or the output folder holds something.
@@ -300,7 +307,7 @@ def export_nnunet_model(
     """
     if output.exists() and (output.is_file() or any(output.iterdir())):
         raise UsageError(f"{output}: exists already. Choose a new folder.")
-    work, folders = Work(folder), find_folds(folder, configuration, folds or ())
+    work, folders = Work(folder), find_folds(folder, configuration, folds)
     name = about_weights(folders[0].weights)["configuration"]
     model = load_model(folders, torch.device("cpu"))
     fingerprint, dataset = Fingerprint.load(work.fingerprint), Dataset.load(work.dataset)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import NO_MACHINE, Command, configuration, folds, shared
+from segpipe.cli.options import NO_MACHINE, Command, configuration, model_folds, shared
 
 
 @click.command("export", cls=Command, old=NO_MACHINE)
@@ -14,14 +14,14 @@ from segpipe.cli.options import NO_MACHINE, Command, configuration, folds, share
 @click.option("--to", "kind", type=click.Choice(["nnunet-plans", "nnunet-model"]), required=True, help="What to write.")
 @click.argument("output", type=click.Path(path_type=Path))
 @configuration
-@folds
+@model_folds
 @shared
 def command(
     work: Path,
     kind: str,
     output: Path,
     configuration: str | None,
-    folds: tuple[int, ...],
+    folds: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Export WORK for nnU-Net: its plan as plans.json, or trained folds as a model folder.
@@ -33,7 +33,7 @@ def command(
     if kind == "nnunet-model":
         from segpipe.bridge.nnunet_model import export_nnunet_model
 
-        export_nnunet_model(work, output, configuration, [str(fold) for fold in folds] or None)
+        export_nnunet_model(work, output, configuration, folds)
     elif configuration is not None or folds:
         raise click.UsageError("-c and -f choose a model; a plan is exported as a whole. Leave them out.")
     else:

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import NO_MACHINE, Command, folds, shared
+from segpipe.cli.options import NO_MACHINE, Command, model_folds, shared
 
 
 @click.command("import", cls=Command, old=NO_MACHINE)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
-@folds
+@model_folds
 @click.option("--checkpoint", default="checkpoint_final.pth", show_default=True, help="File in each fold's folder.")
 @shared
 def command(
     model: Path,
     work: Path,
-    folds: tuple[int, ...],
+    folds: tuple[str, ...],
     checkpoint: str,
     as_json: bool,
 ) -> None:
@@ -30,7 +30,7 @@ def command(
     from segpipe.cli.printing import print_json
     from segpipe.core.text import count
 
-    targets = import_nnunet_model(model, work, [str(fold) for fold in folds] or None, checkpoint)
+    targets = import_nnunet_model(model, work, folds, checkpoint)
     if as_json:
         print_json({"folds": [str(target.path) for target in targets]})
         return

@@ -129,6 +129,20 @@ class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versi
         return tuple(dict.fromkeys(int(part) for part in value.split(",")))
 
 
+class ModelFolds(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """Folds of a trained model, by name: as for `predict.folds.choose_folds`."""
+
+    name = "folds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        names = value.split(",")
+        if value != "all" and not all(re.fullmatch(r"(fold_)?[0-9]{1,9}|fold_all", name) for name in names):
+            self.fail(f"{value!r} does not name folds; expected all, fold_all, 0 or 0,1,2.", param, ctx)
+        return tuple(names)
+
+
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """The callback of an option that is a number of GiB: `nan` and `inf` are refused.
 
@@ -167,6 +181,14 @@ gpu_memory = click.option(
     help="Plan for a GPU with this much memory.",
 )
 folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
+model_folds = click.option(
+    "-f",
+    "--folds",
+    type=ModelFolds(),
+    default=(),
+    show_default="every numbered fold, else fold_all",
+    help="all, fold_all (one network trained on every case), or e.g. 0 or 0,1,2.",
+)
 configuration = click.option("-c", "--configuration", help="2d, 3d_fullres, …; default: 3d_fullres if planned.")
 configurations = click.option(
     "-c",

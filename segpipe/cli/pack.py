@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import NO_MACHINE, Command, configurations, folds, shared
+from segpipe.cli.options import NO_MACHINE, Command, configurations, model_folds, shared
 
 
 @click.command("pack", cls=Command, old=NO_MACHINE)
@@ -15,14 +15,14 @@ from segpipe.cli.options import NO_MACHINE, Command, configurations, folds, shar
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="The file, e.g. liver.segpipe.zip."
 )
 @configurations
-@folds
+@model_folds
 @click.option("--licence", metavar="TEXT", help="Licence of the model, e.g. CC-BY-4.0.")
 @shared
 def command(
     model: Path,
     output: Path,
     configurations: tuple[str, ...],
-    folds: tuple[int, ...],
+    folds: tuple[str, ...],
     licence: str | None,
     as_json: bool,
 ) -> None:
@@ -33,8 +33,7 @@ def command(
     from segpipe.cli.printing import print_json
     from segpipe.pipeline.packing import pack
 
-    numbers = [str(fold) for fold in folds] or None
-    manifest = pack(model, output, configurations=configurations, folds=numbers, licence=licence)
+    manifest = pack(model, output, configurations=configurations, folds=folds, licence=licence)
     if as_json:
         print_json({"written": str(output)} | manifest.model_dump(mode="json"))
         return

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe.cli.options import NO_SEED, Command, configurations, dry_run, finite, folds, on_machine, shared
+from segpipe.cli.options import NO_SEED, Command, configurations, dry_run, finite, model_folds, on_machine, shared
 from segpipe.pipeline.requests import Machine, PredictRequest
 from segpipe.predict.options import PredictOptions
 
@@ -30,7 +30,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("-i", "--input", "inputs", type=_PATH, required=True, help="File, folder or dataset.")
 @click.option("-o", "--output", type=_PATH, required=True, help="Folder for the masks.")
 @configurations
-@folds
+@model_folds
 @click.option("--tta/--no-tta", "mirror", default=True, show_default=True, help="Average over mirrored copies.")
 @click.option("--save-probabilities", "probabilities", is_flag=True, help="Also write <case>_probabilities.npz.")
 @click.option(

@@ -113,12 +113,14 @@ def distrust_short_types() -> None:
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """Type for autocast; `auto` takes the fastest that is safe on the device, float32 if none is.
+    """Type for autocast; `auto` takes the fastest that is safe on the device, float32 if none is; `nnunet` is as there.
 
     bf16 needs no loss scaling, so it is preferred; CPUs without bf16 instructions emulate it slowly.
     """
     if device.type == "cpu" and not _trusts_short_types:
         return torch.float32
+    if name == "nnunet":
+        return torch.float16 if device.type == "cuda" else torch.float32
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     if device.type == "cuda":

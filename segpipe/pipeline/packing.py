@@ -37,7 +37,7 @@ def pack(
     output: Path,
     *,
     configurations: Sequence[str] = (),
-    folds: Sequence[str] | None = None,
+    folds: Sequence[str] = (),
     licence: str | None = None,
 ) -> Manifest:
     """Write a model as one file: weights, plan, what the training cases are like, postprocessing, scores, model card.
@@ -48,7 +48,7 @@ def pack(
         model: A work folder, a configuration's folder or a fold's.
         output: The file.
         configurations: Which, as for `predict`; what guides a cascade goes along.
-        folds: Which; None for all that are trained to the end.
+        folds: Which; none for all that are trained to the end.
         licence: Terms under which the model may be used, e.g. `CC-BY-4.0`; None if unknown.
 
     Raises:
@@ -57,7 +57,7 @@ def pack(
     """
     if model.is_file():
         raise UsageError(f"{model}: is a file, expected a work folder or one of its runs/<configuration>.")
-    members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds or ())}
+    members = {_about(chosen[0])[0]: chosen for chosen in find_members(model, configurations, folds)}
     _require_finished(fold for chosen in members.values() for fold in chosen)
     plan = Plan.load(next(iter(members.values()))[0].plan)
     steps = selected_postprocessing(list(members.values()), plan.labels)

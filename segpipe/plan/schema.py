@@ -125,6 +125,8 @@ class Configuration(Record):
         network: The network.
         inherits: Name of the configuration that gives every value which the file leaves out here.
         previous: Name of the coarser configuration whose predicted labels are further input channels (a cascade).
+        guide: How a prediction gets these labels: from `logits` brought to this configuration's grid, as in training;
+            or from `masks` on the image's grid, resampled, as nnU-Net does in prediction.
     """
 
     spacing_mm: tuple[PositiveFloat | None, PositiveFloat, PositiveFloat]
@@ -135,6 +137,7 @@ class Configuration(Record):
     network: NetworkSpec
     inherits: str | None = None
     previous: str | None = None
+    guide: Literal["logits", "masks"] = "logits"
 
     @model_validator(mode="after")
     def _fits(self) -> Configuration:
@@ -154,7 +157,8 @@ class Configuration(Record):
     @model_serializer(mode="wrap")
     def _without_unused_links(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if value is not None or key not in ("inherits", "previous")}
+        unused = {"inherits": None, "previous": None, "guide": "logits"}
+        return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 
 
 class Plan(Record):

@@ -63,7 +63,8 @@ class Training(Record):
         foreground_unit: What such a patch is centred on.
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
         augmentation: none, light, nnunet, strong, or changes to one of them.
-        precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere.
+        precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere;
+            nnunet: fp16 on CUDA and fp32 elsewhere, as nnU-Net.
         compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
         channels_last: Whether a voxel's channels are adjacent in memory; None: on CPUs where the network is
             plain or residual, which makes it faster.
@@ -96,7 +97,7 @@ class Training(Record):
     foreground_unit: Annotated[str, OneOf(SAMPLERS)] = "label"
     loss: Loss = Loss()
     augmentation: Augmentation = Augmentation()
-    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    precision: Literal["auto", "bf16", "fp16", "fp32", "nnunet"] = "auto"
     compiled: bool | None = None
     channels_last: bool | None = None
     seed: NonNegativeInt = 0

@@ -20,7 +20,8 @@ from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
 from segpipe.train.weights_header import about_weights
 
-_EVERY_CASE = "all"  # name of the fold that keeps no case for validation
+_EVERY_CASE = "all"  # name of the fold that keeps no case for validation, in the folder fold_all
+_PREFIX = "fold_"
 
 
 def find_folds(
@@ -32,8 +33,7 @@ def find_folds(
         path: A work folder, one of its `runs/<configuration>`, or one fold's folder; a copy under another name will do.
         configuration: Which; None for `preferred_configuration` of those that are trained, which is noted if it is
             neither the only one nor 3d_fullres.
-        folds: Which, trained to the end or not; none for all numbered ones that are trained to the end, or `all` (one
-            network trained on every case, as nnU-Net has it) if there is no other.
+        folds: Which, trained to the end or not, as for `choose_folds`; none for all that are trained to the end.
         note: Takes lines for the user.
 
     Raises:
@@ -42,32 +42,63 @@ def find_folds(
     alone = FoldFolder(path)
     if alone.weights.is_file():
         about = about_weights(alone.weights)
-        if configuration not in (None, about.get("configuration")) or any(fold != about.get("fold") for fold in folds):
+        others = {fold.removeprefix(_PREFIX) for fold in folds} - {about.get("fold"), _EVERY_CASE}
+        if configuration not in (None, about.get("configuration")) or others:
             raise UsageError(f"{path}: is fold {about.get('fold')} of {about.get('configuration')}. Omit -c and -f.")
         return [alone]
     run = _run_folder(path, configuration, note)
     trained = {_number(p.parent): FoldFolder(p.parent) for p in run.glob("fold_*/checkpoint.safetensors")}
-    numbered = {number: folder for number, folder in trained.items() if number.isdecimal()}
-    trained = numbered or {name: folder for name, folder in trained.items() if name == _EVERY_CASE}
+    trained = {name: folder for name, folder in trained.items() if name.isdecimal() or name == _EVERY_CASE}
     if not trained:
         raise UsageError(
             f"{run}: no trained weights, expected fold_*/checkpoint.safetensors. Train first: `segpipe train`."
         )
     if run == path and configuration is not None:
         _require_of(configuration, run, trained.values())
-    missing = [fold for fold in folds if fold not in trained]
-    if missing:
-        raise UsageError(f"{run}: fold {', '.join(missing)} is not trained (trained: {', '.join(sorted(trained))}).")
-    unfinished = {n for n, folder in trained.items() if about_weights(folder.weights).get("finished") == "0"}
-    chosen = list(folds) if folds else sorted(set(trained) - unfinished, key=_place)
+    named, names_each = choose_folds(run, list(trained), folds)
+    unfinished = {n for n in named if about_weights(trained[n].weights).get("finished") == "0"}
+    chosen = named if names_each else [name for name in named if name not in unfinished]
     if unfinished:
-        text = "used as it is" if unfinished & set(folds) else "left out"
+        text = "used as it is" if names_each else "left out"
         names = ", ".join(sorted(unfinished, key=_place))
         which = f"fold {names} is" if len(unfinished) == 1 else f"folds {names} are"
         note(f"warning: {run}: {which} not trained to the end; {text}.")
     if not chosen:
         raise UsageError(f"{run}: no fold is trained to the end. Finish training, or name one with -f.")
     return [trained[fold] for fold in chosen]
+
+
+def choose_folds(where: Path, found: Sequence[str], asked: Sequence[str] = ()) -> tuple[list[str], bool]:
+    """Choose folds of a model by their names.
+
+    Args:
+        where: The model's folder, for messages.
+        found: The folds that it has: numbers and `all`.
+        asked: `0` or `fold_0`, …; `fold_all` for the network trained on every case; `all` for every numbered fold, or
+            `fold_all` if there is no other. None are the same as `all`, but do not mind that there are both.
+
+    Returns:
+        Their names, in the order asked for; and whether each was named.
+
+    Raises:
+        UsageError: If there is no such fold, or `all` could mean either kind.
+    """
+    numbered = sorted((name for name in found if name.isdecimal()), key=int)
+    whole = [name for name in found if name == _EVERY_CASE]
+    if not asked or list(asked) == [_EVERY_CASE]:
+        if asked and numbered and whole:
+            raise UsageError(
+                f"{where}: -f all could mean fold_all (one network, trained on every case) or folds "
+                f"{', '.join(numbered)}, whose outputs are averaged. Use -f fold_all or -f {','.join(numbered)}."
+            )
+        return numbered or whole, False
+    names = list(dict.fromkeys(name.removeprefix(_PREFIX) for name in asked))
+    if missing := [name for name in names if name not in found]:
+        there = ", ".join([*numbered, *(f"{_PREFIX}{name}" for name in whole)]) or "none"
+        raise UsageError(
+            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f."
+        )
+    return names, True
 
 
 def _require_of(configuration: str, run: Path, folders: Iterable[FoldFolder]) -> None:
@@ -81,7 +112,7 @@ def _require_of(configuration: str, run: Path, folders: Iterable[FoldFolder]) ->
 
 
 def _number(fold: Path) -> str:
-    return fold.name.removeprefix("fold_")
+    return fold.name.removeprefix(_PREFIX)
 
 
 def _place(fold: str) -> int:

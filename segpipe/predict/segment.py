@@ -40,7 +40,7 @@ from segpipe.predict.restore import (
     winners,
 )
 from segpipe.predict.sliding_window import Mirror, Sliding, mirrors_of, sliding_rows
-from segpipe.prepare.case import Prepared, prepare_image
+from segpipe.prepare.case import Prepared, prepare_image, prepare_indices
 
 _ADVICE = "Use --no-tta, another device, or a machine with more memory."
 _CPU = torch.device("cpu")
@@ -86,7 +86,9 @@ def prepare_for(model: Model, volume: Volume) -> Prepared:
     if model.guide is None:
         return Prepared(image, None, trace)
     coarse = prepare_for(model.guide, volume)
-    return Prepared(image, None, trace, replace(coarse, trace=trace_onto(coarse.trace, trace)))
+    if model.configuration.guide == "logits":
+        coarse = replace(coarse, trace=trace_onto(coarse.trace, trace))
+    return Prepared(image, None, trace, coarse)
 
 
 def segment(
@@ -172,8 +174,11 @@ def _with_guide(model: Model, prepared: Prepared, options: PredictOptions, batch
         return prepared
     coarse = _with_guide(guide, prepared.coarse, options, batching)
     found = restore(logit_rows(guide, coarse, options, batching), coarse.trace, guide.plan.labels)
-    labels = model.plan.labels.encode(found.mask_zyx, "labels of the coarser configuration").astype(np.float32)
-    return replace(prepared, image_czyx=np.concatenate([prepared.image_czyx, labels[None]]), coarse=None)
+    labels = model.plan.labels.encode(found.mask_zyx, "labels of the coarser configuration")
+    if model.configuration.guide == "masks":
+        labels = prepare_indices(labels, prepared.trace)
+    with_labels = np.concatenate([prepared.image_czyx, labels[None].astype(np.float32)])
+    return replace(prepared, image_czyx=with_labels, coarse=None)
 
 
 def logit_rows(model: Model, prepared: Prepared, options: PredictOptions, batching: Batching) -> Iterator[Tensor]:

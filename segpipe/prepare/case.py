@@ -57,7 +57,8 @@ class Prepared:
         image_czyx: (C, Z, Y, X) float32.
         indices_zyx: (Z, Y, X) int16 inside labels; None without a label map.
         trace: The way back.
-        coarse: For a cascade what the coarser network sees of the case; its way back leads to this one's grid.
+        coarse: For a cascade what the coarser network sees of the case; its way back leads to this one's grid or, if
+            `Configuration.guide` is masks, to the image's.
     """
 
     image_czyx: NDArray[np.float32]
