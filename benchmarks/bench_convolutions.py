@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.networks.build import build
-from segpipe.networks.norms import memory_format
+from segpipe.networks.convolutions import memory_format
 from segpipe.plan.schema import Plan
 
 _TORCHS = {"Conv2d": nn.Conv2d, "Conv3d": nn.Conv3d, "ConvTranspose3d": nn.ConvTranspose3d}

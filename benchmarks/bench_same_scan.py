@@ -18,7 +18,7 @@ import numpy as np
 
 from segpipe.data import inspect
 from segpipe.data.check import check_dataset
-from segpipe.data.same_scan import alike_pairs
+from segpipe.data.inspect import alike_pairs
 
 _LENGTH = 24**3
 

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.evaluate.calibration import Tally, calibration_scores
-from segpipe.evaluate.centreline import centreline_scores
 from segpipe.evaluate.lesions import RULES, lesion_scores, match_lesions
 from segpipe.evaluate.metrics import METRICS, measure
+from segpipe.evaluate.scoring import centreline_scores
 
 FOLDER = Path(__file__).with_name("pictures")
 Mask = NDArray[np.bool_]

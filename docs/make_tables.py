@@ -19,8 +19,7 @@ from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.loss import LOSSES, TERMS, Loss
-from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
-from segpipe.plan.training import SAMPLERS, Training
+from segpipe.plan.training import OPTIMIZERS, SAMPLERS, SCHEDULES, Training
 
 FOLDER = Path(__file__).with_name("tables")
 

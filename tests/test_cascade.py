@@ -23,7 +23,7 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.cascade import guides_for
 from segpipe.pipeline.costs import fit_to_memory, planned_costs
-from segpipe.pipeline.planned_work import PlannedWork
+from segpipe.pipeline.plan import PlannedWork
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.model import Model, load_model, load_out_of_fold

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segpipe.evaluate.surfaces.cell_patches import cell_patches
+from segpipe.evaluate.surfaces.packed_masks import cell_patches
 
 edges = st.floats(0.2, 6.0)
 

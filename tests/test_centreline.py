@@ -16,10 +16,9 @@ from skimage.morphology import skeletonize
 from segpipe.core.grid import Grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.thinning import N_ORDERS, centreline, centreline_counts
-from segpipe.evaluate.centreline import centreline_scores
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.scores import Origin
-from segpipe.evaluate.scoring import score_case
+from segpipe.evaluate.scoring import centreline_scores, score_case
 
 NAMES = ("cldice", "cldice_sensitivity", "cldice_precision")
 

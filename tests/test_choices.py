@@ -21,9 +21,8 @@ from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation, Chance
 from segpipe.plan.edit import completions, edit_plan
 from segpipe.plan.loss import LOSSES, TERMS, Loss
-from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
 from segpipe.plan.schema import Plan
-from segpipe.plan.training import SAMPLERS, Training
+from segpipe.plan.training import OPTIMIZERS, SAMPLERS, SCHEDULES, Training
 from segpipe.train.augmentation.local import CHANGES
 from segpipe.train.optim import MAKE_OPTIMIZER
 

@@ -15,7 +15,7 @@ from plans import LABELS, small_spec
 from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, CUDA, cost, fits, seconds_per_step
 from segpipe.networks.spec import NetworkSpec
-from segpipe.plan.optimizers import OPTIMIZERS
+from segpipe.plan.training import OPTIMIZERS
 from segpipe.train.losses import supervised_loss
 
 LOSS = partial(supervised_loss, labels=LABELS, batch_dice=False)

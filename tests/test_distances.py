@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scipy.ndimage import binary_erosion, distance_transform_edt
 from scipy.spatial import cKDTree
 
-from segpipe.evaluate.surfaces.cell_patches import cell_patches
 from segpipe.evaluate.surfaces.distances import (
     Directed,
     SurfaceDistances,
@@ -26,6 +25,7 @@ from segpipe.evaluate.surfaces.distances import (
     surface_dice,
     voxel_distances,
 )
+from segpipe.evaluate.surfaces.packed_masks import cell_patches
 
 
 def points(shape, *indices):

@@ -124,7 +124,7 @@ def test_the_names_of_the_page_are_complete_hinted_and_costed(copy: Path, tmp_pa
 import json
 from segpipe.core.errors import PlanError
 from segpipe.plan.edit import completions
-from segpipe.plan.optimizers import OPTIMIZERS
+from segpipe.plan.training import OPTIMIZERS
 from segpipe.plan.training import Training
 try:
     Training.parse({"optimizer": "nadm"}, "plan")
@@ -157,7 +157,7 @@ for view, patch in (("2d", (2, 17, 32)), ("anisotropic", (9, 16, 32))):
 def test_a_row_without_its_function_is_a_sentence_at_import(tmp_path: Path) -> None:
     root = tmp_path / "copy"
     copy_package(root)
-    (row,) = [block for block in blocks() if block.path.endswith("plan/optimizers.py")]
+    (row,) = [block for block in blocks() if block.path.endswith("plan/training.py")]
     row.into(root)
     done = subprocess.run(
         [sys.executable, "-c", "import segpipe.train.optim"],
@@ -166,7 +166,7 @@ def test_a_row_without_its_function_is_a_sentence_at_import(tmp_path: Path) -> N
         text=True,
         capture_output=True,
     )
-    assert "OPTIMIZERS of plan/optimizers.py: 'nadam' has a row and no function" in done.stderr
+    assert "OPTIMIZERS of plan/training.py: 'nadam' has a row and no function" in done.stderr
 
 
 def test_the_study_of_the_page_can_be_read(tmp_path: Path) -> None:

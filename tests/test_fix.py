@@ -22,7 +22,7 @@ from segpipe.core.grid import Grid, Reorientation, turned_grid
 from segpipe.core.volume import read_header, read_image, read_labels, write_image
 from segpipe.data.check import check_dataset
 from segpipe.data.fix import REPAIRS_FILE, fix_dataset
-from segpipe.data.header_repair import repair_edges
+from segpipe.data.placement import repair_edges
 
 CASES = ["a", "b", "c", "d", "e"]
 

@@ -24,8 +24,7 @@ from segpipe.data.inputs import list_inputs
 from segpipe.data.label_lists import parse_labels, value_counts
 from segpipe.data.layouts import LAYOUTS, Layout
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, locate, pair_files
-from segpipe.data.load import load_dataset
-from segpipe.data.patients import assign_patients, patient_by_name
+from segpipe.data.load import assign_patients, load_dataset, patient_by_name
 from segpipe.data.splits import read_nnunet_splits
 
 

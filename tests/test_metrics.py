@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segpipe.evaluate.calibration import calibration_scores, tally
-from segpipe.evaluate.centreline import centreline_scores
 from segpipe.evaluate.lesions import RULES, SCORES
 from segpipe.evaluate.metrics import (
     DEFAULT_METRICS,
@@ -24,7 +23,7 @@ from segpipe.evaluate.metrics import (
     precision,
     sensitivity,
 )
-from segpipe.evaluate.scoring import GROUPS
+from segpipe.evaluate.scoring import GROUPS, centreline_scores
 from segpipe.evaluate.surfaces.distances import MODELS
 
 OVERLAPS = ("dice", "iou", "sensitivity", "precision", "nsd", "nsd_mc")

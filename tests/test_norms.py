@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.networks.norms import InstanceNorm2d, InstanceNorm3d, memory_format
+from segpipe.networks.convolutions import InstanceNorm2d, InstanceNorm3d, memory_format
 
 CPU = torch.device("cpu")
 CASES = [

@@ -1,4 +1,4 @@
-"""plan/loss.py and plan/presettable.py: how a loss is named, written and edited."""
+"""plan/loss.py and plan/loss.py: how a loss is named, written and edited."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from segpipe.cli.main import run
 from segpipe.compare.comparison import Question, compare, parse_margins
 from segpipe.compare.results import Method
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.report.compare_charts import aligned_scores, case_means, difference_of
+from segpipe.report.charts import aligned_scores, case_means, difference_of
 from segpipe.report.compare_page import write_compare_page
 
 

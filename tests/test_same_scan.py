@@ -18,8 +18,8 @@ from scipy.stats import spearmanr
 from segpipe.core.grid import Grid
 from segpipe.core.volume import read_header, read_voxels, write_image
 from segpipe.data.check import CheckReport, check_dataset
-from segpipe.data.patients import patient_by_name
-from segpipe.data.same_scan import ALIKE, SAME, alike_pairs, thumbnail
+from segpipe.data.inspect import ALIKE, SAME, alike_pairs, thumbnail
+from segpipe.data.load import patient_by_name
 
 AFFINE = np.diag([1.5, 1.5, 6.0, 1.0])
 SHAPE = (11, 90, 80)

@@ -17,7 +17,7 @@ from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count
 from segpipe.data.faults import refuse
-from segpipe.data.patients import assign_patients
+from segpipe.data.load import assign_patients
 from segpipe.evaluate.metrics import METRICS, Status
 from segpipe.evaluate.scores import Score, ScoreTable
 

@@ -23,13 +23,11 @@ from segpipe.core.text import count
 from segpipe.data.dataset import Dataset
 from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.inputs import series_folders
-from segpipe.data.inspect import CaseFacts, inspect_case, inspect_headers
+from segpipe.data.inspect import SAME, AlikePair, CaseFacts, alike_pairs, inspect_case, inspect_headers
 from segpipe.data.label_lists import labels_from_values
 from segpipe.data.layouts import LAYOUTS
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
-from segpipe.data.load import find_layout, for_training, patients_of, to_dataset, unknown_layout
-from segpipe.data.patients import PATIENTS_FILE
-from segpipe.data.same_scan import SAME, AlikePair, alike_pairs
+from segpipe.data.load import PATIENTS_FILE, find_layout, for_training, patients_of, to_dataset, unknown_layout
 
 _LOOSE = "files"  # the layout of a folder without one: every image is a case
 _LOOSE_TITLE = "no layout: image files one by one"

@@ -24,14 +24,12 @@ from segpipe.core.records import Record
 from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values, read_voxels, write_mask, write_voxels
 from segpipe.data.check import walk
-from segpipe.data.header_repair import drop_qform, repair_edges, repair_unit
 from segpipe.data.inspect import kind_of, scaled_value, what_was_found
 from segpipe.data.label_lists import value_counts
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
-from segpipe.data.load import find_layout
-from segpipe.data.patients import PATIENTS_FILE
-from segpipe.data.placement import Placement, placement
+from segpipe.data.load import PATIENTS_FILE, find_layout
+from segpipe.data.placement import Placement, drop_qform, placement, repair_edges, repair_unit
 
 REPAIRS_FILE = "repairs.csv"
 _RAW_ENDINGS = (".raw", ".zraw")  # voxels of a .mhd, which is only a header

@@ -21,8 +21,7 @@ from segpipe.data.faults import refuse
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE, channels_of
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
 from segpipe.data.layouts.scan import NUMBERED, CaseFiles, collect_by_name, image_files, list_folder, split_number
-from segpipe.data.load import find_layout, patients_of, to_case
-from segpipe.data.patients import assign_patients
+from segpipe.data.load import assign_patients, find_layout, patients_of, to_case
 
 _ONLY_FOR_TRAINING = {"image_without_label", "label_without_image", "patient_unknown"}
 _NO_NAME = re.compile(r"(image|channel|modality)?_?\d*", re.IGNORECASE)  # says no more than the place

@@ -18,8 +18,7 @@ from segpipe.data.label_lists import labels_in_files, parse_labels
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.folders import IMAGE_FOLDERS, LABEL_FOLDERS, subfolder
 from segpipe.data.layouts.scan import DatasetFiles, collect_by_name, image_files, label_name, list_folder
-from segpipe.data.load import find_layout, patients_of
-from segpipe.data.patients import PATIENTS_FILE, assign_patients
+from segpipe.data.load import PATIENTS_FILE, assign_patients, find_layout, patients_of
 from segpipe.evaluate.evaluation_case import ScoreSettings
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import Origin

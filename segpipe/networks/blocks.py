@@ -17,7 +17,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from segpipe.core.choices import functions_for
-from segpipe.networks.norms import InstanceNorm2d, InstanceNorm3d
+from segpipe.networks.convolutions import InstanceNorm2d, InstanceNorm3d
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, Parts
 
 # B batch, C features, V voxels of a map whose axes are flattened.

@@ -32,9 +32,8 @@ from segpipe.core.choices import functions_for
 from segpipe.core.errors import PlanError, package_needed
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
-from segpipe.networks.convolutions import guard_convolutions
+from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.efficientnet import efficientnet
-from segpipe.networks.norms import memory_format
 from segpipe.networks.parts import KINDS_OF_EFFICIENTNET
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet

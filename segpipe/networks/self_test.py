@@ -28,9 +28,8 @@ from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.text import count, duration_text
 from segpipe.networks.build import build
-from segpipe.networks.convolutions import guard_convolutions
+from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.device import distrust_short_types
-from segpipe.networks.norms import memory_format
 from segpipe.networks.spec import NetworkSpec
 
 PROBE = (sys.executable, "-m", "segpipe.networks.self_test")

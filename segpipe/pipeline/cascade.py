@@ -14,7 +14,7 @@ from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import resolve_device
-from segpipe.pipeline.planned_work import PlannedWork
+from segpipe.pipeline.plan import PlannedWork
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.folds import weights_of

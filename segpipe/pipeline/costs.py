@@ -15,11 +15,10 @@ from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_
 from segpipe.networks.device import precision_name, resolve_device
 from segpipe.networks.spec import NetworkSpec
 from segpipe.pipeline.requests import Machine
-from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.patch import Memory, PredictMemory, nearest_fit
 from segpipe.plan.planned_cost import PlannedCost, prepared_bytes
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.training import Training
+from segpipe.plan.training import OPTIMIZERS, Training
 from segpipe.train.losses import supervised_loss
 
 _GIB = 2**30

@@ -1,4 +1,4 @@
-"""Plan a dataset: fingerprint, splits and plan into a work folder."""
+"""Plan a dataset: fingerprint, splits and plan into a work folder, where every later stage begins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.files import make_folder, write_text
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
-from segpipe.core.work import Work
+from segpipe.core.work import Work, preferred_configuration
 from segpipe.data.check import refuse_bad_headers
 from segpipe.data.dataset import Dataset
 from segpipe.data.load import load_dataset
@@ -26,7 +26,6 @@ from segpipe.data.splits import (
 )
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.pipeline.planned_work import PlannedWork
 from segpipe.pipeline.requests import PlanRequest
 from segpipe.plan.edit import edit_plan, parse_assignments
 from segpipe.plan.make import make_plan
@@ -34,6 +33,56 @@ from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.presets import PRESETS, find_preset
 from segpipe.plan.schema import Plan
+
+
+@dataclass(frozen=True)
+class PlannedWork:
+    """The results of planning, as a work folder has them; a dry run holds them in memory only.
+
+    Args:
+        work: The work folder.
+        dataset: The dataset as it was understood.
+        fingerprint: What was measured.
+        splits: The folds.
+        plan: What was decided.
+    """
+
+    work: Work
+    dataset: Dataset
+    fingerprint: Fingerprint
+    splits: Splits
+    plan: Plan
+
+    @classmethod
+    def load(cls, folder: Path) -> PlannedWork:
+        """Read a work folder.
+
+        Raises:
+            UsageError: If the folder holds no plan.
+            PlanError, DataError: If a file in it is damaged or missing.
+        """
+        work = Work(folder)
+        work.require_plan()
+        return cls(
+            work=work,
+            dataset=Dataset.load(work.dataset),
+            fingerprint=Fingerprint.load(work.fingerprint),
+            splits=Splits.load(work.splits),
+            plan=Plan.load(work.plan),
+        )
+
+
+def default_configuration(plan: Plan, name: str | None) -> str:
+    """`name` if the plan has it; without a name the `preferred_configuration`.
+
+    Raises:
+        UsageError: If the plan has no configuration of that name.
+    """
+    chosen = name or preferred_configuration(plan.configurations)
+    if chosen is None or chosen not in plan.configurations:
+        raise UsageError(f"-c {chosen}: the plan has {', '.join(plan.configurations)}.")
+    return chosen
+
 
 _NNUNET_SPLITS = "splits_final.json"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.pipeline.planned_work import PlannedWork, default_configuration
+from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import PrepareRequest
 from segpipe.prepare.dataset import Needs, needs_of, prepare_dataset, prepared_folder, states_of
 

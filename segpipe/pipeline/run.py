@@ -16,7 +16,7 @@ from segpipe.data.faults import KINDS
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import SummaryRow, summarise
 from segpipe.pipeline import plan, train
-from segpipe.pipeline.planned_work import PlannedWork, default_configuration
+from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import RunRequest, TrainRequest
 from segpipe.report.work_report import build_report
 

@@ -27,7 +27,7 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.networks.device import device_kind, resolve_device
 from segpipe.pipeline import plan, train
-from segpipe.pipeline.planned_work import default_configuration
+from segpipe.pipeline.plan import default_configuration
 from segpipe.pipeline.requests import Machine, PlanRequest, StudyRequest, TrainRequest
 from segpipe.plan.schema import Plan
 

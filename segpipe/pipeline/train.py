@@ -24,13 +24,13 @@ from segpipe.networks.device import free_device_bytes, memory_faults, resolve_de
 from segpipe.pipeline import prepare
 from segpipe.pipeline.cascade import guides_for, note_guides, require_trained_guides
 from segpipe.pipeline.costs import planned_costs
-from segpipe.pipeline.planned_work import PlannedWork, default_configuration
+from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import Machine, TrainRequest
 from segpipe.pipeline.train_processes import devices_for, train_in_processes
 from segpipe.plan.edit import edit_plan, warn_of_sides
-from segpipe.plan.optimizers import OPTIMIZERS
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
+from segpipe.plan.training import OPTIMIZERS
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions

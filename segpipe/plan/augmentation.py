@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from segpipe.core.choices import Choice
-from segpipe.plan.presettable import Presettable
+from segpipe.plan.loss import Presettable
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ from segpipe.core.progress import say
 from segpipe.core.records import Record, did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.laterality import sided_labels, sideways_axis
-from segpipe.plan.optimizers import OPTIMIZERS
-from segpipe.plan.presettable import PRESET, Presettable
+from segpipe.plan.loss import PRESET, Presettable
 from segpipe.plan.schema import KEY, Plan
-from segpipe.plan.training import Training
+from segpipe.plan.training import OPTIMIZERS, Training
 
 _N_NAMED = 4  # of labels in a warning
 _USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -22,7 +23,60 @@ from segpipe.core.records import Record
 from segpipe.networks.parts import writes_defaults
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.loss import Loss
-from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerFacts(Choice):
+    """Facts about an optimizer that need no run of it. All read learning_rate, momentum and weight_decay.
+
+    Args:
+        usual: Learning rate, momentum and weight decay that go with it, for the advice when it is changed.
+        states: Numbers kept for each number of a kernel inside the network, and of any other parameter.
+        gradient_copies: Copies of all gradients that a step makes on its way.
+    """
+
+    usual: Mapping[str, float]
+    states: tuple[int, int]
+    gradient_copies: int = 0
+
+
+_ADAM_LIKE = {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-2}
+OPTIMIZERS: dict[str, OptimizerFacts] = {
+    "sgd": OptimizerFacts(
+        does="stochastic gradient descent with momentum",
+        source="nnU-Net's optimizer",
+        parameters=("nesterov",),
+        usual={"learning_rate": 1e-2, "momentum": 0.99, "weight_decay": 3e-5},
+        states=(1, 1),
+        gradient_copies=1,  # the weight decay is added to a copy of the gradients
+    ),
+    "adamw": OptimizerFacts(
+        does="Adam with decoupled weight decay; momentum is its first beta",
+        source="Loshchilov and Hutter 2019, ICLR",
+        parameters=("adam_beta2", "adam_epsilon"),
+        usual=_ADAM_LIKE,
+        states=(2, 2),
+    ),
+    "muon": OptimizerFacts(
+        does="orthogonalised momentum for kernels inside the network, adamw for the rest, at the same rate",
+        source="Jordan 2024, kellerjordan.github.io/posts/muon; scaled as in Liu et al. 2025, arXiv 2502.16982",
+        parameters=("nesterov", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        usual=_ADAM_LIKE,  # its updates are made as large as adamw's
+        states=(1, 2),
+        gradient_copies=1,  # works on one kernel, with about six times its size; that is below all gradients
+    ),
+}
+
+SCHEDULES: dict[str, Choice] = {
+    "poly": Choice(
+        does="falls as (1 - progress) to the power of poly_exponent",
+        source="nnU-Net, with exponent 0.9; ours follows every step, nnU-Net's every epoch",
+        parameters=("poly_exponent",),
+    ),
+    "cosine": Choice(does="falls along half a cosine", source="Loshchilov and Hutter 2017, ICLR"),
+    "constant": Choice(does="does not change, so that a training can be made longer"),
+}
+
 
 SAMPLERS: dict[str, Choice] = {  # what a patch is centred on; train/sampling.py has a function for each row
     "label": Choice(does="a voxel of a label that is present, each label as likely"),

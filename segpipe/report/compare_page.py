@@ -17,12 +17,14 @@ from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
-from segpipe.report.charts import Spread, axis_limits, distribution_svg
-from segpipe.report.compare_charts import (
+from segpipe.report.charts import (
+    Spread,
     aligned_scores,
+    axis_limits,
     case_means,
     difference_of,
     differences_svg,
+    distribution_svg,
     rank_order,
     rankings_svg,
 )

@@ -21,9 +21,9 @@ from segpipe.core.seeds import generator_for, seed_for
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
+from segpipe.networks.convolutions import memory_format
 from segpipe.networks.device import resolve_precision
 from segpipe.networks.initial_weights import start_from
-from segpipe.networks.norms import memory_format
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase

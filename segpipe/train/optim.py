@@ -12,8 +12,7 @@ from torch.optim.adamw import adamw
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.build import inner_kernels
-from segpipe.plan.optimizers import OPTIMIZERS, SCHEDULES
-from segpipe.plan.training import Training
+from segpipe.plan.training import OPTIMIZERS, SCHEDULES, Training
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial of degree 5 that Jordan chose: steepest at 0
 _N_ITERATIONS = 5
@@ -173,14 +172,14 @@ _MAKERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
     "adamw": _adamw,
     "muon": _muon,
 }
-MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS, "OPTIMIZERS of plan/optimizers.py")
+MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS, "OPTIMIZERS of plan/training.py")
 
 _FACTORS: dict[str, Callable[[float, Training], float]] = {  # from the share of the training that is done, 0 to 1
     "poly": lambda progress, training: (1 - progress) ** training.poly_exponent,
     "cosine": lambda progress, _: 0.5 * (1 + math.cos(math.pi * progress)),
     "constant": lambda *_: 1.0,
 }
-SCHEDULE_FACTORS = functions_for(SCHEDULES, _FACTORS, "SCHEDULES of plan/optimizers.py")
+SCHEDULE_FACTORS = functions_for(SCHEDULES, _FACTORS, "SCHEDULES of plan/training.py")
 
 
 def learning_rate(training: Training, progress: float) -> float:

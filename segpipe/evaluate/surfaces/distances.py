@@ -1,7 +1,7 @@
 """Distances between the surfaces of two masks in three models of a surface, and the metrics made of them.
 
 `lattice`: an element at every voxel corner whose neighbouring voxels differ, weighted by the area of the surface that
-passes it (`cell_patches.py`). `voxel`: the voxels of the mask that have a neighbour outside, each of weight 1. `mc`:
+passes it (`cell_patches`). `voxel`: the voxels of the mask that have a neighbour outside, each of weight 1. `mc`:
 the elements of `lattice`, each moved to the middle of its piece of surface: nearly as good as a mesh, and the nearest
 to the truth where that is known. Outside the array there is only background. An axis of length 1 is no axis: a mask of
 one slice is measured as a contour in its plane, with lengths for areas; otherwise its flat sides would outweigh the
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.labels import Mask
-from segpipe.evaluate.surfaces.cell_patches import CellPatches, cell_patches
+from segpipe.evaluate.surfaces.packed_masks import CellPatches, cell_patches
 
 if TYPE_CHECKING:
     from types import ModuleType
