@@ -1,4 +1,4 @@
-"""torch's convolutions and instance norm, with the same parameters and values, kept clear of faults and slowness on CPUs.
+"""torch's convolutions and instance norm, same parameters and values, kept clear of what is wrong or slow on CPUs.
 
 With AMX, oneDNN's convolutions in 16 bits have two faults (oneDNN 3.12 and older and newer ones; docs/decisions.md):
 
