@@ -94,7 +94,8 @@ def test_thin_and_smoothed_by_hand():
     x, means = _thin(range(1, 402), y.tolist())
     assert len(x) == 134 and x[:3].tolist() == [3, 6, 9] and x[-1] == 401
     np.testing.assert_equal(means[:3], [1.0, np.nan, 7.0])  # (0 + 2) / 2; nothing; (6 + 7 + 8) / 3
-    np.testing.assert_allclose(_running_mean(np.arange(20.0))[[0, 1, 10, 19]], [2, 2.5, 10, 17])  # of 5, 6, 9 and 5
+    np.testing.assert_allclose(_running_mean(np.arange(20.0))[[0, 1, 10, 19]], [0, 1, 10, 19])  # of 1, 3, 9 and 1
+    np.testing.assert_allclose(_running_mean(np.arange(20.0) ** 2)[[1, 2]], [5 / 3, 30 / 5])  # (0 + 1 + 4) / 3
 
 
 def test_the_same_in_words(tmp_path):

@@ -84,7 +84,7 @@ def agreement(label: str, n: int, half_mm3: float) -> VolumeAgreement:
 
 def test_of_many_labels_those_with_wide_limits_are_drawn_and_all_are_listed():
     found = [agreement(f"l{i}", 3, float(i)) for i in range(30)]
-    picture, table = volume_picture(found), volume_table(found)
+    picture, table = volume_picture(found, {}), volume_table(found)
     assert "12 of 30 labels are drawn" in picture.caption
     assert "l29 +0.00 mL" in picture.alt and "l17 " not in picture.alt and "l18 " in picture.alt
     assert [row[0].text for row in table.rows] == [one.label for one in found]
@@ -92,11 +92,11 @@ def test_of_many_labels_those_with_wide_limits_are_drawn_and_all_are_listed():
 
 def test_volumes_below_a_millilitre_are_shown_in_cubic_millimetres():
     (found,) = volume_agreements(ScoreTable((score("a", 10, 5), score("c", 20, 40))))
-    assert "organ +15 mm³" in volume_picture([found]).alt
+    assert "organ +15 mm³" in volume_picture([found], {}).alt
     assert volume_table([found]).rows[0][1].text.startswith("+15\n[")
-    assert volume_picture([]) is None and volume_table([]) is None
+    assert volume_picture([], {}) is None and volume_table([]) is None
     (undrawn,) = volume_agreements(ScoreTable((score("d", 5, 5),)))
-    assert volume_picture([undrawn]) is None and "1 not drawn" in volume_table([undrawn]).rows[0][4].text
+    assert volume_picture([undrawn], {}) is None and "1 not drawn" in volume_table([undrawn]).rows[0][4].text
 
 
 def test_a_distribution_names_what_has_no_value():
@@ -104,8 +104,8 @@ def test_a_distribution_names_what_has_no_value():
         Score("run", f"c{i}", f"c{i}", 0, 0, "organ", "hd95", v, "mm", status, 0, 0)
         for i, (v, status) in enumerate([(1.0, "ok"), (3.0, "ok"), (inf, "missed"), (nan, "both_empty")])
     ]
-    (picture,) = distributions(ScoreTable(tuple(rows)), ["hd95", "assd"])
+    (picture,) = distributions(ScoreTable(tuple(rows)), ["hd95", "assd"], {})
     assert "Without a value: organ in c2 (missed), organ in c3 (both empty)." in picture.caption
     assert "Medians: organ 2.00." in picture.alt
     only_missed = ScoreTable(tuple(row for row in rows if row.status != "ok"))
-    assert "Medians: none." in distributions(only_missed, ["hd95"])[0].alt
+    assert "Medians: none." in distributions(only_missed, ["hd95"], {})[0].alt

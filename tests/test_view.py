@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from threading import Thread
 
@@ -20,17 +18,25 @@ from datasets import SHAPE_ZYX, oblique_affine, tiny_image, tiny_labels, write_n
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from matplotlib.colors import to_rgb
 
 from segpipe.core.errors import DataError, SetupError, UsageError
-from segpipe.core.figures import SCAN_COLOURS
+from segpipe.core.figures import label_colours
 from segpipe.core.grid import Grid
+from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
 from segpipe.core.work import Work
 from segpipe.data.load import load_dataset
 from segpipe.evaluate.scores import Origin, Score, ScoreTable
-from segpipe.view.case_content import largest_error, read_masks
-from segpipe.view.gallery import Gallery, GalleryCase, from_images, from_predictions, from_work, is_work_folder
+from segpipe.view.case_content import describe, largest_error, read_masks
+from segpipe.view.gallery import (
+    Gallery,
+    GalleryCase,
+    from_images,
+    from_predictions,
+    from_work,
+    is_work_folder,
+    value_places,
+)
 from segpipe.view.server import Site, ViewServer, answer
 
 CASES = ("c1", "c2", "c3")
@@ -194,7 +200,11 @@ def test_a_case_is_served_as_nifti_on_its_grid(server: ViewServer) -> None:
     info = json.loads(ask(server, f"{home}/case/c1/info.json")[1])
     assert info["channels"] == ["MR0"]
     assert info["maps"] == ["reference", "prediction", "difference"]
-    assert info["labels"] == [{"value": 1, "name": "a"}, {"value": 2, "name": "b"}]
+    assert info["labels"] == [
+        {"value": 1, "name": "a", "colour": [230, 159, 0]},
+        {"value": 2, "name": "b", "colour": [86, 180, 233]},
+    ]
+    assert [one["name"] for one in info["differences"]] == ["missed", "spurious", "other label"]
 
 
 def test_the_cases_come_in_order(server: ViewServer) -> None:
@@ -287,10 +297,23 @@ def test_the_command_prints_the_address_and_ends_with_ctrl_c(dataset: Path) -> N
             process.kill()
 
 
-def test_labels_have_the_colours_of_the_report() -> None:
-    script = (files("segpipe.view") / "viewer.js").read_text("utf-8")
-    palette = re.search(r"^const PALETTE = (.*);$", script, re.MULTILINE)
-    assert palette is not None
-    assert [tuple(rgb) for rgb in json.loads(palette[1])] == [
-        tuple(round(255 * part) for part in to_rgb(colour)) for colour in SCAN_COLOURS
-    ]
+def test_a_value_has_the_colour_of_its_label_as_in_the_report(tmp_path: Path) -> None:
+    """Values 5 and 2 in that order; and regions, whose values have the colour of the smallest region with them."""
+    values = tiny_labels()
+    values[values == 1], values[0] = 5, 0
+    write_tiny(tmp_path / "image.nii.gz", tiny_image(0))
+    write_tiny(tmp_path / "label.nii.gz", values)
+    case = GalleryCase("c", (tmp_path / "image.nii.gz",), tmp_path / "label.nii.gz")
+    plain = LabelSet(labels=(Label(name="five", values=(5,)), Label(name="two", values=(2,))))
+    regions = LabelSet(
+        labels=(Label(name="whole", values=(2, 5)), Label(name="core", values=(5,))), paint_values=(2, 5)
+    )
+    for labels in (plain, regions):
+        gallery = Gallery("t", (case,), label_places=value_places(labels))
+        colours = label_colours(labels.names)
+        expected = {
+            2: colours["two" if labels is plain else "whole"],
+            5: colours["five" if labels is plain else "core"],
+        }
+        found = {one["value"]: bytes(one["colour"]).hex() for one in describe(case, gallery)["labels"]}
+        assert found == {value: colour[1:].lower() for value, colour in expected.items()}

@@ -23,7 +23,8 @@ from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.view.gallery import Gallery, GalleryCase, from_predictions
 from segpipe.view.server import ViewServer
 
-ORANGE = (230, 159, 0)  # the first label's colour
+ORANGE, SKY_BLUE = (230, 159, 0), (86, 180, 233)  # of the first labels
+PALE_ORANGE = (245, 217, 153)  # the first label of the prediction
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,10 @@ def test_keys_turn_layers_on_and_off(tiny: tuple[Page, list[str]]) -> None:
     page, complaints = tiny
     both = n_pixels(page, ORANGE)
     press(page, "r")
-    prediction_alone = n_pixels(page, ORANGE)
+    assert both > n_pixels(page, ORANGE) == 0 and n_pixels(page, PALE_ORANGE) > 0
     press(page, "p")
     assert page.get_attribute("#prediction", "aria-pressed") == "false"
-    assert both > prediction_alone > n_pixels(page, ORANGE) == 0
+    assert n_pixels(page, ORANGE) == n_pixels(page, PALE_ORANGE) == 0
     press(page, "d")
     expect(page.locator("#legend")).to_contain_text("missed")  # its map is fetched first
     for key in "dor":  # no differences, no lines, the reference

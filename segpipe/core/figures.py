@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,21 +21,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-# Okabe & Ito 2008, "Color Universal Design"; black is left out (scans are dark), light ones come first on scans.
+# A label has the colour of its place in the label set wherever it is drawn. The first seven are those of Okabe & Ito
+# 2008, "Color Universal Design": black is left out, since scans are dark; what is pale on paper (yellow) or dark on a
+# scan (blue) comes last. The other seven are ours, and not all are told apart by the colour-blind.
 COLOUR_NAMES = {
     "#E69F00": "orange",
     "#56B4E9": "sky blue",
-    "#F0E442": "yellow",
     "#CC79A7": "purple",
     "#009E73": "green",
     "#D55E00": "vermilion",
+    "#F0E442": "yellow",
     "#0072B2": "blue",
+    "#8FD14F": "lime",
+    "#E6007E": "magenta",
+    "#9D8CFF": "lavender",
+    "#9C6B30": "brown",
+    "#00D5D5": "cyan",
+    "#9A9A00": "olive",
+    "#FF9E9E": "salmon",
 }
 SCAN_COLOURS = tuple(COLOUR_NAMES)
-CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+ERROR_COLOURS = {"missed": "#D55E00", "spurious": "#56B4E9", "other label": "#F0E442"}
+CHART_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # of what is no label
+EDGE_COLOUR = "#3d4a57"  # around a label's colour on white, so that pale ones are seen
 WINDOW_PERCENTILES = (0.5, 99.8)  # of intensities, from black to white
 MAX_LEGEND_LABELS = 12
 _MAX_NAME_LETTERS = 36
+_N_GREYS, _GREY_RANGE = 160, 2  # of a palette; red, green and blue of what is grey differ by this much
+
+
+def label_colour(place: int) -> str:
+    """Colour of the label at a place of its label set, `#RRGGBB`; after fourteen they repeat."""
+    return SCAN_COLOURS[place % len(SCAN_COLOURS)]
+
+
+def paler(colour: str) -> str:
+    """The colour of a prediction beside its reference: 60 % of the way to white, `#RRGGBB`."""
+    return "#" + bytes(round(part + 0.6 * (255 - part)) for part in bytes.fromhex(colour[1:])).hex()
+
+
+def label_colours(names: Iterable[str]) -> dict[str, str]:
+    """Colour of each label; `names` are those of the whole label set in its order."""
+    return {name: label_colour(place) for place, name in enumerate(names)}
 
 
 def new_figure(width_inches: float, height_inches: float, dark: bool = False) -> Figure:
@@ -59,6 +86,42 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
         figure.savefig(stream, format=kind, dpi=110, metadata=metadata)
     figure.clear()
     return stream.getvalue()
+
+
+def scan_png(figure: Figure) -> bytes:
+    """Draw a figure of scans as a PNG of 256 colours, a third as large; equal figures give equal bytes.
+
+    Grey values are rounded to 1.6 in 255. The labels' own colours stay exact; shades of them, where lines are smoothed,
+    are rounded to the nearest of a few.
+    """
+    from PIL import Image
+
+    drawn = np.asarray(Image.open(io.BytesIO(figure_bytes(figure, "png"))).convert("RGB")).astype(np.int32)
+    own = (*SCAN_COLOURS, *map(paler, SCAN_COLOURS), *ERROR_COLOURS.values())
+    fixed = np.array([list(bytes.fromhex(colour[1:])) for colour in own])
+    is_shade = np.ptp(drawn, axis=-1) > _GREY_RANGE
+    greys = np.round(np.linspace(0, 255, _N_GREYS)).astype(int)[:, None].repeat(3, 1)
+    shades, place = np.unique(drawn[is_shade], axis=0, return_inverse=True)
+    common = _common_colours(shades[place], 256 - _N_GREYS - len(fixed))
+    coloured = np.concatenate([fixed, common])
+    indices = np.round(drawn.mean(axis=-1) * (_N_GREYS - 1) / 255).astype(np.uint8)
+    nearest = ((shades[:, None] - coloured) ** 2).sum(axis=-1).argmin(axis=1) if len(shades) else shades[:, 0]
+    indices[is_shade] = _N_GREYS + nearest[place]
+    picture = Image.fromarray(indices, "P")
+    picture.putpalette(np.concatenate([greys, coloured]).astype(np.uint8).tobytes())
+    stream = io.BytesIO()
+    picture.save(stream, "png", optimize=True)
+    return stream.getvalue()
+
+
+def _common_colours(pixels: NDArray[np.int32], n_colours: int) -> NDArray[np.int32]:
+    """At most so many colours (n, RGB) that stand for the pixels (n, RGB)."""
+    from PIL import Image
+
+    if not len(pixels):
+        return pixels
+    found = Image.fromarray(pixels[None].astype(np.uint8)).quantize(n_colours, Image.Quantize.MAXCOVERAGE)
+    return np.array(found.getpalette()).reshape(-1, 3)[:n_colours].astype(np.int32)
 
 
 def drawn_name(name: str) -> str:
@@ -111,7 +174,7 @@ def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
     for fold, panels in zip(folds, rows, strict=True):
         _draw_losses(panels[0], fold.history)
         _draw_dice(panels[1], fold.history, labels)
-        _draw_line(panels[2], fold.history, fold.history.column("learning_rate"), color=_BLACK)
+        _draw_line(panels[2], fold.history, fold.history.column("learning_rate"), has_noise=False, color=_BLACK)
         panels[2].ticklabel_format(axis="y", scilimits=(-2, 2))
         panels[2].set_ylim(bottom=0)
         panels[0].set_ylabel(f"{fold.name}\n(in training)" if fold.in_training else fold.name, fontsize=9)
@@ -138,7 +201,8 @@ def _shown_labels(folds: Sequence[FoldCurves]) -> dict[str, str]:
     names = list(ends)
     if len(names) > _MOST_LABELS:
         names = sorted((name for name in names if ends[name]), key=lambda name: float(np.mean(ends[name])))[:_N_WORST]
-    return dict(zip(names, CHART_COLOURS, strict=False))
+    colours = label_colours(ends)  # a history has its labels in the order of the label set
+    return {name: colours[name] for name in names}
 
 
 def _draw_losses(panel: Axes, history: History) -> None:
@@ -168,10 +232,10 @@ def _draw_dice(panel: Axes, history: History, colours: dict[str, str]) -> None:
     panel.set_ylim(-0.02, 1.02)
 
 
-def _draw_line(panel: Axes, history: History, values: Sequence[float], **style: Any) -> None:
-    """Draw a line; of many points a pale one, and its running mean."""
+def _draw_line(panel: Axes, history: History, values: Sequence[float], *, has_noise: bool = True, **style: Any) -> None:
+    """Draw a line; of many noisy points a pale one, and its running mean."""
     x, y = _thin(history.columns["epoch"], values)
-    if len(x) < 3 * _N_SMOOTHED:
+    if not has_noise or len(x) < 3 * _N_SMOOTHED:
         panel.plot(x, y, linewidth=1.4, marker="." if len(x) < 3 else "", **style)
         return
     panel.plot(x, y, linewidth=0.7, alpha=0.3, color=style["color"])
@@ -189,9 +253,11 @@ def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[NDArray[np.float64], 
 
 
 def _running_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over neighbours on both sides, fewer at the ends; NaN where there is no value."""
-    known, window = np.isfinite(values), np.ones(_N_SMOOTHED)
-    total, count = (np.convolve(part, window, "same") for part in (np.where(known, values, 0), known.astype(float)))
+    """Mean over as many neighbours on both sides, fewer at the ends; NaN where there is no value."""
+    known, places = np.isfinite(values), np.arange(len(values))
+    reach = np.minimum(np.minimum(places, places[::-1]), _N_SMOOTHED // 2)  # more on one side would bend the ends
+    sums, counts = (np.append(0, np.cumsum(part)) for part in (np.where(known, values, 0), known.astype(float)))
+    total, count = (part[places + reach + 1] - part[places - reach] for part in (sums, counts))
     return np.where(known, total / np.maximum(count, 1), np.nan)
 
 
@@ -204,7 +270,7 @@ def _finish(panel: Axes, history: History, last: float, *, shows_time: bool) -> 
         panel.axvline(epoch - 0.5, linestyle=":", color=_GREY, linewidth=1.2, label=name)
     epochs, seconds = history.columns["epoch"], history.seconds
     if history.stopped_early:
-        panel.axvline(epochs[-1], linestyle="-.", color=CHART_COLOURS[1], linewidth=1.2, label="stopped early")
+        panel.axvline(epochs[-1], linestyle="-.", color=EDGE_COLOUR, linewidth=1.2, label="stopped early")
     panel.set_xlim(min(1.0, epochs[0]) - 0.5, last + 0.5)
     unit, size = next((pair for pair in _UNITS if seconds[-1] >= 3 * pair[1]), _UNITS[-1])
 

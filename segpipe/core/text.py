@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from math import isnan
+from typing import TypeVar
+
+MOST_ROWS, N_ENDS = 25, 10  # labels that are listed; of more so many at both ends
+T = TypeVar("T")
 
 _MAX_NAMED = 12  # of a list of names in a sentence
 
@@ -24,6 +28,18 @@ def count(n: int, noun: str, plural: str = "") -> str:
         ('1 case is missing', '3 axes')
     """
     return f"{n} {noun if n == 1 else plural or noun + 's'}"
+
+
+def fold_middle(items: Sequence[T]) -> tuple[list[T], list[T]]:
+    """First and last `N_ENDS` of more than `MOST_ROWS` sorted items; else all of them, and none.
+
+    Example:
+        >>> [len(part) for part in fold_middle(range(188))], fold_middle("ab")
+        ([10, 10], (['a', 'b'], []))
+    """
+    if len(items) <= MOST_ROWS:
+        return list(items), []
+    return list(items[:N_ENDS]), list(items[-N_ENDS:])
 
 
 def nfc(name: str) -> str:

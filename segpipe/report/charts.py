@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -15,14 +15,9 @@ from segpipe.compare.align import Aligned, align
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import ComparisonRow, Ranking
 from segpipe.compare.results import Method
-from segpipe.core.figures import (
-    CHART_COLOURS,
-    drawn_name,
-    figure_bytes,
-    new_figure,
-    tidy,
-)
-from segpipe.evaluate.metrics import METRICS, number_text
+from segpipe.core.figures import CHART_COLOURS, EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
+from segpipe.core.text import MOST_ROWS, N_ENDS, fold_middle
+from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS, number_text
 from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL
 from segpipe.report.page import STATUS_TEXT, Cell, Picture, Table
@@ -33,16 +28,17 @@ if TYPE_CHECKING:
 
 
 MAX_VECTOR_DOTS = 2000  # of a picture; more are drawn as pixels, since each costs 100 bytes
-_LIMIT_COLOUR, _BIAS_COLOUR, _DOT_COLOUR = CHART_COLOURS[1], CHART_COLOURS[2], CHART_COLOURS[0]
 _COLUMNS = 3
+_ROUNDING = 1e-9  # of volumes: differences below it are 0
 WIDTH_INCHES = 9.6
 
 
 @dataclass(frozen=True)
 class Spread:
-    """A row of a distribution: its finite values, and what stands at its end, e.g. `2 missed`."""
+    """A row of a distribution: its colour, its finite values, and what stands at its end, e.g. `2 missed`."""
 
     name: str
+    colour: str
     values: tuple[float, ...]
     remark: str = ""
 
@@ -59,14 +55,9 @@ def distribution_svg(rows: Sequence[Spread], name: str, limits: tuple[float | No
     panel = figure.subplots()
     is_dense = sum(len(row.values) for row in rows) > MAX_VECTOR_DOTS
     for place, row in enumerate(rows):
-        colour = CHART_COLOURS[place % len(CHART_COLOURS)]
         if row.values:
-            box = panel.boxplot(
-                [row.values], positions=[place], orientation="horizontal", widths=0.55, showfliers=False
-            )
-            for line in (line for lines in box.values() for line in lines):
-                line.set(color=colour, linewidth=1.2)
-            draw_dots(panel, row.values, place, colour, is_dense)
+            draw_box(panel, row.values, place, row.colour)
+            draw_dots(panel, row.values, place, row.colour, is_dense)
         else:
             panel.text(0.01, place, "no value", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
         panel.text(1.01, place, row.remark, transform=panel.get_yaxis_transform(), fontsize=8, va="center")
@@ -76,11 +67,27 @@ def distribution_svg(rows: Sequence[Spread], name: str, limits: tuple[float | No
     return figure_bytes(figure, "svg")
 
 
+def draw_box(
+    panel: Axes, values: Sequence[float], place: int, colour: str, whiskers: float | tuple[int, int] = 1.5
+) -> None:
+    """Box of the quartiles with the median; its whiskers reach so many quartile ranges, or to these percentiles."""
+    box = panel.boxplot(
+        [values], positions=[place], orientation="horizontal", widths=0.6, showfliers=False, whis=whiskers,
+        patch_artist=True,
+    )  # fmt: skip
+    for line in (line for lines in box.values() for line in lines):
+        line.set(color=EDGE_COLOUR, linewidth=1.1)
+    for patch in box["boxes"]:
+        patch.set(facecolor=(colour, 0.35))
+    for median in box["medians"]:
+        median.set(linewidth=2)
+
+
 def draw_dots(panel: Axes, values: Sequence[float], place: int, colour: str, is_dense: bool) -> None:
     """Values along a row; equal ones are kept apart, the same way every time."""
     height = place + 0.18 * np.sin(2.4 * np.arange(len(values)))
     panel.plot(
-        values, height, "o", color=colour, markersize=3.5, alpha=0.6, markeredgewidth=0,
+        values, height, "o", color=colour, markersize=4, alpha=0.8, markeredgewidth=0.5, markeredgecolor=EDGE_COLOUR,
         clip_on=False, rasterized=is_dense,
     )  # fmt: skip
 
@@ -92,11 +99,12 @@ def label_rows(panel: Axes, names: Sequence[str]) -> None:
     tidy(panel)
 
 
-def agreement_svg(found: Sequence[VolumeAgreement], unit: str, unit_mm3: float) -> bytes:
+def agreement_svg(found: Sequence[VolumeAgreement], colours: Mapping[str, str], unit: str, unit_mm3: float) -> bytes:
     """Difference over mean of the volumes, a panel for each label; lines are bias and limits, bands their intervals.
 
     Args:
         found: One or more.
+        colours: Of the labels.
         unit: In which volumes are shown.
         unit_mm3: Its size.
     """
@@ -106,18 +114,16 @@ def agreement_svg(found: Sequence[VolumeAgreement], unit: str, unit_mm3: float) 
     panels = figure.subplots(n_rows, n_columns, squeeze=False).ravel()
     is_dense = sum(len(one.means_mm3) for one in found) > MAX_VECTOR_DOTS
     for panel, one in zip(panels, found, strict=False):
-        for estimate, colour, style in (
-            (one.bias, _BIAS_COLOUR, "-"),
-            (one.lower, _LIMIT_COLOUR, "--"),
-            (one.upper, _LIMIT_COLOUR, "--"),
-        ):
+        for estimate, style in ((one.bias, "-"), (one.lower, "--"), (one.upper, "--")):
             if estimate is not None:
-                _draw_estimate(panel, estimate, unit_mm3, colour, style)
+                _draw_estimate(panel, estimate, unit_mm3, style)
         means, differences = (np.array(values) / unit_mm3 for values in (one.means_mm3, one.differences_mm3))
         panel.plot(
-            means, differences, "o", color=_DOT_COLOUR, markersize=3.5, alpha=0.6, markeredgewidth=0,
-            rasterized=is_dense,
+            means, differences, "o", color=colours.get(one.label, EDGE_COLOUR), markersize=4.5, alpha=0.8,
+            markeredgewidth=0.5, markeredgecolor=EDGE_COLOUR, rasterized=is_dense,
         )  # fmt: skip
+        if not np.ptp([0.0, *differences]) > _ROUNDING * np.max(np.abs(means), initial=0.0):
+            panel.set_ylim(-1, 1)  # an axis for rounding alone would show a spread that is none
         panel.axhline(0, color="black", linewidth=0.7)
         panel.set_title(drawn_name(one.label), fontsize=10, loc="left")
         panel.set_xlabel(f"mean of both, {unit}", fontsize=8.5)
@@ -129,10 +135,10 @@ def agreement_svg(found: Sequence[VolumeAgreement], unit: str, unit_mm3: float) 
     return figure_bytes(figure, "svg")
 
 
-def _draw_estimate(panel: Axes, estimate: VolumeEstimate, unit_mm3: float, colour: str, style: str) -> None:
-    panel.axhline(estimate.value / unit_mm3, color=colour, linestyle=style, linewidth=1.3)
+def _draw_estimate(panel: Axes, estimate: VolumeEstimate, unit_mm3: float, style: str) -> None:
+    panel.axhline(estimate.value / unit_mm3, color=EDGE_COLOUR, linestyle=style, linewidth=1.3)
     if estimate.low is not None and estimate.high is not None:
-        panel.axhspan(estimate.low / unit_mm3, estimate.high / unit_mm3, color=colour, alpha=0.15, linewidth=0)
+        panel.axhspan(estimate.low / unit_mm3, estimate.high / unit_mm3, color=EDGE_COLOUR, alpha=0.13, linewidth=0)
 
 
 _MAX_NAMED = 6  # cases without value in a caption
@@ -140,34 +146,55 @@ _MAX_PANELS = 12  # more would be taller than a page
 _UNITS_MM3 = {"mL": 1000.0, "mm³": 1.0}
 
 
-def distributions(table: ScoreTable, metrics: Iterable[str]) -> tuple[Picture, ...]:
-    """A picture for each of the metrics that the table has, a row for each label, a dot for each score."""
+def distributions(table: ScoreTable, metrics: Iterable[str], colours: Mapping[str, str]) -> tuple[Picture, ...]:
+    """A picture for each of the metrics that the table has, a row for each label, a dot for each score.
+
+    Args:
+        table: Scores of one run.
+        metrics: In this order.
+        colours: Of the labels.
+    """
     rows_of: dict[str, list[Score]] = {}
     for row in table.rows:
         if row.label != IMAGE_LABEL:
             rows_of.setdefault(row.metric, []).append(row)
     return tuple(
-        _distribution(metric, rows_of[metric]) for metric in metrics if metric in rows_of and metric in METRICS
+        _distribution(metric, rows_of[metric], colours) for metric in metrics if metric in rows_of and metric in METRICS
     )
 
 
-def _distribution(metric: str, rows: Sequence[Score]) -> Picture:
+def _distribution(metric: str, rows: Sequence[Score], colours: Mapping[str, str]) -> Picture:
     spreads = []
     scale = 1000 if METRICS[metric].unit == "mm3" else 1  # volumes are shown in mL
-    for label in dict.fromkeys(row.label for row in rows):
+    names = list(dict.fromkeys(row.label for row in rows))
+    labels = _ends_by_mean(rows) if len(names) > MOST_ROWS else names
+    for label in labels:
         own = [row for row in rows if row.label == label]
         missing = Counter(STATUS_TEXT[row.status] for row in own if not isfinite(row.value))
         remark = ", ".join(f"{n} {status}" for status, n in missing.items())
-        spreads.append(Spread(label, tuple(row.value / scale for row in own if isfinite(row.value)), remark))
-    title, unit = METRICS[metric].heading, METRICS[metric].unit
+        colour = colours.get(label, EDGE_COLOUR)
+        spreads.append(Spread(label, colour, tuple(row.value / scale for row in own if isfinite(row.value)), remark))
+    title, unit = METRICS[metric].title, METRICS[metric].unit
+    axis_name = f"{title}, {SHOWN_UNITS[unit]}" if SHOWN_UNITS[unit] else title
     hidden = [f"{row.label} in {row.case_id} ({STATUS_TEXT[row.status]})" for row in rows if not isfinite(row.value)]
     caption = f"{title} of every case; boxes show median and quartiles."
+    if len(labels) < len(names):
+        caption += f" Of {len(names)} labels those with the {N_ENDS} lowest and the {N_ENDS} highest means."
     if hidden:
         more = f" and {len(hidden) - _MAX_NAMED} more" if len(hidden) > _MAX_NAMED else ""
         caption += f" Without a value: {', '.join(hidden[:_MAX_NAMED])}{more}."
     medians = [f"{s.name} {number_text(float(np.median(s.values)) * scale, unit)}" for s in spreads if s.values]
     alt = f"Distribution of {title} over cases by label. Medians: {', '.join(medians) or 'none'}."
-    return Picture("svg", distribution_svg(spreads, title, axis_limits(metric)), alt, caption)
+    return Picture("svg", distribution_svg(spreads, axis_name, axis_limits(metric)), alt, caption)
+
+
+def _ends_by_mean(rows: Sequence[Score]) -> list[str]:
+    """The labels with the lowest and the highest means; what has no value at all comes first."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        values.setdefault(row.label, []).extend([row.value] if isfinite(row.value) else [])
+    low, high = fold_middle(sorted(values, key=lambda name: float(np.mean(values[name])) if values[name] else -np.inf))
+    return [*low, *high]
 
 
 def axis_limits(metric: str) -> tuple[float | None, float | None]:
@@ -176,7 +203,7 @@ def axis_limits(metric: str) -> tuple[float | None, float | None]:
     return (0.0, 1.0) if kind == "overlap" else (0.0, None) if kind == "distance" else (None, None)
 
 
-def volume_picture(found: Sequence[VolumeAgreement]) -> Picture | None:
+def volume_picture(found: Sequence[VolumeAgreement], colours: Mapping[str, str]) -> Picture | None:
     """Bland and Altman's chart of each label; of very many those with the widest limits beside their size."""
     drawn = [one for one in found if one.means_mm3]
     if not drawn:
@@ -193,7 +220,7 @@ def volume_picture(found: Sequence[VolumeAgreement]) -> Picture | None:
         caption += f" {len(drawn)} of {len(found)} labels are drawn; the table lists all."
     biases = [f"{one.label} {_volume(one.bias.value, unit)} {unit}" for one in drawn]
     alt = f"Difference over mean of volumes by label. Biases: {', '.join(biases)}."
-    return Picture("svg", agreement_svg(drawn, unit, _UNITS_MM3[unit]), alt, caption)
+    return Picture("svg", agreement_svg(drawn, colours, unit, _UNITS_MM3[unit]), alt, caption)
 
 
 def _relative_width(found: VolumeAgreement) -> float:
@@ -208,7 +235,7 @@ def volume_table(found: Sequence[VolumeAgreement]) -> Table | None:
         return None
     unit = _unit(found)
     lines = []
-    for one in found:
+    for one in found if len(found) <= MOST_ROWS else sorted(found, key=lambda one: one.bias.value):
         numbers = [
             Cell("–") if e is None else Cell(_with_interval(e, unit), e.value) for e in (one.bias, one.lower, one.upper)
         ]
@@ -220,7 +247,7 @@ def volume_table(found: Sequence[VolumeAgreement]) -> Table | None:
         "both masks lack the structure do not count; a missed one counts with its whole volume."
     )
     columns = ("label", "bias", "lower limit", "upper limit", "cases")
-    return Table(columns, tuple(lines), caption, is_sortable=True)
+    return Table(columns, tuple(lines), caption, is_sortable=True, is_folded=True)
 
 
 def _unit(found: Sequence[VolumeAgreement]) -> str:
@@ -231,7 +258,7 @@ def _unit(found: Sequence[VolumeAgreement]) -> str:
 def volume_text(value_mm3: float) -> str:
     """A volume with its sign and unit."""
     unit = "mL" if abs(value_mm3) >= _UNITS_MM3["mL"] else "mm³"
-    return f"{_volume(value_mm3, unit)} {unit}".replace("-", "−")
+    return f"{_volume(value_mm3, unit)} {unit}"
 
 
 def _with_interval(estimate: VolumeEstimate, unit: str) -> str:
@@ -242,7 +269,8 @@ def _with_interval(estimate: VolumeEstimate, unit: str) -> str:
 
 
 def _volume(value_mm3: float, unit: str) -> str:
-    return f"{value_mm3 / _UNITS_MM3[unit]:+.{2 if unit == 'mL' else 0}f}"
+    digits = 2 if unit == "mL" else 0
+    return f"{round(value_mm3 / _UNITS_MM3[unit], digits) + 0.0:+.{digits}f}".replace("-", "−")  # never −0.00
 
 
 _ROW_INCHES = 0.42

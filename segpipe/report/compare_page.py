@@ -14,6 +14,7 @@ from segpipe.compare.comparison_records import Comparison, ComparisonRow, Descri
 from segpipe.compare.comparison_text import fold_text, generalisability_text
 from segpipe.compare.results import Method
 from segpipe.compare.verdict_sentences import p_text, quantity
+from segpipe.core.figures import CHART_COLOURS
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL
@@ -229,9 +230,10 @@ def _ranking_picture(found: MetricComparison) -> Picture | None:
 
 def _distribution(aligned: Aligned, metric: Metric) -> Picture:
     spreads = []
-    for name, values in zip(aligned.methods, aligned.model_values, strict=True):
+    for place, (name, values) in enumerate(zip(aligned.methods, aligned.model_values, strict=True)):
         of_cases = case_means(values)
-        spreads.append(Spread(name, tuple(of_cases[~np.isnan(of_cases)].tolist())))
+        colour = CHART_COLOURS[place % len(CHART_COLOURS)]
+        spreads.append(Spread(name, colour, tuple(of_cases[~np.isnan(of_cases)].tolist())))
     medians = [f"{s.name} {_text(float(np.median(s.values)), metric)}" for s in spreads if s.values]
     alt = f"Distribution of {metric.title} over cases by method. Medians: {', '.join(medians) or 'none'}."
     caption = f"{metric.title} of every case, mean over labels and seeds, empty masks as the policy counts them."

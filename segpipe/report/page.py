@@ -8,6 +8,7 @@ from importlib import resources
 from math import isfinite
 from typing import Literal
 
+from segpipe.core.text import MOST_ROWS, N_ENDS
 from segpipe.report.methods_text import MethodsText
 
 STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
@@ -51,12 +52,23 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table; the first column names the row."""
+    """A table; the first column names the row.
+
+    Args:
+        columns: Headings.
+        rows: From above.
+        caption: What it holds.
+        is_sortable: Whether a click on a heading sorts it.
+        is_folded: Whether a browser shows of very many rows the first and the last ones, and searches the others.
+        foot: A last row that stays in its place.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     caption: str
     is_sortable: bool = False
+    is_folded: bool = False
+    foot: tuple[Cell, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -164,4 +176,4 @@ def render(page: object, template: str = "page.html.jinja") -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(page=page)
+    return environment.get_template(template).render(page=page, most_rows=MOST_ROWS, n_ends=N_ENDS)

@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, new_figure, tidy
+from segpipe.core.figures import CHART_COLOURS, drawn_name, figure_bytes, label_colours, new_figure, tidy
 from segpipe.core.files import write_text
-from segpipe.core.text import list_names
+from segpipe.core.labels import LabelSet
+from segpipe.core.text import MOST_ROWS, N_ENDS, fold_middle, list_names
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits, leaks
 from segpipe.fingerprint.record import Fingerprint, Histogram, Intensities
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Normalisation, Plan
+from segpipe.report.charts import draw_box, draw_dots, label_rows
 from segpipe.report.page import Decision, Picture, Table, render
 from segpipe.report.plan_page_samples import sample_pictures
 from segpipe.report.plan_page_tables import (
@@ -43,7 +45,6 @@ _N_BINS = 24
 _SAME = 1e-3  # edges that differ by less were rounded
 _PEAK_SHARE = 0.5  # of the voxels in one bar: the others would not be seen beside it
 _MAX_COLUMNS = 3
-_LABELS_BY_PICTURE = 20  # more would be taller than a page
 _MAX_DOTS = 2000  # of all pictures; beyond, boxes say enough and the file stays small
 _LOG_RATIO = 100.0  # two decades between the smallest and the largest value ask for a logarithmic axis
 
@@ -54,8 +55,8 @@ def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
     edges = np.array([case.spacing_mm for case in fingerprint.cases])[:, order]
     shapes = np.array([case.shape_zyx or case.cropped_shape_zyx for case in fingerprint.cases])[:, order]
     names = axis_names(plan)
-    figure = new_figure(9.6, 4.4)
-    panels = figure.subplots(2, 3)
+    figure = new_figure(9.6, 4.6)
+    panels = figure.subplots(2, 3, gridspec_kw={"hspace": 0.08})
     for axis in range(3):
         _bars(panels[0][axis], edges[:, axis].tolist(), f"voxel {names[axis]}, mm")
         targets = {c.spacing_mm[axis] for c in plan.configurations.values()} - {None}
@@ -90,7 +91,7 @@ def _bars(panel: Axes, values: Sequence[float], title: str, step: float | None =
         panel.hist(values, _N_BINS, color=_BARS)
     else:
         width = step * math.ceil((high - low + step) / step / _N_BINS)
-        panel.hist(values, np.arange(low - step / 2, high + width, width).tolist(), color=_BARS)
+        panel.hist(values, np.arange(low - step / 2, high + width, width).tolist(), rwidth=0.9, color=_BARS)
     panel.set_title(title, fontsize=9.5, loc="left")
     panel.xaxis.set_major_locator(MaxNLocator(5, integer=step == 1))
     panel.yaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -155,11 +156,11 @@ def _draw_intensity(
     tidy(panel)
 
 
-def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
-    """Volume of each label over the cases in which it occurs, twenty labels in a picture, on one axis."""
+def volume_pictures(fingerprint: Fingerprint, labels: LabelSet) -> tuple[Picture, ...]:
+    """Volume of each label over the cases in which it occurs; of very many labels the smallest and the largest ones."""
     values = {
         name: [c.labels[name].volume_mm3 / 1000 for c in fingerprint.cases if name in c.present]
-        for name in fingerprint.prevalence
+        for name in labels.names
     }
     every = [volume for volumes in values.values() for volume in volumes]
     if not every:
@@ -167,46 +168,42 @@ def volume_pictures(fingerprint: Fingerprint) -> tuple[Picture, ...]:
     has_dots = len(every) <= _MAX_DOTS
     is_log = max(every) > _LOG_RATIO * min(every)
     limits = (min(every) / 1.3, max(every) * 1.3) if is_log else (0.0, 1.05 * max(every))
-    names = list(values)
-    pictures = []
-    for start in range(0, len(names), _LABELS_BY_PICTURE):
-        shown = {name: values[name] for name in names[start : start + _LABELS_BY_PICTURE]}
-        content = _volumes_svg(shown, "volume, mL", limits, is_log, has_dots)
-        medians = list_names(f"{name} {short(float(np.median(v)))} mL" for name, v in shown.items() if v)
-        caption = (
-            "Volume of each label over cases; boxes show median and quartiles, lines the smallest and the largest."
-        )
-        alt = f"Distribution of the volume of labels over cases. Medians: {medians or 'none'}."
-        pictures.append(Picture("svg", content, alt, caption))
-    return tuple(pictures)
+    medians = {name: float(np.median(found)) if found else 0.0 for name, found in values.items()}
+    names = list(values) if len(values) <= MOST_ROWS else sorted(values, key=lambda name: medians[name])
+    first, last = fold_middle(names)
+    shown = {name: values[name] for name in (*first, *last)}
+    colours = label_colours(labels.names)
+    content = _volumes_svg(shown, colours, limits, is_log, has_dots)
+    texts = list_names(f"{name} {short(medians[name])} mL" for name, found in shown.items() if found)
+    caption = "Volume of each label over cases; boxes show median and quartiles, lines the smallest and the largest."
+    if last:
+        caption += f" Of {len(values)} labels the {N_ENDS} smallest and the {N_ENDS} largest by their median."
+    alt = f"Distribution of the volume of labels over cases. Medians: {texts}."
+    return (Picture("svg", content, alt, caption),)
 
 
 def _volumes_svg(
-    values: Mapping[str, Sequence[float]], axis_name: str, limits: tuple[float, float], is_log: bool, has_dots: bool
+    values: Mapping[str, Sequence[float]],
+    colours: Mapping[str, str],
+    limits: tuple[float, float],
+    is_log: bool,
+    has_dots: bool,
 ) -> bytes:
     figure = new_figure(9.6, 0.9 + 0.3 * max(2, len(values)))
     panel = figure.subplots()
-    for row, found in enumerate(values.values()):
-        colour = CHART_COLOURS[row % len(CHART_COLOURS)]
+    for row, (name, found) in enumerate(values.items()):
         if not found:
             panel.text(0.01, row, "in no case", transform=panel.get_yaxis_transform(), fontsize=8, va="center")
             continue
-        box = panel.boxplot(
-            [list(found)], positions=[row], orientation="horizontal", widths=0.55, showfliers=False, whis=(0, 100)
-        )
-        for line in (line for lines in box.values() for line in lines):
-            line.set(color=colour, linewidth=1.2)
+        draw_box(panel, found, row, colours[name], whiskers=(0, 100))
         if has_dots:
-            spread = 0.18 * np.sin(2.4 * np.arange(len(found)))  # keeps equal values apart, the same every time
-            panel.plot(found, row + spread, "o", color=colour, markersize=3, alpha=0.5, markeredgewidth=0)
-    panel.set_yticks(range(len(values)), [drawn_name(name) for name in values], fontsize=8.5)
-    panel.set_ylim(len(values) - 0.5, -0.5)
+            draw_dots(panel, found, row, colours[name], is_dense=False)
+    label_rows(panel, list(values))
     if is_log:
         panel.set_xscale("log")
         panel.xaxis.set_major_formatter(lambda value, _: short(value))
     panel.set_xlim(*limits)
-    panel.set_xlabel(axis_name, fontsize=9)
-    tidy(panel)
+    panel.set_xlabel("volume, mL", fontsize=9)
     return figure_bytes(figure, "svg")
 
 
@@ -257,7 +254,7 @@ def write_plan_page(folder: Path, costs: Sequence[PlannedCost]) -> Path:
         geometry=geometry_picture(fingerprint, plan),
         intensity=intensity_picture(fingerprint, plan),
         labels=label_table(fingerprint, plan.labels, splits.k),
-        volumes=volume_pictures(fingerprint),
+        volumes=volume_pictures(fingerprint, plan.labels),
         samples=samples,
         decisions=plan_decisions(plan.model_dump(mode="json")),
         configurations=configuration_table(plan),

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import binary_fill_holes
 
 from segpipe.core.errors import DataError, SegpipeError
-from segpipe.core.figures import SCAN_COLOURS, WINDOW_PERCENTILES, drawn_name, figure_bytes, new_figure
+from segpipe.core.figures import WINDOW_PERCENTILES, drawn_name, label_colours, new_figure, scan_png
 from segpipe.core.grid import reorientation, require_same_grid, turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.text import list_names
@@ -21,24 +20,27 @@ from segpipe.core.volume import read_image, read_labels
 from segpipe.data.dataset import Case, Dataset
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.schema import Normalisation, Plan
-from segpipe.report.overlay_pictures import DISPLAY_ORIENTATION, PLANES, frame_plane, of_plane
+from segpipe.report.overlay_pictures import (
+    CONVENTION,
+    DISPLAY_ORIENTATION,
+    PLANES,
+    draw_contours,
+    draw_legend,
+    frame_plane,
+    of_plane,
+)
 from segpipe.report.page import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_LINES: tuple[Literal["-", "--", ":"], ...] = (
-    "-",
-    "--",
-    ":",
-)  # with seven colours: 21 labels can be told apart, of a dataset or, if it has more, of a slice
+_LINES: tuple[Literal["-", "--", ":"], ...] = ("-", "--", ":")  # of patches
 _MAX_LEGEND_LABELS = 12
 _MAX_CHANNELS = 11
 _MAX_COLUMNS = 4
 _WIDTH_INCHES = 10.0
 _PANEL_INCHES = (1.2, 4.2)  # heights; thinner ones leave no room for letters
-_LEGEND_LETTERS = 130  # in a line
 _MARGIN_FRACTION, _MARGIN_MM = 0.25, 10.0  # around the labels, so that their surroundings can be judged
 
 
@@ -108,7 +110,8 @@ def _picture(rank: str, case: Case, plan: Plan) -> Picture:
     alt = f"Case {case.case_id}, {shown.plane} slice of {list_names(plan.channels)} with contours of {names}."
     caption = (
         f"{case.case_id}, the case with the {rank} labelled volume: {shown.plane} slice through its largest labelled "
-        "cross-section. First the whole slice with the patches to scale, then each channel around the labels."
+        "cross-section. First the whole slice with the patches to scale, then each channel around the labels. "
+        f"{CONVENTION}"
     )
     if len(plan.channels) > _MAX_CHANNELS:
         caption += f" The first {_MAX_CHANNELS} of {len(plan.channels)} channels."
@@ -168,7 +171,7 @@ def _slice_png(shown: Slice, plan: Plan) -> bytes:
         frame_plane(panel, low_mm, high_mm, shown.letters)
         panel.set_title(drawn_name(plan.channels[number]), fontsize=9, color="white", pad=3)
     _draw_legend(figure, lines, patch_lines)
-    return figure_bytes(figure, "png")
+    return scan_png(figure)
 
 
 def _aspect(low_mm: tuple[float, float], high_mm: tuple[float, float]) -> float:
@@ -200,25 +203,13 @@ def _draw_channel(panel: Axes, shown: Slice, channel: int, normalisation: Normal
 
 
 def _draw_contours(panel: Axes, shown: Slice, labels: LabelSet) -> dict[str, Any]:
-    """Draw what is in the slice, the outermost first; its lines for the legend in the order of the labels."""
+    """Draw the labels of the slice; their lines for the legend in the order of the labels."""
     from matplotlib.lines import Line2D
 
     masks = {name: mask for name, mask in labels.masks_of(shown.values).items() if mask.any()}
-    row_mm, column_mm = shown.spacing_mm
-    rows_mm = (np.arange(-1, shown.values.shape[0] + 1) + 0.5) * row_mm
-    columns_mm = (np.arange(-1, shown.values.shape[1] + 1) + 0.5) * column_mm
-    has_own_line = len(labels.names) <= len(_LINES) * len(SCAN_COLOURS)
-    numbers = {name: number for number, name in enumerate(labels.names if has_own_line else masks)}
-    lines = {}
-    # holes filled: a ring is drawn before what it encloses, which shares its inner border however thin the ring is
-    for name in sorted(masks, key=lambda name: -int(binary_fill_holes(masks[name]).sum())):
-        number = numbers[name]
-        colour = SCAN_COLOURS[number % len(SCAN_COLOURS)]
-        style = _LINES[number // len(SCAN_COLOURS) % len(_LINES)]
-        padded = np.pad(masks[name], 1).astype(np.float32)
-        panel.contour(columns_mm, rows_mm, padded, [0.5], colors=[colour], linestyles=[style], linewidths=1.6)
-        lines[name] = Line2D([], [], color=colour, linestyle=style, linewidth=2)
-    return {name: lines[name] for name in masks}
+    colours = label_colours(labels.names)
+    draw_contours(panel, masks, shown.spacing_mm, colours)
+    return {name: Line2D([], [], color=colours[name], linewidth=2) for name in masks}
 
 
 def patch_corners_mm(shown: Slice, centre_mm: NDArray[np.float64], plan: Plan) -> dict[str, NDArray[np.float64]]:
@@ -277,6 +268,4 @@ def _draw_legend(figure: Figure, lines: Mapping[str, Any], patches: Mapping[str,
     n_more = len(lines) - len(shown)
     texts = [*map(drawn_name, shown), *([f"and {n_more} more"] if n_more else []), *patches]
     handles = [*shown.values(), *([Line2D([], [], alpha=0)] if n_more else []), *patches.values()]
-    n_columns = min(_LEGEND_LETTERS // (8 + max(map(len, texts))), 6)
-    style: dict[str, Any] = {"fontsize": 9, "frameon": False, "labelcolor": "white", "handlelength": 2.4}
-    figure.legend(handles, texts, loc="outside lower center", ncols=n_columns, **style)
+    draw_legend(figure, handles, texts)

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence, Sized
 
 import numpy as np
 
-from segpipe.core.labels import LabelSet
-from segpipe.core.text import list_names
+from segpipe.core.labels import Label, LabelSet
+from segpipe.core.text import MOST_ROWS, list_names
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.fingerprint.record import Fingerprint
@@ -44,10 +44,10 @@ def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
 
 
 def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Table:
-    """A row for each label; cases without it count in its prevalence alone."""
+    """A row for each label, of many the rarest first; cases without it count in its prevalence alone."""
     n_cases = len(fingerprint.cases)
     rows = []
-    for label in labels.labels:
+    for label in labels.labels if len(labels.labels) <= MOST_ROWS else _rarest_first(labels, fingerprint):
         found = [case.labels[label.name] for case in fingerprint.cases if label.name in case.present]
         is_rare = len(found) < max(n_folds, _RARE_SHARE * n_cases)
         cells = [
@@ -70,7 +70,17 @@ def label_table(fingerprint: Fingerprint, labels: LabelSet, n_folds: int) -> Tab
         f"extent is the median edge of the box around the label along Z × Y × X of {fingerprint.orientation} images."
     )
     columns = ("label", "value in files", "cases", "volume, mL", "parts", "extent, mm")
-    return Table(columns, tuple(rows), caption)
+    return Table(columns, tuple(rows), caption, is_folded=True)
+
+
+def _rarest_first(labels: LabelSet, fingerprint: Fingerprint) -> list[Label]:
+    """Labels by the number of their cases, then by their median volume."""
+
+    def key(label: Label) -> tuple[float, float]:
+        found = [case.labels[label.name].volume_mm3 for case in fingerprint.cases if label.name in case.present]
+        return fingerprint.prevalence.get(label.name, 0.0), float(np.median(found)) if found else 0.0
+
+    return sorted(labels.labels, key=key)
 
 
 def configuration_table(plan: Plan) -> Table:
@@ -199,13 +209,15 @@ def _split_table(splits: Splits, numbers: Sequence[int], fingerprint: Fingerprin
         (Cell("cases"), *(_counts(train, validation) for train, validation in sides)),
         (Cell("patients"), *(_counts(train, validation) for train, validation in patients)),
     ]
-    for name, share in fingerprint.prevalence.items():
+    shares = fingerprint.prevalence
+    is_long = len(shares) > MOST_ROWS
+    for name, share in sorted(shares.items(), key=lambda item: item[1]) if is_long else shares.items():
         having = [[[c for c in side if name in present.get(c, ())] for side in pair] for pair in sides]
         is_needed = share > 0
         rows.append((Cell(f"with {name}"), *(_counts(train, validation, is_needed) for train, validation in having)))
     drawn = f"{splits.source}" + (f", seed {splits.seed}" if splits.seed is not None else "")
     caption = f"To train on / to validate with. Folds: {drawn}."
-    return Table(("", *(f"fold {n}" for n in numbers)), tuple(rows), caption)
+    return Table(("", *(f"fold {n}" for n in numbers)), tuple(rows), caption, is_folded=True)
 
 
 def _counts(train: Sized, validation: Sized, is_needed: bool = False) -> Cell:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 
-from segpipe.core.figures import FoldCurves, learning_curves
+from segpipe.core.figures import FoldCurves, label_colours, learning_curves
 from segpipe.core.history import History
-from segpipe.core.text import count, duration_text
+from segpipe.core.text import MOST_ROWS, count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
@@ -28,15 +28,17 @@ def make_section(work: WorkFolder, scored: Scored, notes: list[str]) -> Section:
     """The section of one configuration; what cannot be shown is added to `notes`."""
     own_notes: list[str] = []
     run, table, rows = scored.run, scored.table, scored.rows
+    names = work.dataset.labels.names if work.dataset else table.labels if table else ()
+    colours = label_colours(names)
     section = Section(
         title=run.configuration,
         headlines=_headlines(rows, table),
         warnings=(*_interval_notes(rows), *_plan_changes(run)),
         scores=_score_table(rows),
         curves=learning_picture(run),
-        distributions=distributions(table, _HEADLINES) if table is not None else (),
-        more_distributions=distributions(table, _others(table)) if table is not None else (),
-        volumes=volume_picture(scored.volumes),
+        distributions=distributions(table, _HEADLINES, colours) if table is not None else (),
+        more_distributions=distributions(table, _others(table), colours) if table is not None else (),
+        volumes=volume_picture(scored.volumes, colours),
         volume_table=volume_table(scored.volumes),
         overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
@@ -91,26 +93,41 @@ def _shown_metrics(rows: Sequence[SummaryRow]) -> tuple[str, ...]:
 
 
 def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
-    """Labels by metrics, the mean last; the cases are counted in the row of their Dice."""
+    """Labels by metrics, of many the worst first, the mean last; cases are counted in the row of their Dice."""
     metrics = _shown_metrics(rows)
     if not metrics:
         return None
     by_place = {(row.label, row.metric): row for row in rows}
-    lines = []
+    lines = {}
     for label in dict.fromkeys(row.label for row in rows):
         found = [by_place[label, name] for name in metrics if (label, name) in by_place]
-        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}".strip()) for row in found]
+        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}".strip(), row.mean) for row in found]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
         number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
         number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
         text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
-        lines.append((Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, is_bad=n_bad > 0)))
+        lines[label] = (Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, n_bad, is_bad=n_bad > 0))
+    mean = lines.pop(MEAN_LABEL, ())
+    is_long = len(lines) > MOST_ROWS
+    if is_long:
+        means = {label: by_place[label, metrics[0]].mean for label in lines}
+        lines = {
+            label: lines[label] for label in sorted(lines, key=lambda label: _from_worst(means[label], metrics[0]))
+        }
     caption = (
         "Means over cases with 95 % intervals over patients. A missed structure or a false alarm counts as the worst "
         "value (0, or the diagonal of the image), two empty masks as the best."
     )
-    return Table(("label", *(METRICS[name].heading for name in metrics), "cases"), tuple(lines), caption)
+    columns = ("label", *(METRICS[name].heading for name in metrics), "cases")
+    return Table(columns, tuple(lines.values()), caption, is_sortable=is_long, is_folded=True, foot=mean)
+
+
+def _from_worst(mean: float | None, metric: str) -> float:
+    """A key that sorts the worst mean first; without one it is the worst."""
+    if mean is None:
+        return -inf
+    return mean if METRICS[metric].kind == "overlap" else -mean
 
 
 def _case_table(table: ScoreTable) -> Table:

@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt, find_objects, label
 
 from segpipe.core.errors import DataError
+from segpipe.core.figures import ERROR_COLOURS, label_colour
 from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import nifti_bytes, read_header, read_image, read_labels
 from segpipe.data.label_lists import value_counts
 from segpipe.view.gallery import Gallery, GalleryCase
 
-DIFFERENCES = ("missed", "spurious", "other label")  # 1, 2, 3 in the map of differences
+DIFFERENCES = tuple(ERROR_COLOURS)  # 1, 2, 3 in the map of differences: missed, spurious, other label
 _INT16 = np.iinfo(np.int16)
 
 
@@ -116,11 +117,22 @@ def describe(case: GalleryCase, gallery: Gallery) -> dict[str, Any]:
         "channels": list(names),
         "maps": list(masks.maps),
         "labels": [
-            {"value": value, "name": gallery.label_names.get(value, f"label {value}")} for value in masks.values
+            {
+                "value": value,
+                "name": gallery.label_names.get(value, f"label {value}"),
+                "colour": _rgb(label_colour(gallery.label_places.get(value, value - 1))),
+            }
+            for value in masks.values
         ],
+        "differences": [{"name": name, "colour": _rgb(colour)} for name, colour in ERROR_COLOURS.items()],
         "error": None if masks.error is None else asdict(masks.error),
         "notes": list(masks.notes),
     }
+
+
+def _rgb(colour: str) -> list[int]:
+    """Red, green and blue from 0 to 255 of `#RRGGBB`."""
+    return list(bytes.fromhex(colour[1:]))
 
 
 def image_nifti(case: GalleryCase, channel: int) -> bytes | None:

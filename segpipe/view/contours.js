@@ -4,7 +4,10 @@
 
 // Axes (0 R, 1 A, 2 S) of NiiVue's planes 0 axial, 1 coronal, 2 sagittal: to the right, upwards, across
 const PLANE_AXES = [[0, 1, 2], [0, 2, 1], [1, 2, 0]];
-const LETTERS = ["RLAP", "RLSI", "APSI"]; // at the left, right, upper and lower edge, in the radiological convention
+const LETTERS = { // at the left, right, upper and lower edge of these planes
+  radiological: ["RLAP", "RLSI", "APSI"], // as in the report
+  neurological: ["LRAP", "LRSI", "APSI"],
+};
 
 class Contours {
   constructor(canvas) {
@@ -18,8 +21,9 @@ class Contours {
     [this.canvas.width, this.canvas.height] = [size.width, size.height]; // clears it too
     const pen = this.canvas.getContext("2d");
     pen.lineWidth = 1.5 * (window.devicePixelRatio || 1);
+    const letters = LETTERS[nv.opts.isRadiologicalConvention ? "radiological" : "neurological"];
     nv.screenSlices.forEach((tile) => {
-      if (nv.volumes.length && tile.axCorSag <= 2) drawLetters(pen, tile.leftTopWidthHeight, LETTERS[tile.axCorSag]);
+      if (nv.volumes.length && tile.axCorSag <= 2) drawLetters(pen, tile.leftTopWidthHeight, letters[tile.axCorSag]);
     });
     if (!maps.length) return;
     const shape = nv.volumes[0].dimsRAS.slice(1, 4);
@@ -40,7 +44,7 @@ class Contours {
       pen.clip();
       for (const { volume, colours, dash } of maps) {
         pen.setLineDash(dash);
-        for (const [label, path] of this.trace(volume, tile.axCorSag, slice)) {
+        for (const { label, path } of this.trace(volume, tile.axCorSag, slice)) {
           const onScreen = new Path2D();
           onScreen.addPath(path, toScreen);
           pen.strokeStyle = `rgb(${colours[label - 1]})`;
@@ -51,7 +55,7 @@ class Contours {
     });
   }
 
-  // Contours of a plane by label, in voxels from the corner of the first one; traced again only for another plane.
+  // Contours of a plane, {label, path}, in voxels from the corner of the first one; traced again only for another plane.
   trace(volume, plane, slice) {
     const planes = this.traced.get(volume) || [];
     this.traced.set(volume, planes);
@@ -112,21 +116,28 @@ function tracePlane(volume, plane, slice) {
       }
     }
   }
-  return new Map([...ends].map(([label, next]) => [label, joined(next, n + 1)]));
+  const found = [...ends].map(([label, next]) => ({ label, ...joinEdges(next, n + 1) }));
+  return found.sort((a, b) => b.area - a.area); // a ring before what it encloses, which shares the ring's inner border
 }
 
-// One path of closed lines: separate edges would each restart the dashes.
-function joined(next, width) {
+// One path of closed lines (separate edges would each restart the dashes), and the area that they enclose, holes included.
+function joinEdges(next, width) {
   const path = new Path2D();
+  let area = 0;
   for (const start of next.keys()) {
     while (next.get(start).length) {
       let here = start;
+      let twice = 0; // the area of this line, above 0 if it runs around its label and below around a hole
       path.moveTo(here % width, Math.floor(here / width));
       while (next.get(here).length) {
+        const [x, y] = [here % width, Math.floor(here / width)];
         here = next.get(here).pop();
-        path.lineTo(here % width, Math.floor(here / width));
+        const [toX, toY] = [here % width, Math.floor(here / width)];
+        twice += x * toY - toX * y;
+        path.lineTo(toX, toY);
       }
+      area += Math.max(twice, 0) / 2;
     }
   }
-  return path;
+  return { path, area };
 }

@@ -50,6 +50,7 @@ class Gallery:
         cases: In the order of the page.
         channels: Names of the channels; empty if nobody named them.
         label_names: Name of each value of the label maps, as far as it is known.
+        label_places: Place of each such value's label in its label set, which gives it its colour.
         background_value: Value of everything that is no structure.
         ignore_value: Value of voxels that nobody annotated; None if there is none.
     """
@@ -58,6 +59,7 @@ class Gallery:
     cases: tuple[GalleryCase, ...]
     channels: tuple[str, ...] = ()
     label_names: Mapping[int, str] = field(default_factory=dict)
+    label_places: Mapping[int, int] = field(default_factory=dict)
     background_value: int = 0
     ignore_value: int | None = None
 
@@ -81,12 +83,10 @@ def case_dice(table: ScoreTable | None) -> dict[str, float]:
     return {case_id: float(np.mean(found)) for case_id, found in values.items()}
 
 
-def value_names(labels: LabelSet | None) -> dict[int, str]:
-    """Name of each value; with regions that of the smallest region with it."""
-    if labels is None:
-        return {}
-    by_size = sorted(labels.labels, key=lambda one: len(one.values), reverse=True)
-    return {value: one.name for one in by_size for value in one.values}
+def value_places(labels: LabelSet) -> dict[int, int]:
+    """Place of each value's label in the label set; with regions that of the smallest region with it."""
+    by_size = sorted(enumerate(labels.labels), key=lambda one: len(one[1].values), reverse=True)
+    return {value: place for place, label in by_size for value in label.values}
 
 
 _SCORES, _LABEL_TABLE = "scores.csv", "dseg.tsv"
@@ -134,7 +134,8 @@ def from_work(folder: Path, configuration: str | None) -> Gallery:
         title=f"{dataset.name}, {chosen}" if chosen else dataset.name,
         cases=worst_first(cases),
         channels=dataset.channels,
-        label_names=value_names(dataset.labels),
+        label_names=_names(dataset.labels),
+        label_places=value_places(dataset.labels),
         background_value=dataset.labels.background_value,
         ignore_value=dataset.labels.ignore_value,
     )
@@ -236,10 +237,17 @@ def _gallery(title: str, cases: list[GalleryCase], layout: DatasetFiles | None, 
         title=title,
         cases=worst_first(cases),
         channels=() if layout is None else layout.channels,
-        label_names=value_names(labels) | dict(named),
+        label_names=_names(labels) | dict(named),
+        label_places=value_places(labels)
+        if labels is not None
+        else {v: place for place, v in enumerate(v for v in named if v)},
         background_value=0 if labels is None else labels.background_value,
         ignore_value=None if labels is None else labels.ignore_value,
     )
+
+
+def _names(labels: LabelSet | None) -> dict[int, str]:
+    return {} if labels is None else {value: labels.names[place] for value, place in value_places(labels).items()}
 
 
 def _table(scores: Path | None, folder: Path) -> ScoreTable | None:

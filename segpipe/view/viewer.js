@@ -2,9 +2,6 @@
 "use strict";
 
 const at = (id) => document.getElementById(id);
-// The colours of the report's scans (core/figures.py), in that order: Okabe and Ito's, for colour-blind people too
-const PALETTE = [[230, 159, 0], [86, 180, 233], [240, 228, 66], [204, 121, 167], [0, 158, 115], [213, 94, 0], [0, 114, 178]];
-const DIFFERENCES = [["missed", [213, 94, 0]], ["spurious", [86, 180, 233]], ["other label", [240, 228, 66]]];
 const WINDOWS = { soft: [-160, 240], liver: [-45, 105], lung: [-1350, 150], bone: [-450, 1050], brain: [0, 80] }; // HU
 const LINES = { reference: [], prediction: [6, 4] }; // dashes in pixels, as in the report
 
@@ -31,7 +28,7 @@ async function ask(path, kind) {
 }
 
 const pathOf = (index, file) => `case/${encodeURIComponent(cases[index].case_id)}/${file}`;
-const colourOf = (value) => PALETTE[(((value - 1) % PALETTE.length) + PALETTE.length) % PALETTE.length];
+const paler = (colour) => colour.map((part) => Math.round(part + 0.6 * (255 - part))); // as in the report
 
 // A table for NiiVue: index 0 is clear, index i has colours[i - 1].
 function colourTable(colours, names) {
@@ -46,10 +43,8 @@ async function fetchLayer(name, file) {
   const found = await niivue.NVImage.loadFromUrl({ url: await ask(pathOf(current, file), "arrayBuffer"), name: `${name}.nii` });
   found.colorbarVisible = false;
   if (name === "image") return found;
-  const isDifference = name === "difference";
-  const colours = isDifference ? DIFFERENCES.map((one) => one[1]) : info.labels.map((one) => colourOf(one.value));
-  const names = isDifference ? DIFFERENCES.map((one) => one[0]) : info.labels.map((one) => one.name);
-  found.setColormapLabel(colourTable(colours, names));
+  const kinds = name === "difference" ? info.differences : info.labels;
+  found.setColormapLabel(colourTable(kinds.map((one) => one.colour), kinds.map((one) => one.name)));
   return found;
 }
 
@@ -117,11 +112,13 @@ async function draw() {
   return true;
 }
 
+// A dash is longer than a small structure: the prediction's lines are paler too.
+const lineColours = (name) => info.labels.map((one) => (name === "prediction" ? paler(one.colour) : one.colour));
+
 function drawLines() {
   if (!info || !layer.image || nv.volumes[0] !== layer.image) return contours.draw(nv, []);
-  const colours = info.labels.map((one) => colourOf(one.value));
   const shown = Object.keys(LINES).filter((name) => isOn(name) && layer[name] && isLine(name));
-  return contours.draw(nv, shown.map((name) => ({ volume: layer[name], colours, dash: LINES[name] })));
+  return contours.draw(nv, shown.map((name) => ({ volume: layer[name], colours: lineColours(name), dash: LINES[name] })));
 }
 
 function fail(fault) {
@@ -180,10 +177,11 @@ function fillChannels() {
 }
 
 function fillLegend() {
-  const labels = info ? info.labels.map((one) => [one.name, { background: `rgb(${colourOf(one.value)})` }]) : [];
+  const swatches = (kinds) => kinds.map((one) => [one.name, { background: `rgb(${one.colour})` }]);
+  const labels = info ? swatches(info.labels) : [];
   const lineOf = (name) => [name, {}, LINES[name].length ? "line dashed" : "line"];
   const lines = info && isLines() ? Object.keys(LINES).filter(isOn).map(lineOf) : [];
-  const kinds = info && isOn("difference") ? DIFFERENCES.map(([name, colour]) => [name, { background: `rgb(${colour})` }]) : [];
+  const kinds = info && isOn("difference") ? swatches(info.differences) : [];
   at("legend").replaceChildren(...[...lines, ...labels, ...kinds].map(([name, style, kind]) => {
     const item = document.createElement("li");
     const swatch = document.createElement("i");
@@ -227,6 +225,12 @@ function step(id) {
   list.selectedIndex = (list.selectedIndex + 1) % list.options.length;
   list.dispatchEvent(new Event("change"));
 }
+// One convention for all planes; what is stored, its coordinates and the letters' meaning stay.
+function setSide(value) {
+  at("side").value = value;
+  nv.setRadiologicalConvention(value === "radiological");
+  redraw();
+}
 function planes(value) {
   at("planes").value = value;
   nv.setSliceType(Number(value));
@@ -236,7 +240,7 @@ function planes(value) {
 const KEYS = {
   j: () => show(current + 1), k: () => show(current - 1),
   r: () => toggle("reference"), p: () => toggle("prediction"), o: () => toggle("outline"), d: () => toggle("difference"),
-  e: goToError, c: () => step("channel"), w: () => step("preset"),
+  e: goToError, c: () => step("channel"), w: () => step("preset"), f: () => step("side"),
   1: () => planes("3"), 2: () => planes("0"), 3: () => planes("1"), 4: () => planes("2"), 5: () => planes("4"),
 };
 
@@ -249,6 +253,7 @@ function listen() {
   at("preset").onchange = () => { if (layer.image) { applyWindow(); nv.updateGLVolume(); } };
   at("low").onchange = at("high").onchange = typedWindow;
   at("opacity").oninput = redraw;
+  at("side").onchange = () => setSide(at("side").value);
   at("planes").onchange = () => planes(at("planes").value);
   nv.onIntensityChange = () => { if (layer.image) showWindow(); };
   nv.onLocationChange = tellPlace;
