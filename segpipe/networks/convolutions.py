@@ -99,7 +99,7 @@ def _convolve(layer: _Layer, x: Tensor, torchs: Callable[[Tensor], Tensor]) -> T
 def _mixes_channels(layer: _Layer, form: _Form, x: Tensor, dtype: torch.dtype) -> bool:
     """True for a 1×1×1 kernel in float32 on an image whose channels are last, in training: a product of two matrices.
 
-    torch leaves oneDNN there for a loop of its own: a forward and a backward pass took 2 to 10 times as long (torch 2.14).
+    torch has a loop of its own there; a forward and a backward pass took 2 to 10 times as long (torch 2.14).
     """
     is_pointwise = (
         not layer.transposed and {*layer.kernel_size, *form.stride, form.groups} == {1} and not any(form.padding)
