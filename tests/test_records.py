@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from segpipe.core.errors import DataError, PlanError
-from segpipe.core.records import Record, did_you_mean
+from segpipe.core.records import Record, did_you_mean, read_values
 
 
 class Optimizer(Record):
@@ -59,7 +60,7 @@ def test_a_record_does_not_change() -> None:
 # no control characters and line separators: PyYAML's emitter loses U+0085
 texts = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc", "Zl", "Zp"]), max_size=12)
 floats = st.floats(allow_nan=False, allow_infinity=False)
-optimizers = st.builds(Optimizer, learning_rate=floats, n_epochs=st.integers())
+optimizers = st.builds(Optimizer, learning_rate=floats, n_epochs=st.integers(-(2**63), 2**63 - 1))
 stages = st.builds(
     Stage,
     name=texts,
@@ -218,3 +219,53 @@ def test_plans_are_written_for_people() -> None:
 def test_did_you_mean() -> None:
     assert did_you_mean("trian", ["train", "plan"]) == " Did you mean 'train'?"
     assert did_you_mean("zzz", ["train", "plan"]) == " Known: train, plan."
+
+
+LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("plan.yaml", "x: " + "[" * 5000 + "]" * 5000, "more than 64 values inside each other"),
+        ("plan.yaml", "- " * 5000 + "x", "more than 64 values inside each other"),
+        ("plan.yaml", LAUGHS, r"a reference \(\*name\), expected the value itself"),
+        ("plan.yaml", "a: " + "9" * 5000, "a number of 5000 characters, expected 64 bits at most"),
+        ("plan.yaml", "a: " + "1:" * 4000 + "1.5", "expected 64 bits at most"),  # sexagesimal: 60 to the power of 4000
+        ("plan.yaml", f"a: {2**63}", "expected 64 bits at most"),
+        ("plan.yaml", 'a: "\\ud800"', r"half a character \(U\+D800\)"),
+        ("plan.yaml", "#" * 300_000, "has 293 KiB, expected 256 KiB at most"),
+        ("a.json", "[" * 100_000 + "]" * 100_000, "more than 64 values inside each other"),
+        ("a.json", '{"a":' * 65 + "1" + "}" * 65, "more than 64 values inside each other"),
+        ("a.json", '{"a":' + "9" * 5000 + "}", "an integer of 5000 digits, expected 64 bits at most"),
+        ("a.json", '{"\\udfff": 1}', r"half a character \(U\+DFFF\)"),
+    ],
+)
+def test_a_file_made_to_break_its_reader_is_refused(tmp_path: Path, name: str, text: str, message: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{name}: .*{message}"):
+        read_values(tmp_path / name, DataError)
+
+
+def test_values_at_the_limits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 64 + f"{2**63 - 1}" + "]" * 64)
+    (tmp_path / "a.yaml").write_text("[" * 63 + f"{-(2**63)}" + "]" * 63)
+    assert str(2**63 - 1) in str(read_values(tmp_path / "a.json", DataError))
+    assert str(-(2**63)) in str(read_values(tmp_path / "a.yaml", DataError))
+
+
+def test_many_keys_take_linear_time(tmp_path: Path) -> None:
+    seconds = []
+    for n in (500, 8000):  # 16 times as many; comparing each with each took 256 times as long
+        (tmp_path / "a.yaml").write_text("".join(f"k{i}: 1\n" for i in range(n)))
+        started = time.process_time()
+        assert len(read_values(tmp_path / "a.yaml", DataError)) == n
+        seconds.append(time.process_time() - started)
+    assert seconds[1] < 50 * seconds[0]
+
+
+def test_of_many_unknown_keys_ten_are_explained() -> None:
+    started = time.process_time()
+    with pytest.raises(PlanError, match=r"… and 19991 more\."):
+        Optimizer.parse({"learning_rate": 1.0} | {f"learning_rat{i}": 1 for i in range(20_001)}, "plan.yaml")
+    assert time.process_time() - started < 5  # near words for each took minutes

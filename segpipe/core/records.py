@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe.core.errors import DataError, PlanError, SegpipeError
 from segpipe.core.files import read_text, write_text
+from segpipe.core.text import size_text
 
 _MOST_FAULTS = 10  # in a message
+_MOST_BYTES = {".yaml": 2**18, ".json": 2**26}  # of a file; either takes some ten seconds
+_MOST_DEPTH = 64  # of values inside values; Python's own limit ends in an error without a place
+_MOST_DIGITS = 19  # of an integer; reading very long ones takes the square of their length
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no file can hold
 
 
 class Record(BaseModel):
@@ -81,6 +86,8 @@ class Record(BaseModel):
             return cls.model_validate_json(json.dumps(values))  # JSON mode: a list becomes a tuple, 2.0 stays no int
         except ValidationError as fault:
             raise kind(_explain(fault, cls, where)) from None
+        except RecursionError:
+            raise kind(f"{where}: values refer to each other too often. Write them out.") from None
         except (TypeError, ValueError) as fault:
             raise kind(f"{where}: {fault}") from None
 
@@ -91,34 +98,95 @@ def read_mapping(path: Path, kind: type[SegpipeError]) -> dict[str, Any]:
     Raises:
         kind: If the file is missing, is not text of that format, or holds something else.
     """
+    values = read_values(path, kind)
+    if not isinstance(values, dict):
+        raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values. Check the path.")
+    return values
+
+
+def read_values(path: Path, kind: type[SegpipeError]) -> Any:
+    """Read a `.json` or `.yaml` file from anywhere: the one place that does, so that all have the same limits.
+
+    Raises:
+        kind: If the file is missing, is not text of that format, or is larger or deeper than any that is meant.
+    """
+    format_name, most = ("YAML", _MOST_BYTES[".yaml"]) if path.suffix == ".yaml" else ("JSON", _MOST_BYTES[".json"])
     try:
+        if path.stat().st_size > most:
+            raise kind(f"{path}: has {size_text(path.stat().st_size)}, expected {size_text(most)} at most. Check it.")
         text = read_text(path)
-        values = parse_yaml(text) if path.suffix == ".yaml" else json.loads(text)
+        return parse_yaml(text) if path.suffix == ".yaml" else parse_json(text)
     except FileNotFoundError:
         raise kind(f"{path}: no such file. Check the path, or rerun the command that writes it.") from None
     except OSError as fault:
         raise kind(f"{path}: cannot be read ({fault.strerror or fault}), expected a file. Check the path.") from None
     except UnicodeDecodeError as fault:
         raise kind(f"{path}: cannot be read as text ({fault}), expected UTF-8. Check the path.") from None
-    except (yaml.YAMLError, json.JSONDecodeError) as fault:
-        format_name = "YAML" if path.suffix == ".yaml" else "JSON"
+    except (yaml.YAMLError, ValueError) as fault:
         text = " ".join(str(fault).split())
         raise kind(f"{path}: is not valid {format_name} ({text}). Correct it, or get the file again.") from None
-    if not isinstance(values, dict):
-        raise kind(f"{path}: holds a {type(values).__name__}, expected keys and values. Check the path.")
-    return values
 
 
 def parse_yaml(text: str) -> Any:
     """Parse YAML as a person expects it: `1e-3` is a number, and a repeated key is an error.
 
     Raises:
-        yaml.YAMLError: If it is not YAML.
+        yaml.YAMLError: If it is not YAML, too deep, holds an integer beyond 64 bits or a reference (`*name`): a few of
+            those can stand for gigabytes.
     """
     try:
-        return _PlanLoader(text).get_single_data()
+        values = _PlanLoader(text).get_single_data()
+        for found in texts_in(values):
+            _require_characters(found)
     except ValueError as fault:  # e.g. 2020-13-45, which looks like a date
         raise yaml.YAMLError(str(fault)) from None
+    return values
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: If it is not JSON, too deep, or holds an integer beyond 64 bits or half a character.
+    """
+    try:
+        values = json.loads(text, parse_int=_integer)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    for found in texts_in(values):
+        _require_characters(found)
+    return values
+
+
+_TOO_DEEP = f"more than {_MOST_DEPTH} values inside each other"
+
+
+def texts_in(values: Any) -> Iterator[str]:
+    """Every text in values of JSON or YAML, keys included.
+
+    Raises:
+        ValueError: If there are too many inside each other.
+    """
+    level = [values]
+    for _ in range(_MOST_DEPTH + 1):
+        yield from (value for value in level if isinstance(value, str))
+        inside = [[*v, *v.values()] if isinstance(v, dict) else v for v in level if isinstance(v, dict | list)]
+        level = [value for values in inside for value in values]
+    if level:
+        raise ValueError(_TOO_DEEP)
+
+
+def _integer(text: str) -> int:
+    digits = text.lstrip("+-").replace("_", "")
+    value = int(text) if len(digits) <= _MOST_DIGITS else 2**63
+    if not -(2**63) <= value < 2**63:
+        raise ValueError(f"an integer of {len(digits)} digits, expected 64 bits at most")
+    return value
+
+
+def _require_characters(text: str) -> None:
+    if found := _SURROGATE.search(text):
+        raise ValueError(f"holds half a character (U+{ord(found[0]):04X})")
 
 
 def finite_or_none(value: float) -> float | None:
@@ -134,9 +202,8 @@ def did_you_mean(word: str, known: Mapping[str, Any] | list[str]) -> str:
 
 def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
     lines = []
-    for item in sorted(
-        fault.errors(), key=lambda item: item["type"] == "missing"
-    ):  # wrong values first, they explain more
+    found_faults = sorted(fault.errors(), key=lambda item: item["type"] == "missing")  # wrong values explain more
+    for item in found_faults[: _MOST_FAULTS + 1]:
         place = ".".join(map(str, item["loc"])) or "(top)"
         if item["type"] == "extra_forbidden":
             lines.append(
@@ -151,7 +218,7 @@ def _explain(fault: ValidationError, model: type[BaseModel], where: str) -> str:
             message = item["msg"].removeprefix("Value error, ")
             lines.append(f"{place}: found {found if len(found) < 80 else found[:77] + '...'}; {message}.")
     if len(lines) > _MOST_FAULTS:
-        n_more = len(lines) - _MOST_FAULTS
+        n_more = len(found_faults) - _MOST_FAULTS
         lines[_MOST_FAULTS:] = [f"… and {n_more} more. If another version wrote this file, create it again."]
     return f"{where}: " + ("\n  ".join(["", *lines]) if len(lines) > 1 else lines[0])
 
@@ -178,14 +245,49 @@ def _record_in(annotation: Any) -> Any:
 
 
 class _PlanLoader(yaml.SafeLoader):
-    """YAML as a person expects it: `1e-3` is a number, and a repeated key is an error."""
+    """YAML as a person expects it, in linear time: `1e-3` is a number; a repeated key or a reference is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+
+    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
+        if self.flow_level >= _MOST_DEPTH:  # each level makes every mark slower to read
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        is_reference, mark = self.check_event(yaml.AliasEvent), self.get_mark()
+        if is_reference or self._depth >= _MOST_DEPTH:
+            problem = "a reference (*name), expected the value itself" if is_reference else _TOO_DEEP
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        self._depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self._depth -= 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for (key, _), name in zip(node.value, keys, strict=True):
-            if keys.count(name) > 1:
-                raise yaml.constructor.ConstructorError(None, None, f"key {name!r} occurs twice", key.start_mark)
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {key.value!r} occurs twice", problem_mark=key.start_mark)
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+    def construct_number(self, node: yaml.ScalarNode) -> int | float:
+        is_long, value = len(node.value) > _MOST_NUMBER, 0.0
+        if not is_long:
+            value = (self.construct_yaml_int if node.tag.endswith(":int") else self.construct_yaml_float)(node)
+        if is_long or (isinstance(value, int) and not -(2**63) <= value < 2**63):
+            problem = f"a number of {len(node.value)} characters, expected 64 bits at most"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
+
+
+_MOST_NUMBER = 70  # characters of a number: 64 bits in binary have 66
+for _kind in ("int", "float"):
+    _PlanLoader.add_constructor(f"tag:yaml.org,2002:{_kind}", _PlanLoader.construct_number)
 
 
 class _PlanDumper(yaml.SafeDumper):

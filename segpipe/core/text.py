@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from math import isnan
@@ -11,6 +12,7 @@ MOST_ROWS, N_ENDS = 25, 10  # labels that are listed; of more so many at both en
 T = TypeVar("T")
 
 _MAX_NAMED = 12  # of a list of names in a sentence
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def count(n: int, noun: str, plural: str = "") -> str:
@@ -45,6 +47,16 @@ def fold_middle(items: Sequence[T]) -> tuple[list[T], list[T]]:
 def nfc(name: str) -> str:
     """A name in Unicode's composed form. Macs write ü as u and two dots, which looks the same and is not equal."""
     return unicodedata.normalize("NFC", name)
+
+
+def printable(text: str) -> str:
+    """Text that does nothing to a terminal: control characters and those that turn text round become `\\x1b` and so on.
+
+    Example:
+        >>> printable("a\\x1b[2Jb")
+        'a\\\\x1b[2Jb'
+    """
+    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def size_text(n_bytes: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,8 +11,7 @@ import numpy as np
 from pydantic import model_validator
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import read_text
-from segpipe.core.records import Record, did_you_mean
+from segpipe.core.records import Record, did_you_mean, read_values
 from segpipe.core.text import count, nfc
 from segpipe.data.dataset import Dataset
 from segpipe.data.stratify import stratify
@@ -302,10 +300,7 @@ def _tags(dataset: Dataset, presence: Mapping[str, frozenset[str]]) -> dict[str,
 
 
 def _read_list(path: Path) -> list[Any]:
-    try:
-        listed = json.loads(read_text(path))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as problem:
-        raise DataError(f"{path}: cannot be read as JSON ({problem}). Export the splits again.") from None
+    listed = read_values(path, DataError)
     if not isinstance(listed, list) or not listed:
         raise DataError(f"{path}: found {str(listed)[:60]!r}, expected a list of folds. Use a splits_final.json.")
     return listed

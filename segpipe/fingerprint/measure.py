@@ -7,7 +7,6 @@ all cases are known.
 from __future__ import annotations
 
 import hashlib
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from segpipe.core.files import whole_file
 from segpipe.core.grid import nonzero_box, turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
-from segpipe.core.records import Record
+from segpipe.core.records import Record, parse_json
 from segpipe.core.text import count
 from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
 from segpipe.data.dataset import Case, Dataset, signature_of
@@ -98,7 +97,7 @@ def load_measured(path: Path) -> Measured:
     try:
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in ("facts", "keys", "counts", "n_bins", "moments")}
-        facts = _Facts.parse(json.loads(arrays["facts"].tobytes()), str(path), DataError)
+        facts = _Facts.parse(parse_json(arrays["facts"].tobytes().decode()), str(path), DataError)
         ends = np.cumsum(arrays["n_bins"])[:-1]
         parts = zip(np.split(arrays["keys"], ends), np.split(arrays["counts"], ends), arrays["moments"], strict=True)
         rows = iter([Foreground(keys, counts, *moments.tolist()) for keys, counts, moments in parts])

@@ -25,6 +25,7 @@ from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
 
 KEY = "inherits"
+_MOST_CONFIGURATIONS = 100  # each is made of all that it inherits from
 
 
 def complete_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def complete_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]
     Raises:
         ValueError: If a base does not exist or configurations inherit from each other in a circle.
     """
+    if len(configurations) > _MOST_CONFIGURATIONS:
+        raise ValueError(f"{len(configurations)} configurations, expected {_MOST_CONFIGURATIONS} at most")
     return {name: _complete(name, configurations, ()) for name in configurations}
 
 

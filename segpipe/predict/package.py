@@ -7,14 +7,12 @@ The hashes find damage; they do not say who made the file.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import accumulate
 from pathlib import Path
 from struct import error as StructError
 from typing import IO, Literal
@@ -25,7 +23,8 @@ from pydantic import NonNegativeInt, PositiveInt
 from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, private_folder, whole_file
 from segpipe.core.progress import show_as
-from segpipe.core.records import Record
+from segpipe.core.records import Record, parse_json, read_values, texts_in
+from segpipe.core.text import printable
 from segpipe.core.work import FoldFolder
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
@@ -35,8 +34,6 @@ from segpipe.predict.postprocess import POSTPROCESSING_FILE, Postprocessing
 MANIFEST = "manifest.json"
 CARD = "README.md"
 _MAX_TEXT_BYTES = 1 << 20  # of a part that is text
-_MAX_YAML_BYTES = 1 << 17  # plans have some ten kilobytes
-_MAX_YAML_DEPTH = 30  # of brackets; the time of reading YAML grows with its cube
 _CHUNK_BYTES = 1 << 20
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # zip knows no earlier one; the same model packed twice gives the same bytes
 _FILE_MODE = (stat.S_IFREG | 0o644) << 16
@@ -211,17 +208,17 @@ def _require_record(part: Path) -> None:
     kind = _RECORDS.get(part.name)
     if kind is None:
         return
-    if part.suffix == ".yaml":
-        text = part.read_text(encoding="utf-8")
-        depths = accumulate(1 if mark in "[{" else -1 for mark in re.findall(r"[\[\]{}]", text))
-        is_plain = len(text) <= _MAX_YAML_BYTES and max(depths, default=0) <= _MAX_YAML_DEPTH
-        # a few references can stand for gigabytes
-        if not is_plain or any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise UsageError(
-                f"{part}: is too large or too deep, or holds references (*name); expected plain YAML as `segpipe pack` "
-                "writes it. Do not use this file."
-            )
+    for text in texts_in(read_values(part, UsageError)):
+        _require_printable(text, str(part))
     kind.load(part)
+
+
+def _require_printable(text: str, where: str) -> None:
+    """Refuse what would do something to a terminal."""
+    if printable(text) != text:
+        raise UsageError(
+            f"{where}: {printable(text)[:80]!r} holds control characters, expected text. Do not use this file."
+        )
 
 
 def _extract(archive: zipfile.ZipFile, name: str, part: Part, file: IO[bytes], model: Path) -> None:
@@ -244,7 +241,9 @@ def _manifest(archive: zipfile.ZipFile, model: Path) -> Manifest:
     entries = _entries(archive, model)
     if MANIFEST not in entries:
         raise UsageError(f"{model}: holds no {MANIFEST}, so it is no model of `segpipe pack`.")
-    values = json.loads(archive.read(MANIFEST))
+    values = parse_json(archive.read(MANIFEST).decode())
+    for text in texts_in(values):
+        _require_printable(text, f"{model}: {MANIFEST}")
     if not isinstance(values, dict):
         raise UsageError(f"{model}: {MANIFEST} holds no keys and values. Get the file again.")
     manifest = Manifest.parse(values, f"{model}: {MANIFEST}", UsageError)
