@@ -84,6 +84,14 @@ FAULTS = [  # what a command raises, exit code, first words
     (SetupError("s"), 4, "Setup error: s"),
     (ResourceError("r"), 5, "Memory or disk error: r"),
     (MemoryError(), 5, "Memory or disk error: ran out of memory"),
+    (
+        ImportError("x.so: failed to map segment: Cannot allocate memory"),
+        5,
+        "Memory or disk error: ran out of memory (x",
+    ),
+    (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "Memory or disk error: ran out of memory ("),
+    (OSError(12, "Cannot allocate memory", "/x"), 5, "Memory or disk error: ran out of memory ("),
+    (DataError("label \x1b[2J of \u202ecase"), 3, "Data error: label \\x1b[2J of \\u202ecase"),
     (Interrupted("i"), 75, "Interrupted: i"),
     (KeyboardInterrupt(), 130, "Stopped. Rerun the same command to resume."),
     (PermissionError(13, "Permission denied", "/x"), 4, "Setup error: /x: permission denied. Change"),
@@ -186,6 +194,8 @@ def test_where_no_log_can_be_written_the_traceback_is_shown(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(("number", "code", "said"), [
     ("SIGTERM", 75, "Interrupted: stopped by SIGTERM. Rerun the same command to resume.\n"),
+    ("SIGHUP", 75, "Interrupted: stopped by SIGHUP. Rerun the same command to resume.\n"),
+    ("SIGUSR2", 75, "Interrupted: stopped by SIGUSR2. Rerun the same command to resume.\n"),
     ("SIGINT", 130, "Stopped. Rerun the same command to resume.\n"),
 ])  # fmt: skip
 def test_a_signal_in_a_library_that_turns_it_into_an_error_of_its_own(number: str, code: int, said: str) -> None:

@@ -295,8 +295,15 @@ def test_a_text_of_unreasonable_size_is_refused(packed: Path, tmp_path: Path) ->
 def test_references_that_stand_for_gigabytes_are_refused(packed: Path, tmp_path: Path) -> None:
     laughs = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
     bad = rewritten(packed, tmp_path / "m.zip", replaced(PLAN, laughs.encode()))
-    with pytest.raises(UsageError, match=r"plan\.yaml: is too large or too deep, or holds references"), open_model(bad):
+    with pytest.raises(UsageError, match=r"plan\.yaml: is not valid YAML \(a reference \(\*name\)"), open_model(bad):
         pass
+
+
+def test_control_characters_in_a_package_are_refused_and_printed_as_text(packed: Path, tmp_path: Path) -> None:
+    named = rewritten(packed, tmp_path / "m.zip", replaced(PLAN, b'dataset: "a\\e[2Jb"\n'))
+    with pytest.raises(UsageError) as fault, open_model(named):
+        pass
+    assert "control characters" in str(fault.value) and "\x1b" not in str(fault.value)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, PLAN, PLAN.replace("plan.yaml", "trained_on.json")])

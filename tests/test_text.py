@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from math import nan
 
 import pytest
 
-from segpipe.core.text import count, duration_text, size_text
+from segpipe.core.text import count, duration_text, escape_control, printable, size_text
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,10 @@ def test_sizes_are_binary(n_bytes, text):
 def test_durations_by_hand():
     texts = [duration_text(s) for s in (0.2, 99, 100, 5940, 6000, 90_000, 172_000, nan)]  # the last: 2867 min
     assert texts == ["0 s", "99 s", "2 min", "99 min", "1 h 40 min", "25 h 00 min", "2 d 0 h", "?"]
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x1b", "\x07", "\r", "\x7f", "\x9b", "\u202e", "\u2066", "\ud800"])
+def test_nothing_printed_acts_on_a_terminal(character: str) -> None:
+    shown = printable(f"a{character}ß\n\tb")
+    assert character not in shown and shown.startswith("a\\") and shown.endswith("ß\n\tb")
+    assert json.loads(escape_control(json.dumps(f"a{character}", ensure_ascii=False), as_json=True)) == f"a{character}"

@@ -253,6 +253,21 @@ def test_what_there_is_not_is_404(server: ViewServer, target: str) -> None:
     assert ask(server, f"/{server.site.token}/{target}")[0] == 404
 
 
+def test_what_is_no_address_is_400(server: ViewServer) -> None:
+    assert answer(server.site, f"127.0.0.1:{server.site.port}", "http://[/x").status == 400
+
+
+def test_a_fault_of_the_viewer_is_a_line_and_no_traceback(
+    server: ViewServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        raise KeyError("x")
+    except KeyError:
+        server.handle_error(None, None)
+    err = capfd.readouterr().err
+    assert err == "The viewer could not answer a request (KeyError: 'x').\n"
+
+
 def test_nothing_can_be_written_and_a_faulty_image_says_so(server: ViewServer, dataset: Path) -> None:
     assert ask(server, f"/{server.site.token}/", method="POST")[0] == 501
     status, body = ask(server, f"/{server.site.token}/", method="HEAD")

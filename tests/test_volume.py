@@ -13,8 +13,9 @@ import pytest
 import SimpleITK as sitk
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.errors import DataError, GeometryError, ResourceError
 from segpipe.core.grid import require_same_grid
+from segpipe.core.header import reading_fault
 from segpipe.core.volume import (
     read_header,
     read_image,
@@ -363,3 +364,76 @@ def test_the_best_compression_there_is_does_not_look_exaggerated(tmp_path: Path)
     path = broken(tmp_path, "b.nii.gz", gzip.compress((tmp_path / "a.nii").read_bytes(), 9))
     assert path.stat().st_size < 300**3 / 1000
     assert read_labels(path)[0].shape == (300, 300, 300)
+
+
+def write_longer(path: Path) -> None:
+    """A file of 24 slices whose header says 12."""
+    array = np.arange(24 * 20 * 16, dtype=np.int16).reshape(24, 20, 16)
+    if path.suffix in (".nii", ".gz"):
+        content = nib.Nifti1Image(array.transpose(2, 1, 0), np.eye(4)).to_bytes()
+        cut = content[:46] + (12).to_bytes(2, "little") + content[48:]  # dim[3]
+        path.write_bytes(gzip.compress(cut) if path.suffix == ".gz" else cut)
+        return
+    sitk.WriteImage(sitk.GetImageFromArray(array), str(path), path.name.startswith("z"))
+    path.write_bytes(path.read_bytes().replace(b"16 20 24", b"16 20 12"))
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "z.nrrd", "a.mha", "z.mha"])
+def test_a_file_that_holds_more_than_its_header_says_is_refused(tmp_path: Path, name: str) -> None:
+    write_longer(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}: .*holds more than the .*12.* voxels of its header"):
+        read_image(tmp_path / name)
+
+
+def test_one_byte_too_few_or_too_many_is_refused(tmp_path: Path) -> None:
+    content = nib.Nifti1Image(np.zeros((4, 5, 6), np.uint8), np.eye(4)).to_bytes()
+    (tmp_path / "a.nii").write_bytes(content)
+    assert read_image(tmp_path / "a.nii").voxels_czyx.shape == (1, 6, 5, 4)
+    for wrong in (content[:-1], content + b"\0"):
+        (tmp_path / "b.nii").write_bytes(wrong)
+        with pytest.raises(DataError, match=r"b\.nii: cannot be read as an image"):
+            read_image(tmp_path / "b.nii")
+
+
+NRRD = "NRRD0004\ntype: uchar\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+META = "NDims = 3\nDimSize = 2 2 2\nElementType = MET_UCHAR\n"
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("a.nrrd", f"{NRRD}data file: /etc/passwd\n\n"),
+    ("a.nrrd", f"{NRRD}DataFile:../secret\n\n"),
+    ("a.nrrd", f"{NRRD}data file: LIST\nx.raw\n/etc/passwd\n"),
+    ("a.nrrd", f"{NRRD}data file: /etc/pass%03d 1 2 1\n\n".replace("\n", "\r\n")),
+    ("a.mhd", f"{META}ElementDataFile = /etc/passwd\n"),
+    ("a.mhd", f"{META}ElementDataFile =  LIST\n/etc/passwd\n"),
+    ("a.mhd", f"Comment = ElementDataFile = LOCAL\n{META}ElementDataFile = sub/../../x\n"),
+    ("a.mha", f"{META}ElementDataFile = ..\\\\\\secret\n"),
+    ("a.mha", f"{META}ElementDataFile = C:\\\\\\secret\n"),
+])  # fmt: skip
+def test_a_header_takes_no_voxels_from_outside_its_folder(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_bytes(text.encode())
+    with pytest.raises(
+        DataError, match=rf"{name}: takes its voxels from .*, outside its folder; expected a file beside"
+    ):
+        read_image(tmp_path / name)
+
+
+def test_voxels_beside_their_header_are_read(tmp_path: Path) -> None:
+    image = sitk.GetImageFromArray(np.arange(60, dtype=np.int16).reshape(3, 4, 5))
+    sitk.WriteImage(image, str(tmp_path / "a.mhd"))
+    assert read_image(tmp_path / "a.mhd").voxels_czyx.ravel().tolist() == list(range(60))
+
+
+def test_a_header_without_an_end_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.mhd").write_text(f"Comment = {'x' * 2**20}\n{META}ElementDataFile = /etc/passwd\n")
+    with pytest.raises(DataError, match=r"a\.mhd: its header does not end within"):
+        read_image(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("fault", [
+    RuntimeError("ITK ERROR: Failed to allocate memory for image."), OSError(12, "Cannot allocate memory"),
+    MemoryError("Unable to allocate 3 GiB"),
+])  # fmt: skip
+def test_no_memory_to_read_an_image_is_not_the_fault_of_the_image(tmp_path: Path, fault: Exception) -> None:
+    shown = reading_fault(tmp_path / "a.nii", fault)
+    assert isinstance(shown, ResourceError) and "damaged" not in str(shown)

@@ -11,7 +11,7 @@ import pytest
 from datasets import tiny_image, write_nnunet
 
 from segpipe.cli.main import run
-from segpipe.core.errors import SetupError, package_needed
+from segpipe.core.errors import ResourceError, SetupError, package_needed
 
 BLOCKED = ("nnunetv2", "monai", "SimpleITK", "dynamic_network_architectures", "batchgenerators", "batchgeneratorsv2")
 BLOCK = """
@@ -114,3 +114,8 @@ def test_the_message_names_package_and_command() -> None:
     expected = r"^x\.nrrd: this format needs the Python package nowhere, which .* pip install nowhere$"
     with pytest.raises(SetupError, match=expected), package_needed("nowhere", "x.nrrd: this format"):
         raise ImportError("No module named 'nowhere'")
+    with (
+        pytest.raises(ResourceError, match="ran out of memory while"),
+        package_needed("nowhere", "x.nrrd: this format"),
+    ):
+        raise ImportError("libx.so: failed to map segment from shared object: Cannot allocate memory")

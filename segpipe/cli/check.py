@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segpipe.cli.options import NO_DEVICE, Command, shared, workers
+from segpipe.core.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,7 +86,7 @@ def print_report(report: CheckReport) -> None:
     lines = Table.grid(padding=(0, 2))
     lines.add_column(justify="right")
     for heading, text in report.understood.items():
-        lines.add_row(heading, Text(text))
+        lines.add_row(heading, Text(printable(text)))
     console.print(lines)
     groups = fault_groups(report.faults)
     if groups:
@@ -109,6 +110,7 @@ def fault_table(groups: Sequence[FaultGroup]) -> Table:
     table.add_column("what to do", ratio=2, overflow="fold")
     for group in groups:
         mark, colour = ("fatal", "red") if group.severity == "fatal" else ("warn", "yellow")
-        lines = [f"[bold]{escape(group.title)}[/bold]", *map(escape, group.details)]
-        table.add_row(f"[{colour}]{mark}[/{colour}]", str(group.n_faults), "\n".join(lines), escape(group.remedy))
+        title, remedy, *details = (escape(printable(text)) for text in (group.title, group.remedy, *group.details))
+        what = "\n".join([f"[bold]{title}[/bold]", *details])
+        table.add_row(f"[{colour}]{mark}[/{colour}]", str(group.n_faults), what, remedy)
     return table

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import Command, seed, shared
+from segpipe.cli.printing import echo
 
 
 @click.command("compare", cls=Command, old={"-m": "--margin", "--metric": "--margin", "--device": "", "-j": ""})
@@ -92,9 +93,9 @@ def command(
         paths = {"output": output and str(output), "report": page and str(page)}
         print_json(comparison.model_dump(mode="json") | paths)
         return
-    click.echo(comparison_text(comparison))
+    echo(comparison_text(comparison))
     if output is not None:
-        click.echo(f"Written to {output}{f', page {page.name}' if page else ''}.")
+        echo(f"Written to {output}{f', page {page.name}' if page else ''}.")
 
 
 def _names(text: str | None) -> tuple[str, ...]:

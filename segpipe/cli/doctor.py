@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, shared
+from segpipe.cli.printing import echo
 
 if TYPE_CHECKING:
     from segpipe.core.machine import Finding
@@ -39,7 +40,7 @@ def command(folder: Path, as_json: bool) -> int:
     else:
         print_findings(findings)
         verdict = "Not ready" if n_faults else "Ready"
-        click.echo(f"{verdict}: {count(n_faults, 'fault')}, {count(n_warnings, 'warning')}.")
+        echo(f"{verdict}: {count(n_faults, 'fault')}, {count(n_warnings, 'warning')}.")
     return FAULT_EXIT if n_faults else 0
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe.cli.options import Command, seed, shared, workers
+from segpipe.cli.printing import echo
 
 if TYPE_CHECKING:
     from segpipe.evaluate.evaluation import Evaluation
@@ -93,9 +94,9 @@ def command(
         print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files)
         return
     shown = SHOWN if metrics == "all" or (metrics, metric_preset) == (None, None) else found.metrics
-    click.echo(summary_text(found.summary, shown))
+    echo(summary_text(found.summary, shown))
     written = "".join(f" {what.capitalize()}: {path}" for what, path in files.items() if path)
-    click.echo(f"{count(found.n_cases, 'case')}, policy {found.policy}.{written}")
+    echo(f"{count(found.n_cases, 'case')}, policy {found.policy}.{written}")
 
 
 def _save(found: Evaluation, output: Path | None) -> dict[str, str | None]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, configuration, model_folds, shared
+from segpipe.cli.printing import echo
 
 
 @click.command("export", cls=Command, old=NO_MACHINE)
@@ -43,4 +44,4 @@ def command(
     if as_json:
         print_json({"written": str(output)})
         return
-    click.echo(f"Written: {output}")
+    echo(f"Written: {output}")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, model_folds, shared
+from segpipe.cli.printing import echo
 
 
 @click.command("import", cls=Command, old=NO_MACHINE)
@@ -34,6 +35,4 @@ def command(
     if as_json:
         print_json({"folds": [str(target.path) for target in targets]})
         return
-    click.echo(
-        f"{count(len(targets), 'fold')}: {targets[0].path.parent}. Next: segpipe predict -m {work} -i IMAGES -o MASKS"
-    )
+    echo(f"{count(len(targets), 'fold')}: {targets[0].path.parent}. Next: segpipe predict -m {work} -i IMAGES -o MASKS")

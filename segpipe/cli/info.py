@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, shared
+from segpipe.cli.printing import echo
 from segpipe.core.text import count, duration_text, size_text
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def command(path: Path, as_json: bool) -> None:
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
-    click.echo(info_text(found))
+    echo(info_text(found))
 
 
 def info_text(found: Info) -> str:

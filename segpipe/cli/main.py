@@ -13,7 +13,7 @@ import click
 
 from segpipe._version import __version__
 from segpipe.cli.printing import log_and_tell, tell
-from segpipe.core.errors import STOP_SIGNALS, Interrupted, SegpipeError
+from segpipe.core.errors import STOP_SIGNALS, Interrupted, SegpipeError, is_out_of_memory
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("segpipe demo", "segpipe demo -o my-demo --device cpu -j 2"),
@@ -193,8 +193,10 @@ def run(args: Sequence[str], command: click.Command = root) -> int:
         return 0
     except (click.ClickException, click.Abort, KeyboardInterrupt, SegpipeError, MemoryError, OSError) as fault:
         return tell(fault, as_json=as_json)
-    except BaseException:
-        if not _stops:
+    except BaseException as fault:
+        if _stops:
+            return tell(_stops[0], as_json=as_json)
+        if not is_out_of_memory(fault):
             raise
-        return tell(_stops[0], as_json=as_json)
+        return tell(MemoryError(str(fault)), as_json=as_json)
     return result if isinstance(result, int) else 0

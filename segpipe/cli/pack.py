@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, configurations, model_folds, shared
+from segpipe.cli.printing import echo
 
 
 @click.command("pack", cls=Command, old=NO_MACHINE)
@@ -37,4 +38,4 @@ def command(
     if as_json:
         print_json({"written": str(output)} | manifest.model_dump(mode="json"))
         return
-    click.echo(f"Written: {output}")
+    echo(f"Written: {output}")

@@ -11,6 +11,7 @@ import click
 
 from segpipe.cli import options
 from segpipe.cli.options import Command, edits, on_machine, seed, shared
+from segpipe.cli.printing import echo
 from segpipe.core.text import count, size_text
 from segpipe.pipeline.requests import Machine, PlanRequest
 
@@ -86,11 +87,11 @@ def command(
         folds = [row.model_dump() for row in planned.folds]
         print_json({**paths, **planned.plan.model_dump(mode="json"), "costs": costs, "folds": folds})
         return
-    click.echo(plan_text(planned))
+    echo(plan_text(planned))
     if page is not None:
-        click.echo(f"Page: {page}")
+        echo(f"Page: {page}")
     following = f" Next: segpipe train {work}" if data is not None else ""
-    click.echo(f"Plan: {work / 'plan.yaml'}.{following}")
+    echo(f"Plan: {work / 'plan.yaml'}.{following}")
 
 
 def plan_text(planned: Planned) -> str:

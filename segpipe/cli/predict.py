@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe.cli.options import NO_SEED, Command, configurations, dry_run, finite, model_folds, on_machine, shared
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, PredictRequest
 from segpipe.predict.options import PredictOptions
 
@@ -103,7 +104,7 @@ def print_outcome(outcome: PredictionResult, *, as_json: bool) -> int:
             }
         )
     else:
-        click.echo(f"{count(len(outcome.masks), 'mask')}: {outcome.folder}")
+        echo(f"{count(len(outcome.masks), 'mask')}: {outcome.folder}")
     if outcome.faults:
-        click.echo(outcome.summary, err=True)
+        echo(outcome.summary, err=True)
     return outcome.exit_code

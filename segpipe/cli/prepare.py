@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import NO_DEVICE, Command, configuration, dry_run, shared, workers
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, PrepareRequest
 
 _WIDTH = 80
@@ -34,4 +35,4 @@ def command(work: Path, configuration: str | None, dry_run: bool, as_json: bool,
     if as_json and needs is not None:
         print_json({"prepared": folder and str(folder), **needs.model_dump()})
     else:
-        click.echo(f"Prepared cases: {folder}" if needs is None else textwrap.fill(str(needs), _WIDTH))
+        echo(f"Prepared cases: {folder}" if needs is None else textwrap.fill(str(needs), _WIDTH))

@@ -17,15 +17,21 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from segpipe._version import __version__
-from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError
+from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageError, is_out_of_memory
+from segpipe.core.text import escape_control, printable
 
 if TYPE_CHECKING:
     from segpipe.core.foreseen import Foreseen
 
 
+def echo(text: object, *, err: bool = False) -> None:
+    """Print a result, or with `err` a remark: names come from files of others, so nothing acts on the terminal."""
+    click.echo(printable(str(text)), err=err)
+
+
 def print_json(value: Any) -> None:
     """Print the machine-readable result of a command, alone on stdout."""
-    click.echo(json.dumps(value, ensure_ascii=False))
+    click.echo(escape_control(json.dumps(value, ensure_ascii=False), as_json=True))
 
 
 def print_estimate(found: Foreseen, *, as_json: bool) -> None:
@@ -33,7 +39,7 @@ def print_estimate(found: Foreseen, *, as_json: bool) -> None:
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        click.echo(found.text())
+        echo(found.text())
 
 
 _HEADLINES = {2: "Error", 3: "Data error", 4: "Setup error", 5: "Memory or disk error", 75: "Interrupted"}
@@ -64,7 +70,7 @@ def tell(fault: BaseException, *, as_json: bool) -> int:
     else:
         known = _as_segpipe_error(fault)
         name, message, code = type(known).__name__, str(known), known.exit_code
-        click.echo(f"{_HEADLINES.get(code, 'Error')}: {message}", err=True)
+        click.echo(printable(f"{_HEADLINES.get(code, 'Error')}: {message}"), err=True)
     if as_json:
         click.echo(json.dumps({"error": name, "message": message, "exit_code": code}))
     return code
@@ -73,8 +79,9 @@ def tell(fault: BaseException, *, as_json: bool) -> int:
 def _as_segpipe_error(fault: BaseException) -> SegpipeError:
     if isinstance(fault, SegpipeError):
         return fault
-    if isinstance(fault, MemoryError):
-        return ResourceError("ran out of memory. Use fewer workers (-j) or a smaller patch and batch.")
+    if is_out_of_memory(fault):
+        detail = f" ({_short(fault)})" if str(fault) else ""
+        return ResourceError(f"ran out of memory{detail}. Use fewer workers (-j) or a smaller patch and batch.")
     assert isinstance(fault, OSError)
     if fault.filename is None:
         return SetupError(f"the system refused a file ({fault.strerror or fault}). Check disk and network folders.")
@@ -108,7 +115,7 @@ def log_and_tell(kind: type[BaseException], fault: BaseException, trace: Traceba
 
 
 def _short(fault: BaseException) -> str:
-    first = next(iter(str(fault).splitlines()), "")
+    first = printable(next(iter(str(fault).splitlines()), ""))
     return first if len(first) <= 200 else f"{first[:197]}..."
 
 

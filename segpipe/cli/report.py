@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import NO_MACHINE, Command, shared
-from segpipe.cli.printing import print_json
+from segpipe.cli.printing import echo, print_json
 
 
 @click.command("report", cls=Command, old=NO_MACHINE)
@@ -21,4 +21,4 @@ def command(work: Path, as_json: bool) -> None:
     if as_json:
         print_json({"report": str(path), "size_bytes": path.stat().st_size})
     else:
-        click.echo(path)
+        echo(path)

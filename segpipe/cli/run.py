@@ -21,6 +21,7 @@ from segpipe.cli.options import (
     shared,
     time_budget,
 )
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, RunRequest
 
 
@@ -86,17 +87,17 @@ def run_and_print(request: RunRequest, *, as_json: bool) -> None:
     done = run.run(
         run.resolve(request),
         on_checked=lambda report: None if as_json else print_report(report),
-        on_planned=lambda planned: None if as_json else click.echo(plan_text(planned)),
+        on_planned=lambda planned: None if as_json else echo(plan_text(planned)),
     )
     if as_json:
         named = {"configuration": done.configuration, "report": str(done.report)}
         print_json(summary_record(done.summary, DEFAULT_POLICY) | named)
         return
-    click.echo(summary_text(done.summary))
-    click.echo(f"Report: {done.report}")
+    echo(summary_text(done.summary))
+    echo(f"Report: {done.report}")
     scored = sorted(path.parent.name for path in request.folder.glob("runs/*/scores.csv"))
     if len(scored) > 1:
-        click.echo(
+        echo(
             f"Trained: {', '.join(scored)}. Run `segpipe select {request.folder} --ensembles` to choose the model used "
             "for prediction."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import Command, dry_run, on_machine, shared
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, SelectRequest
 
 
@@ -41,4 +42,4 @@ def command(work: Path, metric: str, ensembles: bool, dry_run: bool, machine: Ma
     if as_json:
         print_json(report.model_dump(mode="json"))
         return
-    click.echo(select.selection_text(report))
+    echo(select.selection_text(report))

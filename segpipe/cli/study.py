@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from segpipe.cli.options import Command, on_machine, shared
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, StudyRequest
 
 
@@ -34,11 +35,11 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
         if as_json:
             print_json(job.study.model_dump(mode="json") | {"n_trainings": len(trainings), "n_finished": n_done})
             return
-        click.echo("\n".join([*describe_study(job.study), f"{n_done} of them are finished in {output}."]))
+        echo("\n".join([*describe_study(job.study), f"{n_done} of them are finished in {output}."]))
         return
     comparison = studies.run(job)
     if as_json:
         print_json(comparison.model_dump(mode="json") | {"output": str(output)})
         return
-    click.echo(comparison_text(comparison))
-    click.echo(f"Written to {output}.")
+    echo(comparison_text(comparison))
+    echo(f"Written to {output}.")

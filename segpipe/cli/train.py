@@ -21,6 +21,7 @@ from segpipe.cli.options import (
     shared,
     time_budget,
 )
+from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, TrainRequest
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def command(
         if as_json:
             print_json(profile.model_dump(mode="json"))
         else:
-            click.echo(profile_text(profile))
+            echo(profile_text(profile))
         return
     job = train.resolve(request)
     if dry_run:
@@ -90,9 +91,9 @@ def command(
     if as_json:
         print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": result.configuration})
         return
-    click.echo(summary_text(rows))
+    echo(summary_text(rows))
     scores = work / "runs" / result.configuration / "scores.csv"
-    click.echo(f"Scores: {scores}. Next: segpipe report {work}")
+    echo(f"Scores: {scores}. Next: segpipe report {work}")
 
 
 def profile_text(profile: Profile) -> str:

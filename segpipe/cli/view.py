@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from segpipe.cli.printing import echo
 from segpipe.core.errors import Interrupted, UsageError
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def command(
             if as_json:
                 print_json({"url": url, "n_cases": len(gallery.cases)})
             else:
-                click.echo(url)
+                echo(url)
             say(f"{count(len(gallery.cases), 'case')}; press Ctrl-C to stop.")
             if not no_browser:
                 webbrowser.open(url)

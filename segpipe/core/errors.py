@@ -71,6 +71,24 @@ class Interrupted(SegpipeError):
     exit_code = 75
 
 
+_OUT_OF_MEMORY = (  # what libraries and the system say
+    "allocate memory",
+    "not enough memory",
+    "out of memory",
+    "unable to allocate",
+    "bad_alloc",
+    "bad allocation",
+    "can't start new thread",
+)
+
+
+def is_out_of_memory(fault: BaseException) -> bool:
+    """True if memory ran out, whatever a library calls that."""
+    text = str(fault).lower()
+    is_refusal = isinstance(fault, RuntimeError | OSError | ImportError | ValueError | SystemError)
+    return isinstance(fault, MemoryError) or (is_refusal and any(words in text for words in _OUT_OF_MEMORY))
+
+
 @contextmanager
 def package_needed(name: str, what: str) -> Iterator[None]:
     """Import a package that most work can do without.
@@ -81,10 +99,13 @@ def package_needed(name: str, what: str) -> Iterator[None]:
 
     Raises:
         SetupError: If it is not installed.
+        ResourceError: If there is no memory for it.
     """
     try:
         yield
     except ImportError as fault:
+        if is_out_of_memory(fault):
+            raise ResourceError(f"{what}: ran out of memory while the Python package {name} was loaded.") from fault
         raise SetupError(
             f"{what} needs the Python package {name}, which cannot be imported ({fault}). Install it: "
             f"pip install {name}"

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.errors import DataError, GeometryError, ResourceError, SegpipeError, is_out_of_memory
 from segpipe.core.grid import Grid, check_grid
 from segpipe.core.text import nfc
 
@@ -198,6 +198,28 @@ def stated_edges(path: Path, pixdim_xyz: list[float], grid: Grid, has_sform: boo
     return (edges[2], edges[1], edges[0])
 
 
+def require_exact_size(path: Path, n_found: int, n_needed: int, shape: tuple[int, ...]) -> None:
+    """Refuse a file that holds more or less than its header says: some number of the header is wrong.
+
+    Args:
+        path: The file.
+        n_found: Bytes from the first voxel to the end, or as many as were read of a compressed file.
+        n_needed: Bytes of the voxels.
+        shape: By the header.
+
+    Raises:
+        DataError: If it does.
+    """
+    if n_found == n_needed:
+        return
+    text = " × ".join(map(str, shape))
+    how = "fewer" if n_found < n_needed else "more"
+    raise DataError(
+        f"{path}: cannot be read as an image (it holds {how} than the {text} voxels of its header, {n_needed} bytes). "
+        "The header is wrong, or the file was cut or joined: copy or export it again."
+    )
+
+
 def require_plausible_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Refuse a file that cannot hold the voxels of its header, before memory is allocated for them.
 
@@ -224,8 +246,10 @@ def require_numbers(path: Path, dtype: np.dtype[Any]) -> None:
         raise DataError(f"{path}: holds {kind} voxels, expected one number per voxel. Convert it to grey values.")
 
 
-def reading_fault(path: Path, fault: Exception) -> DataError:
-    """The error to show when a library cannot read an image: no permission, wrong name, or damaged."""
+def reading_fault(path: Path, fault: Exception) -> SegpipeError:
+    """The error to show when a library cannot read an image: no memory, no permission, wrong name, or damaged."""
+    if is_out_of_memory(fault):
+        return ResourceError(f"{path}: ran out of memory while it was read. Use fewer workers (-j).")
     if not may_be_read(path):
         return DataError(f"{path}: no permission to read it. Ask its owner, or run `chmod u+r` on it.")
     if _is_lfs_pointer(path):

@@ -5,6 +5,9 @@ A DICOM series is given by its folder. Arrays are (C, Z, Y, X), ITK's world is L
 
 from __future__ import annotations
 
+import os
+import re
+import zlib
 from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError, GeometryError, package_needed
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid
-from segpipe.core.header import MAX_GAP_VOX, Header, ending_of, grid_of
+from segpipe.core.header import ITK_ENDINGS, MAX_GAP_VOX, Header, ending_of, grid_of, require_exact_size
 from segpipe.core.text import count
 
 _LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -35,6 +38,10 @@ _VOLUME_TAGS = {  # by which the volumes of one series differ that has several a
 }
 _CLASS_TAG = b"\x02\x00\x02\x00UI"  # MediaStorageSOPClassUID, in the first bytes of every file
 _CLASS_WITHIN = 1 << 10
+_MOST_HEADER_BYTES = 1 << 20  # of NRRD and MetaImage: text, then the voxels or the end
+_CHUNK_BYTES = 1 << 20
+_LENGTH_BYTES = 4
+_DATA_FILE = re.compile(r"(?:data ?file *:|ElementDataFile *=) *(.+)", re.IGNORECASE)
 _NO_SCAN = tuple(  # classes of what clinics store beside a series: no image, or one made from it
     f"1.2.840.10008.5.1.4.1.1.{number}"
     for number in ("88.", "66", "104.", "11.", "481.2", "481.3", "481.4", "481.5", "481.8", "9.")
@@ -102,6 +109,7 @@ def read_voxels(header: Header) -> NDArray[Any]:
         ]
         return np.concatenate(slices)[None]
     array = sitk.GetArrayFromImage(sitk.ReadImage(str(header.path)))
+    _require_exact_voxels(header.path, array.nbytes, array.shape)
     array = array[None] if header.n_channels == 1 else np.moveaxis(array, -1, 0)
     return array.reshape(header.n_channels, *header.grid.shape_zyx)
 
@@ -129,11 +137,87 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid, n_axe
 
 
 def _image_header(path: Path) -> Header:
+    _require_own_voxels(path)
     sitk = _simple_itk(path)
 
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     return _header_of(path, reader)
+
+
+def _require_own_voxels(path: Path) -> None:
+    """Refuse a NRRD or MetaImage header that has voxels read from files outside its folder, which may be any file.
+
+    Raises:
+        DataError: If it does.
+    """
+    lines, _ = _text_header(path)
+    for number, line in enumerate(lines):
+        found = _DATA_FILE.fullmatch(line.strip())
+        if not found:
+            continue
+        is_list = found[1].upper().startswith("LIST")
+        for name in lines[number + 1 :] if is_list else [found[1]]:
+            first, *others = re.split(r"[/\\]", name.strip())
+            if others and (first == "" or first.endswith(":") or ".." in (first, *others)):
+                raise DataError(
+                    f"{path}: takes its voxels from {name.strip()!r}, outside its folder; expected a file beside it. "
+                    "Write the image as one file, e.g. with SimpleITK."
+                )
+        return
+
+
+def _require_exact_voxels(path: Path, n_bytes: int, shape: tuple[int, ...]) -> None:
+    """Refuse a NRRD or MetaImage that holds more voxels than its header says: ITK reads the first of them.
+
+    Raises:
+        DataError: If it does.
+    """
+    lines, n_header = _text_header(path)
+    said = {name.strip().lower(): value.strip().lower() for name, value in map(_pair, lines)}
+    is_alone = "data file" not in said and "datafile" not in said and said.get("elementdatafile", "local") == "local"
+    if not is_alone or not lines:
+        return
+    with path.open("rb") as file:
+        if said.get("encoding") in ("gzip", "gz"):  # whose end says how long the content is, modulo 2³²
+            file.seek(-_LENGTH_BYTES, os.SEEK_END)
+            n_found, n_bytes = int.from_bytes(file.read(), "little"), n_bytes % 2 ** (8 * _LENGTH_BYTES)
+        elif said.get("compresseddata") == "true":
+            file.seek(n_header)
+            content = zlib.decompressobj()
+            n_found = 0
+            while n_found <= n_bytes and (chunk := file.read(_CHUNK_BYTES)):
+                n_found += len(content.decompress(chunk, n_bytes + 1 - n_found))
+        elif said.get("encoding", "raw") == "raw":
+            n_found = path.stat().st_size - n_header
+        else:
+            return
+    require_exact_size(path, n_found, n_bytes, shape)
+
+
+def _text_header(path: Path) -> tuple[list[str], int]:
+    """Lines of the text before the voxels of a NRRD or MetaImage file, and its bytes; none of other files.
+
+    Raises:
+        DataError: If it is longer than any that a program writes.
+    """
+    if ending_of(path) not in ITK_ENDINGS:
+        return [], 0
+    with path.open("rb") as file:
+        begin = file.read(_MOST_HEADER_BYTES)
+    if begin.startswith(b"NRRD"):
+        found = re.search(rb"\r?\n\r?\n", begin)
+    else:
+        found = re.search(rb"^ *ElementDataFile *=(?! *LIST)[^\n]*\n", begin, re.IGNORECASE | re.MULTILINE)
+    if found is None and len(begin) == _MOST_HEADER_BYTES:
+        raise DataError(f"{path}: its header does not end within {_MOST_HEADER_BYTES} bytes. Write the image again.")
+    end = found.end() if found else len(begin)
+    return begin[:end].decode("latin-1").splitlines(), end
+
+
+def _pair(line: str) -> tuple[str, str]:
+    name, _, value = line.partition("=" if "=" in line and ":=" not in line else ":")
+    return name, value
 
 
 def _header_of(path: Path, reader: Any) -> Header:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from segpipe.core.errors import ResourceError, SegpipeError, SetupError
 from segpipe.core.machine import rank
-from segpipe.core.text import duration_text
+from segpipe.core.text import duration_text, printable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,6 +58,7 @@ def say(text: str) -> None:
     """Print a line for the person who waits; of processes that work together, only the first prints."""
     for folder, name in _SHOWN_AS.get():
         text = text.replace(folder, name)
+    text = printable(text)
     if (lines := _LINES.get()) is not None:
         lines.append(text)
     elif rank() == 0:
@@ -91,7 +92,7 @@ def track(items: Iterable[Item], what: str, total: int) -> Iterator[Item]:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=Console(stderr=True)) as bar:
-            yield from bar.track(items, total=total, description=escape(what))
+            yield from bar.track(items, total=total, description=escape(printable(what)))
         return
     pace = Pace(what, total)
     for item in items:

@@ -56,7 +56,12 @@ def printable(text: str) -> str:
         >>> printable("a\\x1b[2Jb")
         'a\\\\x1b[2Jb'
     """
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+    return escape_control(text)
+
+
+def escape_control(text: str, *, as_json: bool = False) -> str:
+    """Do as `printable`; in JSON, whose strings know no `\\x1b`, as `\\u001b`."""
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}" if as_json else ascii(found[0])[1:-1], text)
 
 
 def size_text(n_bytes: float) -> str:

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from segpipe.core.header import (
     ending_of,
     grid_of,
     reading_fault,
+    require_exact_size,
     require_numbers,
     require_plausible_size,
     require_sound_geometry,
@@ -248,12 +250,14 @@ def read_voxels(header: Header, dtype: Any = np.float32) -> NDArray[Any]:
 def _nifti_voxels(path: Path) -> NDArray[Any]:
     """(x, y, z, …), scaled; a compressed file is read to its end, where the checksum is."""
     image = _nifti(path)
+    n_bytes = prod(image.shape) * image.get_data_dtype().itemsize
     if not path.name.lower().endswith(".gz"):
+        require_exact_size(path, path.stat().st_size - image.dataobj.offset, n_bytes, image.shape)
         return np.asanyarray(image.dataobj)
     with gzip.open(path) as stream:
         data = np.asanyarray(type(image).from_stream(stream).dataobj)
-        while stream.read(2**20):
-            pass
+        n_more = len(stream.read(2**20))
+        require_exact_size(path, n_bytes + n_more, n_bytes, image.shape)
     return data
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 
-from segpipe.core.errors import ResourceError, SetupError, UsageError
+from segpipe.core.errors import ResourceError, SetupError, UsageError, is_out_of_memory
 from segpipe.core.machine import Finding, finding, local_rank, n_processes
 from segpipe.core.text import count
 
@@ -154,10 +154,11 @@ def memory_faults(what: str, advice: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as fault:
         raise ResourceError(f"{what}: the GPU's memory is not enough ({str(fault).split('.')[0]}). {advice}") from None
-    except RuntimeError as fault:
-        if "DefaultCPUAllocator" not in str(fault):
+    except (RuntimeError, MemoryError) as fault:
+        if not is_out_of_memory(fault):
             raise
-        raise ResourceError(f"{what}: memory is not enough ({str(fault).splitlines()[0][-160:]}). {advice}") from None
+        found = next(iter(str(fault).splitlines()), "no details")[-160:]
+        raise ResourceError(f"{what}: memory is not enough ({found}). {advice}") from None
 
 
 _FEW_GPU_BYTES = 4 * 2**30  # below, only small patches fit

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from segpipe.core.errors import DataError, ResourceError, SegpipeError
+from segpipe.core.errors import DataError, ResourceError, SegpipeError, is_out_of_memory
 from segpipe.core.files import make_folder, only_process, remove_leftovers
 from segpipe.core.grid import Grid
 from segpipe.core.prefetch import Prefetch
@@ -292,8 +292,6 @@ class _FolderRun:
             yield
         except DataError as fault:
             self._note(case_id, str(fault), DataError.exit_code)
-        except MemoryError as fault:
-            self._note(case_id, f"not enough memory ({fault}). Use a machine with more.", MEMORY_EXIT)
         except ResourceError as fault:
             if not is_memory:
                 raise
@@ -303,6 +301,9 @@ class _FolderRun:
         # The one place where every error is caught (the architecture test names it): what one odd image brings about,
         # here or in a library, must not cost a night's worth of other masks. It is logged whole and counted as failed.
         except Exception as fault:  # noqa: BLE001
+            if is_out_of_memory(fault):
+                self._note(case_id, f"not enough memory ({fault}). Use a machine with more.", MEMORY_EXIT)
+                return
             with (self.folder / ERROR_LOG).open("a", encoding="utf-8") as log:
                 log.write(f"{case_id}\n{''.join(traceback.format_exception(fault))}\n")
             text = f"unexpected {type(fault).__name__} ({fault}); see {ERROR_LOG} for its traceback."

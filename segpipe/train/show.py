@@ -17,7 +17,7 @@ from segpipe.core.figures import FoldCurves, learning_curves
 from segpipe.core.files import whole_file
 from segpipe.core.history import DICE, MEAN_DICE, History
 from segpipe.core.progress import say
-from segpipe.core.text import duration_text
+from segpipe.core.text import duration_text, printable
 from segpipe.train.checkpoint import Row
 
 _SECONDS_BETWEEN_SIGNS = 60.0
@@ -89,7 +89,7 @@ class EpochBar:
                 self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
                 self._bar.add_task("", total=1.0)
                 self._bar.start()
-            self._bar.update(self._bar.task_ids[0], completed=share, description=escape(text()))
+            self._bar.update(self._bar.task_ids[0], completed=share, description=escape(printable(text())))
         elif time.monotonic() - self._last > _SECONDS_BETWEEN_SIGNS:
             self._last = time.monotonic()
             say(f"{text()}  {share:.0%} of the epoch")

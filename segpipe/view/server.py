@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sys
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,7 +19,8 @@ from threading import Lock
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from segpipe.core.errors import DataError, SetupError
+from segpipe.core.errors import SegpipeError, SetupError
+from segpipe.core.progress import say
 from segpipe.view.case_content import describe, image_nifti, mask_nifti, read_masks
 from segpipe.view.gallery import Gallery, GalleryCase
 
@@ -77,17 +79,24 @@ def answer(site: Site, host: str, target: str) -> HttpAnswer:
         target: Its path, as it stands in the request.
 
     Returns:
-        403 for another host or without the secret, 404 for what there is not, 422 for a case whose files are faulty.
+        400 for what is no address, 403 for another host or without the secret, 404 for what there is not, 422 for a
+        case whose files are faulty, 507 for one that memory does not hold.
     """
     if host not in {f"{HOST}:{site.port}", f"localhost:{site.port}"}:
         return _refusal(HTTPStatus.FORBIDDEN, "this address is served under another name")
-    token, *rest = [unquote(part) for part in urlsplit(target).path.removeprefix("/").split("/")]
+    try:
+        path = urlsplit(target).path
+    except ValueError:  # http://[ is no address
+        return _refusal(HTTPStatus.BAD_REQUEST, "this is no address")
+    token, *rest = [unquote(part) for part in path.removeprefix("/").split("/")]
     if not secrets.compare_digest(token.encode(), site.token.encode()):
         return _refusal(HTTPStatus.FORBIDDEN, "the address lacks the secret that `segpipe view` printed")
     try:
         return _answer_for(site, rest) or _refusal(HTTPStatus.NOT_FOUND, "there is no such thing here")
-    except DataError as fault:
+    except SegpipeError as fault:
         return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(fault))
+    except MemoryError:
+        return _refusal(HTTPStatus.INSUFFICIENT_STORAGE, "not enough memory for this case")
 
 
 def _answer_for(site: Site, steps: list[str]) -> HttpAnswer | None:
@@ -146,6 +155,13 @@ class ViewServer(ThreadingHTTPServer):
                 f"port {port} of {HOST}: cannot be used ({fault}). Leave out --port for a free one."
             ) from None
         self.site = Site(gallery, secrets.token_urlsafe(24), self.server_address[1])
+
+
+    def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 (socketserver's signature)
+        """Say in a line what went wrong with a request, where the base class prints a traceback."""
+        fault = sys.exc_info()[1]
+        if not isinstance(fault, ConnectionError | TimeoutError):  # the browser went away
+            say(f"The viewer could not answer a request ({type(fault).__name__}: {fault}).")
 
 
 class _Handler(BaseHTTPRequestHandler):
