@@ -156,7 +156,6 @@ class ViewServer(ThreadingHTTPServer):
             ) from None
         self.site = Site(gallery, secrets.token_urlsafe(24), self.server_address[1])
 
-
     def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 (socketserver's signature)
         """Say in a line what went wrong with a request, where the base class prints a traceback."""
         fault = sys.exc_info()[1]
