@@ -178,7 +178,7 @@ def test_the_headline_is_the_summary_of_the_scores(finished: Path, page_file: Pa
         assert f"{row.mean:.{digits}f}{unit}" in page
         assert f"[{row.low:.{digits}f}, {row.high:.{digits}f}]" in page
     assert "6 cases of 5 patients, 3 labels" in page
-    assert "5 patients are too few for an interval that covers 95 %" in page
+    assert "Failures in 0 of 5 patients (95 % interval 0 to 52 %)" in page
 
 
 def test_a_missed_structure_stands_out(page_file: Path):

@@ -42,7 +42,7 @@ def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
     assert "of a fold. 6 cases of 5 patients were scored, each predicted" in text
     assert "1000 epochs planned" in text and "20 epochs run" in text and "training seed 0" in text
     assert "HD95 is the larger of the two directed 95th percentiles" in text
-    assert f"{N_RESAMPLES} resamples of patients" in text and "With 5 patients, fewer than 50" in text
+    assert f"{N_RESAMPLES} resamples of patients" in text in text
     assert "Bland and Altman 1986" in text
 
 
@@ -79,7 +79,9 @@ def test_every_policy_and_every_metric_has_words():
     assert len({policy_text(policy) for policy in POLICIES}) == len(POLICIES)
     for name in METRICS:
         assert len(metrics_text([name])) > 20
-    assert "fewer than 50" not in interval_text(50, 0)
+    assert interval_text(4, 0).startswith(
+        "Means were taken over cases for each label, then over labels. 4 patients give"
+    )
 
 
 def test_latex_by_hand():

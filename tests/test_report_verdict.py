@@ -58,10 +58,13 @@ def test_a_verdict_by_hand():
     said = texts(found)
     assert said["Labels"].startswith("note: Lowest Dice: node, 0.250")
     assert said["Labels"].endswith(". Highest: organ, 0.850.")
-    assert said["Structures"] == "bad: 1 of 4 structures missed: node in c2."
+    assert (
+        said["Structures"]
+        == "bad: 1 of 4 structures missed: node in c2. Failures in 1 of 2 patients (95 % interval 1 to 99 %)."
+    )
     # cases' means 0.7 and 0.4, their median 0.55; 0.4 is not more than 0.2 below it
     assert said["Cases"] == "note: Lowest mean Dice: c2, 0.400; the median is 0.550."
-    assert said["Precision"].startswith("look: 2 patients, fewer than 50")
+    assert said["Precision"].startswith("look: 2 patients: too few for an interval")
 
 
 def test_far_worse_cases_and_invented_structures_are_counted():
@@ -70,7 +73,10 @@ def test_far_worse_cases_and_invented_structures_are_counted():
     assert said["Cases"].startswith("look: Lowest mean Dice: c4") and said["Cases"].endswith(
         "2 cases are more than 0.2 below it."
     )
-    assert said["Structures"] == "bad: 1 false alarm where there is none: organ in c4."
+    assert (
+        said["Structures"]
+        == "bad: 1 false alarm where there is none: organ in c4. Failures in 1 of 6 patients (95 % interval 0 to 64 %)."
+    )
     assert texts(verdict_of(*fine))["Structures"].startswith("good: All 3 structures were found")
     assert "Labels" not in said  # of one label none is the weakest
 
@@ -94,7 +100,8 @@ def test_volumes_that_are_wrong_on_average_are_told_by_hand():
 
 def test_structures_that_hardly_overlap_are_no_good_news():
     said = texts(verdict_of(score(1, "lesion", 0.009), score(2, "lesion", 0.7)))
-    assert said["Structures"] == "bad: 1 of 2 structures with a Dice below 0.1: lesion in c1."
+    rate = "Failures in 1 of 2 patients (95 % interval 1 to 99 %)."
+    assert said["Structures"] == f"bad: 1 of 2 structures with a Dice below 0.1: lesion in c1. {rate}"
     assert texts(verdict_of(score(1, "lesion", 0.1)))["Structures"].startswith("good: The only structure was found")
 
 
@@ -105,7 +112,7 @@ def test_a_training_of_few_steps_is_told(tmp_path):
     scored = read_scored(Run("r", tuple(folds), ScoreTable((score(1, "organ", 0.9),))), [])
     said = texts(make_verdict(NO_SPLITS, [scored], ()))
     assert said["Training"] == ("look: Very short (fold 0: 9 steps). Scores may improve a lot with longer training.")
-    assert said["Precision"] == "look: One patient: no interval can be given."
+    assert said["Precision"] == "look: 1 patient: too few for an interval of the mean."
 
 
 def test_an_alarm_replaces_the_score():

@@ -184,7 +184,7 @@ def test_command_prints_a_table_and_writes_scores(folders, capsys):
         "HD95 mm",
         "organ",
         "tumour",
-        "2 patients are too few for an interval that covers 95 %",
+        "2 patients: too few for an interval of the mean",
         str(out),
     ):
         assert word in " ".join(printed.out.split())

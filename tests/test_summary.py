@@ -44,7 +44,7 @@ def test_mean_of_good_cases():
     assert dice.mean == pytest.approx(0.7)
     assert (dice.n_ok, dice.n_both_empty, dice.n_missed, dice.n_spurious, dice.n_left_out) == (2, 0, 0, 0, 0)
     assert (dice.n_patients, dice.unit) == (2, "1")
-    assert dice.low <= dice.mean <= dice.high
+    assert (dice.low, dice.high, dice.note) == (None, None, "2 patients: too few for an interval of the mean")
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,11 @@ def test_median_worst_twentieth_and_failures_by_hand():
     assert by_metric["dice"].n_failures == 2  # the missed one and the one below 0.1
     # distances: 50 (diagonal), 9.5, 5.0 …: place 1.05 from above
     assert by_metric["hd95"].worst_5_percent == pytest.approx(9.5 - 0.05 * 4.5)
-    assert by_metric["hd95"].n_failures == 1
+    assert by_metric["hd95"].n_failures == 2  # whether a structure was found does not depend on the metric
+    assert (by_metric["dice"].n_failed_patients, by_metric["dice"].n_patients) == (2, 22)
+    assert by_metric["dice"].failure_high == pytest.approx(0.2916, abs=1e-4)  # Clopper and Pearson, 2 of 22
+    # 22 patients: P(X <= 5) = 0.0085, P(X <= 6) = 0.026: ranks 6 and 17 of 0, 0.05, 0.50 … are 0.53 and 0.64
+    assert (by_metric["dice"].median_low, by_metric["dice"].median_high) == (0.53, 0.64)
     # differences by their size: 1, 0.69, 0.68 …
     assert by_metric["relative_volume_difference"].worst_5_percent == pytest.approx(0.69 - 0.05 * 0.01)
 

@@ -79,7 +79,7 @@ def rows_with(**changes: object) -> list[SummaryRow]:
 
 @pytest.mark.parametrize("size", [1, 1e5, 1e7, 1e12, 1e15])
 def test_names_are_cut_and_numbers_never(size: float) -> None:
-    text = summary_text(rows_with(mean=1.5 * size, low=-2.5 * size, high=3.5 * size, n_ok=1234))
+    text = summary_text(rows_with(mean=1.5 * size, low=-2.5 * size, high=3.5 * size, n_spurious=1234))
     for number in (1.5, -2.5, 3.5):
         assert f"{number * size / 1000:.3f}" in text
     assert "1234" in text and "spu-" in text and "rious" in text

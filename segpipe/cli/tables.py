@@ -14,11 +14,16 @@ SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand
 _WIDTH = 80
 _N_NAMED = 3
 _MIN_NAME = 6
-_COUNTS = ["mean", "95 % interval", "ok", "both\nempty", "missed", "spu-\nrious"]
+_NUMBERS = ["mean", "95 % interval", "failed\npatients"]
+_STATUSES = {"n_both_empty": "both\nempty", "n_missed": "missed", "n_spurious": "spu-\nrious"}  # shown if any occurs
+_MEDIAN = " median"  # label of the row below that of a distance, whose mean a few cases decide
 
 
 def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> str:
     """Means with intervals and counts, one line for each metric and label, and the warnings below.
+
+    Medians of distances have a line of their own. Failed patients are those with a missed or spurious structure or a
+    Dice below 0.1; the range beside their number is the 95 % interval of their rate.
 
     Args:
         rows: As `summarise` gives them.
@@ -31,28 +36,35 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
 
     shown = [row for row in rows if row.metric in metrics]
     n_labels = len({row.label for row in shown} - {MEAN_LABEL})
-    title_width, label_width, width = _widths(shown, [METRICS[metric].heading for metric in metrics])
+    statuses = [name for name in _STATUSES if any(getattr(row, name) for row in shown)]
+    headings = [*_NUMBERS, *(_STATUSES[name] for name in statuses)]
+    cells = {id(row): _cells(row, statuses) for row in shown}
+    titles = [METRICS[metric].heading for metric in metrics]
+    title_width, label_width, width = _widths([headings, *cells.values()], titles)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("metric", max_width=title_width, no_wrap=True)
     table.add_column("label", max_width=label_width, no_wrap=True)
-    for heading in _COUNTS:
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for metric in metrics:
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
         for index, row in enumerate(of_metric):
-            title = METRICS[metric].heading if index == 0 else ""
-            table.add_row(title, Text(row.label), *_cells(row), end_section=index == len(of_metric) - 1)
+            title, is_last = METRICS[metric].heading if index == 0 else "", row is of_metric[-1]
+            has_median = METRICS[metric].kind == "distance" and row.median is not None
+            table.add_row(title, Text(row.label), *cells[id(row)], end_section=is_last and not has_median)
+            if has_median:
+                table.add_row("", Text(_MEDIAN), *_median_cells(row), end_section=is_last)
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
     return "\n".join([*lines, *_notes(shown)])
 
 
-def _widths(rows: Sequence[SummaryRow], titles: Sequence[str]) -> tuple[int, int, int]:
+def _widths(cells: Sequence[Sequence[str]], titles: Sequence[str]) -> tuple[int, int, int]:
     """Letters that titles and labels may have, and the width of the table: names are cut, so that numbers fit."""
-    cells = [_COUNTS, *(_cells(row) for row in rows)]
-    numbers = sum(max(len(line) for row in cells for line in row[column].split("\n")) for column in range(len(_COUNTS)))
-    between = 2 * (len(_COUNTS) + 2)  # two spaces after each column
+    n_columns = len(cells[0])
+    numbers = sum(max(len(line) for row in cells for line in row[column].split("\n")) for column in range(n_columns))
+    between = 2 * (n_columns + 2)  # two spaces after each column
     spare = _WIDTH - between - numbers
     title = max(min(max(map(len, titles), default=0), spare - _MIN_NAME), _MIN_NAME)
     label = max(spare - title, _MIN_NAME)
@@ -64,12 +76,19 @@ def summary_record(rows: Sequence[SummaryRow], policy: str) -> dict[str, Any]:
     return {"policy": policy, "summary": [row.model_dump() for row in rows]}
 
 
-def _cells(row: SummaryRow) -> list[str]:
-    interval = "–"
-    if row.low is not None and row.high is not None:
-        interval = f"{number_text(row.low, row.unit)} – {number_text(row.high, row.unit)}"
-    counts = (row.n_ok, row.n_both_empty, row.n_missed, row.n_spurious)
-    return [number_text(row.mean, row.unit), interval, *(str(n) if n else "·" for n in counts)]
+def _cells(row: SummaryRow, statuses: Sequence[str]) -> list[str]:
+    counts = (getattr(row, name) for name in statuses)
+    failed = f"{row.n_failed_patients}/{row.n_patients}, {100 * row.failure_low:.0f}–{100 * row.failure_high:.0f} %"
+    mean = [number_text(row.mean, row.unit), _interval_text(row.low, row.high, row.unit)]
+    return [*mean, failed, *(str(n) if n else "·" for n in counts)]
+
+
+def _median_cells(row: SummaryRow) -> list[str]:
+    return [number_text(row.median, row.unit), _interval_text(row.median_low, row.median_high, row.unit)]
+
+
+def _interval_text(low: float | None, high: float | None, unit: str) -> str:
+    return "–" if low is None or high is None else f"{number_text(low, unit)} – {number_text(high, unit)}"
 
 
 def _notes(rows: Sequence[SummaryRow]) -> list[str]:

@@ -27,10 +27,10 @@ from segpipe.compare.verdict_sentences import Evidence, answer_of, verdict
 from segpipe.core.records import finite_or_none
 from segpipe.core.seeds import generator_for
 from segpipe.core.text import count
+from segpipe.evaluate.intervals import FEWEST_PATIENTS
 from segpipe.evaluate.summary import MEAN_LABEL
 
 ONE_SEED = "one seed: the variation between trainings is unknown"
-FEWEST_PATIENTS = 5  # below, an interval is the values themselves
 ONLY_ALL = "not tested for groups"
 
 

@@ -24,7 +24,7 @@ from segpipe.core.files import write_text
 from segpipe.core.records import Record
 from segpipe.core.text import count
 from segpipe.evaluate.metrics import METRICS, Metric
-from segpipe.evaluate.summary import MEAN_LABEL
+from segpipe.evaluate.summary import MEAN_LABEL, failure_text
 
 WIDTH = 80
 JSON_FILE, CSV_FILE, TEXT_FILE = "comparison.json", "comparisons.csv", "comparison.txt"
@@ -104,19 +104,28 @@ def _description_lines(rows: Sequence[Description], metric: Metric) -> Iterator[
     for place in dict.fromkeys((row.grouping, row.group) for row in rows):
         if place[0]:
             yield f"{place[0]} {place[1]}"
-        yield f"{'method':18} {'label':11}    mean   95 % interval    median worst 5% failed"
+        yield f"{'method':18} {'label':11}    mean   95 % interval   median worst 5%  failed"
         for row in rows:
             if (row.grouping, row.group) == place:
                 numbers = (row.mean, row.low, row.high, row.median, row.worst_5_percent)
                 mean, low, high, median, worst = (_short(value, metric) for value in numbers)
                 names = f"{_cut(row.method, 18)} {_cut(row.label, 11)}"
-                yield f"{names} {mean:>7}  {low:>6} – {high:<6}  {median:>7} {worst:>8} {row.n_failures:>6}"
+                failed = f"{row.n_failed_patients}/{row.n_patients}"
+                yield f"{names} {mean:>7}  {low:>6} – {high:<6} {median:>7} {worst:>8} {failed:>7}"
         yield ""
+    yield from _wrap(_failures(rows))
     left_out = {(row.method, row.label): row.n_left_out for row in rows if row.n_left_out and not row.grouping}
     for (method, label), n_cases in left_out.items():
         yield from _wrap(f"Left out by the policy: {count(n_cases, 'score')} of {method}, {label}.")
     for note in dict.fromkeys(row.note for row in rows if row.note and not row.grouping):
         yield from _wrap(f"{note[0].upper()}{note[1:]}.")
+
+
+def _failures(rows: Sequence[Description]) -> str:
+    """The rates of patients with a failure, of each method and the last label, all cases."""
+    own = {row.method: row for row in rows if not row.grouping}  # the mean over labels comes last
+    text = "; ".join(f"{name}: {failure_text(row)}" for name, row in own.items())
+    return f"{text}."
 
 
 def _bullet_lines(sentence: str, beside: Sequence[str]) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,14 +84,15 @@ def select(
     every = np.ones(len(folds), bool)
     chosen = choose(candidates, every)
     without_fold = {fold: choose(candidates, folds != fold) for fold in numbers}
+    limits = (0.0, 1.0 if candidates.sign > 0 else inf)
     nested = np.full((len(folds), candidates.values.shape[-1]), np.nan)
     for fold, choice in without_fold.items():
         nested[folds == fold] = score(choice, folds == fold)
     return Selection(
         chosen=chosen,
         without_fold=without_fold,
-        naive=mean_with_interval(score(chosen, every), candidates.patients, seed),
-        nested=mean_with_interval(nested, candidates.patients, seed),
+        naive=mean_with_interval(score(chosen, every), candidates.patients, seed, limits),
+        nested=mean_with_interval(nested, candidates.patients, seed, limits),
     )
 
 

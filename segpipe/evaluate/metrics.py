@@ -199,6 +199,13 @@ class Metric:
         return f"{self.title} {SHOWN_UNITS[self.unit]}".rstrip()
 
     @property
+    def limits(self) -> tuple[float, float]:
+        """The lowest and the highest value that a case can have."""
+        if self.name == "relative_volume_difference":
+            return (-1.0, inf)
+        return {"overlap": (0.0, 1.0), "distance": (0.0, inf), "difference": (-inf, inf)}[self.kind]
+
+    @property
     def best(self) -> float:
         """The value of a perfect mask."""
         return 1.0 if self.kind == "overlap" else 0.0

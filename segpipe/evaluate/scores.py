@@ -116,9 +116,7 @@ def check_range(metric: str, value: float) -> None:
     known = METRICS.get(metric)
     if known is None and metric != DIAGONAL:
         return
-    lowest = {"overlap": 0.0, "distance": 0.0, "difference": -inf}[known.kind if known else "distance"]
-    lowest = -1.0 if metric == "relative_volume_difference" else lowest
-    highest = 1.0 if known is not None and known.kind == "overlap" else inf
+    lowest, highest = known.limits if known is not None else (0.0, inf)
     if not (value < lowest - _ROUNDING or value > highest + _ROUNDING):
         return
     limits = "0 to 1" if highest < inf else f"{lowest:g} or more"

@@ -15,13 +15,15 @@ from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.records import Record, did_you_mean, finite_or_none
-from segpipe.evaluate.intervals import means_with_intervals
+from segpipe.core.text import count
+from segpipe.evaluate.intervals import means_with_intervals, median_interval, rate_interval
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Score, ScoreTable
 
 MEAN_LABEL = "(mean)"  # row of the mean over labels
 DEFAULT_POLICY = "mr"
 FAILED_DICE = 0.1  # below, the structure was not found in any useful sense
+_FAILED = ("missed", "spurious")
 _BRATS_DISTANCE_MM = 374.0  # diagonal of the BraTS image, 240×240×155 mm rounded up
 
 
@@ -36,11 +38,14 @@ class SummaryRow(Record):
         low, high: 95 % interval over patients; None if there is none.
         note: Why there is no interval, or why to trust it less.
         median: Over cases; of `(mean)` over the cases' means over labels. None if no case counts.
+        median_low, median_high: 95 % interval of it over patients; None below 6 patients.
         worst_5_percent: What the worst twentieth of the cases does not reach: the 5th percentile of an overlap, the
             95th of a distance or of the size of a difference, interpolated. None if no case counts.
         n_patients: Patients with a case.
         n_ok, n_both_empty, n_missed, n_spurious: Cases by status; for `(mean)` summed over labels.
         n_failures: Missed and spurious structures, and those whose Dice is below 0.1; for `(mean)` summed over labels.
+        n_failed_patients: Patients with a failure.
+        failure_low, failure_high: 95 % interval of the rate of such patients, 0 to 1 (Clopper and Pearson).
         n_left_out: Cases that the policy leaves out of the mean, or whose value is undefined.
     """
 
@@ -52,6 +57,8 @@ class SummaryRow(Record):
     high: float | None
     note: str
     median: float | None
+    median_low: float | None
+    median_high: float | None
     worst_5_percent: float | None
     n_patients: int
     n_ok: int
@@ -59,6 +66,9 @@ class SummaryRow(Record):
     n_missed: int
     n_spurious: int
     n_failures: int
+    n_failed_patients: int
+    failure_low: float
+    failure_high: float
     n_left_out: int
 
 
@@ -87,14 +97,22 @@ def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) ->
             f"the table holds the runs {', '.join(table.runs)}; means need a single run. Choose one of them."
         )
     result: list[SummaryRow] = []
+    low_dice = {(row.case_key, row.label) for row in table.rows if row.metric == "dice" and row.value < FAILED_DICE}
     for name in table.metrics:
         values = counted_values(table, name, policy)
         rows = [row for row in table.rows if row.metric == name and row.label != IMAGE_LABEL]
-        result += _rows(rows, values, seed)
+        result += _rows(rows, values, low_dice, seed)
     return tuple(result)
 
 
-Values = dict[tuple[tuple[str, str, int | None, int | None], str], float]  # by case and label; NaN does not count
+def failure_text(row: SummaryRow) -> str:
+    """Patients with a failure, and the 95 % interval of their rate."""
+    interval = f"{100 * row.failure_low:.0f} to {100 * row.failure_high:.0f} %"
+    return f"failures in {row.n_failed_patients} of {count(row.n_patients, 'patient')} (95 % interval {interval})"
+
+
+Place = tuple[tuple[str, str, int | None, int | None], str]  # case and label
+Values = dict[Place, float]  # NaN does not count
 
 
 def counted_values(table: ScoreTable, metric: str, policy: str) -> Values:
@@ -125,52 +143,63 @@ def check_policy(policy: str) -> None:
         raise UsageError(f"policy {policy!r} is unknown.{did_you_mean(policy, list(POLICIES))}")
 
 
-def _rows(rows: list[Score], values: Values, seed: int) -> list[SummaryRow]:
+def _rows(rows: list[Score], values: Values, low_dice: set[Place], seed: int) -> list[SummaryRow]:
     """Rows of one metric: one for each label, then the mean over labels."""
     labels = list(dict.fromkeys(row.label for row in rows))
     patient_of = {row.case_key: row.patient_id for row in rows}
     matrix = np.array([[values.get((case, label), np.nan) for label in labels] for case in patient_of])
     patients = np.unique(list(patient_of.values()), return_inverse=True)[1]
-    intervals = means_with_intervals(matrix, patients, seed)
+    metric = METRICS[rows[0].metric]
+    intervals = means_with_intervals(matrix, patients, seed, metric.limits)
+    failures = [row for row in rows if row.status in _FAILED or (row.case_key, row.label) in low_dice]
     result: list[SummaryRow] = []
     for column, (name, interval) in enumerate(zip([*labels, MEAN_LABEL], intervals, strict=True)):
         own = [row for row in rows if name in (row.label, MEAN_LABEL)]
         of_cases = matrix[:, [column]] if name != MEAN_LABEL else matrix
+        failed = [row for row in failures if name in (row.label, MEAN_LABEL)]
         n_by_status = Counter(row.status for row in own)
+        n_patients, n_failed = (len({row.patient_id for row in some}) for some in (own, failed))
+        failure_low, failure_high = rate_interval(n_failed, n_patients)
         result.append(
             SummaryRow(
                 label=name,
-                metric=rows[0].metric,
-                unit=METRICS[rows[0].metric].unit,
+                metric=metric.name,
+                unit=metric.unit,
                 mean=finite_or_none(interval.mean),
                 low=interval.low,
                 high=interval.high,
                 note=interval.note,
-                **_spread(of_cases, METRICS[rows[0].metric]),
-                n_patients=len({row.patient_id for row in own}),
+                **_spread(of_cases, patients, metric),
+                n_patients=n_patients,
                 n_ok=n_by_status["ok"],
                 n_both_empty=n_by_status["both_empty"],
                 n_missed=n_by_status["missed"],
                 n_spurious=n_by_status["spurious"],
-                n_failures=sum(_is_failure(row) for row in own),
+                n_failures=len(failed),
+                n_failed_patients=n_failed,
+                failure_low=failure_low,
+                failure_high=failure_high,
                 n_left_out=sum(bool(np.isnan(values[row.case_key, row.label])) for row in own),
             )
         )
     return result
 
 
-def _spread(values: NDArray[np.float64], metric: Metric) -> dict[str, float | None]:
-    """Median and worst twentieth of the cases' means over labels."""
-    per_case = np.array([np.mean(row[~np.isnan(row)]) for row in values if not np.isnan(row).all()])
+def _spread(values: NDArray[np.float64], patients: NDArray[np.intp], metric: Metric) -> dict[str, float | None]:
+    """Median with its interval, and worst twentieth, of the cases' means over labels."""
+    counted = ~np.isnan(values).all(axis=1)
+    per_case = np.array([np.mean(row[~np.isnan(row)]) for row in values[counted]])
     if not per_case.size:
-        return {"median": None, "worst_5_percent": None}
+        return dict.fromkeys(("median", "median_low", "median_high", "worst_5_percent"))
     badness = -per_case if metric.kind == "overlap" else per_case if metric.kind == "distance" else np.abs(per_case)
     worst = float(np.quantile(badness, 0.95))
-    return {"median": float(np.median(per_case)), "worst_5_percent": -worst if metric.kind == "overlap" else worst}
-
-
-def _is_failure(row: Score) -> bool:
-    return row.status in ("missed", "spurious") or (row.metric == "dice" and row.value < FAILED_DICE)
+    low, high = median_interval(per_case, patients[counted]) or (None, None)
+    return {
+        "median": float(np.median(per_case)),
+        "median_low": low,
+        "median_high": high,
+        "worst_5_percent": -worst if metric.kind == "overlap" else worst,
+    }
 
 
 def _value_under_policy(

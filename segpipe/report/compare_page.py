@@ -17,7 +17,7 @@ from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.figures import CHART_COLOURS
 from segpipe.core.files import write_text
 from segpipe.evaluate.metrics import METRICS, Metric
-from segpipe.evaluate.summary import MEAN_LABEL
+from segpipe.evaluate.summary import MEAN_LABEL, failure_text
 from segpipe.report.charts import (
     Spread,
     aligned_scores,
@@ -245,16 +245,17 @@ def _description_table(rows: Sequence[Description], metric: Metric) -> Table:
     for row in rows:
         place = row.label + (f"\n{row.grouping} {row.group}" if row.grouping else "")
         interval = _bounds((row.low, row.high), metric, signed=False).strip()
+        median = _bounds((row.median_low, row.median_high), metric, signed=False).strip()
         lines.append((
             Cell(row.method), Cell(place), Cell(f"{_text(row.mean, metric)}\n{interval}".strip(), row.mean),
-            Cell(_text(row.median, metric), row.median),
+            Cell(f"{_text(row.median, metric)}\n{median}".strip(), row.median),
             Cell(_text(row.worst_5_percent, metric), row.worst_5_percent),
-            Cell(str(row.n_failures), row.n_failures, is_bad=row.n_failures > 0),
+            Cell(failure_text(row), row.n_failed_patients, is_bad=row.n_failures > 0),
             Cell(str(row.n_left_out), row.n_left_out),
         ))  # fmt: skip
     columns = ("method", "label", "mean", "median", "worst 5 %", "failures", "left out")
     caption = (
-        "Each method alone, means with 95 % intervals over patients; failures are structures missed, invented or with "
-        "a Dice below 0.1."
+        "Each method alone, means and medians with 95 % intervals over patients; failures are structures missed, "
+        "invented or with a Dice below 0.1."
     )
     return Table(columns, tuple(lines), caption, is_sortable=True)

@@ -13,10 +13,10 @@ from segpipe.compare.permutation import MAX_EXACT_PATIENTS
 from segpipe.compare.verdict_sentences import quantity
 from segpipe.core.text import count, list_names
 from segpipe.data.splits import leaks
-from segpipe.evaluate.intervals import ENOUGH_PATIENTS, N_RESAMPLES
+from segpipe.evaluate.intervals import FEWEST_PATIENTS, N_RESAMPLES
 from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL
+from segpipe.evaluate.summary import DEFAULT_POLICY, FAILED_DICE, MEAN_LABEL
 from segpipe.report.work_contents import Change, Run, WorkFolder
 
 _POLICIES = {
@@ -80,17 +80,17 @@ def policy_text(policy: str) -> str:
 
 def interval_text(n_patients: int, seed: int) -> str:
     """Describe the intervals and their limits."""
-    if n_patients == 1:
-        return "Means were taken over cases for each label, then over labels. One patient gives no interval."
-    few = (
-        f" With {count(n_patients, 'patient')}, fewer than {ENOUGH_PATIENTS}, they may cover less than 95 %."
-        if n_patients < ENOUGH_PATIENTS
-        else ""
+    means = "Means were taken over cases for each label, then over labels."
+    exact = (
+        "A patient failed if a structure was missed, invented or had a Dice below "
+        f"{FAILED_DICE}; intervals of failure rates are exact (Clopper and Pearson 1934), those of medians lie between "
+        "order statistics."
     )
+    if n_patients < FEWEST_PATIENTS:
+        return f"{means} {count(n_patients, 'patient')} give{'s' * (n_patients == 1)} no interval of a mean. {exact}"
     return (
-        "Means were taken over cases for each label, then over labels. 95 % confidence intervals are bias-corrected "
-        f"and accelerated bootstrap intervals (Efron 1987) of {N_RESAMPLES} resamples of patients with all their cases "
-        f"(seed {seed}).{few}"
+        f"{means} 95 % confidence intervals of means are bootstrap-t intervals (Efron 1982, levels expanded as by "
+        f"Hesterberg 2015) from {N_RESAMPLES} resamples of patients with all their cases (seed {seed}). {exact}"
     )
 
 

@@ -12,7 +12,7 @@ from segpipe.core.text import MOST_ROWS, count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
+from segpipe.evaluate.summary import FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text
 from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.methods_text import work_methods
 from segpipe.report.overlay_pictures import case_dice, case_pictures
@@ -75,6 +75,16 @@ def _interval(row: SummaryRow) -> str:
     return f"[{number_text(row.low, row.unit)}, {number_text(row.high, row.unit)}]"
 
 
+def _median(row: SummaryRow) -> str:
+    """The median of a distance, whose mean a few cases decide, with its interval; empty for other metrics."""
+    if METRICS[row.metric].kind != "distance" or row.median is None:
+        return ""
+    interval = ""
+    if row.median_low is not None and row.median_high is not None:
+        interval = f" [{number_text(row.median_low, row.unit)}, {number_text(row.median_high, row.unit)}]"
+    return f"\nmedian {number_text(row.median, row.unit)}{interval}"
+
+
 def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[Headline, ...]:
     result = []
     for row in rows:
@@ -101,12 +111,14 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     lines = {}
     for label in dict.fromkeys(row.label for row in rows):
         found = [by_place[label, name] for name in metrics if (label, name) in by_place]
-        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}".strip(), row.mean) for row in found]
+        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}{_median(row)}".strip(), row.mean) for row in found]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
         number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
         number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
         text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
+        text += f"\n{failure_text(counts)}"
+        n_bad = max(n_bad, counts.n_failures)
         lines[label] = (Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, n_bad, is_bad=n_bad > 0))
     mean = lines.pop(MEAN_LABEL, ())
     is_long = len(lines) > MOST_ROWS
@@ -117,7 +129,8 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         }
     caption = (
         "Means over cases with 95 % intervals over patients. A missed structure or a false alarm counts as the worst "
-        "value (0, or the diagonal of the image), two empty masks as the best."
+        "value (0, or the diagonal of the image), two empty masks as the best. "
+        f"Failures are structures missed, invented or with a Dice below {FAILED_DICE}."
     )
     columns = ("label", *(METRICS[name].heading for name in metrics), "cases")
     return Table(columns, tuple(lines.values()), caption, is_sortable=is_long, is_folded=True, foot=mean)

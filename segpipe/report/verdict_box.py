@@ -8,10 +8,9 @@ import numpy as np
 
 from segpipe.core.text import count
 from segpipe.data.check import CheckReport
-from segpipe.evaluate.intervals import ENOUGH_PATIENTS
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
-from segpipe.evaluate.summary import FAILED_DICE, SummaryRow
+from segpipe.evaluate.summary import FAILED_DICE, SummaryRow, failure_text
 from segpipe.report.charts import volume_text
 from segpipe.report.overlay_pictures import case_dice
 from segpipe.report.page import Point, VerdictBox
@@ -101,14 +100,8 @@ def _trust(work: WorkFolder, best: Scored, alarms: Sequence[str]) -> list[Point]
             points.append(Point("look", "Scores", text))
         else:
             points.append(Point("good", "Scores", f"All {count(len(wanted), 'case is', 'cases are')} scored. {apart}"))
-    if best.dice.n_patients < ENOUGH_PATIENTS:
-        few = count(best.dice.n_patients, "patient")
-        text = (
-            f"{few}, fewer than {ENOUGH_PATIENTS}: the 95 % interval misses the true mean in more than 5 % of studies."
-        )
-        if best.dice.n_patients == 1:
-            text = "One patient: no interval can be given."
-        points.append(Point("look", "Precision", text))
+    if best.dice.note:
+        points.append(Point("look", "Precision", f"{best.dice.note[0].upper()}{best.dice.note[1:]}."))
     return points
 
 
@@ -156,10 +149,12 @@ def _structures(best: Scored) -> list[Point]:
         texts.append(f"{len(poor)} of {count(n_there, 'structure')} with a Dice below {FAILED_DICE}: {_names(poor)}")
     if spurious:
         texts.append(f"{count(len(spurious), 'false alarm')} where there is none: {_names(spurious)}")
+    assert best.dice is not None
+    rate = f"{failure_text(best.dice)}.".capitalize()
     if texts:
-        return [Point("bad", "Structures", f"{'; '.join(texts)}.")]
+        return [Point("bad", "Structures", f"{'; '.join(texts)}. {rate}")]
     found = "The only structure was found" if n_there == 1 else f"All {n_there} structures were found"
-    return [Point("good", "Structures", f"{found}, with no false alarm.")]
+    return [Point("good", "Structures", f"{found}, with no false alarm. {rate}")]
 
 
 def _names(rows: Sequence[Score]) -> str:
