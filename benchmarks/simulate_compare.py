@@ -4,8 +4,8 @@
     python benchmarks/simulate_compare.py claims [N_SIMULATIONS]
 
 Prints two tables; with `claims` only the last. Positives: how often a test at 5 % says that two methods differ; if they
-do not, that is the type I error. Claims: how often a verdict is wrong because few patients show no rare failure, and how often a right one is
-still reached where there are none; each without and with the rule of `segpipe.compare.unseen`.
+do not, that is the type I error. Claims: how often a verdict is wrong because few patients show no rare failure, and
+how often a right one is still reached where there are none; each without and with the rule of `segpipe.compare.unseen`.
 """
 
 from __future__ import annotations
