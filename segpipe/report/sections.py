@@ -111,7 +111,10 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     lines = {}
     for label in dict.fromkeys(row.label for row in rows):
         found = [by_place[label, name] for name in metrics if (label, name) in by_place]
-        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}{_median(row)}".strip(), row.mean) for row in found]
+        cells = [
+            Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}{_median(row)}".strip(), row.mean)
+            for row in found
+        ]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
         number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
