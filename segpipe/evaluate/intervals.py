@@ -204,7 +204,7 @@ def _tail_note(mean: float, left_out: NDArray[np.float64], width: float) -> str:
 def _deviations(
     sums: NDArray[np.float64], sizes: NDArray[np.float64], means: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Contribution of each patient to labels' means and to their mean, times the number of patients; columns sum to 0."""
+    """Contribution of each patient to labels' means and their mean, times the number of patients; columns sum to 0."""
     totals = np.maximum(sizes.sum(axis=0), 1)
     of_labels = len(sums) * (sums - np.nan_to_num(means[:-1]) * sizes) / totals
     n_labels = max(1, np.count_nonzero(sizes.sum(axis=0)))
