@@ -54,7 +54,7 @@ def test_every_stage_leaves_its_files(trained):
         assert all(
             f.is_file() for f in (found.plan, found.weights, found.state, found.history, found.log, found.scores)
         )
-        assert Plan.load(found.plan) == Plan.load(work.plan)
+        assert Plan.load(found.plan) == Plan.load(work.plan).decisions  # the command is that of `segpipe plan`
         assert (
             found.history.read_text("utf-8")
             .splitlines()[0]

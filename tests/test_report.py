@@ -341,8 +341,7 @@ def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(wor
     train = f"segpipe train {work} -c {CONFIGURATION} -f"
     assert commands_of(work) == [
         f"segpipe plan {root} -o {work} --preset nnunet --n-folds 3 --seed 0",
-        "# `segpipe run --time-budget` also plans for its budget: if it was used, add it to the line above.",
-        f"# If plan.yaml was edited or changed with --set, copy the plan above to {work}/plan.yaml.",
+        f"# This plan does not say which options made it: copy the plan above to {work}/plan.yaml.",
         f"{train} 0,2 --time-budget 180s",
         f"{train} 1 --set 'training.optimizer=\"adamw\"'",
         f"segpipe report {work}",

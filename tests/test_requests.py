@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,8 +13,14 @@ from datasets import write_nnunet
 from stages import plan_data, train
 
 from segpipe.cli.main import run
+from segpipe.cli.plan import command as plan_command
 from segpipe.core.errors import UsageError
+from segpipe.data.phantom import make_phantom
+from segpipe.pipeline import plan as planning
 from segpipe.pipeline.requests import Machine, PlanRequest, PredictRequest, RunRequest, TrainRequest
+from segpipe.plan.schema import Plan
+from segpipe.report.work_contents import read_work
+from segpipe.report.work_report import reproducing_commands
 
 MACHINE = Machine("cpu", 1)
 QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
@@ -196,3 +204,90 @@ def test_a_request_that_cannot_be_right_is_refused_when_it_is_made(tmp_path):
 def test_edits_of_a_request_stand_for_its_length(tmp_path):
     request = TrainRequest(tmp_path, MACHINE, epochs=3, edits=("training.learning_rate=0.1",))
     assert request.all_edits[0] == "training.learning_rate=0.1" and "training.epochs=3" in request.all_edits
+
+
+@pytest.fixture(scope="module")
+def phantom(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four phantom scans of three patients."""
+    return make_phantom(tmp_path_factory.mktemp("phantom") / "data", 4, 0)
+
+
+def replanned(work: Path, again: Path) -> bytes:
+    """The plan that the first printed command makes in another folder."""
+    words = shlex.split(reproducing_commands(read_work(work))[0])
+    assert words[:2] == ["segpipe", "plan"] and words[3:5] == ["-o", str(work)]
+    assert run([*words[1:4], str(again), *words[5:], "--no-report", "-j", "1"]) == 0
+    return (again / "plan.yaml").read_bytes()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "--time-budget 100s --gpu-memory 2.123456789 --set configurations.3d_fullres.batch_size=2 "
+        "--set 'training.loss={label_smoothing: 0.1}' --set training.epochs=3",
+        "--time-budget 1h --device cpu --n-folds 2 --seed 7",
+        "--preset nnunet --gpu-memory 6 --no-cost",
+    ],
+)
+def test_the_printed_command_makes_the_same_plan_byte_for_byte(phantom, tmp_path, options):
+    work = tmp_path / "work"
+    assert run(["plan", str(phantom), "-o", str(work), "--no-report", "-j", "1", *shlex.split(options)]) == 0
+    assert replanned(work, tmp_path / "again") == (work / "plan.yaml").read_bytes()
+
+
+def test_the_plan_of_a_run_of_some_folds_is_made_again_too(phantom, tmp_path):
+    request = RunRequest(
+        phantom, tmp_path / "w", MACHINE, folds=(0, 1), time_budget_seconds=70.0, edits=("training.precision=fp32",)
+    )
+    planning.run(planning.resolve(request.planning))
+    (plan_option,) = (o for o in Plan.load(tmp_path / "w" / "plan.yaml").command.options if "time-budget" in o)
+    assert plan_option == "--time-budget=105s"  # 35 s for each of two folds; `plan` shares a budget between all three
+    assert replanned(tmp_path / "w", tmp_path / "again") == (tmp_path / "w" / "plan.yaml").read_bytes()
+    # asked again with another value and one more, the plan stays and the command has each once
+    longer = RunRequest(
+        phantom, tmp_path / "w", MACHINE, folds=(0, 1), time_budget_seconds=70.0,
+        edits=("training.precision=bf16", "training.seed=3"),
+    )  # fmt: skip
+    planning.run(planning.resolve(longer.planning))
+    assert replanned(tmp_path / "w", tmp_path / "again") == (tmp_path / "w" / "plan.yaml").read_bytes()
+    sets = [o for o in Plan.load(tmp_path / "w" / "plan.yaml").command.options if o.startswith("--set")]
+    assert sets == ["--set=training.precision=bf16", "--set=training.seed=3"]
+
+
+def test_a_plan_edited_by_hand_is_to_be_copied_and_older_plans_load(phantom, tmp_path):
+    work = tmp_path / "w"
+    plan_data(phantom, work, MACHINE, edits=("training.epochs=3",))
+    assert not any(line.startswith("#") for line in reproducing_commands(read_work(work)))
+    text = (work / "plan.yaml").read_text("utf-8")
+    (work / "plan.yaml").write_text(text.replace("epochs: 3", "epochs: 4"))
+    doubt = f"# This plan was edited after the command made it: copy the plan above to {work}/plan.yaml."
+    assert reproducing_commands(read_work(work))[1] == doubt
+    request = RunRequest(phantom, work, MACHINE, edits=("training.seed=3",))  # an edit on top does not hide it
+    planning.run(planning.resolve(request.planning))
+    assert reproducing_commands(read_work(work))[1] == doubt
+    (work / "plan.yaml").write_text(text[: text.index("command:")])  # as versions before wrote it
+    assert Plan.load(work / "plan.yaml").command is None
+    assert "does not say which options made it" in reproducing_commands(read_work(work))[1]
+
+
+def test_every_option_of_plan_is_in_the_printed_command_or_does_not_change_the_plan():
+    without_effect = {"output", "with_report", "n_workers", "as_json", "debug", "data", "work"}
+    given = {
+        "folder": Path("w"), "machine": MACHINE, "data": Path("d"), "preset": "cpu", "gpu_memory_gib": 3.0,
+        "edits": ("training.epochs=1",), "seed": 5, "predicts_costs": False, "time_budget_seconds": 9.0,
+    }  # fmt: skip
+    files = {"nnunet_fingerprint": Path("f"), "nnunet_dataset": Path("j")}
+    requests = [
+        PlanRequest(**given, n_folds=3),
+        PlanRequest(**given, folds_by="site"),
+        PlanRequest(**given, splits_file=Path("s")),
+        PlanRequest(Path("w"), MACHINE, nnunet_plans=Path("p"), **files),
+    ]
+    printed = [option for request in requests for option in request.options("cpu", request.gpu_memory_gib, 5)]
+    printed += PlanRequest(Path("w"), MACHINE, Path("d")).options("cpu", None, 5)
+    names = {option.partition("=")[0] for option in printed}
+    for parameter in plan_command.params:
+        spelled = {*parameter.opts, *parameter.secondary_opts}
+        assert parameter.name in without_effect or spelled & names, f"{parameter.name} is not printed"
+    known = {*given, *files, "n_folds", "folds_by", "splits_file", "nnunet_plans", "n_trained_folds", "keeps_plan"}
+    assert {field.name for field in fields(PlanRequest)} == known

@@ -100,3 +100,9 @@ def list_names(names: Iterable[str]) -> str:
     every = list(names)
     more = f" and {len(every) - _MAX_NAMED} more" if len(every) > _MAX_NAMED else ""
     return ", ".join(every[:_MAX_NAMED]) + more
+
+
+def exact_text(value: float) -> str:
+    """A number for an option, short if that is the same number: `60`, `0.1`, `8.123456789`."""
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segpipe.bridge.nnunet_fingerprint import NnunetDataset, read_nnunet_dataset, read_nnunet_fingerprint
@@ -32,7 +32,7 @@ from segpipe.plan.make import make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.presets import PRESETS, find_preset
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import Plan, PlanCommand
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ def default_configuration(plan: Plan, name: str | None) -> str:
 
 
 _NNUNET_SPLITS = "splits_final.json"
+_SET = "--set="
 
 
 @dataclass(frozen=True)
@@ -216,6 +217,7 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     if request.keeps_plan:
         plan = _kept_plan(job.work, plan)
     planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
+    planned = replace(planned, plan=_with_command(planned.plan, plan, request))
     for warning in splits.warnings:
         say(f"warning: {warning}")
     return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
@@ -229,9 +231,9 @@ def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
     request, work = job.request, job.work
     assert request.nnunet_fingerprint is not None and request.nnunet_dataset is not None
     fingerprint = read_nnunet_fingerprint(request.nnunet_fingerprint, described)
-    planned = _affordable(
-        edit_plan(_make_plan(fingerprint, described, request, request.n_folds), request.edits), fingerprint, request
-    )
+    plan = _make_plan(fingerprint, described, request, request.n_folds)
+    planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
+    planned = replace(planned, plan=_with_command(planned.plan, plan, request))
     make_folder(work.path)
     fingerprint.save(work.fingerprint)
     write_text(work.nnunet_dataset, request.nnunet_dataset.read_text(encoding="utf-8"))
@@ -249,7 +251,38 @@ def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, reques
         device, memory_gib = _planned_device(request)
         predict = _memory_predictor(fingerprint, source, request)
         plan = make_plan(fingerprint, labels, source.name, request.preset, device, memory_gib, predict, fold_seconds)
-    return plan.model_copy(update={"training": plan.training.model_copy(update={"seed": request.seed})})
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"seed": request.seed})})
+    return plan.model_copy(update={"command": PlanCommand(options=_options(request, n_folds), plan_digest="")})
+
+
+def _options(request: PlanRequest, n_folds: int) -> tuple[str, ...]:
+    device, memory_gib = ("cuda", None) if request.nnunet_plans is not None else _planned_device(request)
+    return request.options(device, memory_gib, n_folds)
+
+
+def _with_command(plan: Plan, before: Plan, request: PlanRequest) -> Plan:
+    """The plan with the command that makes it; of one that was kept, the old command with the new edits.
+
+    Args:
+        plan: After the edits.
+        before: New, without a digest of its command; or the one that was kept.
+        request: What was asked now.
+    """
+    command = before.command
+    if command is None or (command.plan_digest and before.is_edited):
+        return plan  # made by an older version, or edited by hand: no command makes it
+    if command.plan_digest:
+        kept = [text for text in command.options if not text.startswith(_SET)]
+        old = [text.removeprefix(_SET) for text in command.options if text.startswith(_SET)]
+        keys = {edit.partition("=")[0].strip() for edit in request.edits}
+        edits = [edit for edit in old if edit.partition("=")[0].strip() not in keys] + list(request.edits)
+        try:
+            parse_assignments(edits)
+        except PlanError:  # an edit of a part of what an older edit replaced: two commands, not one
+            return plan
+        command = PlanCommand(options=(*kept, *(f"{_SET}{edit}" for edit in edits)), plan_digest="")
+    made = command.model_copy(update={"plan_digest": plan.decisions.digest()})
+    return plan.model_copy(update={"command": made})
 
 
 def _affordable(plan: Plan, fingerprint: Fingerprint, request: PlanRequest) -> Planned:

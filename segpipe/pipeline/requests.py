@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from segpipe.core.errors import UsageError
+from segpipe.core.text import exact_text
 from segpipe.predict.options import PredictOptions
 
 FoldsBy = Literal["patient", "site"]
@@ -96,6 +97,35 @@ class PlanRequest:
         _require_known_folds(self)
         _require_positive("--gpu-memory", self.gpu_memory_gib, "GiB")
         _require_positive("--time-budget", self.time_budget_seconds, "s")
+
+    def options(self, device: str, gpu_memory_gib: float | None, n_folds: int) -> tuple[str, ...]:
+        """The options of `segpipe plan` that make this plan again from the same data, on any machine.
+
+        Args:
+            device: Kind of the device that was planned for.
+            gpu_memory_gib: Its memory, asked for or found; None if it is not known.
+            n_folds: Folds that were made, which share the time budget.
+        """
+        given: dict[str, object] = {}
+        if self.nnunet_plans is None:
+            given["--preset"] = self.preset
+            given["--gpu-memory"] = None if gpu_memory_gib is None else exact_text(gpu_memory_gib)
+            given["--device"] = device if self.preset == "auto" and gpu_memory_gib is None else None
+        if self.time_budget_seconds is not None:
+            share = n_folds / (self.n_trained_folds or n_folds)  # `plan` knows of no folds that are not trained
+            given["--time-budget"] = f"{exact_text(self.time_budget_seconds * share)}s"
+        given |= {
+            "--n-folds": None if self.splits_file or self.folds_by == "site" else self.n_folds,
+            "--folds-by": "site" if self.folds_by == "site" else None,
+            "--splits": self.splits_file and self.splits_file.absolute(),
+            "--nnunet-fingerprint": self.nnunet_fingerprint and self.nnunet_fingerprint.absolute(),
+            "--nnunet-dataset": self.nnunet_dataset and self.nnunet_dataset.absolute(),
+            "--nnunet-plans": self.nnunet_plans and self.nnunet_plans.absolute(),
+            "--seed": self.seed,
+        }
+        named = [f"{option}={value}" for option, value in given.items() if value is not None]
+        costs = () if self.predicts_costs else ("--no-cost",)
+        return (*named, *costs, *(f"--set={edit}" for edit in self.edits))
 
 
 @dataclass(frozen=True)

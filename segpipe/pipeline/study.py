@@ -199,7 +199,11 @@ class _Running:
         work, fold = self.folder.seed(training.arm, training.seed), self._fold(training)
         split = self.splits.folds[training.fold]
         is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
-        if is_done and Plan.load(fold.plan) == Plan.load(work.plan) and Fold.load(fold.split) == split:
+        if (
+            is_done
+            and Plan.load(fold.plan).decisions == Plan.load(work.plan).decisions
+            and Fold.load(fold.split) == split
+        ):
             say(f"{fold.path}: already trained and scored.")
             return
         name = fold.path.parent.name

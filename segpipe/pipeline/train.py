@@ -110,7 +110,7 @@ def resolve(
     if request.time_budget_seconds is not None:
         share = _share(request.time_budget_seconds, len(folds), len(devices))
         edits = (*edits, f"training.time_budget_seconds={share}")
-    planned = replace(planned, plan=edit_plan(planned.plan, edits))
+    planned = replace(planned, plan=edit_plan(planned.plan.decisions, edits))
     name = default_configuration(planned.plan, request.configuration)
     for device in devices:
         resolve_device(device)

@@ -164,6 +164,18 @@ class Configuration(Record):
         return {key: value for key, value in values.items() if key not in unused or value != unused[key]}
 
 
+class PlanCommand(Record):
+    """The command that made a plan.
+
+    Args:
+        options: Of `segpipe plan`, each with its value, e.g. `--preset=auto`. On the same data they give the same plan.
+        plan_digest: Of the plan that the command made, without this record: another one means that it was edited since.
+    """
+
+    options: tuple[str, ...]
+    plan_digest: str
+
+
 class Plan(Record):
     """Everything that was decided, and why.
 
@@ -184,6 +196,7 @@ class Plan(Record):
         reasons: One sentence for each decision.
         gpu_memory_gib: GPU memory that the plan was asked to fit; None if none was named.
         is_for_gpu: Whether the plan is made for a GPU.
+        command: What made it; None if that is not known. Training does not depend on it.
     """
 
     segpipe_plan: Literal[1] = 1
@@ -202,6 +215,17 @@ class Plan(Record):
     reasons: dict[str, str]
     gpu_memory_gib: PositiveFloat | None = None
     is_for_gpu: bool = True
+    command: PlanCommand | None = None
+
+    @property
+    def decisions(self) -> Plan:
+        """The plan without the command that made it: two plans with equal decisions train alike."""
+        return self.model_copy(update={"command": None})
+
+    @property
+    def is_edited(self) -> bool:
+        """True if it was changed after its command made it."""
+        return self.command is not None and self.command.plan_digest != self.decisions.digest()
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -221,7 +245,7 @@ class Plan(Record):
         for name, configuration in self.configurations.items():
             if configuration.inherits is not None:
                 values["configurations"][name] = brief[name]
-        return {key: value for key, value in values.items() if value or key != "mirror_swaps"}
+        return {key: value for key, value in values.items() if value or key not in ("mirror_swaps", "command")}
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:

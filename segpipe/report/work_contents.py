@@ -176,6 +176,8 @@ def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "")
         ours, theirs, name = plan.get(key), other.get(key), f"{place}{key}"
         if isinstance(ours, dict) and isinstance(theirs, dict):
             changes += _changes(ours, theirs, f"{name}.") if name != "reasons" else ()
+        elif name == "command":
+            continue  # of `segpipe plan`; a fold has none
         elif ours != theirs:
             changes.append(Change(name, theirs, ours))
     return tuple(changes)

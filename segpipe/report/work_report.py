@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import SegpipeError
 from segpipe.core.files import write_text
 from segpipe.core.machine import environment_here
+from segpipe.core.text import exact_text
 from segpipe.data.splits import leaks
 from segpipe.plan.schema import Plan
 from segpipe.report.page import Decision, Page, Place, render
@@ -59,7 +60,7 @@ def _page(work: WorkFolder) -> Page:
         plan_text=work.folder.plan.read_text(encoding="utf-8") if work.plan else "",
         data=data_check(work),
         environments=environments(work),
-        commands=_commands(work),
+        commands=reproducing_commands(work),
     )
 
 
@@ -133,21 +134,30 @@ def environments(work: WorkFolder) -> tuple[Place, ...]:
     return (*trained, Place("This report", environment_here().facts))
 
 
-def _commands(work: WorkFolder) -> tuple[str, ...]:
-    """Commands that lead to this work folder, and what they do not hold: changes made to the plan itself."""
+def reproducing_commands(work: WorkFolder) -> tuple[str, ...]:
+    """Commands that lead to this work folder; a plan that no command makes is to be copied."""
     folder = str(work.folder.path)
     lines = []
     if work.dataset:
-        preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []
-        lines.append(shlex.join(["segpipe", "plan", work.dataset.root, "-o", folder, *preset, *_split_options(work)]))
-        if any(change.key == _BUDGET for run in work.runs for fold in run.folds for change in fold.changes):
-            lines.append(
-                "# `segpipe run --time-budget` also plans for its budget: if it was used, add it to the line above."
-            )
-        lines.append(f"# If plan.yaml was edited or changed with --set, copy the plan above to {folder}/plan.yaml.")
+        plan = ["segpipe", "plan", work.dataset.root, "-o", folder]
+        options, doubt = _plan_options(work)
+        lines.append(shlex.join([*plan, *options]))
+        lines += [f"# {doubt}: copy the plan above to {folder}/plan.yaml."] if doubt else []
     for run in work.runs:
         lines += [shlex.join(command) for command in _train_commands(folder, run)]
     return (*lines, shlex.join(["segpipe", "report", folder]))
+
+
+def _plan_options(work: WorkFolder) -> tuple[Sequence[str], str]:
+    """Options of `segpipe plan`, and why they may give another plan than the one that is there."""
+    try:
+        plan = Plan.parse(work.plan, "plan.yaml")
+    except SegpipeError:
+        plan = None
+    if plan is not None and plan.command is not None:
+        return plan.command.options, "This plan was edited after the command made it" if plan.is_edited else ""
+    preset = ["--preset", str(work.plan["preset"])] if work.plan.get("preset") else []
+    return [*preset, *_split_options(work)], "This plan does not say which options made it"
 
 
 def _split_options(work: WorkFolder) -> list[str]:
@@ -172,7 +182,7 @@ def _train_commands(folder: str, run: Run) -> list[list[str]]:
         command = ["segpipe", "train", folder, "-c", run.configuration, "-f", ",".join(fold.name for fold in folds)]
         for change in folds[0].changes:
             if change.key == _BUDGET and change.value is not None:
-                command += ["--time-budget", f"{change.value * len(folds):g}s"]
+                command += ["--time-budget", f"{exact_text(change.value * len(folds))}s"]
             elif change.key.split(".")[0] in ("training", "configurations"):
                 command += ["--set", f"{change.key}={json.dumps(change.value)}"]
         commands.append(command)

@@ -68,8 +68,8 @@ def require_same_training(
     free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.diverged.is_file())
     changed = {name: getattr(plan.training, name) for name in free}
     same = old.model_copy(update={"training": old.training.model_copy(update=changed)})
-    if same != plan:
-        key, before, now = _differences(same, plan)[0]
+    if same.decisions != plan.decisions:
+        key, before, now = _differences(same.decisions, plan.decisions)[0]
         where = f"{folder.path}: holds a training with another plan ({key}: {before}, now {now})."
         processes = int(about_weights(folder.weights).get(PROCESSES, 1)) if folder.weights.is_file() else 1
         if key.endswith(".batch_size") and processes != n_processes:
