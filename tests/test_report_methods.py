@@ -40,7 +40,8 @@ def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
     assert "Phantom has 6 cases of 5 patients" in text
     assert f"Cross-validation used {Splits.load(Work(work).splits).source}, drawn with seed 0." in text
     assert "of a fold. 6 cases of 5 patients were scored, each predicted" in text
-    assert "1000 epochs planned" in text and "20 epochs run" in text and "training seed 0" in text
+    assert "190 steps taken per fold, not to the planned end in folds 0, 1, 2 (250000 planned steps)" in text
+    assert "epochs" not in text and "training seed 0" in text
     assert "HD95 is the larger of the two directed 95th percentiles" in text
     assert f"{N_RESAMPLES} resamples of patients" in text in text
     assert "Bland and Altman 1986" in text
@@ -54,9 +55,26 @@ def test_what_folds_were_trained_with_comes_before_what_was_planned(work: Path):
         history = work / "runs" / CONFIGURATION / f"fold_{fold}" / "history.csv"
         history.write_text(f"epoch,iteration\n1,{fold + 1}\n2,{2 * fold + 9}\n")
     text = text_of(work)
-    assert "a time budget of 60 or 90 s per fold" in text
-    assert "9 to 13 steps taken per fold" in text
+    assert "9 to 13 steps taken per fold, as many as a time budget of 60 or 90 s per fold allowed" in text
     assert "epochs of" not in text and "epochs planned" not in text  # the clock ruled
+
+
+def test_the_length_is_in_epochs_only_if_every_fold_ran_to_its_planned_end(work: Path):  # noqa: F811
+    plan = (work / "plan.yaml").read_text("utf-8")
+    (work / "plan.yaml").write_text(
+        plan.replace("epochs: 1000", "epochs: 4").replace("_per_epoch: 250", "_per_epoch: 5")
+    )
+    histories = [work / "runs" / CONFIGURATION / f"fold_{fold}" / "history.csv" for fold in range(3)]
+    for history in histories:
+        history.write_text("epoch,iteration,stopped_early\n1,5,0\n4,20,0\n")
+    assert text_of(work).split("training seed 0, ")[1].startswith("4 epochs of 5 steps, 20 steps.")
+    histories[1].write_text("epoch,iteration,stopped_early\n1,5,0\n2,10,1\n")
+    assert "10 to 20 steps taken per fold, stopped early in fold 1 because" in text_of(work)
+    histories[2].write_text("epoch,iteration,stopped_early\n1,5,0\n")
+    assert "rose, not to the planned end in fold 2 (20 planned steps)." in text_of(work)
+    for history in histories:
+        history.unlink()
+    assert "20 planned steps, of which the number taken is not recorded" in text_of(work)
 
 
 @pytest.mark.parametrize("content", ["", "a: [1", "configurations: [1]\ntraining: x\n", "preset: p\n"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -171,7 +171,6 @@ def _claims(comparison: Comparison) -> list[str]:
 
 
 _OWN_GRID = "Masks were scored on the grid of their image."
-_LENGTHS = ("training.iterations_per_epoch", "training.epochs", "training.iterations")
 _SEED = 0  # of the report's own bootstrap, the default of `summarise`
 
 
@@ -246,32 +245,76 @@ def _training(work: WorkFolder, run: Run) -> str:
         "training.learning_rate": "learning rate {}",
         "training.weight_decay": "weight decay {}",
         "training.schedule": "schedule {}",
-        "training.iterations_per_epoch": "epochs of {} steps",
-        "training.epochs": "{} epochs planned",
-        "training.iterations": "{} steps planned",
-        "training.time_budget_seconds": "a time budget of {} s per fold",
         "training.augmentation": "augmentation {}",
         "training.foreground_fraction": "a fraction of {} of the patches centred on a label",
         "training.seed": "training seed {}",
     }
     said = []
-    budgets = _values(work.plan, run, "training.time_budget_seconds")
     for key, text in phrases.items():
         values = [value for value in _values(work.plan, run, key) if value is not None]
-        # where the clock ruled, lengths in the plan were void: an epoch was a share of the time budget
-        if values and not (key in _LENGTHS and all(budget is not None for budget in budgets)):
+        if values:
             said.append(text.format(" or ".join(dict.fromkeys(map(_value_text, values)))))
-    by_clock = all(budget is not None for budget in budgets)
-    n_epochs = {len(fold.history.columns["epoch"]) for fold in run.folds if fold.history and fold.name != "all"}
-    if n_epochs and not by_clock:
-        low, high = min(n_epochs), max(n_epochs)
-        said.append(f"{count(low, 'epoch')} run" if low == high else f"{low} to {high} epochs run")
-    n_steps = {fold.n_steps for fold in run.folds if fold.n_steps and fold.name != "all"}
-    if n_steps:
-        low, high = min(n_steps), max(n_steps)
-        said.append(f"{count(low, 'step')} taken" if low == high else f"{low} to {high} steps taken per fold")
+    said += training_length(work, run)
     preset = f" (preset {work.plan['preset']})" if "preset" in work.plan else ""
     return f"Configuration {run.configuration}{preset}: {', '.join(said)}." if said else ""
+
+
+def training_length(work: WorkFolder, run: Run) -> list[str]:
+    """Phrases on how long the validated folds were trained: epochs only where all of them ran to their planned end.
+
+    Where a clock, an early stop or an interruption ended a training, the steps that were taken are its length, and the
+    planned ones are named as what they are.
+    """
+    folds = [fold for fold in run.folds if fold.name != "all"]
+    budgets = list(_values(work.plan, run, "training.time_budget_seconds"))
+    planned = [_planned_steps(work.plan, run, number) for number in range(len(budgets))]
+    whole = _range([n for n in planned if n is not None], "planned step")
+    taken = [fold.n_steps for fold in folds]
+    if not any(taken):
+        return [f"{whole}, of which the number taken is not recorded"] if whole and not any(budgets) else []
+    if taken == planned:
+        epochs, steps = (_values(work.plan, run, f"training.{key}") for key in ("epochs", "iterations_per_epoch"))
+        by_epochs = all(n is None for n in _values(work.plan, run, "training.iterations"))
+        is_one = by_epochs and len({*epochs}) == len({*steps}) == 1
+        return [f"{count(epochs[0], 'epoch')} of {count(steps[0], 'step')}"] * is_one + [
+            _range([n for n in taken if n], "step")
+        ]
+    said = [f"{_range([n for n in taken if n], 'step')} taken{' per fold' if len(folds) > 1 else ''}"]
+    seconds = dict.fromkeys(_value_text(budget) for budget in budgets if budget is not None)
+    if seconds:
+        said.append(f"as many as a time budget of {' or '.join(seconds)} s per fold allowed")
+    stopped = [fold.name for fold in folds if fold.history and fold.history.stopped_early]
+    short = [
+        fold.name
+        for fold, n, of, budget in zip(folds, taken, planned, budgets, strict=True)
+        if budget is None and fold.name not in stopped and n != of
+    ]
+    if stopped:
+        said.append(f"stopped early in {_fold_names(stopped)} because the patch Dice no longer rose")
+    if short:
+        said.append(f"not to the planned end in {_fold_names(short)} ({whole})")
+    return said
+
+
+def _fold_names(names: Sequence[str]) -> str:
+    return f"fold{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+def _range(numbers: Sequence[int], noun: str) -> str:
+    """`9 steps`, `9 to 13 steps`; empty without numbers."""
+    low, high = min(numbers, default=0), max(numbers, default=0)
+    return "" if not numbers else count(low, noun) if low == high else f"{low} to {count(high, noun)}"
+
+
+def _planned_steps(plan: Mapping[str, Any], run: Run, fold: int) -> int | None:
+    """Steps that a fold was to take; None where a clock rules, or the plan does not say."""
+    names = ("time_budget_seconds", "iterations", "epochs", "iterations_per_epoch")
+    budget, steps, epochs, per_epoch = (_values(plan, run, f"training.{name}")[fold] for name in names)
+    if budget is not None:
+        return None
+    if isinstance(steps, int):
+        return steps
+    return epochs * per_epoch if isinstance(epochs, int) and isinstance(per_epoch, int) else None
 
 
 def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
