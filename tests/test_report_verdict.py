@@ -91,7 +91,7 @@ def test_volumes_that_are_wrong_on_average_are_told_by_hand():
     ]
     dice = [score(number, label, 0.9) for label in off_mm3 for number in range(3)]
     told = texts(verdict_of(*dice, *volumes))["Volumes"]
-    assert told == "look: Predicted larger (+) or smaller (−) on average: organ +6.00 mL, node −600 mm³."
+    assert told == "look: Predicted larger (+) or smaller (−) on average: organ +6.00 mL, node −0.60 mL."
     spleen = [row for row in (*dice, *volumes) if row.label == "spleen"]
     assert texts(verdict_of(*spleen))["Volumes"].startswith("good: No label is larger or smaller on average")
     for without_interval in (dice, [spleen[0], spleen[3]]):  # no volumes; one patient
@@ -102,17 +102,50 @@ def test_structures_that_hardly_overlap_are_no_good_news():
     said = texts(verdict_of(score(1, "lesion", 0.009), score(2, "lesion", 0.7)))
     rate = "Failures in 1 of 2 patients (95 % interval 1 to 99 %)."
     assert said["Structures"] == f"bad: 1 of 2 structures with a Dice below 0.1: lesion in c1. {rate}"
-    assert texts(verdict_of(score(1, "lesion", 0.1)))["Structures"].startswith("good: The only structure was found")
+    assert said["Overlap"] == "bad: Mean Dice 0.354, 1 of 2 structures failed. Train longer, or check images and labels."
+    assert texts(verdict_of(score(1, "lesion", 0.1)))["Structures"].startswith("note: The only structure was found")
 
 
-def test_a_training_of_few_steps_is_told(tmp_path):
+def test_a_model_that_fails_gets_no_good_point(work: Path):  # noqa: F811
+    found = read_work(work)
+    (run,) = found.runs
+    fold = {row.case_id: row.fold for row in run.scores.rows}
+    for dice in (0.009, 0.45, 0.9):
+        table = ScoreTable(tuple(
+            replace(score(number, "organ", dice), case_id=case, fold=fold[case]) for number, case in enumerate(fold)
+        ))  # fmt: skip
+        verdict = make_verdict(found, [read_scored(replace(run, scores=table), [])], ())
+        kinds = {point.about: point.kind for point in verdict.points}
+        assert verdict.sentence.startswith("This model fails: mean Dice" if dice < 0.5 else "Mean Dice 0.900")
+        assert kinds["Scores"] == ("good" if dice > 0.5 else "note") and kinds["Training"] == "look"
+        assert ("good" in kinds.values()) is (dice > 0.5)
+        said = texts(verdict)["Training"].removeprefix("look: ")
+        assert said.startswith("190 steps taken per fold, not to the planned end in folds 0, 1, 2 (250000 planned")
+
+
+def test_overlap_is_judged_by_mean_and_failures():
+    fine = [score(number, "organ", 0.9) for number in range(9)]
+    assert texts(verdict_of(*fine))["Overlap"].startswith("good: Mean Dice 0.900, 0 of 9 structures failed.")
+    one_missed = texts(verdict_of(*fine, score(9, "organ", 0, "missed")))
+    assert one_missed["Overlap"].startswith("look: Mean Dice 0.810, 1 of 10 structures failed.")
+    four = [score(number, "organ", 0, "spurious") for number in (9, 10, 11, 12)]
+    assert texts(verdict_of(*fine, *four[:3]))["Overlap"].startswith("look: Mean Dice 0.675, 3 of 12 structures")
+    assert texts(verdict_of(*fine, *four))["Overlap"].startswith("bad: Mean Dice 0.623, 4 of 13 structures")
+    low = texts(verdict_of(*[score(number, "organ", 0.6) for number in range(9)]))["Overlap"]
+    assert low.startswith("look: Mean Dice 0.600") and low.endswith("what two raters reach on these structures.")
+
+
+def test_the_steps_of_a_training_are_told(tmp_path):
     columns = {"epoch": (1.0, 2.0), "iteration": (4.0, 9.0)}
     folds = [FoldRun(str(n), FoldFolder(tmp_path), History(columns), (), None) for n in range(2)]
     folds[1] = replace(folds[1], history=History(columns | {"iteration": (200.0, 5000.0)}))
     scored = read_scored(Run("r", tuple(folds), ScoreTable((score(1, "organ", 0.9),))), [])
     said = texts(make_verdict(NO_SPLITS, [scored], ()))
-    assert said["Training"] == ("look: Very short (fold 0: 9 steps). Scores may improve a lot with longer training.")
+    assert said["Training"].startswith("look: 9 to 5000 steps taken per fold")
+    assert said["Training"].endswith("Very short in fold 0: scores may improve a lot with longer training.")
     assert said["Precision"] == "look: 1 patient: too few for an interval of the mean."
+    long = replace(scored, run=Run("r", tuple(folds[1:]), scored.run.scores))
+    assert texts(make_verdict(NO_SPLITS, [long], ()))["Training"].startswith("note: 5000 steps taken")
 
 
 def test_an_alarm_replaces_the_score():

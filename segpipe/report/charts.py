@@ -255,10 +255,10 @@ def _unit(found: Sequence[VolumeAgreement]) -> str:
     return "mL" if max((v for one in found for v in one.means_mm3), default=0.0) >= _UNITS_MM3["mL"] else "mm³"
 
 
-def volume_text(value_mm3: float) -> str:
-    """A volume with its sign and unit."""
-    unit = "mL" if abs(value_mm3) >= _UNITS_MM3["mL"] else "mm³"
-    return f"{_volume(value_mm3, unit)} {unit}"
+def bias_text(one: VolumeAgreement, found: Sequence[VolumeAgreement]) -> str:
+    """A label's bias with its sign, in the unit of the table of all of them."""
+    unit = _unit(found)
+    return f"{_volume(one.bias.value, unit)} {unit}"
 
 
 def _with_interval(estimate: VolumeEstimate, unit: str) -> str:
@@ -269,8 +269,13 @@ def _with_interval(estimate: VolumeEstimate, unit: str) -> str:
 
 
 def _volume(value_mm3: float, unit: str) -> str:
-    digits = 2 if unit == "mL" else 0
-    return f"{round(value_mm3 / _UNITS_MM3[unit], digits) + 0.0:+.{digits}f}".replace("-", "−")  # never −0.00
+    value = value_mm3 / _UNITS_MM3[unit]
+    if unit == "mm³":
+        text = f"{round(value) + 0.0:+.0f}"  # never −0
+    else:
+        is_small = 0.0005 <= abs(value) < 0.1  # two digits say more than 0.00; below half a mm³ it is 0
+        text = f"{value:+.2g}" if is_small else f"{round(value, 2) + 0.0:+.2f}"
+    return text.replace("-", "−")
 
 
 _ROW_INCHES = 0.42

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
@@ -11,13 +13,17 @@ from segpipe.data.check import CheckReport
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import FAILED_DICE, SummaryRow, failure_text
-from segpipe.report.charts import volume_text
+from segpipe.report.charts import bias_text
+from segpipe.report.methods_text import training_length
 from segpipe.report.overlay_pictures import case_dice
 from segpipe.report.page import Point, VerdictBox
 from segpipe.report.work_contents import Scored, WorkFolder
 
 _MAX_NAMED = 3
 _FEW_STEPS = 250  # one epoch of nnU-Net
+_LOW_DICE = 0.5  # below, masks share less than a third of what they cover together
+_FAIR_DICE = 0.7  # usual limit of a good overlap (Zijdenbos et al. 1994); small structures rarely reach it
+_MANY_FAILED = 0.25  # of the structures
 _FAR_BELOW = 0.2  # of Dice below the median: a case that something went wrong with
 
 
@@ -33,18 +39,22 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
     if not with_dice:
         return VerdictBox("No scores yet, so there is no verdict.", _data(work.checked))
     best = max(with_dice, key=lambda one: (_n_cases(one), _mean_dice(one)))
+    overlap = _overlap(best)
     points = (
         *_trust(work, best, alarms),
+        *(() if alarms else (overlap,)),
         *_choice(best, with_dice),
-        *_training(best),
+        *_training(work, best),
         *_labels(best),
         *_structures(best),
         *_cases(best),
         *_volumes(best),
         *_data(work.checked),
     )
+    if alarms or overlap.kind == "bad":  # nothing in the box may look like praise of such scores
+        points = tuple(replace(point, kind="note") if point.kind == "good" else point for point in points)
     name = f"{best.run.configuration}: " if len(scored) > 1 else ""
-    return VerdictBox(name + _sentence(best, has_alarm=bool(alarms)), points)
+    return VerdictBox(name + _sentence(best, has_alarm=bool(alarms), fails=overlap.kind == "bad"), points)
 
 
 def _mean_dice(one: Scored) -> float:
@@ -57,13 +67,27 @@ def _n_cases(one: Scored) -> int:
     return len(one.table.case_ids)
 
 
-def _sentence(best: Scored, *, has_alarm: bool) -> str:
+def _overlap(best: Scored) -> Point:
+    """Judge the mean Dice and the share of structures that were missed, invented or hardly overlap."""
+    assert best.dice is not None
+    dice, row = _mean_dice(best), best.dice
+    n_all = row.n_ok + row.n_missed + row.n_spurious
+    text = f"Mean Dice {dice:.3f}, {row.n_failures} of {count(n_all, 'structure')} failed."
+    if dice < _LOW_DICE or row.n_failures > _MANY_FAILED * n_all:
+        return Point("bad", "Overlap", f"{text} Train longer, or check images and labels.")
+    if dice < _FAIR_DICE:
+        return Point("look", "Overlap", f"{text} Compare with what two raters reach on these structures.")
+    return Point("look" if row.n_failures else "good", "Overlap", text)
+
+
+def _sentence(best: Scored, *, has_alarm: bool, fails: bool) -> str:
     dice = best.dice
     assert dice is not None
     if has_alarm:
         return "Do not trust these scores: some patients have cases in both training and validation."
     interval = _interval(dice)
     words = f"Mean Dice {_mean_dice(best):.3f}{f', 95 % interval {interval}' if interval else ''}, over {_count(best)}"
+    words = f"This model fails: {words[0].lower()}{words[1:]}" if fails else words
     return f"{words}. Each case was segmented by a model that was not trained on it."
 
 
@@ -125,14 +149,18 @@ def _labels(best: Scored) -> list[Point]:
     return [Point("note", "Labels", f"{text}. Highest: {strongest}, {high:.3f}.")]
 
 
-def _training(best: Scored) -> list[Point]:
-    """Warn of folds that were hardly trained: their scores say little about the method."""
-    steps = {fold.name: fold.n_steps for fold in best.run.folds if fold.n_steps}
+def _training(work: WorkFolder, best: Scored) -> list[Point]:
+    """Say how many steps were taken; scores of folds that were hardly trained say little about the method."""
+    steps = {fold.name: fold.n_steps for fold in best.run.folds if fold.n_steps and fold.name != "all"}
+    if not steps:
+        return []
+    length = ", ".join(training_length(work, best.run))
     few = {name: n for name, n in steps.items() if n < _FEW_STEPS}
     if not few:
-        return []
-    folds = ", ".join(f"fold {name}: {count(n, 'step')}" for name, n in few.items())
-    return [Point("look", "Training", f"Very short ({folds}). Scores may improve a lot with longer training.")]
+        return [Point("note", "Training", f"{length}.")]
+    folds = "all folds" if len(few) == len(steps) > 1 else f"fold{'s' * (len(few) > 1)} {', '.join(few)}"
+    text = f"{length}. Very short in {folds}: scores may improve a lot with longer training."
+    return [Point("look", "Training", text)]
 
 
 def _structures(best: Scored) -> list[Point]:
@@ -187,7 +215,7 @@ def _volumes(best: Scored) -> list[Point]:
         return []
     if not off:
         return [Point("good", "Volumes", "No label is larger or smaller on average beyond chance.")]
-    texts = [f"{one.label} {volume_text(one.bias.value)}" for one in off[:_MAX_NAMED]]
+    texts = [f"{one.label} {bias_text(one, best.volumes)}" for one in off[:_MAX_NAMED]]
     more = f" and {len(off) - _MAX_NAMED} more labels" if len(off) > _MAX_NAMED else ""
     return [Point("look", "Volumes", f"Predicted larger (+) or smaller (−) on average: {', '.join(texts)}{more}.")]
 
