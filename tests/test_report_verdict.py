@@ -102,7 +102,9 @@ def test_structures_that_hardly_overlap_are_no_good_news():
     said = texts(verdict_of(score(1, "lesion", 0.009), score(2, "lesion", 0.7)))
     rate = "Failures in 1 of 2 patients (95 % interval 1 to 99 %)."
     assert said["Structures"] == f"bad: 1 of 2 structures with a Dice below 0.1: lesion in c1. {rate}"
-    assert said["Overlap"] == "bad: Mean Dice 0.354, 1 of 2 structures failed. Train longer, or check images and labels."
+    assert (
+        said["Overlap"] == "bad: Mean Dice 0.354, 1 of 2 structures failed. Train longer, or check images and labels."
+    )
     assert texts(verdict_of(score(1, "lesion", 0.1)))["Structures"].startswith("note: The only structure was found")
 
 
