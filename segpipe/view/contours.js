@@ -20,7 +20,7 @@ class Contours {
     const size = nv.canvas;
     [this.canvas.width, this.canvas.height] = [size.width, size.height]; // clears it too
     const pen = this.canvas.getContext("2d");
-    pen.lineWidth = 1.5 * (window.devicePixelRatio || 1);
+    pen.lineWidth = 2 * (window.devicePixelRatio || 1);
     const letters = LETTERS[nv.opts.isRadiologicalConvention ? "radiological" : "neurological"];
     nv.screenSlices.forEach((tile) => {
       if (nv.volumes.length && tile.axCorSag <= 2) drawLetters(pen, tile.leftTopWidthHeight, letters[tile.axCorSag]);
