@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-MAX_VECTOR_DOTS = 2000  # of a picture; more are drawn as pixels, since each costs 100 bytes
+MAX_VECTOR_DOTS = 400  # of a picture; more are drawn as pixels, since each costs 150 bytes and there are many pictures
 _COLUMNS = 3
 _ROUNDING = 1e-9  # of volumes: differences below it are 0
 WIDTH_INCHES = 9.6
