@@ -42,6 +42,11 @@ _PATH = click.Path(path_type=Path)
     "then needs memory of its own.",
 )
 @click.option(
+    "--calibrated",
+    is_flag=True,
+    help="Correct saved probabilities and entropy by the temperature fitted on the validation cases.",
+)
+@click.option(
     "--postprocess",
     "postprocessing",
     type=_PATH,

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from segpipe.core.errors import UsageError
 
+CALIBRATION_FILE = "calibration.json"
+
 
 def preferred_configuration(names: Iterable[str]) -> str | None:
     """The configuration that is meant if none is named: the only one; of several 3d_fullres, else 2d, else the first.
@@ -108,6 +110,11 @@ class FoldFolder:
         return self.path / "validation"
 
     @property
+    def calibration(self) -> Path:
+        """Folder of counts of their probabilities; in the folder of the masks, since they go with them."""
+        return self.validation / "calibration"
+
+    @property
     def scores(self) -> Path:
         """Scores of those masks."""
         return self.path / "scores.csv"
@@ -179,6 +186,10 @@ class Work:
     def fold(self, configuration: str, fold: str) -> FoldFolder:
         """One fold, `0`, `1`, … or `all`."""
         return FoldFolder(self.run(configuration) / f"fold_{fold}")
+
+    def calibration(self, configuration: str) -> Path:
+        """Calibration of the out-of-fold probabilities."""
+        return self.run(configuration) / CALIBRATION_FILE
 
     def scores(self, configuration: str) -> Path:
         """Out-of-fold scores of all cases."""

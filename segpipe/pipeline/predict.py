@@ -24,7 +24,7 @@ from segpipe.pipeline.cascade import warn_of_guides
 from segpipe.pipeline.requests import PredictRequest
 from segpipe.plan.schema import Plan
 from segpipe.predict.ensemble_files import ensemble_folders
-from segpipe.predict.folds import Members, find_members, postprocessing_for, read_postprocessing
+from segpipe.predict.folds import Members, find_members, postprocessing_for, read_postprocessing, temperature_for
 from segpipe.predict.memory import (
     budget_for,
     passes_of,
@@ -81,7 +81,9 @@ def resolve(request: PredictRequest) -> PredictJob:
         homes = [stack.enter_context(open_model(model)) for model in request.models]
         members = [found for home in homes for found in find_members(home, options.configurations, options.fold_names)]
         _require_distinct(members)
-        ensemble = Ensemble(tuple(load_model(folders, device) for folders in members))
+        ensemble = Ensemble(
+            tuple(load_model(folders, device) for folders in members), temperature_for(options, members)
+        )
         for model, folders in zip(ensemble.members, members, strict=True):
             for folder in folders:
                 warn_of_guides(folder, model.configuration.previous)

@@ -279,6 +279,10 @@ class PredictRequest:
     def __post_init__(self) -> None:
         if not self.models:
             raise UsageError("-m: no model is given. Give a work folder or a file of `segpipe pack`.")
+        if self.options.calibrated and not (self.options.probabilities or self.options.uncertainty):
+            raise UsageError(
+                "--calibrated changes probabilities, not masks. Add --save-probabilities or --save-uncertainty."
+            )
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.networks.device import free_device_bytes, memory_faults, resolve_device, set_processors
 from segpipe.pipeline import prepare
+from segpipe.pipeline.calibration import CalibrationCounting, collect_calibration, scored_folds
 from segpipe.pipeline.cascade import guides_for, note_guides, require_trained_guides
 from segpipe.pipeline.costs import planned_costs
 from segpipe.pipeline.plan import PlannedWork, default_configuration
@@ -150,7 +151,9 @@ def run(job: TrainJob) -> TrainResult:
         options += ["--tensorboard" if job.tensorboard else "--no-tensorboard", *["--restart"] * request.restart]
         arguments = ("train", str(planned.work.path), "-c", name, *options)
         train_in_processes(planned.work.run(name), job.folds, job.devices, arguments, request.machine)
-    return TrainResult(name, collect_scores(planned.work, name, planned.splits))
+    scores = collect_scores(planned.work, name, planned.splits)
+    collect_calibration(planned, name)
+    return TrainResult(name, scores)
 
 
 def train(request: TrainRequest) -> TrainResult:
@@ -243,13 +246,8 @@ def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guide
 
 def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable:
     """Out-of-fold scores of every fold that is scored on the present splits, also written beside the folds."""
-    folders = [work.fold(configuration, str(number)) for number in range(splits.k)]
-    current = [
-        folder
-        for folder, split in zip(folders, splits.folds, strict=True)
-        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
-    ]
-    table = ScoreTable(tuple(row for folder in current for row in ScoreTable.load(folder.scores).rows))
+    folders = scored_folds(work, configuration, splits).values()
+    table = ScoreTable(tuple(row for folder in folders for row in ScoreTable.load(folder.scores).rows))
     if rank() == 0:
         table.save(work.scores(configuration))
     return table
@@ -319,7 +317,8 @@ def _validate_one(job: TrainJob, fold: int) -> None:
     model = load_out_of_fold(folder, resolve_device(machine.device))
     cases = [planned.dataset.by_id[case_id] for case_id in planned.splits.folds[fold].validation]
     options = PredictOptions(any_size=True)  # cases of the dataset: their size is no mistake of a header
-    predict_cases(model, cases, folder.validation, options).require_all()
+    counting = CalibrationCounting(folder.calibration, model.plan.labels)
+    predict_cases(model, cases, folder.validation, options, observer=counting).require_all()
     pairs = [
         MaskPair(
             reference=Path(case.label or ""),

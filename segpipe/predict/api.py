@@ -18,7 +18,7 @@ from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device
 from segpipe.plan.schema import Plan
-from segpipe.predict.folds import find_members, postprocessing_for
+from segpipe.predict.folds import find_members, postprocessing_for, temperature_for
 from segpipe.predict.input_warnings import warnings_of
 from segpipe.predict.memory import budget_for, prediction_bytes, require_usual_size, window_bytes, windows_at_once
 from segpipe.predict.model import Ensemble, load_model
@@ -170,7 +170,8 @@ def load_predictor(model: str | os.PathLike[str], options: PredictOptions, devic
     on, notes = resolve_device(device), list[str]()
     with open_model(Path(model)) as folder, torch.random.fork_rng(devices=[]):  # building a network draws its weights
         members = find_members(folder, options.configurations, options.fold_names, notes.append)
-        ensemble = Ensemble(tuple(load_model(folders, on, note=notes.append) for folders in members))
+        temperature = temperature_for(options, members, notes.append)
+        ensemble = Ensemble(tuple(load_model(folders, on, note=notes.append) for folders in members), temperature)
         postprocessing = postprocessing_for(options, members, ensemble.plan.labels, notes.append)
         notes = [text.replace(str(folder), str(model)) for text in notes]  # a package is unpacked to a private folder
     budget = budget_for(on, options.max_memory_gib)

@@ -14,7 +14,8 @@ from segpipe.core.errors import UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
-from segpipe.core.work import FoldFolder, Work, preferred_configuration
+from segpipe.core.temperature import Calibration
+from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work, preferred_configuration
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
@@ -277,6 +278,33 @@ def selected_postprocessing(members: Members, labels: LabelSet, note: Callable[[
         return NO_POSTPROCESSING
     note(f"postprocessing: {file}")
     return steps
+
+
+def temperature_for(options: PredictOptions, members: Members, note: Callable[[str], None] = say) -> float:
+    """Temperature of the probabilities: 1 unless calibrated ones are requested.
+
+    Raises:
+        UsageError: If there are several configurations, none was fitted, or a fold has been trained again since.
+        DataError: If the file is damaged.
+    """
+    if not options.calibrated:
+        return 1.0
+    if len(members) > 1:
+        names = ", ".join(folders[0].path.parent.name for folders in members)
+        raise UsageError(
+            f"--calibrated: {names} are averaged, but a temperature is fitted for one configuration. Choose one (-c)."
+        )
+    file = members[0][0].path.parent / CALIBRATION_FILE
+    if not file.is_file():
+        raise UsageError(
+            f"--calibrated: no {file}, which `segpipe train` writes. Rerun `segpipe train` on the work folder: it "
+            "predicts the validation cases again. A model of nnU-Net or an earlier package has none."
+        )
+    found = Calibration.load(file)
+    if retrained := _find_retrained(found.weights, members):
+        raise UsageError(f"{file}: {retrained} has been trained again since. Rerun `segpipe train` on the work folder.")
+    note(f"calibration: probabilities with temperature {found.temperature:.3g} ({file})")
+    return found.temperature
 
 
 def _find_retrained(known: Mapping[str, str], members: Members) -> str:

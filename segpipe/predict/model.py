@@ -53,12 +53,14 @@ class Ensemble:
 
     Args:
         members: Models, each of one configuration. Logits are averaged over its folds, probabilities over members.
+        temperature: Logits are divided by it for probabilities and entropy; masks are made without it.
 
     Raises:
         UsageError: If they differ in channels or labels, or turn images to different axes.
     """
 
     members: tuple[Model, ...]
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         first = self.plan

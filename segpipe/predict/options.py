@@ -23,6 +23,8 @@ class PredictOptions:
             float16 (outputs, Z, Y, X)).
         uncertainty: Also write maps: `uncertainty/<case_id>_entropy.nii.gz`, and with several networks
             `uncertainty/<case_id>_disagreement.nii.gz`, and their means in the table.
+        calibrated: Correct probabilities and entropy by the temperature that was fitted on the validation cases of
+            the folds; masks stay as they are.
         postprocessing: File with the steps for the masks; None for what `segpipe select` chose for the model.
         postprocesses: Whether to postprocess masks at all. Probabilities are never postprocessed.
         max_memory_gib: The most memory to take, on the host and on a GPU each; None for what is free.
@@ -39,6 +41,7 @@ class PredictOptions:
     mirror: bool = True
     probabilities: bool = False
     uncertainty: bool = False
+    calibrated: bool = False
     postprocessing: Path | None = None
     postprocesses: bool = True
     max_memory_gib: float | None = None

@@ -41,6 +41,7 @@ class MadeWith(Record):
         images: Signature of each case's image files.
         postprocessing: What was done to the masks afterwards.
         labels: The structures; None if an earlier version did not note them.
+        temperature: Of the probabilities; 1 if they are not calibrated.
     """
 
     model: str
@@ -48,6 +49,7 @@ class MadeWith(Record):
     images: dict[str, str]
     postprocessing: Postprocessing = NO_POSTPROCESSING
     labels: LabelSet | None = None
+    temperature: float = 1.0
 
 
 def check_claim(folder: Path, cases: Sequence[Case], made: MadeWith) -> tuple[MadeWith, list[str]]:
@@ -68,8 +70,8 @@ def check_claim(folder: Path, cases: Sequence[Case], made: MadeWith) -> tuple[Ma
         known = known.model_copy(update={"labels": made.labels})
     if known.model_copy(update={"images": {}}) != made:
         raise UsageError(
-            f"{folder}: holds masks of another model (or with other mirroring or postprocessing). Choose another "
-            "output folder."
+            f"{folder}: holds masks of another model (or with other mirroring, postprocessing or calibration). Choose "
+            "another output folder."
         )
     current = {case.case_id: _images_signature(case) for case in cases}
     existing = [case_id for case_id in current if mask_path(folder, case_id).exists()]

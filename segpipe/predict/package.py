@@ -24,8 +24,9 @@ from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, private_folder, whole_file
 from segpipe.core.progress import show_as
 from segpipe.core.records import Record, parse_json, read_values, texts_in
+from segpipe.core.temperature import Calibration
 from segpipe.core.text import printable
-from segpipe.core.work import FoldFolder
+from segpipe.core.work import CALIBRATION_FILE, FoldFolder
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel
@@ -42,13 +43,14 @@ _FOLD = FoldFolder(Path())
 _WEIGHTS = _FOLD.weights.name
 _FOLD_FILES = "|".join(re.escape(path.name) for path in (_FOLD.weights, _FOLD.plan, _FOLD.trained_on))
 _RUN_PART = re.compile(
-    rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|fold_(?:[0-9]{{1,9}}|all)/(?:{_FOLD_FILES}))"
+    rf"runs/\w[\w-]{{0,99}}/(?:{re.escape(POSTPROCESSING_FILE)}|{re.escape(CALIBRATION_FILE)}|fold_(?:[0-9]{{1,9}}|all)/(?:{_FOLD_FILES}))"
 )
 _OTHER_PARTS = (MANIFEST, CARD, f"{SELECTION}/{SELECTED_MODEL_FILE}", f"{SELECTION}/{POSTPROCESSING_FILE}")
 _RECORDS: dict[str, type[Record]] = {
     _FOLD.plan.name: Plan,
     _FOLD.trained_on.name: TrainingStats,
     POSTPROCESSING_FILE: Postprocessing,
+    CALIBRATION_FILE: Calibration,
     SELECTED_MODEL_FILE: SelectedModel,
 }
 # What the readers raise on a file that is cut off or was made to break them; RecursionError is a RuntimeError.

@@ -122,6 +122,8 @@ SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has 
 Part = TypeVar("Part")
 Keep = Callable[["Slab", NDArray[np.float16]], None]
 """Takes a slab and its probabilities (outputs, N, Y, X)."""
+Observe = Callable[["Slab", NDArray[Any]], None]
+"""Takes a slab and its mask (N, Y, X) of file values."""
 _BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
 
 
@@ -159,6 +161,22 @@ class Slab:
                 if share:
                     mixed_ONYX[:, n].add_(part_OYX, alpha=share)
         return resample(mixed_ONYX, (self.stop - self.start, *self.shape_yx), self.orders)
+
+    def logits_at(self, places: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(O, n) logits of some voxels, flat places in (N, Y, X); a block of outputs is in memory at a time."""
+        device, at_once = self.rows_OYX[0].device, self.outputs_at_once
+        index = torch.from_numpy(places).to(device)
+        parts = (
+            self.logits(slice(first, first + at_once)).flatten(1)[:, index].cpu().numpy()
+            for first in range(0, self.n_outputs, at_once)
+        )
+        return np.concatenate(list(parts))
+
+    @property
+    def outputs_at_once(self) -> int:
+        """Outputs whose logits make a block."""
+        n_vox = (self.stop - self.start) * self.shape_yx[0] * self.shape_yx[1]
+        return max(1, _BLOCK_BYTES // (4 * n_vox))
 
 
 def _span(matrix: NDArray[np.floating[Any]]) -> slice:
@@ -208,7 +226,7 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
     kind = torch.uint8 if labels.n_outputs < 256 else torch.int32
     chosen_NYX = torch.zeros(shape, dtype=kind, device=device)
     best_NYX = torch.full(shape, 0.0 if labels.has_regions else -torch.inf, device=device)
-    at_once = max(1, _BLOCK_BYTES // (4 * best_NYX.numel()))
+    at_once = slab.outputs_at_once
     for first in range(0, slab.n_outputs, at_once):
         for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
             wins = logits_NYX > best_NYX
@@ -219,9 +237,11 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
     return np.array([labels.background_value, *values], labels.mask_dtype)[chosen_NYX.cpu().numpy()]
 
 
-def probabilities(slab: Slab, labels: LabelSet) -> NDArray[np.float16]:
-    """(O, N, Y, X): softmax over outputs that exclude each other, or each region's sigmoid."""
+def probabilities(slab: Slab, labels: LabelSet, temperature: float = 1.0) -> NDArray[np.float16]:
+    """(O, N, Y, X): softmax over outputs that exclude each other, or each region's sigmoid, of logits / temperature."""
     logits = slab.logits()
+    if temperature != 1:
+        logits.div_(temperature)
     shares: Tensor = logits.sigmoid_() if labels.has_regions else logits.softmax(0)
     return shares.half().cpu().numpy()
 
@@ -243,9 +263,13 @@ class SlabFinding:
     maps: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
 
-def find_in_slab(slab: Slab, labels: LabelSet, *, with_probabilities: bool) -> SlabFinding:
-    """The mask of a slab of one model, in as little memory as comparing outputs one by one takes."""
-    return SlabFinding(slab, winners(slab, labels), probabilities(slab, labels) if with_probabilities else None)
+def find_in_slab(slab: Slab, labels: LabelSet, *, with_probabilities: bool, temperature: float = 1.0) -> SlabFinding:
+    """The mask of a slab of one model, in as little memory as comparing outputs one by one takes.
+
+    The temperature is of the probabilities alone, so that it cannot change the mask, not even by rounding.
+    """
+    shares = probabilities(slab, labels, temperature) if with_probabilities else None
+    return SlabFinding(slab, winners(slab, labels), shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -272,6 +296,7 @@ def assemble(
     *,
     holds_probabilities: bool = False,
     keep: Keep | None = None,
+    observe: Observe | None = None,
     maps: Sequence[str] = (),
 ) -> Segmentation:
     """Put slabs together on the grid of the image file.
@@ -283,6 +308,7 @@ def assemble(
         labels: The structures.
         holds_probabilities: Whether the result has them, which takes memory for outputs × volume.
         keep: Takes the probabilities of each slab instead.
+        observe: Takes each slab with its mask.
         maps: Names of the maps of uncertainty that `find` makes.
     """
     mask = np.full(trace.shape_zyx, labels.background_value, labels.mask_dtype)
@@ -301,6 +327,8 @@ def assemble(
         if keep is not None:
             assert found.shares_ONYX is not None
             keep(found.slab, found.shares_ONYX)
+        if observe is not None:
+            observe(found.slab, found.mask_NYX)
         del found  # before the next slab is computed
     return Segmentation(mask, shares, uncertainty)
 

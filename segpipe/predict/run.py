@@ -9,8 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, is_out_of_memory
 from segpipe.core.files import make_folder, only_process, remove_leftovers
@@ -53,11 +55,31 @@ from segpipe.predict.outputs import (
     write_label_table,
 )
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing, postprocess
-from segpipe.predict.restore import ProbabilitySpool, Segmentation, open_spool
+from segpipe.predict.restore import ProbabilitySpool, Segmentation, Slab, open_spool
 from segpipe.predict.segment import Batching, prepare_for, segment
-from segpipe.prepare.case import Prepared, read_case_image
+from segpipe.prepare.case import Prepared, Trace, read_case_image
 
 ERROR_LOG = "errors.log"
+
+
+class CaseObserver(Protocol):
+    """Takes the slabs of one case while it is predicted."""
+
+    def add(self, slab: Slab, mask_NYX: NDArray[Any]) -> None:
+        """Take a slab and its mask of file values; the first slab comes again if the case is begun again."""
+
+    def finish(self) -> None:
+        """Keep what was found."""
+
+
+class Observer(Protocol):
+    """Takes what is only known while cases are predicted, such as probabilities that no file keeps."""
+
+    def is_done(self, case_id: str) -> bool:
+        """False if a case must be predicted, even if its mask exists."""
+
+    def begin(self, case: Case, grid: Grid, trace: Trace) -> CaseObserver:
+        """Get ready for a case that was read."""
 
 
 def predict_cases(
@@ -66,6 +88,7 @@ def predict_cases(
     folder: Path,
     options: PredictOptions | None = None,
     postprocessing: Postprocessing = NO_POSTPROCESSING,
+    observer: Observer | None = None,
 ) -> PredictionResult:
     """Predict the cases that have no mask yet; one that fails does not keep the others from being predicted.
 
@@ -79,6 +102,7 @@ def predict_cases(
         options: What to write and how; None for masks alone. The models and `postprocessing` are given, so what the
             options say of them is not read.
         postprocessing: Steps for the masks; probabilities stay as they are.
+        observer: Looks on while cases are predicted.
 
     Raises:
         UsageError: If the folder holds masks of another model or of unknown origin, or is where the images are.
@@ -89,7 +113,7 @@ def predict_cases(
     options = options or PredictOptions()
     make_folder(folder)
     with only_process(folder):
-        run = _FolderRun(ensemble, folder, options, postprocessing)
+        run = _FolderRun(ensemble, folder, options, postprocessing, observer)
         missing = run.begin(cases)
         reading = Prefetch(lambda n: run.read(missing[n]), 1, 1, stop=len(missing), may_begin=run.holds(missing))
         with ThreadPoolExecutor(1) as writer, reading:
@@ -102,7 +126,10 @@ def predict_cases(
                     batching = run.batching_of(case.case_id, ready)
                     with run.spool(ready) as spool:
                         keep = None if spool is None else spool.add
-                        found, taken = segment(ensemble, ready.prepared, options, case.case_id, batching, keep=keep)
+                        observe = None if ready.observer is None else ready.observer.add
+                        found, taken = segment(
+                            ensemble, ready.prepared, options, case.case_id, batching, keep=keep, observe=observe
+                        )
                     run.n_windows = taken.n_windows
                     # Without the prepared image: writing may take as long as the next case, whose memory was counted.
                     ready = replace(ready, prepared=())
@@ -124,6 +151,7 @@ def made_with(ensemble: Ensemble, options: PredictOptions, postprocessing: Postp
         images={},
         postprocessing=postprocessing,
         labels=ensemble.plan.labels,
+        temperature=ensemble.temperature,
     )
 
 
@@ -135,6 +163,7 @@ class _Ready:
     grid: Grid
     warnings: tuple[str, ...]
     seconds: float
+    observer: CaseObserver | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,8 +180,14 @@ class _FolderRun:
     """One command's work on a folder: what is done, and what went wrong."""
 
     def __init__(
-        self, ensemble: Ensemble, folder: Path, options: PredictOptions, postprocessing: Postprocessing
+        self,
+        ensemble: Ensemble,
+        folder: Path,
+        options: PredictOptions,
+        postprocessing: Postprocessing,
+        observer: Observer | None,
     ) -> None:
+        self.observer = observer
         self.ensemble, self.folder, self.options, self.postprocessing = ensemble, folder, options, postprocessing
         self.labels = ensemble.plan.labels
         self.budget = budget_for(ensemble.device, options.max_memory_gib)
@@ -172,6 +207,9 @@ class _FolderRun:
         write_label_table(self.folder, self.labels)
         maps = self.ensemble.uncertainty_names
         missing = [case for case in cases if not is_done(self.folder, case.case_id, self.options, maps)]
+        if self.observer is not None:
+            left = {case.case_id for case in missing}
+            missing = [case for case in cases if case.case_id in left or not self.observer.is_done(case.case_id)]
         self._begin_table([case.case_id for case in cases], {case.case_id for case in missing})
         if len(missing) < len(cases):
             say(f"{self.folder}: {len(cases) - len(missing)} of {count(len(cases), 'mask')} exist already.")
@@ -223,7 +261,9 @@ class _FolderRun:
         warnings = warnings_of(volume, prepared[0].trace, members[0].plan, members[0].trained_on)
         for warning in warnings:
             say(f"warning: {case.case_id}: {warning}.")
-        return _Ready(tuple(prepared), volume.grid, warnings, time.monotonic() - started)
+        seconds = time.monotonic() - started
+        observer = None if self.observer is None else self.observer.begin(case, volume.grid, prepared[0].trace)
+        return _Ready(tuple(prepared), volume.grid, warnings, seconds, observer)
 
     def holds(self, cases: Sequence[Case]) -> Callable[[int], bool]:
         """A function that is true if memory holds a case beside the one before it, so that it may be read ahead."""
@@ -257,6 +297,8 @@ class _FolderRun:
         if computed.spool is not None:
             with closing(computed.spool) as spool:
                 spool.write(probabilities_path(self.folder, case.case_id))
+        if ready.observer is not None:
+            ready.observer.finish()
         for name, shares in found.uncertainty.items():
             write_shares(uncertainty_paths(self.folder, case.case_id)[name], shares, case.image_paths[0])
         mask = found.mask_zyx

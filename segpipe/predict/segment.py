@@ -28,6 +28,7 @@ from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.restore import (
     Keep,
+    Observe,
     Segmentation,
     Slab,
     SlabFinding,
@@ -99,6 +100,7 @@ def segment(
     batching: Batching = Batching(),
     *,
     keep: Keep | None = None,
+    observe: Observe | None = None,
     note: Callable[[str], None] = say,
 ) -> tuple[Segmentation, Batching]:
     """Segment a case; if memory is not enough, again with less at a time.
@@ -111,6 +113,8 @@ def segment(
         case_id: For messages.
         batching: What to compute at once.
         keep: Takes the probabilities of each slab, instead of holding them in memory as a whole.
+        observe: Takes each slab of the first member with the mask; begins with the first slab again if memory was not
+            enough.
         note: Takes one line for each time that memory was not enough.
 
     Returns:
@@ -134,6 +138,7 @@ def segment(
                     ensemble.plan.labels,
                     holds_probabilities=options.probabilities and keep is None,
                     keep=keep if options.probabilities else None,
+                    observe=observe,
                     maps=ensemble.uncertainty_names if options.uncertainty else (),
                 )
                 return found, own
@@ -160,10 +165,10 @@ def _parts_and_finder(
         streams.append(zip(*of_parts, strict=True))
     find: Callable[[OfMembers], SlabFinding]
     if len(ensemble.members) == 1 and not options.uncertainty:
-        find = partial(_find_alone, labels=labels, options=options)
+        find = partial(_find_alone, labels=labels, options=options, temperature=ensemble.temperature)
     else:
         maps = ensemble.uncertainty_names if options.uncertainty else ()
-        find = partial(_find_together, labels=labels, options=options, maps=maps)
+        find = partial(_find_together, labels=labels, options=options, maps=maps, temperature=ensemble.temperature)
     return zip(*streams, strict=True), find
 
 
@@ -214,18 +219,19 @@ def _mirrors(model: Model) -> list[Mirror]:
     return mirrors_of(plan.mirror_axes, model.configuration.patch_zyx, swapped, swapped_inputs)
 
 
-def _find_alone(of_members: OfMembers, *, labels: LabelSet, options: PredictOptions) -> SlabFinding:
+def _find_alone(of_members: OfMembers, *, labels: LabelSet, options: PredictOptions, temperature: float) -> SlabFinding:
     """The mask of one model."""
     ((slab,),) = of_members
-    return find_in_slab(slab, labels, with_probabilities=options.probabilities)
+    return find_in_slab(slab, labels, with_probabilities=options.probabilities, temperature=temperature)
 
 
 def _find_together(
-    of_members: OfMembers, *, labels: LabelSet, options: PredictOptions, maps: Sequence[str]
+    of_members: OfMembers, *, labels: LabelSet, options: PredictOptions, maps: Sequence[str], temperature: float
 ) -> SlabFinding:
     """The mask of averaged probabilities, and maps of how sure it is."""
     shares_ONYX = _mean_shares(of_members, labels)
     mask_NYX = labels.decode((shares_ONYX > 0.5 if labels.has_regions else shares_ONYX.argmax(0)).cpu().numpy())
+    shares_ONYX = tempered(shares_ONYX, temperature, labels)
     found = {}
     if "entropy" in maps:
         found["entropy"] = _to_steps(entropy(shares_ONYX, labels).cpu().numpy())
@@ -248,6 +254,20 @@ def _mean_shares(of_members: OfMembers, labels: LabelSet) -> Tensor:
         total_ONYX = shares_ONYX if total_ONYX is None else total_ONYX.add_(shares_ONYX)
     assert total_ONYX is not None
     return total_ONYX.div_(len(of_members))
+
+
+def tempered(shares_ONYX: Tensor, temperature: float, labels: LabelSet) -> Tensor:
+    """(O, ...) probabilities whose logits are divided by a temperature: flatter above 1, steeper below.
+
+    The largest output stays the largest, and a region stays on its side of one half.
+    """
+    if temperature == 1:
+        return shares_ONYX
+    smallest = torch.finfo(shares_ONYX.dtype).tiny
+    logits_ONYX = shares_ONYX.clamp(min=smallest).log()
+    if labels.has_regions:
+        return logits_ONYX.sub_((1 - shares_ONYX).clamp_(min=smallest).log_()).div_(temperature).sigmoid_()
+    return logits_ONYX.div_(temperature).softmax(0)
 
 
 def entropy(shares_ONYX: Tensor, labels: LabelSet) -> Tensor:
