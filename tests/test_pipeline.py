@@ -18,7 +18,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from stages import plan_data, predict, train
 
+import segpipe
 from segpipe.cli.main import run
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.temperature import Calibration
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
@@ -371,3 +374,51 @@ def test_masks_are_postprocessed_by_a_file_or_by_what_was_chosen_for_the_model(t
     file.write_text("labels: {c: {keep_largest: true}}")
     assert run([*common, str(tmp_path / "wrong"), "--postprocess", str(file)]) == 2
     assert "label 'c' is unknown" in capsys.readouterr().err
+
+
+def test_validation_probabilities_are_counted_and_correct_saved_ones(trained, tmp_path, capsys):
+    work = Work(shutil.copytree(trained / "work", tmp_path / "work"))
+    found = Calibration.load(work.calibration("3d_fullres"))
+    assert (found.n_cases, found.n_patients, set(found.temperature_of_fold)) == (5, 4, {"0", "1"})
+    assert {label.label for label in found.labels} <= set(Plan.load(work.plan).labels.names) and found.labels[0].after
+    images, both = trained / "data" / "imagesTr", PredictOptions(probabilities=True, uncertainty=True, calibrated=True)
+    found.model_copy(update={"temperature": 4.0}).save(work.calibration("3d_fullres"))
+    predict(work.path, images, tmp_path / "plain", MACHINE, PredictOptions(probabilities=True, uncertainty=True))
+    for name, options in (("calibrated", PredictOptions(probabilities=True, calibrated=True)), ("both", both)):
+        predict(work.path, images, tmp_path / name, MACHINE, options)
+        assert (tmp_path / "plain/p1.nii.gz").read_bytes() == (tmp_path / name / "p1.nii.gz").read_bytes()
+        plain, flat = (np.load(tmp_path / f / "p1_probabilities.npz")["probabilities"] for f in ("plain", name))
+        powers = np.float32(plain) ** 0.25
+        np.testing.assert_allclose(flat, powers / powers.sum(axis=0), atol=2e-3)
+    maps = [nib.load(tmp_path / f / "uncertainty/p1_entropy.nii.gz").get_fdata().mean() for f in ("plain", "both")]
+    assert maps[0] < maps[1]
+    common = ["predict", "-m", str(work.path), "-i", str(images), "--device", "cpu", "-o"]
+    assert run([*common, str(tmp_path / "plain"), "--save-probabilities", "--calibrated"]) == 2
+    assert "masks of another model (or with other mirroring, postprocessing or calibration)" in capsys.readouterr().err
+    assert run([*common, str(tmp_path / "new"), "--calibrated"]) == 2
+    assert "changes probabilities, not masks. Add --save-probabilities" in capsys.readouterr().err
+    packed = tmp_path / "m.segpipe.zip"
+    assert run(["pack", str(work.path), "-o", str(packed)]) == 0
+    model = segpipe.load(packed, device="cpu", calibrated=True)
+    assert model.ensemble.temperature == 4 and f"{packed}/runs/3d_fullres/calibration.json" in model.notes[-1]
+    found.model_copy(update={"weights": {"3d_fullres/0": "0" * 12}}).save(work.calibration("3d_fullres"))
+    with pytest.raises(UsageError, match="3d_fullres/0 has been trained again since"):
+        segpipe.load(work.path, device="cpu", calibrated=True)
+    work.calibration("3d_fullres").unlink()
+    with pytest.raises(UsageError, match=r"no .*calibration\.json, which `segpipe train` writes"):
+        segpipe.load(work.path, device="cpu", calibrated=True)
+
+
+def test_cases_without_counts_are_predicted_again(trained, tmp_path, capsys):
+    work = Work(shutil.copytree(trained / "work", tmp_path / "work"))
+    before = work.calibration("3d_fullres").read_bytes()
+    work.calibration("3d_fullres").unlink()
+    gone = next(iter(work.fold("3d_fullres", "0").calibration.iterdir()))
+    gone.unlink()
+    capsys.readouterr()
+    train(work.path, None, None, MACHINE)
+    assert work.calibration("3d_fullres").read_bytes() == before
+    assert "1 image" in capsys.readouterr().err
+    gone.write_bytes(b"no archive")
+    with pytest.raises(DataError, match="cannot be read as counts"):
+        train(work.path, None, None, MACHINE)

@@ -32,6 +32,7 @@ _MAX_VOXELS = 1 << 16  # judged in a case, all labels together
 _MAX_VOXELS_OF_LABEL = 1 << 13
 _FEWEST_PATIENTS = 5  # for an interval
 _CONFIDENCE = 0.95
+_N_FLIPS = 1999
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +282,8 @@ def reliability(shares_PB: NDArray[np.float64], true_PB: NDArray[np.float64], p_
         NeurIPS). They take voxels for independent; here patients are the units. Each patient's gaps get their signs
         from the other patients: a sign that is chance then adds nothing on average, and one that is wrong subtracts. On
         average the true gap thus lies between the debiased and the plain one, and the interval goes from the lower end
-        of the first to the upper end of the second, each by Student's t over patients.
+        of the first to the upper end of the second, each by Student's t over patients. The lower end is 0 unless the
+        gap is larger than chance makes it: `benchmarks/simulate_calibration.py` has the coverage.
     """
     n_patients = len(shares_PB)
     gaps_PB = p_PB - true_PB
@@ -293,6 +295,7 @@ def reliability(shares_PB: NDArray[np.float64], true_PB: NDArray[np.float64], p_
     if n_patients >= _FEWEST_PATIENTS:
         half = float(student_t.ppf((1 + _CONFIDENCE) / 2, n_patients - 1) * of_patient.std(ddof=1) / n_patients**0.5)
         low, high, note = max(0.0, debiased - half), min(1.0, plain + half), ""
+        low = low if _differs_from_chance(gaps_PB) else 0.0
     share_B = shares_PB.mean(axis=0)
     means = [
         tuple(float(value / share) if share else None for value, share in zip(part.mean(axis=0), share_B, strict=True))
@@ -308,3 +311,11 @@ def reliability(shares_PB: NDArray[np.float64], true_PB: NDArray[np.float64], p_
         probability=means[0],
         frequency=means[1],
     )
+
+
+def _differs_from_chance(gaps_PB: NDArray[np.float64]) -> bool:
+    """True if fewer than 5 % of the gaps that random signs of the patients give are as large as the one found."""
+    found = np.abs(gaps_PB.sum(axis=0)).sum()
+    signs = np.random.default_rng(0).choice((-1.0, 1.0), (_N_FLIPS, len(gaps_PB)))
+    as_large = np.abs(signs @ gaps_PB).sum(axis=1) >= found * (1 - 1e-9)  # rounding, of the signs as they are
+    return bool((as_large.sum() + 1) / (_N_FLIPS + 1) <= 1 - _CONFIDENCE)

@@ -111,6 +111,8 @@ class Section:
     more_distributions: tuple[Picture, ...]
     volumes: Picture | None
     volume_table: Table | None
+    calibration: Picture | None
+    calibration_table: Table | None
     overlays: tuple[Picture, ...]
     cases: Table | None
     methods: MethodsText | None
