@@ -30,8 +30,8 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", **options: Any)
             temporary folder while it is loaded.
         device: `auto` (CUDA if there is one, else CPU), `cpu`, `cuda`, `cuda:N` or `mps`.
         options: Fields of `segpipe.predict.options.PredictOptions`: `configurations`, `folds`, `mirror`,
-            `probabilities`, `uncertainty`, `postprocessing`, `postprocesses`, `max_memory_gib`, `any_size`;
-            `overwrite` changes nothing, as no files are written.
+            `probabilities`, `uncertainty`, `calibrated`, `postprocessing`, `postprocesses`, `max_memory_gib`,
+            `any_size`; `overwrite` changes nothing, as no files are written.
 
     Raises:
         UsageError: If there is no such model, or the file is damaged.

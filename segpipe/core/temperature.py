@@ -68,3 +68,9 @@ class Calibration(Record):
     n_patients: NonNegativeInt
     weights: dict[str, str]
     labels: tuple[LabelCalibration, ...]
+
+    @property
+    def makes_worse(self) -> bool:
+        """True if the mean ECE of the labels is larger with the temperatures than without, on the folds left out."""
+        gaps = [(one.before.ece, one.after.ece) for one in self.labels if one.after is not None]
+        return sum(after - before for before, after in gaps) > 0

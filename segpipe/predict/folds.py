@@ -304,6 +304,8 @@ def temperature_for(options: PredictOptions, members: Members, note: Callable[[s
     if retrained := _find_retrained(found.weights, members):
         raise UsageError(f"{file}: {retrained} has been trained again since. Rerun `segpipe train` on the work folder.")
     note(f"calibration: probabilities with temperature {found.temperature:.3g} ({file})")
+    if found.makes_worse:
+        note(f"warning: {file}: temperatures of other folds made the probabilities of a fold worse, not better.")
     return found.temperature
 
 

@@ -111,11 +111,11 @@ class Section:
     more_distributions: tuple[Picture, ...]
     volumes: Picture | None
     volume_table: Table | None
-    calibration: Picture | None
-    calibration_table: Table | None
     overlays: tuple[Picture, ...]
     cases: Table | None
     methods: MethodsText | None
+    calibration: Picture | None = None
+    calibration_table: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
 from segpipe.evaluate.summary import FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text
+from segpipe.report.calibration_charts import calibration_picture, calibration_table
 from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.methods_text import work_methods
 from segpipe.report.overlay_pictures import case_dice, case_pictures
@@ -40,6 +41,8 @@ def make_section(work: WorkFolder, scored: Scored, notes: list[str]) -> Section:
         more_distributions=distributions(table, _others(table), colours) if table is not None else (),
         volumes=volume_picture(scored.volumes, colours),
         volume_table=volume_table(scored.volumes),
+        calibration=calibration_picture(run.calibration, colours) if run.calibration else None,
+        calibration_table=calibration_table(run.calibration) if run.calibration else None,
         overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
         methods=work_methods(work, run, table, _shown_metrics(rows)) if table is not None else None,

@@ -12,8 +12,9 @@ from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.machine import Environment
 from segpipe.core.records import read_mapping
+from segpipe.core.temperature import Calibration
 from segpipe.core.text import count
-from segpipe.core.work import FoldFolder, Work
+from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.data.check import CheckReport
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
@@ -65,11 +66,12 @@ class FoldRun:
 
 @dataclass(frozen=True)
 class Run:
-    """All folds of one configuration, and the scores of their validation cases (None: none yet)."""
+    """All folds of one configuration, the scores of their validation cases and their calibration (None: none yet)."""
 
     configuration: str
     folds: tuple[FoldRun, ...]
     scores: ScoreTable | None
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,10 @@ def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, note
             own_notes.append(
                 f"{count(len(without), 'validation case')} of trained folds without scores: {_some(without)}."
             )
+    path = folder / CALIBRATION_FILE
+    calibration = _read(path, Calibration.load, own_notes) if path.exists() else None
     notes += [f"{folder.name}: {note}" for note in own_notes]
-    return Run(folder.name, folds, scores)
+    return Run(folder.name, folds, scores, calibration)
 
 
 def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list[str]) -> FoldRun:
