@@ -21,7 +21,7 @@ from stages import plan_data, predict, train
 import segpipe
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.temperature import Calibration
+from segpipe.core.temperature import CalibrationReport
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
@@ -378,7 +378,7 @@ def test_masks_are_postprocessed_by_a_file_or_by_what_was_chosen_for_the_model(t
 
 def test_validation_probabilities_are_counted_and_correct_saved_ones(trained, tmp_path, capsys):
     work = Work(shutil.copytree(trained / "work", tmp_path / "work"))
-    found = Calibration.load(work.calibration("3d_fullres"))
+    found = CalibrationReport.load(work.calibration("3d_fullres"))
     assert (found.n_cases, found.n_patients, set(found.temperature_of_fold)) == (5, 4, {"0", "1"})
     assert {label.label for label in found.labels} <= set(Plan.load(work.plan).labels.names) and found.labels[0].after
     images, both = trained / "data" / "imagesTr", PredictOptions(probabilities=True, uncertainty=True, calibrated=True)

@@ -1,4 +1,4 @@
-"""Calibration over patients: count while cases are predicted, fit a temperature, measure the gap without its bias.
+"""CalibrationReport over patients: count while cases are predicted, fit a temperature, measure the gap without its bias.
 
 A case is judged on a sample of voxels, so that time and memory do not grow with the image. Its counts for every
 temperature of a list are all that is kept.
@@ -37,7 +37,7 @@ _N_FLIPS = 1999
 
 @dataclass(frozen=True, eq=False)
 class CaseCounts:
-    """What is kept of a case.
+    """Counts of a case, for every temperature.
 
     Args:
         n_vox: (T, L, B) voxels judged, by temperature, label and bin of the label's probability.
@@ -226,7 +226,7 @@ class _LabelSample:
         return np.isfinite(distances_mm)
 
     def not_near(self, flat: NDArray[np.intp]) -> NDArray[np.intp]:
-        """Those of some voxels that are farther from the label in the reference than `NEAR_MM`."""
+        """Voxels of some that are farther from the label in the reference than `NEAR_MM`."""
         is_near = self._is_near(np.array(np.unravel_index(flat, self._shape_zyx)))
         return flat[~is_near]
 

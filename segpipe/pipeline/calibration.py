@@ -15,7 +15,7 @@ from segpipe.core.files import make_folder
 from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import LabelSet
 from segpipe.core.machine import rank
-from segpipe.core.temperature import Calibration, LabelCalibration, Reliability
+from segpipe.core.temperature import CalibrationReport, LabelCalibration, Reliability
 from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Case
@@ -98,7 +98,7 @@ def scored_folds(work: Work, configuration: str, splits: Splits) -> dict[int, Fo
     }
 
 
-def collect_calibration(planned: PlannedWork, configuration: str) -> Calibration | None:
+def collect_calibration(planned: PlannedWork, configuration: str) -> CalibrationReport | None:
     """Calibration of every fold that is scored on the present splits, also written beside the folds.
 
     Returns:
@@ -123,7 +123,7 @@ def collect_calibration(planned: PlannedWork, configuration: str) -> Calibration
     return found
 
 
-def summarise_calibration(counts: CountsOfFolds, names: Sequence[str], weights: Mapping[str, str]) -> Calibration:
+def summarise_calibration(counts: CountsOfFolds, names: Sequence[str], weights: Mapping[str, str]) -> CalibrationReport:
     """Fit temperatures and measure calibration before and after.
 
     Args:
@@ -146,7 +146,7 @@ def summarise_calibration(counts: CountsOfFolds, names: Sequence[str], weights: 
         if before is not None:
             n_patients = sum(any(_has_voxels(case, label) for case in cases) for _, cases in patients)
             labels.append(LabelCalibration(label=name, n_patients=n_patients, before=before, after=after))
-    return Calibration(
+    return CalibrationReport(
         temperature=float(TEMPERATURES[everything]),
         temperature_of_fold={fold: float(TEMPERATURES[place]) for fold, place in places.items()},
         n_cases=sum(len(cases) for _, cases in patients),

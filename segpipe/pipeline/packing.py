@@ -8,7 +8,7 @@ from pathlib import Path
 
 from segpipe._version import __version__
 from segpipe.core.errors import UsageError
-from segpipe.core.temperature import Calibration
+from segpipe.core.temperature import CalibrationReport
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
@@ -80,7 +80,7 @@ def pack(
         parts |= _fold_parts(fold, _INSIDE.fold(*_about(fold)))
     for name, chosen in members.items():
         if (calibration := chosen[0].path.parent / CALIBRATION_FILE).is_file():
-            parts[_INSIDE.calibration(name).as_posix()] = Calibration.load(calibration).to_json().encode()
+            parts[_INSIDE.calibration(name).as_posix()] = CalibrationReport.load(calibration).to_json().encode()
     home = _INSIDE.run(next(iter(members))) if len(members) == 1 else Path(SELECTION)
     if steps != NO_POSTPROCESSING:
         parts[(home / POSTPROCESSING_FILE).as_posix()] = steps.to_yaml().encode()

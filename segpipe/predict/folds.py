@@ -14,7 +14,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
-from segpipe.core.temperature import Calibration
+from segpipe.core.temperature import CalibrationReport
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work, preferred_configuration
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.options import PredictOptions
@@ -300,7 +300,7 @@ def temperature_for(options: PredictOptions, members: Members, note: Callable[[s
             f"--calibrated: no {file}, which `segpipe train` writes. Rerun `segpipe train` on the work folder: it "
             "predicts the validation cases again. A model of nnU-Net or an earlier package has none."
         )
-    found = Calibration.load(file)
+    found = CalibrationReport.load(file)
     if retrained := _find_retrained(found.weights, members):
         raise UsageError(f"{file}: {retrained} has been trained again since. Rerun `segpipe train` on the work folder.")
     note(f"calibration: probabilities with temperature {found.temperature:.3g} ({file})")

@@ -24,7 +24,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, private_folder, whole_file
 from segpipe.core.progress import show_as
 from segpipe.core.records import Record, parse_json, read_values, texts_in
-from segpipe.core.temperature import Calibration
+from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import printable
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder
 from segpipe.plan.schema import Plan
@@ -50,7 +50,7 @@ _RECORDS: dict[str, type[Record]] = {
     _FOLD.plan.name: Plan,
     _FOLD.trained_on.name: TrainingStats,
     POSTPROCESSING_FILE: Postprocessing,
-    CALIBRATION_FILE: Calibration,
+    CALIBRATION_FILE: CalibrationReport,
     SELECTED_MODEL_FILE: SelectedModel,
 }
 # What the readers raise on a file that is cut off or was made to break them; RecursionError is a RuntimeError.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segpipe.core.figures import EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
-from segpipe.core.temperature import Calibration, LabelCalibration, Reliability
+from segpipe.core.temperature import CalibrationReport, LabelCalibration, Reliability
 from segpipe.report.charts import WIDTH_INCHES
 from segpipe.report.page import Cell, Picture, Table
 
@@ -19,7 +19,7 @@ _COLUMNS, _MAX_PANELS = 3, 12  # more would be taller than a page
 _BEFORE_COLOUR = "#8a97a5"
 
 
-def calibration_picture(found: Calibration, colours: Mapping[str, str]) -> Picture | None:
+def calibration_picture(found: CalibrationReport, colours: Mapping[str, str]) -> Picture | None:
     """Reliability diagram of each label, before and after the temperature; of very many the worst.
 
     Args:
@@ -74,7 +74,7 @@ def _draw_reliability(panel: Axes, curve: Reliability, colour: str, name: str) -
     panel.scatter(p, frequency, 4 + 120 * share, color=colour, alpha=0.7, linewidth=0, clip_on=False, zorder=3)
 
 
-def calibration_table(found: Calibration) -> Table | None:
+def calibration_table(found: CalibrationReport) -> Table | None:
     """Calibration error of every label before and after the temperature."""
     if not found.labels:
         return None

@@ -12,7 +12,7 @@ from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.machine import Environment
 from segpipe.core.records import read_mapping
-from segpipe.core.temperature import Calibration
+from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import count
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.data.check import CheckReport
@@ -71,7 +71,7 @@ class Run:
     configuration: str
     folds: tuple[FoldRun, ...]
     scores: ScoreTable | None
-    calibration: Calibration | None = None
+    calibration: CalibrationReport | None = None
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, note
                 f"{count(len(without), 'validation case')} of trained folds without scores: {_some(without)}."
             )
     path = folder / CALIBRATION_FILE
-    calibration = _read(path, Calibration.load, own_notes) if path.exists() else None
+    calibration = _read(path, CalibrationReport.load, own_notes) if path.exists() else None
     notes += [f"{folder.name}: {note}" for note in own_notes]
     return Run(folder.name, folds, scores, calibration)
 
