@@ -51,7 +51,7 @@ class LabelCalibration(Record):
     after: Reliability | None
 
 
-class Calibration(Record):
+class CalibrationReport(Record):
     """calibration.json: how well the out-of-fold probabilities of a configuration are calibrated.
 
     Args:

@@ -1,4 +1,4 @@
-"""CalibrationReport over patients: count while cases are predicted, fit a temperature, measure the gap without its bias.
+"""Calibration over patients: count while cases are predicted, fit a temperature, measure the gap without its bias.
 
 A case is judged on a sample of voxels, so that time and memory do not grow with the image. Its counts for every
 temperature of a list are all that is kept.
