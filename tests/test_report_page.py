@@ -151,3 +151,37 @@ def test_a_report_of_fifty_large_cases_stays_below_ten_megabytes(browser: Browse
     assert page.locator("figure.scan img").count() == 5
     assert page.locator(".tall").first.locator("tbody tr").count() == N_CASES
     page.close()
+
+
+def test_of_188_labels_ten_at_either_end_are_shown_and_the_others_found(browser: Browser, tmp_path: Path) -> None:
+    names = [f"l{number:03d}" for number in range(188)]
+    dataset = many_cases(tmp_path)
+    labels = LabelSet(labels=tuple(Label(name=name, values=(n,)) for n, name in enumerate(names, 1)))
+    dataset.model_copy(update={"labels": labels, "cases": dataset.cases[10:14]}).save(Work(tmp_path).dataset)
+    rows = tuple(
+        Score(CONFIGURATION, case.case_id, case.patient_id, 0, 0, name, "dice", number / 200, "1", "ok", 9, 9)
+        for case in dataset.cases[10:14]
+        for number, name in enumerate(names)
+    )
+    ScoreTable(rows).save(Work(tmp_path).scores(CONFIGURATION))
+    page = browser.new_page()
+    complaints = complaints_of(page)
+    page.goto(build_report(tmp_path).as_uri())
+    table = page.locator("table.folded").first
+
+    def shown() -> list[str]:
+        return [name for name in table.locator("tbody tr:visible td:first-child").all_inner_texts() if name in names]
+
+    ends = [*names[:10], *names[-10:]]  # the worst first
+    assert shown() == ends and table.locator("tfoot tr").inner_text().startswith("mean\t0.468")
+    assert "168 more" in table.locator("tr.gap").inner_text()
+    page.get_by_role("searchbox").first.fill("L07")
+    assert shown() == names[70:80]
+    page.get_by_role("searchbox").first.fill("")
+    table.locator("th button", has_text="label").click()
+    table.locator("th button", has_text="label").click()
+    assert shown() == ends[::-1]
+    page.get_by_role("button", name="Show all 188").first.click()
+    assert shown() == names[::-1]
+    page.close()
+    assert complaints == []

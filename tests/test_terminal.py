@@ -89,6 +89,20 @@ def test_names_are_cut_and_numbers_never(size: float) -> None:
     assert NAMES[0] not in "\n".join(table) and "…" in text
 
 
+def test_of_188_labels_the_worst_ten_the_best_ten_and_the_means_are_printed() -> None:
+    scores = [
+        Score("r", f"c{n}", f"p{n}", 0, 0, f"l{label:03d}", metric, value, unit, "ok", 9, 9)
+        for n in range(3)
+        for label in range(188)
+        for metric, value, unit in (("dice", label / 200, "1"), ("hd95", 200.0 - label, "mm"))
+    ]
+    lines = summary_text(summarise(ScoreTable(tuple(scores)))).splitlines()
+    named = [word for line in lines for word in line.split() if re.fullmatch(r"l\d{3}|\(mean\)", word)]
+    worst, best = [f"l{n:03d}" for n in range(10)], [f"l{n:03d}" for n in range(178, 188)]
+    assert named == [*worst, *best, "(mean)", "(mean)"]
+    assert any("168 more" in line for line in lines) and len(lines) < 40
+
+
 def test_short_names_are_not_cut() -> None:
     assert "…" not in summary_text([row.model_copy(update={"label": "organ"}) for row in rows_with()])
 

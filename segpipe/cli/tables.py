@@ -7,8 +7,9 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from segpipe.core.text import MOST_ROWS, N_ENDS, count, fold_middle
 from segpipe.evaluate.metrics import METRICS, number_text
-from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow
+from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, worst_first
 
 SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
 _WIDTH = 80
@@ -22,6 +23,7 @@ _MEDIAN = " median"  # label of the row below that of a distance, whose mean a f
 def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> str:
     """Means with intervals and counts, one line for each metric and label, and the warnings below.
 
+    Of very many labels only the worst and the best of the first metric are shown, and of the other metrics the mean.
     Medians of distances have a line of their own. Failed patients are those with a missed or spurious structure or a
     Dice below 0.1; the range beside their number is the 95 % interval of their rate.
 
@@ -36,6 +38,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
 
     shown = [row for row in rows if row.metric in metrics]
     n_labels = len({row.label for row in shown} - {MEAN_LABEL})
+    first = next((metric for metric in metrics if any(row.metric == metric for row in shown)), "")
     statuses = [name for name in _STATUSES if any(getattr(row, name) for row in shown)]
     headings = [*_NUMBERS, *(_STATUSES[name] for name in statuses)]
     cells = {id(row): _cells(row, statuses) for row in shown}
@@ -48,16 +51,27 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
         table.add_column(heading, justify="right", no_wrap=True)
     for metric in metrics:
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
+        if n_labels > MOST_ROWS:
+            of_metric = _folded(of_metric, is_first=metric == first)
         for index, row in enumerate(of_metric):
             title, is_last = METRICS[metric].heading if index == 0 else "", row is of_metric[-1]
             has_median = METRICS[metric].kind == "distance" and row.median is not None
             table.add_row(title, Text(row.label), *cells[id(row)], end_section=is_last and not has_median)
+            if n_labels > MOST_ROWS and index == N_ENDS - 1:
+                table.add_row("", f"{n_labels - 2 * N_ENDS} more")
             if has_median:
                 table.add_row("", Text(_MEDIAN), *_median_cells(row), end_section=is_last)
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, *_notes(shown)])
+    more = f"The worst and the best {N_ENDS} of {n_labels} labels. The report and scores.csv have all of them."
+    return "\n".join([*lines, *([more] if n_labels > MOST_ROWS else []), *_notes(shown)])
+
+
+def _folded(rows: Sequence[SummaryRow], is_first: bool) -> list[SummaryRow]:
+    """The labels at both ends, if this is the first metric, and the mean."""
+    low, high = fold_middle(worst_first(row for row in rows if row.label != MEAN_LABEL))
+    return [*(low if is_first else []), *(high if is_first else []), *(row for row in rows if row.label == MEAN_LABEL)]
 
 
 def _widths(cells: Sequence[Sequence[str]], titles: Sequence[str]) -> tuple[int, int, int]:
@@ -102,7 +116,14 @@ def _notes(rows: Sequence[SummaryRow]) -> list[str]:
         for note, of in about.items()
     ]
     left_out = [row for row in rows if row.n_left_out and row.label != MEAN_LABEL]
-    lines += [f"Left out of {METRICS[row.metric].title}, {row.label}: {row.n_left_out} cases." for row in left_out]
+    if len(left_out) > MOST_ROWS:
+        n_cases = sum(row.n_left_out for row in left_out)
+        lines.append(f"Left out, over all metrics and labels: {count(n_cases, 'score')}; scores.csv has the reasons.")
+    else:
+        lines += [
+            f"Left out of {METRICS[row.metric].title}, {row.label}: {count(row.n_left_out, 'case')}."
+            for row in left_out
+        ]
     return [piece for line in lines for piece in _wrap(line)]
 
 

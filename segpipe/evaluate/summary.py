@@ -7,8 +7,8 @@ structure silently: `mr` and `brats` give it the worst value, `nnunet` too, `omi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
-from math import isfinite
+from collections.abc import Callable, Iterable
+from math import inf, isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,6 +103,11 @@ def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) ->
         rows = [row for row in table.rows if row.metric == name and row.label != IMAGE_LABEL]
         result += _rows(rows, values, low_dice, seed)
     return tuple(result)
+
+
+def worst_first(rows: Iterable[SummaryRow]) -> list[SummaryRow]:
+    """Rows without a mean, then the others, the mean farthest from the metric's best value first."""
+    return sorted(rows, key=lambda row: -inf if row.mean is None else -abs(row.mean - METRICS[row.metric].best))
 
 
 def failure_text(row: SummaryRow) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import isfinite
 
 from segpipe.core.figures import FoldCurves, label_colours, learning_curves
 from segpipe.core.history import History
@@ -12,7 +12,7 @@ from segpipe.core.text import MOST_ROWS, count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.evaluate.summary import FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text
+from segpipe.evaluate.summary import FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text, worst_first
 from segpipe.report.calibration_charts import calibration_picture, calibration_table
 from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.methods_text import work_methods
@@ -129,10 +129,8 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     mean = lines.pop(MEAN_LABEL, ())
     is_long = len(lines) > MOST_ROWS
     if is_long:
-        means = {label: by_place[label, metrics[0]].mean for label in lines}
-        lines = {
-            label: lines[label] for label in sorted(lines, key=lambda label: _from_worst(means[label], metrics[0]))
-        }
+        ranked = worst_first(by_place[label, metrics[0]] for label in lines)
+        lines = {row.label: lines[row.label] for row in ranked}
     caption = (
         "Means over cases with 95 % intervals over patients. A missed structure or a false alarm counts as the worst "
         "value (0, or the diagonal of the image), two empty masks as the best. "
@@ -140,13 +138,6 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     )
     columns = ("label", *(METRICS[name].heading for name in metrics), "cases")
     return Table(columns, tuple(lines.values()), caption, is_sortable=is_long, is_folded=True, foot=mean)
-
-
-def _from_worst(mean: float | None, metric: str) -> float:
-    """A key that sorts the worst mean first; without one it is the worst."""
-    if mean is None:
-        return -inf
-    return mean if METRICS[metric].kind == "overlap" else -mean
 
 
 def _case_table(table: ScoreTable) -> Table:
