@@ -26,6 +26,7 @@ from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
+from segpipe.pipeline.info import ledger_info
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.predict.options import PredictOptions
@@ -52,6 +53,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_stage_leaves_its_files(trained):
     work = Work(trained / "work")
+    assert not ledger_info(work.path).faults and not ledger_info(work.path).not_in_ledger
+    noted = [line.scoring for line in ledger_info(work.path).lines]
+    assert [one.name for one in noted] == ["3d_fullres fold 0", "3d_fullres fold 1"]
+    assert {case for one in noted for case in one.cases} == set(CASES) and len({one.model for one in noted}) == 2
     for fold in ("0", "1"):
         found = work.fold("3d_fullres", fold)
         assert all(

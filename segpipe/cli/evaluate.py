@@ -54,6 +54,12 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option("--policy", help="How empty masks count: mr (default), nnunet, brats or omit.")
 @click.option("--nsd-tolerance", type=Tolerance(), metavar="MM", help="Also NSD: 1.5, or liver=2,tumour=1.")
 @click.option("--allow-missing", is_flag=True, help="Score what exists, even if references lack a prediction.")
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    metavar="WORK",
+    help="Note this scoring in WORK/ledger.jsonl.  [default: of the work folder that PREDICTIONS lie in]",
+)
 @workers
 @seed
 @shared
@@ -67,6 +73,7 @@ def command(
     policy: str | None,
     nsd_tolerance: Any,
     allow_missing: bool,
+    ledger: Path | None,
     as_json: bool,
     n_workers: int,
     seed: int,
@@ -87,7 +94,7 @@ def command(
 
     if output is not None:
         require_place(output)
-    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing)
+    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing, ledger)
     found = evaluate_masks(reference, predictions, wish, n_workers, seed)
     files = _save(found, output)
     if as_json:

@@ -13,7 +13,7 @@ from segpipe.cli.printing import echo
 from segpipe.core.text import count, duration_text, size_text
 
 if TYPE_CHECKING:
-    from segpipe.pipeline.info import ConfigurationInfo, FoldInfo, Info
+    from segpipe.pipeline.info import ConfigurationInfo, FoldInfo, Info, LedgerInfo
     from segpipe.predict.package import PackedScore
 
 _WIDTH = 80
@@ -22,21 +22,52 @@ _SHOWN_SHARE = 0.01  # of the disk space; smaller parts are not named
 
 @click.command("info", cls=Command, old=NO_MACHINE)
 @click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|WORK")
+@click.option("--ledger", "with_ledger", is_flag=True, help="List what was scored, and check that nobody changed it.")
 @shared
-def command(path: Path, as_json: bool) -> None:
+def command(path: Path, with_ledger: bool, as_json: bool) -> None:
     """Describe a work folder, one of its runs, or a file of `segpipe pack`.
 
     Prints dataset, plan, folds with epochs, time and scores, hashes of the weights, and sizes on disk. The parts of a
     packed model are compared with their hashes. Nothing is changed.
     """
     from segpipe.cli.printing import print_json
-    from segpipe.pipeline.info import info
+    from segpipe.core.errors import DataError
+    from segpipe.pipeline.info import info, ledger_info
 
+    if with_ledger:
+        ledger = ledger_info(path)
+        if as_json:
+            print_json(ledger.model_dump(mode="json"))
+        else:
+            click.echo(ledger_text(ledger))
+        if ledger.faults or ledger.not_in_ledger:
+            raise DataError(
+                f"{ledger.path}: does not match; {'; '.join((*ledger.faults, *ledger.not_in_ledger)[:3])}. Restore the "
+                "file from a copy, or say in the report why it differs."
+            )
+        return
     found = info(path)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return
     echo(info_text(found))
+
+
+def ledger_text(found: LedgerInfo) -> str:
+    """A line for each scoring, then what was counted and what is wrong."""
+    lines = [f"{found.path}: {count(len(found.lines), 'line')}"]
+    for line in found.lines:
+        cases = f", {count(len(line.scoring.cases), 'case')}" if line.scoring.cases else ""
+        model = f", model {line.scoring.model}" if line.scoring.model else ""
+        lines.append(f"  {line.number} {line.time} {line.scoring.event}: {line.scoring.name}{cases}{model}")
+    lines += [f"  {sentence}" for sentence in found.sentences]
+    lines += [f"  fault: {fault}" for fault in found.faults]
+    if found.is_torn:
+        lines.append("  The last line is incomplete: its run was killed. The next scoring removes it.")
+    lines += [f"  fault: {name} is not in the ledger" for name in found.not_in_ledger]
+    if not (found.faults or found.not_in_ledger):
+        lines.append("  The chain is whole.")
+    return "\n".join(lines)
 
 
 def info_text(found: Info) -> str:

@@ -10,6 +10,15 @@ from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
 from segpipe.evaluate.evaluation_case import ScoreSettings
+from segpipe.evaluate.ledger import (
+    LEDGER_FILE,
+    append_scoring,
+    event_of,
+    find_ledger,
+    ledger_sentences,
+    read_ledger,
+    scoring_of,
+)
 from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, parse_metrics
 from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing, with_probabilities
 from segpipe.evaluate.scoring import FolderScores, score_pairs
@@ -27,6 +36,7 @@ class EvaluateOptions:
         policy: How empty masks count; None: the policy of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score the other cases where references lack a prediction.
+        ledger: Work folder whose ledger notes this scoring; None: the one that the masks lie in, if any.
     """
 
     labels: str | None = None
@@ -35,6 +45,7 @@ class EvaluateOptions:
     policy: str | None = None
     nsd_tolerance_mm: float | Mapping[str, float] | None = None
     allow_missing: bool = False
+    ledger: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +85,8 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
     """
     names, policy_of_preset = chosen_metrics(wish.metrics, wish.preset)
     check_policy(policy := wish.policy or policy_of_preset)
+    if wish.ledger is not None and not wish.ledger.is_dir():
+        raise UsageError(f"--ledger {wish.ledger}: no such folder. Give the work folder of the model.")
     run = predictions.resolve().name if predictions.is_dir() else predictions.resolve().parent.name
     pairing = find_pairs(reference, predictions, run)
     refuse_missing(pairing, wish.allow_missing)
@@ -84,6 +97,9 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
     settings = ScoreSettings(names, wish.nsd_tolerance_mm, only_known_values=wish.labels is None)
     pairs, settings = with_probabilities(pairing.pairs, settings, is_required=wish.metrics != "all")
     scores = score_pairs(pairs, label_set, n_workers, settings)
+    if (work := wish.ledger or find_ledger(predictions)) is not None:
+        append_scoring(work, scoring_of(event_of(predictions), str(predictions), pairs, scores.table))
+        say(" ".join(ledger_sentences(read_ledger(work / LEDGER_FILE), scores.table.case_ids)))
     return Evaluation(scores, summarise(scores.table, policy, seed), policy, names, len(pairs))
 
 

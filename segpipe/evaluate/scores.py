@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
@@ -185,11 +186,19 @@ class ScoreTable:
             ResourceError: If the disk is full.
             SetupError: If the place is not writable.
         """
+        write_text(path, self._text())
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that change when any value does."""
+        return hashlib.sha256(self._text().encode()).hexdigest()[:12]
+
+    def _text(self) -> str:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(COLUMNS)
         writer.writerows(["" if value is None else value for value in astuple(row)] for row in self.rows)
-        write_text(path, text.getvalue())
+        return text.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> ScoreTable:

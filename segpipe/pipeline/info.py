@@ -13,6 +13,7 @@ from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
+from segpipe.evaluate.ledger import LEDGER_FILE, LedgerLine, ledger_sentences, read_ledger, tables_outside
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
@@ -206,3 +207,46 @@ def _sizes(path: Path) -> dict[str, int]:
     parts = {part.name: [part] if part.is_file() else part.rglob("*") for part in path.iterdir()}
     sizes = {name: sum(f.stat().st_size for f in files if f.is_file()) for name, files in parts.items()}
     return dict(sorted(sizes.items(), key=lambda item: (-item[1], item[0])))
+
+
+class LedgerInfo(Record):
+    """The ledger of a work folder.
+
+    Args:
+        path: The file.
+        lines: What was scored, in order.
+        faults: What breaks the chain, beginning with the line; empty if nothing does.
+        is_torn: Whether the last line is incomplete, as a killed run leaves it. The next scoring removes it.
+        not_in_ledger: Tables of scores in the folder that no line is about: changed since, or made by an older version.
+        sentences: How often the test set and the folds were scored.
+    """
+
+    path: str
+    lines: tuple[LedgerLine, ...]
+    faults: tuple[str, ...]
+    is_torn: bool
+    not_in_ledger: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+
+def ledger_info(folder: Path) -> LedgerInfo:
+    """Read the ledger of a work folder, check its chain, and look for scores that it does not know.
+
+    Raises:
+        UsageError: If there is no ledger.
+        DataError: If it or a table of scores cannot be read.
+    """
+    path = folder / LEDGER_FILE
+    if not path.is_file():
+        raise UsageError(f"{folder}: has no {LEDGER_FILE}. `segpipe train` and `segpipe evaluate` begin one.")
+    state = read_ledger(path)
+    files = sorted(folder.glob("runs/*/fold_*/scores.csv"))
+    tables = {str(file.relative_to(folder)): ScoreTable.load(file) for file in files}
+    return LedgerInfo(
+        path=str(path),
+        lines=state.lines,
+        faults=state.faults,
+        is_torn=bool(state.torn),
+        not_in_ledger=tables_outside(state, tables),
+        sentences=ledger_sentences(state),
+    )

@@ -18,6 +18,7 @@ from segpipe.core.progress import say
 from segpipe.core.text import count
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Fold, Splits
+from segpipe.evaluate.ledger import append_scoring, file_digest, scoring_of
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.networks.device import free_device_bytes, memory_faults, resolve_device, set_processors
@@ -329,7 +330,11 @@ def _validate_one(job: TrainJob, fold: int) -> None:
         )
         for case in cases
     ]
-    score_folder(pairs, model.plan.labels, machine.n_workers).save(folder.scores)
+    table = score_folder(pairs, model.plan.labels, machine.n_workers)
+    weights, plan = file_digest(folder.weights), model.plan.decisions.digest()
+    # before the scores are there, so that none is without its line
+    append_scoring(planned.work.path, scoring_of("fold", f"{name} fold {fold}", pairs, table, model=weights, plan=plan))
+    table.save(folder.scores)
 
 
 def _share(seconds: float, n_folds: int, n_devices: int) -> float:
