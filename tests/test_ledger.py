@@ -96,7 +96,7 @@ def test_a_torn_last_line_is_removed_by_the_next_scoring(folder, n_kept, capsys)
     assert state.torn and not state.faults and len(state.lines) == 3
     assert run(["info", str(folder), "--ledger"]) == 0
     assert "The last line is incomplete" in capsys.readouterr().out
-    append_scoring(folder, scoring("next"))
+    append_scoring(folder, Scoring(event="test set", name="next"))  # a shorter line
     state = read_ledger(file)
     assert [line.scoring.name for line in state.lines] == ["3d fold 0", "first", "second", "next"]
     assert not state.torn and not state.faults

@@ -37,7 +37,7 @@ Event = Literal["fold", "test set", "selection", "declaration"]
 
 
 class Scoring(Record):
-    """What a line of the ledger is about.
+    """The subject of a line of the ledger.
 
     Args:
         event: `fold`: the validation cases of a fold; `test set`: any other masks; `selection`: choosing among models
@@ -112,7 +112,7 @@ class LedgerState:
 
     @property
     def scorings(self) -> tuple[Scoring, ...]:
-        """What every line is about."""
+        """The subjects of all lines."""
         return tuple(line.scoring for line in self.lines)
 
 
@@ -238,7 +238,7 @@ def find_ledger(path: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class Looks:
-    """How often something was scored: in all, and with how many different masks."""
+    """Number of scorings of something: in all, and with how many different masks."""
 
     n_scorings: int
     n_masks: int
@@ -260,7 +260,7 @@ def looks_at(scorings: Iterable[Scoring], event: Event, cases: Iterable[str] | N
 
 
 def ledger_sentences(state: LedgerState, cases: Iterable[str] | None = None) -> tuple[str, ...]:
-    """How often a test set and the folds were scored, and what is wrong with the ledger; one sentence each."""
+    """Say how often a test set and the folds were scored, and what is wrong with the ledger; one sentence each."""
     wanted = None if cases is None else tuple(cases)
     said = []
     if (tests := looks_at(state.scorings, "test set", wanted)).n_scorings:
