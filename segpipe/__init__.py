@@ -85,14 +85,14 @@ def run(
     """
     from pathlib import Path
 
-    from segpipe.core.machine import cpu_count
+    from segpipe.core.machine import default_workers
     from segpipe.pipeline import run as runs
     from segpipe.pipeline.requests import Machine, RunRequest
 
     request = RunRequest(
         data=Path(data),
         folder=Path(work),
-        machine=Machine(device, n_workers or cpu_count()),
+        machine=Machine(device, n_workers or default_workers()),
         preset=preset,
         gpu_memory_gib=gpu_memory_gib,
         edits=tuple(edits),
@@ -141,11 +141,11 @@ def evaluate(
     from dataclasses import replace
     from pathlib import Path
 
-    from segpipe.core.machine import cpu_count
+    from segpipe.core.machine import default_workers
     from segpipe.core.progress import collect_lines
     from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
     wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
     with collect_lines() as lines:
-        found = evaluate_masks(Path(reference), Path(predictions), wish, n_workers or cpu_count(), seed)
+        found = evaluate_masks(Path(reference), Path(predictions), wish, n_workers or default_workers(), seed)
     return replace(found, notes=tuple(lines))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from segpipe.core.machine import free_bytes
+from segpipe.core.machine import cpu_count, default_workers, free_bytes
 
 KIB = 1024
 
@@ -48,3 +48,18 @@ def test_a_container_beyond_its_limit_has_none(meminfo, tmp_path):
 
 def test_a_system_that_does_not_say_has_none(tmp_path):
     assert free_bytes(tmp_path / "nothing", tmp_path) == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [({}, None), ({"OMP_NUM_THREADS": "1"}, 1), ({"OMP_NUM_THREADS": "1,4"}, 1), ({"OMP_NUM_THREADS": "999"}, None)]
+    + [({"OMP_NUM_THREADS": wrong}, None) for wrong in ("0", "-2", "all", "")],
+)
+def test_the_usual_variable_limits_the_workers_and_torchrun_does_not(monkeypatch, variables, expected):
+    for name in ("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert default_workers() == (cpu_count() if expected is None else expected)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # torchrun sets the other variable to 1 by itself
+    assert default_workers() == cpu_count()

@@ -342,8 +342,8 @@ def test_the_commands_hold_the_folds_the_seed_and_what_each_training_changed(wor
     assert commands_of(work) == [
         f"segpipe plan {root} -o {work} --preset nnunet --n-folds 3 --seed 0",
         f"# This plan does not say which options made it: copy the plan above to {work}/plan.yaml.",
-        f"{train} 0,2 --time-budget 180s",
-        f"{train} 1 --set 'training.optimizer=\"adamw\"'",
+        f"{train} 0,2 --set training.time_budget_seconds=90.0",
+        f"{train} 1 --set training.optimizer=adamw",
         f"segpipe report {work}",
     ]
 

@@ -29,10 +29,11 @@ def command(
     """
     from segpipe.bridge.nnunet_model import import_nnunet_model
     from segpipe.cli.printing import print_json
-    from segpipe.core.text import count
+    from segpipe.core.text import command_text, count
 
     targets = import_nnunet_model(model, work, folds, checkpoint)
     if as_json:
         print_json({"folds": [str(target.path) for target in targets]})
         return
-    echo(f"{count(len(targets), 'fold')}: {targets[0].path.parent}. Next: segpipe predict -m {work} -i IMAGES -o MASKS")
+    following = command_text("segpipe", "predict", "-m", str(work), "-i", "IMAGES", "-o", "MASKS")
+    echo(f"{count(len(targets), 'fold')}: {targets[0].path.parent}. Next: {following}")

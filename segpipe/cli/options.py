@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from segpipe.core.machine import cpu_count
+from segpipe.core.machine import default_workers
 from segpipe.core.progress import say
 from segpipe.pipeline.requests import Machine
 
@@ -75,8 +75,8 @@ workers = click.option(
     "-j",
     "n_workers",
     type=click.IntRange(1),
-    default=cpu_count,
-    show_default="processors",
+    default=default_workers,
+    show_default="OMP_NUM_THREADS, else processors",
     help="Number of parallel workers.",
 )
 device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:N or mps.")

@@ -12,7 +12,7 @@ import click
 from segpipe.cli import options
 from segpipe.cli.options import Command, edits, on_machine, seed, shared
 from segpipe.cli.printing import echo
-from segpipe.core.text import count, size_text
+from segpipe.core.text import command_text, count, size_text
 from segpipe.pipeline.requests import Machine, PlanRequest
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def command(
     echo(plan_text(planned))
     if page is not None:
         echo(f"Page: {page}")
-    following = f" Next: segpipe train {work}" if data is not None else ""
+    following = f" Next: {command_text('segpipe', 'train', str(work))}" if data is not None else ""
     echo(f"Plan: {work / 'plan.yaml'}.{following}")
 
 

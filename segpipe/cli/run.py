@@ -80,7 +80,9 @@ def run_and_print(request: RunRequest, *, as_json: bool) -> None:
     from segpipe.cli.check import print_report
     from segpipe.cli.plan import plan_text
     from segpipe.cli.printing import print_json
-    from segpipe.cli.tables import summary_record, summary_text
+    from segpipe.cli.tables import open_folds_text, summary_record, summary_text
+    from segpipe.core.text import command_text
+    from segpipe.core.work import Work
     from segpipe.evaluate.summary import DEFAULT_POLICY
     from segpipe.pipeline import run
 
@@ -95,9 +97,9 @@ def run_and_print(request: RunRequest, *, as_json: bool) -> None:
         return
     echo(summary_text(done.summary))
     echo(f"Report: {done.report}")
+    if done.open_folds:
+        echo(open_folds_text(Work(request.folder), done.configuration, done.open_folds))
     scored = sorted(path.parent.name for path in request.folder.glob("runs/*/scores.csv"))
     if len(scored) > 1:
-        echo(
-            f"Trained: {', '.join(scored)}. Run `segpipe select {request.folder} --ensembles` to choose the model used "
-            "for prediction."
-        )
+        following = command_text("segpipe", "select", str(request.folder), "--ensembles")
+        echo(f"Trained: {', '.join(scored)}. Run `{following}` to choose the model used for prediction.")

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from segpipe.core.text import MOST_ROWS, N_ENDS, count, fold_middle
+from segpipe.core.work import Work
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, worst_first
+from segpipe.plan.training_commands import training_advice
 
 SHOWN = ("dice", "nsd", "hd95", "assd", "volume_difference")  # the others stand in scores.csv
 _WIDTH = 80
@@ -134,3 +136,10 @@ def _names(rows: Sequence[SummaryRow]) -> str:
 
 def _wrap(line: str) -> list[str]:
     return textwrap.wrap(line, _WIDTH)
+
+
+def open_folds_text(work: Work, configuration: str, folds: Sequence[str]) -> str:
+    """Folds that are not trained and scored yet, and the command that trains them as the others were."""
+    is_one = len(folds) == 1
+    names = f"fold{'s' * (not is_one)} {', '.join(folds)} {'is' if is_one else 'are'}"
+    return f"{configuration}: {names} not trained yet. Train: {training_advice(work, configuration, folds)}."

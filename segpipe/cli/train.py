@@ -65,8 +65,10 @@ def command(
     depend on the length: --set training.schedule=constant. Other plan changes require --restart.
     """
     from segpipe.cli.printing import print_estimate, print_json
-    from segpipe.cli.tables import summary_record, summary_text
+    from segpipe.cli.tables import open_folds_text, summary_record, summary_text
     from segpipe.core.machine import rank
+    from segpipe.core.text import command_text
+    from segpipe.core.work import Work
     from segpipe.evaluate.summary import DEFAULT_POLICY, summarise
     from segpipe.pipeline import train
 
@@ -92,8 +94,10 @@ def command(
         print_json(summary_record(rows, DEFAULT_POLICY) | {"configuration": result.configuration})
         return
     echo(summary_text(rows))
+    if result.open_folds:
+        echo(open_folds_text(Work(work), result.configuration, result.open_folds))
     scores = work / "runs" / result.configuration / "scores.csv"
-    echo(f"Scores: {scores}. Next: segpipe report {work}")
+    echo(f"Scores: {scores}. Next: {command_text('segpipe', 'report', str(work))}")
 
 
 def profile_text(profile: Profile) -> str:

@@ -49,6 +49,16 @@ def cpu_count() -> int:
     return max(1, n_processors // n_sharing())
 
 
+def default_workers() -> int:
+    """Processors to use unless told otherwise: `OMP_NUM_THREADS` if it is set, as torch has it, else all of them.
+
+    Under torchrun the variable is not read: torchrun itself sets it to 1.
+    """
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # the standard allows a list, by nesting
+    is_set = first.isdecimal() and int(first) > 0 and n_sharing() == 1
+    return min(int(first), cpu_count()) if is_set else cpu_count()
+
+
 def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int:
     """Memory that can be taken without swapping: free memory, and memory that only caches files.
 

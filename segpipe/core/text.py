@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from math import isnan
@@ -42,6 +43,16 @@ def fold_middle(items: Sequence[T]) -> tuple[list[T], list[T]]:
     if len(items) <= MOST_ROWS:
         return list(items), []
     return list(items[:N_ENDS]), list(items[-N_ENDS:])
+
+
+def command_text(*words: str) -> str:
+    """A command to paste into a shell; words with spaces and the like are quoted.
+
+    Example:
+        >>> command_text("segpipe", "train", "my runs/a")
+        "segpipe train 'my runs/a'"
+    """
+    return shlex.join(words)
 
 
 def nfc(name: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
+from segpipe.core.text import command_text
 
 CALIBRATION_FILE = "calibration.json"
 
@@ -204,4 +205,7 @@ class Work:
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"{self.path}: is a file, expected a work folder. Give the one that `segpipe plan` wrote.")
         if not self.plan.is_file():
-            raise UsageError(f"{self.path}: no plan.yaml in it. Create one with `segpipe plan DATA -o {self.path}`.")
+            raise UsageError(
+                f"{self.path}: no plan.yaml in it. Create one with "
+                f"`{command_text('segpipe', 'plan', 'DATA', '-o', str(self.path))}`."
+            )

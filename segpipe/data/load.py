@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
-from segpipe.core.machine import cpu_count
+from segpipe.core.machine import default_workers
 from segpipe.core.records import read_mapping
 from segpipe.core.text import nfc
 from segpipe.data.dataset import CASE_NAME, Case, Dataset, is_case_name
@@ -125,7 +125,7 @@ def load_dataset(path: Path, n_workers: int | None = None) -> Dataset:
     refuse(faults, path)
     labels = files.labels
     if labels is None:
-        labels = labels_in_files([case.label for case in files.cases if case.label], n_workers or cpu_count())
+        labels = labels_in_files([case.label for case in files.cases if case.label], n_workers or default_workers())
     return to_dataset(files, labels, patients, patients_from)
 
 

@@ -11,12 +11,13 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import remove_leftovers
 from segpipe.core.progress import say, track
 from segpipe.core.records import Record
-from segpipe.core.work import FoldFolder
+from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Fold
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.plan import PlannedWork
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
+from segpipe.plan.training_commands import training_advice
 from segpipe.predict.folds import weights_of
 from segpipe.predict.memory import budget_for, windows_at_once
 from segpipe.predict.model import Ensemble, Model, load_model, require_same_view
@@ -57,9 +58,11 @@ def warn_of_guides(folder: FoldFolder, previous: str | None) -> None:
     known = GuidedBy.load(folder.guided_by).weights
     again = [fold for fold, digest in known.items() if now.get(fold, digest) != digest]
     if again:
+        work, name = Work(folder.path.resolve().parents[2]), folder.path.resolve().parent.name
+        advice = training_advice(work, name, [folder.path.name.removeprefix("fold_")], "--restart")
         say(
             f"warning: {folder.path}: {', '.join(again)} was trained again since it guided this cascade, which may "
-            "rely on it wrongly. Train the cascade again: `segpipe train` with --restart."
+            f"rely on it wrongly. Train the cascade again: {advice}."
         )
 
 
@@ -134,8 +137,8 @@ def require_trained_guides(planned: PlannedWork, name: str) -> None:
     if lacking:
         raise UsageError(
             f"-c {name}: needs all {splits.k} folds of {previous}, each to predict the cases that it was not trained "
-            f"on; not trained on the current splits: {', '.join(lacking)}. Train them: `segpipe train {work.path} "
-            f"-c {previous} -f {','.join(lacking)}`."
+            f"on; not trained on the current splits: {', '.join(lacking)}. Train them: "
+            f"{training_advice(work, previous, lacking)}."
         )
     for folder in folders:
         require_same_view(planned.plan, previous, Plan.load(folder.plan), work.plan)

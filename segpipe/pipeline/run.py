@@ -10,7 +10,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError
 from segpipe.core.files import private_folder
 from segpipe.core.foreseen import Foreseen
-from segpipe.core.text import count
+from segpipe.core.text import command_text, count
 from segpipe.data.check import CheckReport, check_dataset
 from segpipe.data.faults import KINDS
 from segpipe.evaluate.scores import ScoreTable
@@ -37,12 +37,14 @@ class Finished:
         scores: Out-of-fold, of all folds that are trained.
         summary: Their means with 95 % intervals over patients, empty masks by policy `mr`.
         report: The page for people.
+        open_folds: Those of the configuration that are not trained and scored yet.
     """
 
     configuration: str
     scores: ScoreTable
     summary: tuple[SummaryRow, ...]
     report: Path
+    open_folds: tuple[str, ...]
 
 
 def resolve(request: RunRequest) -> RunJob:
@@ -83,7 +85,8 @@ def run(
     _resolve_training(request, work)  # all of it, before the first hour is spent
     for training in _trainings(request, work):
         result = train.train(training)
-    return Finished(result.configuration, result.scores, tuple(summarise(result.scores)), build_report(request.folder))
+    summary, page = tuple(summarise(result.scores)), build_report(request.folder)
+    return Finished(result.configuration, result.scores, summary, page, result.open_folds)
 
 
 def estimate(job: RunJob) -> Foreseen:
@@ -146,5 +149,6 @@ def _require_usable(data: Path, report: CheckReport) -> None:
         fatal = [fault for fault in report.faults if fault.severity == "fatal"]
         first = f"{fatal[0].case_id or data}: {KINDS[fatal[0].kind].title}, found {fatal[0].found}"
         raise DataError(
-            f"{data}: {count(len(fatal), 'fatal fault')} (first: {first}). `segpipe check {data}` lists them."
+            f"{data}: {count(len(fatal), 'fatal fault')} (first: {first}). "
+            f"`{command_text('segpipe', 'check', str(data))}` lists them."
         )

@@ -18,7 +18,7 @@ from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import say
 from segpipe.core.records import Record, did_you_mean
-from segpipe.core.text import count
+from segpipe.core.text import command_text, count
 from segpipe.core.volume import read_header
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
@@ -30,6 +30,7 @@ from segpipe.networks.device import resolve_device
 from segpipe.pipeline.out_of_fold import AVERAGED, STEPS, OutOfFold, ValidatedCase
 from segpipe.pipeline.predict import PROBABILITY_BYTES, seconds_per
 from segpipe.pipeline.requests import Machine, SelectRequest
+from segpipe.plan.training_commands import training_advice
 from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_of
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions
@@ -123,7 +124,7 @@ def resolve(request: SelectRequest) -> SelectJob:
     if len(folds) < 2 or not names:
         raise UsageError(
             f"{folder}: trained and scored: {_folds_text(scored)}; expected two or more folds of one configuration: "
-            f"a choice must be scored on another fold than it was made on. Train them: `segpipe train {folder}`."
+            f"a choice must be scored on another fold than it was made on. Train them: {_advice(work, scored, splits)}."
         )
     left_out = tuple(name for name in scored if name not in names)
     cases = tuple(ValidatedCase(dataset.by_id[case], fold) for fold in folds for case in splits.folds[fold].validation)
@@ -276,6 +277,14 @@ def _worth(found: Interval) -> Worth:
 
 def _folds_text(scored: dict[str, set[int]]) -> str:
     return "; ".join(f"{name}: folds {sorted(folds)}" for name, folds in scored.items()) or "none"
+
+
+def _advice(work: Work, scored: dict[str, set[int]], splits: Splits) -> str:
+    """The command that trains the other folds of the configuration with most of them."""
+    name = max(scored, key=lambda name: len(scored[name]), default=None)
+    if name is None:
+        return f"`{command_text('segpipe', 'train', str(work.path))}`"
+    return training_advice(work, name, [str(fold) for fold in range(splits.k) if fold not in scored[name]])
 
 
 def _choice_text(chosen: Chosen) -> str:

@@ -81,10 +81,11 @@ class TrainJob:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """The configuration that was trained, and the scores of all its trained folds."""
+    """The configuration that was trained, the scores of all its trained folds, and which folds have none yet."""
 
     configuration: str
     scores: ScoreTable
+    open_folds: tuple[str, ...]
 
 
 def resolve(
@@ -154,7 +155,8 @@ def run(job: TrainJob) -> TrainResult:
         train_in_processes(planned.work.run(name), job.folds, job.devices, arguments, request.machine)
     scores = collect_scores(planned.work, name, planned.splits)
     collect_calibration(planned, name)
-    return TrainResult(name, scores)
+    scored = {row.fold for row in scores.rows}
+    return TrainResult(name, scores, tuple(str(fold) for fold in range(planned.splits.k) if fold not in scored))
 
 
 def train(request: TrainRequest) -> TrainResult:

@@ -22,15 +22,16 @@ _N_NAMED = 4  # of labels in a warning
 _USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
 
 
-def edit_plan(plan: Plan, assignments: Sequence[str]) -> Plan:
+def edit_plan(plan: Plan, assignments: Sequence[str], *, warns: bool = True) -> Plan:
     """Return the plan with values replaced.
 
     Args:
         plan: Stays as it is.
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
             `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
-            edited configuration follows it. A warning is printed if the optimizer changes without its learning rate
-            (rates of sgd are too high for the others), and if labels with sides are mirrored from now on.
+            edited configuration follows it.
+        warns: Whether a warning is printed if the optimizer changes without its learning rate (rates of sgd are too
+            high for the others), and if labels with sides are mirrored from now on.
 
     Raises:
         PlanError: If a key does not exist, two edits contradict each other, or the plan would not be valid: a patch
@@ -44,8 +45,9 @@ def edit_plan(plan: Plan, assignments: Sequence[str]) -> Plan:
     if not assignments:
         return plan
     result = Plan.parse(values, f"--set {' '.join(assignments)}")
-    _tell_what_stays(plan.training, result.training, given)
-    if not mirrored_sides(plan):
+    if warns:
+        _tell_what_stays(plan.training, result.training, given)
+    if warns and not mirrored_sides(plan):
         warn_of_sides(result)
     return result
 

@@ -15,7 +15,11 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.temperature import CalibrationReport
+from segpipe.core.text import command_text
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work, preferred_configuration
+from segpipe.data.splits import Splits
+from segpipe.plan.schema import Plan
+from segpipe.plan.training_commands import training_advice
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.postprocess import NO_POSTPROCESSING, POSTPROCESSING_FILE, Postprocessing
@@ -52,7 +56,7 @@ def find_folds(
     trained = {name: folder for name, folder in trained.items() if name.isdecimal() or name == _EVERY_CASE}
     if not trained:
         raise UsageError(
-            f"{run}: no trained weights, expected fold_*/checkpoint.safetensors. Train first: `segpipe train`."
+            f"{run}: no trained weights, expected fold_*/checkpoint.safetensors.{_advice(run, None) or ' Train first.'}"
         )
     if run == path and configuration is not None:
         _require_of(configuration, run, trained.values())
@@ -65,7 +69,10 @@ def find_folds(
         which = f"fold {names} is" if len(unfinished) == 1 else f"folds {names} are"
         note(f"warning: {run}: {which} not trained to the end; {text}.")
     if not chosen:
-        raise UsageError(f"{run}: no fold is trained to the end. Finish training, or name one with -f.")
+        raise UsageError(
+            f"{run}: no fold is trained to the end. Finish training, or name one with -f."
+            f"{_advice(run, sorted(unfinished))}"
+        )
     return [trained[fold] for fold in chosen]
 
 
@@ -97,7 +104,7 @@ def choose_folds(where: Path, found: Sequence[str], asked: Sequence[str] = ()) -
     if missing := [name for name in names if name not in found]:
         there = ", ".join([*numbered, *(f"{_PREFIX}{name}" for name in whole)]) or "none"
         raise UsageError(
-            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f."
+            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f.{_advice(where, missing)}"
         )
     return names, True
 
@@ -110,6 +117,16 @@ def _require_of(configuration: str, run: Path, folders: Iterable[FoldFolder]) ->
             f"{run}: holds folds of {', '.join(sorted(names))}, not of {configuration!r}. Leave out -c, or give the "
             "work folder that holds both."
         )
+
+
+def _advice(run: Path, folds: Sequence[str] | None) -> str:
+    """Say how to train folds of a configuration; None: all. Empty where `run` is in no work folder with such folds."""
+    work = Work(run.parent.parent)
+    if run.parent.name != "runs" or not (work.plan.is_file() and work.splits.is_file()):
+        return ""
+    planned = [str(fold) for fold in range(Splits.load(work.splits).k)]
+    wanted = [fold for fold in planned if folds is None or fold in folds]
+    return f" To train: {training_advice(work, run.name, wanted)}." if wanted else ""
 
 
 def _number(fold: Path) -> str:
@@ -129,10 +146,17 @@ def _run_folder(path: Path, configuration: str | None, note: Callable[[str], Non
     found = sorted(p.name for p in (path / "runs").iterdir() if p.is_dir())
     name = configuration or preferred_configuration(found) or ""
     if name not in found:
-        raise UsageError(f"{path}: no trained configuration {name!r} (found: {', '.join(found) or 'none'}). Train it.")
+        raise UsageError(
+            f"{path}: no trained configuration {name!r} (found: {', '.join(found) or 'none'})."
+            f"{_advice(Work(path).run(name), None) if _is_planned(Work(path), name) else ''}"
+        )
     if configuration is None and len(found) > 1 and name != "3d_fullres":
         note(f"{path}: trained are {', '.join(found)}; using {name}. Choose another with -c, or run `segpipe select`.")
     return Work(path).run(name)
+
+
+def _is_planned(work: Work, configuration: str) -> bool:
+    return work.plan.is_file() and configuration in Plan.load(work.plan).configurations
 
 
 def guide_folds(
@@ -146,8 +170,8 @@ def guide_folds(
     run = cascade.path.parent.parent / previous
     if not run.is_dir():
         raise UsageError(
-            f"{cascade.path}: is guided by {previous}, expected in {run}. Train it (`segpipe train -c {previous}`), or "
-            "copy the folders of both configurations into one folder."
+            f"{cascade.path}: is guided by {previous}, expected in {run}. Copy the folders of both configurations into "
+            f"one folder.{_advice(run, None)}"
         )
     return find_folds(run, None, folds, note)
 
@@ -216,7 +240,7 @@ def find_members(
     if retrained := _find_retrained(chosen.weights, members):
         note(
             f"warning: {file}: {retrained} has been trained again since; using the default configuration instead. "
-            f"Rerun `segpipe select {path}`."
+            f"Rerun `{command_text('segpipe', 'select', str(path))}`."
         )
         return [find_folds(path, None, folds, note)]
     names_text = " + ".join(chosen.configurations)

@@ -17,6 +17,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads, say
 from segpipe.core.records import Record
+from segpipe.core.text import command_text
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.fingerprint.measure import content_of
@@ -110,7 +111,7 @@ def _changed_fault(work: Work, dataset: Dataset, changed: list[str]) -> DataErro
     names = ", ".join(changed[:_MAX_CHANGED]) + (" …" if len(changed) > _MAX_NAMED else "")
     return DataError(
         f"{dataset.root}: {len(changed)} cases changed since they were planned for ({names}). "
-        f"Plan again: `segpipe plan {dataset.root} -o {work.path}`."
+        f"Plan again: `{command_text('segpipe', 'plan', dataset.root, '-o', str(work.path))}`."
     )
 
 

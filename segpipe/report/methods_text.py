@@ -17,7 +17,8 @@ from segpipe.evaluate.intervals import FEWEST_PATIENTS, N_RESAMPLES
 from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, FAILED_DICE, MEAN_LABEL
-from segpipe.report.work_contents import Change, Run, WorkFolder
+from segpipe.plan.training_commands import PlanChange
+from segpipe.report.work_contents import Run, WorkFolder
 
 _POLICIES = {
     "mr": "the best value if both masks of a structure were empty, and the worst if one was: 0, or the diagonal of the "
@@ -325,7 +326,7 @@ def _values(plan: Mapping[str, Any], run: Run, key: str) -> list[Any]:
     return [_apply_changes(planned, key, fold.changes) for fold in run.folds if fold.name != "all"] or [planned]
 
 
-def _apply_changes(planned: Any, key: str, changes: Iterable[Change]) -> Any:
+def _apply_changes(planned: Any, key: str, changes: Iterable[PlanChange]) -> Any:
     """A value of the plan with a fold's changes, to the whole or to its parts."""
     value = planned
     for change in changes:

@@ -13,30 +13,17 @@ from segpipe.core.history import History
 from segpipe.core.machine import Environment
 from segpipe.core.records import read_mapping
 from segpipe.core.temperature import CalibrationReport
-from segpipe.core.text import count
+from segpipe.core.text import command_text, count
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.data.check import CheckReport
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
+from segpipe.plan.training_commands import PlanChange, plan_changes, train_commands
 from segpipe.report.volume_agreement import VolumeAgreement, volume_agreements
 
 Content = TypeVar("Content")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A value of a fold's plan that is not the one in the work folder's plan."""
-
-    key: str
-    value: Any
-    planned: Any
-
-    def __str__(self) -> str:
-        """The change for people, e.g. `training.epochs 50 (plan.yaml: 1000)`."""
-        planned = "not set in plan.yaml" if self.planned is None else f"plan.yaml: {_value_text(self.planned)}"
-        return f"{self.key} {_value_text(self.value)} ({planned})"
 
 
 @dataclass(frozen=True)
@@ -54,7 +41,7 @@ class FoldRun:
     name: str
     folder: FoldFolder
     history: History | None
-    changes: tuple[Change, ...]
+    changes: tuple[PlanChange, ...]
     environment: Environment | None
 
     @property
@@ -115,9 +102,9 @@ def read_work(folder: Path) -> WorkFolder:
     plan = _read(work.plan, _plan_values, notes) or {}
     splits = _read(work.splits, Splits.load, notes)
     folders = sorted(path for path in folder.glob("runs/*") if path.is_dir() and not path.name.startswith("."))
-    runs = tuple(_read_run(path, plan, splits, notes) for path in folders)
+    runs = tuple(_read_run(work, path.name, plan, splits, notes) for path in folders)
     if not runs:
-        notes.append(f"Nothing is trained yet. Next: `segpipe train {folder}`.")
+        notes.append(f"Nothing is trained yet. Next: `{command_text('segpipe', 'train', str(folder))}`.")
     checked = _read(work.data_check, CheckReport.load, notes) if work.data_check.exists() else None
     return WorkFolder(work, dataset, plan, splits, runs, checked, tuple(notes))
 
@@ -138,12 +125,13 @@ def _read(path: Path, reader: Callable[[Path], Content], notes: list[str]) -> Co
         return None
 
 
-def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, notes: list[str]) -> Run:
+def _read_run(work: Work, name: str, plan: Mapping[str, Any], splits: Splits | None, notes: list[str]) -> Run:
+    folder = work.run(name)
     names = [path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir()]
     numbers = sorted(int(name) for name in names if name.isdecimal())
     own_notes: list[str] = []
     folds = tuple(
-        _read_fold(folder, name, plan, own_notes) for name in [*map(str, numbers), *sorted({"all"} & set(names))]
+        _read_fold(folder, fold, plan, own_notes) for fold in [*map(str, numbers), *sorted({"all"} & set(names))]
     )
     missing = sorted(set(range(splits.k)) - set(numbers)) if splits else []
     if splits and missing:
@@ -151,13 +139,17 @@ def _read_run(folder: Path, plan: Mapping[str, Any], splits: Splits | None, note
             f"{len(missing)} of {count(splits.k, 'fold is', 'folds are')} not trained: {', '.join(map(str, missing))}."
         )
     scores = _read_scores(folder, folds, own_notes)
-    if scores is not None and splits:
-        expected = {case for number in numbers if number < splits.k for case in splits.folds[number].validation}
-        without = sorted(expected - set(scores.case_ids))
+    if splits:
+        scored = set(scores.case_ids) if scores is not None else set()
+        lacking = {n: set(splits.folds[n].validation) - scored for n in numbers if n < splits.k}
+        without = sorted(set().union(*lacking.values()))
         if without:
             own_notes.append(
                 f"{count(len(without), 'validation case')} of trained folds without scores: {_some(without)}."
             )
+        unfinished = sorted({*missing, *(number for number, cases in lacking.items() if cases)})
+        completing = train_commands(work, name, map(str, unfinished))
+        own_notes += [f"To complete it: `{command}`." for command in completing]
     path = folder / CALIBRATION_FILE
     calibration = _read(path, CalibrationReport.load, own_notes) if path.exists() else None
     notes += [f"{folder.name}: {note}" for note in own_notes]
@@ -170,21 +162,7 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
     own_plan = _read(folder.plan, _plan_values, own_notes) if folder.plan.exists() else None
     environment = _read(folder.environment, Environment.load, own_notes) if folder.environment.exists() else None
     notes += [f"fold {name}: {note}" for note in own_notes]
-    return FoldRun(name, folder, history, _changes(plan, own_plan) if plan and own_plan else (), environment)
-
-
-def _changes(plan: Mapping[str, Any], other: Mapping[str, Any], place: str = "") -> tuple[Change, ...]:
-    """Differences of `other` by key; reasons are not compared."""
-    changes: list[Change] = []
-    for key in dict.fromkeys([*plan, *other]):
-        ours, theirs, name = plan.get(key), other.get(key), f"{place}{key}"
-        if isinstance(ours, dict) and isinstance(theirs, dict):
-            changes += _changes(ours, theirs, f"{name}.") if name != "reasons" else ()
-        elif name == "command":
-            continue  # of `segpipe plan`; a fold has none
-        elif ours != theirs:
-            changes.append(Change(name, theirs, ours))
-    return tuple(changes)
+    return FoldRun(name, folder, history, plan_changes(plan, own_plan) if plan and own_plan else (), environment)
 
 
 def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> ScoreTable | None:
@@ -204,11 +182,6 @@ def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> Sc
     except ValueError as fault:
         notes.append(f"the scores of the folds cannot be joined: {fault}. Score them again.")
         return None
-
-
-def _value_text(value: Any) -> str:
-    """A value of the plan for people: 85 s for seconds is said by the key, so numbers lose their `.0`."""
-    return "not set" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _some(names: list[str]) -> str:

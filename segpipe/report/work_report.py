@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +9,15 @@ from typing import Any
 from segpipe.core.errors import SegpipeError
 from segpipe.core.files import write_text
 from segpipe.core.machine import environment_here
-from segpipe.core.text import exact_text
+from segpipe.core.text import command_text
 from segpipe.data.splits import leaks
 from segpipe.plan.schema import Plan
+from segpipe.plan.training_commands import train_commands
 from segpipe.report.page import Decision, Page, Place, render
 from segpipe.report.plan_page_tables import decision_texts
 from segpipe.report.sections import data_check, make_section
 from segpipe.report.verdict_box import make_verdict
-from segpipe.report.work_contents import FoldRun, Run, WorkFolder, read_scored, read_work
+from segpipe.report.work_contents import WorkFolder, read_scored, read_work
 
 _BUDGET = "training.time_budget_seconds"
 
@@ -141,11 +140,11 @@ def reproducing_commands(work: WorkFolder) -> tuple[str, ...]:
     if work.dataset:
         plan = ["segpipe", "plan", work.dataset.root, "-o", folder]
         options, doubt = _plan_options(work)
-        lines.append(shlex.join([*plan, *options]))
+        lines.append(command_text(*plan, *options))
         lines += [f"# {doubt}: copy the plan above to {folder}/plan.yaml."] if doubt else []
     for run in work.runs:
-        lines += [shlex.join(command) for command in _train_commands(folder, run)]
-    return (*lines, shlex.join(["segpipe", "report", folder]))
+        lines += train_commands(work.folder, run.configuration, [fold.name for fold in run.folds if fold.name != "all"])
+    return (*lines, command_text("segpipe", "report", folder))
 
 
 def _plan_options(work: WorkFolder) -> tuple[Sequence[str], str]:
@@ -169,21 +168,3 @@ def _split_options(work: WorkFolder) -> list[str]:
     if work.splits.seed is None:
         return ["--splits", work.splits.source.removeprefix("imported from "), "--seed", str(seed)]
     return ["--n-folds", str(work.splits.k), "--seed", str(work.splits.seed)]
-
-
-def _train_commands(folder: str, run: Run) -> list[list[str]]:
-    """A command for each group of folds that were trained alike; the time budget of a fold is a share of it."""
-    groups: dict[str, list[FoldRun]] = {}
-    for fold in run.folds:
-        if fold.name != "all":
-            groups.setdefault(str(fold.changes), []).append(fold)
-    commands = []
-    for folds in groups.values():
-        command = ["segpipe", "train", folder, "-c", run.configuration, "-f", ",".join(fold.name for fold in folds)]
-        for change in folds[0].changes:
-            if change.key == _BUDGET and change.value is not None:
-                command += ["--time-budget", f"{exact_text(change.value * len(folds))}s"]
-            elif change.key.split(".")[0] in ("training", "configurations"):
-                command += ["--set", f"{change.key}={json.dumps(change.value)}"]
-        commands.append(command)
-    return commands

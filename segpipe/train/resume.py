@@ -6,10 +6,11 @@ from typing import Any
 
 from segpipe.core.errors import UsageError
 from segpipe.core.text import count
-from segpipe.core.work import FoldFolder
-from segpipe.data.splits import Fold
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.splits import Fold, Splits
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
+from segpipe.plan.training_commands import train_commands, training_advice
 from segpipe.train.checkpoint import load_state, save_state
 from segpipe.train.fold import Progress
 from segpipe.train.schedule import Schedule
@@ -75,7 +76,8 @@ def require_same_training(
         if key.endswith(".batch_size") and processes != n_processes:
             way = _by_devices(key, int(str(before)), processes, n_processes)
         else:
-            way = _by_length(old.training) if key.removeprefix("training.") in _LENGTH else _RESTART
+            way = _by_length(old.training) if key.removeprefix("training.") in _LENGTH else ""
+            way = " ".join(filter(None, (_as_begun(folder), way, _RESTART)))
         raise UsageError(f"{where} {way}")
 
 
@@ -105,6 +107,18 @@ def _may_change(old: Training, *, is_finished: bool, has_diverged: bool) -> tupl
     return (*_WATCHES, *length, *(_AFTER_DIVERGENCE if has_diverged else ()))
 
 
+def _as_begun(folder: FoldFolder) -> str:
+    """Say which commands train this fold and the others as it was begun; empty if none does."""
+    work = Work(folder.path.parent.parent.parent)
+    if not (work.plan.is_file() and work.splits.is_file()):
+        return ""
+    name, number = folder.path.parent.name, folder.path.name.removeprefix("fold_")
+    if not train_commands(work, name, [number]):
+        return ""
+    folds = [str(fold) for fold in range(Splits.load(work.splits).k)]
+    return f"To continue as it was begun: {training_advice(work, name, folds)}."
+
+
 def _by_devices(key: str, whole: int, before: int, now: int) -> str:
     """Say what to do about a batch that another number of devices shared."""
     each, rest = divmod(whole, now)
@@ -120,8 +134,7 @@ def _by_length(old: Training) -> str:
     """Say why a training cannot be made longer, and what to do."""
     return (
         f"Its learning rate depends on its length ({old.schedule}{', warm-up' if old.warmup_fraction else ''}), so its "
-        f"length cannot change; only a training with training.schedule=constant and no warm-up can be made longer. "
-        f"{_RESTART}"
+        "length cannot change; only a training with training.schedule=constant and no warm-up can be made longer."
     )
 
 
