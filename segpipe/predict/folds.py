@@ -104,7 +104,8 @@ def choose_folds(where: Path, found: Sequence[str], asked: Sequence[str] = ()) -
     if missing := [name for name in names if name not in found]:
         there = ", ".join([*numbered, *(f"{_PREFIX}{name}" for name in whole)]) or "none"
         raise UsageError(
-            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f.{_advice(where, missing)}"
+            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f."
+            f"{_advice(where, missing)}"
         )
     return names, True
 
