@@ -61,6 +61,8 @@ def _records_in(annotation: Any) -> list[type]:
 def _record(kind: type) -> str:
     about = inspect.getdoc(kind) or ""
     first, said = _summary(about), documented_arguments(about)
+    for name, field in kind.model_fields.items() if issubclass(kind, BaseModel) else ():
+        said.setdefault(name, field.description or "")
     rows = [f"| `{name}` | {type_text(annotation)} | {said.get(name, '')} |" for name, annotation in _fields(kind)]
     return "\n".join([f"### {kind.__name__}", "", first, "", "| key | type | meaning |", "| --- | --- | --- |", *rows])
 

@@ -13,12 +13,14 @@ from make_json import documented_arguments
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from segpipe.bridge.exporters import EXPORTERS
 from segpipe.core.choices import Choice, table_of
 from segpipe.evaluate.metrics import METRICS, FromCase
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
-from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
+from segpipe.plan.augmentation import AUGMENTATIONS, LOCAL_CHANGES, Augmentation
 from segpipe.plan.loss import LOSSES, TERMS, Loss
+from segpipe.plan.schema import SCHEMES, Normalisation
 from segpipe.plan.training import OPTIMIZERS, SAMPLERS, SCHEDULES, Training
 
 FOLDER = Path(__file__).with_name("tables")
@@ -42,6 +44,9 @@ def tables() -> dict[str, str]:
         "schedules.md": _choices("schedule", SCHEDULES, Training),
         "samplers.md": _choices("foreground_unit", SAMPLERS, Training),
         "terms.md": _choices("term", TERMS, Loss),
+        "schemes.md": _choices("scheme", SCHEMES, Normalisation),
+        "local_changes.md": _choices("change", LOCAL_CHANGES, Augmentation),
+        "exporters.md": _choices("--to", EXPORTERS, None),
         "kinds.md": _choices("kind", KINDS, None),
         "norms.md": _choices("norm", NORMS, Parts),
         "activations.md": _choices("activation", ACTIVATIONS, Parts),
@@ -93,7 +98,7 @@ def _parameter(record: type[BaseModel], name: str) -> str:
 def _values(record: type[BaseModel], without: tuple[str, ...]) -> str:
     said = documented_arguments(inspect.getdoc(record) or "")
     rows = [
-        f"| `{name}` | {_shown(field.default)} | {_names(field)}{said.get(name, '')} |"
+        f"| `{name}` | {_shown(field.default)} | {_names(field)}{said.get(name, field.description or '')} |"
         for name, field in record.model_fields.items()
         if name not in without
     ]

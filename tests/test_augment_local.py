@@ -17,10 +17,10 @@ from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
 from scipy import stats
 
-from segpipe.plan.augmentation import Augmentation
+from segpipe.plan.augmentation import LOCAL_CHANGES, Augmentation
 from segpipe.train.augmentation.apply import apply
 from segpipe.train.augmentation.draws import Scope, draw
-from segpipe.train.augmentation.local import CHANGES, Hill, LocalChange, alter_locally_, draw_local, hill_ZYX
+from segpipe.train.augmentation.local import Hill, LocalChange, alter_locally_, draw_local, hill_ZYX
 
 STRONG = Augmentation.from_name("strong")
 PATCH = (14, 30, 22)
@@ -87,10 +87,9 @@ def test_boxes_become_their_mean_and_a_shift_is_added_by_hand():
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 9, 8), (2, 3, 40)])
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", LOCAL_CHANGES)
 def test_small_patches_of_one_value_stay_finite(name, shape):
-    chance = CHANGES[name][0]
-    always = Augmentation.from_name("none", **{chance: 1.0})
+    always = Augmentation.from_name("none", **{f"p_{name}": 1.0})
     drawn = draw_local(always, shape, (20, 1), np.random.default_rng(0))
     assert any(drawn)
     x = torch.ones(20, 1, *shape)
@@ -143,7 +142,7 @@ def test_numbers_are_drawn_as_often_and_from_the_same_distributions():
         for change in of_sample:
             own.setdefault(change.name, []).extend(number_of_ours(change))
     theirs = numbers_of_theirs()
-    assert set(theirs) == set(CHANGES) - {"median"}  # drawn apart from blurring
+    assert set(theirs) == set(LOCAL_CHANGES) - {"median"}  # drawn apart from blurring
     for name, values in theirs.items():
         # 5 quantities asked twice: by chance one in 1000 runs of fixed seeds would fail
         assert stats.ks_2samp(values, own[name]).pvalue > 1e-4, name
@@ -193,7 +192,7 @@ def test_patches_without_a_square_plane_are_not_turned():
 
 
 def test_what_strong_adds_changes_no_label_and_no_voxel_outside_the_body():
-    local = {name: 1.0 for name, _, _ in CHANGES.values()}
+    local = {f"p_{name}": 1.0 for name in LOCAL_CHANGES}
     changes = Augmentation.from_name("none", **local)
     masked = replace(scope((8, 9, 10), changes), masked_channels=(0,))
     draws = draw(masked, 8, 2, np.random.default_rng(0))

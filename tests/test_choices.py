@@ -12,18 +12,20 @@ import torch
 from torch import nn
 
 from plans import small_plan
+from segpipe.bridge.exporters import EXPORTERS, ExportRequest
 from segpipe.core.choices import Choice, functions_for
-from segpipe.core.errors import PlanError
+from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.records import Record, parse_yaml
 from segpipe.networks.cost import cost
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
 from segpipe.networks.spec import KINDS
-from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation, Chance
+from segpipe.plan.augmentation import AUGMENTATIONS, LOCAL_CHANGES, Augmentation, Chance
 from segpipe.plan.edit import completions, edit_plan
 from segpipe.plan.loss import LOSSES, TERMS, Loss
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import SCHEMES, Normalisation, Plan
 from segpipe.plan.training import OPTIMIZERS, SAMPLERS, SCHEDULES, Training
-from segpipe.train.augmentation.local import CHANGES
+from segpipe.prepare.case import NORMALISE_IN_PLACE
+from segpipe.train.augmentation.local import CHANGE
 from segpipe.train.optim import MAKE_OPTIMIZER
 
 NETWORK = "configurations.3d_fullres.network"
@@ -34,6 +36,7 @@ PLACES: dict[str, tuple[Mapping[str, Any], type[Record] | None]] = {  # where a 
     "training.loss": (LOSSES, None),
     "training.loss.terms": (TERMS, Loss),
     "training.augmentation": (AUGMENTATIONS, None),
+    "normalisation.0.scheme": (SCHEMES, Normalisation),
     f"{NETWORK}.kind": (KINDS, Parts),
     f"{NETWORK}.parts.norm": (NORMS, Parts),
     f"{NETWORK}.parts.activation": (ACTIVATIONS, Parts),
@@ -55,7 +58,7 @@ def test_an_unknown_name_is_a_sentence_with_the_nearest_one(key: str, tmp_path: 
     place = values
     *path, last = key.split(".")
     for step in path:
-        place = place[step]
+        place = place[int(step) if isinstance(place, list) else step]
     place[last] = value
     (tmp_path / "plan.json").write_text(json.dumps(values), encoding="utf-8")
     (tmp_path / "plan.yaml").write_text((tmp_path / "plan.json").read_text(), encoding="utf-8")  # JSON is YAML
@@ -141,18 +144,43 @@ def test_the_values_reach_the_optimizer() -> None:
     assert (made.betas, made.epsilon, made.nesterov) == ((0.7, 0.95), 1e-6, False)
 
 
-def test_every_local_chance_has_a_change_and_none_turns_all_off() -> None:
+def test_every_local_change_has_a_chance_and_none_turns_all_off() -> None:
     marked = {
-        name: next((mark for mark in field.metadata if isinstance(mark, Chance)), None)
+        name
         for name, field in Augmentation.model_fields.items()
+        if any(isinstance(mark, Chance) for mark in field.metadata)
     }
-    local = {name for name, mark in marked.items() if mark is not None and mark.is_local}
-    assert {chance for chance, _, _ in CHANGES.values()} == local
+    assert {f"p_{name}" for name in LOCAL_CHANGES} < marked
+    assert {parameter for row in LOCAL_CHANGES.values() for parameter in row.parameters} < set(
+        Augmentation.model_fields
+    )
+    assert set(LOCAL_CHANGES) == set(CHANGE)
     none = Augmentation.from_name("none")
-    assert all(getattr(none, name) == 0 for name, mark in marked.items() if mark is not None)
+    assert all(getattr(none, name) == 0 for name in marked) and not none.alters_locally
+    assert Augmentation(p_shift=0.1).alters_locally
+
+
+def test_every_scheme_has_a_function_and_names_what_it_needs() -> None:
+    assert list(NORMALISE_IN_PLACE) == list(SCHEMES)
+    with pytest.raises(PlanError, match="scheme ct needs low, high, mean, std"):
+        Normalisation.parse({"scheme": "ct"}, "plan")
+    with pytest.raises(PlanError, match="low belongs to ct, not to scheme zscore"):
+        Normalisation.parse({"scheme": "zscore", "low": 1.0}, "plan")
+
+
+def test_what_an_exporter_does_not_read_is_refused(tmp_path: Path) -> None:
+    for row in EXPORTERS.values():
+        assert set(row.parameters) <= {"configuration", "folds"}
+    with pytest.raises(UsageError, match=r"--to nnunet-plan: expected one of .* \(did you mean 'nnunet-plans'\?\)"):
+        ExportRequest(tmp_path, "nnunet-plan", tmp_path)
+    with pytest.raises(UsageError, match="-c and -f: --to nnunet-plans exports the plan as a whole"):
+        ExportRequest(tmp_path, "nnunet-plans", tmp_path, "2d", ("fold_0",))
 
 
 def test_set_is_completed_from_the_tables() -> None:
+    assert dict(completions("normalisation.0.scheme=r")) == {
+        f"normalisation.0.scheme={name}": SCHEMES[name].does for name in ("rescale_0_1", "rgb_0_1")
+    }
     assert completions("training.opt") == [("training.optimizer=", "")]
     assert dict(completions("training.optimizer=")) == {
         f"training.optimizer={name}": row.does for name, row in OPTIMIZERS.items()

@@ -93,11 +93,13 @@ assert segpipe.__file__.startswith({root!r})
 kind = "configurations.3d_fullres.network.kind=separable"
 for command in (
     ["check", "data"],
-    ["plan", "data", "-o", "work", "--preset", "cpu", "--folds", "2", "--set", kind],
+    ["plan", "data", "-o", "work", "--preset", "cpu", "--folds", "2", "--set", kind,
+     "--set", "normalisation.0={{scheme: robust}}"],
     ["train", "work", "-f", "0", "-c", "3d_fullres", "--iterations", "2", "--set", "training.optimizer=nadam",
      "--set", "training.loss={{terms: {{dice: 1, gce: 2}}, gce_power: 0.5}}",
      "--set", "training.validation_iterations=1",
      "--set", "training.augmentation.p_negative=1.0"],
+    ["export", "work", "--to", "itksnap-labels", "labels.txt"],
     ["predict", "-m", "work", "-i", "unseen/p9.nii.gz", "-o", "masks"],
     ["evaluate", "-r", "reference", "-p", "masks", "-o", "scores.csv", "--metrics", "dice,f2"],
 ):
@@ -115,7 +117,8 @@ def test_the_examples_work_together_from_check_to_evaluate(copy: Path, tmp_path:
     said = run_there(copy, FROM_CHECK_TO_EVALUATE.format(root=str(copy)), tmp_path)
     assert "one folder per case" in said
     plan = (tmp_path / "work" / "plan.yaml").read_text(encoding="utf-8")
-    assert "kind: separable" in plan
+    assert "kind: separable" in plan and "scheme: robust" in plan
+    assert '1 255 0 0 1 1 1 "' in (tmp_path / "labels.txt").read_text(encoding="utf-8")
     assert ",f2," in (tmp_path / "scores.csv").read_text(encoding="utf-8")
 
 

@@ -148,7 +148,7 @@ def test_every_decision_has_its_reason(page: Page, work: Path):
         assert page.row(name)[2] == reason
     assert page.row("mirror_axes")[1] == "none"
     assert page.row("normalisation")[1].startswith("CT: clipped to ")
-    assert page.row("normalisation")[1].endswith("; MR: each case by its own mean and SD")
+    assert page.row("normalisation")[1].endswith("; MR: scaled by each case's own mean and SD")
     assert all(page.row(name)[1] for name in plan.reasons)  # no decision without its value
 
 

@@ -13,16 +13,17 @@ from datasets import tiny_image, write_nnunet, write_tiny
 from stages import plan_data
 
 from plans import small_plan, small_spec
-from segpipe.bridge.nnunet_plans import export_nnunet_plans
+from segpipe.bridge.nnunet_plans import export_nnunet_plans, nnunet_plans
 from segpipe.cli.main import run
-from segpipe.core.errors import DataError, ResourceError
+from segpipe.core.errors import DataError, PlanError, ResourceError
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.data.load import load_dataset
 from segpipe.fingerprint.measure import content_of, measure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import Machine
-from segpipe.plan.schema import Plan
+from segpipe.plan.edit import edit_plan
+from segpipe.plan.schema import SCHEMES, NormalisationScheme, Plan
 from segpipe.prepare.dataset import prepare_dataset, preparing_bytes
 from segpipe.prepare.store import open_cases
 
@@ -137,6 +138,14 @@ def test_as_many_side_by_side_as_memory_allows(work, monkeypatch, capsys):
     monkeypatch.setattr("segpipe.prepare.dataset.free_bytes", lambda: needed * 2 - 1)
     prepared(work)
     assert "; 1 in parallel, each with up to 30 MiB of memory of 60 MiB free" in capsys.readouterr().err
+
+
+def test_a_plan_that_nnunet_cannot_hold_is_not_exported(work, monkeypatch):
+    monkeypatch.setitem(SCHEMES, "robust", NormalisationScheme(does="scaled by quartiles"))
+    fingerprint = Fingerprint.load(work.fingerprint)
+    edits = ["normalisation.0={scheme: robust}", f"fingerprint={fingerprint.content_digest()!r}"]
+    with pytest.raises(PlanError, match="nothing like the scheme robust, only like ct, zscore"):
+        nnunet_plans(edit_plan(small_plan(), edits), fingerprint, "SimpleITKIO")
 
 
 @pytest.mark.parametrize(("name", "n_cases"), [("hippocampus", 3), ("acdc", 2), ("sts_multi", 2)])

@@ -45,6 +45,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(here / "data", here / "spoilt")
     (here / "spoilt" / "imagesTr" / "p0_0000.nii.gz").write_text("no image")
     (here / "spoilt" / "labelsTr" / "p1.nii.gz").write_text("no image")
+    shutil.copytree(here / "data", here / "unread")
+    for scan in (here / "unread").glob("*/*.nii.gz"):
+        scan.write_text("no image")
+    shutil.copytree(here / "planned", here / "planned_unread")
+    dataset = here / "planned_unread" / "dataset.json"
+    dataset.write_text(dataset.read_text().replace(f"{here}/data/", f"{here}/unread/"))
     assert run(f"predict -m {here}/work -f 0 -i {here}/data/imagesTr -o {here}/masks --device cpu".split()) == 0
     (here / "foreign").mkdir()
     shutil.copy(here / "data" / "labelsTr" / "p0.nii.gz", here / "foreign" / "p0.nii.gz")
@@ -55,6 +61,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = f"name: s\nquestion: q\narms: {arms}\nfolds: [0]\nseeds: [0]\nsteps: 2\n"
     (here / "no_data.yaml").write_text(text)
     (here / "nowhere.yaml").write_text(text + "data: none\n")
+    (here / "bad_preset.yaml").write_text(text.replace("a: {}", "a: {preset: effnet_b9}") + "data: unread\n")
+    (here / "bad_key.yaml").write_text(text.replace("training.learning_rate", "training.loss.lrr") + "data: unread\n")
     (here / "one_arm.yaml").write_text(text.replace(", b: {set: {training.learning_rate: 0.02}}", "") + "data: data\n")
     return here
 
@@ -134,6 +142,66 @@ def test_a_dry_run_refuses_what_the_command_refuses_with_the_same_words(here, co
         said.append(MESSAGE.search(capsys.readouterr().err)[0])
     assert said[0] == said[1]
     assert not (here / "new").exists()
+
+
+BAD_SETTINGS = [  # option, and what is said of it; the scans of the dataset cannot be read
+    ("--preset effnet_b9", "preset 'effnet_b9' is unknown"),
+    ("--set trainin.epochs=1", "trainin: unknown key. Did you mean 'training'?"),
+    ("--set training.lerning_rate=1", "Did you mean 'learning_rate'?"),
+    ("--set training.optimizer.lrr=1", "training.optimizer has no 'lrr'; set training.optimizer itself"),
+    ("--set training.loss.gama=1", "training.loss.gama: unknown key"),
+    ("--set training.loss.terms.dcie=1", "(did you mean 'dice'?)"),
+    ("--set training.optimizer=sdg", "(did you mean 'sgd'?)"),
+    ("--set training.learning_rate=fast", "training.learning_rate: found 'fast'"),
+    ("--set training.learning_rate=-1", "training.learning_rate: found -1"),
+    ('--set training={"schedule":"cosine","poly_exponent":2.0}', "poly_exponent belongs to poly"),
+    ("--set training.augmentation=stong", "(did you mean 'strong'?)"),
+    ("--set training.early_stop_epochs=3 --set training.validation_iterations=0", "needs validation patches"),
+    ("--set training.schedule=cosine --set training.poly_exponent=2.0", "poly_exponent belongs to poly"),
+    ("--set configurations.3d_fulres.batch_size=4", "Did you mean '3d_fullres'?"),
+    ("--set configurations.3d_fullres.batchsize=4", "Did you mean 'batch_size'?"),
+    ("--set configurations.3d_fullres.batch_size=four", "configurations.3d_fullres.batch_size: found 'four'"),
+    ("--set configurations.3d_fullres.network.kind=plian", "(did you mean 'plain'?)"),
+    ("--set configurations.3d_fullres.network.parts.nrom=batch", "Did you mean 'norm'?"),
+    ('--set configurations.3d_fullres.network={"parts":{"norm":"bach"}}', "(did you mean 'batch'?)"),
+    ("--set normalisation.0.scheme=zcsore", "(did you mean 'zscore'?)"),
+    ("--set training.epochs", "expected KEY=VALUE"),
+]
+BAD_RUNS = [
+    ("-f 9", "-f 9: there are 5 folds"),
+    ("-c 4d", "-c 4d: the plan will have no such configuration"),
+    ("--time-budget 2s", "the minimum is 5 s"),
+]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        *((f"plan unread -o new {option}", message) for option, message in BAD_SETTINGS),
+        *((f"run unread -o new {option}", message) for option, message in BAD_SETTINGS + BAD_RUNS),
+        *((f"train planned_unread {option}", message) for option, message in BAD_SETTINGS if "--preset" not in option),
+        ("train planned_unread -f 9", "-f 9: there are 2 folds"),
+        ("train planned_unread -c 4d", "-c 4d: the plan has"),
+        ("train planned_unread --time-budget 2s", "the minimum is 5 s"),
+        ("study bad_preset.yaml -o new", "arm a: preset 'effnet_b9' is unknown"),
+        ("study bad_key.yaml -o new", "arm b: --set training.loss.lrr=0.02: training.loss.lrr: unknown key"),
+    ],
+)
+def test_a_wrong_setting_is_refused_before_a_scan_is_read(here, command, message, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    assert run([*command.split(), "--device", "cpu"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not (here / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["", '--set configurations.mine={"inherits":"2d","batch_size":3} -c mine', "-f 1 --time-budget 9s"],
+)
+def test_a_setting_that_may_be_right_reaches_the_scans(here, option, monkeypatch, capsys):
+    monkeypatch.chdir(here)
+    assert run(f"run unread -o new --device cpu {option}".split()) == 3
+    assert "unread: " in capsys.readouterr().err
 
 
 ACCEPTED = [  # command that ends well, with a copy of the folder it works on

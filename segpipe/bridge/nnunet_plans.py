@@ -16,16 +16,9 @@ from segpipe.core.records import read_mapping
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import Fingerprint, Intensities
-from segpipe.plan.schema import Configuration, Plan
+from segpipe.plan.schema import SCHEMES, Configuration, Plan
 
 CASCADE = {"3d_cascade": "3d_cascade_fullres"}  # our configuration: theirs, where they differ
-SCHEMES = {
-    "ct": "CTNormalization",
-    "zscore": "ZScoreNormalization",
-    "none": "NoNormalization",
-    "rescale_0_1": "RescaleTo01Normalization",
-    "rgb_0_1": "RGBTo01Normalization",
-}
 PLANNERS = {  # preset: planner, plans_name
     "nnunet": ("ExperimentPlanner", "nnUNetPlans"),
     "resenc_m": ("nnUNetPlannerResEncM", "nnUNetResEncUNetMPlans"),
@@ -163,7 +156,7 @@ def _configuration_values(name: str, configuration: Configuration, plan: Plan, p
         "patch_size": list(configuration.patch_zyx[-n_axes:]),
         "median_image_size_in_voxels": list(configuration.median_shape_zyx[-n_axes:]),
         "spacing": list(configuration.spacing_mm[-n_axes:]),
-        "normalization_schemes": [SCHEMES[n.scheme] for n in plan.normalisation],
+        "normalization_schemes": [_their_scheme(n.scheme) for n in plan.normalisation],
         "use_mask_for_norm": [n.within_nonzero for n in plan.normalisation],
         "resampling_fn_data": RESAMPLING,
         "resampling_fn_seg": RESAMPLING,
@@ -178,6 +171,13 @@ def _configuration_values(name: str, configuration: Configuration, plan: Plan, p
     if following:
         values["next_stage"] = CASCADE.get(following[0], following[0])
     return values
+
+
+def _their_scheme(name: str) -> str:
+    if not SCHEMES[name].nnunet:
+        known = ", ".join(other for other, row in SCHEMES.items() if row.nnunet)
+        raise PlanError(f"normalisation: nnU-Net has nothing like the scheme {name}, only like {known}.")
+    return SCHEMES[name].nnunet
 
 
 def _architecture(name: str, configuration: Configuration) -> dict[str, Any]:

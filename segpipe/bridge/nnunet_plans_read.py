@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.bridge.nnunet_plans import CASCADE, NETWORK_CLASSES, PLANNERS, SCHEMES, layer_settings
+from segpipe.bridge.nnunet_plans import CASCADE, NETWORK_CLASSES, PLANNERS, layer_settings
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import did_you_mean, read_mapping
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import SCHEMES, Plan
 from segpipe.plan.training import Training
 
 _INHERITS = "inherits_from"
 _LINKS = {_INHERITS: "inherits", "previous_stage": "previous"}
 _NAMES = {theirs: ours for ours, theirs in CASCADE.items()}
 _KINDS = {class_name.rsplit(".", 1)[1]: (kind, key) for kind, (class_name, key) in NETWORK_CLASSES.items()}
-_OURS = {theirs: ours for ours, theirs in SCHEMES.items()}
+_OURS = {row.nnunet: name for name, row in SCHEMES.items() if row.nnunet}
 _CT_KEYS = ("percentile_00_5", "percentile_99_5", "mean", "std")
 _KINDS_OF_VALUES = {dict: "keys and values", list: "a list", int: "an integer", float: "a number"}
 

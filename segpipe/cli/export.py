@@ -6,13 +6,20 @@ from pathlib import Path
 
 import click
 
+from segpipe.bridge.exporters import EXPORTERS, ExportRequest, export
 from segpipe.cli.options import NO_MACHINE, Command, configuration, model_folds, shared
 from segpipe.cli.printing import echo
 
 
 @click.command("export", cls=Command, old=NO_MACHINE)
 @click.argument("work", type=click.Path(path_type=Path))
-@click.option("--to", "kind", type=click.Choice(["nnunet-plans", "nnunet-model"]), required=True, help="What to write.")
+@click.option(
+    "--to",
+    "kind",
+    required=True,
+    shell_complete=lambda _, __, begun: [name for name in EXPORTERS if name.startswith(begun)],
+    help=f"What to write: {' or '.join(EXPORTERS)}.",
+)
 @click.argument("output", type=click.Path(path_type=Path))
 @configuration
 @model_folds
@@ -31,16 +38,7 @@ def command(
     """
     from segpipe.cli.printing import print_json
 
-    if kind == "nnunet-model":
-        from segpipe.bridge.nnunet_model import export_nnunet_model
-
-        export_nnunet_model(work, output, configuration, folds)
-    elif configuration is not None or folds:
-        raise click.UsageError("-c and -f choose a model; a plan is exported as a whole. Leave them out.")
-    else:
-        from segpipe.bridge.nnunet_plans import export_nnunet_plans
-
-        export_nnunet_plans(work, output)
+    export(ExportRequest(work, kind, output, configuration, folds))
     if as_json:
         print_json({"written": str(output)})
         return

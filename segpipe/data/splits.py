@@ -74,12 +74,18 @@ class Splits(Record):
         Raises:
             UsageError: If there is no such fold.
         """
-        chosen = list(range(self.k)) if folds is None else list(folds)
-        if wrong := [fold for fold in chosen if not 0 <= fold < self.k]:
-            raise UsageError(
-                f"-f {wrong[0]}: there are {count(self.k, 'fold')}, counted from 0. Use -f 0 to -f {self.k - 1}."
-            )
-        return chosen
+        return list(range(self.k)) if folds is None else require_folds(folds, self.k)
+
+
+def require_folds(folds: Sequence[int], k: int) -> list[int]:
+    """The folds themselves.
+
+    Raises:
+        UsageError: If one is not among the `k` that there are.
+    """
+    if wrong := [fold for fold in folds if not 0 <= fold < k]:
+        raise UsageError(f"-f {wrong[0]}: there are {count(k, 'fold')}, counted from 0. Use -f 0 to -f {k - 1}.")
+    return list(folds)
 
 
 def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: int, k: int = 5) -> Splits:

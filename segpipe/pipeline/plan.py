@@ -27,12 +27,13 @@ from segpipe.data.splits import (
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import PlanRequest
-from segpipe.plan.edit import edit_plan, parse_assignments
-from segpipe.plan.make import make_plan
+from segpipe.plan.edit import check_edits, edit_plan
+from segpipe.plan.make import CONFIGURATIONS, make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.presets import PRESETS, find_preset
 from segpipe.plan.schema import Plan, PlanCommand
+from segpipe.plan.training import Training
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def default_configuration(plan: Plan, name: str | None) -> str:
     return chosen
 
 
-_NNUNET_SPLITS = "splits_final.json"
+NNUNET_SPLITS = "splits_final.json"
 _SET = "--set="
 
 
@@ -142,7 +143,7 @@ def resolve(request: PlanRequest) -> PlanJob:
     if request.folds_by == "site":
         return PlanJob(request, work, dataset, split_by_site(dataset))
     splits = _kept_splits(work, dataset) if request.keeps_plan and request.splits_file is None else None
-    file = request.splits_file or request.data / _NNUNET_SPLITS
+    file = request.splits_file or request.data / NNUNET_SPLITS
     if splits is None and (file.is_file() or request.splits_file is not None):
         splits = read_nnunet_splits(file, dataset)
         say(f"{file}: its folds are used.")
@@ -157,16 +158,28 @@ def check_options(request: PlanRequest) -> None:
         PlanError: If the preset is unknown, or an edit cannot be one.
         SetupError: If there is no such device.
     """
-    if request.preset != "auto":
-        find_preset(request.preset)
-    parse_assignments(request.edits)
+    work = Work(request.folder)
+    kept = Plan.load(work.plan) if request.keeps_plan and work.plan.is_file() else None
+    recipes = _recipes(request)
+    if kept is not None:
+        recipes.append(kept.training)
+    is_free = request.nnunet_plans is not None or kept is not None
+    check_edits(request.edits, recipes, () if is_free else CONFIGURATIONS)
     source = request.data or request.nnunet_fingerprint
     assert source is not None
-    _refuse_foreign(Work(request.folder), source)
+    _refuse_foreign(work, source)
     if request.predicts_costs:
         from segpipe.networks.device import resolve_device  # late: this needs torch
 
         resolve_device(request.machine.device)
+
+
+def _recipes(request: PlanRequest) -> list[Training]:
+    """The trainings that a plan may begin with, before it is edited."""
+    if request.nnunet_plans is not None:
+        return [Training()]
+    presets = PRESETS.values() if request.preset == "auto" else [find_preset(request.preset)]
+    return [preset.training for preset in presets]
 
 
 def run(job: PlanJob) -> Planned:

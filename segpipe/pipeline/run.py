@@ -7,17 +7,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from segpipe.core.errors import DataError
+from segpipe.core.errors import DataError, UsageError
 from segpipe.core.files import private_folder
 from segpipe.core.foreseen import Foreseen
+from segpipe.core.records import did_you_mean
 from segpipe.core.text import command_text, count
+from segpipe.core.work import Work
 from segpipe.data.check import CheckReport, check_dataset
 from segpipe.data.faults import KINDS
+from segpipe.data.splits import require_folds
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import SummaryRow, summarise
 from segpipe.pipeline import plan, train
 from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import RunRequest, TrainRequest
+from segpipe.pipeline.train_processes import devices_for
+from segpipe.plan.make import CONFIGURATIONS
 from segpipe.report.work_report import build_report
 
 
@@ -51,9 +56,21 @@ def resolve(request: RunRequest) -> RunJob:
     """Check what can be checked without the dataset.
 
     Raises:
+        UsageError: If a fold or configuration cannot exist, or the time budget is too short for any fold.
         SegpipeError: As `plan.check_options`.
     """
     plan.check_options(request.planning)
+    work, name = Work(request.folder), request.configuration
+    makes_folds = request.folds_by == "patient" and not (request.splits_file or work.splits.is_file())
+    if makes_folds and not (request.data / plan.NNUNET_SPLITS).is_file():
+        require_folds(request.folds, request.n_folds)
+    made = [edit.split("=")[0].removeprefix("configurations.") for edit in request.edits]
+    if name is not None and name not in (*CONFIGURATIONS, *made) and not work.plan.is_file():
+        raise UsageError(f"-c {name}: the plan will have no such configuration.{did_you_mean(name, [*CONFIGURATIONS])}")
+    if request.time_budget_seconds is not None:
+        folds = request.folds or range(1)
+        devices = devices_for(folds, request.machine, None)
+        train.fold_seconds(request.time_budget_seconds, len(folds), len(devices))
     return RunJob(request)
 
 

@@ -14,7 +14,7 @@ from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
 from segpipe.compare.results import Method
 from segpipe.compare.study_file import SEED_MARK, Study, StudyTraining, read_study
-from segpipe.core.errors import DataError, UsageError
+from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
 from segpipe.core.records import Record
@@ -76,6 +76,34 @@ class StudyJob:
     output: Path
     machine: Machine
 
+    @property
+    def folder(self) -> StudyFolder:
+        """Paths in the study's folder."""
+        return StudyFolder(self.output)
+
+    def base_planning(self) -> PlanRequest:
+        """The request to plan what all arms share."""
+        return PlanRequest(
+            folder=self.folder.base.path,
+            machine=self.machine,
+            data=self.data,
+            preset=self.study.base.preset,
+            n_folds=self.study.n_folds,
+            seed=self.study.split_seed,
+            predicts_costs=False,
+        )
+
+    def planning(self, name: str, seed: int) -> PlanRequest:
+        """The request to plan one seed of an arm."""
+        arm = self.study.arms[name]
+        return replace(
+            self.base_planning(),
+            folder=self.folder.seed(name, seed).path,
+            preset=arm.preset or self.study.base.preset,
+            edits=self.study.assignments(arm, seed),
+            predicts_costs=seed == self.study.seeds[0],
+        )
+
 
 def resolve(request: StudyRequest) -> StudyJob:
     """Read a study and find its dataset.
@@ -90,9 +118,25 @@ def resolve(request: StudyRequest) -> StudyJob:
     data = request.data or (Path(study.data) if study.data else None)
     if data is None:
         raise UsageError(f"{request.study}: names no data. Add `data:` to it, or use --data.")
+    job = StudyJob(study, data, request.output, request.machine)
     resolve_device(request.machine.device)
+    for name, arm in study.arms.items():
+        if arm.is_trained_here:
+            _check_arm(job, name)
     load_dataset(data)
-    return StudyJob(study, data, request.output, request.machine)
+    return job
+
+
+def _check_arm(job: StudyJob, name: str) -> None:
+    """Check what can be checked of an arm without the dataset.
+
+    Raises:
+        SegpipeError: As `plan.check_options`, with the arm's name.
+    """
+    try:
+        plan.check_options(job.planning(name, job.study.seeds[0]))
+    except PlanError as fault:
+        raise PlanError(f"arm {name}: {fault}") from None
 
 
 def run(job: StudyJob) -> Comparison:
@@ -106,7 +150,7 @@ def run(job: StudyJob) -> Comparison:
     """
     make_folder(job.output)
     with only_process(job.output):
-        running = _Running(job.study, job.data, StudyFolder(job.output), job.machine)
+        running = _Running(job)
         running.plan()
         running.train()
         comparison = running.compare()
@@ -117,22 +161,14 @@ def run(job: StudyJob) -> Comparison:
 class _Running:
     """A study at work."""
 
-    def __init__(self, study: Study, data: Path, folder: StudyFolder, machine: Machine) -> None:
-        self.study, self.data, self.folder, self.machine = study, data, folder, machine
+    def __init__(self, job: StudyJob) -> None:
+        self.job, self.study, self.data = job, job.study, job.data
+        self.folder, self.machine = job.folder, job.machine
 
     def plan(self) -> None:
         """The base, then each arm and seed on the same fingerprint and splits."""
         study, base = self.study, self.folder.base
-        request = PlanRequest(
-            folder=base.path,
-            machine=self.machine,
-            data=self.data,
-            preset=study.base.preset,
-            n_folds=study.n_folds,
-            seed=study.split_seed,
-            predicts_costs=False,
-        )
-        plan.run(plan.resolve(request))
+        plan.run(plan.resolve(self.job.base_planning()))
         self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
         if max(study.folds) >= self.splits.k:
             raise UsageError(f"folds {study.folds}: the data have {self.splits.k} folds, counted from 0. Name fewer.")
@@ -141,14 +177,7 @@ class _Running:
                 say(f"arm {name}, seed {seed}")
                 work = self.folder.seed(name, seed)
                 _share(base, work)
-                changed = replace(
-                    request,
-                    folder=work.path,
-                    preset=arm.preset or study.base.preset,
-                    edits=study.assignments(arm, seed),
-                    predicts_costs=seed == study.seeds[0],
-                )
-                planned = plan.run(plan.resolve(changed))
+                planned = plan.run(plan.resolve(self.job.planning(name, seed)))
                 default_configuration(planned.plan, self._configuration(name))
         if any(arm.nnunetv2 for arm in study.arms.values()):
             file_ending(self.dataset)

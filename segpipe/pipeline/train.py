@@ -111,7 +111,7 @@ def resolve(
     devices = tuple(devices_for(folds, request.machine, request.devices))
     edits = request.all_edits
     if request.time_budget_seconds is not None:
-        share = _share(request.time_budget_seconds, len(folds), len(devices))
+        share = fold_seconds(request.time_budget_seconds, len(folds), len(devices))
         edits = (*edits, f"training.time_budget_seconds={share}")
     planned = replace(planned, plan=edit_plan(planned.plan.decisions, edits))
     name = default_configuration(planned.plan, request.configuration)
@@ -129,6 +129,21 @@ def resolve(
         for fold in folds
     )
     return TrainJob(request, planned, name, folds, devices, edits, tensorboard, steps_left)
+
+
+def fold_seconds(seconds: float, n_folds: int, n_devices: int) -> float:
+    """Time for each fold, of which some are trained at a time.
+
+    Raises:
+        UsageError: If it is too short to train in.
+    """
+    share = seconds / math.ceil(n_folds / n_devices)
+    if share < _MIN_BUDGET_SECONDS:
+        raise UsageError(
+            f"--time-budget: {seconds:g} s across {count(n_folds, 'fold')} leaves {share:.1f} s per fold; the minimum "
+            f"is {_MIN_BUDGET_SECONDS:g} s."
+        )
+    return share
 
 
 def run(job: TrainJob) -> TrainResult:
@@ -337,17 +352,6 @@ def _validate_one(job: TrainJob, fold: int) -> None:
     # before the scores are there, so that none is without its line
     append_scoring(planned.work.path, scoring_of("fold", f"{name} fold {fold}", pairs, table, model=weights, plan=plan))
     table.save(folder.scores)
-
-
-def _share(seconds: float, n_folds: int, n_devices: int) -> float:
-    """Time for each fold, of which some are trained at a time."""
-    share = seconds / math.ceil(n_folds / n_devices)
-    if share < _MIN_BUDGET_SECONDS:
-        raise UsageError(
-            f"--time-budget: {seconds:g} s across {count(n_folds, 'fold')} leaves {share:.1f} s per fold; the minimum "
-            f"is {_MIN_BUDGET_SECONDS:g} s."
-        )
-    return share
 
 
 def _steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> int:

@@ -12,16 +12,12 @@ from segpipe.core.choices import Choice
 from segpipe.plan.loss import Presettable
 
 
-@dataclass(frozen=True)
 class Chance:
-    """Mark a field as the chance that something is changed; `is_local`: by `train/augmentation/local.py`."""
-
-    is_local: bool = False
+    """Mark a field as the chance that something is changed."""
 
 
 _Probability = Annotated[float, Field(ge=0, le=1)]  # of something that is changed anyway
 _Chance = Annotated[_Probability, Chance()]
-_LocalChance = Annotated[_Probability, Chance(is_local=True)]
 _Angle = Annotated[float, Field(ge=0, le=180)]
 
 
@@ -39,6 +35,25 @@ _Sizes = Annotated[tuple[PositiveInt, Annotated[int, Field(le=7)]], _Ascending]
 _Zooms = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=1)]], _Ascending]
 
 
+_DA5 = "nnunetv2, nnUNetTrainerDA5"
+LOCAL_CHANGES: dict[str, Choice] = {  # in their order; train/augmentation/local.py has functions for each row
+    "median": Choice(does="the median of a window", source=_DA5, parameters=("median_vox",)),
+    "shift": Choice(does="a number is added", source=_DA5, parameters=("shift_std",)),
+    "blank": Choice(does="boxes become their mean", source=_DA5, parameters=("blank_boxes",)),
+    "gradient": Choice(does="a smooth hill or hollow is added", source=_DA5, parameters=("gradient",)),
+    "local_gamma": Choice(
+        does="gamma on top of a hill, fading with it",
+        source=_DA5,
+        parameters=("local_gamma_below", "local_gamma_above"),
+    ),
+    "sharpening": Choice(does="the Laplacian is taken away", source=_DA5, parameters=("sharpening",)),
+}
+_LOCAL_CHANCES = {
+    f"p_{name}": Annotated[_Chance, Field(description=f"Of half of the channels of such a sample: {row.does}.")]
+    for name, row in LOCAL_CHANGES.items()
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class AugmentationPreset(Choice):
     """A name for values of `Augmentation`: what it changes in the defaults."""
@@ -49,6 +64,7 @@ class AugmentationPreset(Choice):
 class Augmentation(Presettable):
     """Probabilities (p_, of a sample) and ranges. The defaults are nnU-Net's.
 
+    Each row of `LOCAL_CHANGES` has a chance as well, p_<name>, which is 0: a new row leaves older plans as they are.
     In a file it is a name of `AUGMENTATIONS`, or a mapping of what differs: `{preset: nnunet, p_rotation: 0.4}`.
     Factors of brightness, contrast and gamma are as often below 1 as above it, evenly on either side.
 
@@ -67,7 +83,6 @@ class Augmentation(Presettable):
         brightness, contrast, gamma: Smallest and largest factor, for each channel.
         lowres_zoom: Smallest and largest share of the voxels along an axis, for each channel.
         p_quarter_turn: That a sample is turned by 90, 180 or 270 degrees in a plane in which the patch is square.
-        p_median, p_shift, p_blank, p_gradient, p_local_gamma, p_sharpening: Of half of the channels of such a sample.
         median_vox: Smallest and largest edge of the window whose median is taken.
         shift_std: Standard deviation of what is added to a channel, in units of the normalised image.
         blank_boxes: Most boxes, each a tenth to a third of the patch along an axis, that become their mean.
@@ -111,12 +126,8 @@ class Augmentation(Presettable):
     gamma: _Range = (0.7, 1.5)
     lowres_zoom: _Zooms = (0.5, 1.0)
     p_quarter_turn: _Chance = 0.0
-    p_median: _LocalChance = 0.0
-    p_shift: _LocalChance = 0.0
-    p_blank: _LocalChance = 0.0
-    p_gradient: _LocalChance = 0.0
-    p_local_gamma: _LocalChance = 0.0
-    p_sharpening: _LocalChance = 0.0
+    __annotations__ |= _LOCAL_CHANCES
+    vars().update(dict.fromkeys(_LOCAL_CHANCES, 0.0))
     median_vox: _Sizes = (2, 7)
     shift_std: NonNegativeFloat = 0.5
     blank_boxes: PositiveInt = 4
@@ -143,15 +154,15 @@ class Augmentation(Presettable):
     @property
     def alters_locally(self) -> bool:
         """Return whether intensities are ever changed by `train/augmentation/local`."""
-        return any(getattr(self, name) for name in _chances(only_local=True))
+        return any(getattr(self, name) for name in _LOCAL_CHANCES)
 
 
-def _chances(*, only_local: bool = False) -> tuple[str, ...]:
+def _chances() -> tuple[str, ...]:
     """Fields without which nothing is changed; not among them are shares such as p_rotation_axis."""
     return tuple(
         name
         for name, field in Augmentation.model_fields.items()
-        if any(isinstance(mark, Chance) and mark.is_local >= only_local for mark in field.metadata)
+        if any(isinstance(mark, Chance) for mark in field.metadata)
     )
 
 
@@ -173,7 +184,7 @@ AUGMENTATIONS: dict[str, AugmentationPreset] = {
     # mirror image; where it either blurs or takes medians, these are drawn apart, each half as often.
     "strong": AugmentationPreset(
         does="more of everything, and local changes",
-        source="nnunetv2, nnUNetTrainerDA5",
+        source=_DA5,
         changes={
             "p_rotation": 0.4,
             "p_rotation_axis": 0.5,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
+from pydantic import create_model
 from pydantic.fields import FieldInfo
 
-from segpipe.core.choices import table_of
+from segpipe.core.choices import expect_known, table_of
 from segpipe.core.errors import PlanError
 from segpipe.core.progress import say
 from segpipe.core.records import Record, did_you_mean, parse_yaml
@@ -19,6 +20,7 @@ from segpipe.plan.schema import KEY, Plan
 from segpipe.plan.training import OPTIMIZERS, Training
 
 _N_NAMED = 4  # of labels in a warning
+_USUAL_CHANNELS = ("0.", "1.", "2.", "3.")
 _USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
 
 
@@ -28,8 +30,8 @@ def edit_plan(plan: Plan, assignments: Sequence[str], *, warns: bool = True) -> 
     Args:
         plan: Stays as it is.
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
-            `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a configuration. What inherits from an
-            edited configuration follows it.
+            `normalisation.0` is the first channel's. `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a
+            configuration. What inherits from an edited configuration follows it.
         warns: Whether a warning is printed if the optimizer changes without its learning rate (rates of sgd are too
             high for the others), and if labels with sides are mirrored from now on.
 
@@ -40,8 +42,7 @@ def edit_plan(plan: Plan, assignments: Sequence[str], *, warns: bool = True) -> 
     values = plan.model_dump(mode="json")
     values["training"] = plan.training.model_dump(mode="json", context=WRITE_DEFAULTS)  # what a name stands for
     given = parse_assignments(assignments)
-    for key in sorted(given, key=lambda key: not key.endswith(f".{PRESET}")):  # a name first, then what differs
-        _assign(values, key, given[key])
+    _assign_all(values, given)
     if not assignments:
         return plan
     result = Plan.parse(values, f"--set {' '.join(assignments)}")
@@ -67,20 +68,87 @@ def parse_assignments(assignments: Sequence[str]) -> dict[str, Any]:
             value = parse_yaml(text)
         except yaml.YAMLError as fault:
             raise PlanError(f"--set {assignment}: the value cannot be read ({fault}).") from None
-        _require_known(assignment, key)
+        _require_possible(assignment, key, value)
         _refuse_contradiction(given, key, value)
         given[key] = value
     return given
 
 
-def _require_known(assignment: str, key: str) -> None:
-    first, *rest = key.split(".")
-    places = [(first, first, Plan.model_fields)]
-    if first == "training" and rest and rest[0] != PRESET:
-        places.append((f"{first}.{rest[0]}", rest[0], Training.model_fields))
-    for place, name, known in places:
-        if name not in known:
-            raise PlanError(f"--set {assignment}: {place}: unknown key.{did_you_mean(name, list(known))}")
+def _require_possible(assignment: str, key: str, value: Any) -> None:
+    """Refuse a key that no plan has, and a value that its place can never hold, whatever the rest of the plan is."""
+    annotation: Any = Plan
+    steps = key.split(".")
+    for number, step in enumerate(steps):
+        annotation = _type_below(assignment, ".".join(steps[:number]), annotation, step)
+    if isinstance(value, Mapping) and steps[0] == "configurations" and _record_in(annotation) is not None:
+        for name, inner in value.items():  # what is left out is inherited, so the whole cannot be checked yet
+            _require_possible(assignment, f"{key}.{name}", inner)
+        return
+    field: Any = {key: (annotation, ...)}
+    create_model("OnlyThis", __base__=Record, **field).parse({key: value}, f"--set {assignment}")
+
+
+def _type_below(assignment: str, place: str, annotation: Any, step: str) -> Any:
+    """The type of `step` in a record, a mapping or a list of records at `place`."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
+    kind, record = get_origin(annotation), _record_in(annotation)
+    if kind is dict:
+        names, values = get_args(annotation)
+        try:
+            expect_known(step, table_of(names) or [step])
+        except ValueError as fault:
+            raise PlanError(f"--set {assignment}: {place}.{step}: {fault}.") from None
+        return values
+    if record is None or (kind is tuple and not step.isdecimal()):
+        advice = f"set the whole list, e.g. --set {place}=[…]" if kind is tuple else f"set {place} itself"
+        raise PlanError(f"--set {assignment}: {place} has no {step!r}; {advice}.")
+    if kind is tuple:
+        return record
+    if step == PRESET and issubclass(record, Presettable):
+        return record
+    known = list(record.model_fields)
+    if step not in known:
+        raise PlanError(f"--set {assignment}: {f'{place}.{step}'.strip('.')}: unknown key.{did_you_mean(step, known)}")
+    field = record.model_fields[step]
+    return Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+
+
+class _Recipe(Record):
+    """The part of a plan that does not follow from the data."""
+
+    training: Training
+
+
+def check_edits(assignments: Sequence[str], recipes: Iterable[Training], configurations: Collection[str]) -> None:
+    """Check edits of a plan that is not made yet, so that nobody waits for it to learn of a misspelling.
+
+    Args:
+        assignments: As for `edit_plan`.
+        recipes: The plan will hold one of these; an edit must suit at least one.
+        configurations: Names that the plan may have; empty if they are not known.
+
+    Raises:
+        PlanError: As for `edit_plan`, as far as that can be said.
+    """
+    given = parse_assignments(assignments)
+    new = {key.split(".")[1] for key, value in given.items() if isinstance(value, Mapping) and KEY in value}
+    for key in given if configurations else ():
+        first, *rest = key.split(".")
+        if first == "configurations" and rest:
+            _below(dict.fromkeys((*configurations, *new)), rest[0], key)
+    faults = []
+    for recipe in recipes:
+        values = {"training": recipe.model_dump(mode="json", context=WRITE_DEFAULTS), "configurations": {}}
+        try:
+            _assign_all(values, {key: value for key, value in given.items() if key.split(".")[0] == "training"})
+            _Recipe.parse({"training": values["training"]}, f"--set {' '.join(assignments)}")
+        except PlanError as fault:
+            faults.append(fault)
+        else:
+            return
+    if faults:
+        raise faults[0]
 
 
 def mirrored_sides(plan: Plan) -> tuple[str, ...]:
@@ -126,6 +194,11 @@ def _refuse_contradiction(given: Mapping[str, Any], key: str, value: Any) -> Non
             )
 
 
+def _assign_all(values: dict[str, Any], given: Mapping[str, Any]) -> None:
+    for key in sorted(given, key=lambda key: not key.endswith(f".{PRESET}")):  # a name first, then what differs
+        _assign(values, key, given[key])
+
+
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     """Put a value in its place; keys that no record knows are found when the plan is checked."""
     *path, last = key.split(".")
@@ -134,8 +207,10 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
         if isinstance(place, dict) and step not in place and place is not values["configurations"]:
             place[step] = {}  # inherited, or left out of files while it holds its default
         place = _below(place, step, key)
-    if not isinstance(place, dict):
-        raise PlanError(f"--set {key}: {'.'.join(path)} is a list; set the whole list, e.g. --set {path[-1]}=[1, 2].")
+    if isinstance(place, list):
+        _below(place, last, key)
+        place[int(last)] = value
+        return
     is_new = isinstance(value, Mapping) and KEY in value
     if place is values["configurations"] and not is_new:
         _below(place, last, key)
@@ -145,10 +220,10 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _below(place: Any, step: str, key: str) -> Any:
-    known = list(place) if isinstance(place, dict) else []
+    known = list(place) if isinstance(place, dict) else [str(number) for number in range(len(place))]
     if step not in known:
         raise PlanError(f"--set {key}: the plan has no {step!r}.{did_you_mean(step, known)}")
-    return place[step]
+    return place[step] if isinstance(place, dict) else place[int(step)]
 
 
 def completions(text: str) -> list[tuple[str, str]]:
@@ -172,20 +247,20 @@ def _fields_in(record: type[Record], prefix: str) -> Iterator[tuple[str, FieldIn
     """Every key of a record and of the records in it; a completion has no plan to ask for its configurations."""
     for name, field in record.model_fields.items():
         yield f"{prefix}{name}", field
-        inner, kind = _record_in(field), get_origin(field.annotation)
-        for below in _USUAL_CONFIGURATIONS if kind is dict else ("",) if kind is not tuple else ():
+        inner, kind = _record_in(field.annotation), get_origin(field.annotation)
+        for below in _USUAL_CONFIGURATIONS if kind is dict else _USUAL_CHANNELS if kind is tuple else ("",):
             if inner is not None:
                 yield from _fields_in(inner, f"{prefix}{name}.{below}")
 
 
-def _record_in(field: FieldInfo) -> type[Record] | None:
-    parts = (field.annotation, *get_args(field.annotation))
+def _record_in(annotation: Any) -> type[Record] | None:
+    parts = (annotation, *get_args(annotation))
     return next((part for part in parts if isinstance(part, type) and issubclass(part, Record)), None)
 
 
 def _names_for(field: FieldInfo) -> dict[str, str]:
     """Names that a value may be, each with what it does."""
-    record = _record_in(field)
+    record = _record_in(field.annotation)
     if record is not None and issubclass(record, Presettable):
         return dict.fromkeys(record.NAMES, "")
     if get_origin(field.annotation) is dict:  # its keys are names, not its value

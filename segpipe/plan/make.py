@@ -15,14 +15,15 @@ from segpipe.plan.laterality import sided_labels, sideways_axis
 from segpipe.plan.patch import CountedVoxels, PatchBudget, PredictMemory, fit, patch_budget
 from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, find_preset
 from segpipe.plan.reasons import reasons_for
-from segpipe.plan.schema import Configuration, Normalisation, Plan
+from segpipe.plan.schema import SCHEMES, Configuration, Normalisation, Plan
 
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")  # which of them are planned follows from the data
 MASKED_BELOW = 0.75  # share of voxels that cropping keeps; below it zeros would dominate the statistics
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers; below it context is missing
 _LOWRES_STEP = 1.03  # nnU-Net's: voxels grow in steps of 3 %
 _LOWRES_MIN_GAIN = 2.0  # times fewer voxels; with less gain a second configuration is not worth training
 _MOST_COARSENED = 2.0  # times the dataset's voxel edge, where a preset sees more with coarser voxels
-_SCHEMES = {"ct": "ct", "nonorm": "none", "rescale_to_0_1": "rescale_0_1", "rgb_to_0_1": "rgb_0_1"}
+_SCHEME_OF_CHANNEL = {row.channel: name for name, row in SCHEMES.items() if row.channel}
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,7 +184,7 @@ def _normalisation(fingerprint: Fingerprint) -> tuple[Normalisation, ...]:
     result = []
     known = fingerprint.intensities or (None,) * len(fingerprint.channels)
     for channel, seen in zip(fingerprint.channels, known, strict=True):
-        scheme = _SCHEMES.get(channel.casefold(), "zscore")
+        scheme = _SCHEME_OF_CHANNEL.get(channel.casefold(), "zscore")
         if scheme == "ct" and seen is None:
             raise PlanError(
                 f"channel {channel}: the fingerprint has no intensities, by which CT is clipped. Run `segpipe plan` on "

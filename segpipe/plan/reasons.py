@@ -8,16 +8,9 @@ from collections.abc import Mapping, Sequence
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.geometry import PlannerInput, spacings_and_shapes, uses_fine_tenth
 from segpipe.plan.presets import Preset
-from segpipe.plan.schema import Configuration, Normalisation
+from segpipe.plan.schema import SCHEMES, Configuration, Normalisation
 
 _N_NAMED = 4
-_SCHEME_SENTENCES = {
-    "ct": "is clipped to the intensities of the dataset's foreground and scaled by them, as its values have a unit",
-    "zscore": "is scaled by each case's own mean and SD, as its values have no unit",
-    "rescale_0_1": "is scaled by each case's own minimum and maximum",
-    "rgb_0_1": "is divided by 255",
-    "none": "is left as it is",
-}
 
 
 def reasons_for(
@@ -71,7 +64,7 @@ def _coarsening(configurations: Mapping[str, Configuration], preset: Preset, mea
 
 def _normalisation(fingerprint: Fingerprint, normalisation: Sequence[Normalisation]) -> str:
     parts = [
-        f"{channel} {_SCHEME_SENTENCES[n.scheme]}"
+        f"{channel} is {', as '.join(filter(None, (SCHEMES[n.scheme].does, SCHEMES[n.scheme].why)))}"
         for channel, n in zip(fingerprint.channels, normalisation, strict=True)
     ]
     kept = fingerprint.median_relative_size_after_cropping

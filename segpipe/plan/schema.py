@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     PositiveFloat,
@@ -17,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
@@ -86,20 +88,64 @@ def _difference(base: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 _PAIRS = ({"L", "R"}, {"P", "A"}, {"I", "S"})
 _RENAMED = {"gpu_memory_gb": "gpu_memory_gib"}  # keys of plans that an older version wrote
 _NAME = re.compile(r"\w[\w-]*")
-Scheme = Literal["ct", "zscore", "rescale_0_1", "rgb_0_1", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NormalisationScheme(Choice):
+    """A way to normalise a channel. Parameters without a default must be given.
+
+    Args:
+        why: The reason that a plan gives for it; may be empty.
+        channel: Name of a channel, in small letters, that is normalised so; empty if none asks for it.
+        nnunet: nnU-Net's name for the same; empty if it has none.
+    """
+
+    why: str = ""
+    channel: str = ""
+    nnunet: str = ""
+
+
+_THEIRS = "nnU-Net's normalisation schemes"
+SCHEMES: dict[str, NormalisationScheme] = {  # prepare/case.py has a function for each row
+    "ct": NormalisationScheme(
+        does="clipped to the intensities of the dataset's foreground and scaled by them",
+        why="its values have a unit",
+        source=_THEIRS,
+        parameters=("low", "high", "mean", "std"),
+        channel="ct",
+        nnunet="CTNormalization",
+    ),
+    "zscore": NormalisationScheme(
+        does="scaled by each case's own mean and SD",
+        why="its values have no unit",
+        source=_THEIRS,
+        parameters=("within_nonzero",),
+        nnunet="ZScoreNormalization",
+    ),
+    "rescale_0_1": NormalisationScheme(
+        does="scaled by each case's own minimum and maximum",
+        source=_THEIRS,
+        channel="rescale_to_0_1",
+        nnunet="RescaleTo01Normalization",
+    ),
+    "rgb_0_1": NormalisationScheme(
+        does="divided by 255", source=_THEIRS, channel="rgb_to_0_1", nnunet="RGBTo01Normalization"
+    ),
+    "none": NormalisationScheme(does="left as it is", source=_THEIRS, channel="nonorm", nnunet="NoNormalization"),
+}
 
 
 class Normalisation(Record):
     """Describe how the voxels of one channel become network input.
 
     Args:
-        scheme: ct: clip to `low`…`high`, subtract `mean`, divide by `std` (of the dataset's foreground);
-            zscore: by the case's own mean and SD; rescale_0_1: by its minimum and maximum; rgb_0_1: divide by 255.
-        within_nonzero: zscore only: statistics inside the non-zero voxels, 0 outside.
-        low, high, mean, std: ct only, in the unit of the image.
+        scheme: Name of a row of `SCHEMES`.
+        within_nonzero: Statistics inside the non-zero voxels, 0 outside.
+        low, high: Limits to which intensities are clipped, in the unit of the image.
+        mean, std: What is subtracted, and what the rest is divided by, in the unit of the image.
     """
 
-    scheme: Scheme
+    scheme: Annotated[str, OneOf(SCHEMES)]
     within_nonzero: bool = False
     low: float | None = None
     high: float | None = None
@@ -108,11 +154,13 @@ class Normalisation(Record):
 
     @model_validator(mode="after")
     def _complete(self) -> Normalisation:
-        given = [v is not None for v in (self.low, self.high, self.mean, self.std)]
-        if self.scheme == "ct" and not all(given):
-            raise ValueError("scheme ct needs low, high, mean and std")
-        if self.scheme != "ct" and any(given):
-            raise ValueError("low, high, mean and std belong to scheme ct only")
+        missing = [name for name in SCHEMES[self.scheme].parameters if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"scheme {self.scheme} needs {', '.join(missing)}")
+        readers = unread_parameters(SCHEMES, [self.scheme])
+        given = [name for name in readers if name != "within_nonzero" and getattr(self, name) is not None]
+        if given:
+            raise ValueError(f"{given[0]} belongs to {readers[given[0]]}, not to scheme {self.scheme}; leave it out")
         return self
 
 

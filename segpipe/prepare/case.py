@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segpipe.core.choices import functions_for
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Box, Grid, Reorientation, nonzero_box, reorientation, require_same_grid
 from segpipe.core.records import Record
@@ -17,8 +18,11 @@ from segpipe.core.volume import Volume, read_image_channels, read_labels
 from segpipe.data.dataset import Case
 from segpipe.plan.geometry import resampled_shape
 from segpipe.plan.laterality import AS_STORED
-from segpipe.plan.schema import Configuration, Normalisation, Plan
+from segpipe.plan.schema import SCHEMES, Configuration, Normalisation, Plan
 from segpipe.prepare.resample import IMAGE_ORDER, LABEL_ORDER, orders_for, resample_image, resample_indices
+
+Voxels = NDArray[np.float32]  # (Z, Y, X) of a channel
+Inside = NDArray[np.bool_] | None  # voxels that count; None for all
 
 _MIN_STD = 1e-8  # a constant image becomes 0, not NaN
 
@@ -192,25 +196,30 @@ def normalise(voxels_czyx: NDArray[np.float32], schemes: Sequence[Normalisation]
         inside = ndimage.binary_fill_holes((voxels_czyx != 0).any(axis=0))
     result = np.array(voxels_czyx, np.float32, order="C")
     for channel, scheme in zip(result, schemes, strict=True):
-        _normalise_in_place(channel, scheme, inside if scheme.within_nonzero else None)
+        NORMALISE_IN_PLACE[scheme.scheme](channel, scheme, inside if scheme.within_nonzero else None)
     return result
 
 
-def _normalise_in_place(voxels: NDArray[np.float32], scheme: Normalisation, inside: NDArray[np.bool_] | None) -> None:
-    if scheme.scheme == "ct":
-        assert scheme.low is not None and scheme.high is not None and scheme.mean is not None and scheme.std
-        np.clip(voxels, scheme.low, scheme.high, out=voxels)
-        _shift_and_divide(voxels, scheme.mean, scheme.std)
-    elif scheme.scheme == "zscore":
-        mean, std = _mean_and_std(voxels, inside)
-        _shift_and_divide(voxels, mean, max(std, _MIN_STD))
-        if inside is not None:
-            voxels *= inside
-    elif scheme.scheme == "rescale_0_1":
-        low = float(voxels.min())
-        _shift_and_divide(voxels, low, max(float(voxels.max()) - low, _MIN_STD))
-    elif scheme.scheme == "rgb_0_1":
-        voxels /= np.float32(255)
+def _by_dataset(voxels: Voxels, own: Normalisation, _: Inside) -> None:
+    assert own.low is not None and own.high is not None and own.mean is not None and own.std
+    np.clip(voxels, own.low, own.high, out=voxels)
+    _shift_and_divide(voxels, own.mean, own.std)
+
+
+def _by_own_statistics(voxels: Voxels, _: Normalisation, inside: Inside) -> None:
+    mean, std = _mean_and_std(voxels, inside)
+    _shift_and_divide(voxels, mean, max(std, _MIN_STD))
+    if inside is not None:
+        voxels *= inside
+
+
+def _by_own_range(voxels: Voxels, *_: object) -> None:
+    low = float(voxels.min())
+    _shift_and_divide(voxels, low, max(float(voxels.max()) - low, _MIN_STD))
+
+
+def _by_255(voxels: Voxels, *_: object) -> None:
+    voxels /= np.float32(255)
 
 
 def _shift_and_divide(voxels: NDArray[np.float32], shift: float, divisor: float) -> None:
@@ -234,3 +243,13 @@ def _slices(voxels: NDArray[np.float32], inside: NDArray[np.bool_] | None) -> It
         yield from voxels
     else:
         yield from (plane[mask] for plane, mask in zip(voxels, inside, strict=True))
+
+
+_NORMALISERS: dict[str, Callable[[Voxels, Normalisation, Inside], None]] = {
+    "ct": _by_dataset,
+    "zscore": _by_own_statistics,
+    "rescale_0_1": _by_own_range,
+    "rgb_0_1": _by_255,
+    "none": lambda *_: None,
+}
+NORMALISE_IN_PLACE = functions_for(SCHEMES, _NORMALISERS, "SCHEMES of plan/schema.py")

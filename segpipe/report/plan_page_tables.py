@@ -13,18 +13,12 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Configuration, Normalisation, Plan
+from segpipe.plan.schema import SCHEMES, Configuration, Normalisation, Plan
 from segpipe.report.page import Cell, Table
 
 _RARE_SHARE = 0.1  # of the cases; below it a mean over cases rests on few of them
 _FOLDS_SIDE_BY_SIDE = 10  # more would make the table wider than a page
 _NONE = "–"
-_SCHEME_TEXTS = {
-    "zscore": "each case by its own mean and SD",
-    "rescale_0_1": "each case from its minimum to its maximum",
-    "rgb_0_1": "divided by 255",
-    "none": "unchanged",
-}
 
 
 def rare_labels(fingerprint: Fingerprint) -> tuple[str, ...]:
@@ -234,7 +228,7 @@ def scheme_text(normalisation: Normalisation) -> str:
             f"÷ {short(normalisation.std)}"
         )
     inside = ", over nonzero voxels" if normalisation.within_nonzero else ""
-    return _SCHEME_TEXTS[normalisation.scheme] + inside
+    return SCHEMES[normalisation.scheme].does + inside
 
 
 def decision_texts(plan: Plan) -> dict[str, str]:

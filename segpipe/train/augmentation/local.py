@@ -19,8 +19,9 @@ from scipy.special import ndtr
 from torch import Tensor
 from torch.nn import functional
 
+from segpipe.core.choices import functions_for
 from segpipe.core.grid import ZYX
-from segpipe.plan.augmentation import Augmentation
+from segpipe.plan.augmentation import LOCAL_CHANGES, Augmentation
 
 _CHANNEL_SHARE = 0.5  # of the channels of a chosen sample
 _BLANK_PARTS = (10, 3)  # smallest and largest edge of a blank box, as divisors of the patch's
@@ -34,7 +35,7 @@ Hill = tuple[tuple[float, float], ...]  # middle and width along each axis, voxe
 
 @dataclass(frozen=True)
 class LocalChange:
-    """One of `CHANGES`, done to a channel.
+    """One of `LOCAL_CHANGES`, done to a channel.
 
     Args:
         name: Of the change.
@@ -56,13 +57,15 @@ def draw_local(
     augmentation: Augmentation, patch_zyx: ZYX, shape: tuple[int, int], generator: np.random.Generator
 ) -> tuple[tuple[LocalChange, ...], ...]:
     """Draw what is done to the (samples, channels), in order; `generator` is the source of all randomness."""
+    # what never happens draws no number, so a new row of the table leaves the draws of the others as they were
+    chances = {name: chance for name in LOCAL_CHANGES if (chance := getattr(augmentation, f"p_{name}"))}
     return tuple(
         tuple(
             change
-            for name, (chance, draw, _) in CHANGES.items()
-            if generator.random() < getattr(augmentation, chance)
+            for name, chance in chances.items()
+            if generator.random() < chance
             for channel in np.flatnonzero(generator.random(shape[1]) < _CHANNEL_SHARE).tolist()
-            for change in draw(augmentation, name, channel, patch_zyx, generator)
+            for change in _DRAWERS.get(name, _draw_nothing)(augmentation, name, channel, patch_zyx, generator)
         )
         for _ in range(shape[0])
     )
@@ -72,7 +75,7 @@ def alter_locally_(images_BCZYX: Tensor, changes: Sequence[Sequence[LocalChange]
     """Alter images in place; `keep_planes`: each plane is filtered by itself."""
     for image_CZYX, of_sample in zip(images_BCZYX, changes, strict=False):
         for change in of_sample:
-            CHANGES[change.name][2](image_CZYX[change.channel], change, keep_planes)
+            CHANGE[change.name](image_CZYX[change.channel], change, keep_planes)
 
 
 def hill_ZYX(hill: Hill, shape: Sequence[int], device: torch.device) -> Tensor:
@@ -94,6 +97,10 @@ def _draw_hill(patch_zyx: ZYX, generator: np.random.Generator) -> Hill:
         )
         for edge in patch_zyx
     )
+
+
+def _draw_nothing(_: Augmentation, name: str, channel: int, *__: object) -> list[LocalChange]:
+    return [LocalChange(name, channel)]
 
 
 def _draw_size(
@@ -193,11 +200,20 @@ def _sharpen_(x_ZYX: Tensor, change: LocalChange, keep_planes: bool) -> None:
 
 _Draw = Callable[[Augmentation, str, int, ZYX, np.random.Generator], list[LocalChange]]
 _Apply = Callable[[Tensor, LocalChange, bool], None]
-CHANGES: dict[str, tuple[str, _Draw, _Apply]] = {  # in their order: probability in the plan, numbers, effect
-    "median": ("p_median", _draw_size, _median_),
-    "shift": ("p_shift", _draw_shift, _shift_),
-    "blank": ("p_blank", _draw_boxes, _blank_),
-    "gradient": ("p_gradient", _draw_gradient, _add_hill_),
-    "local_gamma": ("p_local_gamma", _draw_gamma, _gamma_),
-    "sharpening": ("p_sharpening", _draw_sharpening, _sharpen_),
+_DRAWERS: dict[str, _Draw] = {  # of the changes that need numbers
+    "median": _draw_size,
+    "shift": _draw_shift,
+    "blank": _draw_boxes,
+    "gradient": _draw_gradient,
+    "local_gamma": _draw_gamma,
+    "sharpening": _draw_sharpening,
 }
+_CHANGERS: dict[str, _Apply] = {
+    "median": _median_,
+    "shift": _shift_,
+    "blank": _blank_,
+    "gradient": _add_hill_,
+    "local_gamma": _gamma_,
+    "sharpening": _sharpen_,
+}
+CHANGE = functions_for(LOCAL_CHANGES, _CHANGERS, "LOCAL_CHANGES of plan/augmentation.py")
