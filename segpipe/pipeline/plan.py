@@ -27,7 +27,7 @@ from segpipe.data.splits import (
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import PlanRequest
-from segpipe.plan.edit import check_edits, edit_plan
+from segpipe.plan.edit import check_edits, edit_plan, parse_assignments
 from segpipe.plan.make import CONFIGURATIONS, make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
