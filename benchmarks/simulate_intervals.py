@@ -3,7 +3,8 @@
     python benchmarks/simulate_intervals.py [N_SIMULATIONS [POPULATION]]
 
 How often 95 % intervals hold the true value: of means, beside other constructions from the same resamples; of medians;
-of failure rates. The last column says how often a note names a patient who decides the mean.
+of failure rates. `note` is how often a note says that one patient decides the mean. Last, how often the largest gap
+between groups of one population is significant.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from scipy.special import ndtr, ndtri
 
+from segpipe.evaluate.groups import gap_test
 from segpipe.evaluate.intervals import mean_with_interval, median_interval, patient_weights, rate_interval
 
 N_SIMULATIONS = 1000
@@ -161,6 +163,20 @@ def coverage_of_rate(rate: float, n: int) -> float:
     return float(stats.binom.pmf(np.arange(n + 1), n, rate)[holds].sum())
 
 
+GROUPS = ((8, 8), (8, 40), (20, 20, 20), (8, 8, 8, 8), (8, 12, 20, 40), (8, 8, 16, 16, 40, 40))
+
+
+def false_gaps(sizes: tuple[int, ...], n_labels: int, n_simulations: int, seed: int = 0) -> float:
+    """Share of samples without a difference between groups in which a gap of any label has p < 0.05."""
+    random = np.random.default_rng([seed, *sizes])
+    groups, found = np.repeat(np.arange(len(sizes)), sizes), 0
+    for _ in range(n_simulations):
+        values = _dice((len(groups), n_labels), random)
+        test = gap_test(values, np.ones_like(values), groups, random, n_permutations=499)
+        found += bool((test.p_values < 0.05).any())
+    return found / n_simulations
+
+
 def main(n_simulations: int = N_SIMULATIONS, only: str = "") -> None:
     """Print the tables of all populations, or of those whose name contains a word."""
     print(f"{n_simulations} simulations each, seed 0; standard error of a share of 95 %: "
@@ -177,6 +193,17 @@ def main(n_simulations: int = N_SIMULATIONS, only: str = "") -> None:
     print(f"\n### Failure rates, exact\n\n| patients | {' | '.join(f'{r:g}' for r in RATES)} |\n|---|{'---|' * 5}")
     for n in (*N_PATIENTS, 200):
         print(f"| {n} | {' | '.join(f'{coverage_of_rate(rate, n):.3f}' for rate in RATES)} |")
+
+    print_gaps(n_simulations)
+
+
+def print_gaps(n_simulations: int) -> None:
+    """Print how often groups of one population are said to differ."""
+    print("\n### Largest gap between groups that do not differ, p < 0.05\n")
+    print("| patients | 1 label | 3 labels |\n|---|---|---|")
+    for sizes in GROUPS:
+        shares = " | ".join(f"{false_gaps(sizes, n_labels, n_simulations):.3f}" for n_labels in (1, 3))
+        print(f"| {', '.join(map(str, sizes))} | {shares} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -117,6 +117,8 @@ def evaluate(
     policy: str | None = None,
     nsd_tolerance_mm: float | Mapping[str, float] | None = None,
     allow_missing: bool = False,
+    by: Sequence[str] = (),
+    cases: str | os.PathLike[str] | None = None,
     n_workers: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
@@ -131,6 +133,8 @@ def evaluate(
         policy: What empty masks count: mr, nnunet, brats or omit; None: that of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score what there is, though references lack a prediction.
+        by: Columns of the manifest or of `cases` to group cases by, e.g. `site`.
+        cases: CSV with `case_id` and these columns, if the reference is no manifest.
         n_workers: Number of parallel workers; None for one per processor.
         seed: Of the bootstrap.
 
@@ -145,7 +149,8 @@ def evaluate(
     from segpipe.core.progress import collect_lines
     from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
-    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing)
+    table = None if cases is None else Path(cases)
+    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing, by=tuple(by), cases=table)
     with collect_lines() as lines:
         found = evaluate_masks(Path(reference), Path(predictions), wish, n_workers or default_workers(), seed)
     return replace(found, notes=tuple(lines))

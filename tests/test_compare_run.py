@@ -15,8 +15,9 @@ from segpipe.compare.comparison import Question, compare, parse_losses, parse_ma
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_rows import ONE_SEED
 from segpipe.compare.comparison_text import WIDTH, comparison_text, fold_text, save
-from segpipe.compare.results import CaseTable, Method, Source, read_cases, read_methods
+from segpipe.compare.results import Method, Source, read_methods
 from segpipe.core.errors import DataError, UsageError
+from segpipe.evaluate.groups import CaseTable, read_cases
 from segpipe.evaluate.scores import Score, ScoreTable
 
 PUBLISHED_CV = SHARED_DATA.parent / "nnunet_msd"

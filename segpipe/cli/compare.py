@@ -63,8 +63,9 @@ def command(
     from segpipe.cli.printing import print_json
     from segpipe.compare.comparison import Question, compare, parse_losses, parse_margins
     from segpipe.compare.comparison_text import comparison_text, save
-    from segpipe.compare.results import CaseTable, Source, read_cases, read_methods
+    from segpipe.compare.results import Source, read_methods
     from segpipe.core.errors import UsageError
+    from segpipe.evaluate.groups import CaseTable, read_cases
     from segpipe.evaluate.summary import check_policy
 
     check_policy(policy)

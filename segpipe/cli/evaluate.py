@@ -60,6 +60,12 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
     metavar="WORK",
     help="Note this scoring in WORK/ledger.jsonl.  [default: of the work folder that PREDICTIONS lie in]",
 )
+@click.option("--by", multiple=True, metavar="COLUMN", help="Also score each group of cases, e.g. site; repeatable.")
+@click.option(
+    "--cases",
+    type=click.Path(path_type=Path),
+    help="CSV with case_id and the columns of --by, if REFERENCE is no manifest.",
+)
 @workers
 @seed
 @shared
@@ -74,6 +80,8 @@ def command(
     nsd_tolerance: Any,
     allow_missing: bool,
     ledger: Path | None,
+    by: tuple[str, ...],
+    cases: Path | None,
     as_json: bool,
     n_workers: int,
     seed: int,
@@ -87,21 +95,24 @@ def command(
     reads the files that `segpipe predict --save-probabilities` writes next to the masks.
     """
     from segpipe.cli.printing import print_json
-    from segpipe.cli.tables import SHOWN, summary_record, summary_text
+    from segpipe.cli.tables import SHOWN, groups_text, summary_record, summary_text
     from segpipe.core.files import require_place
     from segpipe.core.text import count
     from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
 
     if output is not None:
         require_place(output)
-    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing, ledger)
+    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing, ledger, by, cases)
     found = evaluate_masks(reference, predictions, wish, n_workers, seed)
     files = _save(found, output)
     if as_json:
-        print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files)
+        parts = {name: [one.model_dump() for one in getattr(found, name)] for name in ("groups", "gaps")}
+        print_json(summary_record(found.summary, found.policy) | {"n_cases": found.n_cases} | files | parts)
         return
     shown = SHOWN if metrics == "all" or (metrics, metric_preset) == (None, None) else found.metrics
     echo(summary_text(found.summary, shown))
+    if by:
+        echo(groups_text(found.groups, found.gaps, shown))
     written = "".join(f" {what.capitalize()}: {path}" for what, path in files.items() if path)
     echo(f"{count(found.n_cases, 'case')}, policy {found.policy}.{written}")
 

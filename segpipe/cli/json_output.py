@@ -16,6 +16,7 @@ from segpipe.core.records import Record
 from segpipe.data.check import CheckReport
 from segpipe.data.fix import Repair
 from segpipe.data.splits import FoldRow
+from segpipe.evaluate.groups import GroupGap, GroupRow
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
@@ -110,11 +111,15 @@ class Evaluated(Record):
     Args:
         n_cases: Scored.
         scores, lesions: Tables that were written; null if none was.
+        groups: With `--by`, means of each group of cases.
+        gaps: With `--by`, the largest difference between groups, for each metric and label.
     """
 
     n_cases: int
     scores: str | None
     lesions: str | None
+    groups: tuple[GroupRow, ...]
+    gaps: tuple[GroupGap, ...]
 
 
 class FailedCase(Record):

@@ -9,6 +9,7 @@ from typing import Any
 
 from segpipe.core.text import MOST_ROWS, N_ENDS, count, fold_middle
 from segpipe.core.work import Work
+from segpipe.evaluate.groups import GroupGap, GroupRow, gap_text
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, worst_first
 from segpipe.plan.training_commands import training_advice
@@ -74,6 +75,40 @@ def _folded(rows: Sequence[SummaryRow], is_first: bool) -> list[SummaryRow]:
     """The labels at both ends, if this is the first metric, and the mean."""
     low, high = fold_middle(worst_first(row for row in rows if row.label != MEAN_LABEL))
     return [*(low if is_first else []), *(high if is_first else []), *(row for row in rows if row.label == MEAN_LABEL)]
+
+
+def groups_text(rows: Sequence[GroupRow], gaps: Sequence[GroupGap], metrics: Sequence[str] = SHOWN) -> str:
+    """Means of each group with intervals, over labels if there are several, and the largest gap of each metric.
+
+    Args:
+        rows, gaps: As `compare_groups` gives them.
+        metrics: Which to show; those without rows are passed over.
+    """
+    lines = []
+    for grouping in dict.fromkeys(row.grouping for row in rows):
+        own = [row for row in rows if row.grouping == grouping and row.label == MEAN_LABEL and row.metric in metrics]
+        width = max(len(grouping), *(len(row.group) for row in own))
+        width = min(width, _WIDTH - 58)
+        lines.append(
+            f"{'metric':16} {grouping[:width]:{width}} {'patients':>8} {'mean':>8} {'95 % interval':>20}  failed"
+        )
+        for metric in metrics:
+            for row in (row for row in own if row.metric == metric):
+                interval = _interval_text(row.low, row.high, row.unit)
+                numbers = f"{row.n_patients:>8} {number_text(row.mean, row.unit):>8} {interval:>20}"
+                lines.append(
+                    f"{METRICS[metric].heading:16.16} {row.group:{width}.{width}} {numbers}  {row.n_failed_patients:>6}"
+                )
+            lines += [
+                piece
+                for gap in gaps
+                if (gap.grouping, gap.metric) == (grouping, metric)
+                for piece in textwrap.wrap(f"  Largest gap, {gap_text(gap)}", _WIDTH, subsequent_indent="    ")
+            ]
+        notes = dict.fromkeys(gap.note for gap in gaps if gap.grouping == grouping and gap.note)
+        lines += [piece for note in notes for piece in _wrap(f"{note[:1].upper()}{note[1:]}.")]
+        lines.append("")
+    return "\n".join(lines).rstrip()
 
 
 def _widths(cells: Sequence[Sequence[str]], titles: Sequence[str]) -> tuple[int, int, int]:

@@ -15,9 +15,10 @@ from segpipe.compare.comparison_records import Comparison, Description, MetricCo
 from segpipe.compare.comparison_rows import Draft, correct_drafts, draft_rows
 from segpipe.compare.paired import Paired
 from segpipe.compare.permutation import N_PERMUTATIONS
-from segpipe.compare.results import CaseTable, Method
+from segpipe.compare.results import Method
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
+from segpipe.evaluate.groups import CaseTable
 from segpipe.evaluate.intervals import patient_weights, sums_by_patient
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable

@@ -9,7 +9,10 @@ from pathlib import Path
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
+from segpipe.data.layouts.manifest import manifest_in
+from segpipe.data.load import find_layout
 from segpipe.evaluate.evaluation_case import ScoreSettings
+from segpipe.evaluate.groups import SITE, CaseTable, GroupGap, GroupRow, compare_groups, read_cases, refuse_bad_groups
 from segpipe.evaluate.ledger import (
     LEDGER_FILE,
     append_scoring,
@@ -37,6 +40,8 @@ class EvaluateOptions:
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score the other cases where references lack a prediction.
         ledger: Work folder whose ledger notes this scoring; None: the one that the masks lie in, if any.
+        by: Columns to group cases by: of the manifest, of `cases`, or `site` of a dataset.
+        cases: CSV with `case_id` and these columns; None for the manifest of the references.
     """
 
     labels: str | None = None
@@ -46,6 +51,8 @@ class EvaluateOptions:
     nsd_tolerance_mm: float | Mapping[str, float] | None = None
     allow_missing: bool = False
     ledger: Path | None = None
+    by: tuple[str, ...] = ()
+    cases: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,8 @@ class Evaluation:
         policy: What empty masks counted.
         metrics: Requested names; calibration among `all` is left out where there are no probabilities.
         n_cases: Pairs of masks.
+        groups: Means of each group of cases.
+        gaps: The largest differences between groups.
         notes: Lines for the user, e.g. from where the labels are; empty where they were printed.
     """
 
@@ -66,6 +75,8 @@ class Evaluation:
     policy: str
     metrics: tuple[str, ...]
     n_cases: int
+    groups: tuple[GroupRow, ...] = ()
+    gaps: tuple[GroupGap, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -90,6 +101,8 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
     run = predictions.resolve().name if predictions.is_dir() else predictions.resolve().parent.name
     pairing = find_pairs(reference, predictions, run)
     refuse_missing(pairing, wish.allow_missing)
+    cases = cases_of(reference, wish.by, wish.cases)
+    refuse_bad_groups(cases, [pair.origin.case_id for pair in pairing.pairs])
     label_set, labels_from = labels_of(wish.labels, pairing, n_workers)
     say(f"labels: {', '.join(label_set.names[:8])}{', …' * (len(label_set.names) > 8)} (from {labels_from})")
     say(f"patients: {pairing.patients_from}")
@@ -100,7 +113,26 @@ def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_
     if (work := wish.ledger or find_ledger(predictions)) is not None:
         append_scoring(work, scoring_of(event_of(predictions), str(predictions), pairs, scores.table))
         say(" ".join(ledger_sentences(read_ledger(work / LEDGER_FILE), scores.table.case_ids)))
-    return Evaluation(scores, summarise(scores.table, policy, seed), policy, names, len(pairs))
+    groups, gaps = compare_groups(scores.table, cases, policy, seed)
+    return Evaluation(scores, summarise(scores.table, policy, seed), policy, names, len(pairs), groups, gaps)
+
+
+def cases_of(reference: Path, columns: Sequence[str], table: Path | None) -> CaseTable:
+    """Groups of cases from a table, from the manifest of a dataset, or by site from any dataset.
+
+    Raises:
+        UsageError: If no table has such a column.
+        DataError: If the table cannot be read.
+    """
+    if not columns:
+        return CaseTable(None, {})
+    table = table or manifest_in(reference)
+    if table is not None:
+        return read_cases(table, columns)
+    found = find_layout(reference) if tuple(columns) == (SITE,) else None
+    if found is None:
+        raise UsageError(f"--by {columns[0]}: {reference} has no manifest with columns. Name a CSV file with --cases.")
+    return CaseTable(None, {SITE: {case.case_id: case.site or "" for case in found.cases}})
 
 
 def _check_tolerance(tolerance: float | Mapping[str, float] | None, names: Sequence[str]) -> None:

@@ -155,18 +155,18 @@ def _intervals(
     n_patients, n_labels = sums.shape
     if n_patients == 0:
         return [Interval(float("nan"), None, None, "no case counts")] * (n_labels + 1)
-    means = _means(sums.sum(axis=0)[None], sizes.sum(axis=0)[None])[0]
+    means = means_of(sums.sum(axis=0)[None], sizes.sum(axis=0)[None])[0]
     if n_patients < FEWEST_PATIENTS:
         note = f"{count(n_patients, 'patient')}: too few for an interval of the mean"
         return [Interval(float(mean), None, None, note) for mean in means]
     deviations = _deviations(sums, sizes, means)
     resampled, squares, shifts = [], [], []
     for weights in patient_weights(n_patients, seed):
-        resampled.append(_means(weights @ sums, weights @ sizes))
+        resampled.append(means_of(weights @ sums, weights @ sizes))
         squares.append(weights @ deviations**2 / n_patients)
         shifts.append(weights @ deviations / n_patients)
     variances = np.concatenate(squares) - np.concatenate(shifts) ** 2
-    left_out = _means(sums.sum(axis=0) - sums, sizes.sum(axis=0) - sizes)
+    left_out = means_of(sums.sum(axis=0) - sums, sizes.sum(axis=0) - sizes)
     columns = zip(means.tolist(), deviations.T, np.concatenate(resampled).T, variances.T, left_out.T, strict=True)
     return [_interval(*column, limits) for column in columns]
 
@@ -211,7 +211,7 @@ def _deviations(
     return np.column_stack([of_labels, of_labels.sum(axis=1) / n_labels])
 
 
-def _means(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
+def means_of(sums: NDArray[np.float64], sizes: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean of each label, then their mean over the labels that have cases: (n, n_labels + 1); NaN without cases."""
     has_cases = sizes > 0
     means = np.divide(sums, sizes, out=np.zeros_like(sums), where=has_cases)

@@ -116,6 +116,7 @@ class Section:
     methods: MethodsText | None
     calibration: Picture | None = None
     calibration_table: Table | None = None
+    groups: Table | None = None
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from segpipe.core.figures import FoldCurves, label_colours, learning_curves
 from segpipe.core.history import History
 from segpipe.core.text import MOST_ROWS, count, duration_text
 from segpipe.data.faults import FaultGroup, fault_groups
+from segpipe.evaluate.groups import CaseTable, compare_groups, gap_text
 from segpipe.evaluate.metrics import METRICS, number_text
-from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.evaluate.summary import FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text, worst_first
+from segpipe.evaluate.scores import DIAGONAL, Score, ScoreTable
+from segpipe.evaluate.summary import DEFAULT_POLICY, FAILED_DICE, MEAN_LABEL, SummaryRow, failure_text, worst_first
 from segpipe.report.calibration_charts import calibration_picture, calibration_table
 from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.methods_text import work_methods
@@ -25,8 +26,8 @@ _TABLE_METRICS = ("dice", "hd95", "nsd", "assd", "iou", "sensitivity", "precisio
 _MAX_LABELS_BY_CASE = 6  # more would make the table of cases wider than a page
 
 
-def make_section(work: WorkFolder, scored: Scored, notes: list[str]) -> Section:
-    """The section of one configuration; what cannot be shown is added to `notes`."""
+def make_section(work: WorkFolder, scored: Scored, cases: CaseTable, notes: list[str]) -> Section:
+    """The section of one configuration with its groups of cases; what cannot be shown is added to `notes`."""
     own_notes: list[str] = []
     run, table, rows = scored.run, scored.table, scored.rows
     names = work.dataset.labels.names if work.dataset else table.labels if table else ()
@@ -46,6 +47,7 @@ def make_section(work: WorkFolder, scored: Scored, notes: list[str]) -> Section:
         overlays=case_pictures(work, run, table, own_notes) if table is not None else (),
         cases=_case_table(table) if table is not None else None,
         methods=work_methods(work, run, table, _shown_metrics(rows)) if table is not None else None,
+        groups=_group_table(table, cases) if table is not None and rows else None,
     )
     notes += [f"{run.configuration}: {note}" for note in own_notes]
     return section
@@ -138,6 +140,28 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     )
     columns = ("label", *(METRICS[name].heading for name in metrics), "cases")
     return Table(columns, tuple(lines.values()), caption, is_sortable=is_long, is_folded=True, foot=mean)
+
+
+def _group_table(table: ScoreTable, cases: CaseTable) -> Table | None:
+    """Means of each group for the headlines' metrics, over labels; below them the largest gap."""
+    rows = tuple(row for row in table.rows if row.metric in (*_HEADLINES, DIAGONAL))
+    groups, gaps = compare_groups(ScoreTable(rows), cases, DEFAULT_POLICY)
+    if not groups:
+        return None
+    metrics = [name for name in _HEADLINES if name in table.metrics]
+    by_place = {(row.grouping, row.group, row.metric): row for row in groups if row.label == MEAN_LABEL}
+    lines = []
+    for grouping, group in dict.fromkeys((row.grouping, row.group) for row in groups):
+        found = [by_place[grouping, group, name] for name in metrics]
+        cells = [Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}".strip(), row.mean) for row in found]
+        n_failed = found[0].n_failed_patients
+        about = Cell(failure_text(found[0]), n_failed, is_bad=n_failed > 0)
+        lines.append((Cell(f"{grouping}: {group}"), *cells, about))
+    columns = ("group", *(METRICS[name].heading for name in metrics), "failures")
+    texts = [f"Largest gap, {gap_text(gap)}." for gap in gaps if gap.gap is not None]
+    notes = dict.fromkeys(f"{gap.note[:1].upper()}{gap.note[1:]}." for gap in gaps if gap.note)
+    basis = "Means over labels with 95 % intervals over patients. p-values permute patients and allow for all labels."
+    return Table(columns, tuple(lines), " ".join([basis, *texts, *notes]))
 
 
 def _case_table(table: ScoreTable) -> Table:

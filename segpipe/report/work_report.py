@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from segpipe.core.errors import SegpipeError
+from segpipe.core.errors import SegpipeError, UsageError
 from segpipe.core.files import write_text
 from segpipe.core.machine import environment_here
 from segpipe.core.text import command_text
 from segpipe.data.splits import leaks
+from segpipe.evaluate.evaluation import cases_of
+from segpipe.evaluate.groups import SITE, CaseTable, refuse_bad_groups
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_commands import train_commands
 from segpipe.report.page import Decision, Page, Place, render
@@ -22,30 +24,43 @@ from segpipe.report.work_contents import WorkFolder, read_scored, read_work
 _BUDGET = "training.time_budget_seconds"
 
 
-def build_report(work: Path) -> Path:
+def build_report(work: Path, by: Sequence[str] = ()) -> Path:
     """Write the report of a work folder: one HTML file that needs nothing else.
 
     The top of the page lists what is missing or broken in the folder.
 
     Args:
         work: The work folder.
+        by: Columns of the dataset's manifest to group cases by; empty for the site, if there are several.
 
     Returns:
         `work/report/index.html`.
 
     Raises:
-        UsageError: If `work` is not a work folder.
+        UsageError: If `work` is not a work folder, or there is no such column.
         ResourceError, SetupError: If the page cannot be written.
     """
     found = read_work(work)
-    write_text(found.folder.report, render(_page(found)))
+    write_text(found.folder.report, render(_page(found, _cases(found, by))))
     return found.folder.report
 
 
-def _page(work: WorkFolder) -> Page:
+def _cases(work: WorkFolder, by: Sequence[str]) -> CaseTable:
+    """Groups of cases by columns, or by site if the dataset has several."""
+    if by:
+        if work.dataset is None:
+            raise UsageError(f"--by {by[0]}: {work.folder.path} holds no dataset. Run `segpipe plan` first.")
+        found = cases_of(Path(work.dataset.root), by, None)
+        refuse_bad_groups(found, [case.case_id for case in work.dataset.cases])
+        return found
+    sites = {case.case_id: case.site or "" for case in work.dataset.cases} if work.dataset else {}
+    return CaseTable(None, {SITE: sites} if len(set(sites.values()) - {""}) > 1 else {})
+
+
+def _page(work: WorkFolder, cases: CaseTable) -> Page:
     notes = list(work.notes)
     scored = [read_scored(run, notes) for run in work.runs]
-    sections = tuple(make_section(work, one, notes) for one in scored)
+    sections = tuple(make_section(work, one, cases, notes) for one in scored)
     alarms = leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else ()
     name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.path.resolve().name))
     return Page(

@@ -24,7 +24,7 @@ def read_manifest(path: Path) -> DatasetFiles | None:
     Raises:
         DataError: If a CSV file lacks a needed column, or a folder holds several manifests.
     """
-    file = path if path.suffix.lower() == ".csv" and path.is_file() else _manifest_in(path)
+    file = manifest_in(path)
     if file is None:
         return None
     header, rows = _rows(file)
@@ -50,8 +50,14 @@ def read_manifest(path: Path) -> DatasetFiles | None:
     return DatasetFiles(file.parent.name, file.parent, channels, None, ordered, tuple(faults), patients_from)
 
 
-def _manifest_in(folder: Path) -> Path | None:
-    """Find the CSV file whose first line has `case_id` and an image column."""
+def manifest_in(folder: Path) -> Path | None:
+    """The file itself if it is a CSV, else that in the folder whose first line has `case_id` and an image column.
+
+    Raises:
+        DataError: If there are several.
+    """
+    if folder.suffix.lower() == ".csv" and folder.is_file():
+        return folder
     if not folder.is_dir():
         return None
     manifests = [path for path in list_folder(folder) if path.suffix.lower() == ".csv" and _is_manifest(path)]
@@ -106,7 +112,7 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Read column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
     try:
         text = read_text(file)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=_separator(text.partition("\n")[0]), strict=True)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text.partition("\n")[0]), strict=True)
         header = [name.strip() for name in next(reader, [])]
         rows = [(reader.line_num, [nfc(cell.strip()) for cell in row]) for row in reader if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
@@ -126,11 +132,12 @@ def _is_manifest(path: Path) -> bool:
             first = decode_text(stream.readline(), "replace")
     except OSError:
         return False
-    header = [name.strip().strip('"') for name in first.split(_separator(first))]
+    header = [name.strip().strip('"') for name in first.split(separator_of(first))]
     return "case_id" in header and any(map(_is_image_column, header))
 
 
-def _separator(first: str) -> str:
+def separator_of(first: str) -> str:
+    """The separator that the first line of a table has most of: comma, semicolon or tab."""
     return max(",;\t", key=first.count)
 
 
