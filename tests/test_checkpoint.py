@@ -17,11 +17,18 @@ from segpipe.train.checkpoint import load_state, load_weights, save_state, save_
 from segpipe.train.weights_header import about_weights
 
 
+def state_at(iteration: int) -> dict[str, object]:
+    """All that a state holds."""
+    empty: dict[str, object] = {"optimizer": {}, "scaler": {}, "average": {}, "average_steps": 0, "finished": False}
+    where = {"iteration": iteration, "epoch": 1, "seconds": 1.0, "history": []}
+    return empty | where | {"network": {"w": torch.full((3,), float(iteration))}}
+
+
 def folder_with_states(path: Path, *iterations: int) -> FoldFolder:
     """States saved one after the other, weights beside the last one."""
     folder = FoldFolder(path)
     for iteration in iterations:
-        save_state(folder, {"iteration": iteration, "network": {"w": torch.full((3,), float(iteration))}})
+        save_state(folder, state_at(iteration))
         save_weights(folder.weights, nn.Conv3d(1, 1, 1), {"iteration": str(iteration)})
     return folder
 
@@ -56,11 +63,29 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_used(tmp_path, capsys):
     state = load_state(folder)
     assert state is not None and state["iteration"] == 10
     said = capsys.readouterr().err
-    assert "damaged: state.pt (SHA-256 is wrong), kept as state.damaged" in said
+    assert "damaged: state.pt (wrong SHA-256 or content), kept as state.damaged" in said
     assert "resumes from the state before it, at iteration 10; 20 iterations are lost" in said
     assert (tmp_path / "state.damaged").is_file() and not folder.state.exists()
     save_state(folder, {"iteration": 40})
     assert torch.load(folder.previous_state, weights_only=True)["iteration"] == 10
+
+
+@pytest.mark.parametrize(
+    "wrong", [{}, {"iteration": "30"}, {"network": None}, {"history": ()}, {"epoch": torch.zeros(3)}, {"seconds": None}]
+)
+def test_a_state_of_wrong_content_is_set_aside_too(tmp_path, wrong, capsys):
+    folder = folder_with_states(tmp_path, 10)
+    save_state(folder, state_at(30) | wrong if wrong else {"iteration": 30})
+    state = load_state(folder)
+    assert state is not None and state["iteration"] == 10
+    assert "damaged: state.pt (wrong SHA-256 or content)" in capsys.readouterr().err
+
+
+def test_a_state_that_torch_cannot_read_is_set_aside_too(tmp_path):
+    folder = folder_with_states(tmp_path, 10, 30)
+    folder.state.write_bytes(b"no archive" + hashlib.sha256(b"no archive").hexdigest().encode())
+    state = load_state(folder)
+    assert state is not None and state["iteration"] == 10
 
 
 def test_two_damaged_states_are_kept_and_training_starts_anew(tmp_path, capsys):

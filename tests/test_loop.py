@@ -24,6 +24,7 @@ from segpipe.pipeline.requests import Machine
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase, open_cases
+from segpipe.train.checkpoint import save_state
 from segpipe.train.fold import FoldData, Progress
 from segpipe.train.loop import train_fold
 from segpipe.train.schedule import Schedule
@@ -147,6 +148,33 @@ def test_ctrl_c_saves_too(ready, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         replace(ready, data=knocking).train(tmp_path)
     assert torch.load(FoldFolder(tmp_path).state, weights_only=True)["iteration"] > 0
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_other_requests_to_stop_save_too(ready, tmp_path, name):
+    knocking = replace(ready.data, train=Knocking(ready.data.train, getattr(signal, name)))
+    with pytest.raises(Interrupted, match=f"stopped by {name} at iteration"):
+        replace(ready, data=knocking).train(tmp_path)
+    assert torch.load(FoldFolder(tmp_path).state, weights_only=True)["iteration"] > 0
+
+
+def test_a_signal_that_nohup_ignores_is_not_heard(ready, whole, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        knocking = replace(ready.data, train=Knocking(ready.data.train, signal.SIGHUP))
+        replace(ready, data=knocking).train(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert is_same(what_lasts(FoldFolder(tmp_path)), what_lasts(whole))
+
+
+def test_a_state_of_another_network_is_set_aside_for_the_one_before(ready, whole, tmp_path, capsys):
+    folder = interrupted(ready, tmp_path)
+    state = torch.load(folder.state, weights_only=True)
+    save_state(folder, state | {"network": {"elsewhere": torch.zeros(2)}})
+    ready.train(folder.path)
+    assert "holds tensors of another network, kept as state.damaged" in capsys.readouterr().err
+    assert is_same(what_lasts(folder), what_lasts(whole))
 
 
 def interrupted(ready: Ready, folder: Path) -> FoldFolder:

@@ -122,6 +122,15 @@ def test_names_keep_to_their_cell(tmp_path: Path) -> None:
         assert archive.read(CARD).decode().splitlines()[0] == r"# Segmentation model: a\|b # 'c'"
 
 
+def test_a_card_holds_no_html_and_no_links_of_others(tmp_path: Path) -> None:
+    name = '<img src=x onerror="alert(1)">![a](http://x)'
+    write_fold(tmp_path / "work", plan_of().model_copy(update={"dataset": name}), 0)
+    pack(tmp_path / "work", tmp_path / "m.segpipe.zip", licence="<script>alert(1)</script>")
+    with zipfile.ZipFile(tmp_path / "m.segpipe.zip") as archive:
+        card = archive.read(CARD).decode()
+    assert "<script" not in card and "<img" not in card and "![a]" not in card and "&lt;script" in card
+
+
 def test_what_is_packed_once_is_not_packed_again(packed: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is a file, expected a work folder"):
         pack(packed, tmp_path / "again.segpipe.zip")

@@ -8,13 +8,23 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-from datasets import tiny_image, write_tiny
+from datasets import SHAPE_ZYX, tiny_image, write_tiny
 from models import write_work
 
 from plans import LABELS
 from segpipe.cli.main import run
-from segpipe.core.volume import read_labels
-from segpipe.predict.outputs import UNKNOWN_WARNING, is_whole, mean_inside
+from segpipe.core.grid import Grid
+from segpipe.core.text import csv_cells
+from segpipe.core.volume import read_labels, write_mask
+from segpipe.predict.outputs import (
+    PREDICTIONS,
+    UNKNOWN_WARNING,
+    CaseRow,
+    PredictionTable,
+    is_whole,
+    label_sizes,
+    mean_inside,
+)
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +108,7 @@ def test_names_of_all_kinds(work: Path, tmp_path: Path) -> None:
     for name in names:
         write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
     assert predicted(work, tmp_path / "in", tmp_path / "out") == 0
-    assert sorted(row["case_id"] for row in rows_of(tmp_path / "out")) == sorted(names)
+    assert sorted(csv_cells(row["case_id"] for row in rows_of(tmp_path / "out"))) == sorted(names)
     assert all(is_whole(tmp_path / "out" / f"{name}.nii.gz") for name in names)
 
 
@@ -129,3 +139,40 @@ def test_a_place_that_cannot_be_written_is_said_before_anything_is_computed(
     assert predicted(work, tmp_path / "in", tmp_path / "file" / "out") == 4
     printed = capsys.readouterr().err
     assert "a file is in the way of a folder" in printed and "windows" not in printed
+
+
+def test_a_row_that_is_gone_is_made_from_the_mask_and_its_maps(work: Path, tmp_path: Path) -> None:
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    assert predicted(work, tmp_path / "in", tmp_path / "out", "--save-uncertainty") == 0
+    (before,) = rows_of(tmp_path / "out")
+    table = tmp_path / "out" / PREDICTIONS
+    table.write_text(table.read_text("utf-8").splitlines()[0] + "\n", "utf-8")
+    assert predicted(work, tmp_path / "in", tmp_path / "out", "--save-uncertainty") == 0
+    (after,) = rows_of(tmp_path / "out")
+    lost = {"seconds_prepare", "seconds_network", "seconds_export", "warnings"}
+    assert {k: v for k, v in after.items() if k not in lost} == {k: v for k, v in before.items() if k not in lost}
+    assert float(after["mean_entropy"]) > 0
+
+
+def test_a_mask_never_has_its_name_before_its_row(tmp_path: Path) -> None:
+    write_tiny(tmp_path / "a.nii.gz", tiny_image(1))
+    seen: list[bool] = []
+    for target in (tmp_path / "m.nii.gz", tmp_path / "m.nrrd"):
+
+        def note(path: Path = target) -> None:
+            seen.append(path.exists())
+
+        write_mask(target, np.zeros(SHAPE_ZYX, np.uint8), tmp_path / "a.nii.gz", note)
+        assert target.is_file()
+    assert seen == [False, False]
+
+
+def test_a_row_with_an_open_quote_costs_no_other_row(tmp_path: Path) -> None:
+    sizes = label_sizes(np.zeros((1, 1, 1), np.uint8), Grid((1, 1, 1), np.eye(4)), LABELS)
+    table = PredictionTable(tmp_path, LABELS)
+    table.keep([])
+    for case_id in ("a", "b"):
+        table.add(CaseRow(case_id, 1.0, 2.0, 3.0, sizes, ()))
+    text = table.path.read_text("utf-8")
+    table.path.write_text(text.replace("a,1.000", '"a,1.000'), "utf-8")
+    assert list(PredictionTable(tmp_path, LABELS).rows) == ["b"]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from math import nan
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from segpipe.core.text import count, duration_text, escape_control, printable, size_text
+from segpipe.core.text import count, csv_cells, csv_text, duration_text, escape_control, printable, size_text
 
 
 @pytest.mark.parametrize(
@@ -52,3 +56,23 @@ def test_nothing_printed_acts_on_a_terminal(character: str) -> None:
     shown = printable(f"a{character}ß\n\tb")
     assert character not in shown and shown.startswith("a\\") and shown.endswith("ß\n\tb")
     assert json.loads(escape_control(json.dumps(f"a{character}", ensure_ascii=False), as_json=True)) == f"a{character}"
+
+
+FORMULAS = ["=1+1", "+x", "@SUM(A1)", "-x", "-", "\t=1", "'=1", "''-x", "-2+3+cmd|' /C calc'!A0"]
+
+
+@pytest.mark.parametrize("text", [*FORMULAS[:6], FORMULAS[-1]])
+def test_no_cell_of_a_table_is_a_formula(text: str) -> None:
+    (line,) = csv.reader(io.StringIO(csv_text([[text, "a"]])))
+    assert line == [f"'{text}", "a"]
+
+
+@given(st.lists(st.text(st.characters(exclude_characters="\r\n\x00")) | st.sampled_from(FORMULAS), min_size=1))
+def test_cells_are_read_as_they_were_written(cells: list[str]) -> None:
+    (line,) = csv.reader(io.StringIO(csv_text([cells])))
+    assert csv_cells(line) == cells
+
+
+@pytest.mark.parametrize("value", [-0.5, float("-inf"), -3, "-0.5", "-inf", "-.5", "a=b", ""])
+def test_numbers_and_usual_text_stay_as_they_are(value: object) -> None:
+    assert csv_text([[value, 1]]) == f"{value},1\n"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from math import nan
@@ -22,7 +20,7 @@ from segpipe.compare.comparison_records import (
 from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.files import write_text
 from segpipe.core.records import Record
-from segpipe.core.text import count
+from segpipe.core.text import count, csv_text
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.summary import MEAN_LABEL, failure_text
 
@@ -52,11 +50,7 @@ def rows_as_csv(comparison: Comparison) -> str:
             found = getattr(row, name)
             line |= {f"{name}_{field}": getattr(found, field, None) for field in kind.model_fields}
         lines.append(line)
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(lines[0]) if lines else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return text.getvalue()
+    return csv_text([list(lines[0]) if lines else [], *(line.values() for line in lines)])
 
 
 def comparison_text(comparison: Comparison) -> str:

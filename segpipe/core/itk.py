@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -114,7 +115,13 @@ def read_voxels(header: Header) -> NDArray[Any]:
     return array.reshape(header.n_channels, *header.grid.shape_zyx)
 
 
-def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid, n_axes: int = 3) -> None:
+def write_mask(
+    path: Path,
+    mask_zyx: NDArray[np.integer[Any]],
+    grid: Grid,
+    n_axes: int = 3,
+    before_naming: Callable[[], None] = lambda: None,
+) -> None:
     """Write NRRD or MetaImage; a `.mhd` holds its voxels itself, as the format allows.
 
     With `n_axes` 2, the only slice is written as an image of two axes.
@@ -134,6 +141,7 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], grid: Grid, n_axe
         written = temporary.with_suffix(".mha" if ending_of(path) == ".mhd" else ending_of(path))
         sitk.WriteImage(image, str(written), useCompression=True)
         written.replace(temporary)
+        before_naming()
 
 
 def _image_header(path: Path) -> Header:

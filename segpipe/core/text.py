@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shlex
 import unicodedata
@@ -12,6 +14,8 @@ from typing import TypeVar
 MOST_ROWS, N_ENDS = 25, 10  # labels that are listed; of more so many at both ends
 T = TypeVar("T")
 
+# What a spreadsheet takes for a formula, also behind apostrophes, so that each cell can be read back.
+_FORMULA = re.compile(r"'*([=+@\t\r]|-(?!(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|inf$))")
 _MAX_NAMED = 12  # of a list of names in a sentence
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -73,6 +77,33 @@ def printable(text: str) -> str:
 def escape_control(text: str, *, as_json: bool = False) -> str:
     """Do as `printable`; in JSON, whose strings know no `\\x1b`, as `\\u001b`."""
     return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}" if as_json else ascii(found[0])[1:-1], text)
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV. Text that spreadsheets would compute (`=1+1`, `@x`, `-x`) gets an apostrophe; None is empty.
+
+    Example:
+        >>> print(csv_text([["=1+1", "-x", -0.5, None, "a, b"], ["-inf", "-2+3", "'=", "'"]]), end="")
+        '=1+1,'-x,-0.5,,"a, b"
+        -inf,'-2+3,''=,'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(map(_inert, row) for row in rows)
+    return text.getvalue()
+
+
+def csv_cells(cells: Iterable[str]) -> list[str]:
+    """The texts that `csv_text` wrote as these cells.
+
+    Example:
+        >>> csv_cells(["'=1+1", "'-x", "-0.5", "''=", "'", "'a"])
+        ['=1+1', '-x', '-0.5', "'=", "'", "'a"]
+    """
+    return [cell[1:] if cell.startswith("'") and _FORMULA.match(cell[1:]) else cell for cell in cells]
+
+
+def _inert(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
 
 
 def size_text(n_bytes: float) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -132,13 +132,16 @@ def read_label_values(header: Header) -> NDArray[np.int32]:
     return whole_numbers(read_voxels(header, None)[0], header.path)
 
 
-def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> None:
+def write_mask(
+    path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path, before_naming: Callable[[], None] = lambda: None
+) -> None:
     """Write a mask with the exact header geometry of the image file `like`.
 
     Args:
         path: Output, in any format that is read.
         mask_zyx: (Z, Y, X), any integer type; it is the type in the file.
         like: The image whose grid the mask lies on.
+        before_naming: Called when the mask is written, before it gets its name: what must not be missing beside it.
 
     Raises:
         ValueError: If the shape is not the image's.
@@ -148,10 +151,10 @@ def write_mask(path: Path, mask_zyx: NDArray[np.integer[Any]], like: Path) -> No
     if mask_zyx.shape != header.grid.shape_zyx:
         raise ValueError(f"mask {mask_zyx.shape} is not on the grid {header.grid.shape_zyx} of {like}")
     if ending_of(path) in ITK_ENDINGS:
-        itk.write_mask(path, mask_zyx, header.grid, header.n_axes)
+        itk.write_mask(path, mask_zyx, header.grid, header.n_axes, before_naming)
         return
     data_xyz = np.asfortranarray(mask_zyx.transpose(2, 1, 0))
-    _save_like(path, data_xyz, header, "label")
+    _save_like(path, data_xyz, header, "label", before_naming=before_naming)
 
 
 def write_shares(path: Path, shares_zyx: NDArray[np.uint8], like: Path) -> None:
@@ -178,7 +181,14 @@ def write_voxels(path: Path, voxels_czyx: NDArray[np.float32], like: Path) -> No
     _save_like(path, data_xyzc[..., 0] if len(voxels_czyx) == 1 else data_xyzc, read_header(like), "none")
 
 
-def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, slope: float | None = None) -> None:
+def _save_like(
+    path: Path,
+    data_xyz: NDArray[Any],
+    header: Header,
+    intent: str,
+    slope: float | None = None,
+    before_naming: Callable[[], None] = lambda: None,
+) -> None:
     """Write NIfTI with the header geometry of an image; `slope` is what stored values are to be multiplied with."""
     import nibabel as nib
 
@@ -201,6 +211,7 @@ def _save_like(path: Path, data_xyz: NDArray[Any], header: Header, intent: str, 
         image.header.set_xyzt_units("mm")
     with whole_file(path) as temporary:
         nib.save(image, temporary)
+        before_naming()
 
 
 def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +19,7 @@ from segpipe.core.header import NIFTI_ENDINGS, Header, beside, ending_of, may_be
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
-from segpipe.core.text import count
+from segpipe.core.text import count, csv_text
 from segpipe.core.volume import read_header, read_label_values, read_voxels, write_mask, write_voxels
 from segpipe.data.check import walk
 from segpipe.data.inspect import kind_of, scaled_value, what_was_found
@@ -324,10 +322,5 @@ def _refuse_absolute(copy: Path, path: Path) -> None:
 
 
 def _table(repairs: list[Repair]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(Repair.model_fields)
-    writer.writerows(
-        [one.case_id or "", one.file, one.kind, one.found, one.done, str(one.is_repaired).lower()] for one in repairs
-    )
-    return stream.getvalue()
+    lines = ([r.case_id or "", r.file, r.kind, r.found, r.done, str(r.is_repaired).lower()] for r in repairs)
+    return csv_text([list(Repair.model_fields), *lines])

@@ -6,8 +6,6 @@ to which of the reference is decided by a rule; a number depends on it, so a met
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, fields
 from math import inf, isinf, nan, prod
@@ -23,6 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from segpipe.core.files import write_text
 from segpipe.core.labels import Mask
+from segpipe.core.text import csv_text
 from segpipe.evaluate.evaluation_case import EvaluationCase, GroupScores
 from segpipe.evaluate.metrics import Overlap, Status, case_metrics, dice, iou
 from segpipe.evaluate.surfaces.distances import hausdorff_percentile_mm, lattice_distances
@@ -376,8 +375,4 @@ def save_lesions(rows: Sequence[LesionRow], path: Path) -> None:
         ResourceError: If the disk is full.
         SetupError: If the place is not writable.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([field.name for field in fields(LesionRow)])
-    writer.writerows(astuple(row) for row in rows)
-    write_text(path, text.getvalue())
+    write_text(path, csv_text([[field.name for field in fields(LesionRow)], *map(astuple, rows)]))

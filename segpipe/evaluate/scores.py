@@ -13,6 +13,7 @@ from typing import Any
 
 from segpipe.core.errors import DataError
 from segpipe.core.files import write_text
+from segpipe.core.text import csv_cells, csv_text
 from segpipe.evaluate.metrics import METRICS, STATUSES, Overlap, Status
 
 IMAGE_LABEL = "(image)"  # label of rows that describe the image; no structure is called so
@@ -194,11 +195,7 @@ class ScoreTable:
         return hashlib.sha256(self._text().encode()).hexdigest()[:12]
 
     def _text(self) -> str:
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(["" if value is None else value for value in astuple(row)] for row in self.rows)
-        return text.getvalue()
+        return csv_text([COLUMNS, *map(astuple, self.rows)])
 
     @classmethod
     def load(cls, path: Path) -> ScoreTable:
@@ -230,7 +227,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     try:
         text = path.read_text(encoding="utf-8")
         reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-        lines = [(reader.line_num, cells) for cells in reader]
+        lines = [(reader.line_num, csv_cells(cells)) for cells in reader]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file.") from None
     except (OSError, UnicodeDecodeError, csv.Error) as fault:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import html
 import importlib.resources
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from segpipe._version import __version__
 from segpipe.core.errors import UsageError
 from segpipe.core.temperature import CalibrationReport
+from segpipe.core.text import printable
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable
 from segpipe.evaluate.summary import summarise
@@ -168,5 +171,6 @@ def model_card(facts: ModelFacts, plan: Plan, trained_on: TrainingStats | None, 
 
 
 def _cell(text: str) -> str:
-    """Text that stays within its place, whatever characters a name has."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
+    """Text that stays within its place and is no link, picture or HTML, whatever characters a name has."""
+    inert = html.escape(printable(" ".join(text.split())), quote=False).replace("`", "'")
+    return re.sub(r"([|\[\]])", r"\\\1", inert)

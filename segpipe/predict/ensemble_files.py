@@ -107,7 +107,7 @@ def ensemble_folders(
         for case in track(cases, "averaging", len(cases)):
             try:
                 if not mask_path(output, case.case_id).is_file():
-                    table.add(_average_case(case, masks[case.case_id], output, labels, steps))
+                    _average_case(case, masks[case.case_id], table, labels, steps)
                 elif case.case_id not in table.rows:
                     table.add(row_of_mask(output, case.case_id, labels))
             except DataError as fault:
@@ -181,7 +181,9 @@ def _lines_text(lines: Sequence[str]) -> str:
     return "\n  ".join(["", *lines[:20], *(["…"] if len(lines) > 20 else [])])
 
 
-def _average_case(case: Case, masks: Sequence[Path], output: Path, labels: LabelSet, steps: Postprocessing) -> CaseRow:
+def _average_case(
+    case: Case, masks: Sequence[Path], table: PredictionTable, labels: LabelSet, steps: Postprocessing
+) -> None:
     started = time.monotonic()
     grid = read_header(masks[0]).grid
     for mask in masks[1:]:
@@ -189,6 +191,9 @@ def _average_case(case: Case, masks: Sequence[Path], output: Path, labels: Label
     values = mean_mask(case.image_paths, labels, grid.shape_zyx)
     if steps.labels:
         values = postprocess(values, float(np.prod(grid.spacing_mm)), labels, steps)
-    write_mask(mask_path(output, case.case_id), values, masks[0])
-    seconds = time.monotonic() - started
-    return CaseRow(case.case_id, None, None, seconds, label_sizes(values, grid, labels), ())
+    sizes = label_sizes(values, grid, labels)
+
+    def add_row() -> None:
+        table.add(CaseRow(case.case_id, None, None, time.monotonic() - started, sizes, ()))
+
+    write_mask(mask_path(table.path.parent, case.case_id), values, masks[0], add_row)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 import os
 import zipfile
@@ -22,7 +21,7 @@ from segpipe.core.grid import Grid
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
-from segpipe.core.text import count
+from segpipe.core.text import count, csv_cells, csv_text
 from segpipe.core.volume import SHARE_STEPS, read_header, read_labels, read_voxels
 from segpipe.data.dataset import Case, signature_of
 from segpipe.data.label_lists import value_counts
@@ -250,7 +249,12 @@ def mean_inside(shares_zyx: NDArray[np.uint8], mask_zyx: NDArray[np.integer[Any]
 def row_of_mask(folder: Path, case_id: str, labels: LabelSet) -> CaseRow:
     """The row of a mask that is there already, as far as the mask tells it."""
     values, grid = read_labels(mask_path(folder, case_id))
-    return CaseRow(case_id, None, None, None, label_sizes(values, grid, labels), (UNKNOWN_WARNING,))
+    maps = {name: path for name, path in uncertainty_paths(folder, case_id).items() if is_whole(path)}
+    shares = {
+        name: np.rint(read_voxels(read_header(path))[0] * SHARE_STEPS).astype(np.uint8) for name, path in maps.items()
+    }
+    means = {f"mean_{name}": mean_inside(share, values, labels) for name, share in shares.items()}
+    return CaseRow(case_id, None, None, None, label_sizes(values, grid, labels), (UNKNOWN_WARNING,), **means)
 
 
 class PredictionTable:
@@ -268,10 +272,9 @@ class PredictionTable:
         self.path, self.names = folder / PREDICTIONS, labels.names
         self.rows: dict[str, CaseRow] = {}
         if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
-            ended = [line for line in lines if line.endswith("\n")]
-            whole = [cells for cells in csv.reader(ended) if len(cells) == len(self.columns) and cells != self.columns]
-            self.rows = {cells[0]: row for cells in whole if (row := self._parse(cells)) is not None}
+            *ended, _ = self.path.read_text(encoding="utf-8", errors="replace").split("\n")
+            parsed = (self._parse(csv_cells(cells)) for line in ended if (cells := _row_of(line)) is not None)
+            self.rows = {row.case_id: row for row in parsed if row is not None}
 
     @property
     def columns(self) -> list[str]:
@@ -284,7 +287,7 @@ class PredictionTable:
     def keep(self, case_ids: Sequence[str]) -> None:
         """Write the table again with the rows of these cases alone."""
         self.rows = {case_id: self.rows[case_id] for case_id in case_ids if case_id in self.rows}
-        write_text(self.path, _csv_text([self.columns, *map(self._cells, self.rows.values())]))
+        write_text(self.path, csv_text([self.columns, *map(self._cells, self.rows.values())]))
 
     def add(self, row: CaseRow) -> None:
         """Add a row to the table and its file.
@@ -293,7 +296,7 @@ class PredictionTable:
             ResourceError, SetupError: If it cannot be written.
         """
         self.rows[row.case_id] = row
-        append_synced(self.path, _csv_text([self._cells(row)]).encode())
+        append_synced(self.path, csv_text([self._cells(row)]).encode())
 
     def _cells(self, row: CaseRow) -> list[str]:
         seconds = (row.seconds_prepare, row.seconds_network, row.seconds_export)
@@ -303,6 +306,8 @@ class PredictionTable:
         return [row.case_id, *times, *sizes, *means, _SEPARATOR.join(row.warnings)]
 
     def _parse(self, cells: list[str]) -> CaseRow | None:
+        if len(cells) != len(self.columns) or cells == self.columns:
+            return None
         case_id, prepare, network, export, *sizes, entropy, disagreement, warnings = cells
         try:
             texts = (prepare, network, export, entropy, disagreement)
@@ -315,14 +320,16 @@ class PredictionTable:
         return CaseRow(case_id, prepare_s, network_s, export_s, of_label, known, entropy_mean, disagreement_mean)
 
 
+def _row_of(line: str) -> list[str] | None:
+    """Cells of a line; None if it is none. Each is read by itself, so that a quote left open costs one row."""
+    try:
+        return next(csv.reader([line]), None)
+    except csv.Error:
+        return None
+
+
 def _size_cells(size: LabelSize) -> tuple[str, str]:
     return str(size.voxels), f"{size.volume_ml:.6g}"
-
-
-def _csv_text(rows: Sequence[Sequence[str]]) -> str:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
 
 
 MEMORY_EXIT = ResourceError.exit_code

@@ -304,20 +304,15 @@ class _FolderRun:
         mask = found.mask_zyx
         if self.postprocessing.labels:
             mask = postprocess(mask, float(np.prod(ready.grid.spacing_mm)), self.labels, self.postprocessing)
-        write_mask(mask_path(self.folder, case.case_id), mask, case.image_paths[0])
-        self.table.add(
-            CaseRow(
-                case_id=case.case_id,
-                seconds_prepare=ready.seconds,
-                seconds_network=computed.seconds,
-                seconds_export=time.monotonic() - started,
-                sizes=label_sizes(mask, ready.grid, self.labels),
-                warnings=ready.warnings,
-                **{
-                    f"mean_{name}": mean_inside(shares, mask, self.labels) for name, shares in found.uncertainty.items()
-                },
-            )
-        )
+        sizes = label_sizes(mask, ready.grid, self.labels)
+        means = {f"mean_{name}": mean_inside(shares, mask, self.labels) for name, shares in found.uncertainty.items()}
+
+        def add_row() -> None:
+            """Before the mask has its name: killed in between, the row is dropped and the case predicted again."""
+            seconds = (ready.seconds, computed.seconds, time.monotonic() - started)
+            self.table.add(CaseRow(case.case_id, *seconds, sizes, ready.warnings, **means))
+
+        write_mask(mask_path(self.folder, case.case_id), mask, case.image_paths[0], add_row)
 
     @contextmanager
     def noting_faults(self, case_id: str, *, is_memory: bool = False) -> Iterator[None]:

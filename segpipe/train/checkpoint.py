@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from segpipe.core.errors import UsageError
+from segpipe.core.errors import UsageError, is_out_of_memory
 from segpipe.core.files import whole_file, write_text
 from segpipe.core.machine import environment_here
 from segpipe.core.progress import say
@@ -25,6 +26,18 @@ from segpipe.train.weights_header import about_weights
 
 Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
 _HASH_LENGTH = 64  # hexadecimal SHA-256
+STATE: dict[str, Any] = {  # what every state holds, see `FoldTraining.state`
+    "iteration": int,
+    "epoch": int,
+    "seconds": float | int,
+    "history": list,
+    "network": dict,
+    "optimizer": dict,
+    "scaler": dict,
+    "average": dict,
+    "average_steps": int,
+    "finished": bool,
+}
 
 
 def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> None:
@@ -92,10 +105,7 @@ def load_state(folder: FoldFolder) -> dict[str, Any] | None:
     for path in (folder.state, folder.previous_state):
         if not path.is_file():
             continue
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-_HASH_LENGTH]).hexdigest().encode() == content[-_HASH_LENGTH:]:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            assert isinstance(state, dict)
+        if (state := _read_state(path)) is not None:
             if damaged:
                 _tell_of_loss(folder, damaged, state["iteration"])
             return state
@@ -104,6 +114,28 @@ def load_state(folder: FoldFolder) -> dict[str, Any] | None:
     if damaged:
         _tell_of_loss(folder, damaged, 0)
     return None
+
+
+def set_aside(folder: FoldFolder) -> None:
+    """Rename the newest state, whose tensors are those of another network, and say so."""
+    path = folder.state if folder.state.is_file() else folder.previous_state
+    path.replace(path.with_suffix(".damaged"))
+    say(f"warning: {path}: holds tensors of another network, kept as {path.with_suffix('.damaged').name}.")
+
+
+def _read_state(path: Path) -> dict[str, Any] | None:
+    """The state in a file; None if it is damaged or holds something else."""
+    content = path.read_bytes()
+    if hashlib.sha256(content[:-_HASH_LENGTH]).hexdigest().encode() != content[-_HASH_LENGTH:]:
+        return None
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as fault:
+        if is_out_of_memory(fault):
+            raise
+        return None
+    is_known = isinstance(state, dict) and all(isinstance(state.get(name), kind) for name, kind in STATE.items())
+    return state if is_known else None
 
 
 def _tell_of_loss(folder: FoldFolder, damaged: Sequence[Path], iteration: int) -> None:
@@ -118,7 +150,7 @@ def _tell_of_loss(folder: FoldFolder, damaged: Sequence[Path], iteration: int) -
     way = (
         f"training resumes from the state before it, at iteration {iteration}" if iteration else "training starts over"
     )
-    say(f"warning: {folder.path}: damaged: {files} (SHA-256 is wrong), kept as {kept}; {way}; {lost}.")
+    say(f"warning: {folder.path}: damaged: {files} (wrong SHA-256 or content), kept as {kept}; {way}; {lost}.")
 
 
 def cpu_copy(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -24,10 +24,12 @@ from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
 from segpipe.core.text import count, duration_text
 from segpipe.core.work import FoldFolder
+from segpipe.data.splits import Fold
+from segpipe.networks.build import build
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.self_test import avoid_wrong_arithmetic
 from segpipe.plan.schema import Plan
-from segpipe.train.checkpoint import Row, save_state, save_weights, write_history, write_setting
+from segpipe.train.checkpoint import Row, save_state, save_weights, set_aside, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.fold import TRAIN, Diverged, FoldData, FoldTraining, Hooks, are_finite, divergence, note_divergence
 from segpipe.train.optim import learning_rate
@@ -113,7 +115,7 @@ def train_fold(
             remove_leftovers(folder.path)
             if restart and group.is_first:
                 forget(folder)
-            state = state_of_same_training(plan, data.split, folder, group.size)
+            state = _fitting_state(plan, configuration_name, data.split, folder, group)
             changes = changes_text(Plan.load(folder.plan), plan) if state else ""
         if state and state["finished"]:
             say(f"{folder.path}: already trained ({state['iteration']} iterations).")
@@ -148,6 +150,22 @@ def train_fold(
             for text in (crash, note):
                 loop.log(text)
             loop.run()
+
+
+def _fitting_state(
+    plan: Plan, configuration_name: str, split: Fold, folder: FoldFolder, group: Group
+) -> dict[str, Any] | None:
+    """The newest state that fits the network; None if there is none. What does not fit is set aside, and said."""
+    configuration = plan.configurations[configuration_name]
+    with torch.device("meta"):
+        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+    shapes = {name: value.shape for name, value in network.state_dict().items()}
+    while (state := state_of_same_training(plan, split, folder, group.size)) is not None:
+        stored = {name: getattr(value, "shape", None) for name, value in state["network"].items()}
+        if stored == shapes:
+            return state
+        set_aside(folder)
+    return None
 
 
 @contextmanager
