@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from segpipe.train.weights_header import about_weights
 
 Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
 _HASH_LENGTH = 64  # hexadecimal SHA-256
+_NOT_SAFE: Any = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]  # nothing here unpickles
 STATE: dict[str, Any] = {  # what every state holds, see `FoldTraining.state`
     "iteration": int,
     "epoch": int,
@@ -130,7 +130,7 @@ def _read_state(path: Path) -> dict[str, Any] | None:
         return None
     try:
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, pickle.UnpicklingError) as fault:
+    except (RuntimeError, ValueError, KeyError, TypeError, EOFError, OSError, _NOT_SAFE) as fault:
         if is_out_of_memory(fault):
             raise
         return None
