@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -42,7 +43,20 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", **options: Any)
     from segpipe.predict.api import load_predictor
     from segpipe.predict.options import PredictOptions
 
+    if "max_memory_gb" in options:
+        old = options.pop("max_memory_gb")
+        options["max_memory_gib"] = _renamed("max_memory_gb", old, "max_memory_gib", options.get("max_memory_gib"))
     return load_predictor(model, PredictOptions(**options), device)
+
+
+def _renamed(old: str, old_value: float | None, new: str, value: float | None) -> float | None:
+    """The value of a parameter, given by its name or by the one of the version before."""
+    if old_value is None:
+        return value
+    if value is not None:
+        raise TypeError(f"{old} is the old name of {new}. Give one of them.")
+    warnings.warn(f"{old} is now {new}; the unit, GiB, is the same.", DeprecationWarning, stacklevel=3)
+    return old_value
 
 
 def run(
@@ -54,6 +68,7 @@ def run(
     folds: Sequence[int] = (),
     time_budget_seconds: float | None = None,
     gpu_memory_gib: float | None = None,
+    gpu_memory_gb: float | None = None,
     edits: Sequence[str] = (),
     n_folds: int = 5,
     folds_by: Literal["patient", "site"] = "patient",
@@ -72,6 +87,7 @@ def run(
         folds: Which; empty for all.
         time_budget_seconds: Total training time; None for the length in the plan.
         gpu_memory_gib: GPU memory to plan for; None for that of the device.
+        gpu_memory_gb: Old name of `gpu_memory_gib`, which goes with the next version.
         edits: Values of the plan, e.g. `training.epochs=100`.
         n_folds: Number of folds to split into, by patient.
         folds_by: `patient`, or `site` for one fold for each site, which it leaves out of training.
@@ -94,7 +110,7 @@ def run(
         folder=Path(work),
         machine=Machine(device, n_workers or default_workers()),
         preset=preset,
-        gpu_memory_gib=gpu_memory_gib,
+        gpu_memory_gib=_renamed("gpu_memory_gb", gpu_memory_gb, "gpu_memory_gib", gpu_memory_gib),
         edits=tuple(edits),
         n_folds=n_folds,
         folds_by=folds_by,
@@ -147,10 +163,22 @@ def evaluate(
 
     from segpipe.core.machine import default_workers
     from segpipe.core.progress import collect_lines
-    from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
+    from segpipe.evaluate import evaluation
 
-    table = None if cases is None else Path(cases)
-    wish = EvaluateOptions(labels, metrics, preset, policy, nsd_tolerance_mm, allow_missing, by=tuple(by), cases=table)
+    request = evaluation.EvaluateRequest(
+        reference=Path(reference),
+        predictions=Path(predictions),
+        n_workers=n_workers or default_workers(),
+        seed=seed,
+        labels=labels,
+        metrics=metrics,
+        preset=preset,
+        policy=policy,
+        nsd_tolerance_mm=nsd_tolerance_mm,
+        allow_missing=allow_missing,
+        by=tuple(by),
+        cases=None if cases is None else Path(cases),
+    )
     with collect_lines() as lines:
-        found = evaluate_masks(Path(reference), Path(predictions), wish, n_workers or default_workers(), seed)
+        found = evaluation.run(evaluation.resolve(request))
     return replace(found, notes=tuple(lines))

@@ -267,3 +267,15 @@ def test_uncertainty_is_what_the_command_writes(work: Path, tmp_path: Path) -> N
         written = nib.load(tmp_path / "out" / "uncertainty" / f"t_{name}.nii.gz")
         assert found.uncertainty[name].dtype == np.float32
         assert np.allclose(found.uncertainty[name].T, written.get_fdata(), atol=1e-6)
+
+
+def test_parameters_by_their_old_names_warn_and_count(work: Path, tmp_path: Path) -> None:
+    with pytest.warns(DeprecationWarning, match="max_memory_gb is now max_memory_gib"):
+        assert segpipe.load(work, device="cpu", max_memory_gb=3.0).options.max_memory_gib == 3.0
+    with pytest.raises(TypeError, match="max_memory_gb is the old name of max_memory_gib"):
+        segpipe.load(work, device="cpu", max_memory_gb=3.0, max_memory_gib=4.0)
+    with (
+        pytest.warns(DeprecationWarning, match="gpu_memory_gb is now gpu_memory_gib"),
+        pytest.raises(UsageError, match="--gpu-memory -1: expected a number above 0"),
+    ):
+        segpipe.run(tmp_path, tmp_path / "new", gpu_memory_gb=-1.0)

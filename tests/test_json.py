@@ -52,6 +52,7 @@ RUNS = [  # key of OUTPUTS, command
     ("pack", "pack work -o m.segpipe.zip"),
     ("export", "export work --to nnunet-plans plans.json"),
     ("evaluate", "evaluate -r data/labelsTr -p work/runs/3d_fullres/fold_0/validation --allow-missing -o s.csv"),
+    ("evaluate --dry-run", "evaluate -r data/labelsTr -p data/labelsTr --dry-run"),
     ("compare", "compare a=work/runs/3d_fullres b=work/runs/3d_fullres"),
     ("study --dry-run", "study study.yaml -o study --dry-run"),
     ("report", "report work"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -63,6 +64,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (here / "nowhere.yaml").write_text(text + "data: none\n")
     (here / "bad_preset.yaml").write_text(text.replace("a: {}", "a: {preset: effnet_b9}") + "data: unread\n")
     (here / "bad_key.yaml").write_text(text.replace("training.learning_rate", "training.loss.lrr") + "data: unread\n")
+    (here / "no_masks.yaml").write_text(text.replace("a: {}", "a: {masks: nowhere}") + "data: data\n")
+    (here / "fold_3.yaml").write_text(text.replace("[0]", "[3]", 1) + "data: split\n")
+    shutil.copytree(here / "data", here / "split")
+    folds = [{"train": ["p0", "p1"], "val": ["p2", "p3"]}, {"train": ["p2", "p3"], "val": ["p0", "p1"]}]
+    (here / "split" / "splits_final.json").write_text(json.dumps(folds))
     (here / "one_arm.yaml").write_text(text.replace(", b: {set: {training.learning_rate: 0.02}}", "") + "data: data\n")
     return here
 
@@ -129,13 +135,29 @@ REFUSED = [  # command, exit code; what may name a device takes the CPU
     ("study no_data.yaml -o new", 2),
     ("study nowhere.yaml -o new", 3),
     ("study one_arm.yaml -o new", 2),
+    ("study no_masks.yaml -o new", 3),
+    ("study fold_3.yaml -o new", 2),
+    ("evaluate -r data/labelsTr -p none", 3),
+    ("evaluate -r data/labelsTr -p empty", 2),
+    ("evaluate -r data/labelsTr -p foreign", 3),
+    ("evaluate -r data/labelsTr -p data/labelsTr --metrics dicee", 2),
+    ("evaluate -r data/labelsTr -p data/labelsTr --metric-preset brat", 2),
+    ("evaluate -r data/labelsTr -p data/labelsTr --policy mrr", 2),
+    ("evaluate -r data/labelsTr -p data/labelsTr -l nose", 2),
+    ("evaluate -r data/labelsTr -p data/labelsTr --nsd-tolerance nose=1", 2),
+    ("evaluate -r data/labelsTr -p data/labelsTr --metrics ece", 3),
+    ("evaluate -r data/labelsTr -p data/labelsTr --ledger none", 2),
+    ("evaluate -r data/labelsTr/p0.nii.gz -p data/labelsTr", 2),
 ]
 
 
 @pytest.mark.parametrize(("command", "code"), REFUSED, ids=[command for command, _ in REFUSED])
 def test_a_dry_run_refuses_what_the_command_refuses_with_the_same_words(here, command, code, monkeypatch, capsys):
     monkeypatch.chdir(here)
-    words = [*command.split(), *(() if "--device" in command or command.startswith("prepare") else ("--device", "cpu"))]
+    words = [
+        *command.split(),
+        *(() if "--device" in command or command.startswith(("prepare", "evaluate")) else ("--device", "cpu")),
+    ]
     said = []
     for more in ((), ("--dry-run",)):
         assert run([*words, *more]) == code
@@ -212,6 +234,8 @@ ACCEPTED = [  # command that ends well, with a copy of the folder it works on
     "predict -m work -i data/imagesTr/p0_0000.nii.gz -o NEW",
     "predict -m work -i data/imagesTr -o masks -f 0",
     "select WORK",
+    "evaluate -r data/labelsTr -p data/labelsTr",
+    "study STUDY -o NEW --data data",
 ]
 
 
@@ -219,9 +243,9 @@ ACCEPTED = [  # command that ends well, with a copy of the folder it works on
 def test_a_dry_run_accepts_what_the_command_does(here, tmp_path, command, monkeypatch):
     monkeypatch.chdir(here)
     shutil.copytree(here / "work", tmp_path / "work", symlinks=True)
-    places = {"WORK": str(tmp_path / "work"), "NEW": str(tmp_path / "new")}
+    places = {"WORK": str(tmp_path / "work"), "NEW": str(tmp_path / "new"), "STUDY": "no_data.yaml"}
     words = [places.get(word, word) for word in command.split()]
-    words += [] if command.startswith("prepare") else ["--device", "cpu"]
+    words += [] if command.startswith(("prepare", "evaluate")) else ["--device", "cpu"]
     assert run([*words, "--dry-run"]) == 0
     assert run(words) == 0
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from segpipe.cli.options import Command, seed, shared, workers
+from segpipe.cli.options import Command, dry_run, seed, shared, workers
 from segpipe.cli.printing import echo
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
     type=click.Path(path_type=Path),
     help="CSV with case_id and the columns of --by, if REFERENCE is no manifest.",
 )
+@dry_run
 @workers
 @seed
 @shared
@@ -82,6 +83,7 @@ def command(
     ledger: Path | None,
     by: tuple[str, ...],
     cases: Path | None,
+    dry_run: bool,
     as_json: bool,
     n_workers: int,
     seed: int,
@@ -94,16 +96,34 @@ def command(
     With -o, lesion metrics also write a table of all lesions next to the scores: scores.csv, lesions.csv. Calibration
     reads the files that `segpipe predict --save-probabilities` writes next to the masks.
     """
-    from segpipe.cli.printing import print_json
+    from segpipe.cli.printing import print_estimate, print_json
     from segpipe.cli.tables import SHOWN, groups_text, summary_record, summary_text
     from segpipe.core.files import require_place
     from segpipe.core.text import count
-    from segpipe.evaluate.evaluation import EvaluateOptions, evaluate_masks
+    from segpipe.evaluate import evaluation
 
     if output is not None:
         require_place(output)
-    wish = EvaluateOptions(labels, metrics, metric_preset, policy, nsd_tolerance, allow_missing, ledger, by, cases)
-    found = evaluate_masks(reference, predictions, wish, n_workers, seed)
+    request = evaluation.EvaluateRequest(
+        reference=reference,
+        predictions=predictions,
+        n_workers=n_workers,
+        seed=seed,
+        labels=labels,
+        metrics=metrics,
+        preset=metric_preset,
+        policy=policy,
+        nsd_tolerance_mm=nsd_tolerance,
+        allow_missing=allow_missing,
+        ledger=ledger,
+        by=by,
+        cases=cases,
+    )
+    job = evaluation.resolve(request)
+    if dry_run:
+        print_estimate(evaluation.estimate(job), as_json=as_json)
+        return
+    found = evaluation.run(job)
     files = _save(found, output)
     if as_json:
         parts = {name: [one.model_dump() for one in getattr(found, name)] for name in ("groups", "gaps")}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pydantic import BaseModel
 
 from segpipe.compare.comparison_records import Comparison
-from segpipe.compare.study_file import Study
+from segpipe.compare.study_file import StudyEstimate
 from segpipe.core.foreseen import Foreseen
 from segpipe.core.machine import Finding
 from segpipe.core.records import Record
@@ -155,13 +155,6 @@ class ComparedPage(Record):
     report: str | None
 
 
-class StudyProgress(Record):
-    """Trainings of the study, and how many of them are finished."""
-
-    n_trainings: int
-    n_finished: int
-
-
 class Written(Record):
     """The file or folder that was written."""
 
@@ -209,9 +202,10 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "import": (Imported,),
     "export": (Written,),
     "evaluate": (Summary, Evaluated),
+    "evaluate --dry-run": (Foreseen,),
     "compare": (Comparison, Compared, ComparedPage),
     "study": (Comparison, Compared),
-    "study --dry-run": (Study, StudyProgress),
+    "study --dry-run": (StudyEstimate,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -25,17 +25,12 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
     """
     from segpipe.cli.printing import print_json
     from segpipe.compare.comparison_text import comparison_text
-    from segpipe.compare.study_file import describe_study
     from segpipe.pipeline import study as studies
 
     job = studies.resolve(StudyRequest(study, output, machine, data))
     if dry_run:
-        trainings = job.study.trainings
-        n_done = sum(studies.is_finished(job.study, output, training) for training in trainings)
-        if as_json:
-            print_json(job.study.model_dump(mode="json") | {"n_trainings": len(trainings), "n_finished": n_done})
-            return
-        echo("\n".join([*describe_study(job.study), f"{n_done} of them are finished in {output}."]))
+        found = studies.estimate(job)
+        print_json(found.model_dump(mode="json")) if as_json else echo(found.text())
         return
     comparison = studies.run(job)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,13 @@ class Arm(Record):
         if is_planned + self.nnunetv2 + (self.masks is not None) > 1:
             raise ValueError("expected one of: plan values (preset, set, configuration), nnunetv2: true, masks")
         return self
+
+    def mask_folders(self, seeds: Sequence[int]) -> list[Path]:
+        """Folders of masks: one for each seed if the path names it, else one; none for an arm that is trained."""
+        if self.masks is None:
+            return []
+        chosen = seeds if SEED_MARK in self.masks else seeds[:1]
+        return [Path(self.masks.replace(SEED_MARK, str(seed))) for seed in chosen]
 
     @property
     def is_trained_here(self) -> bool:
@@ -185,6 +192,22 @@ class StudyTraining:
 
 def _is_inside(key: str, other: str) -> bool:
     return key == other or key.startswith(f"{other}.")
+
+
+class StudyEstimate(Study):
+    """A study with the number of its trainings.
+
+    Args:
+        n_trainings: All of them.
+        n_finished: Those that are scored.
+    """
+
+    n_trainings: NonNegativeInt
+    n_finished: NonNegativeInt
+
+    def text(self) -> str:
+        """For people, at most 80 columns wide except for long values."""
+        return "\n".join([*describe_study(self), f"{self.n_finished} of them are finished."])
 
 
 def describe_study(study: Study) -> Iterator[str]:

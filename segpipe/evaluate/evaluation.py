@@ -7,8 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from segpipe.core.errors import UsageError
+from segpipe.core.foreseen import Foreseen, free_disk_bytes
+from segpipe.core.labels import LabelSet
+from segpipe.core.machine import free_bytes
 from segpipe.core.progress import say
 from segpipe.core.records import did_you_mean
+from segpipe.core.text import count
 from segpipe.data.layouts.manifest import manifest_in
 from segpipe.data.load import find_layout
 from segpipe.evaluate.evaluation_case import ScoreSettings
@@ -24,15 +28,21 @@ from segpipe.evaluate.ledger import (
 )
 from segpipe.evaluate.metrics import DEFAULT_METRICS, METRICS, parse_metrics
 from segpipe.evaluate.pairs import find_pairs, labels_of, refuse_missing, with_probabilities
-from segpipe.evaluate.scoring import FolderScores, score_pairs
+from segpipe.evaluate.scoring import FolderScores, MaskPair, score_pairs
 from segpipe.evaluate.summary import DEFAULT_POLICY, SummaryRow, check_policy, summarise
+
+_ROW_BYTES = 100  # of a table of scores
 
 
 @dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of an evaluation.
+class EvaluateRequest:
+    """Masks to score.
 
     Args:
+        reference: Folder of masks, a dataset, or one file.
+        predictions: Folder of masks with the same names, in any format, or one file.
+        n_workers: Number of parallel workers.
+        seed: Seed of the bootstrap.
         labels: `1,2`, `organ,tumour`, `a=1,region=1+2` or a .json file; None: those of the references.
         metrics: `all`, or names such as `dice,hd95`; None: those of the preset, or of whole masks.
         preset: A name of `METRIC_SETS`.
@@ -42,8 +52,15 @@ class EvaluateOptions:
         ledger: Work folder whose ledger notes this scoring; None: the one that the masks lie in, if any.
         by: Columns to group cases by: of the manifest, of `cases`, or `site` of a dataset.
         cases: CSV with `case_id` and these columns; None for the manifest of the references.
+
+    Raises:
+        UsageError: If a metric, preset or policy is unknown, or there would be no worker.
     """
 
+    reference: Path
+    predictions: Path
+    n_workers: int
+    seed: int = 0
     labels: str | None = None
     metrics: str | None = None
     preset: str | None = None
@@ -53,6 +70,35 @@ class EvaluateOptions:
     ledger: Path | None = None
     by: tuple[str, ...] = ()
     cases: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.n_workers < 1:
+            raise UsageError(f"-j {self.n_workers}: expected 1 worker or more.")
+        check_policy(self.chosen_policy)
+
+    @property
+    def chosen_policy(self) -> str:
+        """The policy for empty masks."""
+        return self.policy or chosen_metrics(self.metrics, self.preset)[1]
+
+
+@dataclass(frozen=True)
+class EvaluateJob:
+    """An evaluation that was checked.
+
+    Args:
+        request: As it was asked.
+        pairs: Masks with their references.
+        labels: What is scored in each.
+        settings: The metrics and what they need.
+        cases: Groups of the cases.
+    """
+
+    request: EvaluateRequest
+    pairs: tuple[MaskPair, ...]
+    labels: LabelSet
+    settings: ScoreSettings
+    cases: CaseTable
 
 
 @dataclass(frozen=True)
@@ -80,41 +126,62 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
 
-def evaluate_masks(reference: Path, predictions: Path, wish: EvaluateOptions, n_workers: int, seed: int) -> Evaluation:
-    """Score masks against references.
-
-    Args:
-        reference: Folder of masks, a dataset, or one file.
-        predictions: Folder of masks with the same names, in any format, or one file.
-        wish: What to score.
-        n_workers: Number of parallel workers.
-        seed: Seed of the bootstrap.
+def resolve(request: EvaluateRequest) -> EvaluateJob:
+    """Pair masks with references and find their labels.
 
     Raises:
-        UsageError: If a name of a label, metric, preset or policy is unknown.
-        DataError: If masks are missing, cannot be read, or do not lie on the grid of their reference.
+        UsageError: If a label or the ledger's folder is unknown, or masks fit no reference.
+        DataError: If masks are missing, or a file with labels cannot be read.
     """
-    names, policy_of_preset = chosen_metrics(wish.metrics, wish.preset)
-    check_policy(policy := wish.policy or policy_of_preset)
-    if wish.ledger is not None and not wish.ledger.is_dir():
-        raise UsageError(f"--ledger {wish.ledger}: no such folder. Give the work folder of the model.")
-    run = predictions.resolve().name if predictions.is_dir() else predictions.resolve().parent.name
-    pairing = find_pairs(reference, predictions, run)
-    refuse_missing(pairing, wish.allow_missing)
-    cases = cases_of(reference, wish.by, wish.cases)
+    names, _ = chosen_metrics(request.metrics, request.preset)
+    if request.ledger is not None and not request.ledger.is_dir():
+        raise UsageError(f"--ledger {request.ledger}: no such folder. Give the work folder of the model.")
+    folder = request.predictions.resolve()
+    pairing = find_pairs(request.reference, request.predictions, (folder if folder.is_dir() else folder.parent).name)
+    refuse_missing(pairing, request.allow_missing)
+    cases = cases_of(request.reference, request.by, request.cases)
     refuse_bad_groups(cases, [pair.origin.case_id for pair in pairing.pairs])
-    label_set, labels_from = labels_of(wish.labels, pairing, n_workers)
-    say(f"labels: {', '.join(label_set.names[:8])}{', …' * (len(label_set.names) > 8)} (from {labels_from})")
+    labels, labels_from = labels_of(request.labels, pairing, request.n_workers)
+    say(f"labels: {', '.join(labels.names[:8])}{', …' * (len(labels.names) > 8)} (from {labels_from})")
     say(f"patients: {pairing.patients_from}")
-    _check_tolerance(wish.nsd_tolerance_mm, label_set.names)
-    settings = ScoreSettings(names, wish.nsd_tolerance_mm, only_known_values=wish.labels is None)
-    pairs, settings = with_probabilities(pairing.pairs, settings, is_required=wish.metrics != "all")
-    scores = score_pairs(pairs, label_set, n_workers, settings)
-    if (work := wish.ledger or find_ledger(predictions)) is not None:
-        append_scoring(work, scoring_of(event_of(predictions), str(predictions), pairs, scores.table))
+    _check_tolerance(request.nsd_tolerance_mm, labels.names)
+    settings = ScoreSettings(names, request.nsd_tolerance_mm, only_known_values=request.labels is None)
+    pairs, settings = with_probabilities(pairing.pairs, settings, is_required=request.metrics != "all")
+    return EvaluateJob(request, tuple(pairs), labels, settings, cases)
+
+
+def run(job: EvaluateJob) -> Evaluation:
+    """Score masks against references.
+
+    Raises:
+        DataError: If masks cannot be read, or do not lie on the grid of their reference.
+    """
+    request, pairs = job.request, job.pairs
+    names, _ = chosen_metrics(request.metrics, request.preset)
+    scores = score_pairs(pairs, job.labels, request.n_workers, job.settings)
+    if (work := request.ledger or find_ledger(request.predictions)) is not None:
+        append_scoring(work, scoring_of(event_of(request.predictions), str(request.predictions), pairs, scores.table))
         say(" ".join(ledger_sentences(read_ledger(work / LEDGER_FILE), scores.table.case_ids)))
-    groups, gaps = compare_groups(scores.table, cases, policy, seed)
+    policy, seed = request.chosen_policy, request.seed
+    groups, gaps = compare_groups(scores.table, job.cases, policy, seed)
     return Evaluation(scores, summarise(scores.table, policy, seed), policy, names, len(pairs), groups, gaps)
+
+
+def estimate(job: EvaluateJob) -> Foreseen:
+    """Count what will be scored; masks are not read, so time and memory are not known."""
+    labels, metrics = count(len(job.labels.names), "label"), count(len(job.settings.metrics), "metric")
+    n_rows = len(job.pairs) * len(job.labels.names) * len(job.settings.metrics)
+    return Foreseen(
+        command="evaluate",
+        todo=f"{count(len(job.pairs), 'case')}, {labels}, {metrics}, policy {job.request.chosen_policy}",
+        seconds=None,
+        seconds_from="it depends on the size of the masks, which are not read here",
+        disk_bytes=n_rows * _ROW_BYTES,
+        free_disk_bytes=free_disk_bytes(Path()),
+        memory_bytes=0,
+        free_memory_bytes=free_bytes(),
+        memory_of="CPU",
+    )
 
 
 def cases_of(reference: Path, columns: Sequence[str], table: Path | None) -> CaseTable:

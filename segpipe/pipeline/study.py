@@ -13,14 +13,13 @@ from segpipe.compare.comparison import Question, compare
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
 from segpipe.compare.results import Method
-from segpipe.compare.study_file import SEED_MARK, Study, StudyTraining, read_study
+from segpipe.compare.study_file import Arm, Study, StudyEstimate, StudyTraining, read_study
 from segpipe.core.errors import DataError, PlanError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.load import load_dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
@@ -123,7 +122,13 @@ def resolve(request: StudyRequest) -> StudyJob:
     for name, arm in study.arms.items():
         if arm.is_trained_here:
             _check_arm(job, name)
-    load_dataset(data)
+    splits = plan.resolve(job.base_planning()).known_splits
+    if splits is not None:
+        _require_folds(study, splits)
+    for name, arm in study.arms.items():
+        if arm.masks is not None:
+            for masks in arm.mask_folders(study.seeds):
+                find_pairs(data, masks, name)
     return job
 
 
@@ -137,6 +142,18 @@ def _check_arm(job: StudyJob, name: str) -> None:
         plan.check_options(job.planning(name, job.study.seeds[0]))
     except PlanError as fault:
         raise PlanError(f"arm {name}: {fault}") from None
+
+
+def _require_folds(study: Study, splits: Splits) -> None:
+    if max(study.folds) >= splits.k:
+        raise UsageError(f"folds {study.folds}: the data have {splits.k} folds, counted from 0. Name fewer.")
+
+
+def estimate(job: StudyJob) -> StudyEstimate:
+    """Count the trainings, and those that are finished."""
+    trainings = job.study.trainings
+    n_finished = sum(_is_finished(job, training) for training in trainings)
+    return StudyEstimate(**dict(job.study), n_trainings=len(trainings), n_finished=n_finished)
 
 
 def run(job: StudyJob) -> Comparison:
@@ -170,8 +187,7 @@ class _Running:
         study, base = self.study, self.folder.base
         plan.run(plan.resolve(self.job.base_planning()))
         self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
-        if max(study.folds) >= self.splits.k:
-            raise UsageError(f"folds {study.folds}: the data have {self.splits.k} folds, counted from 0. Name fewer.")
+        _require_folds(study, self.splits)
         for name, arm in study.arms.items():
             for seed in study.seeds if arm.is_trained_here else ():
                 say(f"arm {name}, seed {seed}")
@@ -182,7 +198,7 @@ class _Running:
         if any(arm.nnunetv2 for arm in study.arms.values()):
             file_ending(self.dataset)
             nnunet_labels(self.dataset)
-        self.given = {name: self._scored_masks(name, arm.masks) for name, arm in study.arms.items() if arm.masks}
+        self.given = {name: self._scored_masks(name, arm) for name, arm in study.arms.items() if arm.masks}
         study.save(self.folder.path / _STUDY_FILE)
 
     def train(self) -> None:
@@ -262,14 +278,13 @@ class _Running:
         pairs = self._pairs(masks, training)
         score_folder(pairs, self.dataset.labels, self.machine.n_workers).save(fold.scores)
 
-    def _scored_masks(self, name: str, masks: str) -> ScoreTable:
+    def _scored_masks(self, name: str, arm: Arm) -> ScoreTable:
         """Scores of masks that are there already, in the study's folds."""
-        seeds = self.study.seeds if SEED_MARK in masks else self.study.seeds[:1]
         pairs = [
             pair
-            for seed in seeds
+            for masks, seed in zip(arm.mask_folders(self.study.seeds), self.study.seeds, strict=False)
             for fold in self.study.folds
-            for pair in self._pairs(Path(masks.replace(SEED_MARK, str(seed))), StudyTraining(name, fold, seed))
+            for pair in self._pairs(masks, StudyTraining(name, fold, seed))
         ]
         return score_folder(pairs, self.dataset.labels, self.machine.n_workers)
 
@@ -292,11 +307,11 @@ class _Running:
         ]
 
 
-def is_finished(study: Study, output: Path, training: StudyTraining) -> bool:
+def _is_finished(job: StudyJob, training: StudyTraining) -> bool:
     """True if a training is scored, as far as its files tell."""
-    work = StudyFolder(output).seed(training.arm, training.seed)
+    work = job.folder.seed(training.arm, training.seed)
     fold = f"fold_{training.fold}/scores.csv"
-    return any(work.path.glob(fold if study.arms[training.arm].nnunetv2 else f"runs/*/{fold}"))
+    return any(work.path.glob(fold if job.study.arms[training.arm].nnunetv2 else f"runs/*/{fold}"))
 
 
 def _share(base: Work, work: Work) -> None:
