@@ -178,7 +178,8 @@ def test_the_headline_is_the_summary_of_the_scores(finished: Path, page_file: Pa
         assert f"{row.mean:.{digits}f}{unit}" in page
         assert f"[{row.low:.{digits}f}, {row.high:.{digits}f}]" in page
     assert "6 cases of 5 patients, 3 labels" in page
-    assert "failures in " in page and " of 5 patients (95 % interval " in page  # the rate beside every mean
+    assert "Failures in " in page and " of 5 patients (95 % interval " in page
+    assert "patients with\na failure" in page  # the rate beside every mean
 
 
 def test_groups_by_a_column_of_the_manifest(work: Path, tmp_path: Path):

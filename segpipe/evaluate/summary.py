@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from math import inf, isfinite
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -105,7 +106,10 @@ def summarise(table: ScoreTable, policy: str = DEFAULT_POLICY, seed: int = 0) ->
     return tuple(result)
 
 
-def worst_first(rows: Iterable[SummaryRow]) -> list[SummaryRow]:
+AnyRow = TypeVar("AnyRow", bound=SummaryRow)
+
+
+def worst_first(rows: Iterable[AnyRow]) -> list[AnyRow]:
     """Rows without a mean, then the others, the mean farthest from the metric's best value first."""
     return sorted(rows, key=lambda row: -inf if row.mean is None else -abs(row.mean - METRICS[row.metric].best))
 

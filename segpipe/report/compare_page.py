@@ -16,8 +16,9 @@ from segpipe.compare.results import Method
 from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.figures import CHART_COLOURS
 from segpipe.core.files import write_text
+from segpipe.core.text import MOST_ROWS, N_ENDS, fold_middle
 from segpipe.evaluate.metrics import METRICS, Metric
-from segpipe.evaluate.summary import MEAN_LABEL, failure_text
+from segpipe.evaluate.summary import MEAN_LABEL, worst_first
 from segpipe.report.charts import (
     Spread,
     aligned_scores,
@@ -30,7 +31,7 @@ from segpipe.report.charts import (
     rankings_svg,
 )
 from segpipe.report.methods_text import MethodsText, comparison_methods
-from segpipe.report.page import Cell, Picture, Table, render
+from segpipe.report.page import Cell, Picture, Table, failure_rate_text, render
 
 PAGE_FILE = "index.html"
 _MAX_PAIRS = 15  # in one picture; beyond, those with the first method
@@ -159,8 +160,15 @@ def _difference_pictures(
     )
     pictures = [_differences(declared, names, aligned, metric, caption)]
     for method in aligned.methods[1 : 1 + _MAX_PAIRS_BY_LABEL] if len(aligned.labels) > 1 else ():
-        labels = [row for row in own if (row.baseline, row.method) == (aligned.methods[0], method)][:_N_ROWS]
+        every = [row for row in own if (row.baseline, row.method) == (aligned.methods[0], method)]
+        is_long = len(every) > MOST_ROWS
+        low, high = fold_middle(sorted(every, key=lambda row: row.difference or 0.0) if is_long else every)
+        labels = [*low, *high]
         caption = f"{method} − {aligned.methods[0]}, each label."
+        if is_long:
+            caption = (
+                f"{method} − {aligned.methods[0]}, the {N_ENDS} lowest and the {N_ENDS} highest of {len(every)} rows."
+            )
         pictures.append(_differences(labels, [row.label for row in labels], aligned, metric, caption))
     return tuple(pictures)
 
@@ -187,7 +195,7 @@ def _bounds(interval: tuple[float | None, float | None] | None, metric: Metric, 
 
 def _row_table(rows: Sequence[ComparisonRow], metric: Metric) -> Table:
     lines = []
-    for row in rows:
+    for row in sorted(rows, key=lambda row: row.difference or 0.0) if len(rows) > MOST_ROWS else rows:
         found = row.models
         place = row.label + (f"\n{row.grouping} {row.group}" if row.grouping else "")
         difference = _text(row.difference, metric, signed=True)
@@ -210,7 +218,7 @@ def _row_table(rows: Sequence[ComparisonRow], metric: Metric) -> Table:
         "Every comparison: mean difference with 95 % interval, p of the permutation test corrected within its family, "
         "verdicts, effect sizes, and the smallest difference that four of five such datasets would show."
     )
-    return Table(columns, tuple(lines), caption, is_sortable=True)
+    return Table(columns, tuple(lines), caption, is_sortable=True, is_folded=True)
 
 
 def _ranking_picture(found: MetricComparison) -> Picture | None:
@@ -242,7 +250,7 @@ def _distribution(aligned: Aligned, metric: Metric) -> Picture:
 
 def _description_table(rows: Sequence[Description], metric: Metric) -> Table:
     lines = []
-    for row in rows:
+    for row in worst_first(rows) if len(rows) > MOST_ROWS else rows:
         place = row.label + (f"\n{row.grouping} {row.group}" if row.grouping else "")
         interval = _bounds((row.low, row.high), metric, signed=False).strip()
         median = _bounds((row.median_low, row.median_high), metric, signed=False).strip()
@@ -250,12 +258,12 @@ def _description_table(rows: Sequence[Description], metric: Metric) -> Table:
             Cell(row.method), Cell(place), Cell(f"{_text(row.mean, metric)}\n{interval}".strip(), row.mean),
             Cell(f"{_text(row.median, metric)}\n{median}".strip(), row.median),
             Cell(_text(row.worst_5_percent, metric), row.worst_5_percent),
-            Cell(failure_text(row), row.n_failed_patients, is_bad=row.n_failures > 0),
+            Cell(failure_rate_text(row), row.n_failed_patients, is_bad=row.n_failures > 0),
             Cell(str(row.n_left_out), row.n_left_out),
         ))  # fmt: skip
-    columns = ("method", "label", "mean", "median", "worst 5 %", "failures", "left out")
+    columns = ("method", "label", "mean", "median", "worst 5 %", "patients with\na failure", "left out")
     caption = (
         "Each method alone, means and medians with 95 % intervals over patients; failures are structures missed, "
         "invented or with a Dice below 0.1."
     )
-    return Table(columns, tuple(lines), caption, is_sortable=True)
+    return Table(columns, tuple(lines), caption, is_sortable=True, is_folded=True)

@@ -9,6 +9,7 @@ from math import isfinite
 from typing import Literal
 
 from segpipe.core.text import MOST_ROWS, N_ENDS
+from segpipe.evaluate.summary import SummaryRow
 from segpipe.report.methods_text import MethodsText
 
 STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
@@ -48,6 +49,11 @@ class Cell:
     def sort_key(self) -> str:
         """Number for sorting; empty if there is none, such cells come last."""
         return repr(self.number) if self.number is not None and isfinite(self.number) else ""
+
+
+def failure_rate_text(row: SummaryRow) -> str:
+    """Patients with a failure and the 95 % interval of their rate, in two lines of a cell."""
+    return f"{row.n_failed_patients} of {row.n_patients}\n[{100 * row.failure_low:.0f}, {100 * row.failure_high:.0f}] %"
 
 
 @dataclass(frozen=True)

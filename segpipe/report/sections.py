@@ -18,7 +18,7 @@ from segpipe.report.calibration_charts import calibration_picture, calibration_t
 from segpipe.report.charts import distributions, volume_picture, volume_table
 from segpipe.report.methods_text import work_methods
 from segpipe.report.overlay_pictures import case_dice, case_pictures
-from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table
+from segpipe.report.page import STATUS_TEXT, Cell, DataCheck, Headline, Picture, Section, Table, failure_rate_text
 from segpipe.report.work_contents import Run, Scored, WorkFolder
 
 _HEADLINES = ("dice", "hd95")
@@ -87,7 +87,7 @@ def _median(row: SummaryRow) -> str:
     interval = ""
     if row.median_low is not None and row.median_high is not None:
         interval = f" [{number_text(row.median_low, row.unit)}, {number_text(row.median_high, row.unit)}]"
-    return f"\nmedian {number_text(row.median, row.unit)}{interval}"
+    return f"median {number_text(row.median, row.unit)}{interval}"
 
 
 def _headlines(rows: Sequence[SummaryRow], table: ScoreTable | None) -> tuple[Headline, ...]:
@@ -117,7 +117,7 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
     for label in dict.fromkeys(row.label for row in rows):
         found = [by_place[label, name] for name in metrics if (label, name) in by_place]
         cells = [
-            Cell(f"{number_text(row.mean, row.unit)}\n{_interval(row)}{_median(row)}".strip(), row.mean)
+            Cell("\n".join(filter(None, (number_text(row.mean, row.unit), _interval(row), _median(row)))), row.mean)
             for row in found
         ]
         counts = found[0]
@@ -125,9 +125,9 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
         number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
         text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
-        text += f"\n{failure_text(counts)}"
-        n_bad = max(n_bad, counts.n_failures)
-        lines[label] = (Cell("mean" if label == MEAN_LABEL else label), *cells, Cell(text, n_bad, is_bad=n_bad > 0))
+        failed = Cell(failure_rate_text(counts), counts.n_failed_patients, is_bad=counts.n_failures > 0)
+        name = "mean" if label == MEAN_LABEL else label
+        lines[label] = (Cell(name), *cells, Cell(text, n_bad, is_bad=n_bad > 0), failed)
     mean = lines.pop(MEAN_LABEL, ())
     is_long = len(lines) > MOST_ROWS
     if is_long:
@@ -138,7 +138,7 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         "value (0, or the diagonal of the image), two empty masks as the best. "
         f"Failures are structures missed, invented or with a Dice below {FAILED_DICE}."
     )
-    columns = ("label", *(METRICS[name].heading for name in metrics), "cases")
+    columns = ("label", *(METRICS[name].heading for name in metrics), "cases", "patients with\na failure")
     return Table(columns, tuple(lines.values()), caption, is_sortable=is_long, is_folded=True, foot=mean)
 
 

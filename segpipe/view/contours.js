@@ -15,12 +15,12 @@ class Contours {
     this.traced = new Map(); // volume: contours of its planes that were drawn last
   }
 
-  // Draws `maps` ({volume, colours, dash}) over every plane of `nv`; their shape is the image's.
-  draw(nv, maps) {
+  // Draws `maps` ({volume, colours, dash}) over every plane of `nv`; their shape is the image's. `width` is in CSS pixels.
+  draw(nv, maps, width = 2) {
     const size = nv.canvas;
     [this.canvas.width, this.canvas.height] = [size.width, size.height]; // clears it too
     const pen = this.canvas.getContext("2d");
-    pen.lineWidth = 2 * (window.devicePixelRatio || 1);
+    pen.lineWidth = width * (window.devicePixelRatio || 1);
     const letters = LETTERS[nv.opts.isRadiologicalConvention ? "radiological" : "neurological"];
     nv.screenSlices.forEach((tile) => {
       if (nv.volumes.length && tile.axCorSag <= 2) drawLetters(pen, tile.leftTopWidthHeight, letters[tile.axCorSag]);

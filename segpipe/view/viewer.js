@@ -98,7 +98,8 @@ async function draw() {
     layer.difference = found;
   }
   const filled = ["reference", "prediction", "difference"].filter((name) => isOn(name) && !isLine(name));
-  for (const name of filled) layer[name].opacity = Number(at("opacity").value);
+  const opacity = Number(at("opacity").value);
+  for (const name of filled) layer[name].opacity = name === "difference" ? Math.min(2 * opacity, 1) : opacity; // rims are thin
   nv.volumes = [layer.image, ...filled.map((name) => layer[name])]; // all at once: NiiVue's addVolume draws each time
   nv.back = layer.image;
   nv.overlays = nv.volumes.slice(1);
@@ -118,7 +119,8 @@ const lineColours = (name) => info.labels.map((one) => (name === "prediction" ? 
 function drawLines() {
   if (!info || !layer.image || nv.volumes[0] !== layer.image) return contours.draw(nv, []);
   const shown = Object.keys(LINES).filter((name) => isOn(name) && layer[name] && isLine(name));
-  return contours.draw(nv, shown.map((name) => ({ volume: layer[name], colours: lineColours(name), dash: LINES[name] })));
+  const maps = shown.map((name) => ({ volume: layer[name], colours: lineColours(name), dash: LINES[name] }));
+  return contours.draw(nv, maps, isOn("difference") ? 1 : 2); // wide ones would cover a rim of wrong voxels
 }
 
 function fail(fault) {
