@@ -17,7 +17,7 @@ from segpipe.compare.comparison_records import ComparisonRow, Ranking
 from segpipe.compare.results import Method
 from segpipe.core.figures import CHART_COLOURS, EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.core.text import MOST_ROWS, N_ENDS, fold_middle
-from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS, number_text
+from segpipe.evaluate.metrics import METRICS, SHOWN_UNITS, Metric, number_text
 from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL
 from segpipe.report.page import STATUS_TEXT, Cell, Picture, Table
@@ -175,7 +175,6 @@ def _distribution(metric: str, rows: Sequence[Score], colours: Mapping[str, str]
         colour = colours.get(label, EDGE_COLOUR)
         spreads.append(Spread(label, colour, tuple(row.value / scale for row in own if isfinite(row.value)), remark))
     title, unit = METRICS[metric].title, METRICS[metric].unit
-    axis_name = f"{title}, {SHOWN_UNITS[unit]}" if SHOWN_UNITS[unit] else title
     hidden = [f"{row.label} in {row.case_id} ({STATUS_TEXT[row.status]})" for row in rows if not isfinite(row.value)]
     caption = f"{title} of every case; boxes show median and quartiles."
     if len(labels) < len(names):
@@ -185,7 +184,7 @@ def _distribution(metric: str, rows: Sequence[Score], colours: Mapping[str, str]
         caption += f" Without a value: {', '.join(hidden[:_MAX_NAMED])}{more}."
     medians = [f"{s.name} {number_text(float(np.median(s.values)) * scale, unit)}" for s in spreads if s.values]
     alt = f"Distribution of {title} over cases by label. Medians: {', '.join(medians) or 'none'}."
-    return Picture("svg", distribution_svg(spreads, axis_name, axis_limits(metric)), alt, caption)
+    return Picture("svg", distribution_svg(spreads, axis_name(METRICS[metric]), axis_limits(metric)), alt, caption)
 
 
 def _ends_by_mean(rows: Sequence[Score]) -> list[str]:
@@ -195,6 +194,12 @@ def _ends_by_mean(rows: Sequence[Score]) -> list[str]:
         values.setdefault(row.label, []).extend([row.value] if isfinite(row.value) else [])
     low, high = fold_middle(sorted(values, key=lambda name: float(np.mean(values[name])) if values[name] else -np.inf))
     return [*low, *high]
+
+
+def axis_name(metric: Metric) -> str:
+    """Title of an axis, with the unit if there is one."""
+    unit = SHOWN_UNITS[metric.unit]
+    return f"{metric.title}, {unit}" if unit else metric.title
 
 
 def axis_limits(metric: str) -> tuple[float | None, float | None]:

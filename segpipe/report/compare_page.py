@@ -23,6 +23,7 @@ from segpipe.report.charts import (
     Spread,
     aligned_scores,
     axis_limits,
+    axis_name,
     case_means,
     difference_of,
     differences_svg,
@@ -166,9 +167,7 @@ def _difference_pictures(
         labels = [*low, *high]
         caption = f"{method} − {aligned.methods[0]}, each label."
         if is_long:
-            caption = (
-                f"{method} − {aligned.methods[0]}, the {N_ENDS} lowest and the {N_ENDS} highest of {len(every)} rows."
-            )
+            caption += f" Of {len(every)} the {N_ENDS} lowest and the {N_ENDS} highest."
         pictures.append(_differences(labels, [row.label for row in labels], aligned, metric, caption))
     return tuple(pictures)
 
@@ -179,7 +178,7 @@ def _differences(
     drawn = [difference_of(row, aligned, name) for row, name in zip(rows, names, strict=True)]
     texts = [f"{d.name} {_text(d.mean, metric, signed=True)}{_bounds(d.models, metric)}, {d.answer}" for d in drawn]
     alt = f"Paired differences of {metric.title}: {'; '.join(texts)}."
-    return Picture("svg", differences_svg(drawn, metric.title, rows[0].margin), alt, caption)
+    return Picture("svg", differences_svg(drawn, axis_name(metric), rows[0].margin), alt, caption)
 
 
 def _text(value: float | None, metric: Metric, *, signed: bool = False) -> str:
@@ -245,7 +244,7 @@ def _distribution(aligned: Aligned, metric: Metric) -> Picture:
     medians = [f"{s.name} {_text(float(np.median(s.values)), metric)}" for s in spreads if s.values]
     alt = f"Distribution of {metric.title} over cases by method. Medians: {', '.join(medians) or 'none'}."
     caption = f"{metric.title} of every case, mean over labels and seeds, empty masks as the policy counts them."
-    return Picture("svg", distribution_svg(spreads, metric.title, axis_limits(metric.name)), alt, caption)
+    return Picture("svg", distribution_svg(spreads, axis_name(metric), axis_limits(metric.name)), alt, caption)
 
 
 def _description_table(rows: Sequence[Description], metric: Metric) -> Table:

@@ -122,9 +122,10 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         ]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
-        number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
+        ok = "ok" if label != MEAN_LABEL else "structures ok"
+        number_of = {ok: counts.n_ok, "both empty": counts.n_both_empty}
         number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
-        text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == "ok")
+        text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == ok)
         failed = Cell(failure_rate_text(counts), counts.n_failed_patients, is_bad=counts.n_failures > 0)
         name = "mean" if label == MEAN_LABEL else label
         lines[label] = (Cell(name), *cells, Cell(text, n_bad, is_bad=n_bad > 0), failed)
