@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -60,6 +61,7 @@ from segpipe.predict.segment import Batching, prepare_for, segment
 from segpipe.prepare.case import Prepared, Trace, read_case_image
 
 ERROR_LOG = "errors.log"
+_OBSERVED_BYTES = 6  # of a voxel: what an observer takes while it encodes a reference
 
 
 class CaseObserver(Protocol):
@@ -274,7 +276,8 @@ class _FolderRun:
         if case.case_id not in self.grids:
             return 0
         grid = self.grids[case.case_id]
-        return prediction_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=True)
+        need = prediction_bytes(grid, self.ensemble, self.options, windows_bytes=self.window_bytes, spools=True)
+        return need + (0 if self.observer is None else _OBSERVED_BYTES * prod(grid.shape_zyx))
 
     def batching_of(self, case_id: str, ready: _Ready) -> Batching:
         """Batching with as many windows as the last case took, which reports the progress of a long case."""
