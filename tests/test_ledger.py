@@ -40,7 +40,7 @@ def test_a_ledger_tells_how_often_a_test_set_was_scored(folder):
     assert [line.number for line in state.lines] == [1, 2, 3, 4] and not state.faults and not state.torn
     assert ledger_sentences(state) == (
         "Test set scored 3 times, 2 different sets of masks.",
-        "Folds scored: 1 scoring of 1 fold.",
+        "Masks of folds scored: 1 set.",
     )
     assert looks_at(state.scorings, "test set", ["b"]).n_scorings == 0  # other cases
     assert looks_at(state.scorings, "fold", ["c2", "c9"]).n_scorings == 1  # one of the cases is enough

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -13,10 +14,12 @@ from hypothesis import strategies as st
 from published import REPOSITORY
 
 from segpipe.cli.main import run
+from segpipe.compare.declaration import Declaration
 from segpipe.compare.study_file import Arm, Base, Study, describe_study, read_study
 from segpipe.core.errors import PlanError
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits
+from segpipe.evaluate.ledger import read_ledger
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
@@ -90,6 +93,78 @@ def test_a_study_ends_in_a_comparison_of_all_arms_on_the_same_cases(finished):
     assert declared == [("plain", "residual"), ("plain", "truth")]  # not truth against residual
 
 
+def test_a_study_is_declared_before_its_first_training_and_writes_a_page(finished):
+    out = finished / "out"
+    comparison = json.loads((out / "comparison.json").read_text("utf-8"))
+    declaration = Declaration.load(out / "declaration.json")
+    assert comparison["is_declared"] and declaration.margins == {"dice": 0.005} and declaration.n_cases == 4
+    assert comparison["notes"][0].startswith(f"Declared before the first training ({declaration.time}): margin dice")
+    assert comparison["notes"][1:] == ["Masks of folds scored: 5 sets."]
+    first, *others = read_ledger(out / "ledger.jsonl").scorings
+    assert (first.event, first.model) == ("declaration", declaration.digest())
+    assert [one.event for one in others] == ["fold"] * 5 and run(["info", str(out), "--ledger"]) == 0
+    assert comparison["notes"][0] in html.unescape((out / "index.html").read_text("utf-8"))
+
+
+def test_what_changes_after_the_first_training_is_explored(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    before = (folder / "out" / "declaration.json").read_bytes()
+    written(folder, margins={"dice": 0.01})
+    assert command(folder) == 0
+    assert "declaration.json stays as it was before the first training: margins" in capsys.readouterr().err
+    comparison = json.loads((folder / "out" / "comparison.json").read_text("utf-8"))
+    assert not comparison["is_declared"] and (folder / "out" / "declaration.json").read_bytes() == before
+    assert comparison["notes"][0] == "Explored: margin of dice 0.01, declared 0.005."
+
+
+def test_a_declared_study_refuses_other_splits_and_leaves_the_old_ones(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    splits = (folder / "out" / "base" / "splits.json").read_bytes()
+    for seed in range(1, 9):
+        written(folder, split_seed=seed)
+        if (code := command(folder)) != 0:
+            break
+    assert code == 2 and "the splits changed since they were declared" in capsys.readouterr().err
+    assert Splits.load(folder / "out" / "base" / "splits.json").folds == Splits.parse(json.loads(splits), "").folds
+
+
+def test_compare_knows_the_declaration_of_the_results(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    arms = [str(folder / "out" / "arms" / name / "scores.csv") for name in ARMS]
+
+    def notes(*more: str) -> list[str]:
+        capsys.readouterr()
+        assert run(["compare", *more, "--json"]) == 0
+        return json.loads(capsys.readouterr().out)["notes"]
+
+    assert notes(*arms)[0] == "Explored: every pair of methods, declared only those with the first."
+    assert notes(*arms[:2], "--margin", "dice=0.1")[0] == (
+        "Explored: margin of dice 0.1, declared 0.005; methods plain, residual, declared plain, residual, truth with "
+        "plain first."
+    )
+    elsewhere = [str(shutil.copy(arm, tmp_path / f"{n}.csv")) for n, arm in enumerate(arms)]
+    assert notes(*elsewhere) == ["Explored: no declaration lies beside these results."]
+    declaration = folder / "out" / "declaration.json"
+    declaration.write_text(declaration.read_text("utf-8").replace("0.005", "0.5"), encoding="utf-8")
+    assert "declaration.json was changed after it was declared" in notes(*arms)[0]
+    ledger = folder / "out" / "ledger.jsonl"
+    ledger.write_text(ledger.read_text("utf-8").replace('"two"', '"one"', 1), encoding="utf-8")
+    assert "the ledger was changed (line " in notes(*arms)[0] and "THE LEDGER WAS CHANGED" in " ".join(notes(*arms))
+
+
+def test_an_arm_that_fails_is_named_and_the_others_are_compared(finished, tmp_path, capsys):
+    folder = copied(finished, tmp_path)
+    written(folder, arms=ARMS | {"wild": {"set": {"training.learning_rate": 1e38}}})
+    assert command(folder) == 3
+    said = capsys.readouterr()
+    assert "1 arm failed. Arm wild failed: fold 0, seed 0: " in said.err and "Arm wild failed" in said.out
+    assert json.loads((folder / "out" / "comparison.json").read_text("utf-8"))["methods"] == list(ARMS)
+    assert "Arm wild failed" in (folder / "out" / "index.html").read_text("utf-8")
+    written(folder, arms={"wild": {"set": {"training.learning_rate": 1e38}}} | ARMS)
+    assert command(folder) == 3
+    assert "the baseline or all others failed: arm wild, fold 0" in capsys.readouterr().err
+
+
 def test_arms_share_splits_and_prepared_cases_and_differ_where_the_study_says(finished):
     out = finished / "out"
     assert len(list((out / "base" / "prepared").iterdir())) == 1
@@ -110,6 +185,7 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(finished, tmp
     after = [(fold / "checkpoint.safetensors").stat().st_mtime_ns for fold in folds]
     assert [a == b for a, b in zip(after, before, strict=True)] == [True, True, False, True]
     first, again = (json.loads((f / "out" / "comparison.json").read_text("utf-8")) for f in (finished, folder))
+    assert again.pop("notes")[1:] == ["Masks of folds scored: 5 sets, in 7 scorings."] and first.pop("notes")
     assert first == again  # the same seed trains the same
 
 

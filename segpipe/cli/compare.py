@@ -63,6 +63,7 @@ def command(
     from segpipe.cli.printing import print_json
     from segpipe.compare.comparison import Question, compare, parse_losses, parse_margins
     from segpipe.compare.comparison_text import comparison_text, save
+    from segpipe.compare.declaration import with_standing
     from segpipe.compare.results import Source, read_methods
     from segpipe.core.errors import UsageError
     from segpipe.evaluate.groups import CaseTable, read_cases
@@ -81,8 +82,9 @@ def command(
         cases=read_cases(cases, by) if cases is not None else CaseTable(None, {}),
         seed=seed,
     )
-    methods = read_methods([Source.parse(text) for text in results], allow_missing=allow_missing)
-    comparison = compare(methods, question)
+    sources = [Source.parse(text) for text in results]
+    methods = read_methods(sources, allow_missing=allow_missing)
+    comparison = with_standing(compare(methods, question), [source.path for source in sources], methods, question)
     page: Path | None = None
     if output is not None:
         save(comparison, output)

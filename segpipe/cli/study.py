@@ -25,6 +25,8 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
     """
     from segpipe.cli.printing import print_json
     from segpipe.compare.comparison_text import comparison_text
+    from segpipe.core.errors import DataError
+    from segpipe.core.text import count
     from segpipe.pipeline import study as studies
 
     job = studies.resolve(StudyRequest(study, output, machine, data))
@@ -32,9 +34,12 @@ def command(study: Path, output: Path, data: Path | None, dry_run: bool, machine
         found = studies.estimate(job)
         print_json(found.model_dump(mode="json")) if as_json else echo(found.text())
         return
-    comparison = studies.run(job)
+    result = studies.run(job)
     if as_json:
-        print_json(comparison.model_dump(mode="json") | {"output": str(output)})
-        return
-    echo(comparison_text(comparison))
-    echo(f"Written to {output}.")
+        paths = {"output": str(output), "report": str(result.page)}
+        print_json(result.comparison.model_dump(mode="json") | paths)
+    else:
+        echo(comparison_text(result.comparison))
+        echo(f"Written to {output}, page {result.page.name}.")
+    if result.failures:
+        raise DataError(f"{count(len(result.failures), 'arm')} failed. {' '.join(result.failures)}")

@@ -190,6 +190,8 @@ class Comparison(Record):
         seed: Of bootstrap and permutation.
         n_permutations: Drawn for each test of more than a few patients.
         metrics: One entry for each.
+        is_declared: Whether everything was declared before the first training.
+        notes: Sentences on the whole: declared or explored, how often the cases were scored, which arms failed.
     """
 
     methods: tuple[str, ...]
@@ -197,3 +199,5 @@ class Comparison(Record):
     seed: int
     n_permutations: int
     metrics: tuple[MetricComparison, ...]
+    is_declared: bool = False
+    notes: tuple[str, ...] = ()

@@ -63,7 +63,8 @@ def comparison_text(comparison: Comparison) -> str:
         "the permutation test does not reject for trained models, t for methods and for 90 %. Differences are second "
         "minus first."
     )
-    return "\n".join([*blocks, *_wrap(close)])
+    notes = [line for note in comparison.notes for line in _wrap(note)]
+    return "\n".join([*blocks, *notes, *_wrap(close)])
 
 
 def _metric_lines(found: MetricComparison) -> Iterator[str]:

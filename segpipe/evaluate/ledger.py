@@ -157,7 +157,7 @@ def append_scoring(folder: Path, scoring: Scoring) -> LedgerLine:
     """
     from filelock import FileLock  # late: it takes as long as everything else that `segpipe -h` imports
 
-    path = make_folder(folder) / LEDGER_FILE
+    path = (make_folder(folder) / LEDGER_FILE).resolve()  # the arms of a study share one
     try:
         with FileLock(path.with_name(f".{LEDGER_FILE}.lock"), timeout=_LOCK_SECONDS):
             path.touch()
@@ -266,8 +266,8 @@ def ledger_sentences(state: LedgerState, cases: Iterable[str] | None = None) -> 
     if (tests := looks_at(state.scorings, "test set", wanted)).n_scorings:
         said.append(f"Test set scored {tests.text}.")
     if (folds := looks_at(state.scorings, "fold", wanted)).n_scorings:
-        names = {s.name for s in state.scorings if s.event == "fold"}
-        said.append(f"Folds scored: {count(folds.n_scorings, 'scoring')} of {count(len(names), 'fold')}.")
+        again = "" if folds.n_scorings == folds.n_masks else f", in {folds.n_scorings} scorings"
+        said.append(f"Masks of folds scored: {count(folds.n_masks, 'set')}{again}.")
     if (choices := looks_at(state.scorings, "selection", wanted)).n_scorings:
         said.append(f"{count(choices.n_scorings, 'selection')} among models by the scores of the folds.")
     if state.faults:

@@ -240,7 +240,8 @@ def ledger_info(folder: Path) -> LedgerInfo:
     if not path.is_file():
         raise UsageError(f"{folder}: has no {LEDGER_FILE}. `segpipe train` and `segpipe evaluate` begin one.")
     state = read_ledger(path)
-    files = sorted(folder.glob("runs/*/fold_*/scores.csv"))
+    of_study = ("arms/*/seed_*/runs/*/fold_*/scores.csv", "arms/*/seed_*/fold_*/scores.csv")
+    files = sorted(file for place in ("runs/*/fold_*/scores.csv", *of_study) for file in folder.glob(place))
     tables = {str(file.relative_to(folder)): ScoreTable.load(file) for file in files}
     return LedgerInfo(
         path=str(path),

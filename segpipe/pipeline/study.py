@@ -12,23 +12,27 @@ from segpipe.bridge.nnunet_train import NnunetJob, train_nnunet
 from segpipe.compare.comparison import Question, compare
 from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
+from segpipe.compare.declaration import DECLARATION_FILE, Declaration, with_standing
 from segpipe.compare.results import Method
 from segpipe.compare.study_file import Arm, Study, StudyEstimate, StudyTraining, read_study
-from segpipe.core.errors import DataError, PlanError, UsageError
+from segpipe.core.errors import DataError, Interrupted, PlanError, SegpipeError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
 from segpipe.core.records import Record
+from segpipe.core.text import count
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
+from segpipe.evaluate.ledger import LEDGER_FILE, Scoring, append_scoring, read_ledger, scoring_of
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.networks.device import device_kind, resolve_device
 from segpipe.pipeline import plan, train
-from segpipe.pipeline.plan import default_configuration
+from segpipe.pipeline.plan import PlanJob, default_configuration
 from segpipe.pipeline.requests import Machine, PlanRequest, StudyRequest, TrainRequest
 from segpipe.plan.schema import Plan
+from segpipe.report.compare_page import write_compare_page
 
 _STUDY_FILE = "study.yaml"
 _JOB_FILE = "job.json"
@@ -156,12 +160,30 @@ def estimate(job: StudyJob) -> StudyEstimate:
     return StudyEstimate(**dict(job.study), n_trainings=len(trainings), n_finished=n_finished)
 
 
-def run(job: StudyJob) -> Comparison:
+@dataclass(frozen=True)
+class StudyResult:
+    """What came out of a study.
+
+    Args:
+        comparison: Of the arms that are whole.
+        page: The same for people.
+        failures: Why each other arm is not whole, one sentence each.
+    """
+
+    comparison: Comparison
+    page: Path
+    failures: tuple[str, ...]
+
+
+def run(job: StudyJob) -> StudyResult:
     """Train what is not trained yet, score it, compare. All arms are planned before one is trained.
 
+    What the study is judged by is declared before the first training. An arm in which a training fails is left out of
+    the comparison, and named; the other arms are trained all the same.
+
     Raises:
-        UsageError: If the folder holds other trainings than the study's.
-        DataError: If the dataset or an arm's masks cannot be used.
+        UsageError: If the folder holds other trainings than the study's, or the splits changed since the declaration.
+        DataError: If the dataset or an arm's masks cannot be used, or too few arms are whole to compare.
         PlanError: If an arm's plan is wrong.
         Interrupted: If it was asked to stop; rerun it to resume.
     """
@@ -170,9 +192,12 @@ def run(job: StudyJob) -> Comparison:
         running = _Running(job)
         running.plan()
         running.train()
-        comparison = running.compare()
+        failures = tuple(f"Arm {arm} failed: {reason}" for arm, reason in running.failed.items())
+        methods, question = running.methods(), running.question
+        comparison = compare(methods, question)
+        comparison = with_standing(comparison, [job.output], methods, question, *failures)
         save(comparison, job.output)
-        return comparison
+        return StudyResult(comparison, write_compare_page(comparison, methods, question, job.output), failures)
 
 
 class _Running:
@@ -181,11 +206,15 @@ class _Running:
     def __init__(self, job: StudyJob) -> None:
         self.job, self.study, self.data = job, job.study, job.data
         self.folder, self.machine = job.folder, job.machine
+        self.failed: dict[str, str] = {}  # why, by arm
+        self.question = Question(margins=dict(job.study.margins), against_first=True)
 
     def plan(self) -> None:
         """The base, then each arm and seed on the same fingerprint and splits."""
         study, base = self.study, self.folder.base
-        plan.run(plan.resolve(self.job.base_planning()))
+        job = plan.resolve(self.job.base_planning())
+        self._refuse_other_splits(job)
+        plan.run(job)
         self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
         _require_folds(study, self.splits)
         for name, arm in study.arms.items():
@@ -198,24 +227,83 @@ class _Running:
         if any(arm.nnunetv2 for arm in study.arms.values()):
             file_ending(self.dataset)
             nnunet_labels(self.dataset)
-        self.given = {name: self._scored_masks(name, arm) for name, arm in study.arms.items() if arm.masks}
         study.save(self.folder.path / _STUDY_FILE)
+        self._declare()
+        self.given = {name: self._scored_masks(name, arm) for name, arm in study.arms.items() if arm.masks}
+
+    def _refuse_other_splits(self, job: PlanJob) -> None:
+        """Compare the folds with the declared ones, before anything is written over them.
+
+        Raises:
+            UsageError: If they differ, and a training has begun.
+        """
+        file = self.folder.path / DECLARATION_FILE
+        if not file.is_file() or not self._has_begun:
+            return
+        declared = Declaration.load(file)
+        planned, _ = plan.decide(job, job.work.measured_cases)
+        if max(self.study.folds) < planned.splits.k:
+            now = Declaration.of(self.study, planned.dataset, planned.splits)
+            if now.splits != declared.splits:
+                raise UsageError(
+                    f"{file}: the splits changed since they were declared on {declared.time} (digest "
+                    f"{declared.splits}, now {now.splits}; {count(declared.n_cases, 'case')} to validate, now "
+                    f"{now.n_cases}). Put the dataset, n_folds and split_seed back, or begin a new study in another "
+                    "folder."
+                )
+
+    @property
+    def _has_begun(self) -> bool:
+        """True if any fold was trained or is in training."""
+        places = ("arms/*/seed_*/runs/*/fold_*", "arms/*/seed_*/fold_*")
+        return any(next(self.folder.path.glob(place), None) for place in places)
+
+    def _declare(self) -> None:
+        """Write down what the study is judged by; once a training has begun, the first declaration stays."""
+        file, now = self.folder.path / DECLARATION_FILE, Declaration.of(self.study, self.dataset, self.splits)
+        if file.is_file():
+            changes = Declaration.load(file).changes(now)
+            for change in changes if self._has_begun else ():
+                say(f"warning: {file.name} stays as it was before the first training: {change}.")
+            if not changes or self._has_begun:
+                return
+        now.save(file)
+        append_scoring(self.folder.path, Scoring(event="declaration", name=self.study.name, model=now.digest()))
 
     def train(self) -> None:
-        """Every training that is not finished."""
+        """Every training that is not finished. An arm in which one fails is given up."""
         trainings = self.study.trainings
         for number, training in enumerate(trainings, 1):
             place = f"arm {training.arm}, fold {training.fold}, seed {training.seed}"
+            if training.arm in self.failed:
+                continue
             say(f"study {self.study.name}: {number}/{len(trainings)}, {place}")
-            if self.study.arms[training.arm].nnunetv2:
-                self._train_nnunet(training)
-            else:
-                self._train_planned(training)
+            try:
+                if self.study.arms[training.arm].nnunetv2:
+                    self._train_nnunet(training)
+                else:
+                    self._train_planned(training)
+            except (Interrupted, UsageError):  # asked to stop; or the folder belongs to another study
+                raise
+            except SegpipeError as fault:
+                self.failed[training.arm] = f"fold {training.fold}, seed {training.seed}: {fault}"
+                say(f"error: {place}: {fault}")
 
-    def compare(self) -> Comparison:
-        """The verdict on all scores, which are written arm by arm."""
+    def methods(self) -> list[Method]:
+        """The scores of every arm that is whole, which are also written arm by arm.
+
+        Raises:
+            DataError: If the baseline failed, or fewer than two arms are whole.
+        """
+        whole = [name for name in self.study.arms if name not in self.failed]
+        if len(whole) < 2 or whole[0] != next(iter(self.study.arms)):
+            failures = "; ".join(f"arm {arm}, {reason}" for arm, reason in self.failed.items())
+            raise DataError(
+                f"{self.folder.path}: nothing to compare, since the baseline or all others failed: {failures}"
+            )
         methods = []
-        for name, arm in self.study.arms.items():
+        for name in whole:
+            arm = self.study.arms[name]
             own = [training for training in self.study.trainings if training.arm == name]
             table = (
                 self.given[name]
@@ -224,7 +312,7 @@ class _Running:
             )
             table.save(self.folder.scores(name))
             methods.append(Method(name, table))
-        return compare(methods, Question(margins=dict(self.study.margins), against_first=True))
+        return methods
 
     def _configuration(self, arm: str) -> str | None:
         return self.study.arms[arm].configuration or self.study.base.configuration
@@ -276,7 +364,10 @@ class _Running:
         masks = train_nnunet(self.data, self.folder.base.splits, job, fold.path, self.folder.path / "nnunet")
         made.save(about)
         pairs = self._pairs(masks, training)
-        score_folder(pairs, self.dataset.labels, self.machine.n_workers).save(fold.scores)
+        table = score_folder(pairs, self.dataset.labels, self.machine.n_workers)
+        name = f"{training.arm} fold {training.fold}, seed {training.seed}"
+        append_scoring(self.folder.path, scoring_of("fold", name, pairs, table))
+        table.save(fold.scores)
 
     def _scored_masks(self, name: str, arm: Arm) -> ScoreTable:
         """Scores of masks that are there already, in the study's folds."""
@@ -286,7 +377,12 @@ class _Running:
             for fold in self.study.folds
             for pair in self._pairs(masks, StudyTraining(name, fold, seed))
         ]
-        return score_folder(pairs, self.dataset.labels, self.machine.n_workers)
+        table = score_folder(pairs, self.dataset.labels, self.machine.n_workers)
+        scoring = scoring_of("fold", f"{name}, masks in {arm.masks}", pairs, table)
+        known = {(one.masks, one.scores) for one in read_ledger(self.folder.path / LEDGER_FILE).scorings}
+        if (scoring.masks, scoring.scores) not in known:  # they are scored each time a study resumes
+            append_scoring(self.folder.path, scoring)
+        return table
 
     def _pairs(self, masks: Path, training: StudyTraining) -> list[MaskPair]:
         """A fold's validation cases.
@@ -322,3 +418,7 @@ def _share(base: Work, work: Work) -> None:
     if not prepared.is_symlink():
         make_folder(base.path / "prepared")
         prepared.symlink_to(os.path.relpath(base.path / "prepared", work.path))
+    ledger = work.path / LEDGER_FILE
+    if not ledger.is_symlink():  # one for the study: its first line is the declaration
+        ledger.unlink(missing_ok=True)
+        ledger.symlink_to(os.path.relpath(base.path.parent / LEDGER_FILE, work.path))

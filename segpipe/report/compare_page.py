@@ -61,6 +61,7 @@ class ComparePage:
 
     title: str
     facts: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
     parts: tuple[MetricPart, ...]
     methods: MethodsText
 
@@ -85,6 +86,7 @@ def write_compare_page(comparison: Comparison, methods: Sequence[Method], questi
     page = ComparePage(
         title=" against ".join(names[::-1]) if len(names) == 2 else f"{len(names)} methods compared",
         facts=(("Methods", ", ".join(names)), ("First method", names[0]), ("Empty masks", f"policy {question.policy}")),
+        notes=comparison.notes,
         parts=tuple(parts),
         methods=comparison_methods(comparison),
     )
