@@ -58,7 +58,7 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
     "--ledger",
     type=click.Path(path_type=Path),
     metavar="WORK",
-    help="Note this scoring in WORK/ledger.jsonl.  [default: of the work folder that PREDICTIONS lie in]",
+    help="Note this scoring in WORK/ledger.jsonl.  [default: the work folder that contains PREDICTIONS]",
 )
 @click.option("--by", multiple=True, metavar="COLUMN", help="Also score each group of cases, e.g. site; repeatable.")
 @click.option(

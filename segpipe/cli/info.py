@@ -22,7 +22,7 @@ _SHOWN_SHARE = 0.01  # of the disk space; smaller parts are not named
 
 @click.command("info", cls=Command, old=NO_MACHINE)
 @click.argument("path", type=click.Path(path_type=Path), metavar="MODEL|WORK")
-@click.option("--ledger", "with_ledger", is_flag=True, help="List what was scored, and check that nobody changed it.")
+@click.option("--ledger", "with_ledger", is_flag=True, help="List every scoring and verify the chain.")
 @shared
 def command(path: Path, with_ledger: bool, as_json: bool) -> None:
     """Describe a work folder, one of its runs, or a file of `segpipe pack`.
