@@ -73,7 +73,7 @@ class Declaration(Record):
         )
 
     def changes(self, other: Declaration) -> tuple[str, ...]:
-        """Where another one differs, but for its time: `margins: {'dice': 0.005}, now {'dice': 0.01}`."""
+        """Differences to another one, but for its time: `margins: {'dice': 0.005}, now {'dice': 0.01}`."""
         pairs = (
             (name, getattr(self, name), getattr(other, name)) for name in type(self).model_fields if name != "time"
         )
@@ -86,7 +86,7 @@ def _digest_of_cases(cases: Iterable[tuple[int | None, str]]) -> str:
 
 
 class Standing(Record):
-    """Whether a comparison was declared before the first training.
+    """Standing of a comparison: declared before the first training, or explored.
 
     Args:
         is_declared: Whether it was, and nothing differs.

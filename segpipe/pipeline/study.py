@@ -162,7 +162,7 @@ def estimate(job: StudyJob) -> StudyEstimate:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """What came out of a study.
+    """Result of a study.
 
     Args:
         comparison: Of the arms that are whole.
