@@ -137,7 +137,7 @@ def estimated_and_used(data: Path) -> tuple[float, float]:
         status = Path("/proc/self/status").read_text().splitlines()
         cases = Fingerprint.load(work.fingerprint).cases
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
-    estimated = max(preparing_bytes(case, plan, plan.configurations["3d_fullres"]) for case in cases)
+    estimated = max(preparing_bytes(case, plan, plan.configurations["3d_fullres"], plan.axis_order) for case in cases)
     return estimated / 2**20, (peak - before) / 1024
 
 

@@ -153,9 +153,9 @@ def test_what_cannot_be_predicted_is_said(
 
 
 def test_models_that_are_not_there(work: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no such folder"):
+    with pytest.raises(UsageError, match="does not exist"):
         segpipe.load(tmp_path / "nothing")
-    with pytest.raises(UsageError, match="fold 7 is not trained"):
+    with pytest.raises(UsageError, match="no trained fold 7"):
         segpipe.load(work, folds=[7])
     with pytest.raises(UsageError, match="no trained configuration '2d'"):
         segpipe.load(work, configurations=["2d"])
@@ -250,12 +250,12 @@ def test_python_returns_what_the_command_prints(work: Path, tmp_path: Path, capf
     model = segpipe.load(copy, device="cpu")
     model.predict(tiny_image(1), affine=oblique_affine())
     assert capfd.readouterr() == ("", "")
-    assert any("no trained_on.json" in note for note in model.notes)
+    assert any("the training images are not known" in note for note in model.notes)
     assert any(note.startswith("postprocessing: ") for note in model.notes)
     packed = tmp_path / "m.segpipe.zip"
     pack(copy, packed)
     notes = segpipe.load(packed, device="cpu").notes
-    assert any(note.startswith(f"postprocessing: {packed}") for note in notes)  # not where it was unpacked
+    assert any(note.startswith(f"{packed.name}: masks are postprocessed") for note in notes)
 
 
 def test_uncertainty_is_what_the_command_writes(work: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from segpipe.core.errors import UsageError
@@ -144,3 +145,38 @@ def test_a_history_has_a_line_for_each_epoch_and_no_file_before(tmp_path):
     assert path.read_text("utf-8") == "epoch,loss\n1,0.5\n2,nan\n"
     write_history(path, [])
     assert not path.exists()
+
+
+def test_equal_weights_give_equal_bytes_that_others_read(tmp_path):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+    about = {name: name.upper() for name in "badcfehg"}
+    contents = set()
+    for order in (sorted(about), sorted(about, reverse=True), about, about, about):
+        save_weights(tmp_path / "w.safetensors", network, {name: about[name] for name in order})
+        contents.add((tmp_path / "w.safetensors").read_bytes())
+    assert len(contents) == 1 and about_weights(tmp_path / "w.safetensors") == about
+    stored = load_file(tmp_path / "w.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e4m3fn, torch.bool])
+def test_weights_of_another_type_are_refused(dtype, tmp_path):
+    network = nn.Linear(2, 3)
+    weights = {name: value.to(dtype) for name, value in network.state_dict().items()}
+    save_file(weights, tmp_path / "w.safetensors")
+    name = str(dtype).removeprefix("torch.")
+    with pytest.raises(UsageError, match=rf"2 of another type: bias \({name}, expected float32\), weight"):
+        load_weights(tmp_path / "w.safetensors", network)
+    for kept in (torch.float64, torch.float16):
+        save_file({n: v.to(kept) for n, v in network.state_dict().items()}, tmp_path / "w.safetensors")
+        load_weights(tmp_path / "w.safetensors", nn.Linear(2, 3))
+
+
+def test_weights_of_another_network_are_told_by_what_differs(tmp_path):
+    """Equally many tensors, so that a count would not show it."""
+    save_weights(tmp_path / "w.safetensors", nn.ModuleDict({"a": nn.Linear(2, 3), "b": nn.Linear(2, 4)}), {})
+    with pytest.raises(UsageError) as found:
+        load_weights(tmp_path / "w.safetensors", nn.ModuleDict({"a": nn.Linear(2, 4), "c": nn.Linear(2, 4)}))
+    assert "2 missing: c.weight, c.bias; 2 without a place in it: b.bias, b.weight; " in str(found.value)
+    assert "2 of another shape: a.bias (3, expected 4), a.weight (3×2, expected 4×2)" in str(found.value)

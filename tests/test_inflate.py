@@ -217,7 +217,7 @@ class TestTimm:
         save_file(photographic[1].state_dict(), store / "snapshots" / "0a" / "model.safetensors")
         network = build(spec_of(), 3, 2)
         lines = start_from(InitialWeights(source=f"timm:{TAUGHT}.ra_in1k"), network)
-        stated = "(licence unknown, stated by timm: apache-2.0)"
+        stated = "(licence unknown, stated with them: apache-2.0)"
         assert lines[0] == f"starts from timm:{TAUGHT}.ra_in1k {stated}; kernels made 3D: centre"
         assert torch.equal(network.encoder.stem.conv.weight[:, :, 1], photographic[1].conv_stem.weight)
         assert start_from(InitialWeights(source=f"timm:{TAUGHT}.ra_in1k", licence="apache-2.0"), network)[0].endswith(

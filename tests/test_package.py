@@ -12,10 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import tiny_image, write_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from models import plan_of, write_fold, write_scores, write_work
+from safetensors.torch import load_file
 
 import segpipe
 from segpipe.cli.main import run
@@ -23,6 +25,8 @@ from segpipe.core.errors import SegpipeError, UsageError
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.networks.build import build
+from segpipe.networks.initial_weights import start_from
+from segpipe.networks.parts import InitialWeights
 from segpipe.pipeline.packing import pack
 from segpipe.predict.folds import find_folds
 from segpipe.predict.package import CARD, MANIFEST, open_model, read_manifest, write_package
@@ -56,7 +60,35 @@ def test_a_packed_model_predicts_as_its_folder(tmp_path: Path, capsys: pytest.Ca
     assert (read_labels(tmp_path / "a/t.nii.gz")[0] == read_labels(tmp_path / "b/t.nii.gz")[0]).all()
     assert (tmp_path / "a/prediction.json").read_text("utf-8") == (tmp_path / "b/prediction.json").read_text("utf-8")
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-f", "4"]) == 2
-    assert "m.segpipe.zip/runs/3d_fullres: has no trained fold 4 (it has 0, 1)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "m.segpipe.zip/runs/3d_fullres: has no trained fold 4 (it has 0, 1)" in said
+    assert "model.yaml" not in said and "m.segpipe.zip: masks are postprocessed, as it was packed." in said
+    assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-c", "2d"]) == 2
+    said = capsys.readouterr().err
+    assert "m.segpipe.zip: no trained configuration '2d' (found: 3d_fullres). Choose one of these with -c." in said
+    assert run(["predict", "-m", "none.zip", "-o", str(tmp_path / "c"), *common]) == 2
+    said = capsys.readouterr().err
+    assert "none.zip: does not exist; expected a work folder, one of its runs/<configuration>, or a file of" in said
+
+
+def test_training_starts_from_the_fold_of_a_package_that_fits(tmp_path: Path) -> None:
+    """Two configurations: the weights of the wider one fit a network as wide."""
+    plan, packed = plan_of(), tmp_path / "m.segpipe.zip"
+    full = plan.configurations["3d_fullres"]
+    spec = full.network.model_copy(update={"features": tuple(2 * n for n in full.network.features)})
+    wide = full.model_copy(update={"network": spec})
+    plan = plan.model_copy(update={"configurations": {**plan.configurations, "wide": wide}})
+    for name, number in (("3d_fullres", 0), ("wide", 3), ("wide", 1)):
+        write_fold(tmp_path / "work", plan, number, name)
+    pack(tmp_path / "work", packed, configurations=["3d_fullres", "wide"], licence="CC0-1.0")
+    network = build(spec, 1, 3)
+    lines = start_from(InitialWeights(source=str(packed)), network)
+    assert lines[0].startswith(f"starts from {packed}, runs/wide/fold_1 (licence unknown, stated with them: CC0-1.0)")
+    stored = load_file(tmp_path / "work" / "runs" / "wide" / "fold_1" / "checkpoint.safetensors")
+    assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())
+    packed.write_bytes(packed.read_bytes().replace(b'"finished":"1"', b'"finished":"2"'))  # in headers of weights
+    with pytest.raises(UsageError, match=r"SHA-256 is wrong|Bad CRC"):
+        start_from(InitialWeights(source=str(packed)), network)
 
 
 def test_the_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -173,7 +205,9 @@ def test_a_line_about_an_opened_model_names_the_package(packed: Path, tmp_path: 
         packed, tmp_path / "m.segpipe.zip", lambda parts: [p for p in parts if "trained_on" not in p[0].filename]
     )
     notes = segpipe.load(bare, device="cpu").notes
-    assert any(note.startswith(f"warning: {bare}/runs/3d_fullres/fold_0: no trained_on.json;") for note in notes)
+    assert any(
+        note.startswith(f"warning: {bare}/runs/3d_fullres/fold_0: the training images are not") for note in notes
+    )
     with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}/runs/3d_fullres: has no trained fold 4"):
         segpipe.load(bare, folds=[4])
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from datasets import oblique_affine, write_json, write_tiny
 from scipy.ndimage import gaussian_filter
+from scipy.spatial.transform import Rotation
 from specs import VIEWS, unet
 from test_unet import nnunets
 from torch import nn
@@ -31,7 +32,7 @@ from segpipe.bridge.nnunet_model import (
 )
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.volume import read_labels
+from segpipe.core.volume import read_image, read_labels, write_image
 from segpipe.core.work import Work
 from segpipe.data.phantom import make_phantom
 from segpipe.networks.build import build
@@ -132,6 +133,44 @@ def test_two_folds_predict_the_phantom_as_nnunetv2_does(phantom, tmp_path, capsy
     case_ids = [case["case_id"] for case in json.loads(work.dataset.read_text("utf-8"))["cases"]]
     require_equal_predictions(work, "3d_fullres", phantom / "imagesTr", case_ids[:1], tmp_path)
     require_kinds_of_folds_are_told_apart(tmp_path / "nnunet", tmp_path / "kinds", capsys)
+
+
+TURNS = {  # axes x, y, z of a file in the world, orthogonal
+    "RAS": np.eye(3),
+    "LPS": np.diag([-1.0, -1.0, 1.0]),
+    "PIR": np.array([[0.0, 0.0, 1.0], [-1.0, 0.0, 0.0], [0.0, -1.0, 0.0]]),
+    "oblique": Rotation.from_euler("zyx", (25, -15, 20), degrees=True).as_matrix(),
+}
+
+
+def test_an_exported_model_is_right_for_images_of_any_orientation(tmp_path):
+    data, queries = tmp_path / "data", tmp_path / "queries"
+    write_blobs(data, labels={"background": 0, "a": 1, "b": 2})
+    work = planned(data, tmp_path / "work")
+    assert Plan.load(work.plan).orientation == "RAS"
+    write_random_fold(work, "3d_fullres")
+    image = read_image(data / "imagesTr" / "c0_0000.nii.gz")
+    for name, turn in TURNS.items():
+        affine = np.eye(4)
+        affine[:3, :3] = turn * (1.0, 1.5, 2.5)  # coarse along z of the file: in PIR that is from side to side
+        write_image(queries / f"{name}_0000.nii.gz", image.voxels_czyx, affine)
+    require_equal_predictions(work, "3d_fullres", queries, list(TURNS), tmp_path)
+    assert "WithReorient" in (tmp_path / "nnunet" / "plans.json").read_text("utf-8")
+
+
+def test_a_model_in_an_orientation_that_nnunet_turns_nothing_to_is_exported_only_if_asked(tmp_path, capsys):
+    write_blobs(tmp_path / "data", labels={"background": 0, "a": 1, "b": 2})
+    work = planned(tmp_path / "data", tmp_path / "work")
+    write_random_fold(work, "2d")
+    fold = work.fold("2d", "0")
+    Plan.load(fold.plan).model_copy(update={"orientation": "LPS"}).save(fold.plan)
+    export = ["export", str(work.path), str(tmp_path / "model"), "--to", "nnunet-model"]
+    assert run(export) == 2
+    assert "turns images to LPS; nnU-Net turns them to RAS or not at all" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+    assert run([*export, "--any-orientation"]) == 0
+    assert "only images that are stored as LPS" in capsys.readouterr().err
+    assert json.loads((tmp_path / "model" / "plans.json").read_text("utf-8"))["image_reader_writer"] == "SimpleITKIO"
 
 
 def require_kinds_of_folds_are_told_apart(model: Path, work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -134,7 +134,7 @@ def test_too_little_memory_names_the_case_and_what_to_do(work):
 def test_as_many_side_by_side_as_memory_allows(work, monkeypatch, capsys):
     plan = small_plan()
     case = Fingerprint.load(work.fingerprint).cases[0]
-    needed = preparing_bytes(case, plan, plan.configurations["3d_fullres"])
+    needed = preparing_bytes(case, plan, plan.configurations["3d_fullres"], (0, 1, 2))
     monkeypatch.setattr("segpipe.prepare.dataset.free_bytes", lambda: needed * 2 - 1)
     prepared(work)
     assert "; 1 in parallel, each with up to 30 MiB of memory of 60 MiB free" in capsys.readouterr().err
@@ -186,7 +186,8 @@ def with_nnunet(data: Path, case: Case, plans: Path) -> tuple[np.ndarray, np.nda
     from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    manager = PlansManager(json.loads(plans.read_text("utf-8")))
+    turning = {"image_reader_writer": "SimpleITKIOWithReorient"}  # to RAS, as our plans do
+    manager = PlansManager(json.loads(plans.read_text("utf-8")) | turning)
     description = json.loads((data / "dataset.json").read_text("utf-8"))
     image, labels, _ = DefaultPreprocessor(verbose=False).run_case(
         list(case.images), case.label, manager, manager.get_configuration("3d_fullres"), description

@@ -344,9 +344,14 @@ def test_masks_of_other_values_than_the_labels_are_named(folders, capsys):
     assert "Expected organ = 1, tumour = 5" in printed
 
 
-def test_values_left_out_on_purpose_are_not_named(folders, capsys):
-    _, printed = evaluated(capsys, "-r", folders / "data", "-p", folders / "predictions", "-l", "organ=1")
-    assert "warning" not in printed
+def test_values_that_chosen_labels_leave_out_are_named_on_both_sides(folders, capsys):
+    """All three references hold the tumour, and two of the masks; `whole=1+4` for `whole=1+5` would look the same."""
+    args = ["-r", folders / "data", "-p", folders / "predictions"]
+    _, printed = evaluated(capsys, *args, "-l", "organ=1")
+    assert "-l leave out 1 value that references hold (5): 3 of 3 references and 2 of 3 masks hold" in printed
+    for labels in ("organ,tumour", "both=1+5,5"):
+        _, printed = evaluated(capsys, *args, "-l", labels)
+        assert "warning" not in printed
 
 
 def test_names_of_labels_are_printed_as_they_are(folders, capsys):

@@ -121,7 +121,10 @@ FAULTS = {
     "list.pth": ([1], "holds a list"),
     "empty.pth": ({}, "holds no tensors by name \\(found: nothing\\)"),
     "numbered.pth": ({0: torch.zeros(2)}, "holds no tensors by name \\(found: 0\\)"),
-    "other.pth": (OrderedDict(fc=torch.zeros(2)), "none of its 1 tensors fits this network \\(e.g. fc, expected e.g."),
+    "other.pth": (
+        OrderedDict(fc=torch.zeros(2)),
+        "0 of 16 tensors of the encoder fit \\(.* 1 without a place in it: fc\\)",
+    ),
 }
 
 
@@ -143,6 +146,23 @@ def test_weights_of_a_training_that_failed_are_refused(tmp_path):
     with pytest.raises(UsageError, match=r"decoder\.seg_layers\.1\.bias holds numbers that are not finite"):
         transfer_weights(tmp_path / "w.safetensors", other)
     assert all(p.isfinite().all() for p in other.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64, torch.float8_e5m2])
+def test_quantised_and_complex_weights_are_no_start(dtype, tmp_path):
+    network = build(unet("plain", "3d"), 2, 3)
+    torch.save({name: value.to(dtype) for name, value in network.state_dict().items()}, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=f"is {str(dtype).removeprefix('torch.')}, expected float32"):
+        transfer_weights(tmp_path / "w.pth", network)
+
+
+def test_the_weights_of_another_architecture_are_refused_though_its_decoder_fits(tmp_path):
+    before = build(unet("residual", "3d"), 2, 3)
+    nnunet_checkpoint(tmp_path / "plain.pth", unet("plain", "3d"))
+    weights = {name: value.clone() for name, value in before.state_dict().items()}
+    with pytest.raises(UsageError, match=r"plain\.pth: holds another network: 0 of \d+ tensors of the encoder fit"):
+        transfer_weights(tmp_path / "plain.pth", before)
+    assert all(torch.equal(value, weights[name]) for name, value in before.state_dict().items())
 
 
 def test_half_a_file_is_refused(tmp_path):

@@ -14,10 +14,10 @@ EXPORTERS: dict[str, Choice] = {
     "nnunet-model": Choice(
         does="trained folds as a folder with which `nnUNetv2_predict_from_modelfolder` predicts the same masks",
         source="nnunetv2 2.8.1",
-        parameters=("configuration", "folds"),
+        parameters=("configuration", "folds", "any_orientation"),
     ),
 }
-_OPTIONS = {"configuration": "-c", "folds": "-f"}
+_OPTIONS = {"configuration": "-c", "folds": "-f", "any_orientation": "--any-orientation"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class ExportRequest:
         output: File or folder to write.
         configuration: Which; None for the default one.
         folds: Names of trained folds; empty for all.
+        any_orientation: Export a model also if the other tool predicts rightly only images stored in the plan's
+            orientation.
 
     Raises:
         UsageError: If the kind is unknown, or does not read an option that is given.
@@ -40,6 +42,7 @@ class ExportRequest:
     output: Path
     configuration: str | None = None
     folds: tuple[str, ...] = ()
+    any_orientation: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -71,7 +74,8 @@ def _nnunet_plans(request: ExportRequest) -> None:
 def _nnunet_model(request: ExportRequest) -> None:
     from segpipe.bridge.nnunet_model import export_nnunet_model  # late: this needs torch
 
-    export_nnunet_model(request.folder, request.output, request.configuration, request.folds)
+    configuration, folds = request.configuration, request.folds
+    export_nnunet_model(request.folder, request.output, configuration, folds, any_orientation=request.any_orientation)
 
 
 _WRITERS: dict[str, Callable[[ExportRequest], None]] = {

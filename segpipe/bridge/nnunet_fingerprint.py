@@ -19,7 +19,7 @@ from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
 _INTENSITIES = "foreground_intensity_properties_per_channel"
 _KEPT = "median_relative_size_after_cropping"
 _FOLDER = re.compile(r"Dataset[0-9]{3}_.+")
-_UNKNOWN_ORIENTATION = "LPS"  # nnU-Net turns no image; the axes of its lists are those of the stored arrays
+_UNKNOWN_ORIENTATION = "RAS"  # nnU-Net turns no image; the axes of its lists are those of the stored arrays
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,8 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.build import build
-from segpipe.plan.laterality import AS_STORED, sideways_axis
+from segpipe.networks.initial_weights import describe_misfit
+from segpipe.plan.laterality import AS_STORED, ORIENTATION, sideways_axis
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import choose_folds, find_folds
@@ -133,11 +134,12 @@ def _second_name(name: str) -> str:
 
 
 FINAL = "checkpoint_final.pth"
+_TURNING_READER, _HIGHEST_VALUE = "SimpleITKIOWithReorient", 255  # it writes masks of 8 bits
 _ORIENTATIONS = {  # by nnU-Net's reader; the others read pictures
     "SimpleITKIO": AS_STORED,
     "NibabelIO": AS_STORED,
-    "SimpleITKIOWithReorient": "RAS",
-    "NibabelIOWithReorient": "RAS",
+    _TURNING_READER: ORIENTATION,
+    "NibabelIOWithReorient": ORIENTATION,
 }
 _ONLY: dict[str, Any] = {  # what a plan could say otherwise, and segpipe does one way
     "preprocessor_name": "DefaultPreprocessor",
@@ -273,24 +275,21 @@ def _training_stats(source: Path, plan: Plan) -> TrainingStats | None:
 
 def _load(network: torch.nn.Module, stored: NnunetCheckpoint, path: Path) -> None:
     inner = getattr(network, "network", network)  # a 2D network is wrapped
-    own = inner.state_dict()
-    wrong = [name for name in {**own, **stored.weights} if _shape(own, name) != _shape(stored.weights, name)]
-    if wrong:
-        name = wrong[0]
+    if misfit := describe_misfit(inner.state_dict(), stored.weights):
         raise DataError(
-            f"{path}: {len(wrong)} weights are not those of the network in plans.json, e.g. {name}: found "
-            f"{_shape(stored.weights, name)}, expected {_shape(own, name)}. {stored.trainer} made another network, or "
-            "the files belong to different models."
+            f"{path}: holds the weights of another network than plans.json describes ({misfit}). {stored.trainer} made "
+            "another network, or the files belong to different models."
         )
     inner.load_state_dict(stored.weights)
 
 
-def _shape(weights: dict[str, torch.Tensor], name: str) -> str:
-    return "×".join(map(str, weights[name].shape)) or "a number" if name in weights else "nothing"
-
-
 def export_nnunet_model(
-    folder: Path, output: Path, configuration: str | None = None, folds: Sequence[str] = ()
+    folder: Path,
+    output: Path,
+    configuration: str | None = None,
+    folds: Sequence[str] = (),
+    *,
+    any_orientation: bool = False,
 ) -> Path:
     """Write trained folds as nnU-Net's model folder, for `nnUNetv2_predict_from_modelfolder`.
 
@@ -299,6 +298,8 @@ def export_nnunet_model(
         output: A new folder.
         configuration: Which; None for the default one.
         folds: Which, as for `choose_folds`; none for all that are trained to the end.
+        any_orientation: Export also a plan that turns images to an orientation to which nnU-Net turns none. It then
+            predicts rightly only images that are stored so.
 
     Raises:
         UsageError: If there is no such model, or the output folder holds something.
@@ -312,7 +313,7 @@ def export_nnunet_model(
     model = load_model(folders, torch.device("cpu"))
     fingerprint, dataset = Fingerprint.load(work.fingerprint), Dataset.load(work.dataset)
     plan = _only(model.plan, name)
-    plans = nnunet_plans(plan, fingerprint, reader_of(work))
+    plans = nnunet_plans(plan, fingerprint, _reader(plan, work, any_orientation), plan.axis_order)
     with whole_folder(output) as temporary:
         write_text(temporary / "plans.json", json.dumps(plans, indent=4))
         write_text(temporary / "dataset.json", json.dumps(nnunet_description(dataset), indent=4))
@@ -326,9 +327,31 @@ def export_nnunet_model(
             )
             fold = about_weights(target.weights)["fold"]
             write_checkpoint(temporary / f"fold_{fold}" / FINAL, checkpoint, int(fold) if fold.isdecimal() else fold)
-    if plan.orientation != AS_STORED:
-        say(f"{output}: nnU-Net does not reorient images; give it images stored as {plan.orientation}.")
     return output
+
+
+def _reader(plan: Plan, work: Work, any_orientation: bool) -> str:
+    """nnU-Net's reader that gives images as the plan turns them.
+
+    Raises:
+        PlanError: If it has none and `any_orientation` is not set, or its reader writes other label values.
+    """
+    if plan.orientation == ORIENTATION:
+        if (highest := max(plan.labels.known_values)) > _HIGHEST_VALUE:
+            raise PlanError(
+                f"{work.plan}: label value {highest}; {_TURNING_READER}, with which nnU-Net turns images, writes "
+                f"values up to {_HIGHEST_VALUE}. Renumber the labels in a copy of the dataset and train again."
+            )
+        return _TURNING_READER
+    if plan.orientation != AS_STORED:
+        if not any_orientation:
+            raise PlanError(
+                f"{work.plan}: turns images to {plan.orientation}; nnU-Net turns them to {ORIENTATION} or not at all, "
+                f"and would predict wrong masks for images that are not stored as {plan.orientation}. Plan again, "
+                f"which turns images to {ORIENTATION}, and train; or add --any-orientation and give it no other images."
+            )
+        say(f"warning: nnU-Net predicts rightly only images that are stored as {plan.orientation}.")
+    return reader_of(work)
 
 
 def _only(plan: Plan, name: str) -> Plan:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +99,14 @@ def reader_of(work: Work) -> str:
     return reader_for(ending_of(cases[0].image_paths[0]))
 
 
-def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str) -> dict[str, Any]:
+def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str, order: Sequence[int] = ()) -> dict[str, Any]:
     """A plan as nnU-Net's, keys in nnU-Net's order.
 
     Args:
         plan: Plain or residual networks without further parts.
         fingerprint: What the plan follows from.
         reader: Class with which nnU-Net reads the images.
+        order: Of the planned axes among those that the reader gives; none if it reads images as most are stored.
 
     Raises:
         PlanError: If nnU-Net cannot express the plan.
@@ -116,14 +117,15 @@ def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str) -> dict[str,
             "to different data. Plan again."
         )
     planner, plans_name = PLANNERS.get(plan.preset, ("segpipe", "segpipePlans"))
-    order = list(plan.axis_order)
+    measured = list(plan.axes_of(fingerprint.orientation))
+    order = list(order) or measured
     spacings = np.array([case.spacing_mm for case in fingerprint.cases], np.float64)
     shapes = np.array([case.cropped_shape_zyx for case in fingerprint.cases], np.float64)
     return {
         "dataset_name": plan.dataset,
         "plans_name": plans_name,
-        "original_median_spacing_after_transp": np.median(spacings, 0)[order].tolist(),
-        "original_median_shape_after_transp": [round(n) for n in np.median(shapes, 0)[order].tolist()],
+        "original_median_spacing_after_transp": np.median(spacings, 0)[measured].tolist(),
+        "original_median_shape_after_transp": [round(n) for n in np.median(shapes, 0)[measured].tolist()],
         "image_reader_writer": reader,
         "transpose_forward": order,
         "transpose_backward": [order.index(axis) for axis in range(3)],

@@ -23,6 +23,11 @@ from segpipe.cli.printing import echo
 @click.argument("output", type=click.Path(path_type=Path))
 @configuration
 @model_folds
+@click.option(
+    "--any-orientation",
+    is_flag=True,
+    help="Export a model that nnU-Net predicts rightly only with images stored in the plan's orientation.",
+)
 @shared
 def command(
     work: Path,
@@ -30,6 +35,7 @@ def command(
     output: Path,
     configuration: str | None,
     folds: tuple[str, ...],
+    any_orientation: bool,
     as_json: bool,
 ) -> None:
     """Export WORK for nnU-Net: its plan as plans.json, or trained folds as a model folder.
@@ -38,7 +44,7 @@ def command(
     """
     from segpipe.cli.printing import print_json
 
-    export(ExportRequest(work, kind, output, configuration, folds))
+    export(ExportRequest(work, kind, output, configuration, folds, any_orientation))
     if as_json:
         print_json({"written": str(output)})
         return

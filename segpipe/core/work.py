@@ -180,6 +180,11 @@ class Work:
         """Predictions of a coarser configuration for prepared cases, on their grids."""
         return prepared.with_name(f"{prepared.name}_{configuration}")
 
+    @property
+    def packed(self) -> Path:
+        """The list of parts, in a package that was opened; a work folder has none."""
+        return self.path / "manifest.json"
+
     def run(self, configuration: str) -> Path:
         """All folds of a configuration."""
         return self.path / "runs" / configuration

@@ -166,7 +166,7 @@ KINDS: dict[str, Kind] = {
         "warning",
         "Orientation differs between cases",
         "one orientation",
-        "Nothing: cases are reoriented to the most frequent one, and masks are reoriented back.",
+        "Nothing: cases are turned to RAS, and masks are turned back.",
     ),
     # voxels
     "not_finite": Kind("fatal", "NaN or infinite voxels", "finite numbers", _NOT_FINITE),

@@ -150,8 +150,22 @@ class _Scored:
 
 
 def _say_strange_values(scored: Sequence[_Scored], labels: LabelSet) -> None:
-    """Warn of masks with unknown values, such as 255 for 1: every structure would look missed."""
+    """Warn of values that the chosen labels leave out, and of masks with unknown ones, such as 255 for 1.
+
+    With the former, parts of a structure may be missing from its label; with the latter every structure looks missed.
+    """
     left_out = frozenset[int]().union(*(one.strange_in_reference for one in scored))  # by choice of labels
+    if left_out:
+        sides = {
+            "reference": sum(bool(one.strange_in_reference) for one in scored),
+            "mask": sum(bool(one.strange_in_prediction & left_out) for one in scored),
+        }
+        hold = " and ".join(f"{n} of {count(len(scored), side)}" for side, n in sides.items())
+        named = ", ".join(map(str, sorted(left_out)[:_N_NAMED])) + ", …" * (len(left_out) > _N_NAMED)
+        say(
+            f"warning: the labels of -l leave out {count(len(left_out), 'value')} that references hold ({named}): "
+            f"{hold} hold such values. They count as background."
+        )
     strange = {one.pair.prediction: sorted(one.strange_in_prediction - left_out) for one in scored}
     files = [path for path, values in strange.items() if values]
     if files:

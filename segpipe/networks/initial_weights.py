@@ -4,27 +4,35 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
 from segpipe.core.errors import SetupError, UsageError
-from segpipe.core.records import did_you_mean
+from segpipe.core.records import did_you_mean, parse_json
 from segpipe.networks.convnext import upkern
 from segpipe.networks.parts import InitialWeights
 
 _WRAPPERS = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile, SliceWise
 _COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registered twice, so its files hold them twice
 _PLACES = ("network_weights", "network", "state_dict", "model")  # of the weights in files of nnU-Net, segpipe, others
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+_ENCODER, _LEAST_SHARE = "encoder.", 0.5  # with fewer of its tensors the file holds another encoder, not a start
+_MAX_NAMED = 3  # of each kind of difference
+_MANIFEST = "manifest.json"  # of a file of `segpipe pack`, whose weights are such parts:
+_PACKED = re.compile(r"runs/[^/]+/fold_[^/]+/checkpoint\.safetensors")
+_MAX_HEADER_BYTES = 1 << 26
 _NUMPY: list[Any] = [  # what nnU-Net's files hold beside tensors: numpy's numbers; nothing here can run code
     np.dtype,
     np.ndarray,
@@ -66,7 +74,8 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
     """Put what fits of a checkpoint into a network; the rest of the network stays as it is.
 
     Args:
-        path: `.safetensors` or `state.pt` of segpipe, `.pth` of nnU-Net, or a file of torch.save with a state dict.
+        path: `.safetensors` or `state.pt` of segpipe, a file of `segpipe pack`, `.pth` of nnU-Net, or a file of
+            torch.save with a state dict.
         network: Changed in place. Tensors are matched by name. The first convolution's kernels are fitted to another
             number of image channels: their mean, scaled so that equal channels give the same sum. Kernels of another
             size are interpolated (UpKern). Heads for another number of labels do not fit and stay new.
@@ -77,7 +86,7 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
     Raises:
         UsageError: If the file is missing, damaged, holds anything but numbers and names, or fits nowhere.
     """
-    return put_weights(str(path), read_weights(path), network)
+    return put_weights(str(path), read_weights(path, network), network)
 
 
 def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -> Transferred:
@@ -89,6 +98,11 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
     new: dict[str, str] = {}
     for name, target in own.items():
         found = stored.get(plain_name(name))
+        if found is not None and not _fits_type(found, target):
+            raise UsageError(
+                f"{source}: {plain_name(name)} is {_type(found)}, expected {_type(target)}: quantised or complex "
+                "weights cannot be trained on. Take the checkpoint that they were made of."
+            )
         if found is None:
             new[name] = "the file has no such tensor"
         elif found.shape == target.shape:
@@ -98,10 +112,14 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
             adapted[name] = f"{tuple(found.shape)} to {tuple(target.shape)}"
         else:
             new[name] = f"has {tuple(found.shape)} in the file, {tuple(target.shape)} here"
-    if not kept:
+    core = [name for name in own if plain_name(name).startswith(_ENCODER)] or list(own)
+    fitting = [name for name in core if name in kept]
+    if len(fitting) < _LEAST_SHARE * len(core):
+        named = {plain_name(name): value for name, value in own.items()}
         raise UsageError(
-            f"{source}: none of its {len(stored)} tensors fits this network (e.g. {next(iter(stored), 'it is empty')}, "
-            f"expected e.g. {next(iter(own))}). Plan the network that the file was trained with."
+            f"{source}: holds another network: {len(fitting)} of {len(core)} tensors of the "
+            f"{'encoder' if len(core) < len(own) else 'network'} fit ({describe_misfit(named, stored)}). Plan the "
+            "network that the file was trained with."
         )
     broken = next((name for name, value in kept.items() if not value.isfinite().all()), None)
     if broken is not None:
@@ -113,6 +131,48 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
     known = {plain_name(name) for name in own}
     loaded = tuple(name for name in kept if name not in adapted)
     return Transferred(loaded, adapted, new, tuple(sorted(set(stored) - known)))
+
+
+def describe_misfit(own: Mapping[str, Tensor], stored: Mapping[str, Tensor]) -> str:
+    """Describe how stored tensors differ from those of a network, by names, shapes and types; empty if they do not.
+
+    Args:
+        own: The network's state dict. Of names that stand for one tensor, one must be stored.
+        stored: Tensors by the same names. Floating-point numbers of 16 bits or more fit any floating-point tensor.
+    """
+    there = {own[name].data_ptr() for name in stored if name in own}
+    both = [name for name in stored if name in own]
+    differences = {
+        "missing": [name for name, value in own.items() if name not in stored and value.data_ptr() not in there],
+        "without a place in it": sorted(stored.keys() - own.keys()),
+        "of another shape": [
+            f"{name} ({_shape(stored[name])}, expected {_shape(own[name])})"
+            for name in both
+            if stored[name].shape != own[name].shape
+        ],
+        "of another type": [
+            f"{name} ({_type(stored[name])}, expected {_type(own[name])})"
+            for name in both
+            if not _fits_type(stored[name], own[name])
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:_MAX_NAMED])}{', …' if len(names) > _MAX_NAMED else ''}"
+        for what, names in differences.items()
+        if names
+    )
+
+
+def _fits_type(found: Tensor, target: Tensor) -> bool:
+    return found.dtype in (_FLOATS if target.dtype in _FLOATS else (target.dtype,))
+
+
+def _shape(value: Tensor) -> str:
+    return "×".join(map(str, value.shape)) or "a number"
+
+
+def _type(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _fit(source: Tensor, target: Tensor, is_first: bool) -> Tensor | None:
@@ -138,8 +198,8 @@ def plain_name(name: str) -> str:
     return name
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """The weights in a file by `plain_name`, each once.
+def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
+    """The weights in a file by `plain_name`, each once; of a package those of `find_packed`.
 
     Raises:
         UsageError: If it is missing, damaged, or holds anything but numbers and names.
@@ -147,18 +207,59 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UsageError(f"{path}: no such file; expected a checkpoint (.safetensors of segpipe, .pth of nnU-Net).")
     try:
-        values: Mapping[str, Any] = load_file(path) if path.suffix == ".safetensors" else _read_torch(path)
-    except (SafetensorError, OSError, RuntimeError, EOFError) as fault:
+        values: Any
+        if (part := find_packed(path, network)) is not None:
+            values = load(_read_part(path, part))
+        elif path.suffix == ".safetensors":
+            values = load_file(path)
+        else:
+            values = _read_torch(path)
+    except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError, BadZipFile) as fault:
         raise UsageError(f"{path}: cannot be read as weights ({str(fault).splitlines()[0]}). Copy it again.") from None
-    for place in _PLACES:
-        if isinstance(values.get(place), Mapping):
-            values = values[place]
-            break
+    place = next((place for place in _PLACES if isinstance(values.get(place), Mapping)), None)
+    values = values if place is None else values[place]
     named = {n: v for n, v in values.items() if isinstance(n, str) and isinstance(v, Tensor)}
     weights = {plain_name(n): v for n, v in named.items() if not _is_copy(n)}
     if not weights:
         raise UsageError(f"{path}: holds no tensors by name (found: {', '.join(map(str, values))[:80] or 'nothing'}).")
     return weights
+
+
+def find_packed(path: Path, network: nn.Module) -> str | None:
+    """The part of a file of `segpipe pack` that fits a network best: the first of those with most equal tensors.
+
+    Returns:
+        Its path inside, such as `runs/3d_fullres/fold_0/checkpoint.safetensors`; None if the file is no package.
+
+    Raises:
+        UsageError: If the package holds no weights.
+    """
+    if not is_zipfile(path):
+        return None
+    own = {plain_name(name): list(value.shape) for name, value in network.state_dict().items()}
+    n_equal: dict[str, int] = {}
+    with ZipFile(path) as archive:
+        if _MANIFEST not in archive.namelist():
+            return None
+        for name in sorted(name for name in archive.namelist() if _PACKED.fullmatch(name)):
+            with archive.open(name) as part:
+                header = parse_json(part.read(min(int.from_bytes(part.read(8), "little"), _MAX_HEADER_BYTES)).decode())
+            shapes = {plain_name(tensor): about.get("shape") for tensor, about in header.items()}
+            n_equal[name] = sum(shapes.get(tensor) == shape for tensor, shape in own.items())
+    if not n_equal:
+        raise UsageError(f"{path}: holds no trained fold, expected a file of `segpipe pack`. Get the file again.")
+    return max(n_equal, key=lambda name: n_equal[name])
+
+
+def _read_part(path: Path, part: str) -> bytes:
+    """A part of a package, compared with the hash in its manifest."""
+    with ZipFile(path) as archive:
+        if archive.getinfo(part).compress_type != ZIP_STORED:
+            raise UsageError(f"{path}: {part} is compressed; expected a file of `segpipe pack`. Do not use it.")
+        content, manifest = archive.read(part), parse_json(archive.read(_MANIFEST).decode())
+    if hashlib.sha256(content).hexdigest() != manifest["parts"][part]["sha256"]:
+        raise UsageError(f"{path}: {part} is damaged or was edited: its SHA-256 is wrong. Get the file again.")
+    return content
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
@@ -201,7 +302,8 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
     """Put the weights that a plan names into a new network.
 
     Args:
-        weights: A file that `transfer_weights` can read, or `timm:` and a model with its tag, which is downloaded
+        weights: A file that `transfer_weights` can read (of a package the first fold of the configuration that fits
+            best), or `timm:` and a model with its tag, which is downloaded
             once. A 2D EfficientNet in timm's names goes into the encoder of the same size, its kernels made 3D; of
             batch norms, scale and shift are taken by any norm, statistics by a batch norm alone.
         network: Changed in place.
@@ -217,14 +319,19 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
         path, licence = _from_timm(weights.source.removeprefix(_TIMM))
     else:
         path, licence = Path(weights.source), weights.licence
-    stored = read_weights(path)
+    stored = read_weights(path, network)
+    inside = ""
+    if (part := find_packed(path, network)) is not None:
+        inside = f", {part.rpartition('/')[0]}"
+        with ZipFile(path) as archive:
+            licence = str(parse_json(archive.read(_MANIFEST).decode())["model"].get("licence") or licence)
     is_photographic = "conv_stem.weight" in stored
     if is_photographic:
         stored = _for_encoder(weights, _rename(stored), network)
     found = put_weights(weights.source, stored, network)
-    stated = f", stated by timm: {licence}" if licence != weights.licence else ""
+    stated = f", stated with them: {licence}" if licence != weights.licence else ""
     made = f"; kernels made 3D: {weights.inflation}" if is_photographic and _n_axes(network) == 3 else ""
-    return [f"starts from {weights.source} (licence {weights.licence}{stated}){made}", *_account(found)]
+    return [f"starts from {weights.source}{inside} (licence {weights.licence}{stated}){made}", *_account(found)]
 
 
 def inflate(kernel: Tensor, size_zyx: Sequence[int], inflation: str) -> Tensor | None:

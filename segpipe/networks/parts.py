@@ -155,7 +155,8 @@ class InitialWeights(Sparse):
     """The source of the weights before training.
 
     Args:
-        source: A file, or `timm:` and the name of a model with its tag, e.g. timm:efficientnet_b0.ra_in1k.
+        source: A checkpoint or a file of `segpipe pack`, or `timm:` and the name of a model with its tag, e.g.
+            timm:efficientnet_b0.ra_in1k.
         licence: Of the weights, as their author states it. ImageNet itself is for research that is not commercial.
         inflation: How a 2D kernel becomes 3D: centre, mean or axial.
     """

@@ -28,6 +28,7 @@ from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import PlanRequest
 from segpipe.plan.edit import check_edits, edit_plan, parse_assignments
+from segpipe.plan.laterality import ORIENTATION, order_in
 from segpipe.plan.make import CONFIGURATIONS, make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
@@ -258,8 +259,10 @@ def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, reques
     labels, budget = source.labels, request.time_budget_seconds
     fold_seconds = None if budget is None else budget / (request.n_trained_folds or n_folds)
     if request.nnunet_plans is not None:
-        orientation, digest = fingerprint.orientation, fingerprint.content_digest()
-        plan = read_nnunet_plans(request.nnunet_plans, fingerprint.channels, labels, orientation, digest)
+        stored, digest = fingerprint.orientation, fingerprint.content_digest()
+        plan = read_nnunet_plans(request.nnunet_plans, fingerprint.channels, labels, stored, digest)
+        order = order_in(ORIENTATION, stored, plan.axis_order)
+        plan = plan.model_copy(update={"orientation": ORIENTATION, "axis_order": order})
     else:
         device, memory_gib = _planned_device(request)
         predict = _memory_predictor(fingerprint, source, request)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 
 _SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
 _SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
 AS_STORED = "stored"  # as an orientation: no image is turned, as in nnU-Net
+ORIENTATION = "RAS"  # to which plans turn all images: the only one that nnU-Net's readers turn images to
 _WRITTEN_OUT = {"left", "right"}  # one letter may be anything; without a partner only the word is a side
 _HEART = {"atrium", "ventricle", "auricle", "appendage", "heart"}  # left and right differ in shape, not only in place
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")  # `KidneyLeft`, `kidney_l`, `Left-Kidney`, `LH amygdala`
@@ -69,6 +71,25 @@ def sideways_axis(orientation: str, axis_order: Sequence[int]) -> int:
     """
     along_xyz = next((i for i, letter in enumerate(orientation) if letter in "LR"), 0)
     return list(axis_order).index(2 - along_xyz)
+
+
+def order_in(orientation: str, known: str, axis_order: Sequence[int]) -> tuple[int, int, int]:
+    """Return the order of axes that gives the same axes of the body after images are turned to another orientation.
+
+    Args:
+        orientation: To which images are turned.
+        known: For which the order was found.
+        axis_order: Order in which the axes Z, Y, X of `known` are put.
+
+    Example:
+        Images stored as PSR are (R, S, P), in RAS they are (S, A, R).
+
+        >>> order_in("RAS", "PSR", (0, 1, 2))
+        (2, 0, 1)
+    """
+    axes = turn_between(known, orientation).axes_zyx
+    first, second, third = (axes.index(axis) for axis in axis_order)
+    return first, second, third
 
 
 def swapped_outputs(labels: LabelSet, swaps: Sequence[tuple[str, str]]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.geometry import Floats, PlannerInput, planner_input
-from segpipe.plan.laterality import sided_labels, sideways_axis
+from segpipe.plan.laterality import ORIENTATION, order_in, sided_labels, sideways_axis
 from segpipe.plan.patch import CountedVoxels, PatchBudget, PredictMemory, fit, patch_budget
 from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, find_preset
 from segpipe.plan.reasons import reasons_for
@@ -67,15 +67,16 @@ def make_plan(
     configurations = _configurations(_Fitting(preset, patch_budget(preset, measured, predict), measured))
     normalisation = _normalisation(fingerprint)
     sided = () if preset.is_exact else sided_labels(labels.names)
-    sideways = sideways_axis(fingerprint.orientation, measured.axis_order)
+    order = order_in(ORIENTATION, fingerprint.orientation, measured.axis_order)
+    sideways = sideways_axis(ORIENTATION, order)
     return Plan(
         preset=preset_name,
         dataset=dataset,
         fingerprint=fingerprint.content_digest(),
         channels=fingerprint.channels,
         labels=labels,
-        orientation=fingerprint.orientation,
-        axis_order=measured.axis_order,
+        orientation=ORIENTATION,
+        axis_order=order,
         normalisation=normalisation,
         mirror_axes=tuple(axis for axis in (0, 1, 2) if preset.mirrors and not (sided and axis == sideways)),
         configurations=configurations,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from segpipe.core.grid import ZYX
 from segpipe.core.records import Record
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.geometry import resampled_shape
@@ -49,20 +50,21 @@ def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configur
     Returns:
         An upper estimate: resampled noise takes as much; an empty background, or few grey values, as little as half.
     """
-    return sum(_case_bytes(case, plan, configuration) for case in fingerprint.cases)
+    order = plan.axes_of(fingerprint.orientation)
+    return sum(_case_bytes(case, plan, configuration, order) for case in fingerprint.cases)
 
 
-def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> int:
-    n_voxels = math.prod(prepared_shape(case, plan, configuration))
+def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:
+    n_voxels = math.prod(prepared_shape(case, configuration, order))
     growth = n_voxels / math.prod(case.cropped_shape_zyx)
     n_locations = sum(min(n * growth, MAX_LOCATIONS) for n in case.label_voxels.values())
     voxel_bytes = len(plan.channels) * _IMAGE_BYTES * _IMAGE_SHARE + _INDEX_BYTES * _INDEX_SHARE
     return round(n_voxels * voxel_bytes + n_locations * _LOCATION_BYTES) + _CASE_BYTES
 
 
-def prepared_shape(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> tuple[int, ...]:
-    """Voxels of a case after cropping, turning and resampling, (Z, Y, X)."""
-    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
-    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
+def prepared_shape(case: CaseFingerprint, configuration: Configuration, order: ZYX) -> tuple[int, ...]:
+    """Voxels of a case after cropping, turning (`order` from `Plan.axes_of`) and resampling, (Z, Y, X)."""
+    shape = [case.cropped_shape_zyx[axis] for axis in order]
+    spacing_mm = [case.spacing_mm[axis] for axis in order]
     target_mm = [own if t is None else t for own, t in zip(spacing_mm, configuration.spacing_mm, strict=True)]
     return resampled_shape(shape, spacing_mm, target_mm)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.geometry import PlannerInput, spacings_and_shapes, uses_fine_tenth
+from segpipe.plan.laterality import ORIENTATION
 from segpipe.plan.presets import Preset
 from segpipe.plan.schema import SCHEMES, Configuration, Normalisation
 
@@ -36,12 +37,14 @@ def reasons_for(
 
 def _orientation(fingerprint: Fingerprint) -> str:
     if all(case.shape_zyx is None for case in fingerprint.cases):  # nnU-Net's file
-        return f"{fingerprint.orientation} is assumed: nnU-Net reorients no image, so its files do not state it."
+        return f"All cases are turned to {ORIENTATION}. nnU-Net's files do not state how they are stored."
     counts = fingerprint.orientations
     n_same, n_cases = counts.get(fingerprint.orientation, 0), len(fingerprint.cases)
     if n_same == n_cases:
-        return f"All cases ({n_cases}) are stored in {fingerprint.orientation}."
-    return f"{fingerprint.orientation} is the most frequent of {len(counts)} orientations ({n_same} of {n_cases})."
+        stored = f"All {n_cases} are stored in {fingerprint.orientation}."
+    else:
+        stored = f"{fingerprint.orientation} is the most frequent of {len(counts)} ({n_same} of {n_cases})."
+    return f"All cases are turned to {ORIENTATION}, as nnU-Net's reorienting reader does. {stored}"
 
 
 def _spacing(fingerprint: Fingerprint, measured: PlannerInput) -> str:

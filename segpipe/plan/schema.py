@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from segpipe.core.choices import Choice, OneOf, unread_parameters
+from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.networks.parts import WRITE_DEFAULTS
@@ -234,7 +235,7 @@ class Plan(Record):
         fingerprint: Digest of the fingerprint it follows from.
         channels: Channel names in order.
         labels: Structures and their file values.
-        orientation: Every case is turned to this orientation first, e.g. `LPS`; `stored`: none is turned.
+        orientation: Every case is turned to this orientation first, e.g. `RAS`; `stored`: none is turned.
         axis_order: Then the axes are put in this order; the axis with the longest voxels comes first.
         normalisation: One for each channel.
         mirror_axes: Axes mirrored in training and prediction, after `axis_order` (0, 1, 2).
@@ -324,6 +325,17 @@ class Plan(Record):
                     f"configurations.{name}.previous is {previous!r}, which has one itself; expected two steps"
                 )
         return self
+
+    def axes_of(self, orientation: str) -> tuple[int, int, int]:
+        """Axis of an array (Z, Y, X) that is stored in an orientation, for each axis of the planned arrays.
+
+        Example:
+            An image stored as `PSR` is (R, S, P). A plan for `RAS` with axis_order (0, 1, 2) makes it (S, A, R), hence
+            (1, 2, 0).
+        """
+        turn = turn_between(orientation, orientation if self.orientation == AS_STORED else self.orientation)
+        first, second, third = (turn.axes_zyx[axis] for axis in self.axis_order)
+        return first, second, third
 
     def n_inputs(self, configuration: Configuration) -> int:
         """Count the input channels of a configuration: the image's, and in a cascade one for each label value."""

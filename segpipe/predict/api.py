@@ -17,6 +17,7 @@ from segpipe.core.grid import ZYX, Grid, check_grid
 from segpipe.core.volume import SHARE_STEPS, Volume, read_header
 from segpipe.data.inputs import list_inputs
 from segpipe.networks.device import resolve_device
+from segpipe.plan.laterality import AS_STORED, ORIENTATION
 from segpipe.plan.schema import Plan
 from segpipe.predict.folds import find_members, postprocessing_for, temperature_for
 from segpipe.predict.input_warnings import warnings_of
@@ -89,8 +90,9 @@ class Predictor:
         Args:
             array: (Z, Y, X), or (C, Z, Y, X) for several channels, of any type of real numbers; it is not changed.
                 SimpleITK's `GetArrayFromImage` gives this order, nibabel's arrays are its transpose.
-            spacing_mm: Voxel edges along Z, Y, X. Given alone, the axes are assumed to run as in the plan, and a
-                warning says so: for an image with other axes, left and right may be swapped.
+            spacing_mm: Voxel edges along Z, Y, X. Given alone, the axes are assumed to run as those of the training
+                images, or as in the plan if these differ among them, and a warning says so: for an image with other
+                axes, left and right may be swapped.
             affine: (4, 4), from the index (x, y, z, 1) to RAS mm: nibabel's `image.affine`.
             probabilities: Keep them too, which takes memory for outputs × volume.
 
@@ -108,10 +110,11 @@ class Predictor:
         plan = self.ensemble.plan
         voxels = _channels(np.asarray(array), plan)
         depth, height, width = voxels.shape[1:]
-        grid = _grid((depth, height, width), spacing_mm, affine, plan)
+        orientation = _assumed_orientation(self.ensemble)
+        grid = _grid((depth, height, width), spacing_mm, affine, orientation)
         note = (
-            f"no affine was given: x, y, z are assumed to run to {', '.join(plan.orientation)}, as in the plan; "
-            "for an image with other axes, left and right may be swapped"
+            f"no affine was given: x, y, z are assumed to run to {', '.join(orientation)}; for an image with other "
+            "axes, left and right may be swapped"
         )
         options = self._options(probabilities)
         self._require(grid, _ARRAY, options)
@@ -207,15 +210,22 @@ def _channels(array: NDArray[Any], plan: Plan) -> NDArray[np.float32]:
     return voxels
 
 
-def _grid(shape_zyx: ZYX, spacing_mm: Sequence[float] | None, affine: ArrayLike | None, plan: Plan) -> Grid:
-    """The grid of an array; without an affine its axes run as the plan's."""
+def _assumed_orientation(ensemble: Ensemble) -> str:
+    """Orientation of an array without an affine: that of the training images, if all are stored in one way."""
+    trained_on, planned = ensemble.members[0].trained_on, ensemble.plan.orientation
+    stored = () if trained_on is None else trained_on.orientations
+    return stored[0] if len(stored) == 1 else ORIENTATION if planned == AS_STORED else planned
+
+
+def _grid(shape_zyx: ZYX, spacing_mm: Sequence[float] | None, affine: ArrayLike | None, orientation: str) -> Grid:
+    """The grid of an array; without an affine its axes run as `orientation` says."""
     edges = None if spacing_mm is None else _numbers(spacing_mm, (3,), "spacing_mm")
     if edges is not None and (edges <= 0).any():
         raise GeometryError(f"spacing_mm: {edges.tolist()}, expected three edges above 0 mm along Z, Y, X.")
     if affine is None:
         if edges is None:
             raise GeometryError(f"{_ARRAY}: its voxels have no size. Give `affine`, or `spacing_mm` along Z, Y, X.")
-        return Grid(shape_zyx, _plain_affine(edges, plan.orientation))
+        return Grid(shape_zyx, _plain_affine(edges, orientation))
     matrix = _numbers(affine, (4, 4), "affine")
     if not np.array_equal(matrix[3], (0, 0, 0, 1)):
         raise GeometryError(

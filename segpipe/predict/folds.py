@@ -141,15 +141,20 @@ def _place(fold: str) -> int:
 def _run_folder(path: Path, configuration: str | None, note: Callable[[str], None]) -> Path:
     """The folder of a configuration's folds."""
     if not path.is_dir():
-        raise UsageError(f"{path}: no such folder. Give a work folder or one of its runs/<configuration>.")
+        raise UsageError(
+            f"{path}: {'is no folder' if path.exists() else 'does not exist'}; expected a work folder, one of its "
+            "runs/<configuration>, or a file of `segpipe pack`. Check the path."
+        )
     if not (path / "runs").is_dir():
         return path
     found = sorted(p.name for p in (path / "runs").iterdir() if p.is_dir())
     name = configuration or preferred_configuration(found) or ""
     if name not in found:
+        advice = (
+            _advice(Work(path).run(name), None) if _is_planned(Work(path), name) else " Choose one of these with -c."
+        )
         raise UsageError(
-            f"{path}: no trained configuration {name!r} (found: {', '.join(found) or 'none'})."
-            f"{_advice(Work(path).run(name), None) if _is_planned(Work(path), name) else ''}"
+            f"{path}: no trained configuration {name!r} (found: {', '.join(found) or 'none'}).{advice if found else ''}"
         )
     if configuration is None and len(found) > 1 and name != "3d_fullres":
         note(f"{path}: trained are {', '.join(found)}; using {name}. Choose another with -c, or run `segpipe select`.")
@@ -180,9 +185,7 @@ def guide_folds(
 def common_training_stats(folders: Sequence[FoldFolder], note: Callable[[str], None] = say) -> TrainingStats | None:
     """Statistics of the training cases of all folds; None if one fold has none."""
     if not all(folder.trained_on.is_file() for folder in folders):
-        note(
-            f"warning: {folders[0].path}: no {folders[0].trained_on.name}; images are not compared with training cases."
-        )
+        note(f"warning: {folders[0].path}: the training images are not known; new ones are not compared with them.")
         return None
     return reduce(TrainingStats.join, (TrainingStats.load(folder.trained_on) for folder in folders))
 
@@ -245,7 +248,10 @@ def find_members(
         )
         return [find_folds(path, None, folds, note)]
     names_text = " + ".join(chosen.configurations)
-    note(f"{path.name or path}: predicting with {names_text}, from {SELECTION}/{SELECTED_MODEL_FILE}.")
+    if not Work(path).packed.is_file():
+        note(f"{path.name or path}: predicting with {names_text}, from {SELECTION}/{SELECTED_MODEL_FILE}.")
+    elif len(chosen.configurations) > 1:
+        note(f"{path.name}: predicting with {names_text}, averaged.")
     return members
 
 
@@ -301,7 +307,9 @@ def selected_postprocessing(members: Members, labels: LabelSet, note: Callable[[
             f"apply it as it is: --postprocess {file}."
         )
         return NO_POSTPROCESSING
-    note(f"postprocessing: {file}")
+    model = next(iter(runs)).parent.parent
+    is_packed = Work(model).packed.is_file()
+    note(f"{model.name}: masks are postprocessed, as it was packed." if is_packed else f"postprocessing: {file}")
     return steps
 
 

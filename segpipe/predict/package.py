@@ -26,7 +26,7 @@ from segpipe.core.progress import show_as
 from segpipe.core.records import Record, parse_json, read_values, texts_in
 from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import printable
-from segpipe.core.work import CALIBRATION_FILE, FoldFolder
+from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel
@@ -192,6 +192,7 @@ def _unpack(model: Path, folder: Path) -> None:
             with file:
                 _extract(archive, name, part, file, model)
             _require_record(target)
+        Work(folder).packed.write_text(manifest.to_json(), encoding="utf-8")
 
 
 @contextmanager

@@ -171,9 +171,8 @@ def prepare_indices(indices_zyx: NDArray[np.int16], trace: Trace) -> NDArray[np.
 def turn_for(grid: Grid, plan: Plan) -> Reorientation:
     """The turn to the plan's orientation, then to the plan's order of axes."""
     turn = reorientation(grid, grid.orientation if plan.orientation == AS_STORED else plan.orientation)
-    first, second, third = plan.axis_order
-    axes, flips = turn.axes_zyx, turn.flips_zyx
-    return Reorientation((axes[first], axes[second], axes[third]), (flips[first], flips[second], flips[third]))
+    first, second, third = (turn.flips_zyx[axis] for axis in plan.axis_order)
+    return Reorientation(plan.axes_of(grid.orientation), (first, second, third))
 
 
 def normalise(voxels_czyx: NDArray[np.float32], schemes: Sequence[Normalisation]) -> NDArray[np.float32]:

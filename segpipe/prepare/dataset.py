@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_limits
 from segpipe.core.errors import DataError, ResourceError
 from segpipe.core.files import remove_leftovers
 from segpipe.core.foreseen import free_disk_bytes
+from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads, say
@@ -192,19 +193,20 @@ def prepared_as(
     slice_mm, *plane_mm = configuration.spacing_mm
     if slice_mm is not None or (fingerprint is None and not work.fingerprint.is_file()):
         return configuration
-    cases = (fingerprint or Fingerprint.load(work.fingerprint)).cases
+    measured = fingerprint or Fingerprint.load(work.fingerprint)
+    order = plan.axes_of(measured.orientation)
     for other in plan.configurations.values():
         distance_mm, *edges_mm = other.spacing_mm
         if distance_mm is None or edges_mm != plane_mm:
             continue
-        if all(_keeps_slices(case, plan, (distance_mm, *other.spacing_mm[1:])) for case in cases):
+        if all(_keeps_slices(case, order, (distance_mm, *other.spacing_mm[1:])) for case in measured.cases):
             return other
     return configuration
 
 
-def _keeps_slices(case: CaseFingerprint, plan: Plan, target_mm: tuple[float, float, float]) -> bool:
-    shape = [case.cropped_shape_zyx[axis] for axis in plan.axis_order]
-    spacing_mm = [case.spacing_mm[axis] for axis in plan.axis_order]
+def _keeps_slices(case: CaseFingerprint, order: ZYX, target_mm: tuple[float, float, float]) -> bool:
+    shape = [case.cropped_shape_zyx[axis] for axis in order]
+    spacing_mm = [case.spacing_mm[axis] for axis in order]
     own_mm = [spacing_mm[0], *target_mm[1:]]
     return resampled_shape(shape, spacing_mm, target_mm) == resampled_shape(shape, spacing_mm, own_mm) and (
         orders_for(spacing_mm, target_mm, IMAGE_ORDER) == orders_for(spacing_mm, own_mm, IMAGE_ORDER)
@@ -296,7 +298,8 @@ def needs_of(
     ids = {state.case.case_id for state in missing}
     fingerprint = fingerprint or Fingerprint.load(work.fingerprint)
     cases = tuple(case for case in fingerprint.cases if case.case_id in ids)
-    largest = max((preparing_bytes(case, plan, configuration) for case in cases), default=0)
+    order = plan.axes_of(fingerprint.orientation)
+    largest = max((preparing_bytes(case, plan, configuration, order) for case in cases), default=0)
     free = free_bytes()
     return Needs(
         n_cases=len(missing),
@@ -345,13 +348,14 @@ def _require_no_faults(dataset: Dataset, faults: Sequence[str], n_tried: int) ->
     raise DataError("\n  ".join([head, *faults[:_MAX_NAMED], *more]))
 
 
-def preparing_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration) -> int:
+def preparing_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:
     """The most memory that preparing a case takes at any moment, beyond that of the program.
 
     Args:
         case: Its shapes; a shape that is not known counts as the cropped one.
-        plan: Gives the order of the axes and the number of channels.
+        plan: Gives the number of channels.
         configuration: Gives the voxel edges.
+        order: Of the plan's axes among those of the fingerprint: `Plan.axes_of`.
 
     Returns:
         Bytes, rather too many than too few: measured peaks are in `benchmarks/results/prepare.md`.
@@ -359,7 +363,7 @@ def preparing_bytes(case: CaseFingerprint, plan: Plan, configuration: Configurat
     n_channels = len(plan.channels)
     n_file = math.prod(case.shape_zyx or case.cropped_shape_zyx)
     n_cropped = math.prod(case.cropped_shape_zyx)
-    n_prepared = math.prod(prepared_shape(case, plan, configuration))
+    n_prepared = math.prod(prepared_shape(case, configuration, order))
     n_between = max(n_cropped, n_prepared)  # after one axis or two, as the axis that shrinks most goes first
     image = n_prepared * n_channels * _IMAGE_BYTES
     moments = {

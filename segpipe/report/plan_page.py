@@ -51,7 +51,7 @@ _LOG_RATIO = 100.0  # two decades between the smallest and the largest value ask
 
 def geometry_picture(fingerprint: Fingerprint, plan: Plan) -> Picture:
     """Voxel edges and shapes of all cases along the plan's axes; target edges are marked."""
-    order = list(plan.axis_order)
+    order = list(plan.axes_of(fingerprint.orientation))
     edges = np.array([case.spacing_mm for case in fingerprint.cases])[:, order]
     shapes = np.array([case.shape_zyx or case.cropped_shape_zyx for case in fingerprint.cases])[:, order]
     names = axis_names(plan)

@@ -85,7 +85,7 @@ def configuration_table(plan: Plan) -> Table:
             rows.setdefault(name, []).append(text)
     lines = tuple((Cell(name), *map(Cell, texts)) for name, texts in rows.items() if set(texts) != {_NONE})
     axes = " × ".join(axis_names(plan))
-    caption = f"Lengths are along {axes}: the dataset's orientation {plan.orientation} in the plan's order of axes."
+    caption = f"Lengths are along {axes}: the axes of {plan.orientation} images in the plan's order."
     return Table(("", *plan.configurations), lines, caption)
 
 

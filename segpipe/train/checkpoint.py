@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
@@ -20,6 +22,7 @@ from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import device_text
+from segpipe.networks.initial_weights import describe_misfit
 from segpipe.plan.schema import Plan
 from segpipe.train.weights_header import about_weights
 
@@ -41,15 +44,25 @@ STATE: dict[str, Any] = {  # what every state holds, see `FoldTraining.state`
 
 
 def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> None:
-    """Write a network's weights, whole or not at all. Tensors that the module holds twice are written once."""
+    """Write a network's weights, whole or not at all; equal weights and `about` give equal bytes.
+
+    Tensors that the module holds twice are written once.
+    """
     seen: set[int] = set()
     weights = {}
     for name, value in network.state_dict().items():
         if value.data_ptr() not in seen or value.numel() == 0:
             seen.add(value.data_ptr())
             weights[name] = value.detach().cpu().contiguous()
-    with whole_file(path) as temporary:
-        temporary.write_bytes(save(weights, dict(about)))  # by Python, so that a full disk is an OSError
+    content = memoryview(save(weights, dict(about)))
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    header["__metadata__"] = dict(sorted(about.items()))  # safetensors writes it in random order, which changes digests
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the tensors after it are aligned
+    with whole_file(path) as temporary, temporary.open("wb") as file:  # by Python, so that a full disk is an OSError
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(content[start:])
 
 
 def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.device, note: str = "") -> None:
@@ -66,15 +79,15 @@ def load_weights(path: Path, network: nn.Module) -> None:
         UsageError: If the file is missing, damaged, or of another network.
     """
     about_weights(path)
-    weights = load_file(path)
-    shared = {value.data_ptr(): name for name, value in network.state_dict().items() if name in weights}
+    try:
+        weights = load_file(path)
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as fault:  # e.g. a type that torch does not have
+        raise UsageError(f"{path}: cannot be read as weights ({fault}). Copy the file again.") from None
     own = network.state_dict()
-    missing = [n for n, v in own.items() if n not in weights and v.data_ptr() not in shared]
-    wrong = [n for n, v in weights.items() if n not in own or own[n].shape != v.shape]
-    if missing or wrong:
+    if misfit := describe_misfit(own, weights):
         raise UsageError(
-            f"{path}: holds the weights of another network ({len(missing)} missing, {len(wrong)} that do not fit, e.g. "
-            f"{(missing + wrong)[0]}). Use the plan that lies beside it."
+            f"{path}: holds the weights of another network ({misfit}). Use the plan that they were trained with, or "
+            "copy both again."
         )
     with torch.no_grad():
         for name, value in weights.items():
