@@ -102,6 +102,10 @@ def test_slabs_equal_the_whole_volume(trace, rows_per_slab, seed):
     together = torch.cat([slab.logits() for slab in found], 1).numpy()
     assert together == pytest.approx(on_the_crop(logits, trace), abs=1e-5)
     assert torch.allclose(found[0].logits(slice(1, 2)), found[0].logits()[1:2], atol=1e-5)
+    for slab in found:
+        whole = slab.logits().flatten(1).numpy()
+        places = np.unique(np.random.default_rng(seed).integers(0, whole.shape[1], 20))
+        assert slab.logits_at(places) == pytest.approx(whole[:, places], abs=1e-5)
 
 
 @settings(max_examples=60)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from segpipe.core.files import disk_fault, whole_file
 from segpipe.core.grid import ZYX, Box
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
-from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, orders_for, resample
+from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, linear_places, nearest_places, orders_for, resample
 
 # O outputs, N rows of a slab, Y X voxels.
 
@@ -163,20 +164,28 @@ class Slab:
         return resample(mixed_ONYX, (self.stop - self.start, *self.shape_yx), self.orders)
 
     def logits_at(self, places: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(O, n) logits of some voxels, flat places in (N, Y, X); a block of outputs is in memory at a time."""
-        device, at_once = self.rows_OYX[0].device, self.outputs_at_once
-        index = torch.from_numpy(places).to(device)
-        parts = (
-            self.logits(slice(first, first + at_once)).flatten(1)[:, index].cpu().numpy()
-            for first in range(0, self.n_outputs, at_once)
+        """(O, n) logits of some voxels, flat places in (N, Y, X), without computing those of all."""
+        n, y, x = np.unravel_index(places, (self.stop - self.start, *self.shape_yx))
+        device, sizes = self.rows_OYX[0].device, self.rows_OYX[0].shape[1:]
+        ends_y, ends_x = (
+            [(torch.from_numpy(end[at]).to(device), weight[at]) for end, weight in _ends(size, n_out, order)]
+            for at, size, n_out, order in zip((y, x), sizes, self.shape_yx, self.orders[1:], strict=True)
         )
-        return np.concatenate(list(parts))
+        found_On = torch.zeros((self.n_outputs, len(places)), device=device)
+        for row_OYX, shares in zip(self.rows_OYX, self.mixture.T, strict=True):
+            for (own_y, weight_y), (own_x, weight_x) in product(ends_y, ends_x):
+                weight = (shares[n] * weight_y * weight_x).astype(np.float32)
+                if weight.any():
+                    found_On.addcmul_(row_OYX[:, own_y, own_x], torch.from_numpy(weight).to(device))
+        return found_On.cpu().numpy()
 
-    @property
-    def outputs_at_once(self) -> int:
-        """Outputs whose logits make a block."""
-        n_vox = (self.stop - self.start) * self.shape_yx[0] * self.shape_yx[1]
-        return max(1, _BLOCK_BYTES // (4 * n_vox))
+
+def _ends(n_in: int, n_out: int, order: int) -> list[tuple[NDArray[np.intp], NDArray[np.float64]]]:
+    """Old voxels that each new one is a mixture of, along an axis, and the weight of each."""
+    if order == LABEL_ORDER:
+        low, high, share = linear_places(n_in, n_out)
+        return [(low, 1 - share), (high, share)]
+    return [(nearest_places(n_in, n_out), np.ones(n_out))]
 
 
 def _span(matrix: NDArray[np.floating[Any]]) -> slice:
@@ -226,7 +235,7 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
     kind = torch.uint8 if labels.n_outputs < 256 else torch.int32
     chosen_NYX = torch.zeros(shape, dtype=kind, device=device)
     best_NYX = torch.full(shape, 0.0 if labels.has_regions else -torch.inf, device=device)
-    at_once = slab.outputs_at_once
+    at_once = max(1, _BLOCK_BYTES // (4 * best_NYX.numel()))
     for first in range(0, slab.n_outputs, at_once):
         for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
             wins = logits_NYX > best_NYX
