@@ -12,6 +12,10 @@ from pydantic import ValidationError
 
 from segpipe.core.errors import DataError, PlanError
 from segpipe.core.records import Record, did_you_mean, read_values
+from segpipe.data.splits import Splits
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.fingerprint.record import Fingerprint
+from segpipe.plan.schema import Plan
 
 
 class Optimizer(Record):
@@ -269,3 +273,46 @@ def test_of_many_unknown_keys_ten_are_explained() -> None:
     with pytest.raises(PlanError, match=r"… and 19991 more\."):
         Optimizer.parse({"learning_rate": 1.0} | {f"learning_rat{i}": 1 for i in range(20_001)}, "plan.yaml")
     assert time.process_time() - started < 5  # near words for each took minutes
+
+
+OLD_FINGERPRINT = """{"orientation": "LPS", "channels": ["CT"], "cases": [{"case_id": "a", "orientation": "LPS",
+"spacing_mm": [5.0, 1.0, 1.0], "shape_zyx": [20, 64, 64], "cropped_shape_zyx": [20, 60, 60],
+"label_voxels": {"liver": 900}, "signature": "0123456789ab"}], "intensities": [{"mean": 50.0, "std": 20.0,
+"min": -100.0, "median": 52.0, "max": 200.0, "percentile_00_5": -50.0, "percentile_99_5": 150.0}]}"""
+
+
+def test_what_an_older_version_measured_is_said_with_the_command_that_measures_again(tmp_path):
+    """The first format of fingerprint.json, typed by hand: no version, voxels of labels alone."""
+    path = tmp_path / "Work" / "fingerprint.json"
+    path.parent.mkdir()
+    path.write_text(OLD_FINGERPRINT, encoding="utf-8")
+    with pytest.raises(DataError) as found:
+        Fingerprint.load(path)
+    again = f"Write it again: `segpipe plan DATA -o {path.parent}`."
+    assert str(found.value) == f"{path}: was written by an older version of segpipe. {again}"
+    path.write_text('{"segpipe_fingerprint": 3}', encoding="utf-8")
+    with pytest.raises(DataError, match="was written by a newer version of segpipe"):
+        Fingerprint.load(path)
+
+
+def test_a_newer_plan_is_told_from_a_wrong_one(tmp_path):
+    (tmp_path / "plan.yaml").write_text("segpipe_plan: 2\n", encoding="utf-8")
+    with pytest.raises(PlanError, match="was written by a newer version of segpipe"):
+        Plan.load(tmp_path / "plan.yaml")
+
+
+def test_splits_and_scores_of_the_first_version_are_read(tmp_path):
+    """As it wrote them, typed by hand: splits without warnings, scores with the columns of today."""
+    folds = '[{"train": ["a"], "validation": ["b"]}, {"train": ["b"], "validation": ["a"]}]'
+    (tmp_path / "splits.json").write_text(f'{{"k": 2, "seed": 0, "source": "2 folds", "folds": {folds}}}')
+    assert Splits.load(tmp_path / "splits.json").folds[1].validation == ("a",)
+    (tmp_path / "scores.csv").write_text(
+        "run,case_id,patient_id,fold,seed,label,metric,value,unit,status,n_reference_vox,n_prediction_vox\n"
+        "3d_fullres,a,a,0,0,liver,dice,0.5,1,ok,10,10\n"
+    )
+    assert ScoreTable.load(tmp_path / "scores.csv").rows[0].value == 0.5
+    (tmp_path / "splits.json").write_text('{"k": 2, "folder": []}')
+    with pytest.raises(
+        DataError, match=r"If another version of segpipe wrote this file, write it again: `segpipe plan"
+    ):
+        Splits.load(tmp_path / "splits.json")

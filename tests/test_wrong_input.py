@@ -158,7 +158,7 @@ WRONG = [  # command, exit code, words of the message
     ("report file", 2, "file: not a work folder"),
     ("export work --to nnunet-plans empty", 4, "empty: is a folder, expected a file to write"),
     ("export none --to nnunet-plans new.json", 2, NO_PLAN),
-    ("export work --to nope new.json", 2, "'nope' is not one of"),
+    ("export work --to nope new.json", 2, "--to nope: expected one of nnunet-plans"),
     ("import none -o new", 2, "none: holds no plans.json"),
     ("import file -o new", 2, "file: holds no plans.json"),
     ("pack none -o new.zip", 2, "none: does not exist"),

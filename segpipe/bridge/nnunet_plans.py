@@ -113,8 +113,8 @@ def nnunet_plans(plan: Plan, fingerprint: Fingerprint, reader: str, order: Seque
     """
     if fingerprint.content_digest() != plan.fingerprint:
         raise PlanError(
-            f"the plan follows from fingerprint {plan.fingerprint}, found {fingerprint.content_digest()}: they belong "
-            "to different data. Plan again."
+            f"the plan follows from fingerprint {plan.fingerprint}, found {fingerprint.content_digest()}: the data "
+            "changed since, or another version of segpipe measured them. Plan again."
         )
     planner, plans_name = PLANNERS.get(plan.preset, ("segpipe", "segpipePlans"))
     measured = list(plan.axes_of(fingerprint.orientation))

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -27,6 +27,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no file
 
 class Record(BaseModel):
     """A frozen record; unknown keys, missing keys and `2.0` for an int are errors."""
+
+    written_by: ClassVar[str] = ""  # command that writes the file again, with {folder} for the folder of the file
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -63,7 +65,26 @@ class Record(BaseModel):
         """
         kind: type[SegpipeError] = PlanError if path.suffix == ".yaml" else DataError
         values = read_mapping(path, kind)
-        return cls.parse(values, str(path), kind)
+        again = cls.written_by.format(folder=path.parent)
+        if version := cls._other_version(values):
+            remedy = f"Write it again: {again}" if again else "Use that version, or make the file again"
+            raise kind(f"{path}: was written by {version} of segpipe. {remedy}.")
+        try:
+            return cls.parse(values, str(path), kind)
+        except kind as fault:
+            if not again:
+                raise
+            raise kind(f"{fault}\n  If another version of segpipe wrote this file, write it again: {again}.") from None
+
+    @classmethod
+    def _other_version(cls, values: Mapping[str, Any]) -> str:
+        """The version of segpipe whose format values have, as `an older version`; empty if it is today's."""
+        for name, field in cls.model_fields.items():
+            known = get_args(field.annotation)
+            found = values.get(name, 1)  # the first formats did not state theirs
+            if name.startswith("segpipe_") and type(found) is int and known and found != known[0]:
+                return f"{'an older' if found < known[0] else 'a newer'} version"
+        return ""
 
     @classmethod
     def complete(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import field_validator, model_validator
 
@@ -68,6 +69,8 @@ class Dataset(Record):
         cases: Sorted by case id.
         patients_from: Where patient ids come from, one sentence for people.
     """
+
+    written_by: ClassVar[str] = "`segpipe plan DATA -o {folder}`"
 
     name: str
     layout: str

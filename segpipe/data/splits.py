@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import model_validator
@@ -55,6 +55,8 @@ class Splits(Record):
         folds: In order; `-f 0` is the first.
         warnings: Warnings for people, one sentence each.
     """
+
+    written_by: ClassVar[str] = "`segpipe plan DATA -o {folder}`"
 
     k: int
     seed: int | None

@@ -6,7 +6,7 @@ Edges, shapes and extents are along Z, Y, X of the dataset's most frequent orien
 from __future__ import annotations
 
 from collections import Counter
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
@@ -117,6 +117,8 @@ class Fingerprint(Record):
         declared_cases: Number of cases that the dataset claims to have, for rules that use it (nnU-Net's
             `numTraining`); None to count them.
     """
+
+    written_by: ClassVar[str] = "`segpipe plan DATA -o {folder}`"
 
     segpipe_fingerprint: Literal[2] = 2
     orientation: str
