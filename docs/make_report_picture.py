@@ -5,17 +5,16 @@ The work folder is what `segpipe demo` left: its scans are made up. Needs Chromi
 
 from __future__ import annotations
 
-import io
 import shutil
 import sys
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from segpipe.core.figures import with_palette
 from segpipe.report.work_report import build_report
 
-WIDTH, HEIGHT = 1200, 1512  # the verdict, the scores and the first row of a case
+WIDTH, HEIGHT = 1200, 1752  # the verdict, the scores and the first row of a case
 PICTURE = Path(__file__).resolve().parent / "pictures" / "report.png"
 
 
@@ -28,7 +27,7 @@ def main(work: Path) -> None:
         page.goto(page_file.as_uri())
         shot = page.screenshot()
         browser.close()
-    Image.open(io.BytesIO(shot)).convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE).save(PICTURE, optimize=True)
+    PICTURE.write_bytes(with_palette(shot))
 
 
 if __name__ == "__main__":

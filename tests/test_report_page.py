@@ -149,6 +149,8 @@ def test_a_report_of_fifty_large_cases_stays_below_ten_megabytes(browser: Browse
     page = browser.new_page()
     page.goto(file.as_uri())
     assert page.locator("figure.scan img").count() == 5
+    cells = page.locator("table.folded").first.locator("td").all_inner_texts()
+    assert "median" in "".join(cells) and max(len(line) for cell in cells for line in cell.split("\n")) < 18
     assert page.locator(".tall").first.locator("tbody tr").count() == N_CASES
     page.close()
 

@@ -89,14 +89,19 @@ def figure_bytes(figure: Figure, kind: str) -> bytes:
 
 
 def scan_png(figure: Figure) -> bytes:
-    """Draw a figure of scans as a PNG of 256 colours, a third as large; equal figures give equal bytes.
+    """Draw a figure of scans as a small PNG; equal figures give equal bytes."""
+    return with_palette(figure_bytes(figure, "png"))
 
-    Grey values are rounded to 1.6 in 255. The labels' own colours stay exact; shades of them, where lines are smoothed,
-    are rounded to the nearest of a few.
+
+def with_palette(png: bytes) -> bytes:
+    """Store a PNG with 256 colours, which makes one of scans a third as large.
+
+    Grey values are rounded to 1.6 in 255. The labels' own colours stay exact; other colours, as shades of them where
+    lines are smoothed, are rounded to the nearest of a few.
     """
     from PIL import Image
 
-    drawn = np.asarray(Image.open(io.BytesIO(figure_bytes(figure, "png"))).convert("RGB")).astype(np.int32)
+    drawn = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(np.int32)
     own = (*SCAN_COLOURS, *map(paler, SCAN_COLOURS), *ERROR_COLOURS.values())
     fixed = np.array([list(bytes.fromhex(colour[1:])) for colour in own])
     is_shade = np.ptp(drawn, axis=-1) > _GREY_RANGE

@@ -86,7 +86,7 @@ def _median(row: SummaryRow) -> str:
         return ""
     interval = ""
     if row.median_low is not None and row.median_high is not None:
-        interval = f" [{number_text(row.median_low, row.unit)}, {number_text(row.median_high, row.unit)}]"
+        interval = f"\n[{number_text(row.median_low, row.unit)}, {number_text(row.median_high, row.unit)}]"
     return f"median {number_text(row.median, row.unit)}{interval}"
 
 
@@ -122,10 +122,10 @@ def _score_table(rows: Sequence[SummaryRow]) -> Table | None:
         ]
         counts = found[0]
         n_bad = counts.n_missed + counts.n_spurious
-        ok = "ok" if label != MEAN_LABEL else "structures ok"
-        number_of = {ok: counts.n_ok, "both empty": counts.n_both_empty}
+        number_of = {"ok": counts.n_ok, "both empty": counts.n_both_empty}
         number_of |= {"missed": counts.n_missed, "spurious": counts.n_spurious}
-        text = ", ".join(f"{n} {name}" for name, n in number_of.items() if n or name == ok)
+        texts = [f"{n} {name}" for name, n in number_of.items() if n or name == "ok"]
+        text = "\n".join(["structures:", *texts] if label == MEAN_LABEL else texts)
         failed = Cell(failure_rate_text(counts), counts.n_failed_patients, is_bad=counts.n_failures > 0)
         name = "mean" if label == MEAN_LABEL else label
         lines[label] = (Cell(name), *cells, Cell(text, n_bad, is_bad=n_bad > 0), failed)
