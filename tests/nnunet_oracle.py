@@ -7,7 +7,7 @@ import io
 import json
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -30,12 +30,15 @@ def nnunet_plans(
 ) -> dict[str, Any]:
     """What nnunetv2 writes as plans.json.
 
-    Its networks are made on the meta device, where they take no memory and no time to fill; their own counters of
-    feature maps are asked as always. On `cpu` it works as when it is called by itself.
+    Its networks are made on the meta device, where they take no memory, and without initial values; one that is asked
+    for again is not made again. Their own counters of feature maps are asked as always. On `cpu` it works as when it is
+    called by itself.
     """
     import importlib
 
     import torch
+    from torch.nn.modules.batchnorm import _NormBase
+    from torch.nn.modules.conv import _ConvNd
 
     raw, preprocessed = folder / "raw" / "Dataset001_X", folder / "preprocessed" / "Dataset001_X"
     for place in (raw, preprocessed):
@@ -56,9 +59,29 @@ def nnunet_plans(
         warnings.simplefilter("ignore")  # about memory targets other than the preset's
         base = importlib.import_module(home + PLANNERS["nnunet"][0])
         planner = getattr(importlib.import_module(home + module), name)
-        with mock.patch.multiple(base, **settings), torch.device(device):
+        with contextlib.ExitStack() as patches:
+            patches.enter_context(mock.patch.multiple(base, **settings))
+            patches.enter_context(torch.device(device))
+            if device == "meta":
+                for module_class in (_ConvNd, _NormBase):
+                    patches.enter_context(mock.patch.object(module_class, "reset_parameters", lambda _: None))
+                remembered = _remembering(base.get_network_from_plans)
+                patches.enter_context(mock.patch.object(base, "get_network_from_plans", remembered))
             memory = {} if gpu_memory_gb is None else {"gpu_memory_target_in_gb": gpu_memory_gb}
             planner("Dataset001_X", **memory).plan_experiment()
     written = next(preprocessed.glob("nnUNet*Plans.json"))
     plans: dict[str, Any] = json.loads(written.read_text("utf-8"))
     return plans
+
+
+def _remembering(make: Callable[..., Any]) -> Callable[..., Any]:
+    """Make networks of the same arguments once."""
+    made: dict[str, Any] = {}
+
+    def remembered(*arguments: Any, **options: Any) -> Any:
+        key = repr((arguments, sorted(options.items())))
+        if key not in made:
+            made[key] = make(*arguments, **options)
+        return made[key]
+
+    return remembered
