@@ -45,11 +45,13 @@ def load(model: str | os.PathLike[str], *, device: str = "auto", **options: Any)
 
     if "max_memory_gb" in options:
         old = options.pop("max_memory_gb")
-        options["max_memory_gib"] = _renamed("max_memory_gb", old, "max_memory_gib", options.get("max_memory_gib"))
+        options["max_memory_gib"] = _current_value(
+            "max_memory_gb", old, "max_memory_gib", options.get("max_memory_gib")
+        )
     return load_predictor(model, PredictOptions(**options), device)
 
 
-def _renamed(old: str, old_value: float | None, new: str, value: float | None) -> float | None:
+def _current_value(old: str, old_value: float | None, new: str, value: float | None) -> float | None:
     """The value of a parameter, given by its name or by the one of the version before."""
     if old_value is None:
         return value
@@ -110,7 +112,7 @@ def run(
         folder=Path(work),
         machine=Machine(device, n_workers or default_workers()),
         preset=preset,
-        gpu_memory_gib=_renamed("gpu_memory_gb", gpu_memory_gb, "gpu_memory_gib", gpu_memory_gib),
+        gpu_memory_gib=_current_value("gpu_memory_gb", gpu_memory_gb, "gpu_memory_gib", gpu_memory_gib),
         edits=tuple(edits),
         n_folds=n_folds,
         folds_by=folds_by,

@@ -7,6 +7,7 @@ the same commit and say why in docs/decisions.md.
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -253,7 +254,33 @@ def clause_docstrings(path: str, source: str) -> list[str]:
     ]
 
 
+_PARTICIPLE = re.compile(
+    r"\w{2,}ed|\w{2,}ing|begun|bound|brought|broken|built|caught|chosen|done|drawn|driven|felt|forgotten|found|frozen|given|gone|"
+    r"grown|held|hidden|kept|known|laid|left|lost|made|meant|said|seen|sent|shown|sought|spent|spoken|taken|thought|thrown|"
+    r"told|torn|understood|worn|written"
+)
+_NOUNS = re.compile(  # that only look like participles
+    "coarsening|ending|finding|heading|mapping|mirroring|need|painting|planning|postprocessing|ranking|seed|spacing|speed|"
+    "training|understanding"
+)
+_PARTICIPLES_ALLOWED = {
+    ("cli/options.py", "shared"),  # a decorator: `@shared` above a command says what its options are
+}
+
+
+def bare_participles(path: str, source: str) -> list[str]:
+    """Functions named by participles alone: `_described`. They are verbs, or the noun that they return."""
+    faults = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and (path, node.name) not in _PARTICIPLES_ALLOWED:
+            words = [word for word in node.name.split("_") if word]
+            if words and all(_PARTICIPLE.fullmatch(word) and not _NOUNS.fullmatch(word) for word in words):
+                faults.append(f"{path}:{node.lineno}: {node.name} is a participle, expected a verb or a noun")
+    return faults
+
+
 CHECKS: dict[str, Check] = {
+    "participles": bare_participles,
     "arrows": forbidden_arrows,
     "libraries": foreign_libraries,
     "unsafe": unsafe_reading,
@@ -376,6 +403,8 @@ OFFENDERS = [  # check, path, source
     ("errors", "train/loop.py", "try:\n    f()\nexcept BaseException:\n    g()"),
     ("docstrings", "core/grid.py", 'def f():\n    """Whether it is."""'),
     ("docstrings", "core/grid.py", '"""What a grid is."""'),
+    ("participles", "core/grid.py", "def _described(): ..."),
+    ("participles", "core/grid.py", "class A:\n    def listening(self): ..."),
     ("names", "core/utils.py", ""),
     ("names", "train/loss_helpers.py", ""),
 ]
@@ -399,6 +428,8 @@ INNOCENTS = [
     ("errors", "predict/run.py", "def noting_faults():\n    try:\n        f()\n    except Exception:\n        g()"),
     ("errors", "core/progress.py", "try:\n    f()\nexcept BaseException:\n    raise"),
     ("docstrings", "core/grid.py", '"""Grids."""\nclass A:\n    """A grid."""\n\n    def f(self): ...'),
+    ("participles", "core/grid.py", "def spacing(): ...\ndef drawn_name(): ...\ndef is_kept(): ..."),
+    ("participles", "cli/options.py", "def shared(): ..."),
     ("names", "train/loop.py", ""),
 ]
 

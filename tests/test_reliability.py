@@ -24,7 +24,7 @@ from segpipe.evaluate.reliability import (
     reliability,
 )
 from segpipe.pipeline.calibration import summarise_calibration
-from segpipe.predict.segment import tempered
+from segpipe.predict.segment import apply_temperature
 
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))), ignore_value=9)
 REGIONS = LabelSet(labels=(Label(name="w", values=(1, 2)), Label(name="c", values=(2,))), paint_values=(1, 2))
@@ -202,7 +202,7 @@ def test_a_temperature_changes_no_mask(values, temperature, has_regions):
     shares = torch.from_numpy(values)
     if not has_regions:
         shares = (shares + 1e-3) / (shares + 1e-3).sum(0)
-    found = tempered(shares.clone(), temperature, REGIONS if has_regions else LABELS)
+    found = apply_temperature(shares.clone(), temperature, REGIONS if has_regions else LABELS)
     assert bool(((found >= 0) & (found <= 1)).all())
     if has_regions:  # exactly one half may move by the rounding of a logarithm
         clear = (shares - 0.5).abs() > 1e-6
@@ -214,8 +214,8 @@ def test_a_temperature_changes_no_mask(values, temperature, has_regions):
 
 def test_probabilities_are_tempered_as_their_logits_are():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 4
-    assert torch.allclose(tempered(logits.softmax(0), 2.0, LABELS), (logits / 2).softmax(0), atol=1e-6)
-    assert torch.allclose(tempered(logits.sigmoid(), 0.5, REGIONS), (logits * 2).sigmoid(), atol=1e-6)
+    assert torch.allclose(apply_temperature(logits.softmax(0), 2.0, LABELS), (logits / 2).softmax(0), atol=1e-6)
+    assert torch.allclose(apply_temperature(logits.sigmoid(), 0.5, REGIONS), (logits * 2).sigmoid(), atol=1e-6)
 
 
 def test_each_fold_is_corrected_by_the_others():

@@ -103,12 +103,12 @@ def test_after_a_loss_that_is_nan_the_state_before_goes_on_with_a_lower_rate(rea
     ):
         spoilt.train(tmp_path, checkpoint_minutes=1e-9)
     folder = FoldFolder(tmp_path)
-    assert saved_iteration(folder.state) == 3 and folder.diverged.is_file()
+    assert saved_iteration(folder.state) == 3 and folder.divergence_note.is_file()
     with pytest.raises(UsageError, match="momentum"):  # not what mends it
         ready.train(folder.path, momentum=0.5)
     ready.train(folder.path, learning_rate=0.001, epochs=3)
     assert "training.learning_rate 0.001 instead of 0.01" in folder.log.read_text("utf-8")
-    assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.diverged.exists()
+    assert Plan.load(folder.plan).training.learning_rate == 0.001 and not folder.divergence_note.exists()
     assert saved_iteration(folder.state) == 12 and "resumes at iteration 3" in capsys.readouterr().err
 
 

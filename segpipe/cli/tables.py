@@ -55,7 +55,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     for metric in metrics:
         of_metric = [row for row in shown if row.metric == metric and (n_labels > 1 or row.label != MEAN_LABEL)]
         if n_labels > MOST_ROWS:
-            of_metric = _folded(of_metric, is_first=metric == first)
+            of_metric = _fold_labels(of_metric, is_first=metric == first)
         for index, row in enumerate(of_metric):
             title, is_last = METRICS[metric].heading if index == 0 else "", row is of_metric[-1]
             has_median = METRICS[metric].kind == "distance" and row.median is not None
@@ -71,7 +71,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     return "\n".join([*lines, *([more] if n_labels > MOST_ROWS else []), *_notes(shown)])
 
 
-def _folded(rows: Sequence[SummaryRow], is_first: bool) -> list[SummaryRow]:
+def _fold_labels(rows: Sequence[SummaryRow], is_first: bool) -> list[SummaryRow]:
     """The labels at both ends, if this is the first metric, and the mean."""
     low, high = fold_middle(worst_first(row for row in rows if row.label != MEAN_LABEL))
     return [*(low if is_first else []), *(high if is_first else []), *(row for row in rows if row.label == MEAN_LABEL)]

@@ -68,11 +68,11 @@ def sign_flip_tests(
     n_columns = max(1, 2 * _CHUNK // max(1, sum(len(block) for block in signs)))
     for start in range(0, n_tests, n_columns):
         own = slice(start, start + n_columns)
-        limits[:, own] = _inverted(by_patient[:, own], shares[:, own], signs, is_exact=is_exact)
+        limits[:, own] = _test_limits(by_patient[:, own], shares[:, own], signs, is_exact=is_exact)
     return _p_values(by_patient, signs, is_exact), limits[0], limits[1]
 
 
-def _inverted(
+def _test_limits(
     sums: NDArray[np.float64], shares: NDArray[np.float64], signs: list[NDArray[np.int8]], *, is_exact: bool
 ) -> NDArray[np.float64]:
     """(2, n_tests) lower and upper limit."""

@@ -67,13 +67,13 @@ def first_use_text(function: Any) -> str | None:
 def _word_kernel(instruction: Callable[[Any, Any], Any]) -> Any:
     """Make a kernel of one processor instruction on a 64-bit word."""
 
-    def typed(context: Any, word: Any) -> Any:  # noqa: ARG001 (numba's signature)
+    def with_type(context: Any, word: Any) -> Any:  # noqa: ARG001 (numba's signature)
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
             return instruction(builder, arguments[0])
 
         return numba.uint64(numba.uint64), generate
 
-    return intrinsic(typed)
+    return intrinsic(with_type)
 
 
 _DEFINED = ir.Constant(ir.IntType(1), 0)  # a word without a set bit has 64 zeros

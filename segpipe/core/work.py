@@ -76,7 +76,7 @@ class FoldFolder:
         return self.path / "guided_by.json"
 
     @property
-    def diverged(self) -> Path:
+    def divergence_note(self) -> Path:
         """The message about a loss that was not finite; the saved states are older."""
         return self.path / "diverged.txt"
 
@@ -172,7 +172,7 @@ class Work:
         """The page about the plan: data, decisions, costs."""
         return self.path / "report" / "plan.html"
 
-    def prepared(self, digest: str) -> Path:
+    def prepared_cases(self, digest: str) -> Path:
         """The cases prepared in one way."""
         return self.path / "prepared" / digest
 

@@ -180,7 +180,7 @@ class _Job:
     def _background(self) -> int:
         return 0 if self.labels is None else self.labels.background_value
 
-    def _unscaled(self, file: Path, label: Header) -> tuple[list[Repair], NDArray[np.int32] | None]:
+    def _unscale(self, file: Path, label: Header) -> tuple[list[Repair], NDArray[np.int32] | None]:
         """Give a mask of 0 and another value the value of the only label, 1 without a list; nothing for other maps."""
         if self._background != 0 or (self.labels is not None and len(self.labels.values) != 1):
             return [], None
@@ -227,7 +227,7 @@ class _Job:
             return []
         place = placement(like, label) if like else None
         displacement = _displacement(place, like, label) if place and like else None
-        repairs, values = self._unscaled(file, label)
+        repairs, values = self._unscale(file, label)
         if label.holds_integers and displacement is None and not repairs:
             return []
         try:
@@ -242,7 +242,7 @@ class _Job:
         if displacement and place and place.turn:
             values = place.turn.apply(values)
             if place.kind == "cropped" and like is not None:
-                values = _padded(values, like.grid.shape_zyx, place.offset_zyx, self._background)
+                values = _pad(values, like.grid.shape_zyx, place.offset_zyx, self._background)
             repairs.append(self.repair(file, f"label_{place.kind}", *displacement))
         write_mask(target, values.astype(dtype), like=like.path if displacement and like else target)
         return repairs
@@ -282,7 +282,7 @@ def _displacement(place: Placement, image: Header, label: Header) -> tuple[str, 
     return None
 
 
-def _padded(values: NDArray[np.int32], shape_zyx: ZYX, offset_zyx: ZYX, background: int) -> NDArray[np.int32]:
+def _pad(values: NDArray[np.int32], shape_zyx: ZYX, offset_zyx: ZYX, background: int) -> NDArray[np.int32]:
     padded = np.full(shape_zyx, background, np.int32)
     padded[tuple(slice(o, o + n) for o, n in zip(offset_zyx, values.shape, strict=True))] = values
     return padded

@@ -190,7 +190,7 @@ def _gaps(
     sole = [next(iter(of)) if len(of) == 1 else UNKNOWN for of in of_patient.values()]
     large = sorted(group for group in set(sole) - {UNKNOWN} if sole.count(group) >= FEWEST_PATIENTS)
     if n_mixed or len(large) < 2:
-        yield _untested(metric, grouping, n_mixed, len(large))
+        yield _untested_gap(metric, grouping, n_mixed, len(large))
         return
     number = np.array([large.index(group) if group in large else -1 for group in sole])
     kept = (number >= 0) & (sizes > 0).any(axis=1)
@@ -211,7 +211,7 @@ def _gaps(
         )  # fmt: skip
 
 
-def _untested(metric: str, grouping: str, n_mixed: int, n_groups: int) -> GroupGap:
+def _untested_gap(metric: str, grouping: str, n_mixed: int, n_groups: int) -> GroupGap:
     note = (
         f"{count(n_mixed, 'patient has', 'patients have')} cases in several groups, so patients cannot be exchanged"
         if n_mixed

@@ -165,7 +165,7 @@ class Layers:
         bias = self.parts.bias if bias is None else bias
         return _CONVOLUTIONS[self.n_axes](n_in, n_out, kernel, stride, padding, dilation, groups, bias)
 
-    def transposed(self, n_in: int, n_out: int, stride: Sequence[int], *, bias: bool = True) -> nn.Module:
+    def transposed_convolution(self, n_in: int, n_out: int, stride: Sequence[int], *, bias: bool = True) -> nn.Module:
         """Multiplies every edge by `stride`; the kernel is as large as the stride."""
         return _TRANSPOSED[self.n_axes](n_in, n_out, tuple(stride), tuple(stride), bias=bias)
 

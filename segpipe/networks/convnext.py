@@ -76,7 +76,7 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         n_in, n_out, stride = shape.n_in, shape.n_out, shape.stride
         kernel = tuple(max(k, 2 * step - 1) for k, step in zip(shape.kernel, stride, strict=True))
-        resample = _raising if is_up else make.convolution
+        resample = _upsampling_convolution if is_up else make.convolution
         self.depthwise = resample(n_in, n_in, kernel, stride, groups=n_in, bias=True)
         self.norm = make.norm(n_in)
         self.expand = make.convolution(n_in, expansion * n_in, bias=True)
@@ -175,7 +175,7 @@ def _up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     return BlockStage([block], checkpointing=make.parts.checkpointing)
 
 
-def _raising(
+def _upsampling_convolution(
     n_in: int, n_out: int, kernel: tuple[int, ...], stride: tuple[int, ...], *, groups: int = 1, bias: bool
 ) -> nn.Module:
     """A transposed convolution to (size - 1) × stride + 1 voxels."""

@@ -51,7 +51,7 @@ class EfficientNetEncoder(nn.Module):
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
         make, n_in, stride = Layers(spec.n_axes, spec.parts), stem_features(spec.kind), spec.strides_zyx[1]
-        kernel = _reaching(spec.kernels_zyx[1], _STEM_KERNEL, stride)
+        kernel = _wide_kernel(spec.kernels_zyx[1], _STEM_KERNEL, stride)
         self.stem = _unit(make, BlockShape(n_channels, n_in, kernel, stride))
         self.top = residual_stage(make, encoder_shapes(spec, n_channels)[0], [0.0] * spec.blocks[0])
         found = levels(spec.kind, len(spec.features) - 1)
@@ -61,7 +61,7 @@ class EfficientNetEncoder(nn.Module):
         for index, level in enumerate(found, 1):
             stride = spec.strides_zyx[index] if index > 1 else ones  # the stem has the first
             for stage in level:
-                kernel = _reaching(spec.kernels_zyx[index], stage.kernel, stride)
+                kernel = _wide_kernel(spec.kernels_zyx[index], stage.kernel, stride)
                 shapes = BlockShape(n_in, stage.n_out, kernel, stride).in_a_row(stage.n_blocks)
                 drops = fractions[len(stages)]
                 blocks = [MobileBlock(make, s, stage.expansion, drop) for s, drop in zip(shapes, drops, strict=True)]
@@ -150,6 +150,6 @@ def _unit(make: Layers, shape: BlockShape, groups: int = 1) -> nn.Sequential:
     return nn.Sequential(OrderedDict(layers, norm=make.norm(shape.n_out), nonlin=nn.SiLU()))
 
 
-def _reaching(planned: Sequence[int], own: int, stride: Sequence[int]) -> tuple[int, ...]:
+def _wide_kernel(planned: Sequence[int], own: int, stride: Sequence[int]) -> tuple[int, ...]:
     """EfficientNet's kernel on the axes where 3 is planned; with a stride it leaves out no voxel."""
     return tuple(max(own if k == 3 else k, 2 * step - 1) for k, step in zip(planned, stride, strict=True))

@@ -89,7 +89,7 @@ MakeStage = Callable[[NetworkSpec, int, int, int], nn.Module]
 
 def transposed_up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     """Make one transposed convolution with a bias, from the resolution below `stage` to that of `stage`."""
-    return Layers(spec.n_axes, spec.parts).transposed(n_in, n_out, spec.strides_zyx[stage + 1])
+    return Layers(spec.n_axes, spec.parts).transposed_convolution(n_in, n_out, spec.strides_zyx[stage + 1])
 
 
 def decoder_stage(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:

@@ -202,7 +202,7 @@ def folder_findings(folder: Path, mounts: Path = Path("/proc/mounts")) -> list[F
     except OSError as fault:
         return [finding(about, f"not writable ({fault.strerror})", fault="Choose another folder for results.")]
     try:
-        return [_space(about, folder), _renaming(probe), _locks(probe), _cases(probe), _kind(folder, mounts)]
+        return [_space(about, folder), _rename_finding(probe), _locks(probe), _cases(probe), _kind(folder, mounts)]
     except OSError as fault:
         return [finding(about, "small files cannot be written", fault=str(disk_fault(fault, folder)))]
     except SegpipeError as fault:
@@ -217,7 +217,7 @@ def _space(about: str, folder: Path) -> Finding:
     return finding(about, f"writable, {free / 2**30:.1f} GiB free", warning=few if free < _FEW_DISK_BYTES else "")
 
 
-def _renaming(probe: Path) -> Finding:
+def _rename_finding(probe: Path) -> Finding:
     """A reader keeps the old file while a new one takes its name."""
     write_text(probe / "file", "old")
     with (probe / "file").open(encoding="utf-8") as reader:

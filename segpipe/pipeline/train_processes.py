@@ -108,7 +108,7 @@ def run_jobs(jobs: Sequence[Job], devices: Sequence[str], *, end_together: bool)
     """
     run = _Run(jobs, devices, end_together=end_together)
     stop = Stop()
-    with stop.listening():
+    with stop.listen():
         try:
             while run.goes_on:
                 run.start()

@@ -21,13 +21,13 @@ _Chance = Annotated[_Probability, Chance()]
 _Angle = Annotated[float, Field(ge=0, le=180)]
 
 
-def _ascending(limits: tuple[float, float]) -> tuple[float, float]:
+def _expect_ascending(limits: tuple[float, float]) -> tuple[float, float]:
     if limits[0] > limits[1]:
         raise ValueError(f"expected the smaller number first, [{limits[1]:g}, {limits[0]:g}]")
     return limits
 
 
-_Ascending = AfterValidator(_ascending)
+_Ascending = AfterValidator(_expect_ascending)
 _Range = Annotated[tuple[PositiveFloat, PositiveFloat], _Ascending]
 _Shares = Annotated[tuple[NonNegativeFloat, Annotated[float, Field(lt=0.4)]], _Ascending]
 _Radii = Annotated[tuple[PositiveFloat, Annotated[float, Field(le=100)]], _Ascending]

@@ -174,13 +174,13 @@ def read_manifest(model: Path) -> Manifest:
     Raises:
         UsageError: If it is no package, or its parts are not those of its manifest.
     """
-    with _reading(model), zipfile.ZipFile(model) as archive:
+    with _naming_model(model), zipfile.ZipFile(model) as archive:
         return _manifest(archive, model)
 
 
 def _unpack(model: Path, folder: Path) -> None:
     """Write what prediction reads of a package, each part compared with its hash."""
-    with _reading(model), zipfile.ZipFile(model) as archive:
+    with _naming_model(model), zipfile.ZipFile(model) as archive:
         manifest = _manifest(archive, model)
         for name, part in manifest.parts.items():
             target = folder / name
@@ -196,7 +196,7 @@ def _unpack(model: Path, folder: Path) -> None:
 
 
 @contextmanager
-def _reading(model: Path) -> Iterator[None]:
+def _naming_model(model: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, *_BROKEN) as fault:

@@ -231,7 +231,7 @@ def _find_together(
     """The mask of averaged probabilities, and maps of how sure it is."""
     shares_ONYX = _mean_shares(of_members, labels)
     mask_NYX = labels.decode((shares_ONYX > 0.5 if labels.has_regions else shares_ONYX.argmax(0)).cpu().numpy())
-    shares_ONYX = tempered(shares_ONYX, temperature, labels)
+    shares_ONYX = apply_temperature(shares_ONYX, temperature, labels)
     found = {}
     if "entropy" in maps:
         found["entropy"] = _to_steps(entropy(shares_ONYX, labels).cpu().numpy())
@@ -256,7 +256,7 @@ def _mean_shares(of_members: OfMembers, labels: LabelSet) -> Tensor:
     return total_ONYX.div_(len(of_members))
 
 
-def tempered(shares_ONYX: Tensor, temperature: float, labels: LabelSet) -> Tensor:
+def apply_temperature(shares_ONYX: Tensor, temperature: float, labels: LabelSet) -> Tensor:
     """(O, ...) probabilities whose logits are divided by a temperature: flatter above 1, steeper below.
 
     The largest output stays the largest, and a region stays on its side of one half.

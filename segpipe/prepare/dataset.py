@@ -179,7 +179,7 @@ def prepared_folder(
         labels=plan.labels,
         spacing_mm=configuration.spacing_mm,
     )
-    return work.prepared(how.digest())
+    return work.prepared_cases(how.digest())
 
 
 def prepared_as(

@@ -208,12 +208,12 @@ def learning_picture(run: Run) -> Picture | None:
         return None
     words = " ".join(_in_words(fold) for fold in folds)
     alt = f"Loss, patch Dice and learning rate over epochs of training. {words}"
-    unfinished = [f"{fold.name} is still training ({_left(fold.history)})" for fold in folds if fold.in_training]
+    unfinished = [f"{fold.name} is still training ({_time_left(fold.history)})" for fold in folds if fold.in_training]
     caption = f"{_CAPTION} {'; '.join(unfinished).capitalize()}." if unfinished else _CAPTION
     return Picture("svg", learning_curves(folds, "svg"), alt, caption)
 
 
-def _left(history: History) -> str:
+def _time_left(history: History) -> str:
     return f"about {duration_text(history.seconds_left)} left"
 
 
@@ -236,7 +236,7 @@ def _in_words(fold: FoldCurves) -> str:
         parts.append(f"interrupted in epochs {', '.join(f'{epoch:g}' for epoch in history.interruptions)}")
     if history.stopped_early:
         parts.append("stopped early")
-    return f"{', '.join(parts)}{f', still training, {_left(history)}' if fold.in_training else ''}."
+    return f"{', '.join(parts)}{f', still training, {_time_left(history)}' if fold.in_training else ''}."
 
 
 def data_check(work: WorkFolder) -> DataCheck:

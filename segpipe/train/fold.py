@@ -73,7 +73,7 @@ def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *
         return fault
     if not saved_iteration:
         return PlanError(f"{fault} No earlier state was saved: rerun the command with such a change to start over.")
-    write_text(folder.diverged, f"{fault}\n")
+    write_text(folder.divergence_note, f"{fault}\n")
     return PlanError(
         f"{fault} The state of iteration {saved_iteration}, where all was finite, is kept: rerun the command with such "
         "a change to resume from there, or with --restart to start over."

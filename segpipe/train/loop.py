@@ -252,7 +252,7 @@ class _Loop:
         batches = Prefetch(
             partial(fold.draw, TRAIN), loading_threads(fold.device), BATCHES_AHEAD, first=fold.at.iteration
         )
-        with self.at_end, self.stop.listening(), closing(self.bar), batches:
+        with self.at_end, self.stop.listen(), closing(self.bar), batches:
             while not self.finished:
                 if self._is_asked_to_stop():
                     self._save()
@@ -348,7 +348,7 @@ class _Loop:
             "log_bytes": self.folder.log.stat().st_size if self.folder.log.is_file() else 0,
         }
         save_state(self.folder, fold.state(finished=self.finished) | own)
-        self.folder.diverged.unlink(missing_ok=True)
+        self.folder.divergence_note.unlink(missing_ok=True)
         self.saved_iteration = at.iteration
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun

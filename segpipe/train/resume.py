@@ -66,7 +66,7 @@ def require_same_training(
             f"leak training cases. Put the old splits back. {_RESTART}"
         )
     old = Plan.load(folder.plan)
-    free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.diverged.is_file())
+    free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.divergence_note.is_file())
     changed = {name: getattr(plan.training, name) for name in free}
     same = old.model_copy(update={"training": old.training.model_copy(update=changed)})
     if same.decisions != plan.decisions:
@@ -95,7 +95,7 @@ def changes_text(old: Plan, plan: Plan) -> str:
 
 def forget(folder: FoldFolder) -> None:
     """Delete the states that a training could resume from."""
-    for path in (folder.state, folder.previous_state, folder.diverged):
+    for path in (folder.state, folder.previous_state, folder.divergence_note):
         path.unlink(missing_ok=True)
 
 

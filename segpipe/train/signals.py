@@ -28,7 +28,7 @@ class Stop:
         self.signal: int | None = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listen(self) -> Iterator[None]:
         """Note signals inside the context; outside of the main thread there are none."""
 
         def note(number: int, _: object) -> None:

@@ -196,16 +196,16 @@ def equal_cells(one: Any, other: Any, like: Any) -> Any:
     n_z, n_y, n_words = like.shape
     for z in range(n_z):
         for y in range(n_y):
-            before = _differing(one, other, z, y, 0)
+            before = _differing_cells(one, other, z, y, 0)
             for w in range(n_words - 1):
-                after = _differing(one, other, z, y, w + 1)
+                after = _differing_cells(one, other, z, y, w + 1)
                 cells[z, y, w] = ~(before | before >> _ONE | after << _TOP)
                 before = after
     return cells
 
 
 @kernel
-def _differing(one: Any, other: Any, z: Any, y: Any, w: Any) -> Any:
+def _differing_cells(one: Any, other: Any, z: Any, y: Any, w: Any) -> Any:
     above = (one[z, y, w] ^ other[z, y, w]) | (one[z, y + 1, w] ^ other[z, y + 1, w])
     return above | (one[z + 1, y, w] ^ other[z + 1, y, w]) | (one[z + 1, y + 1, w] ^ other[z + 1, y + 1, w])
 

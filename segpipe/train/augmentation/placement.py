@@ -61,7 +61,7 @@ def look_up(
                     if is_inside:
                         patch[channel, z, y, x] = _inside(near, i, j, k, weights)
                     else:
-                        patch[channel, z, y, x] = _bordering(near, i, j, k, weights)
+                        patch[channel, z, y, x] = _interpolate_at_border(near, i, j, k, weights)
                 if is_inside and _is_uniform(labels, i, j, k):
                     winners[z, y, x] = labels[i, j, k]
                 else:
@@ -86,7 +86,7 @@ def _inside(v: NDArray[np.float32], i: int, j: int, k: int, w: _Corners) -> floa
 
 
 @kernel
-def _bordering(v: NDArray[np.float32], i: int, j: int, k: int, w: _Corners) -> float:
+def _interpolate_at_border(v: NDArray[np.float32], i: int, j: int, k: int, w: _Corners) -> float:
     total = 0.0
     for corner in range(8):
         z, y, x = i + (corner >> 2), j + (corner >> 1 & 1), k + (corner & 1)
