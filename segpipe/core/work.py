@@ -181,7 +181,7 @@ class Work:
         return prepared.with_name(f"{prepared.name}_{configuration}")
 
     @property
-    def packed(self) -> Path:
+    def package_list(self) -> Path:
         """The list of parts, in a package that was opened; a work folder has none."""
         return self.path / "manifest.json"
 

@@ -248,7 +248,7 @@ def find_members(
         )
         return [find_folds(path, None, folds, note)]
     names_text = " + ".join(chosen.configurations)
-    if not Work(path).packed.is_file():
+    if not Work(path).package_list.is_file():
         note(f"{path.name or path}: predicting with {names_text}, from {SELECTION}/{SELECTED_MODEL_FILE}.")
     elif len(chosen.configurations) > 1:
         note(f"{path.name}: predicting with {names_text}, averaged.")
@@ -308,7 +308,7 @@ def selected_postprocessing(members: Members, labels: LabelSet, note: Callable[[
         )
         return NO_POSTPROCESSING
     model = next(iter(runs)).parent.parent
-    is_packed = Work(model).packed.is_file()
+    is_packed = Work(model).package_list.is_file()
     note(f"{model.name}: masks are postprocessed, as it was packed." if is_packed else f"postprocessing: {file}")
     return steps
 

@@ -192,7 +192,7 @@ def _unpack(model: Path, folder: Path) -> None:
             with file:
                 _extract(archive, name, part, file, model)
             _require_record(target)
-        Work(folder).packed.write_text(manifest.to_json(), encoding="utf-8")
+        Work(folder).package_list.write_text(manifest.to_json(), encoding="utf-8")
 
 
 @contextmanager
