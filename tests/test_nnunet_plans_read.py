@@ -91,6 +91,8 @@ def test_a_folder_holds_the_plan_of_images_or_of_nnunets_files_never_of_both(tmp
 
 REFUSED = [  # place in plans.json, value, what is said
     ("configurations.2d.architecture.arch_kwargs.nonlin", "torch.nn.ReLU", "found 'torch.nn.ReLU', expected 'torch.nn"),
+    ("configurations.2d.architecture.arch_kwargs.nonlin", None, "nonlin: found None, expected 'torch.nn"),
+    ("configurations.2d.architecture.arch_kwargs.n_stages", 99, "features_per_stage for n_stages 99"),
     ("configurations.2d.architecture.network_class_name", "a.B", "network 'B', expected one of PlainConvUNet"),
     ("configurations.2d.normalization_schemes", ["NoNormalization"] * 2, "3d_lowres: normalises differently from 2d"),
     ("configurations.2d.use_mask_for_norm", [True], "2 normalization_schemes, but 1 use_mask_for_norm"),

@@ -293,6 +293,38 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+WEIGHT, TWICE = "encoder.stages.0.0.convs.0.conv.weight", "encoder.stages.0.0.convs.0.all_modules.0.weight"
+NETWORK = {WEIGHT: torch.ones(2, 2), TWICE: torch.ones(2, 2), f"decoder.{WEIGHT}": torch.ones(2, 2)}
+WHOLE = {"network_weights": NETWORK, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1, 2], "has no network_weights and no init_args \\(found: a list\\)"),
+        (NETWORK, f"has no network_weights and no init_args \\(found: {WEIGHT}, .*weights={{source: FILE}}"),
+        (WHOLE | {"init_args": {}}, "has no init_args.configuration"),
+        (WHOLE | {"init_args": None}, "has no init_args "),
+        (WHOLE | {"network_weights": NETWORK | {TWICE: torch.zeros(2, 2)}}, f"two different tensors for {WEIGHT}"),
+        (WHOLE | {"network_weights": {WEIGHT: torch.full((2,), torch.nan)}}, "not finite. Take an earlier checkpoint"),
+        (WHOLE | {"network_weights": {WEIGHT: 1.0}}, "cannot be read as a checkpoint"),
+        (WHOLE | {"inference_allowed_mirroring_axes": True}, "cannot be read as a checkpoint"),
+    ],
+)
+def test_a_checkpoint_that_lacks_parts_or_contradicts_itself_says_so(values, message, tmp_path):
+    torch.save(values, tmp_path / "c.pth")
+    with pytest.raises(DataError, match=message):
+        read_checkpoint(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "module._orig_mod."])
+def test_wrapped_networks_and_other_trainers_are_read(prefix, tmp_path):
+    values = WHOLE | {"network_weights": {prefix + name: value for name, value in NETWORK.items()}}
+    torch.save({key: value for key, value in values.items() if key != "trainer_name"}, tmp_path / "c.pth")
+    found = read_checkpoint(tmp_path / "c.pth")
+    assert list(found.weights) == [WEIGHT] and found.trainer == "an unknown trainer" and found.mirror_axes == ()
+
+
 def test_numbers_of_numpy_in_a_checkpoint_are_read(tmp_path):
     values = {"network_weights": {}, "trainer_name": "nnUNetTrainer", "init_args": {"configuration": "2d"}}
     values |= {"_best_ema": np.float64(0.5), "losses": [np.float32(1)], "inference_allowed_mirroring_axes": (0, 1)}

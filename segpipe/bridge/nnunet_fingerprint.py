@@ -29,11 +29,11 @@ class NnunetDataset:
     name: str
     channels: tuple[str, ...]
     labels: LabelSet
-    n_training: int
+    n_training: int | None
 
 
-def read_nnunet_dataset(path: Path) -> NnunetDataset:
-    """Read a `dataset.json`.
+def read_nnunet_dataset(path: Path, *, has_cases: bool = True) -> NnunetDataset:
+    """Read a `dataset.json`; one that lies beside a model need not say how many cases there are.
 
     Raises:
         DataError: If it is not one.
@@ -41,7 +41,8 @@ def read_nnunet_dataset(path: Path) -> NnunetDataset:
     values = read_mapping(path, DataError)
     key = "channel_names" if "channel_names" in values else "modality"
     n_training = values.get("numTraining")
-    if not isinstance(n_training, int) or isinstance(n_training, bool) or n_training < 1:
+    is_number = isinstance(n_training, int) and not isinstance(n_training, bool) and n_training >= 1
+    if not is_number and (has_cases or n_training is not None):
         raise DataError(f"{path}: numTraining: found {n_training!r}; expected the number of training cases. Add it.")
     return NnunetDataset(
         name=_name(path, values),
@@ -86,7 +87,7 @@ def read_nnunet_fingerprint(path: Path, dataset: NnunetDataset) -> Fingerprint:
             f"has {len(dataset.channels)} ({', '.join(dataset.channels)}). The two files belong to different datasets."
         )
     cases = _cases(values, path)
-    if len(cases) != dataset.n_training:
+    if dataset.n_training not in (None, len(cases)):
         say(
             f"warning: {path}: {len(cases)} cases, but dataset.json says numTraining {dataset.n_training}; nnU-Net's "
             "presets use the latter, `auto` counts the cases."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.build import build
-from segpipe.networks.initial_weights import describe_misfit
+from segpipe.networks.initial_weights import describe_misfit, plain_name
 from segpipe.plan.laterality import AS_STORED, ORIENTATION, sideways_axis
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_stats import TrainingStats
@@ -86,10 +86,11 @@ def read_checkpoint(path: Path) -> NnunetCheckpoint:
     try:
         with torch.serialization.safe_globals(_NUMBERS):
             values = torch.load(path, map_location="cpu", weights_only=True)
+        _require_parts(values, path)
         return NnunetCheckpoint(
-            weights={_first_name(name): value for name, value in values["network_weights"].items()},
+            weights=_weights_once(values["network_weights"], path),
             configuration=str(values["init_args"]["configuration"]),
-            trainer=str(values["trainer_name"]),
+            trainer=str(values.get("trainer_name", "an unknown trainer")),
             mirror_axes=tuple(int(axis) for axis in values.get("inference_allowed_mirroring_axes") or ()),
         )
     except _FAULTS as fault:
@@ -99,6 +100,39 @@ def read_checkpoint(path: Path) -> NnunetCheckpoint:
             "expected weights and plain values; segpipe makes no other objects, since that could run code. Load it "
             "with nnU-Net and save it again without them."
         ) from None
+
+
+def _require_parts(values: Any, path: Path) -> None:
+    """Refuse a file without the parts that prediction needs; nnU-Net's own always has them."""
+    keys = values if isinstance(values, Mapping) else {}
+    lacking = [key for key in ("network_weights", "init_args") if not isinstance(keys.get(key), Mapping)]
+    if not lacking and "configuration" not in keys["init_args"]:
+        lacking = ["init_args.configuration"]
+    if lacking:
+        found = ", ".join(map(str, list(keys)[:8])) or f"a {type(values).__name__}"
+        raise DataError(
+            f"{path}: has no {' and no '.join(lacking)} (found: {found}), expected a checkpoint that nnU-Net v2 saved. "
+            "For weights alone use --set configurations.<name>.network.weights={source: FILE} of `segpipe plan`."
+        )
+
+
+def _weights_once(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+    """Tensors by our names; those that the file holds under several must be equal, and all finite.
+
+    Raises:
+        DataError: If they are not.
+    """
+    weights: dict[str, Tensor] = {}
+    for name, value in stored.items():
+        own = _first_name(plain_name(name))
+        if own in weights and not torch.equal(weights[own], value):
+            raise DataError(
+                f"{path}: holds two different tensors for {own}, expected copies of one. Save it again with nnU-Net."
+            )
+        if value.is_floating_point() and value.element_size() > 1 and not value.isfinite().all():
+            raise DataError(f"{path}: {own} holds numbers that are not finite. Take an earlier checkpoint.")
+        weights[own] = value
+    return weights
 
 
 def write_checkpoint(path: Path, checkpoint: NnunetCheckpoint, fold: int | str) -> None:
@@ -222,7 +256,7 @@ def _fold_paths(source: Path, folds: Sequence[str], checkpoint: str) -> dict[str
 
 def _plan(source: Path, stored: NnunetCheckpoint) -> tuple[Plan, str]:
     """The plan of the one configuration, and our name of that."""
-    path, dataset = source / "plans.json", read_nnunet_dataset(source / "dataset.json")
+    path, dataset = source / "plans.json", read_nnunet_dataset(source / "dataset.json", has_cases=False)
     theirs = read_mapping(path, PlanError)
     _require_usual(path, theirs, stored.configuration)
     reader = str(theirs.get("image_reader_writer", "SimpleITKIO"))
@@ -267,7 +301,7 @@ def _training_stats(source: Path, plan: Plan) -> TrainingStats | None:
     path = source / "dataset_fingerprint.json"
     if not path.is_file():
         return None
-    fingerprint = read_nnunet_fingerprint(path, read_nnunet_dataset(source / "dataset.json"))
+    fingerprint = read_nnunet_fingerprint(path, read_nnunet_dataset(source / "dataset.json", has_cases=False))
     oriented = plan.model_copy(update={"orientation": fingerprint.orientation})  # its lists are in the order of arrays
     seen = TrainingStats.of(fingerprint, oriented, [case.case_id for case in fingerprint.cases])
     return None if seen is None else seen.model_copy(update={"orientations": ()})

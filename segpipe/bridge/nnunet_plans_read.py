@@ -144,12 +144,17 @@ def _network(full: Mapping[str, Any], n_axes: int, where: str) -> dict[str, Any]
     kind, blocks_key = _kind(str(architecture["network_class_name"]).rsplit(".", 1)[-1], where)
     stages = _part(architecture, "arch_kwargs", dict, f"{where}.architecture")
     for key, usual in layer_settings(n_axes).items():
-        if stages.get(key, usual) != usual:
+        found = stages.get(
+            key, None if key == "nonlin" else usual
+        )  # other layers that are left out show in the weights
+        if found != usual:
             raise PlanError(
-                f"{where}.architecture.arch_kwargs.{key}: found {stages[key]!r}, expected {usual!r}, as nnU-Net's "
+                f"{where}.architecture.arch_kwargs.{key}: found {found!r}, expected {usual!r}, as nnU-Net's "
                 "planners write; others cannot be read."
             )
     n_stages = _part(stages, "n_stages", int, f"{where}.architecture.arch_kwargs")
+    if isinstance(features := stages["features_per_stage"], list) and len(features) != n_stages:
+        raise PlanError(f"{where}: {len(features)} features_per_stage for n_stages {n_stages}. Correct the plans.")
     return {
         "kind": kind,
         "features": stages["features_per_stage"],
