@@ -168,15 +168,17 @@ class Slab:
         n, y, x = np.unravel_index(places, (self.stop - self.start, *self.shape_yx))
         device, sizes = self.rows_OYX[0].device, self.rows_OYX[0].shape[1:]
         ends_y, ends_x = (
-            [(torch.from_numpy(end[at]).to(device), weight[at]) for end, weight in _ends(size, n_out, order)]
+            [(end[at], weight[at]) for end, weight in _ends(size, n_out, order)]
             for at, size, n_out, order in zip((y, x), sizes, self.shape_yx, self.orders[1:], strict=True)
         )
         found_On = torch.zeros((self.n_outputs, len(places)), device=device)
         for row_OYX, shares in zip(self.rows_OYX, self.mixture.T, strict=True):
             for (own_y, weight_y), (own_x, weight_x) in product(ends_y, ends_x):
-                weight = (shares[n] * weight_y * weight_x).astype(np.float32)
-                if weight.any():
-                    found_On.addcmul_(row_OYX[:, own_y, own_x], torch.from_numpy(weight).to(device))
+                weight = shares[n] * weight_y * weight_x
+                used = np.flatnonzero(weight)
+                at, at_y, at_x = (torch.from_numpy(index).to(device) for index in (used, own_y[used], own_x[used]))
+                part_On = row_OYX[:, at_y, at_x] * torch.from_numpy(weight[used].astype(np.float32)).to(device)
+                found_On.index_add_(1, at, part_On)
         return found_On.cpu().numpy()
 
 
