@@ -29,7 +29,7 @@ from segpipe.evaluate.calibration import N_BINS, NEAR_MM
 TEMPERATURES = 2.0 ** (np.arange(-12, 19) / 6)  # 0.25 to 8, each 12 % above the last: half a step costs no likelihood
 UNCHANGED = 12  # its place of temperature 1
 _MAX_VOXELS = 1 << 15  # judged in a case, all labels together
-_MAX_VOXELS_OF_LABEL = 1 << 12
+_MAX_VOXELS_OF_LABEL = 1 << 11  # patients differ by more than such a sample does
 _FEWEST_PATIENTS = 5  # for an interval
 _CONFIDENCE = 0.95
 _N_FLIPS = 1999

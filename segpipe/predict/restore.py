@@ -176,6 +176,8 @@ class Slab:
             for (own_y, weight_y), (own_x, weight_x) in product(ends_y, ends_x):
                 weight = shares[n] * weight_y * weight_x
                 used = np.flatnonzero(weight)
+                if not used.size:
+                    continue
                 at, at_y, at_x = (torch.from_numpy(index).to(device) for index in (used, own_y[used], own_x[used]))
                 part_On = row_OYX[:, at_y, at_x] * torch.from_numpy(weight[used].astype(np.float32)).to(device)
                 found_On.index_add_(1, at, part_On)
