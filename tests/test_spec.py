@@ -128,3 +128,15 @@ def test_the_planner_can_read_specs_without_torch():
 def test_divisors_by_hand():
     assert unet("plain", "anisotropic").divisors_zyx == (2, 4, 4)
     assert small_spec("plain", 2).divisors_zyx == (2, 2)
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"features": (80_000, 160_000, 320_000)}, "features holds 320000, expected 16384 at most"),
+    ({"blocks": (1, 1, 10**9)}, "blocks holds 1000000000, expected 256 at most"),
+    ({"kernels_zyx": ((10**9 + 1,) * 3,) * 3}, "kernels_zyx holds 1000000001, expected 64 at most"),
+    ({"parts": {"expansion": [2, 2, 10**6]}}, "expansion holds 1000000, expected 64 at most"),
+])  # fmt: skip
+def test_an_absurd_network_is_refused_before_it_is_built(change, message):
+    values = unet("convnext" if "parts" in change else "plain", VIEWS[0]).model_dump(mode="json")
+    with pytest.raises(PlanError, match=message):
+        NetworkSpec.parse(values | change, "plan.yaml")

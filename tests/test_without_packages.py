@@ -34,6 +34,27 @@ for arguments in sys.argv[1].splitlines():
         sys.exit(code)
 print("imported:", sorted({{name.split(".")[0] for name in sys.modules}} & set({BLOCKED!r})))
 """
+WINDOWS = """
+import multiprocessing
+import signal
+
+multiprocessing.set_start_method("spawn")
+LACKING = {
+    signal: "SIGUSR1 SIGUSR2 SIGHUP SIGKILL SIGALRM setitimer alarm",
+    os: "fork forkpty pwrite pread getloadavg sched_getaffinity geteuid setsid killpg wait3 fchmod",
+}
+for module, names in LACKING.items():
+    for name in names.split():
+        delattr(module, name)
+
+def uname(real=os.uname):  # numpy asks for it on Linux
+    if sys._getframe(1).f_globals["__name__"].startswith("segpipe"):
+        raise AttributeError("uname")
+    return real()
+
+os.uname = uname
+"""
+WITHOUT_POSIX = "fcntl resource termios"
 QUICK = "--set training.epochs=1 --set training.iterations_per_epoch=2 --set training.validation_iterations=1"
 
 
@@ -71,6 +92,27 @@ def test_nifti_goes_from_images_to_scores_without_them(folder: Path, tmp_path: P
     assert done.returncode == 0, done.stderr
     assert "imported: []" in done.stdout
     assert len(list((tmp_path / "masks").glob("*.nii.gz"))) == 4
+
+
+def test_everything_runs_without_what_windows_lacks(tmp_path: Path) -> None:
+    """Modules, signals and functions that Windows lacks are hidden; a manifest of there, with CRLF and backslashes."""
+    write_nnunet(tmp_path / "data", ["p0", "p1", "p2", "p3"])
+    rows = [f"p{i},imagesTr\\p{i}_0000.nii.gz,labelsTr\\p{i}.nii.gz" for i in range(4)]
+    (tmp_path / "data" / "list.csv").write_bytes("\r\n".join(["case_id,image,label", *rows, ""]).encode())
+    work, masks = tmp_path / "work", tmp_path / "masks"
+    commands = (
+        f"run {tmp_path}/data/list.csv -o {work} -f 0 {QUICK} --device cpu -j 2",
+        f"predict -m {work} -i {tmp_path}/data/imagesTr -o {masks} --save-uncertainty --device cpu -j 2",
+        f"evaluate -r {tmp_path}/data/labelsTr -p {masks} -o {tmp_path}/scores.csv -j 1",
+        f"pack {work} -o {tmp_path}/m.segpipe.zip",
+        f"info {tmp_path}/m.segpipe.zip",
+    )
+    program = PROGRAM.replace("from segpipe.cli.main import run", f"{WINDOWS}\nfrom segpipe.cli.main import run", 1)
+    lines = "\n".join("|".join(command.split()) for command in commands)
+    done = python_blocked(program, lines, also=WITHOUT_POSIX)
+    assert done.returncode == 0, done.stderr
+    assert len(list(masks.glob("p*.nii.gz"))) == 4 and (work / "report" / "index.html").is_file()
+    assert not list(tmp_path.rglob(".partial-*"))
 
 
 def test_looking_around_needs_no_torch(folder: Path, tmp_path: Path) -> None:

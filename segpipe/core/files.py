@@ -18,8 +18,7 @@ from segpipe.core.errors import ResourceError, SegpipeError, SetupError, UsageEr
 from segpipe.core.text import size_text
 
 _SECONDS_OF_DAY = 86_400.0
-_HAS_PROCESS_PROBE = os.name == "posix"  # on Windows os.kill(pid, 0) is Ctrl-C for that process
-_IS_FOLDER_SYNCED = os.name == "posix"  # Windows opens no folder, and writes renames through by itself
+_IS_POSIX = hasattr(os, "fork")  # Windows opens no folder to sync it, and there os.kill(pid, 0) is Ctrl-C for pid
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ALREADY_THERE = {errno.ENOTEMPTY, errno.EEXIST}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -170,7 +169,7 @@ def _sync_file(path: Path) -> None:
 
 def _sync_folder(path: Path) -> None:
     """Make the names in a folder survive a power cut; file systems that cannot do so are left alone."""
-    if not _IS_FOLDER_SYNCED:
+    if not _IS_POSIX:
         return
     opened = os.open(path, os.O_RDONLY)
     try:
@@ -237,7 +236,7 @@ def only_process(folder: Path) -> Iterator[None]:
     path = folder / LOCK_NAME
     lock = FileLock(path, blocking=False)
     try:
-        path.touch()  # where that fails, filelock would say that another process holds it
+        make_folder(folder)  # where that fails, filelock would say that another process holds it
         lock.acquire()
     except Timeout:
         raise UsageError(f"{folder}: another process is working in it. Wait for it, or stop it first.") from None
@@ -284,7 +283,7 @@ def _is_being_written(leftover: Path, prefix: str) -> bool:
     process, _, rest = leftover.name.removeprefix(prefix).partition("@")
     if not process.isdigit():
         return prefix != TEMPORARY_PREFIX  # among the system's files: another program's
-    if not _HAS_PROCESS_PROBE or rest.partition("@")[0] != socket.gethostname():
+    if not _IS_POSIX or rest.partition("@")[0] != socket.gethostname():
         try:  # no file takes a day to write
             return time.time() - leftover.lstat().st_mtime < _SECONDS_OF_DAY
         except FileNotFoundError:

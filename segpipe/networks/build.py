@@ -29,7 +29,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from segpipe.core.choices import functions_for
-from segpipe.core.errors import PlanError, package_needed
+from segpipe.core.errors import PlanError, ResourceError, package_needed
+from segpipe.core.machine import free_bytes
+from segpipe.core.text import size_text
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
@@ -163,14 +165,32 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
 
     Raises:
         PlanError: If there is a single stage, which nnU-Net plans for tiny images and cannot build either.
+        ResourceError: If memory does not hold its weights.
     """
     if len(spec.features) < 2:
         raise PlanError(
             "network: 1 stage, expected at least 2: the images are too small for a U-Net. Choose another configuration "
             "or plan with --preset auto."
         )
+    if torch.get_default_device().type != "meta":
+        _require_memory(spec, n_channels, n_outputs)
     network = guard_convolutions(NETWORKS[spec.kind](spec, n_channels, n_outputs))
     return SliceWise(network) if spec.n_axes == 2 else network
+
+
+def weights_bytes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> int:
+    """Bytes of the weights and buffers of a network, which is not built for it."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):  # the weights of a seed stay as they are
+        network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+    return sum(value.numel() * value.element_size() for value in network.state_dict().values())
+
+
+def _require_memory(spec: NetworkSpec, n_channels: int, n_outputs: int) -> None:
+    needed, free = weights_bytes(spec, n_channels, n_outputs), free_bytes()
+    if free and needed > free:
+        raise ResourceError(
+            f"network: its weights take {size_text(needed)}, {size_text(free)} of memory are free. Plan a smaller one."
+        )
 
 
 def ready_to_predict(network: nn.Module, kind: str, n_axes: int, device: torch.device) -> nn.Module:

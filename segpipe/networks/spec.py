@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -91,6 +91,20 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     ),
 }
 _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
+_MOST_STAGES = 16
+_MOST: dict[str, int] = {  # of one entry, far beyond any network: what is larger is a mistake or an attack
+    "features": 2**14,
+    "strides_zyx": 2**6,
+    "kernels_zyx": 2**6,
+    "blocks": 2**8,
+    "decoder_convolutions": 2**8,
+    "decoder_features": 2**14,
+    "bottleneck_features": 2**14,
+    "expansion": 2**6,
+    "decoder_expansion": 2**6,
+    "dilations_zyx": 2**10,
+    "stem_kernel_zyx": 2**6,
+}
 
 
 class NetworkSpec(Sparse):
@@ -123,6 +137,7 @@ class NetworkSpec(Sparse):
         n_stages = len(self.features)
         if not n_stages:
             raise ValueError("features is empty, expected one entry for each stage")
+        self._expect_plausible()
         for name in _PER_STAGE:
             _expect_entries(name, getattr(self, name), n_stages)
         _expect_entries("decoder_convolutions", self.decoder_convolutions, n_stages - 1)
@@ -142,6 +157,15 @@ class NetworkSpec(Sparse):
         self._expect_used_parts()
         self._expect_own_topology()
         return self
+
+    def _expect_plausible(self) -> None:
+        """Before anything is built, which could take all memory or hours."""
+        if len(self.features) > _MOST_STAGES or len(self.parts.dilations_zyx) > _MOST_STAGES:
+            raise ValueError(f"{len(self.features)} stages, expected {_MOST_STAGES} at most, and no more dilations")
+        for name, most in _MOST.items():
+            found = max(_numbers_in(getattr(self if name in type(self).model_fields else self.parts, name)), default=0)
+            if found > most:
+                raise ValueError(f"{name} holds {found}, expected {most} at most")
 
     def _expect_used_parts(self) -> None:
         chosen = [name for name, field in Parts.model_fields.items() if getattr(self.parts, name) != field.default]
@@ -219,6 +243,13 @@ class NetworkSpec(Sparse):
         for stride in self.strides_zyx:
             totals = [total * step for total, step in zip(totals, stride, strict=True)]
         return tuple(totals)
+
+
+def _numbers_in(values: Any) -> Iterator[int]:
+    if isinstance(values, int):
+        yield values
+    for inner in values if isinstance(values, tuple) else ():
+        yield from _numbers_in(inner)
 
 
 def _expect_entries(name: str, values: tuple[Any, ...] | None, expected: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -28,6 +29,7 @@ from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
 
 KEY = "inherits"
+_MOST_VOXELS = 2**34  # of a batch: hundreds of GiB in any network
 _MOST_CONFIGURATIONS = 100  # each is made of all that it inherits from
 
 
@@ -193,6 +195,10 @@ class Configuration(Record):
 
     @model_validator(mode="after")
     def _fits(self) -> Configuration:
+        if prod(self.patch_zyx) * self.batch_size > _MOST_VOXELS:
+            raise ValueError(
+                f"patch_zyx {self.patch_zyx} and batch_size {self.batch_size} exceed {_MOST_VOXELS} voxels a step"
+            )
         patch = self.patch_zyx[-self.network.n_axes :]
         if any(p % d for p, d in zip(patch, self.network.divisors_zyx, strict=True)):
             near = [max(1, round(p / d)) * d for p, d in zip(patch, self.network.divisors_zyx, strict=True)]

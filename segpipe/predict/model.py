@@ -12,13 +12,16 @@ from torch import nn
 
 from segpipe.core.errors import UsageError
 from segpipe.core.progress import say
+from segpipe.core.text import size_text
 from segpipe.core.work import FoldFolder
-from segpipe.networks.build import build, ready_to_predict
+from segpipe.networks.build import build, ready_to_predict, weights_bytes
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import common_training_stats, guide_folds
 from segpipe.train.checkpoint import load_weights
 from segpipe.train.weights_header import about_weights
+
+_MOST_TIMES_STORED = 8  # tensors that a network holds several times are stored once
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +145,14 @@ def load_model(
             raise UsageError(
                 f"{folder.path}: trained with another plan than {folders[0].path}; predict with one of them."
             )
-        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+        shape = (configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+        n_bytes, n_stored = weights_bytes(*shape), folder.weights.stat().st_size
+        if n_bytes > _MOST_TIMES_STORED * n_stored:  # before memory is taken for them
+            raise UsageError(
+                f"{folder.weights}: has {size_text(n_stored)}, the network of the plan beside it {size_text(n_bytes)}. "
+                "Use the plan that it was trained with, or copy both again."
+            )
+        network = build(*shape)
         load_weights(folder.weights, network)
         networks.append(ready_to_predict(network, configuration.network.kind, configuration.network.n_axes, device))
         digest.update(folder.weights.read_bytes())
