@@ -1,16 +1,16 @@
-"""kill -9 at random moments of every command: the same command then ends as if nothing had happened, and leaves nothing.
+"""kill -9 at random moments of every command: its rerun ends as if nothing had happened, and leaves nothing behind.
 
-python benchmarks/kill_commands.py [-n 90] [--seed 0] [--commands plan,train,…]
+python benchmarks/kill_commands.py [-n 90] [--seed 0] [--commands plan,train,worker,…]
 
-A tiny dataset goes through the commands once, undisturbed. Then, again and again, a command is started on a copy of what
-the one before it had left, killed at a random moment of its time, and rerun to its end. A kill counts as
+A tiny dataset goes through the commands once, undisturbed. Then, again and again, a command is started on a copy of
+what the one before it had left, killed at a random moment of its time, and rerun to its end. A kill counts as
 
-- lost, if the rerun fails, or what it leaves differs from the undisturbed result (masks, scores, weights, plans, tables);
+- lost, if the rerun fails, or its result differs from the undisturbed one (masks, scores, weights, plans, tables);
 - hanging, if the rerun does not end within its time;
 - leftover, if a temporary file remains beside the results or among the system's.
 
-`worker` kills one of two processes that train a fold together: the command has to end by itself, and its rerun as above.
-Commands run in forks of this process, which has imported torch, so that most kills hit work and not the import. Linux alone.
+`worker` kills one of two processes that train a fold together: the command has to end by itself, then it is rerun.
+Commands run in forks of this process, which has imported torch, so that kills hit work and not imports. Linux alone.
 """
 
 from __future__ import annotations
@@ -44,7 +44,17 @@ _COMMANDS = {  # in their order: each starts from what the ones before it left
     "plan": ["plan", "data", "-o", "work", "--no-report", "--no-cost", "--n-folds", "2", *_SETS],
     "prepare": ["prepare", "work"],
     "train": ["train", "work", "-f", "0,1"],
-    "predict": ["predict", "-m", "work", "-i", "data/imagesTr", "-o", "masks", "--save-probabilities", "--save-uncertainty"],
+    "predict": [
+        "predict",
+        "-m",
+        "work",
+        "-i",
+        "data/imagesTr",
+        "-o",
+        "masks",
+        "--save-probabilities",
+        "--save-uncertainty",
+    ],
     "evaluate": ["evaluate", "-r", "data", "-p", "masks", "-o", "scored/scores.csv", "--metrics", "all"],
     "pack": ["pack", "work", "-o", "packed/m.segpipe.zip"],
     "report": ["report", "work"],
@@ -74,7 +84,9 @@ def main() -> None:
             found.update(fault.partition(":")[0] for fault in faults)
             found["kills"] += 1
             print(f"{number + 1}/{wanted.n} {name} {trial.said}: {'; '.join(faults) or 'whole'}", flush=True)
-        print(json.dumps({name: found[name] for name in ("kills", "lost", "hanging", "leftover", "in work")} | trial.hits))
+        print(
+            json.dumps({name: found[name] for name in ("kills", "lost", "hanging", "leftover", "in work")} | trial.hits)
+        )
     sys.exit(bool(found["lost"] + found["hanging"] + found["leftover"]))
 
 
@@ -164,7 +176,12 @@ def _write_data(folder: Path) -> None:
         labels[0, z : z + 6, y : y + 8, x : x + 8] = 1
         write_image(folder / "imagesTr" / f"c{case}_0000.nii.gz", image + 4 * labels, np.diag([1.0, 1.0, 1.5, 1.0]))
         write_image(folder / "labelsTr" / f"c{case}.nii.gz", labels, np.diag([1.0, 1.0, 1.5, 1.0]))
-    text = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "block": 1}, "numTraining": 4, "file_ending": ".nii.gz"}
+    text = {
+        "channel_names": {"0": "T1"},
+        "labels": {"background": 0, "block": 1},
+        "numTraining": 4,
+        "file_ending": ".nii.gz",
+    }
     (folder / "dataset.json").write_text(json.dumps(text))
 
 
@@ -248,11 +265,5 @@ def _digest(content: bytes) -> str:
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    import segpipe.cli.run
-    import segpipe.pipeline.out_of_fold
-    import segpipe.pipeline.predict
-    import segpipe.pipeline.run
-    import segpipe.report.work_report
-    import segpipe.train.loop
 
     main()
