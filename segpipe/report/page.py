@@ -165,6 +165,8 @@ class Page:
     data: DataCheck
     environments: tuple[Place, ...]
     commands: tuple[str, ...]
+    flow: Picture | None = None
+    checklists: tuple[tuple[str, Table], ...] = ()
 
 
 def render(page: object, template: str = "page.html.jinja") -> str:

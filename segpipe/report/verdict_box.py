@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 
 from segpipe.core.text import count
 from segpipe.data.check import CheckReport
+from segpipe.evaluate.ledger import LEDGER_FILE, ledger_sentences, looks_at, read_ledger
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import FAILED_DICE, SummaryRow, failure_text
@@ -34,10 +36,10 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
         scored: Every configuration.
         alarms: Why scores must not be trusted; empty if nothing is known against them.
     """
-    with_dice = [one for one in scored if one.dice is not None and one.dice.mean is not None]
-    if not with_dice:
+    with_dice = _with_dice(scored)
+    best = best_of(scored)
+    if best is None:
         return VerdictBox("No scores yet, so there is no verdict.", _data(work.checked))
-    best = max(with_dice, key=lambda one: (_n_cases(one), _mean_dice(one)))
     overlap = _overlap(best)
     points = (
         *_trust(work, best, alarms),
@@ -48,12 +50,34 @@ def make_verdict(work: WorkFolder, scored: Sequence[Scored], alarms: Sequence[st
         *_structures(best),
         *_cases(best),
         *_volumes(best),
+        *_ledger(work),
         *_data(work.checked),
     )
     if alarms or overlap.kind == "bad":  # nothing in the box may look like praise of such scores
         points = tuple(replace(point, kind="note") if point.kind == "good" else point for point in points)
     name = f"{best.run.configuration}: " if len(scored) > 1 else ""
     return VerdictBox(name + _sentence(best, has_alarm=bool(alarms), fails=overlap.kind == "bad"), points)
+
+
+def best_of(scored: Sequence[Scored]) -> Scored | None:
+    """The configuration that is reported: the highest mean Dice among those with the most scored cases."""
+    return max(_with_dice(scored), key=lambda one: (_n_cases(one), _mean_dice(one)), default=None)
+
+
+def _with_dice(scored: Sequence[Scored]) -> list[Scored]:
+    return [one for one in scored if one.dice is not None and one.dice.mean is not None]
+
+
+def _ledger(work: WorkFolder) -> list[Point]:
+    """Say how often the folds and the test set were scored: scores that are looked at often are chosen among."""
+    path = work.folder.path / LEDGER_FILE
+    if not path.is_file():
+        return []
+    state = read_ledger(path)
+    is_chosen = looks_at(state.scorings, "test set").n_masks > 1
+    kind: Literal["bad", "look", "note"] = "bad" if state.faults else "look" if is_chosen else "note"
+    sentences = ledger_sentences(state)
+    return [Point(kind, "Ledger", " ".join(sentences))] if sentences else []
 
 
 def _mean_dice(one: Scored) -> float:

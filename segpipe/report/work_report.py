@@ -15,17 +15,24 @@ from segpipe.evaluate.evaluation import cases_of
 from segpipe.evaluate.groups import SITE, CaseTable, refuse_bad_groups
 from segpipe.plan.schema import Plan
 from segpipe.plan.training_commands import train_commands
+from segpipe.report.checklists import (
+    CHECKLIST_FILE,
+    Checklists,
+    checklist_tables,
+    fill_checklists,
+    flow_picture,
+)
 from segpipe.report.page import Decision, Page, Place, render
 from segpipe.report.plan_page_tables import decision_texts
 from segpipe.report.sections import data_check, make_section
-from segpipe.report.verdict_box import make_verdict
+from segpipe.report.verdict_box import best_of, make_verdict
 from segpipe.report.work_contents import WorkFolder, read_scored, read_work
 
 _BUDGET = "training.time_budget_seconds"
 
 
 def build_report(work: Path, by: Sequence[str] = ()) -> Path:
-    """Write the report of a work folder: one HTML file that needs nothing else.
+    """Write the report of a work folder: one HTML file that needs nothing else, and checklist.json beside it.
 
     The top of the page lists what is missing or broken in the folder.
 
@@ -41,7 +48,9 @@ def build_report(work: Path, by: Sequence[str] = ()) -> Path:
         ResourceError, SetupError: If the page cannot be written.
     """
     found = read_work(work)
-    write_text(found.folder.report, render(_page(found, _cases(found, by))))
+    page, filled = _page(found, _cases(found, by))
+    filled.save(found.folder.report.with_name(CHECKLIST_FILE))
+    write_text(found.folder.report, render(page))
     return found.folder.report
 
 
@@ -57,13 +66,14 @@ def _cases(work: WorkFolder, by: Sequence[str]) -> CaseTable:
     return CaseTable(None, {SITE: sites} if len(set(sites.values()) - {""}) > 1 else {})
 
 
-def _page(work: WorkFolder, cases: CaseTable) -> Page:
+def _page(work: WorkFolder, cases: CaseTable) -> tuple[Page, Checklists]:
     notes = list(work.notes)
     scored = [read_scored(run, notes) for run in work.runs]
+    filled = fill_checklists(work, best_of(scored))
     sections = tuple(make_section(work, one, cases, notes) for one in scored)
     alarms = leaks(work.splits.folds, work.dataset) if work.splits and work.dataset else ()
     name = work.dataset.name if work.dataset else str(work.plan.get("dataset", work.folder.path.resolve().name))
-    return Page(
+    page = Page(
         title=f"{name}: segmentation report",
         facts=_facts(work),
         verdict=make_verdict(work, scored, alarms),
@@ -75,7 +85,10 @@ def _page(work: WorkFolder, cases: CaseTable) -> Page:
         data=data_check(work),
         environments=environments(work),
         commands=reproducing_commands(work),
+        flow=flow_picture(filled.flow),
+        checklists=checklist_tables(filled),
     )
+    return page, filled
 
 
 def _facts(work: WorkFolder) -> tuple[tuple[str, str], ...]:
