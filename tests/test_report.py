@@ -150,6 +150,7 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
         "Methods paragraph",
         "The plan and its reasons",
         "The data",
+        "For a paper",
         "How to reproduce this",
         "Computed with",
     ]

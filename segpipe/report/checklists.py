@@ -188,7 +188,7 @@ def checklist_tables(filled: Checklists) -> tuple[tuple[str, Table], ...]:
 
 @dataclass(frozen=True)
 class _Known:
-    """What answers are made of."""
+    """Sources of the answers."""
 
     work: WorkFolder
     best: Scored | None
