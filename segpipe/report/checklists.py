@@ -261,7 +261,7 @@ def _flow(known: _Known) -> str:
     return f"{flow.n_found} found, left out: {out}; {flow.n_used} used; {flow.n_scored} scored out of fold."
 
 
-def _missing(known: _Known) -> str:
+def _missing_data(known: _Known) -> str:
     if known.work.checked is None:
         return ""
     n_faulty = known.flow.n_faulty or 0
@@ -307,7 +307,7 @@ CHECKLISTS: dict[str, tuple[_Row, ...]] = {
         _Row("7", "Sources of the data", _sites),
         _Row("8", "Who was included and who not", _blank),
         _Row("9", "Steps before the network", _preparation),
-        _Row("12", "Missing or faulty data", _missing),
+        _Row("12", "Missing or faulty data", _missing_data),
         _Row("13", "Protocol of image acquisition", _blank),
         _Row("14", "What the reference is", _blank),
         _Row("16", "Who drew the references", _blank),
@@ -335,7 +335,7 @@ CHECKLISTS: dict[str, tuple[_Row, ...]] = {
         _Row("6b", "Who was included", _blank),
         _Row("7", "Preparation of the data", _preparation),
         _Row("10", "Number of cases", _size),
-        _Row("11", "Missing data", _missing),
+        _Row("11", "Missing data", _missing_data),
         _Row("12a", "Use of the data in development and evaluation", _partitions),
         _Row("12c", "Model and how it was made", _paragraph("Training")),
         _Row("12e", "Measures of performance", _paragraph("Metrics")),
