@@ -5,7 +5,8 @@
 
 Prints two tables; with `claims` only the last. Positives: how often a test at 5 % says that two methods differ; if they
 do not, that is the type I error. Claims: how often a verdict is wrong because few patients show no rare failure, and
-how often a right one is still reached where there are none; each without and with the rule of `segpipe.compare.unseen`.
+how often a right one is still reached where there are none; each without and with the rule of
+`segpipe.compare.verdict_sentences`.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from numpy.typing import NDArray
 from segpipe.compare.paired import Paired, model_estimate, wilcoxon_p_values
 from segpipe.compare.permutation import ALPHA, sign_flip_p_values
 from segpipe.compare.training_variance import fold_differences, method_estimate, nadeau_bengio
-from segpipe.compare.unseen import unseen_failures
-from segpipe.compare.verdict_sentences import Evidence, answer_of
+from segpipe.compare.verdict_sentences import Evidence, answer_of, unseen_failures
 from segpipe.evaluate.metrics import METRICS
 
 N_SIMULATIONS = 2000

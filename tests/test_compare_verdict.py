@@ -8,8 +8,7 @@ from math import nan
 import numpy as np
 import pytest
 
-from segpipe.compare.unseen import unseen_failures
-from segpipe.compare.verdict_sentences import Evidence, p_text, quantity, verdict
+from segpipe.compare.verdict_sentences import Evidence, p_text, quantity, unseen_failures, verdict
 from segpipe.evaluate.metrics import METRICS
 
 SURE = Evidence(

@@ -1,4 +1,4 @@
-"""fingerprint/components.py"""
+"""fingerprint/labels.py"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis.extra import numpy as arrays
 from scipy import ndimage
 
 from segpipe.core.labels import Label, LabelSet
-from segpipe.fingerprint.components import measure_labels
+from segpipe.fingerprint.labels import measure_labels
 from segpipe.fingerprint.record import LabelMeasure
 
 THREE = LabelSet(labels=tuple(Label(name=f"l{v}", values=(v,)) for v in (1, 2, 3)))

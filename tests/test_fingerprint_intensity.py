@@ -1,4 +1,4 @@
-"""fingerprint/intensity.py"""
+"""fingerprint/labels.py"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from segpipe.fingerprint.intensity import count_voxels, pool
+from segpipe.fingerprint.labels import count_voxels, pool
 
 FRACTIONS = (0.005, 0.5, 0.995)
 METHOD = "averaged_inverted_cdf"  # of numpy's nine, the one that repeating every voxel does not change

@@ -25,9 +25,8 @@ from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase, open_cases
 from segpipe.train.checkpoint import save_state
-from segpipe.train.fold import FoldData, Progress
+from segpipe.train.fold import FoldData, Progress, Schedule
 from segpipe.train.loop import train_fold
-from segpipe.train.schedule import Schedule
 
 CPU = torch.device("cpu")
 NAME = "3d_fullres"

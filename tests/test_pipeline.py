@@ -21,7 +21,7 @@ from stages import plan_data, predict, train
 import segpipe
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.temperature import CalibrationReport
+from segpipe.core.probabilities import CalibrationReport
 from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.splits import Splits

@@ -1,4 +1,4 @@
-"""train/resume.py and train/watch.py: what may change on the way, and what a loss that is not finite leaves."""
+"""train/resume.py and train/show.py: what may change on the way, and what a loss that is not finite leaves."""
 
 from __future__ import annotations
 

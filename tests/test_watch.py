@@ -15,7 +15,7 @@ from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import Row
 from segpipe.train.fold import FoldData
-from segpipe.train.watch import CollapseAlarm, find_collapsed, has_plateaued, mean_dice, plateau_text
+from segpipe.train.show import CollapseAlarm, find_collapsed, has_plateaued, mean_dice, plateau_text
 
 NAN = float("nan")
 

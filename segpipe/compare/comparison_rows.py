@@ -22,8 +22,7 @@ from segpipe.compare.training_variance import (
     nadeau_bengio,
     posterior,
 )
-from segpipe.compare.unseen import Unseen, unseen_failures
-from segpipe.compare.verdict_sentences import Evidence, answer_of, verdict
+from segpipe.compare.verdict_sentences import Evidence, Unseen, answer_of, unseen_failures, verdict
 from segpipe.core.records import finite_or_none
 from segpipe.core.seeds import generator_for
 from segpipe.core.text import count

@@ -1,4 +1,4 @@
-"""Files of probabilities beside masks, as segpipe and nnU-Net write them. Read one output at a time."""
+"""Files of probabilities beside masks, as segpipe and nnU-Net write them; and the temperature that corrects them."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from segpipe.core.errors import DataError
 from segpipe.core.header import beside
 from segpipe.core.labels import LabelSet
+from segpipe.core.records import Record
 
 _MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
 
@@ -75,3 +77,71 @@ def _outputs(path: Path, shape: tuple[int, ...]) -> Iterator[NDArray[Any]]:
                 yield np.frombuffer(stream.read(n_values * dtype.itemsize), dtype, n_values).reshape(shape[1:])
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as fault:
         raise DataError(f"{path}: cannot be read as probabilities ({fault}). Predict the case again.") from None
+
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Reliability(Record):
+    """Predicted probabilities of a label against how often the label is there. Every patient counts equally.
+
+    Args:
+        ece: Mean gap between probability and frequency over the bins. Chance alone makes it positive, the more so the
+            fewer patients there are.
+        ece_debiased: The same without what chance adds: 0 on average if the probabilities are right, and never above
+            the true gap on average.
+        low, high: 95 % interval of the true gap over patients; None if there is none.
+        note: Why there is no interval; empty otherwise.
+        share: Of the voxels, by bin.
+        probability, frequency: Means by bin; None for a bin without voxels.
+    """
+
+    ece: Share
+    ece_debiased: float
+    low: Share | None
+    high: Share | None
+    note: str
+    share: tuple[Share, ...]
+    probability: tuple[Share | None, ...]
+    frequency: tuple[Share | None, ...]
+
+
+class LabelCalibration(Record):
+    """Calibration of a label.
+
+    Args:
+        label: Name.
+        n_patients: Patients with voxels to judge.
+        before: Of the probabilities as the network gives them.
+        after: With the temperature of each fold, fitted on the other folds; None with a single fold.
+    """
+
+    label: str
+    n_patients: PositiveInt
+    before: Reliability
+    after: Reliability | None
+
+
+class CalibrationReport(Record):
+    """calibration.json: how well the out-of-fold probabilities of a configuration are calibrated.
+
+    Args:
+        temperature: Logits are divided by it. It is fitted on the validation cases of all folds: for new images.
+        temperature_of_fold: For each fold, fitted on the validation cases of the other ones; empty with a single fold.
+        n_cases, n_patients: What it was fitted on.
+        weights: Digests of the folds' weights, by `<configuration>/<fold>`.
+        labels: By label; those that no case has and no mask shows are left out.
+    """
+
+    temperature: PositiveFloat
+    temperature_of_fold: dict[str, PositiveFloat]
+    n_cases: NonNegativeInt
+    n_patients: NonNegativeInt
+    weights: dict[str, str]
+    labels: tuple[LabelCalibration, ...]
+
+    @property
+    def makes_worse(self) -> bool:
+        """True if the mean ECE of the labels is larger with the temperatures than without, on the folds left out."""
+        gaps = [(one.before.ece, one.after.ece) for one in self.labels if one.after is not None]
+        return sum(after - before for before, after in gaps) > 0

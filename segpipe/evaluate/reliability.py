@@ -23,7 +23,7 @@ from scipy.stats import t as student_t
 from segpipe.core.errors import DataError
 from segpipe.core.files import whole_file
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
-from segpipe.core.temperature import Reliability
+from segpipe.core.probabilities import Reliability
 from segpipe.evaluate.calibration import N_BINS, NEAR_MM
 
 TEMPERATURES = 2.0 ** (np.arange(-12, 19) / 6)  # 0.25 to 8, each 12 % above the last: half a step costs no likelihood

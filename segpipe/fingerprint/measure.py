@@ -25,8 +25,7 @@ from segpipe.core.records import Record, parse_json
 from segpipe.core.text import count
 from segpipe.core.volume import Volume, read_image_channels, read_labels, require_same_grid
 from segpipe.data.dataset import Case, Dataset, signature_of
-from segpipe.fingerprint.components import measure_labels
-from segpipe.fingerprint.intensity import Foreground, count_voxels, pool
+from segpipe.fingerprint.labels import Foreground, count_voxels, measure_labels, pool
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 
 

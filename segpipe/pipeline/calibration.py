@@ -15,7 +15,7 @@ from segpipe.core.files import make_folder
 from segpipe.core.grid import Grid, require_same_grid
 from segpipe.core.labels import LabelSet
 from segpipe.core.machine import rank
-from segpipe.core.temperature import CalibrationReport, LabelCalibration, Reliability
+from segpipe.core.probabilities import CalibrationReport, LabelCalibration, Reliability
 from segpipe.core.volume import read_labels
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Case

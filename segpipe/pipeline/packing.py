@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segpipe._version import __version__
 from segpipe.core.errors import UsageError
-from segpipe.core.temperature import CalibrationReport
+from segpipe.core.probabilities import CalibrationReport
 from segpipe.core.text import printable
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from segpipe.core.errors import UsageError
 from segpipe.core.labels import LabelSet
+from segpipe.core.probabilities import CalibrationReport
 from segpipe.core.progress import say
 from segpipe.core.records import Record
-from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import command_text
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work, preferred_configuration
 from segpipe.data.splits import Splits

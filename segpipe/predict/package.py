@@ -22,9 +22,9 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import disk_fault, private_folder, whole_file
+from segpipe.core.probabilities import CalibrationReport
 from segpipe.core.progress import show_as
 from segpipe.core.records import Record, parse_json, read_values, texts_in
-from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import printable
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.plan.schema import Plan

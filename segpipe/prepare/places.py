@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segpipe.core.grid import ZYX
 from segpipe.core.labels import LabelSet
 from segpipe.core.seeds import generator_for
-from segpipe.fingerprint.components import Runs, components_of, runs_of
+from segpipe.fingerprint.labels import Runs, components_of, runs_of
 from segpipe.plan.planned_cost import MAX_LOCATIONS
 
 ANNOTATED = -1  # in place of a label: all annotated voxels

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from segpipe.core.figures import EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
-from segpipe.core.temperature import CalibrationReport, LabelCalibration, Reliability
+from segpipe.core.probabilities import CalibrationReport, LabelCalibration, Reliability
 from segpipe.report.charts import WIDTH_INCHES
 from segpipe.report.page import Cell, Picture, Table
 

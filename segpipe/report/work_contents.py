@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from segpipe.core.errors import PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.machine import Environment
+from segpipe.core.probabilities import CalibrationReport
 from segpipe.core.records import read_mapping
-from segpipe.core.temperature import CalibrationReport
 from segpipe.core.text import command_text, count
 from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.data.check import CheckReport

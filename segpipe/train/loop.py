@@ -31,15 +31,33 @@ from segpipe.networks.self_test import avoid_wrong_arithmetic
 from segpipe.plan.schema import Plan
 from segpipe.train.checkpoint import Row, save_state, save_weights, set_aside, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.fold import TRAIN, Diverged, FoldData, FoldTraining, Hooks, are_finite, divergence, note_divergence
+from segpipe.train.fold import (
+    TRAIN,
+    Diverged,
+    FoldData,
+    FoldTraining,
+    Hooks,
+    Schedule,
+    are_finite,
+    divergence,
+    note_divergence,
+)
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.sampling import Batch
-from segpipe.train.schedule import Schedule
-from segpipe.train.show import CurvesFile, EpochBar, epoch_line, epoch_title, peak_memory_bytes
+from segpipe.train.show import (
+    CollapseAlarm,
+    CurvesFile,
+    EpochBar,
+    epoch_line,
+    epoch_title,
+    has_plateaued,
+    mean_dice,
+    peak_memory_bytes,
+    plateau_text,
+)
 from segpipe.train.signals import Stop, crash_noted, mark_step
 from segpipe.train.tensorboard import SeenPatches, TensorBoard
-from segpipe.train.watch import CollapseAlarm, has_plateaued, mean_dice, plateau_text
 
 
 @dataclass

@@ -12,9 +12,8 @@ from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.plan.training_commands import train_commands, training_advice
 from segpipe.train.checkpoint import load_state, save_state
-from segpipe.train.fold import Progress
-from segpipe.train.schedule import Schedule
-from segpipe.train.watch import has_plateaued
+from segpipe.train.fold import Progress, Schedule
+from segpipe.train.show import has_plateaued
 from segpipe.train.weights_header import about_weights
 
 PROCESSES = "processes"  # that trained together: written beside weights

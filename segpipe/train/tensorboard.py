@@ -23,9 +23,8 @@ from segpipe.core.history import DICE, MEAN_DICE
 from segpipe.core.labels import LabelSet, Mask
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.checkpoint import Row
-from segpipe.train.fold import FoldTraining
+from segpipe.train.fold import FoldTraining, Schedule
 from segpipe.train.sampling import Batch
-from segpipe.train.schedule import Schedule
 
 _GROUPS = {"train_loss": "loss", "validation_loss": "loss", MEAN_DICE: "dice"}  # of charts; the rest is in `training`
 _STEP = "iteration"
