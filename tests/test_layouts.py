@@ -285,13 +285,15 @@ def test_list_inputs_with_several_channels(tmp_path: Path):
     assert names(list_inputs(images / "b_0001.nii.gz", ("T1", "T2"))[0].images) == ["b_0000.nii.gz", "b_0001.nii.gz"]
     (images / "a_0001.nii.gz").unlink()
     write_tiny(images / "d.nii.gz", tiny_image(9))
-    cases = list_inputs(images, ("T1", "T2"))  # b and c can be predicted; the others fail when they are read
-    assert names(cases[0].images) == ["a_0000.nii.gz", "a_0001.nii.gz"]
-    assert names(cases[3].images) == ["d_0000.nii.gz", "d_0001.nii.gz"]
+    faults: dict[str, str] = {}
+    cases = list_inputs(images, ("T1", "T2"), faults.__setitem__)
+    assert [case.case_id for case in cases] == ["b", "c"] and sorted(faults) == ["a", "d"]
+    with pytest.raises(DataError, match="2 faults"):
+        list_inputs(images, ("T1", "T2"))
     for name in ("b_0000", "b_0001", "c"):
         (images / f"{name}.nii.gz").unlink()
     with pytest.raises(DataError) as caught:
-        list_inputs(images, ("T1", "T2"))
+        list_inputs(images, ("T1", "T2"), faults.__setitem__)  # nothing is left
     assert "case a: channel 0001 (T2) is missing; found a_0000.nii.gz" in str(caught.value)
     assert "case d: channel 0000 (T1), 0001 (T2) is missing; found d.nii.gz" in str(caught.value)
 
@@ -524,3 +526,36 @@ def test_backslashes_of_windows_are_separators_where_no_file_has_the_literal_nam
 @pytest.mark.parametrize("ending", ["nii.gz", ".NII.GZ", "nrrd"])
 def test_a_file_ending_may_lack_its_dot(tmp_path: Path, ending: str):
     assert len(load_dataset(write_nnunet(tmp_path, ["a", "b"], file_ending=ending)).cases) == 2
+
+
+def test_one_case_with_a_fault_leaves_the_others_to_be_predicted(tmp_path: Path):
+    write_nnunet(tmp_path, ["a", "b", "c"], n_channels=2)
+    rows = [f"{case},imagesTr/{case}_0000.nii.gz,imagesTr/{case}_0001.nii.gz,labelsTr/{case}.nii.gz" for case in "abc"]
+    head = "case_id,image_MR0,image_MR1,label"
+    (tmp_path / "labelsTr" / "a.nii.gz").unlink()  # is not needed to predict
+
+    def faults_of(path: Path) -> dict[str, str]:
+        found: dict[str, str] = {}
+        left = {case.case_id for case in list_inputs(path, ("MR0", "MR1"), found.__setitem__)}
+        assert left | set(found) >= {"a", "c"} and not left & set(found)
+        return found
+
+    for second, expected in {
+        rows[1]: {},
+        "b,imagesTr/b_0000.nii.gz,,labelsTr/b.nii.gz": {"b": "image_MR1 is empty"},
+        "b,imagesTr/b_0000.nii.gz": {"b": "2 cells"},
+        rows[1].replace("b_0001", "gone"): {"b": "gone.nii.gz: no such file"},
+        rows[1].replace("b,", "b/1,"): {"line 3": "'b/1'"},
+        f"{rows[1]}\n{rows[1]}": {"b": "again in line 4"},
+    }.items():
+        (tmp_path / "list.csv").write_text("\n".join([head, rows[0], second, rows[2]]))
+        found = faults_of(tmp_path / "list.csv")
+        assert found.keys() == expected.keys() and all(text in found[case] for case, text in expected.items()), second
+    (tmp_path / "list.csv").unlink()
+    shutil.copy(tmp_path / "imagesTr" / "c_0001.nii.gz", tmp_path / "imagesTr" / "c_0002.nii.gz")
+    assert "0002" in faults_of(tmp_path)["c"]
+    assert "more files than channels" in faults_of(tmp_path / "imagesTr")["c"]
+    (tmp_path / "imagesTr" / "b_0001.nii.gz").unlink()
+    assert "0001 is missing" in faults_of(tmp_path)["b"]
+    with pytest.raises(DataError, match="b: channel 0001 is missing"):
+        list_inputs(tmp_path, ("MR0", "MR1"))

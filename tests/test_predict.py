@@ -14,6 +14,7 @@ import SimpleITK as sitk
 import torch
 from datasets import SHAPE_ZYX, oblique_affine, tiny_image, write_tiny
 from dicom import write_series
+from models import write_work
 from torch import Tensor, nn
 
 from plans import REGIONS, small_plan, small_spec
@@ -155,18 +156,18 @@ def test_channels_in_one_file_or_in_several_give_one_mask(tmp_path: Path) -> Non
         list_inputs(tmp_path / "two", model.plan.channels)
 
 
-def test_a_case_without_a_channel_does_not_stop_the_others(tmp_path: Path) -> None:
-    plan = small_plan().model_copy(
-        update={"channels": ("T1", "T2"), "normalisation": (Normalisation(scheme="zscore"),) * 2}
-    )
-    configuration = plan.configurations["3d_fullres"]
-    network = build(configuration.network, 2, plan.labels.n_outputs).eval()
+def test_a_case_without_a_channel_does_not_stop_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    work = write_work(tmp_path / "work", n_folds=1, n_channels=2)
     for name in ("a_0000", "a_0001", "b_0001", "c_0000", "c_0002", "d_0000", "d_0001"):
         write_tiny(tmp_path / "in" / f"{name}.nii.gz", tiny_image(1))
-    outcome = predicted(Model(plan, configuration, (network,), "0"), tmp_path / "in", tmp_path / "out")
-    assert [path.name for path in outcome.masks] == ["a.nii.gz", "d.nii.gz"] and outcome.exit_code == 3
-    texts = {fault.case_id: fault.text for fault in outcome.faults}
-    assert set(texts) == {"b", "c"} and "b_0000.nii.gz: no such file" in texts["b"] and "c_0001" in texts["c"]
+    command = ["predict", "-m", str(work), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "-j", "1", "--json"]
+    assert run([*command, "--dry-run"]) == 0
+    assert json.loads(capsys.readouterr().out)["exit_code"] == 3
+    assert run(command) == 3
+    said = json.loads(capsys.readouterr().out)
+    assert [Path(mask).name for mask in said["masks"]] == ["a.nii.gz", "d.nii.gz"]
+    texts = {fault["case_id"]: fault["message"] for fault in said["failed"]}
+    assert set(texts) == {"b", "c"} and "0000 (MR0) is missing" in texts["b"] and "0001 (MR1)" in texts["c"]
 
 
 def test_a_bad_case_is_listed_and_the_others_are_done(model: Model, tmp_path: Path) -> None:

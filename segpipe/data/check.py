@@ -136,7 +136,9 @@ def _named_channels(case: CaseFiles, faults: Sequence[Fault], channels: Sequence
 
 def _is_unlabelled(files: DatasetFiles, faults: Sequence[Fault]) -> bool:
     """True for images to predict: no label map anywhere, and none listed or left over."""
-    is_meant = any(one.kind in ("label_without_image", "file_missing", "description") for one in faults)
+    is_meant = any(
+        one.kind in ("label_without_image", "file_missing", "label_missing", "description") for one in faults
+    )
     return files.labels is None and not is_meant and all(case.label is None for case in files.cases)
 
 

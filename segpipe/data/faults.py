@@ -41,6 +41,9 @@ KINDS: dict[str, Kind] = {
         "To predict, nothing is missing. To train, add labels in one of the layouts of data_readme.md.",
     ),
     "file_missing": Kind("fatal", "File missing", "every listed file", "Add it, or remove the case from the list."),
+    "label_missing": Kind(
+        "fatal", "Label map missing", "every listed label map", "Add it, or remove the case from the list."
+    ),
     "image_without_label": Kind(
         "fatal", "Image without label", "a label map for each case", "Add the label map, or move the image away."
     ),
@@ -60,6 +63,7 @@ KINDS: dict[str, Kind] = {
         "fatal", "More channels than listed", "the channels of the dataset", "List the channel, or move the file away."
     ),
     "case_twice": Kind("fatal", "Case occurs twice", "one case for each name", "Rename or remove one of the files."),
+    "row": Kind("fatal", "CSV line with another number of cells", "one cell for each column", "Correct the line."),
     "column": Kind("fatal", "CSV column", "the columns of data_readme.md", "Correct the first line of the CSV file."),
     "patient_unknown": Kind(
         "fatal", "Patient unknown", "a patient for every case", "Add the case or its patient to the list of patients."

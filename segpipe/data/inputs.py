@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from segpipe.core.errors import DataError
 from segpipe.core.header import IMAGE_ENDINGS, PICTURE_ADVICE, PICTURE_ENDINGS, checked_ending, ending_of, stem_of
 from segpipe.core.itk import is_dicom_file
-from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count, nfc
 from segpipe.core.volume import read_header
@@ -23,11 +22,15 @@ from segpipe.data.layouts.folders import IMAGE_FOLDERS, subfolder
 from segpipe.data.layouts.scan import NUMBERED, CaseFiles, collect_by_name, image_files, list_folder, split_number
 from segpipe.data.load import assign_patients, find_layout, patients_of, to_case
 
-_ONLY_FOR_TRAINING = {"image_without_label", "label_without_image", "patient_unknown"}
+_ONLY_FOR_TRAINING = {"image_without_label", "label_without_image", "label_missing", "patient_unknown"}
+Faulty = dict[str, str]
+"""Cases that cannot be predicted, each with a sentence that says why."""
 _NO_NAME = re.compile(r"(image|channel|modality)?_?\d*", re.IGNORECASE)  # says no more than the place
 
 
-def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
+def list_inputs(
+    path: Path, channels: tuple[str, ...], on_fault: Callable[[str, str], None] | None = None
+) -> list[Case]:
     """List the images to predict.
 
     Args:
@@ -36,28 +39,40 @@ def list_inputs(path: Path, channels: tuple[str, ...]) -> list[Case]:
             labels are not needed.
         channels: The model's channels in order. Where a manifest, a `dataset.json` in the folder or above it, or BIDS
             names the channels of the images, they are matched by name.
+        on_fault: Receives each case that cannot be predicted, with a sentence that says why, if others can: a file or
+            channel is missing or too many. None: such a case is an error.
 
     Returns:
         Cases sorted by id; each has one file (or DICOM folder) for each channel, or one 4D file.
 
     Raises:
-        DataError: If there is no image, no loose case has all channels, one has too many, the names of channels
-            contradict the model's, or two files give one case.
+        DataError: If there is no image, no case that can be predicted, or the names of channels contradict the model's.
     """
-    path = path.absolute()
+    path, faulty = path.absolute(), Faulty()
     is_image = path.is_file() and bool(ending_of(path))
     files = find_layout(path) if path.exists() and not is_image else None
     if files is not None and (files.cases or not path.is_dir()):
-        refuse((fault for fault in files.faults if fault.kind not in _ONLY_FOR_TRAINING), path)
-        cases = _in_order(files.cases, files.channels, channels, path)
+        fatal = [one for one in files.faults if one.severity == "fatal" and one.kind not in _ONLY_FOR_TRAINING]
+        refuse((one for one in fatal if one.case_id is None), path)
+        faulty.update((one.case_id, one.text) for one in reversed(fatal) if one.case_id is not None)
+        whole = [case for case in files.cases if case.case_id not in faulty]
+        cases = _in_order(whole, files.channels, channels, path)
         patients, _, _ = patients_of(files)
     else:
-        cases = _loose_inputs(path, channels)
+        cases = [case for case in _loose_inputs(path, channels, faulty) if case.case_id not in faulty]
         if not _are_places(channels) and (named := _names_beside(path)) is not None:
             cases = _in_order(cases, named[1], channels, named[0])
         patients, _, _ = assign_patients([case.case_id for case in cases], path if path.is_dir() else path.parent)
+    if faulty and (on_fault is None or not cases):
+        lines = list(faulty.values())
+        raise DataError(
+            lines[0] if len(lines) == 1 else "\n  ".join([f"{path}: {count(len(lines), 'fault')}.", *lines])
+        )
     if not cases:
         raise DataError(f"{path}: no case to predict. Check the folder.")
+    for case_id, text in faulty.items():
+        if on_fault is not None:
+            on_fault(case_id, text)
     return [to_case(case, patients[case.case_id]) for case in sorted(cases, key=lambda case: case.case_id)]
 
 
@@ -133,13 +148,13 @@ def _name_key(name: str) -> str:
     return re.sub(r"^(t[12]|pd)w$", r"\1", re.sub(r"[\W_]+", "", name.casefold()))
 
 
-def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
-    """List the cases of a file, or of the top level of a folder without layout."""
+def _loose_inputs(path: Path, channels: tuple[str, ...], faulty: Faulty) -> list[CaseFiles]:
+    """List the cases of a file, or of the top level of a folder without layout; those with a fault go to `faulty`."""
     if path.is_dir():
         files = image_files(path)
         inner = subfolder(path, ("imagests", *IMAGE_FOLDERS))
         files = files or (image_files(inner) if inner else [])
-        if not files and (series := find_series(path, channels)):
+        if not files and ((series := find_series(path, channels, faulty)) or faulty):
             return series
     elif is_dicom_file(path):
         if read_header(path).grid.shape_zyx[0] == 1:
@@ -161,8 +176,8 @@ def _loose_inputs(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
             )
         raise DataError(f"{path}: {what}; expected files {', '.join(IMAGE_ENDINGS)} or DICOM. {where}.")
     if len(channels) == 1:
-        return _one_channel(files)
-    return _several_channels(files, channels)
+        return _one_channel(files, faulty)
+    return _several_channels(files, channels, faulty)
 
 
 def _with_siblings(file: Path, n_channels: int) -> list[Path]:
@@ -173,14 +188,14 @@ def _with_siblings(file: Path, n_channels: int) -> list[Path]:
     return [p for p in image_files(file.parent) if (other := split_number(p)) is not None and other[0] == number[0]]
 
 
-def _one_channel(files: list[Path]) -> list[CaseFiles]:
+def _one_channel(files: list[Path], faulty: Faulty) -> list[CaseFiles]:
     numbers = [split_number(file) for file in files]
     is_numbered = all(number is not None and number[1] == 0 for number in numbers)
     names = [
         number[0] if is_numbered and number else stem_of(file) for number, file in zip(numbers, files, strict=True)
     ]
     by_name, twins = collect_by_name(zip(names, files, strict=True))
-    refuse(twins, files[0].parent)
+    faulty.update((one.case_id or "", one.text) for one in twins)
     of_case = {case: [n[1] for n in group if n] for case, group in _by_case(numbers)}
     surplus = {case: channels for case, channels in of_case.items() if channels[0] == 0 and len(channels) > 1}
     if len(surplus) > 1 and len(surplus) == len(of_case) and all(numbers):  # a single name is a numbered series
@@ -197,11 +212,11 @@ def _by_case(numbers: list[tuple[str, int] | None]) -> list[tuple[str, list[tupl
     return [(case, list(group)) for case, group in itertools.groupby(ordered, key=lambda number: number[0])]
 
 
-def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[CaseFiles]:
+def _several_channels(files: list[Path], channels: tuple[str, ...], faulty: Faulty) -> list[CaseFiles]:
     groups: dict[str, list[Path]] = {}
     for file in files:
         groups.setdefault((split_number(file) or (stem_of(file), 0))[0], []).append(file)
-    cases, incomplete, problems = [], [], []
+    cases = []
     for case_id, group in groups.items():
         indices = [number[1] for file in group if (number := split_number(file)) is not None]
         if len(indices) == len(group) and sorted(indices) == list(range(len(channels))):
@@ -218,41 +233,26 @@ def _several_channels(files: list[Path], channels: tuple[str, ...]) -> list[Case
             continue
         missing = [f"{i:04d} ({name})" for i, name in enumerate(channels) if i not in indices]
         what = f"channel {', '.join(missing)} is missing" if missing else "more files than channels"
-        problems.append(f"case {case_id}: {what}; found {_with_channels(counts)}.")
-        if missing:
-            incomplete.append(_with_missing_files(case_id, group, len(channels)))
-    if problems and cases and len(incomplete) == len(problems):  # each fails alone, when it is read
-        say(
-            "\n  ".join([f"warning: {files[0].parent}: {count(len(problems), 'case')} cannot be predicted:", *problems])
-        )
-        return [*cases, *incomplete]
-    if problems:
-        raise DataError(
-            f"{files[0].parent}: expected {len(channels)} files (case_0000 to case_{len(channels) - 1:04d}) or one 4D "
-            "file per case. Add the files, or move the cases away.\n  " + "\n  ".join(problems)
+        faulty[case_id] = (
+            f"{files[0].parent}: case {case_id}: {what}; found {_with_channels(counts)}; expected "
+            f"{len(channels)} files (case_0000 to case_{len(channels) - 1:04d}) or one 4D file. Add what is "
+            "missing, or move the case away."
         )
     return cases
-
-
-def _with_missing_files(case_id: str, group: list[Path], n_channels: int) -> CaseFiles:
-    """A case with the paths at which its missing channels are expected, so that reading it names them."""
-    by_channel = {number[1]: file for file in group if (number := split_number(file)) is not None}
-    expected = [group[0].with_name(f"{case_id}_{channel:04d}{ending_of(group[0])}") for channel in range(n_channels)]
-    return CaseFiles(case_id, tuple(by_channel.get(channel, path) for channel, path in enumerate(expected)))
 
 
 def _with_channels(n_channels: dict[Path, int]) -> str:
     return ", ".join(f"{file.name} ({count(n, 'channel')})" for file, n in n_channels.items())
 
 
-def find_series(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
+def find_series(path: Path, channels: tuple[str, ...], faulty: Faulty) -> list[CaseFiles]:
     """List the cases of a folder that holds a DICOM series, or of all folders below that do; empty if none does.
 
     A case is named after its folders below `path`, joined by `_`. Of several channels each has a folder, which ends in
-    `_0000`, `_0001`, …
+    `_0000`, `_0001`, …; a case with missing channels, or too many, goes to `faulty`.
 
     Raises:
-        DataError: If channels are missing or too many, or folders give the same name.
+        DataError: If folders give the same name.
     """
     groups: dict[str, dict[int, Path]] = {}
     for folder in series_folders(path):
@@ -262,17 +262,19 @@ def find_series(path: Path, channels: tuple[str, ...]) -> list[CaseFiles]:
         if channel in groups.setdefault(case_id, {}):
             raise DataError(f"{folder}: gives case {case_id}, and so does {groups[case_id][channel]}. Rename one.")
         groups[case_id][channel] = folder
-    faults = [
-        f"case {case_id}: found {', '.join(folder.name for folder in group.values())}"
+    expected = list(range(len(channels)))
+    for case_id, group in groups.items():
+        if sorted(group) != expected:
+            faulty[case_id] = (
+                f"{path}: case {case_id}: found {', '.join(folder.name for folder in group.values())}; expected "
+                f"{len(channels)} DICOM folders, one for each channel ({', '.join(channels)}), ending in _0000 to "
+                f"_{len(channels) - 1:04d}. Add or rename them."
+            )
+    return [
+        CaseFiles(case_id, tuple(group[c] for c in sorted(group)))
         for case_id, group in groups.items()
-        if sorted(group) != list(range(len(channels)))
+        if case_id not in faulty
     ]
-    if faults:
-        raise DataError(
-            f"{path}: expected {len(channels)} DICOM folders per case, one for each channel ({', '.join(channels)}), "
-            f"ending in _0000 to _{len(channels) - 1:04d}. Add or rename them.\n  " + "\n  ".join(faults)
-        )
-    return [CaseFiles(case_id, tuple(group[c] for c in sorted(group))) for case_id, group in groups.items()]
 
 
 def series_folders(path: Path) -> list[Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -36,7 +36,7 @@ from segpipe.predict.memory import (
     windows_of,
 )
 from segpipe.predict.model import Ensemble, load_model
-from segpipe.predict.outputs import PredictionResult, PredictionTable, check_claim, is_done, mask_path
+from segpipe.predict.outputs import CaseFault, PredictionResult, PredictionTable, check_claim, is_done, mask_path
 from segpipe.predict.package import open_model
 from segpipe.predict.postprocess import NO_POSTPROCESSING, Postprocessing
 from segpipe.predict.run import made_with, predict_cases
@@ -56,6 +56,7 @@ class PredictJob:
         cases: Images.
         left: Those of them that are not predicted yet.
         seconds_per_window: Of each network, as measured on its validation cases; None if that was not recorded.
+        faults: Of the images that are known to be unusable, such as those without a channel; they are in no other list.
     """
 
     request: PredictRequest
@@ -64,6 +65,7 @@ class PredictJob:
     cases: tuple[Case, ...]
     left: tuple[Case, ...]
     seconds_per_window: tuple[float | None, ...]
+    faults: tuple[CaseFault, ...]
 
 
 def resolve(request: PredictRequest) -> PredictJob:
@@ -93,16 +95,20 @@ def resolve(request: PredictRequest) -> PredictJob:
             for folders, model in zip(members, ensemble.members, strict=True)
             for folder in folders
         )
-    cases = tuple(list_inputs(request.inputs, ensemble.plan.channels))
-    if not cases:
-        raise DataError(f"{request.inputs}: holds no images. Give a file, a folder of images, or a dataset.")
+    faults: list[CaseFault] = []
+    note = partial(_note_fault, faults)
+    cases = tuple(list_inputs(request.inputs, ensemble.plan.channels, note))
     _, changed = check_claim(request.output, cases, made_with(ensemble, options, steps))
     left = tuple(
         case
         for case in cases
         if case.case_id in changed or not is_done(request.output, case.case_id, options, ensemble.uncertainty_names)
     )
-    return PredictJob(request, ensemble, steps, cases, left, rates)
+    return PredictJob(request, ensemble, steps, cases, left, rates, tuple(faults))
+
+
+def _note_fault(faults: list[CaseFault], case_id: str, text: str) -> None:
+    faults.append(CaseFault(case_id, text if case_id in text else f"{case_id}: {text}", DataError.exit_code))
 
 
 def run(job: PredictJob) -> PredictionResult:
@@ -114,7 +120,8 @@ def run(job: PredictJob) -> PredictionResult:
     """
     request = job.request
     set_processors(request.machine.n_workers)
-    return predict_cases(job.ensemble, job.cases, request.output, request.options, job.postprocessing)
+    found = predict_cases(job.ensemble, job.cases, request.output, request.options, job.postprocessing)
+    return replace(found, faults=(*job.faults, *found.faults))
 
 
 def estimate(job: PredictJob) -> Foreseen:
@@ -145,7 +152,7 @@ def estimate(job: PredictJob) -> Foreseen:
         free_memory_bytes=free_bytes(),
         memory_of="CPU",
         notes=tuple(sizing.notes()),
-        exit_code=PredictionResult.exit_code_of(sizing.faults.values()),
+        exit_code=PredictionResult.exit_code_of([*job.faults, *sizing.faults.values()]),
     )
 
 
@@ -181,6 +188,7 @@ class _Sizing:
         n_passes = [passes_of(grid, ensemble, mirror=request.options.mirror) for grid in self.grids]
         if n_passes:
             yield passes_text(n_passes)
+        yield from (f"left out: {fault.text}" for fault in self.job.faults)
         for case_id, fault in self.faults.items():
             yield f"{case_id} would be left out: {str(fault).removeprefix(f'{case_id}: ')}"
         if ensemble.device.type == "cuda":

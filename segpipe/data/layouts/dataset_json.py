@@ -167,8 +167,9 @@ def _listed_cases(
         label_file = locate(folder, str(label)) if label else None
         if label_file is None:
             faults.append(fault("image_without_label", "no label is listed", case_id))
-        named = [*files, *([label_file] if label_file else [])]
-        faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
+        faults += [fault("file_missing", "no such file", case_id, path) for path in files if not path.exists()]
+        if label_file is not None and not label_file.exists():
+            faults.append(fault("label_missing", "no such file", case_id, label_file))
         present = tuple(path for path in files if path.exists())
         cases.append(CaseFiles(case_id, present, label_file if label_file and label_file.exists() else None))
     return cases, faults

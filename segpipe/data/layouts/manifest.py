@@ -27,7 +27,7 @@ def read_manifest(path: Path) -> DatasetFiles | None:
     file = manifest_in(path)
     if file is None:
         return None
-    header, rows = _rows(file)
+    header, rows, row_shapes = _rows(file)
     image_columns = [name for name in header if _is_image_column(name)]
     missing = [name for name in _REQUIRED if name not in header] + ([] if image_columns else ["image_<channel>"])
     if missing:
@@ -36,14 +36,14 @@ def read_manifest(path: Path) -> DatasetFiles | None:
             "Expected case_id, patient_id, image_<channel> for each channel, label, and site if known. Add the column."
         )
     channels = tuple(name.removeprefix(_IMAGE).lstrip("_") or _IMAGE for name in image_columns)
-    faults = _column_faults(header, file)
+    faults = [*_column_faults(header, file), *row_shapes]
     cases: dict[str, CaseFiles] = {}
     for line, row in rows:
         case, row_faults = _case(row, line, file, image_columns)
         faults += row_faults
         if case.case_id in cases:
             faults.append(fault("case_twice", f"again in line {line}", case.case_id, file))
-        elif case.case_id:
+        elif is_case_name(case.case_id):
             cases[case.case_id] = case
     ordered = tuple(cases[case_id] for case_id in sorted(cases))
     patients_from = "from the column patient_id"
@@ -73,7 +73,7 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
     case_id = row["case_id"]
     faults = []
     if not is_case_name(case_id):
-        faults.append(fault("column", f"line {line}: case_id {case_id!r}", None, file, CASE_NAME))
+        faults.append(fault("column", f"case_id {case_id!r}", f"line {line}", file, CASE_NAME))
     for column in columns:
         if not row[column]:
             faults.append(fault("missing_channel", f"line {line}: {column} is empty", case_id, file))
@@ -84,8 +84,9 @@ def _case(row: dict[str, str], line: int, file: Path, columns: list[str]) -> tup
     images = [locate(file.parent, row[column]) for column in columns if row[column]]
     images = list(dict.fromkeys(images))  # one 4D file may be in every column
     label = locate(file.parent, row["label"]) if row.get("label") else None
-    named = [*images, *([label] if label else [])]
-    faults += [fault("file_missing", "no such file", case_id, path) for path in named if not path.exists()]
+    faults += [fault("file_missing", "no such file", case_id, path) for path in images if not path.exists()]
+    if label is not None and not label.exists():
+        faults.append(fault("label_missing", "no such file", case_id, label))
     present = tuple(path for path in images if path.exists())
     found_label = label if label is not None and label.exists() else None
     return CaseFiles(case_id, present, found_label, row.get("patient_id") or None, row.get("site") or None), faults
@@ -108,8 +109,11 @@ def _column_faults(header: list[str], file: Path) -> list[Fault]:
     return faults
 
 
-def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read column names and numbered lines; comma, semicolon or tab, whichever the first line has most of."""
+def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]], list[Fault]]:
+    """Read column names, numbered lines, and faults of lines with another number of cells, which are left out.
+
+    The separator is comma, semicolon or tab, whichever the first line has most of.
+    """
     try:
         text = read_text(file)
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator_of(text.partition("\n")[0]), strict=True)
@@ -117,13 +121,18 @@ def _rows(file: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
         rows = [(reader.line_num, [nfc(cell.strip()) for cell in row]) for row in reader if any(row)]
     except (OSError, UnicodeDecodeError, csv.Error) as problem:
         raise DataError(f"{file}: cannot be read as UTF-8 CSV ({problem}). Export it again.") from None
-    wrong = [line for line, row in rows if len(row) != len(header)]
-    if wrong:
-        raise DataError(
-            f"{file}: line {wrong[0]} does not have {count(len(header), 'cell')} like the first line. "
-            "Quote cells that contain the separator."
-        )
-    return header, [(line, dict(zip(header, row, strict=True))) for line, row in rows]
+    faults = []
+    place = header.index("case_id") if "case_id" in header else 0
+    for line, row in rows:
+        if len(row) != len(header):
+            name = row[place] if place < len(row) and is_case_name(row[place]) else f"line {line}"
+            expected = f"{count(len(header), 'cell')} like the first line; quote cells that contain the separator"
+            faults.append(fault("row", f"line {line} has {count(len(row), 'cell')}", name, file, expected))
+    return (
+        header,
+        [(line, dict(zip(header, row, strict=True))) for line, row in rows if len(row) == len(header)],
+        faults,
+    )
 
 
 def _is_manifest(path: Path) -> bool:
