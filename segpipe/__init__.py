@@ -71,6 +71,7 @@ def run(
     time_budget_seconds: float | None = None,
     gpu_memory_gib: float | None = None,
     gpu_memory_gb: float | None = None,
+    max_memory_gib: float | None = None,
     edits: Sequence[str] = (),
     n_folds: int = 5,
     folds_by: Literal["patient", "site"] = "patient",
@@ -90,12 +91,13 @@ def run(
         time_budget_seconds: Total training time; None for the length in the plan.
         gpu_memory_gib: GPU memory to plan for; None for that of the device.
         gpu_memory_gb: Old name of `gpu_memory_gib`, which goes with the next version.
+        max_memory_gib: Memory to plan for on a CPU; None for that of the machine.
         edits: Values of the plan, e.g. `training.epochs=100`.
         n_folds: Number of folds to split into, by patient.
         folds_by: `patient`, or `site` for one fold for each site, which it leaves out of training.
         splits_file: nnU-Net's splits_final.json to use instead.
         device: As for `load`.
-        n_workers: Processors to use, which torch keeps for the whole process; None for all.
+        n_workers: Processors to use, which torch keeps for the whole process; None for `OMP_NUM_THREADS`, else all.
         seed: Random seed.
 
     Raises:
@@ -113,6 +115,7 @@ def run(
         machine=Machine(device, n_workers or default_workers()),
         preset=preset,
         gpu_memory_gib=_current_value("gpu_memory_gb", gpu_memory_gb, "gpu_memory_gib", gpu_memory_gib),
+        max_memory_gib=max_memory_gib,
         edits=tuple(edits),
         n_folds=n_folds,
         folds_by=folds_by,

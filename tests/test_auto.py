@@ -13,9 +13,10 @@ from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.plan.laterality import sided_labels, sideways_axis, words_of
-from segpipe.plan.make import make_plan
+from segpipe.plan.make import CpuMemory, make_plan
 from segpipe.plan.patch import Memory
 from segpipe.plan.presets import PRESETS
+from segpipe.plan.reasons import plan_warnings
 from segpipe.plan.schema import Plan
 
 HIPPOCAMPUS = fingerprint([(36, 50, 35)] * 260, [(1.0, 1.0, 1.0)] * 260)
@@ -161,3 +162,31 @@ def test_images_that_a_patch_covers_and_long_trainings_keep_their_voxels(seconds
     assert small.configurations["3d_fullres"].spacing_mm == (1.0, 1.0, 1.0)
     usual = make_plan(LIVER, labels("a"), "x", "auto", "cpu", fold_seconds=seconds)
     assert usual.reasons["preset"] == PRESETS["cpu"].why
+
+
+def test_a_cpu_with_more_memory_gets_larger_patches_only_where_they_see_little():
+    large, small = fingerprint([(180, 220, 180)] * 20, [(1.0, 1.0, 1.0)] * 20), HIPPOCAMPUS
+
+    def planned(data, gib, *, is_limit=False, preset="auto", seconds=None):
+        memory = None if gib is None else CpuMemory(gib, is_limit=is_limit)
+        return make_plan(data, labels("a"), "x", preset, "cpu", fold_seconds=seconds, cpu_memory=memory)
+
+    def patch(*given, **more):
+        return math.prod(planned(*given, **more).configurations["3d_fullres"].patch_zyx)
+
+    usual = patch(large, None)
+    assert patch(large, 1.0) < usual < patch(large, 8.0) < patch(large, 8.0, is_limit=True)
+    assert patch(large, 64.0) == patch(large, 8.0) < 5 * usual  # a step takes as much longer
+    assert patch(large, 8.0, preset="cpu") > usual and "times the usual memory" in planned(large, 8.0).reasons["preset"]
+    assert planned(small, 64.0) == planned(small, None)  # a patch covers the image
+    assert patch(large, 64.0, seconds=60.0) == patch(large, None, seconds=60.0)  # time is short
+
+
+def test_a_plan_warns_of_little_context_and_of_coarse_voxels_called_fullres():
+    large = fingerprint([(180, 220, 180)] * 20, [(1.0, 1.0, 1.0)] * 20)
+    usual, short = (make_plan(large, labels("a"), "x", "auto", "cpu", fold_seconds=s) for s in (None, 60.0))
+    (context,) = (text for text in plan_warnings(usual, large) if text.startswith("3d_fullres"))
+    assert "little context" in context and "-c 3d_lowres" in context
+    assert any("3d_fullres is not full resolution: its voxels are 1.9" in text for text in plan_warnings(short, large))
+    for device in ("cpu", "cuda"):
+        assert plan_warnings(make_plan(HIPPOCAMPUS, labels("a"), "x", "auto", device), HIPPOCAMPUS) == []

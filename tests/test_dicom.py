@@ -11,6 +11,7 @@ from datasets import SHAPE_ZYX
 from dicom import write_series
 
 from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.itk import choose_series
 from segpipe.core.volume import read_header, read_image, write_mask
 from segpipe.data.inputs import list_inputs
 
@@ -61,7 +62,9 @@ def test_two_series_in_a_folder_are_named(tmp_path: Path) -> None:
     write_series(tmp_path / "b", voxels()[:3], series="1.2.3", description="localizer")
     for file in (tmp_path / "b").iterdir():
         file.rename(tmp_path / f"b{file.name}")
-    with pytest.raises(DataError, match=r"2 DICOM series, expected one: axial \(8 files\); localizer \(3 files\)"):
+    with pytest.raises(
+        DataError, match=r"2 DICOM series, expected one\. Choose one with --series(?s:.)*8 files  axial"
+    ):
         read_header(tmp_path)
 
 
@@ -152,3 +155,24 @@ def test_a_file_with_all_frames_is_a_case(tmp_path: Path) -> None:
     (tmp_path / "scan.dcm").write_bytes(content.replace(b"\x28\x00\x09\x00", b"\x28\x00\x0b\x00", 1))
     with pytest.raises(GeometryError, match="8 frames without positions"):
         list_inputs(tmp_path / "scan.dcm", ("CT",))
+
+
+def test_one_of_several_series_is_chosen_by_its_description_or_uid(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    request.addfinalizer(lambda: choose_series(""))
+    write_series(tmp_path, voxels())
+    write_series(tmp_path / "b", voxels()[:3], series="1.2.3", description="Localizer")
+    for file in (tmp_path / "b").iterdir():
+        file.rename(tmp_path / f"b{file.name}")
+    (tmp_path / "b").rmdir()
+    for text, n_slices in (("AXIAL", 8), ("local", 3), ("2.3", 3)):
+        choose_series(text)
+        assert read_header(tmp_path).grid.shape_zyx[0] == n_slices
+        assert read_image(tmp_path).voxels_czyx.shape[1] == n_slices
+    for text in ("", "coronal", "al"):  # none; unknown; in both descriptions
+        choose_series(text)
+        with pytest.raises(
+            DataError, match=r"2 DICOM series, expected one.*(?s:.)*8 files  axial .*\n +3 files  Local"
+        ):
+            read_header(tmp_path)

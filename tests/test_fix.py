@@ -22,6 +22,7 @@ from segpipe.core.grid import Grid, Reorientation, turned_grid
 from segpipe.core.volume import read_header, read_image, read_labels, write_image
 from segpipe.data.check import check_dataset
 from segpipe.data.fix import REPAIRS_FILE, fix_dataset
+from segpipe.data.load import load_dataset
 from segpipe.data.placement import repair_edges
 
 CASES = ["a", "b", "c", "d", "e"]
@@ -474,3 +475,18 @@ def test_a_cropped_label_map_is_padded_to_its_image(tmp_path: Path, ending: str)
     assert repair.kind == "label_cropped" and "padded with background" in repair.done
     assert np.array_equal(read_labels(tmp_path / "out" / "labelsTr" / f"b{ending}")[0], tiny_labels())
     assert not check_dataset(tmp_path / "out", 1).is_fatal
+
+
+def test_masks_of_0_and_255_beside_those_of_0_and_1_are_one_structure(tmp_path: Path):
+    data = tmp_path / "data"
+    for case in ("a", "b", "c"):
+        write_tiny(data / "images" / f"{case}.nii.gz", tiny_image(ord(case)))
+        factor = 255 if case == "b" else 1
+        write_tiny(data / "labels" / f"{case}.nii.gz", (tiny_labels((1,)) * factor).astype(np.uint8))
+    (fault,) = [one for one in check_dataset(data, 1).faults if one.kind.startswith("label_")]
+    assert (fault.kind, fault.case_id) == ("label_scaled", "b")
+    with pytest.raises(DataError, match=r"b\.nii\.gz: 0 and 255 are its only values"):
+        load_dataset(data, 1)
+    (repair,) = fix_dataset(data, tmp_path / "out", 1)
+    assert (repair.case_id, repair.done) == ("b", "stored as 1")
+    assert load_dataset(tmp_path / "out", 1).labels.values == (1,)

@@ -180,6 +180,14 @@ gpu_memory = click.option(
     metavar="GiB",
     help="Plan for a GPU with this much memory.",
 )
+max_memory = click.option(
+    "--max-memory",
+    "max_memory_gib",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    metavar="GiB",
+    help="Plan for this much memory on a CPU.  [default: what there is]",
+)
 folds = click.option("-f", "--folds", type=Folds(), default="all", show_default=True, help="all, or e.g. 0 or 0,1,2.")
 model_folds = click.option(
     "-f",

@@ -33,6 +33,7 @@ _EXPLAINED = ("preset", "spacing", "normalisation", "mirror_axes")  # plan.yaml 
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
 @options.gpu_memory
+@options.max_memory
 @options.time_budget
 @click.option("--n-folds", type=click.IntRange(2), default=5, show_default=True, help="Number of folds to split into.")
 @options.folds_by

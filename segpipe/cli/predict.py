@@ -30,6 +30,12 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option("-i", "--input", "inputs", type=_PATH, required=True, help="File, folder or dataset.")
 @click.option("-o", "--output", type=_PATH, required=True, help="Folder for the masks.")
+@click.option(
+    "--series",
+    default="",
+    metavar="TEXT",
+    help="Of several DICOM series in a folder, read the one with this in its description or at the end of its UID.",
+)
 @configurations
 @model_folds
 @click.option("--tta/--no-tta", "mirror", default=True, show_default=True, help="Average over mirrored copies.")
@@ -76,7 +82,14 @@ _PATH = click.Path(path_type=Path)
 @on_machine
 @shared
 def command(
-    models: tuple[Path, ...], inputs: Path, output: Path, machine: Machine, dry_run: bool, as_json: bool, **options: Any
+    models: tuple[Path, ...],
+    inputs: Path,
+    output: Path,
+    machine: Machine,
+    dry_run: bool,
+    as_json: bool,
+    series: str,
+    **options: Any,
 ) -> int:
     """Write one mask for each image, on the image's own grid.
 
@@ -87,7 +100,7 @@ def command(
     from segpipe.cli.printing import print_estimate
     from segpipe.pipeline import predict
 
-    job = predict.resolve(PredictRequest(models, inputs, output, machine, PredictOptions(**options)))
+    job = predict.resolve(PredictRequest(models, inputs, output, machine, PredictOptions(**options), series))
     if not dry_run:
         return print_outcome(predict.run(job), as_json=as_json)
     found = predict.estimate(job)

@@ -30,6 +30,7 @@ from segpipe.pipeline.requests import Machine, RunRequest
 @click.option("-o", "--output", "work", type=click.Path(path_type=Path), required=True, help="Work folder.")
 @options.preset
 @options.gpu_memory
+@options.max_memory
 @options.folds_by
 @options.splits
 @configuration

@@ -293,25 +293,61 @@ def _slices(folder: Path) -> tuple[_Slice, ...]:
     """
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
     stats = ((path.name, path.stat()) for path in files)
-    return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats))
+    return _read_slices(folder, tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats), _wanted_series)
+
+
+_wanted_series = ""  # part of a description, or the end of a UID; of this process
+
+
+def choose_series(text: str) -> None:
+    """From now on this process reads the series whose description holds a text, or whose UID ends in it; empty: all.
+
+    It matters only to folders that hold several series.
+    """
+    global _wanted_series
+    _wanted_series = text
+
+
+def _one_series(folder: Path, slices: list[_Slice], wanted: str) -> list[_Slice]:
+    """The slices of the only series, or of the one that is wanted.
+
+    Raises:
+        DataError: If there are several, and none or more than one is wanted.
+    """
+    names = {one.series: one.description for one in slices}
+    if len(names) == 1:
+        return slices
+    fitting = [
+        uid for uid, name in names.items() if wanted and (wanted.casefold() in name.casefold() or uid.endswith(wanted))
+    ]
+    if len(fitting) != 1:
+        counts = Counter(one.series for one in slices)
+        rows = [f"{count(n, 'file'):>10}  {names[uid] or '(no description)'}  {uid}" for uid, n in counts.items()]
+        chosen = f", and {len(fitting)} of them fit --series {wanted}" if wanted else ""
+        raise DataError(
+            "\n  ".join(
+                [
+                    f"{folder}: {len(names)} DICOM series, expected one{chosen}. Choose one with --series: a part "
+                    "of its description, or the end of its UID. Or give each its own folder.",
+                    *rows,
+                ]
+            )
+        )
+    return [one for one in slices if one.series == fitting[0]]
 
 
 @lru_cache(4)  # header, voxels and the mask's geometry are asked for one after the other, of a case and the next
-def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...]) -> tuple[_Slice, ...]:
+def _read_slices(folder: Path, files: tuple[tuple[str, int, int], ...], wanted: str) -> tuple[_Slice, ...]:
     slices = [_slice(path) for name, *_ in files if is_dicom_file(path := folder / name)]
     if not slices:
         raise DataError(f"{folder}: a folder without DICOM files, expected those of one series. Check the path.")
+    slices = _one_series(folder, slices, wanted)
     if len(slices) > 1 and (n_unplaced := sum(not one.position for one in slices)):
         raise GeometryError(
             f"{folder}: {n_unplaced} of {count(len(slices), 'slice')} without a position (ImagePositionPatient, "
             "0020,0032), as in secondary captures; expected one for each. Export the original series. If there is none "
             "and the distance of the slices is known, write them as NIfTI with it."
         )
-    names = {one.series: one.description for one in slices}
-    if len(names) > 1:
-        counts = Counter(one.series for one in slices)
-        found = "; ".join(f"{names[uid] or uid} ({count(n, 'file')})" for uid, n in counts.items())
-        raise DataError(f"{folder}: {len(names)} DICOM series, expected one: {found}. Give each its own folder.")
     first = slices[0]
     shape, axes = first.header.grid.shape_zyx, first.affine_lps_mm[:3, :3]
     for one in slices[1:]:

@@ -80,6 +80,26 @@ def free_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/
     return max(0, free) // n_sharing()
 
 
+def total_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory of this machine, or of its container if that has less; 0 where the system does not say.
+
+    Args:
+        meminfo: The machine's account.
+        groups: The container's.
+    """
+    if meminfo.is_file():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        total = int(fields["MemTotal"].split()[0]) * 1024
+    elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:  # macOS
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    else:
+        return 0
+    for limit, *_ in _GROUP_FILES:
+        if (groups / limit).is_file() and (text := (groups / limit).read_text().strip()).isdecimal():
+            total = min(total, int(text))
+    return total // n_sharing()
+
+
 class Environment(Record):
     """The software and device of a computation.
 

@@ -24,7 +24,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.faults import Fault, fault, refuse
 from segpipe.data.inputs import series_folders
 from segpipe.data.inspect import SAME, AlikePair, CaseFacts, alike_pairs, inspect_case, inspect_headers
-from segpipe.data.label_lists import labels_from_values
+from segpipe.data.label_lists import are_scaled_differently, labels_from_values
 from segpipe.data.layouts import LAYOUTS
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import PATIENTS_FILE, find_layout, for_training, patients_of, to_dataset, unknown_layout
@@ -325,7 +325,8 @@ def _labels(files: DatasetFiles, facts: list[CaseFacts]) -> tuple[LabelSet | Non
         return None, []
     if labels is None:
         try:
-            labels = labels_from_values(values, files.root)
+            are_mixed = are_scaled_differently(list(counts.values()))
+            labels = labels_from_values({0, 1} if are_mixed else values, files.root)
         except DataError as problem:
             return None, [fault("description", str(problem), None, None)]
     label_maps = {case.case_id: case.label for case in files.cases}

@@ -23,7 +23,7 @@ from segpipe.core.text import count, csv_text
 from segpipe.core.volume import read_header, read_label_values, read_voxels, write_mask, write_voxels
 from segpipe.data.check import walk
 from segpipe.data.inspect import kind_of, scaled_value, what_was_found
-from segpipe.data.label_lists import value_counts
+from segpipe.data.label_lists import are_scaled_differently, value_counts
 from segpipe.data.layouts.dataset_json import DESCRIPTION_FILE
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles
 from segpipe.data.load import PATIENTS_FILE, find_layout
@@ -102,6 +102,7 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
             copy,
             {file: case for case in cases for file in (*case.images, case.label) if file},
             dataset.labels if dataset else None,
+            _are_mixed(dataset, n_workers),
         )
         n_cases = Counter(case.label for case in cases if case.label)
         labels = [
@@ -145,12 +146,16 @@ def _files_to_copy(path: Path, dataset: DatasetFiles | None) -> tuple[Path, list
 
 @dataclass(frozen=True)
 class _Job:
-    """A copy in the making: the source folder, the target folder, the case of each file, and the labels if listed."""
+    """A copy in the making: the source folder, the target folder, the case of each file, and the labels if listed.
+
+    `are_mixed`: whether masks hold 0 and 1 in some cases, 0 and 255 in the others.
+    """
 
     root: Path
     copy: Path
     case_of: dict[Path, CaseFiles]
     labels: LabelSet | None
+    are_mixed: bool
 
     def target(self, file: Path) -> Path:
         return self.copy / file.relative_to(self.root)
@@ -185,7 +190,7 @@ class _Job:
         if self._background != 0 or (self.labels is not None and len(self.labels.values) != 1):
             return [], None
         scaled = scaled_value(label)
-        if scaled is None or (float(scaled).is_integer() and self.labels is None):
+        if scaled is None or (float(scaled).is_integer() and self.labels is None and not self.are_mixed):
             return [], None
         value = 1 if self.labels is None else self.labels.values[0]
         if scaled == value:
@@ -246,6 +251,22 @@ class _Job:
             repairs.append(self.repair(file, f"label_{place.kind}", *displacement))
         write_mask(target, values.astype(dtype), like=like.path if displacement and like else target)
         return repairs
+
+
+def _are_mixed(dataset: DatasetFiles | None, n_workers: int) -> bool:
+    """True if the masks of a dataset without a list of labels hold 0 and 1, or 0 and 255."""
+    if dataset is None or dataset.labels is not None:
+        return False
+    headers = [header for case in dataset.cases if case.label and (header := _header(case.label))]
+
+    def values_of(header: Header) -> set[int] | None:
+        try:
+            return set(value_counts(read_label_values(header)))
+        except DataError:
+            return None
+
+    found = map_threads(values_of, headers, "reading label values", n_workers)
+    return are_scaled_differently([values for values in found if values is not None])
 
 
 def _is_outside(missing_czyx: NDArray[np.bool_], label: Path | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from segpipe.core.progress import map_threads
 from segpipe.core.text import count
 from segpipe.core.volume import read_header, read_label_values
 
+_WHITE = 255  # of a picture with 8 bits
 _MAX_FOUND = 1000  # more distinct values mean an image used as a label map
 _INTEGER = re.compile(r"-?[0-9]+")  # str.isdigit accepts `²`
 _TABLE_SPAN = 1 << 20  # values closer together than this are counted in a table, which is faster than sorting
@@ -83,7 +84,24 @@ def labels_in_files(paths: list[Path], n_workers: int) -> LabelSet:
         DataError: If a file cannot be read, or there is no value but 0, or too many for labels.
     """
     per_file = map_threads(lambda path: set(value_counts_of(path)), paths, "reading label values", n_workers)
+    if are_scaled_differently(per_file):
+        scaled = next(path for path, values in zip(paths, per_file, strict=True) if _WHITE in values)
+        raise DataError(
+            f"{scaled}: 0 and {_WHITE} are its only values, where other label maps hold 0 and 1; expected one value "
+            "for the structure. `segpipe check DATA --fix OUT` stores 1 in a copy."
+        )
     return labels_from_values(set().union(*per_file), paths[0].parent if paths else Path())
+
+
+def are_scaled_differently(values_of_maps: Sequence[Collection[int]]) -> bool:
+    """True if some masks hold 0 and 1 and all others 0 and 255, as a picture does: one structure, not two.
+
+    Example:
+        >>> are_scaled_differently([{0, 1}, {0, 255}]), are_scaled_differently([{0, 1}, {0, 1, 255}])
+        (True, False)
+    """
+    found = [set(values) - {0} for values in values_of_maps]
+    return {1} in found and {_WHITE} in found and all(values in ({1}, {_WHITE}, set()) for values in found)
 
 
 def labels_from_values(values: set[int], where: Path) -> LabelSet:

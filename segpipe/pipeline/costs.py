@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import LabelSet
+from segpipe.core.machine import total_bytes
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
 from segpipe.networks.device import precision_name, resolve_device
 from segpipe.networks.spec import NetworkSpec
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.patch import Memory, PredictMemory, nearest_fit
-from segpipe.plan.planned_cost import PlannedCost, prepared_bytes
+from segpipe.plan.planned_cost import PlannedCost, kept_bytes, prepared_bytes
+from segpipe.plan.presets import SHARE_OF_RAM
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training import OPTIMIZERS, Training
+from segpipe.prepare.store import KEPT_SHARE
 from segpipe.train.losses import supervised_loss
 
 _GIB = 2**30
-_SHARE_OF_RAM = 0.9  # the rest is for reading cases
 
 
-def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> list[PlannedCost]:
-    """Predict what each configuration will take; those with a single stage, which cannot be built, are left out."""
+def planned_costs(
+    plan: Plan, fingerprint: Fingerprint, machine: Machine, max_memory_gib: float | None = None
+) -> list[PlannedCost]:
+    """Predict what each configuration will take; those with a single stage, which cannot be built, are left out.
+
+    Args:
+        plan, fingerprint, machine: The plan, its data, and what it is for.
+        max_memory_gib: Of a CPU, instead of what there is.
+    """
     buildable = {n: c for n, c in plan.configurations.items() if len(c.network.features) > 1}
     device = resolve_device(machine.device)
     is_here = plan.is_for_gpu == (device.type != "cpu")
@@ -34,11 +42,13 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
     for name, configuration in buildable.items():
         taken = _cost_of(plan, configuration, machine)
         seconds = seconds_per_step(taken, device, _precision(plan, machine)) if is_here else None
+        kept = 0 if plan.is_for_gpu else kept_bytes(fingerprint, plan, configuration)
+        has_room = kept < KEPT_SHARE * memory_limit_gib(plan, max_memory_gib) * _GIB - taken.training_bytes
         result.append(
             PlannedCost(
                 configuration=name,
                 memory="GPU" if plan.is_for_gpu else "CPU",
-                training_gib=taken.training_bytes / _GIB,
+                training_gib=(taken.training_bytes + kept * has_room) / _GIB,
                 prediction_gib=taken.inference_bytes / _GIB,
                 tera_macs_per_step=taken.n_macs_step / 1e12,
                 seconds_per_step=seconds,
@@ -49,30 +59,28 @@ def planned_costs(plan: Plan, fingerprint: Fingerprint, machine: Machine) -> lis
     return result
 
 
-def too_large(plan: Plan, costs: Sequence[PlannedCost]) -> list[PlannedCost]:
+def too_large(costs: Sequence[PlannedCost], limit_gib: float) -> list[PlannedCost]:
     """The costs of the configurations that do not fit into memory."""
-    limit_gib = _limit_gib(plan)
     return [taken for taken in costs if taken.training_gib > limit_gib]
 
 
-def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> list[str]:
+def misfits(plan: Plan, costs: Sequence[PlannedCost], machine: Machine, limit_gib: float) -> list[str]:
     """One sentence for each configuration that does not fit, with the edits that give the nearest one that does."""
-    limit_gib = _limit_gib(plan)
     return [
         f"{taken.configuration}: training needs about {taken.training_gib:.1f} GiB of {taken.memory} memory, there are "
-        f"{limit_gib:.3g}. {_advice(plan, taken.configuration, machine)}"
-        for taken in too_large(plan, costs)
+        f"{limit_gib:.3g}. {_advice(plan, taken.configuration, machine, limit_gib)}"
+        for taken in too_large(costs, limit_gib)
     ]
 
 
-def fit_to_memory(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) -> Plan:
+def fit_to_memory(plan: Plan, costs: Sequence[PlannedCost], machine: Machine, limit_gib: float) -> Plan:
     """The plan with the nearest configuration that fits in place of each that does not; without those that never fit.
 
     Raises:
         PlanError: If nothing is left.
     """
-    limit_gib, configurations, reasons = _limit_gib(plan), dict(plan.configurations), dict(plan.reasons)
-    misfit = {taken.configuration for taken in too_large(plan, costs)}
+    configurations, reasons = dict(plan.configurations), dict(plan.reasons)
+    misfit = {taken.configuration for taken in too_large(costs, limit_gib)}
     for name, planned in sorted(plan.configurations.items(), key=lambda item: item[1].previous is not None):
         wanted = planned
         if planned.previous is not None:  # a cascade has its base's patch and network, and more channels
@@ -83,7 +91,7 @@ def fit_to_memory(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) ->
             wanted = base.model_copy(update={"inherits": planned.inherits, "previous": planned.previous})
         elif name not in misfit:
             continue
-        nearest = _nearest(plan, wanted, machine)
+        nearest = _nearest(plan, wanted, machine, limit_gib)
         if nearest is None:
             del configurations[name]
             reasons[name] = f"Left out: not even its smallest patch fits {limit_gib:.3g} GiB by the predicted memory."
@@ -93,27 +101,34 @@ def fit_to_memory(plan: Plan, costs: Sequence[PlannedCost], machine: Machine) ->
             smaller = f"Made smaller than the rules say, to fit {limit_gib:.3g} GiB by the predicted memory."
             reasons[name] = f"{reasons.get(name, '')} {smaller}".lstrip()
     if not configurations:
+        option = "--gpu-memory" if plan.is_for_gpu else "--max-memory"
         raise PlanError(
-            f"--gpu-memory: {limit_gib:.3g} GiB is too little for all of them ({', '.join(plan.configurations)}). "
-            "Give more, plan without a GPU (--device cpu), or choose a smaller network."
+            f"{option}: {limit_gib:.3g} GiB is too little for all of them "
+            f"({', '.join(plan.configurations)}). Give more, "
+            f"{'plan without a GPU (--device cpu), ' if plan.is_for_gpu else ''}or choose a smaller network."
         )
     return plan.model_copy(update={"configurations": configurations, "reasons": reasons})
 
 
-def _limit_gib(plan: Plan) -> float:
+def memory_limit_gib(plan: Plan, max_memory_gib: float | None) -> float:
+    """Memory that training may take; infinite where it is not known.
+
+    Args:
+        plan: For a GPU or not.
+        max_memory_gib: Of a CPU, instead of what there is.
+    """
     if plan.is_for_gpu:
         return plan.gpu_memory_gib or math.inf
-    return _SHARE_OF_RAM * _ram_bytes() / _GIB
+    return max_memory_gib or SHARE_OF_RAM * total_bytes() / _GIB or math.inf
 
 
-def _nearest(plan: Plan, wanted: Configuration, machine: Machine) -> Configuration | None:
-    limit_bytes = int(_limit_gib(plan) * _GIB)
-    return nearest_fit(wanted, lambda c: _cost_of(plan, c, machine).training_bytes, limit_bytes)
+def _nearest(plan: Plan, wanted: Configuration, machine: Machine, limit_gib: float) -> Configuration | None:
+    return nearest_fit(wanted, lambda c: _cost_of(plan, c, machine).training_bytes, int(limit_gib * _GIB))
 
 
-def _advice(plan: Plan, name: str, machine: Machine) -> str:
+def _advice(plan: Plan, name: str, machine: Machine, limit_gib: float) -> str:
     wanted = plan.configurations[name]
-    nearest = _nearest(plan, wanted, machine)
+    nearest = _nearest(plan, wanted, machine, limit_gib)
     if nearest is None:
         return "Not even the smallest patch fits; choose a smaller network."
     values = {"patch_zyx": list(nearest.patch_zyx), "batch_size": nearest.batch_size}
@@ -179,7 +194,3 @@ def _precision(plan: Plan, machine: Machine) -> Precision:
     if plan.is_for_gpu and plan.training.precision == "auto":
         return "bf16"
     return precision_name(plan.training.precision, resolve_device("cpu" if plan.is_for_gpu else machine.device))
-
-
-def _ram_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -9,6 +9,7 @@ from segpipe.bridge.nnunet_fingerprint import NnunetDataset, read_nnunet_dataset
 from segpipe.bridge.nnunet_plans_read import read_nnunet_plans
 from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.files import make_folder, write_text
+from segpipe.core.machine import total_bytes
 from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.work import Work, preferred_configuration
@@ -27,12 +28,13 @@ from segpipe.data.splits import (
 from segpipe.fingerprint.changes import remeasure
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import PlanRequest
-from segpipe.plan.edit import check_edits, edit_plan, parse_assignments
+from segpipe.plan.edit import check_edits, edit_plan, mirrored_sides, parse_assignments, warn_of_sides
 from segpipe.plan.laterality import ORIENTATION, order_in
-from segpipe.plan.make import CONFIGURATIONS, make_plan
+from segpipe.plan.make import CONFIGURATIONS, CpuMemory, make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.presets import PRESETS, find_preset
+from segpipe.plan.presets import CPU_PRESETS, PRESETS, SHARE_OF_RAM, find_preset
+from segpipe.plan.reasons import plan_warnings
 from segpipe.plan.schema import Plan, PlanCommand
 from segpipe.plan.training import Training
 
@@ -232,7 +234,8 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
         plan = _kept_plan(job.work, plan)
     planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
     planned = replace(planned, plan=_with_command(planned.plan, plan, request))
-    for warning in splits.warnings:
+    _warn_of_mirroring(plan, planned.plan)
+    for warning in (*splits.warnings, *plan_warnings(planned.plan, fingerprint)):
         say(f"warning: {warning}")
     return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
 
@@ -248,6 +251,7 @@ def _plan_without_images(job: PlanJob, described: NnunetDataset) -> Planned:
     plan = _make_plan(fingerprint, described, request, request.n_folds)
     planned = _affordable(edit_plan(plan, request.edits), fingerprint, request)
     planned = replace(planned, plan=_with_command(planned.plan, plan, request))
+    _warn_of_mirroring(plan, planned.plan)
     make_folder(work.path)
     fingerprint.save(work.fingerprint)
     write_text(work.nnunet_dataset, request.nnunet_dataset.read_text(encoding="utf-8"))
@@ -266,14 +270,18 @@ def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, reques
     else:
         device, memory_gib = _planned_device(request)
         predict = _memory_predictor(fingerprint, source, request)
-        plan = make_plan(fingerprint, labels, source.name, request.preset, device, memory_gib, predict, fold_seconds)
+        for_cpu = _planned_cpu_memory(request, device)
+        plan = make_plan(
+            fingerprint, labels, source.name, request.preset, device, memory_gib, predict, fold_seconds, for_cpu
+        )
     plan = plan.model_copy(update={"training": plan.training.model_copy(update={"seed": request.seed})})
     return plan.model_copy(update={"command": PlanCommand(options=_options(request, n_folds), plan_digest="")})
 
 
 def _options(request: PlanRequest, n_folds: int) -> tuple[str, ...]:
     device, memory_gib = ("cuda", None) if request.nnunet_plans is not None else _planned_device(request)
-    return request.options(device, memory_gib, n_folds)
+    cpu_memory = _planned_cpu_memory(request, device)
+    return request.options(device, memory_gib, n_folds, None if cpu_memory is None else cpu_memory.gib)
 
 
 def _with_command(plan: Plan, before: Plan, request: PlanRequest) -> Plan:
@@ -309,16 +317,23 @@ def _affordable(plan: Plan, fingerprint: Fingerprint, request: PlanRequest) -> P
     """
     if not request.predicts_costs:
         return Planned(plan, ())
-    from segpipe.pipeline.costs import fit_to_memory, misfits, planned_costs, too_large  # late: this needs torch
+    from segpipe.pipeline.costs import (  # late: this needs torch
+        fit_to_memory,
+        memory_limit_gib,
+        misfits,
+        planned_costs,
+        too_large,
+    )
 
-    machine = request.machine
-    costs = planned_costs(plan, fingerprint, machine)
-    if not too_large(plan, costs):
+    machine, most_gib = request.machine, request.max_memory_gib
+    limit_gib = memory_limit_gib(plan, most_gib)
+    costs = planned_costs(plan, fingerprint, machine, most_gib)
+    if not too_large(costs, limit_gib):
         return Planned(plan, tuple(costs))
     if request.preset == "auto" and not request.edits:
-        plan = fit_to_memory(plan, costs, machine)
-        return Planned(plan, tuple(planned_costs(plan, fingerprint, machine)))
-    faults = misfits(plan, costs, machine)
+        plan = fit_to_memory(plan, costs, machine, limit_gib)
+        return Planned(plan, tuple(planned_costs(plan, fingerprint, machine, most_gib)))
+    faults = misfits(plan, costs, machine, limit_gib)
     if request.edits or not PRESETS[plan.preset].is_exact:
         raise PlanError("\n  ".join(faults))
     for fault in faults:  # nnU-Net's own figure stays nnU-Net's
@@ -345,6 +360,30 @@ def _planned_device(request: PlanRequest) -> tuple[str, float | None]:
     from segpipe.networks.device import device_kind, gpu_memory_gib
 
     return device_kind(request.machine.device), gpu_memory_gib(request.machine.device)
+
+
+def _planned_cpu_memory(request: PlanRequest, device: str) -> CpuMemory | None:
+    """Memory of a CPU that `auto` plans for, or that was asked for; None: the preset's own.
+
+    Raises:
+        UsageError: If it is asked for, and the plan is for a GPU.
+    """
+    is_for_cpu = request.preset in CPU_PRESETS or (request.preset == "auto" and device == "cpu")
+    if request.max_memory_gib is not None:
+        if not is_for_cpu or request.nnunet_plans is not None:
+            raise UsageError(
+                f"--max-memory {request.max_memory_gib:g}: is the memory of a CPU, and this plan is for a GPU. Use "
+                "--gpu-memory, or add --device cpu to preset auto."
+            )
+        return CpuMemory(request.max_memory_gib, is_limit=True)
+    found = SHARE_OF_RAM * total_bytes() / 2**30
+    return CpuMemory(found, is_limit=False) if request.preset == "auto" and is_for_cpu and found else None
+
+
+def _warn_of_mirroring(before: Plan, edited: Plan) -> None:
+    """Tell of mirrored sides that the preset brings; `edit_plan` tells of those that edits bring."""
+    if mirrored_sides(before):
+        warn_of_sides(edited)
 
 
 def _save_keeping(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.grid import Grid
+from segpipe.core.itk import choose_series
 from segpipe.core.machine import free_bytes
 from segpipe.core.text import count, size_text
 from segpipe.core.volume import read_header
@@ -95,6 +96,7 @@ def resolve(request: PredictRequest) -> PredictJob:
             for folders, model in zip(members, ensemble.members, strict=True)
             for folder in folders
         )
+    choose_series(request.series)
     faults: list[CaseFault] = []
     note = partial(_note_fault, faults)
     cases = tuple(list_inputs(request.inputs, ensemble.plan.channels, note))

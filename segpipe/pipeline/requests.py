@@ -50,6 +50,7 @@ class PlanRequest:
         data: The dataset; None to plan from nnU-Net's two files.
         preset: Name of a preset, or `auto`.
         gpu_memory_gib: GPU memory to plan for; None for that of the device.
+        max_memory_gib: Memory to plan for on a CPU; None for that of the machine.
         edits: Values of the plan to change, as `--set` gives them.
         n_folds: Folds to split into, by patient.
         folds_by: `patient`, or `site` for one fold for each site, which it leaves out of training.
@@ -73,6 +74,7 @@ class PlanRequest:
     data: Path | None = None
     preset: str = "auto"
     gpu_memory_gib: float | None = None
+    max_memory_gib: float | None = None
     edits: Sequence[str] = ()
     n_folds: int = 5
     folds_by: FoldsBy = "patient"
@@ -96,21 +98,27 @@ class PlanRequest:
             raise UsageError(f"--n-folds {self.n_folds}: expected 2 or more.")
         _require_known_folds(self)
         _require_positive("--gpu-memory", self.gpu_memory_gib, "GiB")
+        _require_positive("--max-memory", self.max_memory_gib, "GiB")
         _require_positive("--time-budget", self.time_budget_seconds, "s")
 
-    def options(self, device: str, gpu_memory_gib: float | None, n_folds: int) -> tuple[str, ...]:
+    def options(
+        self, device: str, gpu_memory_gib: float | None, n_folds: int, cpu_memory_gib: float | None = None
+    ) -> tuple[str, ...]:
         """The options of `segpipe plan` that make this plan again from the same data, on any machine.
 
         Args:
             device: Kind of the device that was planned for.
             gpu_memory_gib: Its memory, asked for or found; None if it is not known.
             n_folds: Folds that were made, which share the time budget.
+            cpu_memory_gib: Of a CPU, asked for or found; None if the plan does not follow it.
         """
         given: dict[str, object] = {}
         if self.nnunet_plans is None:
             given["--preset"] = self.preset
             given["--gpu-memory"] = None if gpu_memory_gib is None else exact_text(gpu_memory_gib)
             given["--device"] = device if self.preset == "auto" and gpu_memory_gib is None else None
+        if cpu_memory_gib is not None:
+            given["--max-memory"] = exact_text(cpu_memory_gib)
         if self.time_budget_seconds is not None:
             share = n_folds / (self.n_trained_folds or n_folds)  # `plan` knows of no folds that are not trained
             given["--time-budget"] = f"{exact_text(self.time_budget_seconds * share)}s"
@@ -193,7 +201,7 @@ class RunRequest:
         data: The dataset.
         folder: Work folder for all results.
         machine: What to compute on.
-        preset, gpu_memory_gib, edits, n_folds, folds_by, splits_file, seed: As for `PlanRequest`.
+        preset, gpu_memory_gib, max_memory_gib, edits, n_folds, folds_by, splits_file, seed: As for `PlanRequest`.
         configuration, folds, epochs, iterations, time_budget_seconds: As for `TrainRequest`.
 
     Raises:
@@ -205,6 +213,7 @@ class RunRequest:
     machine: Machine
     preset: str = "auto"
     gpu_memory_gib: float | None = None
+    max_memory_gib: float | None = None
     edits: Sequence[str] = ()
     n_folds: int = 5
     folds_by: FoldsBy = "patient"
@@ -229,6 +238,7 @@ class RunRequest:
             data=self.data,
             preset=self.preset,
             gpu_memory_gib=self.gpu_memory_gib,
+            max_memory_gib=self.max_memory_gib,
             edits=(*self.edits, *length_edits(self.epochs, self.iterations)),
             n_folds=self.n_folds,
             folds_by=self.folds_by,
@@ -268,6 +278,7 @@ class PredictRequest:
         output: Folder for the masks.
         machine: What to compute on.
         options: Which configurations and folds, how, and what to write.
+        series: Of folders with several DICOM series the one to read: a part of its description, or the end of its UID.
     """
 
     models: Sequence[Path]
@@ -275,6 +286,7 @@ class PredictRequest:
     output: Path
     machine: Machine
     options: PredictOptions = field(default_factory=PredictOptions)
+    series: str = ""
 
     def __post_init__(self) -> None:
         if not self.models:

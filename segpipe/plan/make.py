@@ -35,6 +35,14 @@ class _Fitting:
     measured: PlannerInput
 
 
+@dataclass(frozen=True)
+class CpuMemory:
+    """Memory of a CPU for training, GiB; `is_limit` if a person asked for it, else it is what there is."""
+
+    gib: float
+    is_limit: bool
+
+
 def make_plan(
     fingerprint: Fingerprint,
     labels: LabelSet,
@@ -44,6 +52,7 @@ def make_plan(
     gpu_memory_gib: float | None = None,
     predict: PredictMemory | None = None,
     fold_seconds: float | None = None,
+    cpu_memory: CpuMemory | None = None,
 ) -> Plan:
     """Decide everything.
 
@@ -56,6 +65,7 @@ def make_plan(
         gpu_memory_gib: Memory to plan for; None: what the preset stands for.
         predict: Predicts the memory of training; asked for presets that have no count of nnU-Net's.
         fold_seconds: Time to train one fold, for `auto`; None: enough.
+        cpu_memory: Memory for training on a CPU; None: what the preset stands for.
 
     Raises:
         PlanError: If the preset is unknown or the images are too small for any network.
@@ -64,6 +74,8 @@ def make_plan(
     named = None if is_auto else find_preset(preset_name).for_memory(gpu_memory_gib)
     measured = planner_input(fingerprint, labels, exact=named is not None and named.is_exact)
     preset = named or auto_preset(measured, device, gpu_memory_gib, fold_seconds)
+    if cpu_memory is not None and preset.reference_gib is None:
+        preset = _fit_to_cpu(preset, measured, cpu_memory)
     configurations = _configurations(_Fitting(preset, patch_budget(preset, measured, predict), measured))
     normalisation = _normalisation(fingerprint)
     sided = () if preset.is_exact else sided_labels(labels.names)
@@ -270,3 +282,40 @@ def _bound_budget(preset: Preset, limit_gib: float) -> Preset:
     voxels = _VOXELS_PER_GIB * max(_USED_SHARE * limit_gib - _FIXED_GIB, _LEAST_SHARE * limit_gib)
     preset = preset.scale(voxels / preset.reference_voxels[3])
     return replace(preset, coverage=_COVERAGE, max_batch=MAX_BATCH, batch_in_shrink=True, is_exact=False)
+
+
+_CPU_FIXED_GIB, _CPU_VOXELS_PER_GIB = 0.87, 50e6  # of training, by the predicted memory of five datasets
+_CPU_STEP, _CPU_LEAST = 1.25, 1 / 16  # of a budget
+_CPU_MOST = 4.0  # times the budget unasked: a step takes as much longer, and the recipe's 12 500 already take hours
+
+
+def _fit_to_cpu(preset: Preset, measured: PlannerInput, memory: CpuMemory) -> Preset:
+    """Scale the budget of a preset for CPUs to the memory.
+
+    More memory than the preset stands for is taken only as long as a patch covers less than a quarter of the median
+    image, as it makes every step slower; and not where time is short. A limit that a person sets may be used up.
+    """
+    fits = _CPU_VOXELS_PER_GIB * (memory.gib - _CPU_FIXED_GIB) / preset.reference_voxels[3]
+    most = fits if memory.is_limit else min(fits, _CPU_MOST if not preset.view else 1.0)
+    factor = 1.0
+    while factor * _CPU_STEP <= most and _coverage(preset.scale(factor), measured) < _LOWRES_BELOW:
+        factor *= _CPU_STEP
+    factor = min(factor, max(fits, _CPU_LEAST))
+    if factor == 1:
+        return preset
+    why = (
+        "so that a patch covers more of an image; every step takes as much longer"
+        if factor > 1
+        else f"to fit {memory.gib:.3g} GiB of memory"
+    )
+    scaled = preset.scale(factor)
+    return replace(scaled, why=f"{preset.why} Feature maps may take {factor:.2g} times the usual memory, {why}.")
+
+
+def _coverage(preset: Preset, measured: PlannerInput) -> float:
+    """Share of the median image that the patch of a preset covers; 1 if there is no network."""
+    axes = slice(1 if measured.median_shape[0] == 1 else 0, None)  # single slices: their 2D network decides
+    budget = CountedVoxels(preset, measured.n_label_entries)
+    shape = measured.median_shape[axes].tolist()
+    found = fit(preset, budget, measured.spacing_mm[axes].tolist(), shape, measured.voxels)
+    return 1.0 if found is None else float(np.prod(found.patch) / np.prod(shape))

@@ -17,7 +17,7 @@ class PlannedCost(Record):
     Args:
         configuration: Its name.
         memory: `GPU` or `CPU`, whose memory is meant.
-        training_gib: Predicted peak of training, GiB.
+        training_gib: Predicted peak of training, GiB; on a CPU with the cases that are kept in memory.
         prediction_gib: Predicted peak of predicting one patch, GiB.
         tera_macs_per_step: Multiplications with addition of a training step, in 10¹².
         seconds_per_step: About how long a step takes on this machine; None if the plan is for another one.
@@ -52,6 +52,13 @@ def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configur
     """
     order = plan.axes_of(fingerprint.orientation)
     return sum(_case_bytes(case, plan, configuration, order) for case in fingerprint.cases)
+
+
+def kept_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuration) -> int:
+    """Estimate the memory of the prepared cases of a configuration, which training keeps if there is room for them."""
+    order = plan.axes_of(fingerprint.orientation)
+    voxel_bytes = plan.n_inputs(configuration) * _IMAGE_BYTES + 1  # indices of fewer than 128 labels
+    return sum(math.prod(prepared_shape(case, configuration, order)) * voxel_bytes for case in fingerprint.cases)
 
 
 def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:

@@ -16,6 +16,7 @@ from segpipe.plan.training import Training
 _RESIDUAL_BLOCKS = (1, 3, 4, 6, 6, 6, 6, 6, 6, 6, 6, 6, 6)
 _PLAIN_BLOCKS = (2,) * 14
 _MAX_FEATURES = {2: 512, 3: 320}  # by the number of axes
+SHARE_OF_RAM = 0.9  # that a plan for a CPU may take; the rest is for reading cases
 MAX_BATCH = {2: 48, 3: 8}  # four times the batches that nnU-Net's budgets were set with
 
 
@@ -176,6 +177,8 @@ PRESETS: dict[str, Preset] = {
         why=f"{_CPU.why} Time is short: a patch covers half of an image at coarser voxels.",
     ),
 }
+
+CPU_PRESETS = tuple(name for name, preset in PRESETS.items() if preset.reference_gib is None)
 
 
 def find_preset(name: str) -> Preset:

@@ -6,12 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 
 from segpipe.fingerprint.record import Fingerprint
-from segpipe.plan.geometry import PlannerInput, spacings_and_shapes, uses_fine_tenth
+from segpipe.plan.geometry import PlannerInput, spacings_and_shapes, target_spacing, uses_fine_tenth
 from segpipe.plan.laterality import ORIENTATION
 from segpipe.plan.presets import Preset
-from segpipe.plan.schema import SCHEMES, Configuration, Normalisation
+from segpipe.plan.schema import SCHEMES, Configuration, Normalisation, Plan
 
 _N_NAMED = 4
+_SAME = 1.01  # times the voxel edge that still counts as equal
 
 
 def reasons_for(
@@ -132,3 +133,35 @@ def _training(preset: Preset) -> str:
 
 def _times(values: Sequence[float]) -> str:
     return " × ".join(f"{v:.3g}" if isinstance(v, float) and v < 100 else f"{v:g}" for v in values)
+
+
+_LITTLE = 0.05  # share of the median image in a patch, below which a warning says so
+
+
+def plan_warnings(plan: Plan, fingerprint: Fingerprint) -> list[str]:
+    """Return what a person should know before training: little context, or voxels that are not the dataset's."""
+    own_mm = target_spacing(*spacings_and_shapes(fingerprint))[list(plan.axes_of(fingerprint.orientation))]
+    found = []
+    for name, configuration in plan.configurations.items():
+        if configuration.network.n_axes != 3 or configuration.previous is not None:
+            continue
+        share = math.prod(configuration.patch_zyx) / math.prod(configuration.median_shape_zyx)
+        if share < _LITTLE:
+            found.append(f"{name}: a patch covers {share:.1%} of the median image: little context. {_more(plan, name)}")
+        pairs = list(zip(configuration.spacing_mm, own_mm, strict=True))
+        if name == "3d_fullres" and any(mm is not None and mm > _SAME * own for mm, own in pairs):
+            edges = _times([own if mm is None else mm for mm, own in pairs])
+            found.append(
+                f"{name} is not full resolution: its voxels are {edges} mm, the dataset's "
+                f"{_times(own_mm.tolist())} mm. Small structures suffer. Without a time budget, or with more time, "
+                "`auto` keeps the dataset's voxels."
+            )
+    return found
+
+
+def _more(plan: Plan, name: str) -> str:
+    coarse = plan.configurations.get("3d_lowres")
+    if coarse is not None and name != "3d_lowres":
+        share = math.prod(coarse.patch_zyx) / math.prod(coarse.median_shape_zyx)
+        return f"3d_lowres covers {share:.0%}: train it too (-c 3d_lowres), or the cascade (-c 3d_cascade)."
+    return f"Give more memory ({'--gpu-memory' if plan.is_for_gpu else '--max-memory'})."

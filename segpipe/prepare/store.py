@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _ARRAYS = ("image", "indices")
 GUIDE, _GUIDE_RECORD = "guide", "guide.json"
-_MEMORY_SHARE = 0.4  # of what is free, for keeping decompressed cases
+KEPT_SHARE = 0.4  # of what is free, for keeping decompressed cases
 _DEVICE_SHARE = 0.1  # of what is free on a GPU: training, which begins later, was planned for all of it
 _BLOCK_EDGE_VOX = 32  # what is decompressed at once; this and the next are compared in benchmarks/bench_store.py
 _COMPRESSION = {"codec": blosc2.Codec.LZ4HC, "clevel": 1, "filters": [blosc2.Filter.NOFILTER], "nthreads": 1}
@@ -206,7 +206,7 @@ def open_cases(
     size_bytes = sum(case.size_bytes for case in on_disk)
     if device is not None and size_bytes < _DEVICE_SHARE * _free_device_bytes(device):
         return map_threads(lambda case: on_device(load_case(case), device), on_disk, f"loading to {device}", n_workers)
-    if size_bytes < _MEMORY_SHARE * free_bytes():
+    if size_bytes < KEPT_SHARE * free_bytes():
         return map_threads(load_case, on_disk, "loading", n_workers)
     return on_disk
 
