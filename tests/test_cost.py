@@ -19,7 +19,7 @@ from segpipe.plan.training import OPTIMIZERS
 from segpipe.train.losses import supervised_loss
 
 LOSS = partial(supervised_loss, labels=LABELS, batch_dice=False)
-TENSORS_ALONE = CPU.model_copy(update={"context_bytes": 0})
+TENSORS_ALONE = CPU.model_copy(update={"context_bytes": 0, "slack_fraction": 0.0})
 PATCH = (4, 6, 8)  # 192 voxels
 
 
