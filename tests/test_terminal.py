@@ -101,6 +101,7 @@ def test_of_188_labels_the_worst_ten_the_best_ten_and_the_means_are_printed() ->
     worst, best = [f"l{n:03d}" for n in range(10)], [f"l{n:03d}" for n in range(178, 188)]
     assert named == [*worst, *best, "(mean)", "(mean)"]
     assert any("168 more" in line for line in lines) and len(lines) < 40
+    assert max(map(len, lines)) <= WIDTH
 
 
 def test_short_names_are_not_cut() -> None:

@@ -67,7 +67,7 @@ def summary_text(rows: Sequence[SummaryRow], metrics: Sequence[str] = SHOWN) -> 
     text = io.StringIO()
     Console(file=text, width=width, color_system=None).print(table)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    more = f"The worst and the best {N_ENDS} of {n_labels} labels. The report and scores.csv have all of them."
+    more = f"The worst and the best {N_ENDS} of {n_labels} labels; scores.csv and the report have all."
     return "\n".join([*lines, *([more] if n_labels > MOST_ROWS else []), *_notes(shown)])
 
 
