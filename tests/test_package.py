@@ -71,6 +71,16 @@ def test_a_packed_model_predicts_as_its_folder(tmp_path: Path, capsys: pytest.Ca
     assert "none.zip: does not exist; expected a work folder, one of its runs/<configuration>, or a file of" in said
 
 
+def test_a_package_with_other_weights_than_it_was_packed_with_is_refused(packed: Path, tmp_path: Path) -> None:
+    other = tmp_path / "w.safetensors"
+    torch.manual_seed(7)
+    network = build(plan_of().configurations["3d_fullres"].network, 1, 3)
+    save_weights(other, network, {"configuration": "3d_fullres", "fold": "0", "finished": "1"})
+    edited = rewritten(packed, tmp_path / "m.segpipe.zip", replaced(WEIGHTS, other.read_bytes()))
+    with pytest.raises(UsageError, match="was edited: the weights of 3d_fullres/0 are not"):
+        segpipe.load(edited)
+
+
 def test_training_starts_from_the_fold_of_a_package_that_fits(tmp_path: Path) -> None:
     """Two configurations: the weights of the wider one fit a network as wide."""
     plan, packed = plan_of(), tmp_path / "m.segpipe.zip"

@@ -242,6 +242,7 @@ def find_members(
     chosen = SelectedModel.load(file)
     members = [find_folds(path, name, folds, note) for name in chosen.configurations]
     if retrained := _find_retrained(chosen.weights, members):
+        _require_not_packed(path, retrained)
         note(
             f"warning: {file}: {retrained} has been trained again since; using the default configuration instead. "
             f"Rerun `{command_text('segpipe', 'select', str(path))}`."
@@ -301,13 +302,14 @@ def selected_postprocessing(members: Members, labels: LabelSet, note: Callable[[
         return NO_POSTPROCESSING
     steps = Postprocessing.load(file)
     steps.require_known(labels, file)
+    model = next(iter(runs)).parent.parent
     if retrained := _find_retrained(steps.weights, members):
+        _require_not_packed(model, retrained)
         note(
             f"warning: {file}: {retrained} has been trained again since; not applied. Rerun `segpipe select`, or "
             f"apply it as it is: --postprocess {file}."
         )
         return NO_POSTPROCESSING
-    model = next(iter(runs)).parent.parent
     is_packed = Work(model).package_list.is_file()
     note(f"{model.name}: masks are postprocessed, as it was packed." if is_packed else f"postprocessing: {file}")
     return steps
@@ -340,6 +342,15 @@ def temperature_for(options: PredictOptions, members: Members, note: Callable[[s
     if found.makes_worse:
         note(f"warning: {file}: temperatures of other folds made the probabilities of a fold worse, not better.")
     return found.temperature
+
+
+def _require_not_packed(model: Path, retrained: str) -> None:
+    """Refuse a package with other weights than its choices were made on: nobody trains in a package."""
+    if Work(model).package_list.is_file():
+        raise UsageError(
+            f"{model}: was edited: the weights of {retrained} are not those it was packed with. Get the file again, "
+            "or pack the model again."
+        )
 
 
 def _find_retrained(known: Mapping[str, str], members: Members) -> str:
