@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 
@@ -316,3 +317,9 @@ def test_splits_and_scores_of_the_first_version_are_read(tmp_path):
         DataError, match=r"If another version of segpipe wrote this file, write it again: `segpipe plan"
     ):
         Splits.load(tmp_path / "splits.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "plan.yaml")
+    with pytest.raises(PlanError, match="is no plain file"):
+        read_values(tmp_path / "plan.yaml", PlanError)

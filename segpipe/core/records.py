@@ -133,6 +133,8 @@ def read_values(path: Path, kind: type[SegpipeError]) -> Any:
     """
     format_name, most = ("YAML", _MOST_BYTES[".yaml"]) if path.suffix == ".yaml" else ("JSON", _MOST_BYTES[".json"])
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe could wait for ever
+            raise kind(f"{path}: is no plain file, expected one. Check the path.")
         if path.stat().st_size > most:
             raise kind(f"{path}: has {size_text(path.stat().st_size)}, expected {size_text(most)} at most. Check it.")
         text = read_text(path)

@@ -16,6 +16,7 @@ from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, list_folder
 
+_MOST_DIGITS = 11  # of a label value of 32 bits, with its sign
 _CASE_ENTITIES = ("sub", "ses", "run")  # they distinguish the scans of a patient
 _LABEL_SUFFIXES = ("dseg", "mask")  # the first that occurs counts: a dseg holds all structures, a mask one
 _NO_IMAGE = ("seg", "mask")  # ends of suffixes: dseg, probseg, defacemask
@@ -172,7 +173,12 @@ def _read_table(table: Path) -> LabelSet:
     listed_labels: dict[str, object] = {"background": 0}
     for line, row in enumerate(rows, 2):
         index, name = (row.get("index") or "").strip(), (row.get("name") or "").strip()
-        if not index.removeprefix("-").isdecimal() or not name or (name in listed_labels and int(index) != 0):
+        if (
+            not index.removeprefix("-").isdecimal()
+            or len(index) > _MOST_DIGITS
+            or not name
+            or (name in listed_labels and int(index) != 0)
+        ):
             raise DataError(
                 f"{table}: line {line}: index {index!r}, name {name!r}; expected the columns index (an integer) and "
                 "name (each name once), separated by tabs. Correct it."
