@@ -143,28 +143,34 @@ def flow_picture(flow: CaseFlow) -> Picture | None:
     if flow.n_found is None or flow.n_used is None:
         return None
     faulty = "" if flow.n_faulty is None else f", {flow.n_faulty} with a warning"
+    folds = [f"fold {f.fold}: {f.n_train} trained, {f.n_validation} validated, {f.n_scored} scored" for f in flow.folds]
     boxes = [
         f"{count(flow.n_found, 'case')} found",
         f"{flow.n_used} used, {count(flow.n_patients or 0, 'patient')}{faulty}",
-        *(f"fold {f.fold}: {f.n_train} trained, {f.n_validation} validated, {f.n_scored} scored" for f in flow.folds),
-        f"{flow.n_scored} scored out of fold",
     ]
+    boxes += ["\n".join(folds)] if folds else []
+    boxes.append(f"{flow.n_scored} scored out of fold")
     if flow.n_test:
-        boxes.append(f"{count(flow.n_test, 'test case')} scored {flow.n_test_scorings} times")
+        boxes.append(f"{count(flow.n_test, 'test case')} scored {count(flow.n_test_scorings, 'time')}")
     out = [f"{n} left out: {reason}" for reason, n in flow.left_out.items()] or ["none left out"]
-    figure = new_figure(_FIGURE_INCHES, _BOX_INCHES * (len(boxes) + 0.3))
+    heights = [1 + 0.35 * box.count("\n") for box in boxes]
+    places = [sum(heights[:n]) + height / 2 for n, height in enumerate(heights)]
+    figure = new_figure(_FIGURE_INCHES, _BOX_INCHES * sum(heights))
     panel = figure.subplots()
     panel.axis("off")
-    panel.set(xlim=(0, 10), ylim=(len(boxes) - 0.4, -0.6))
+    panel.set(xlim=(0, 10), ylim=(sum(heights), 0))
     style = {"boxstyle": "round,pad=0.4", "facecolor": "#f4f7fa", "edgecolor": "#5b6b7b"}
-    for place, text in enumerate(boxes):
-        if place:
-            panel.annotate("", (3, place - 0.3), (3, place - 0.7), arrowprops={"arrowstyle": "->", "color": "#5b6b7b"})
+    arrow = {"arrowstyle": "->", "color": "#5b6b7b"}
+    for place, height, text in zip(places, heights, boxes, strict=True):
+        if place > places[0]:
+            panel.annotate("", (3, place - height / 2 + 0.2), (3, place - height / 2 - 0.2), arrowprops=arrow)
         panel.text(3, place, text, ha="center", va="center", fontsize=9, bbox=style)
-    panel.annotate("", (6.2, 0.5), (3, 0.5), arrowprops={"arrowstyle": "->", "color": "#5b6b7b"})
-    panel.text(6.4, 0.5, "\n".join(out), ha="left", va="center", fontsize=9, bbox=style)
+    panel.annotate("", (6.2, places[0]), (4.6, places[0]), arrowprops=arrow)
+    panel.text(6.4, places[0], "\n".join(out), ha="left", va="center", fontsize=9, bbox=style)
     caption = "Flow of cases: found, left out and why, in the folds, scored. All numbers stand in checklist.json."
-    return Picture("svg", figure_bytes(figure, "svg"), f"Flow of cases: {'; '.join([*boxes, *out])}.", caption)
+    return Picture(
+        "svg", figure_bytes(figure, "svg"), f"Flow of cases: {'; '.join([*boxes, *out])}.".replace("\n", "; "), caption
+    )
 
 
 def checklist_tables(filled: Checklists) -> tuple[tuple[str, Table], ...]:
@@ -227,8 +233,11 @@ def _preparation(known: _Known) -> str:
     if not schemes:
         return ""
     names = (f"{channel} {scheme}" for channel, scheme in zip(plan.get("channels") or (), schemes, strict=False))
-    spacing = [one.get("spacing_mm") for one in _configuration(known)]
-    edges = f" Voxels of {spacing[0]} mm (Z, Y, X)." if spacing and spacing[0] else ""
+    spacing = next((one.get("spacing_mm") for one in _configuration(known)), None)
+    edges = ""
+    if isinstance(spacing, list):
+        sizes = " × ".join("any" if mm is None else f"{mm:.3g}" for mm in spacing)
+        edges = f" Voxels of {sizes} mm (Z×Y×X)."
     return f"Orientation {plan.get('orientation')}; intensities by channel: {', '.join(names)}.{edges}"
 
 
