@@ -25,6 +25,7 @@ from segpipe.evaluate.reliability import (
 )
 from segpipe.pipeline.calibration import summarise_calibration
 from segpipe.predict.segment import apply_temperature
+from segpipe.report.calibration_charts import calibration_picture, calibration_table
 
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))), ignore_value=9)
 REGIONS = LabelSet(labels=(Label(name="w", values=(1, 2)), Label(name="c", values=(2,))), paint_values=(1, 2))
@@ -236,6 +237,18 @@ def test_each_fold_is_corrected_by_the_others():
     assert alone.temperature_of_fold == {} and alone.labels[0].after is None
     pair = summarise_calibration({fold: counts[fold] for fold in "12"}, LABELS.names, {})
     assert all(label.after.ece < 0.5 * label.before.ece for label in pair.labels)
+    assert not pair.makes_worse and pair.model_copy(update={"labels": (swapped(pair.labels[0]),)}).makes_worse
+    rows = {row[0].text: row for row in calibration_table(pair).rows}
+    assert float(rows["a"][1].text) == pytest.approx(pair.labels[0].before.ece, abs=5e-4)
+    assert [row[-1].text for row in rows.values()] == ["6", "6"] and "[" in rows["b"][4].text
+    assert calibration_table(alone).rows[0][3].text == "–"
+    picture = calibration_picture(pair, {"a": "#000000"})
+    assert f"a {pair.labels[0].before.ece:.3f} and {pair.labels[0].after.ece:.3f}" in picture.alt
+    assert b"<svg" in picture.content
+
+
+def swapped(label):
+    return label.model_copy(update={"before": label.after, "after": label.before})
 
 
 def test_a_label_that_is_nowhere_is_left_out_and_a_case_without_it_does_not_count():
