@@ -55,6 +55,7 @@ RUNS = [  # key of OUTPUTS, command
     ("evaluate --dry-run", "evaluate -r data/labelsTr -p data/labelsTr --dry-run"),
     ("compare", "compare a=work/runs/3d_fullres b=work/runs/3d_fullres"),
     ("study --dry-run", "study study.yaml -o study --dry-run"),
+    ("size", "size work/runs/3d_fullres --half-width 0.05"),
     ("report", "report work"),
     ("info", "info work"),
     ("doctor", "doctor work"),

@@ -20,6 +20,7 @@ from segpipe.evaluate.groups import GroupGap, GroupRow
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
+from segpipe.pipeline.size import SizeReport
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.predict.outputs import CaseRow
@@ -206,6 +207,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "compare": (Comparison, Compared, ComparedPage),
     "study": (Comparison, Compared),
     "study --dry-run": (StudyEstimate,),
+    "size": (SizeReport,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -61,6 +61,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe compare A B --cases cases.csv --by site",
     ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
+    "size": (
+        "segpipe size PILOT/scores.csv --half-width 0.02",
+        "segpipe size base=A ours=B --difference 0.01 --scans 2",
+        "segpipe size STUDY --more 20",
+    ),
     "report": ("segpipe report WORK",),
     "view": (
         "segpipe view WORK",
@@ -100,6 +105,7 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "evaluate": "Score masks against references.",
         "compare": "Test which of several methods is better, and how certain it is.",
         "study": "Train several methods under one budget and compare them.",
+        "size": "Compute how many patients a goal needs.",
         "report": "Write one HTML page with curves, scores and pictures.",
         "view": "Show images with references and predictions in the browser.",
     },

@@ -18,6 +18,7 @@ from segpipe.evaluate.metrics import METRICS
 
 _MAX_EPOCHS = 20  # points of the learning curve
 _WIDTH = 80
+TRAINING_SHARES = (0.25, 0.5, 0.75, 1.0)  # quarters, since a stratified quarter is still like the whole
 SEED_MARK = "{seed}"  # in the path of an arm of masks
 
 
@@ -43,6 +44,8 @@ class Arm(Record):
         set: Values of the plan that differ from the base's; a key replaces the base's keys inside it.
         configuration: Another than the base's.
         nnunetv2: Train nnunetv2 with its own plan on the same splits.
+        training_patients: Share of the training patients of each fold, 0.25, 0.5, 0.75 or 1: arms of a learning curve.
+            Smaller sets lie within larger ones and are stratified by labels and sites.
         masks: A folder of masks `<case_id>…`; `{seed}` in it stands for the seed. Without it the masks are of one
             training, for all seeds of the study.
     """
@@ -50,14 +53,24 @@ class Arm(Record):
     preset: str | None = None
     set: dict[str, Any] = Field(default_factory=dict)
     configuration: str | None = None
+    training_patients: float = 1.0
     nnunetv2: bool = False
     masks: str | None = None
 
+    @field_validator("training_patients")
+    @classmethod
+    def _quarters(cls, share: float) -> float:
+        if share not in TRAINING_SHARES:
+            raise ValueError(f"{share:g}, expected one of {', '.join(map(str, TRAINING_SHARES))}")
+        return share
+
     @model_validator(mode="after")
     def _one_kind(self) -> Arm:
-        is_planned = bool(self.preset or self.set or self.configuration)
+        is_planned = bool(self.preset or self.set or self.configuration or self.training_patients < 1)
         if is_planned + self.nnunetv2 + (self.masks is not None) > 1:
-            raise ValueError("expected one of: plan values (preset, set, configuration), nnunetv2: true, masks")
+            raise ValueError(
+                "expected one of: plan values (preset, set, configuration, training_patients), nnunetv2: true, masks"
+            )
         return self
 
     def mask_folders(self, seeds: Sequence[int]) -> list[Path]:
@@ -232,7 +245,8 @@ def _about(study: Study, arm: Arm) -> str:
     if arm.masks is not None:
         return f"masks in {arm.masks}"
     name = arm.configuration or study.base.configuration
-    return f"preset {arm.preset or study.base.preset}{f', {name}' if name else ''}"
+    share = f", {100 * arm.training_patients:.0f} % of the training patients" if arm.training_patients < 1 else ""
+    return f"preset {arm.preset or study.base.preset}{f', {name}' if name else ''}{share}"
 
 
 def _hours(minutes: float) -> str:

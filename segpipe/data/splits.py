@@ -17,6 +17,7 @@ from segpipe.data.dataset import Dataset
 from segpipe.data.stratify import stratify
 
 _MIN_PATIENTS = 2
+N_PARTS = 4  # of the training patients, for learning curves
 _MIN_SITES = 2
 _MAX_NAMED = 5  # labels in a sentence
 _LEAK = (
@@ -145,6 +146,38 @@ def make_splits(dataset: Dataset, presence: Mapping[str, frozenset[str]], seed: 
     return Splits(
         k=n_folds, seed=seed, source=source, folds=folds, warnings=(*fewer, *label_gaps(folds, dataset, presence))
     )
+
+
+def with_fewer_patients(
+    splits: Splits, dataset: Dataset, presence: Mapping[str, frozenset[str]], share: float, seed: int
+) -> Splits:
+    """The same folds with part of the patients to train on; those of a smaller share are among those of a larger one.
+
+    Args:
+        splits: All folds.
+        dataset, presence: As in `make_splits`.
+        share: A multiple of a quarter, above 0 and at most 1.
+        seed: The same seed gives the same patients.
+
+    Raises:
+        DataError: If a fold has fewer than 4 patients to train on.
+    """
+    if share == 1:
+        return splits
+    folds = []
+    for number, fold in enumerate(splits.folds):
+        training = tuple(case for case in dataset.cases if case.case_id in set(fold.train))
+        n_patients = len({case.patient_id for case in training})
+        if n_patients < N_PARTS:
+            raise DataError(
+                f"fold {number}: {count(n_patients, 'patient')} to train on, expected {N_PARTS} or more to leave some "
+                "out. Use fewer folds, or more patients."
+            )
+        parts = make_splits(dataset.model_copy(update={"cases": training}), presence, seed, N_PARTS).folds
+        kept = {case_id for part in parts[: round(share * N_PARTS)] for case_id in part.validation}
+        folds.append(Fold(train=tuple(case for case in fold.train if case in kept), validation=fold.validation))
+    text = f"{splits.source}; {100 * share:.0f} % of the patients of each to train on"
+    return splits.model_copy(update={"folds": tuple(folds), "source": text})
 
 
 def split_by_site(dataset: Dataset) -> Splits:

@@ -202,7 +202,7 @@ def run(job: PlanJob) -> Planned:
     work.nnunet_dataset.unlink(missing_ok=True)  # of a plan without images that was here before
     _save_keeping(work.splits, planned.splits.to_json())
     _save_keeping(work.plan, planned.plan.to_yaml())
-    table = fold_table(planned.splits.folds, planned.dataset, _presence(planned.fingerprint))
+    table = fold_table(planned.splits.folds, planned.dataset, label_presence(planned.fingerprint))
     return Planned(planned.plan, costs, planned.splits.source, table)
 
 
@@ -223,7 +223,7 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     refuse_bad_headers(dataset, n_workers)
     fingerprint = remeasure(measured_cases, dataset, n_workers)
     splits = job.known_splits
-    presence = _presence(fingerprint)
+    presence = label_presence(fingerprint)
     if splits is None:
         splits = make_splits(dataset, presence, request.seed, request.n_folds)
     else:
@@ -240,7 +240,7 @@ def decide(job: PlanJob, measured_cases: Path) -> tuple[PlannedWork, tuple[Plann
     return PlannedWork(job.work, dataset, fingerprint, splits, planned.plan), planned.costs
 
 
-def _presence(fingerprint: Fingerprint) -> dict[str, frozenset[str]]:
+def label_presence(fingerprint: Fingerprint) -> dict[str, frozenset[str]]:
     return {case.case_id: case.present for case in fingerprint.cases}
 
 

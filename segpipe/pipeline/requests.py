@@ -314,6 +314,55 @@ class StudyRequest:
     data: Path | None = None
 
 
+@dataclass(frozen=True)
+class SizeRequest:
+    """A question about numbers of patients.
+
+    Args:
+        results: Scores of a pilot; of two methods for a difference; or the folder of a study for a learning curve. As
+            `segpipe compare` takes them.
+        metric: A name in `METRICS`.
+        label: Structure; None for the mean over labels.
+        policy: What empty masks count.
+        half_width: Wanted half-width of the 95 % interval of the mean, in the metric's unit.
+        difference: Mean difference to find, in the metric's unit.
+        power: Probability of finding it, between 0 and 1.
+        scans_of_patient: Planned cases of each patient.
+        worst_loss: What a failure may cost; None for 1 of overlaps, and unknown of distances.
+        n_more: Training patients to add to those of the study's largest arm.
+        seed: Of the learning curve's interval.
+
+    Raises:
+        UsageError: If nothing is asked, or a number is out of range.
+    """
+
+    results: Sequence[str]
+    metric: str = "dice"
+    label: str | None = None
+    policy: str = "mr"
+    half_width: float | None = None
+    difference: float | None = None
+    power: float = 0.8
+    scans_of_patient: int = 1
+    worst_loss: float | None = None
+    n_more: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.half_width is None and self.difference is None and self.n_more is None:
+            raise UsageError("Give --half-width, --difference or --more: without a goal no number of patients follows.")
+        if not 1 <= len(self.results) <= 2:
+            raise UsageError(f"{len(self.results)} results, expected one, or two for --difference.")
+        if self.difference is not None and len(self.results) != 2:
+            raise UsageError("--difference: needs the scores of two methods on the same cases. Give a second RESULT.")
+        if not 0 < self.power < 1:
+            raise UsageError(f"--power {self.power:g}: expected a number between 0 and 1, e.g. 0.8.")
+        for option in ("half_width", "difference", "worst_loss"):
+            _require_positive(f"--{option.replace('_', '-')}", getattr(self, option), "")
+        _require_positive("--scans", self.scans_of_patient, "")
+        _require_positive("--more", self.n_more, "")
+
+
 def length_edits(epochs: int | None, iterations: int | None) -> tuple[str, ...]:
     """The edits of a plan that a length of training stands for; the other limits of the plan end.
 

@@ -22,11 +22,12 @@ from segpipe.core.records import Record
 from segpipe.core.text import count
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.splits import Fold, Splits
+from segpipe.data.splits import Fold, Splits, with_fewer_patients
 from segpipe.evaluate.ledger import LEDGER_FILE, Scoring, append_scoring, read_ledger, scoring_of
 from segpipe.evaluate.pairs import find_pairs
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
+from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import device_kind, resolve_device
 from segpipe.pipeline import plan, train
 from segpipe.pipeline.plan import PlanJob, default_configuration
@@ -34,7 +35,7 @@ from segpipe.pipeline.requests import Machine, PlanRequest, StudyRequest, TrainR
 from segpipe.plan.schema import Plan
 from segpipe.report.compare_page import write_compare_page
 
-_STUDY_FILE = "study.yaml"
+STUDY_FILE = "study.yaml"
 _JOB_FILE = "job.json"
 
 
@@ -224,10 +225,15 @@ class _Running:
                 _share(base, work)
                 planned = plan.run(plan.resolve(self.job.planning(name, seed)))
                 default_configuration(planned.plan, self._configuration(name))
+                if arm.training_patients < 1:
+                    presence = plan.label_presence(Fingerprint.load(base.fingerprint))
+                    with_fewer_patients(
+                        self.splits, self.dataset, presence, arm.training_patients, study.split_seed
+                    ).save(work.splits)
         if any(arm.nnunetv2 for arm in study.arms.values()):
             file_ending(self.dataset)
             nnunet_labels(self.dataset)
-        study.save(self.folder.path / _STUDY_FILE)
+        study.save(self.folder.path / STUDY_FILE)
         self._declare()
         self.given = {name: self._scored_masks(name, arm) for name, arm in study.arms.items() if arm.masks}
 
@@ -330,7 +336,7 @@ class _Running:
 
     def _train_planned(self, training: StudyTraining) -> None:
         work, fold = self.folder.seed(training.arm, training.seed), self._fold(training)
-        split = self.splits.folds[training.fold]
+        split = Splits.load(work.splits).folds[training.fold]
         is_done = fold.scores.is_file() and fold.plan.is_file() and fold.split.is_file()
         if (
             is_done

@@ -1,0 +1,341 @@
+"""`segpipe size`: patients that a goal needs, from the scores of a pilot; what more training patients would bring."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segpipe.compare.align import Aligned, align
+from segpipe.compare.results import Method, Source, read_methods, read_table
+from segpipe.compare.sample_size import (
+    MOST_PATIENTS,
+    Spread,
+    fit_curve,
+    half_width,
+    limits_of_variance,
+    patients_for_difference,
+    patients_for_half_width,
+    patients_for_verdict,
+    spread_of,
+)
+from segpipe.compare.study_file import Study
+from segpipe.compare.verdict_sentences import quantity
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.records import Record, did_you_mean
+from segpipe.core.seeds import generator_for
+from segpipe.core.text import count
+from segpipe.data.dataset import Dataset
+from segpipe.data.splits import Splits
+from segpipe.evaluate.metrics import METRICS, Metric
+from segpipe.evaluate.scores import ScoreTable
+from segpipe.evaluate.summary import MEAN_LABEL, check_policy
+from segpipe.pipeline.requests import SizeRequest
+from segpipe.pipeline.study import STUDY_FILE, StudyFolder
+
+
+class Pilot(Record):
+    """Spread of the scores that a number of patients is computed from.
+
+    Args:
+        of: `scores`, or `differences` of two methods.
+        n_cases, n_patients: Of the pilot.
+        sd_patients, sd_cases: SD between patients and of the cases of one, in the metric's unit.
+        icc: Intraclass correlation, 0 to 1; None if every patient has one case.
+        half_width: Expected half-width of the 95 % interval of the mean with the pilot's patients.
+    """
+
+    of: str
+    n_cases: int
+    n_patients: int
+    sd_patients: float
+    sd_cases: float
+    icc: float | None
+    half_width: float
+
+
+class Need(Record):
+    """Patients that a goal needs.
+
+    Args:
+        goal: `half-width` or `difference`.
+        value: In the metric's unit.
+        power: Of finding the difference; None for a half-width.
+        n_patients: Needed.
+        low, high: Needed if the pilot's SD is at the end of its 95 % interval.
+        n_for_verdict: Patients without a failure that "better" needs besides; None for a half-width.
+    """
+
+    goal: str
+    value: float
+    power: float | None
+    n_patients: int
+    low: int
+    high: int
+    n_for_verdict: int | None
+
+
+class CurvePoint(Record):
+    """An arm of a learning curve: patients to train on, mean over folds, and the score."""
+
+    arm: str
+    n_patients: float
+    mean: float
+
+
+class LearningCurve(Record):
+    """What more training patients would bring, by an inverse power law of the error.
+
+    Args:
+        points: Arms, the smallest first.
+        asymptote, scale, exponent: Error = asymptote + scale × n^-exponent; the error is 1 - score for overlaps.
+        n_more: Patients to add to those of the largest arm.
+        gain, low, high: How much better the score would be, with its 95 % interval.
+        n_folds: Trained apart, from whose spread the interval comes.
+    """
+
+    points: tuple[CurvePoint, ...]
+    asymptote: float
+    scale: float
+    exponent: float
+    n_more: int
+    gain: float
+    low: float
+    high: float
+    n_folds: int
+
+
+class SizeReport(Record):
+    """Answers of `segpipe size`.
+
+    Args:
+        metric, label, unit: Of all numbers; `(mean)` is the mean over labels.
+        scans_of_patient: Planned cases of each patient.
+        pilot: None where only a learning curve was asked for.
+        needs: One for each goal.
+        curve: None without `--more`.
+    """
+
+    metric: str
+    label: str
+    unit: str
+    scans_of_patient: int
+    pilots: tuple[Pilot, ...]
+    needs: tuple[Need, ...]
+    curve: LearningCurve | None
+
+
+@dataclass(frozen=True)
+class SizeJob:
+    """The scores that a question is answered from.
+
+    Args:
+        request: As it was asked.
+        methods: Pilot, or the arms of a learning curve.
+        sizes: For an arm and a fold, the patients to train on; empty without a study.
+    """
+
+    request: SizeRequest
+    methods: tuple[Method, ...]
+    sizes: dict[str, tuple[int, ...]]
+
+
+def resolve(request: SizeRequest) -> SizeJob:
+    """Read the scores.
+
+    Raises:
+        UsageError: If metric, policy or label is unknown, or a learning curve is asked of something else than a study.
+        DataError: If scores cannot be read.
+    """
+    if request.metric not in METRICS:
+        raise UsageError(f"--metric {request.metric}: unknown metric.{did_you_mean(request.metric, METRICS)}")
+    check_policy(request.policy)
+    folder = Path(request.results[0])
+    if request.n_more is not None:
+        if METRICS[request.metric].kind == "difference":
+            raise UsageError(
+                f"--more: {request.metric} can be too large or too small; choose an overlap or a distance."
+            )
+        if not (folder / STUDY_FILE).is_file():
+            raise UsageError(
+                f"--more: {folder} is not the folder of a study. Run `segpipe study` with arms of 0.25, 0.5, 0.75 and "
+                "1 training_patients."
+            )
+        methods, sizes = _arms(StudyFolder(folder))
+        return SizeJob(request, methods, sizes)
+    sources = [Source.parse(text) for text in request.results]
+    if len(sources) == 2:
+        return SizeJob(request, read_methods(sources), {})
+    table = read_table(sources[0].path)
+    if len(table.runs) > 1:
+        raise DataError(f"{sources[0].path}: holds the runs {', '.join(table.runs)}, expected one. Choose one of them.")
+    return SizeJob(request, (Method(sources[0].name or str(sources[0].path), table),), {})
+
+
+def _arms(folder: StudyFolder) -> tuple[tuple[Method, ...], dict[str, tuple[int, ...]]]:
+    """Scored arms that differ in their share of training patients alone, and how many patients each fold has."""
+    study, dataset = Study.load(folder.path / STUDY_FILE), Dataset.load(folder.base.dataset)
+    kinds = [(arm.preset, arm.set, arm.configuration) for arm in study.arms.values() if arm.training_patients < 1]
+    if not kinds:
+        raise UsageError(
+            f"--more: no arm of {folder.path} has fewer training_patients. Add arms of 0.25, 0.5 and 0.75 to the study."
+        )
+    methods, sizes = [], {}
+    for name, arm in study.arms.items():
+        if not arm.is_trained_here or (arm.preset, arm.set, arm.configuration) != kinds[0]:
+            continue
+        splits = Splits.load(folder.seed(name, study.seeds[0]).splits)
+        trained = [{dataset.by_id[case].patient_id for case in splits.folds[fold].train} for fold in study.folds]
+        methods.append(Method(name, ScoreTable.load(folder.scores(name))))
+        sizes[name] = tuple(map(len, trained))
+    return tuple(methods), sizes
+
+
+def run(job: SizeJob) -> SizeReport:
+    """Compute the numbers.
+
+    Raises:
+        UsageError: If there is no such label.
+        DataError: If there are too few patients, sizes or folds, or methods have other cases.
+    """
+    request = job.request
+    labels = (request.label,) if request.label else ()
+    aligned = align(job.methods, request.metric, request.policy, labels=labels)
+    values = _case_means(aligned)
+    pilots, needs = [], []
+    if request.half_width is not None:
+        spread = spread_of(values[-1], aligned.patients)
+        pilots.append(_pilot("scores", spread, request.scans_of_patient))
+        needs.append(_need("half-width", request.half_width, spread, request))
+    if request.difference is not None:
+        spread = spread_of(values[1] - values[0], aligned.patients)
+        pilots.append(_pilot("differences", spread, request.scans_of_patient))
+        needs.append(_need("difference", request.difference, spread, request))
+    return SizeReport(
+        metric=request.metric,
+        label=request.label or (MEAN_LABEL if len(aligned.labels) > 1 else aligned.labels[0]),
+        unit=METRICS[request.metric].unit,
+        scans_of_patient=request.scans_of_patient,
+        pilots=tuple(pilots),
+        needs=tuple(needs),
+        curve=_curve(job, aligned, values) if request.n_more is not None else None,
+    )
+
+
+def _case_means(aligned: Aligned) -> NDArray[np.float64]:
+    """Mean over labels of each method and case, (n_methods, n_cases); NaN where no label counts."""
+    values = aligned.model_values
+    known = ~np.isnan(values)
+    n_labels = known.sum(axis=2)
+    return np.where(n_labels > 0, np.where(known, values, 0).sum(axis=2) / np.maximum(n_labels, 1), np.nan)
+
+
+def _pilot(of: str, spread: Spread, scans: int) -> Pilot:
+    return Pilot(
+        of=of,
+        n_cases=spread.n_cases,
+        n_patients=spread.n_patients,
+        sd_patients=spread.sd_patients,
+        sd_cases=spread.sd_cases,
+        icc=spread.icc,
+        half_width=half_width(spread.variance(scans), spread.n_patients),
+    )
+
+
+def _need(goal: str, value: float, spread: Spread, request: SizeRequest) -> Need:
+    variance = spread.variance(request.scans_of_patient)
+    is_width = goal == "half-width"
+
+    def patients(of: float) -> int:
+        return patients_for_half_width(of, value) if is_width else patients_for_difference(of, value, request.power)
+
+    low, high = limits_of_variance(variance, spread.n_patients)
+    loss = request.worst_loss or (1.0 if METRICS[request.metric].kind == "overlap" else inf)
+    return Need(
+        goal=goal,
+        value=value,
+        power=None if is_width else request.power,
+        n_patients=patients(variance),
+        low=patients(low),
+        high=patients(high),
+        n_for_verdict=None if is_width else patients_for_verdict(value, loss),
+    )
+
+
+def _curve(job: SizeJob, aligned: Aligned, values: NDArray[np.float64]) -> LearningCurve:
+    assert job.request.n_more is not None
+    metric = METRICS[job.request.metric]
+    if aligned.folds is None or len(aligned.folds) > 1:
+        raise DataError(f"{job.request.results[0]}: arms have no folds in common, expected the same two or more.")
+    order = sorted(range(len(aligned.methods)), key=lambda m: sum(job.sizes[aligned.methods[m]]))
+    n_patients = [float(np.mean(job.sizes[aligned.methods[m]])) for m in order]
+    errors = np.array([
+        [np.nanmean(values[m][aligned.folds[0] == fold]) for m in order] for fold in np.unique(aligned.folds[0])
+    ])  # fmt: skip
+    scores = errors.mean(axis=0)
+    highest = inf
+    if metric.kind == "overlap":
+        errors, highest = 1 - errors, 1.0
+    curve = fit_curve(n_patients, errors, generator_for(job.request.seed, len(values[0])), highest)
+    gain, low, high = curve.gain(n_patients[-1], job.request.n_more)
+    asymptote, scale, exponent = curve.best.tolist()
+    points = zip(order, n_patients, scores.tolist(), strict=True)
+    return LearningCurve(
+        points=tuple(CurvePoint(arm=aligned.methods[m], n_patients=n, mean=mean) for m, n, mean in points),
+        asymptote=asymptote, scale=scale, exponent=exponent, n_more=job.request.n_more, gain=gain, low=low, high=high,
+        n_folds=len(errors),
+    )  # fmt: skip
+
+
+def size_lines(found: SizeReport) -> Iterator[str]:
+    """Describe the answers in sentences."""
+    metric = METRICS[found.metric]
+    what = metric.title + (" (mean over labels)" if found.label == MEAN_LABEL else f" of {found.label}")
+    for pilot, need in zip(found.pilots, found.needs, strict=True):
+        yield from _need_lines(what, pilot, need, metric, found.scans_of_patient)
+    if found.curve is not None:
+        yield from _curve_lines(what, found.curve, metric)
+
+
+def _need_lines(what: str, pilot: Pilot, need: Need, metric: Metric, scans: int) -> Iterator[str]:
+    of = f"{count(pilot.n_cases, 'case')} of {count(pilot.n_patients, 'patient')}"
+    icc = (
+        ""
+        if pilot.icc is None
+        else f", SD of a patient's cases {quantity(pilot.sd_cases, metric)}, ICC {pilot.icc:.2f}"
+    )
+    yield f"Pilot: {pilot.of} of {what}, {of}; SD between patients {quantity(pilot.sd_patients, metric)}{icc}."
+    each = f", {count(scans, 'scan')} each" if scans > 1 else ""
+    goal = f"For a 95 % interval of ±{quantity(need.value, metric)}"
+    if need.power is not None:
+        goal = f"To find a difference of {quantity(need.value, metric)} with a power of {100 * need.power:.0f} %"
+    yield f"{goal}: {_patients(need.n_patients)}{each} ({need.low} to {_most(need.high)} by the uncertainty of the SD)."
+    if need.n_for_verdict is not None and need.n_for_verdict > need.n_patients:
+        yield (
+            f"A verdict also needs {_patients(need.n_for_verdict)} without a failure: fewer cannot exclude failures "
+            "that outweigh the difference."
+        )
+
+
+def _curve_lines(what: str, curve: LearningCurve, metric: Metric) -> Iterator[str]:
+    sign = 1 if metric.kind == "overlap" else -1
+    points: Sequence[str] = [f"{point.n_patients:g}: {quantity(point.mean, metric)}" for point in curve.points]
+    yield f"{what} by training patients: {', '.join(points)}."
+    gain, low, high = (quantity(sign * value, metric, signed=True) for value in (curve.gain, curve.low, curve.high))
+    limits = f"[{low}, {high}]" if sign > 0 else f"[{high}, {low}]"
+    yield (
+        f"{count(curve.n_more, 'more training patient')} would bring {gain} {limits}, by an inverse power law with "
+        f"exponent {curve.exponent:.2f}; the 95 % interval is from {count(curve.n_folds, 'fold')}."
+    )
+
+
+def _patients(n: int) -> str:
+    return f"{_most(n)} patients"
+
+
+def _most(n: int) -> str:
+    return f"{n}" if n < MOST_PATIENTS else f"{MOST_PATIENTS} or more"
