@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 from statsmodels.stats.power import TTestPower
 
+from segpipe.cli.main import run
 from segpipe.compare.sample_size import (
     fit_curve,
     half_width,
@@ -14,7 +18,13 @@ from segpipe.compare.sample_size import (
     patients_for_verdict,
     spread_of,
 )
+from segpipe.compare.study_file import Arm, Study
 from segpipe.core.errors import DataError
+from segpipe.core.labels import Label, LabelSet
+from segpipe.data.dataset import Case, Dataset
+from segpipe.data.splits import make_splits, with_fewer_patients
+from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.pipeline.study import StudyFolder
 
 
 def test_variance_components_by_hand():
@@ -54,8 +64,8 @@ def test_what_cannot_be_planned_is_said():
     random = np.random.default_rng(0)
     with pytest.raises(DataError, match="2 sizes of the training set, expected 3"):
         fit_curve([10, 20], np.ones((5, 2)), random)
-    with pytest.raises(DataError, match="1 fold, expected 2"):
-        fit_curve([10, 20, 40], np.ones((1, 3)), random)
+    with pytest.raises(DataError, match="2 folds, expected 3"):
+        fit_curve([10, 20, 40], np.ones((2, 3)), random)
 
 
 def test_a_curve_without_noise_is_found_again():
@@ -73,3 +83,70 @@ def test_a_flat_curve_gains_nothing_and_intervals_hold_zero():
     gain, low, high = fit_curve([20, 40, 60, 80], errors, np.random.default_rng(0)).gain(80, 20)
     assert low == pytest.approx(0, abs=1e-6)
     assert 0 <= gain <= high < 0.05
+
+
+def table_of(values, folds=None):
+    return ScoreTable(
+        tuple(
+            Score("r", f"c{i}", f"p{i // 2}", folds and folds[f"c{i}"], 0, "organ", "dice", float(v), "1", "ok", 9, 9)
+            for i, v in enumerate(values)
+        )
+    )
+
+
+def study_folder(folder: Path, error_of) -> Path:
+    """A study of four shares of the training patients on five folds, as `segpipe study` leaves it."""
+    cases = tuple(Case(case_id=f"c{i}", patient_id=f"p{i // 2}", images=("x.nii",)) for i in range(200))
+    labels = LabelSet(labels=(Label(name="organ", values=(1,)),))
+    dataset = Dataset(
+        name="d", layout="csv", root="/", channels=("MR",), labels=labels, cases=cases, patients_from="here"
+    )
+    presence = {case.case_id: frozenset({"organ"}) for case in cases}
+    splits = make_splits(dataset, presence, 0)
+    shares = {"quarter": 0.25, "half": 0.5, "most": 0.75, "whole": 1.0}
+    study, out = StudyFolder(folder), np.random.default_rng(0)
+    arms = {name: Arm(training_patients=share) for name, share in shares.items()}
+    Study(name="s", question="q", arms=arms, folds=tuple(range(5)), seeds=(0,), steps=2).save(folder / "study.yaml")
+    dataset.save(study.base.dataset)
+    own = out.normal(0, 0.02, len(cases))
+    folds = {case: number for number, fold in enumerate(splits.folds) for case in fold.validation}
+    for name, share in shares.items():
+        with_fewer_patients(splits, dataset, presence, share, 0).save(study.seed(name, 0).splits)
+        luck = out.normal(0, 0.002, 5)[[folds[f"c{i}"] for i in range(len(cases))]]
+        table_of(1 - error_of(80 * share) - own - luck, folds).save(study.scores(name))
+    return folder
+
+
+def test_command_reads_a_learning_curve_from_a_study(tmp_path, capsys):
+    folder = study_folder(tmp_path / "study", lambda n: 0.1 + 0.4 * n**-0.5)
+    assert run(["size", str(folder), "--more", "20", "--json"]) == 0
+    curve = json.loads(capsys.readouterr().out)["curve"]
+    assert [point["n_patients"] for point in curve["points"]] == [20, 40, 60, 80]
+    gain = 0.4 * (80**-0.5 - 100**-0.5)
+    assert curve["low"] <= gain <= curve["high"] and curve["gain"] == pytest.approx(gain, rel=0.5)
+    assert run(["size", str(folder), "--more", "20"]) == 0
+    assert "20 more training patients would bring +0.00" in " ".join(capsys.readouterr().out.split())
+
+
+def test_command_counts_patients_and_refuses_what_it_cannot_answer(tmp_path, capsys):
+    random = np.random.default_rng(0)
+    first, second = tmp_path / "a.csv", tmp_path / "b.csv"
+    scores = random.normal(0.8, 0.05, 40)
+    table_of(scores).save(first)
+    table_of(scores + random.normal(0, 0.03, 40)).save(second)
+    assert run(["size", f"a={first}", f"b={second}", "--difference", "0.02", "--scans", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["pilots"][0]["n_patients"] == 20
+    assert found["needs"][0]["low"] < found["needs"][0]["n_patients"] < found["needs"][0]["high"]
+    assert found["needs"][0]["n_for_verdict"] == 99
+    for command, code, said in [
+        ([str(first)], 2, "Give --half-width, --difference or --more"),
+        ([str(first), "--difference", "0.1"], 2, "Give a second RESULT"),
+        ([str(first), "--half-width", "-1"], 2, "expected a number above 0"),
+        ([str(first), "--more", "5"], 2, "is not the folder of a study"),
+        ([str(first), "--half-width", "0.1", "-l", "organs"], 2, "organ"),
+        ([str(first), "--half-width", "0.1", "--metric", "dise"], 2, "Did you mean 'dice'?"),
+        ([str(tmp_path / "none.csv"), "--half-width", "0.1"], 3, "no such file"),
+    ]:
+        assert run(["size", *command]) == code, command
+        assert said in capsys.readouterr().err

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,15 @@ from segpipe.cli.main import run
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.data.dataset import Case, Dataset
-from segpipe.data.splits import Splits, fold_table, leaks, make_splits, read_nnunet_splits, split_by_site
+from segpipe.data.splits import (
+    Splits,
+    fold_table,
+    leaks,
+    make_splits,
+    read_nnunet_splits,
+    split_by_site,
+    with_fewer_patients,
+)
 from segpipe.data.stratify import stratify
 
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))))
@@ -382,3 +390,41 @@ def test_many_labels_of_few_patients(seed: int):
     fold_of = stratify(tags, tags[:, :0], [1] * 23, 5, seed)
     assert sorted(np.bincount(fold_of)) == [4, 4, 5, 5, 5]
     assert sum(int((~tags[fold_of == fold].any(0)).sum()) for fold in range(5)) <= 6
+
+
+@given(patient_lists.filter(lambda patients: len(patients) >= 6), st.integers(0, 99))
+@settings(max_examples=25, deadline=None)
+def test_smaller_training_sets_lie_within_larger_ones(patients: list[tuple[int, str, str | None]], seed: int):
+    owners = [f"p{i}" for i, (n_cases, _, _) in enumerate(patients) for _ in range(n_cases)]
+    dataset = dataset_of(*owners)
+    presence = {case.case_id: frozenset(patients[int(case.patient_id[1:])][1]) for case in dataset.cases}
+    splits = make_splits(dataset, presence, seed, 2)
+    if min(len({dataset.by_id[c].patient_id for c in fold.train}) for fold in splits.folds) < 4:
+        return
+    smaller = [with_fewer_patients(splits, dataset, presence, share, seed) for share in (0.25, 0.5, 0.75, 1.0)]
+    assert smaller[-1] == splits
+    for few, more in pairwise(smaller):
+        for fold, larger in zip(few.folds, more.folds, strict=True):
+            assert set(fold.train) < set(larger.train) and fold.validation == larger.validation
+            kept, all_of = ({dataset.by_id[c].patient_id for c in one.train} for one in (fold, larger))
+            assert not kept & {
+                dataset.by_id[c].patient_id for c in set(larger.train) - set(fold.train)
+            }  # whole patients
+            assert kept < all_of
+
+
+def test_a_quarter_of_the_training_patients_has_its_share_of_a_rare_label():
+    dataset = dataset_of(*(f"p{i}" for i in range(40)))
+    rare = {
+        case.case_id: frozenset({"a", "b"} if int(case.patient_id[1:]) % 4 == 0 else {"a"}) for case in dataset.cases
+    }
+    splits = with_fewer_patients(make_splits(dataset, rare, 0), dataset, rare, 0.25, 0)
+    for fold in splits.folds:
+        assert len(fold.train) == 8  # of 32
+        assert sum("b" in rare[case] for case in fold.train) == 2  # of 8
+
+
+def test_too_few_training_patients_to_leave_some_out():
+    dataset = dataset_of("p0", "p1", "p2", "p3")
+    with pytest.raises(DataError, match="fold 0: 2 patients to train on, expected 4 or more"):
+        with_fewer_patients(make_splits(dataset, everything(dataset), 0, 2), dataset, everything(dataset), 0.5, 0)
