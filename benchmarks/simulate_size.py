@@ -17,7 +17,7 @@ from segpipe.compare import sample_size
 from segpipe.compare.sample_size import fit_curve, patients_for_half_width
 from segpipe.evaluate.intervals import mean_with_interval
 
-N_SIMULATIONS = 1000
+N_SIMULATIONS = 300
 _LARGEST = 80
 _SHARES = np.array([0.25, 0.5, 0.75, 1.0])
 
