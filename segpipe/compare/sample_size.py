@@ -146,7 +146,7 @@ class Curve:
         return float(_errors(self.best[None], n_patients)[0])
 
     def gain(self, n_patients: float, n_more: float) -> tuple[float, float, float]:
-        """How much the error falls by more training patients, with its 95 % interval; never negative."""
+        """Decrease of the error by more training patients, with its 95 % interval; never negative."""
         own = _errors(self.best[None], n_patients) - _errors(self.best[None], n_patients + n_more)
         drawn = _errors(self.draws, n_patients) - _errors(self.draws, n_patients + n_more)
         low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])

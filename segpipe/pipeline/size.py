@@ -88,7 +88,7 @@ class CurvePoint(Record):
 
 
 class LearningCurve(Record):
-    """What more training patients would bring, by an inverse power law of the error.
+    """Gain that more training patients would bring, by an inverse power law of the error.
 
     Args:
         points: Arms, the smallest first.
