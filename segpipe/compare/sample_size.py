@@ -19,12 +19,12 @@ from segpipe.evaluate.intervals import FEWEST_PATIENTS
 MOST_PATIENTS = 1_000_000
 _EXPONENTS = np.geomspace(0.1, 2.0, 49)  # of curves that are tried: from hardly any gain to one that is soon used up
 FEWEST_SIZES = 3  # asymptote, scale and exponent
-FEWEST_FOLDS = 3  # intervals from two hold the gain in 82 % of simulations (benchmarks/results/simulate_size.md)
+FEWEST_FOLDS = 3  # intervals from two hold the gain in 83 % of simulations (benchmarks/results/simulate_size.md)
 _N_DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Spread:
+class VarianceComponents:
     """Variance components of scores, in the unit of the metric.
 
     Args:
@@ -45,7 +45,7 @@ class Spread:
         return self.sd_patients**2 + self.sd_cases**2 / cases_of_patient
 
 
-def spread_of(values: NDArray[np.float64], patients: NDArray[np.intp]) -> Spread:
+def spread_of(values: NDArray[np.float64], patients: NDArray[np.intp]) -> VarianceComponents:
     """Variance components of a one-way layout.
 
     Args:
@@ -69,12 +69,12 @@ def spread_of(values: NDArray[np.float64], patients: NDArray[np.intp]) -> Spread
         raise DataError(f"all {count(n_cases, 'value')} are equal: their spread is not known. Use other scores.")
     means = np.bincount(owner, values) / sizes
     if n_cases == n_patients:
-        return Spread(n_cases, n_patients, float(means.std(ddof=1)), 0.0, None)
+        return VarianceComponents(n_cases, n_patients, float(means.std(ddof=1)), 0.0, None)
     within = float(((values - means[owner]) ** 2).sum() / (n_cases - n_patients))
     between = float((sizes * (means - values.mean()) ** 2).sum() / (n_patients - 1))
     n_typical = (n_cases - float((sizes**2).sum()) / n_cases) / (n_patients - 1)
     own = max((between - within) / n_typical, 0.0)
-    return Spread(n_cases, n_patients, sqrt(own), sqrt(within), own / (own + within))
+    return VarianceComponents(n_cases, n_patients, sqrt(own), sqrt(within), own / (own + within))
 
 
 def half_width(variance: float, n_patients: int) -> float:

@@ -14,7 +14,7 @@ from segpipe.compare.align import Aligned, align
 from segpipe.compare.results import Method, Source, read_methods, read_table
 from segpipe.compare.sample_size import (
     MOST_PATIENTS,
-    Spread,
+    VarianceComponents,
     fit_curve,
     half_width,
     limits_of_variance,
@@ -39,7 +39,7 @@ from segpipe.pipeline.study import STUDY_FILE, StudyFolder
 
 
 class Pilot(Record):
-    """Spread of the scores that a number of patients is computed from.
+    """VarianceComponents of the scores that a number of patients is computed from.
 
     Args:
         of: `scores`, or `differences` of two methods.
@@ -234,7 +234,7 @@ def _case_means(aligned: Aligned) -> NDArray[np.float64]:
     return np.where(n_labels > 0, np.where(known, values, 0).sum(axis=2) / np.maximum(n_labels, 1), np.nan)
 
 
-def _pilot(of: str, spread: Spread, scans: int) -> Pilot:
+def _pilot(of: str, spread: VarianceComponents, scans: int) -> Pilot:
     return Pilot(
         of=of,
         n_cases=spread.n_cases,
@@ -246,7 +246,7 @@ def _pilot(of: str, spread: Spread, scans: int) -> Pilot:
     )
 
 
-def _need(goal: str, value: float, spread: Spread, request: SizeRequest) -> Need:
+def _need(goal: str, value: float, spread: VarianceComponents, request: SizeRequest) -> Need:
     variance = spread.variance(request.scans_of_patient)
     is_width = goal == "half-width"
 
