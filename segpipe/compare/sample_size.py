@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from segpipe.compare.permutation import ALPHA
-from segpipe.compare.unseen import TOLERATED_RATE, largest_rate
+from segpipe.compare.verdict_sentences import TOLERATED_RATE, largest_rate
 from segpipe.core.errors import DataError
 from segpipe.core.text import count
 from segpipe.evaluate.intervals import FEWEST_PATIENTS
@@ -106,7 +106,7 @@ def patients_for_difference(variance: float, difference: float, power: float) ->
 
 
 def patients_for_verdict(difference: float, worst_loss: float) -> int:
-    """Smallest number of patients without a failure that leaves "better" open: see `segpipe.compare.unseen`."""
+    """Smallest number of patients without a failure that leaves "better" open: see `segpipe.compare.verdict_sentences`."""
     return _smallest(
         lambda n: (rate := largest_rate(0, n)) <= TOLERATED_RATE or rate * worst_loss < abs(difference), FEWEST_PATIENTS
     )
