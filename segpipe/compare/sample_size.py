@@ -106,7 +106,7 @@ def patients_for_difference(variance: float, difference: float, power: float) ->
 
 
 def patients_for_verdict(difference: float, worst_loss: float) -> int:
-    """Smallest number of patients without a failure that leaves "better" open: see `segpipe.compare.verdict_sentences`."""
+    """Smallest number of patients without a failure that leaves "better" open: see `verdict_sentences`."""
     return _smallest(
         lambda n: (rate := largest_rate(0, n)) <= TOLERATED_RATE or rate * worst_loss < abs(difference), FEWEST_PATIENTS
     )
