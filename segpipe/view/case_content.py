@@ -20,7 +20,6 @@ from segpipe.core.volume import nifti_bytes, read_header, read_image, read_label
 from segpipe.data.label_lists import value_counts
 from segpipe.view.gallery import Gallery, GalleryCase
 
-DIFFERENCES = tuple(ERROR_COLOURS)  # 1, 2, 3 in the map of differences: missed, spurious, other label
 _INT16 = np.iinfo(np.int16)
 
 
@@ -37,7 +36,7 @@ class Masks:
     """Label maps of a case, as far as they can be read.
 
     Args:
-        maps: `reference`, `prediction`, `difference` (index into `DIFFERENCES`): those there are.
+        maps: `reference`, `prediction`, `difference` (index into `ERROR_COLOURS`): those there are.
         values: Label values that occur, ascending, without background.
         error: The largest error; None if there is none, or nothing to compare.
         notes: What could not be read or compared, a sentence each.
@@ -95,7 +94,7 @@ def _indices(array: NDArray[np.int32], values: list[int], background_value: int)
 
 
 def _difference(reference: NDArray[Any], prediction: NDArray[Any], ignored: int | None) -> NDArray[np.uint8]:
-    """0 where both agree, else 1 + the index into `DIFFERENCES`."""
+    """0 where both agree, else 1 + the index into `ERROR_COLOURS`."""
     is_wrong = reference != prediction
     if ignored is not None:
         is_wrong &= reference != ignored
