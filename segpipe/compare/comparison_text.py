@@ -85,8 +85,10 @@ def _metric_lines(found: MetricComparison) -> Iterator[str]:
     is_told = any(row.methods for row in declared)
     yield ("The methods (trainings vary too)" if is_told else f"The methods: no verdict ({declared[0].methods_basis})")
     for row in declared:
+        beside = _beside_methods(row)
         pair = f"{row.method} against {row.baseline}" + (f", {row.label}" if row.label != MEAN_LABEL else "")
-        yield from _bullet_lines(row.methods.sentence if row.methods else f"{pair}:", _beside_methods(row))
+        if row.methods or beside:  # with one seed there is nothing to say of a pair
+            yield from _bullet_lines(row.methods.sentence if row.methods else f"{pair}:", beside)
     yield ""
     yield from _row_lines([row for row in found.rows if not row.is_declared], metric)
     yield from _ranking_lines(found.rankings)
