@@ -376,10 +376,20 @@ def test_every_option_of_plan_is_in_the_printed_command_or_does_not_change_the_p
         PlanRequest(Path("w"), MACHINE, nnunet_plans=Path("p"), **files),
     ]
     printed = [option for request in requests for option in request.options("cpu", request.gpu_memory_gib, 5)]
-    printed += PlanRequest(Path("w"), MACHINE, Path("d")).options("cpu", None, 5)
+    printed += PlanRequest(Path("w"), MACHINE, Path("d")).options("cpu", None, 5, cpu_memory_gib=8.0)
     names = {option.partition("=")[0] for option in printed}
     for parameter in plan_command.params:
         spelled = {*parameter.opts, *parameter.secondary_opts}
         assert parameter.name in without_effect or spelled & names, f"{parameter.name} is not printed"
-    known = {*given, *files, "n_folds", "folds_by", "splits_file", "nnunet_plans", "n_trained_folds", "keeps_plan"}
+    known = {
+        *given,
+        *files,
+        "max_memory_gib",
+        "n_folds",
+        "folds_by",
+        "splits_file",
+        "nnunet_plans",
+        "n_trained_folds",
+        "keeps_plan",
+    }
     assert {field.name for field in fields(PlanRequest)} == known
