@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from segpipe.core.errors import DataError, PlanError
-from segpipe.core.records import Record, did_you_mean, read_values
+from segpipe.core.records import Record, did_you_mean, parse_yaml, read_values
 from segpipe.data.splits import Splits
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.fingerprint.record import Fingerprint
@@ -226,7 +226,15 @@ def test_did_you_mean() -> None:
     assert did_you_mean("zzz", ["train", "plan"]) == " Known: train, plan."
 
 
-LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
+LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 40))
+
+
+def test_references_of_yaml_are_read() -> None:
+    assert parse_yaml("a: &a {x: 1, y: 2}\nb: {<<: *a, y: 3}\nc: [*a, *a]") == {
+        "a": {"x": 1, "y": 2},
+        "b": {"x": 1, "y": 3},
+        "c": [{"x": 1, "y": 2}] * 2,
+    }
 
 
 @pytest.mark.parametrize(
@@ -234,7 +242,9 @@ LAUGHS = "a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]\n"
     [
         ("plan.yaml", "x: " + "[" * 5000 + "]" * 5000, "more than 64 values inside each other"),
         ("plan.yaml", "- " * 5000 + "x", "more than 64 values inside each other"),
-        ("plan.yaml", LAUGHS, r"a reference \(\*name\), expected the value itself"),
+        ("plan.yaml", LAUGHS, r"more than 131,072 values once its references \(\*name\) are written out"),
+        ("plan.yaml", "a: &a [*a]", "a reference to a value that holds it"),
+        ("plan.yaml", "a: &a {b: {<<: *a}}", "a reference to a value that holds it"),
         ("plan.yaml", "a: " + "9" * 5000, "a number of 5000 characters, expected 64 bits at most"),
         ("plan.yaml", "a: " + "1:" * 4000 + "1.5", "expected 64 bits at most"),  # sexagesimal: 60 to the power of 4000
         ("plan.yaml", f"a: {2**63}", "expected 64 bits at most"),

@@ -156,7 +156,7 @@ def test_a_finished_work_folder_gives_one_page_with_everything_in_order(finished
     ]
     assert "This report is incomplete" not in text
     images = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert len(images) == 1 + 14 + 1 + 4  # curves, a distribution for each metric, volumes, cases
+    assert len(images) == 1 + 14 + 1 + 4 + 1  # curves, a distribution for each metric, volumes, cases, flow
     assert all(len(image["alt"] or "") > 30 for image in images)
 
 
@@ -247,7 +247,7 @@ def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work:
 
 def test_cases_without_masks_leave_the_rest(work: Path):
     page = report_of(work)
-    assert len([tag for tag, _ in page.tags if tag == "img"]) == 1 + 14 + 1
+    assert len([tag for tag, _ in page.tags if tag == "img"]) == 1 + 14 + 1 + 1
     assert "no mask validation/" in page.text
 
 

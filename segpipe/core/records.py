@@ -21,6 +21,7 @@ from segpipe.core.text import size_text
 _MOST_FAULTS = 10  # in a message
 _MOST_BYTES = {".yaml": 2**18, ".json": 2**26}  # of a file; either takes some ten seconds
 _MOST_DEPTH = 64  # of values inside values; Python's own limit ends in an error without a place
+_MOST_VALUES = 2**17  # of a YAML file, references written out: more than 256 KiB hold without them
 _MOST_DIGITS = 19  # of an integer; reading very long ones takes the square of their length
 _SURROGATE = re.compile("[\ud800-\udfff]")  # half of a character, which no file can hold
 
@@ -154,8 +155,8 @@ def parse_yaml(text: str) -> Any:
     """Parse YAML as a person expects it: `1e-3` is a number, and a repeated key is an error.
 
     Raises:
-        yaml.YAMLError: If it is not YAML, too deep, holds an integer beyond 64 bits or a reference (`*name`): a few of
-            those can stand for gigabytes.
+        yaml.YAMLError: If it is not YAML, too deep, holds an integer beyond 64 bits, or references (`*name`) that make
+            it too large: a few of those can be worth gigabytes.
     """
     try:
         values = _PlanLoader(text).get_single_data()
@@ -268,11 +269,12 @@ def _record_in(annotation: Any) -> Any:
 
 
 class _PlanLoader(yaml.SafeLoader):
-    """YAML as a person expects it, in linear time: `1e-3` is a number; a repeated key or a reference is an error."""
+    """YAML as a person expects it, in linear time: `1e-3` is a number; a repeated key is an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
+        self._n_values: dict[yaml.Node, int] = {}  # of each node, references written out
 
     def fetch_flow_collection_start(self, TokenClass: Any) -> None:
         if self.flow_level >= _MOST_DEPTH:  # each level makes every mark slower to read
@@ -280,15 +282,25 @@ class _PlanLoader(yaml.SafeLoader):
         super().fetch_flow_collection_start(TokenClass)
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        is_reference, mark = self.check_event(yaml.AliasEvent), self.get_mark()
-        if is_reference or self._depth >= _MOST_DEPTH:
-            problem = "a reference (*name), expected the value itself" if is_reference else _TOO_DEEP
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        mark = self.get_mark()
+        if self._depth >= _MOST_DEPTH:
+            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=mark)
+        is_reference = self.check_event(yaml.AliasEvent)
         self._depth += 1
         try:
-            return super().compose_node(parent, index)
+            node = super().compose_node(parent, index)
         finally:
             self._depth -= 1
+        if node is None or (is_reference and node not in self._n_values):
+            raise yaml.MarkedYAMLError(problem="a reference to a value that holds it", problem_mark=mark)
+        if not is_reference:
+            children = [] if isinstance(node, yaml.ScalarNode) else node.value
+            pairs = [pair if isinstance(pair, tuple) else (pair,) for pair in children]
+            self._n_values[node] = 1 + sum(self._n_values[child] for pair in pairs for child in pair)
+        if self._n_values[node] > _MOST_VALUES:
+            problem = f"more than {_MOST_VALUES:,} values once its references (*name) are written out"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

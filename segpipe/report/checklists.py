@@ -167,7 +167,7 @@ def flow_picture(flow: CaseFlow) -> Picture | None:
         panel.text(3, place, text, ha="center", va="center", fontsize=9, bbox=style)
     panel.annotate("", (6.2, places[0]), (4.6, places[0]), arrowprops=arrow)
     panel.text(6.4, places[0], "\n".join(out), ha="left", va="center", fontsize=9, bbox=style)
-    caption = "Flow of cases: found, left out and why, in the folds, scored. All numbers stand in checklist.json."
+    caption = "Flow of cases: found, left out and why, in the folds, scored. checklist.json has all numbers."
     return Picture(
         "svg", figure_bytes(figure, "svg"), f"Flow of cases: {'; '.join([*boxes, *out])}.".replace("\n", "; "), caption
     )
