@@ -16,6 +16,7 @@ from segpipe.core.volume import read_labels
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
+from segpipe.evaluate.ledger import LEDGER_FILE, read_ledger
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.pipeline.requests import Machine
 from segpipe.predict.postprocess import Postprocessing, Steps
@@ -69,6 +70,8 @@ def test_the_better_configuration_and_the_steps_that_help_are_chosen_and_kept(tm
     kept = Postprocessing.load(work.run("2d") / "postprocessing.yaml")
     assert kept.labels == {"a": Steps(min_volume_mm3=30.0)}
     assert json.loads((work.path / "selection" / "selection.json").read_text("utf-8")) == found
+    (noted,) = read_ledger(work.path / LEDGER_FILE).scorings
+    assert (noted.event, noted.name, sorted(noted.cases)) == ("selection", "2d", CASES)
 
 
 def test_what_helps_one_fold_and_harms_the_other_is_worth_less_nested(tmp_path, capsys):

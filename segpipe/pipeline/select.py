@@ -24,6 +24,7 @@ from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.intervals import Interval
+from segpipe.evaluate.ledger import Scoring, append_scoring, file_digest
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.networks.device import resolve_device
@@ -146,6 +147,9 @@ def run(job: SelectJob) -> SelectionReport:
     models = job.masks.with_ensembles(job.names)
     report = _choose(job.masks, models).model_copy(update={"left_out": job.left_out})
     _keep(job.masks.work, job.names, report)
+    cases = {one.case.case_id: file_digest(Path(one.case.label or "")) for one in job.masks.cases}
+    chosen = Scoring(event="selection", name=report.chosen.model, cases=cases, scores=report.digest())
+    append_scoring(job.masks.work.path, chosen)
     return report
 
 
