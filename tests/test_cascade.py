@@ -195,7 +195,7 @@ def test_a_cascade_that_is_too_large_is_made_smaller_alone(trained):
     costs = planned_costs(plan, Fingerprint.load(work.fingerprint), MACHINE)
     taken = {cost.configuration: cost.training_gib for cost in costs}
     plan = plan.model_copy(update={"gpu_memory_gib": (taken["3d_fullres"] + taken["3d_cascade"]) / 2})
-    found = fit_to_memory(plan, costs, MACHINE)
+    found = fit_to_memory(plan, costs, MACHINE, plan.gpu_memory_gib)
     base, cascade = found.configurations["3d_fullres"], found.configurations["3d_cascade"]
     assert base == plan.configurations["3d_fullres"] and cascade.previous == "3d_lowres"
     assert np.prod(cascade.patch_zyx) * cascade.batch_size < np.prod(base.patch_zyx) * base.batch_size

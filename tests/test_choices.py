@@ -170,7 +170,7 @@ def test_every_scheme_has_a_function_and_names_what_it_needs() -> None:
 
 def test_what_an_exporter_does_not_read_is_refused(tmp_path: Path) -> None:
     for row in EXPORTERS.values():
-        assert set(row.parameters) <= {"configuration", "folds"}
+        assert set(row.parameters) <= {"configuration", "folds", "any_orientation"}
     with pytest.raises(UsageError, match=r"--to nnunet-plan: expected one of .* \(did you mean 'nnunet-plans'\?\)"):
         ExportRequest(tmp_path, "nnunet-plan", tmp_path)
     with pytest.raises(UsageError, match="-c and -f: --to nnunet-plans exports the plan as a whole"):

@@ -14,7 +14,7 @@ from segpipe.compare.paired import Paired, model_estimate
 from segpipe.compare.training_variance import fold_differences, method_estimate, nadeau_bengio, posterior
 
 SIMULATED = runpy.run_path(str(REPOSITORY / "benchmarks" / "simulate_compare.py"))
-Study, simulate, positives, coverage = (SIMULATED[name] for name in ("Study", "simulate", "positives", "coverage"))
+Study, simulate, positives = (SIMULATED[name] for name in ("Study", "simulate", "positives"))
 
 
 def estimate_of(first, second, folds):
@@ -117,9 +117,3 @@ def test_tests_of_pooled_cases_do_not_keep_theirs():
 def test_tests_of_pooled_cases_keep_theirs_without_training_noise():
     found = positives(Study(n_seeds=1, training_sd=0), 400)
     assert found["permutation"] == pytest.approx(0.05, abs=0.036)  # four standard errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("n_patients", "expected"), [(20, 0.86), (100, 0.95)])
-def test_coverage_of_intervals(n_patients, expected):
-    assert coverage(n_patients, 400) == pytest.approx(expected, abs=0.05)

@@ -20,6 +20,13 @@ SAME_IN_OTHER_WORDS = {  # options whose help differs, and why that is no other 
     "--dry-run": "a study prints its arms",
     "--json": "view prints an address",
     "--time-budget": "demo has a default",
+    "--max-memory": "of a plan, or of a prediction",
+    "--folds": "a model may have fold_all",
+    "--metric": "to choose by, or of a pilot's scores",
+    "--ledger": "evaluate names a folder, info lists",
+    "--by": "each names what it groups",
+    "--cases": "compare reads patients there",
+    "--worst-loss": "by metric, or of the one metric",
 }
 
 
@@ -62,7 +69,7 @@ def test_an_option_stands_only_where_it_does_something():
         option: {name for name in COMMANDS if any(option in found.opts for found in options_of(name))}
         for option in ("--seed", "--device", "-j")
     }
-    assert having["--seed"] == {"demo", "run", "plan", "evaluate", "compare"}
+    assert having["--seed"] == {"demo", "run", "plan", "evaluate", "compare", "size"}
     assert having["--device"] == {"demo", "run", "plan", "train", "select", "predict", "study"}
     assert having["-j"] == having["--device"] | {"check", "prepare", "evaluate"}
 

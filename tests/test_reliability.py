@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.special import expit, logit, softmax
-from segpipe.report.calibration_charts import calibration_picture, calibration_table
 
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
@@ -26,6 +25,7 @@ from segpipe.evaluate.reliability import (
 )
 from segpipe.pipeline.calibration import summarise_calibration
 from segpipe.predict.segment import apply_temperature
+from segpipe.report.sections import calibration_picture, calibration_table
 
 LABELS = LabelSet(labels=(Label(name="a", values=(1,)), Label(name="b", values=(2,))), ignore_value=9)
 REGIONS = LabelSet(labels=(Label(name="w", values=(1, 2)), Label(name="c", values=(2,))), paint_values=(1, 2))

@@ -104,7 +104,7 @@ def test_a_case_that_is_not_there_is_named(work):
 @pytest.fixture
 def on_disk(monkeypatch) -> None:
     """Nothing fits into memory."""
-    monkeypatch.setattr("segpipe.prepare.store._MEMORY_SHARE", 0.0)
+    monkeypatch.setattr("segpipe.prepare.store.KEPT_SHARE", 0.0)
 
 
 @pytest.mark.usefixtures("on_disk")

@@ -168,6 +168,7 @@ WRONG = [  # command, exit code, words of the message
     ("run data -o data", 2, "is the dataset itself"),
     ("run data -o file", 4, STANDS),
     ("run none -o new --dry-run", 3, "none: no such file or folder"),
+    ("size none --half-width 0.02", 3, "none: "),
     ("info none", 2, "none: no such file or folder. Give a work folder"),
     ("info empty", 2, "holds no plan.yaml and no trained fold"),
     ("info bad-weights", 2, "cannot be read as weights"),

@@ -18,7 +18,7 @@ from segpipe.pipeline.requests import SizeRequest
 @click.option("--power", type=float, default=0.8, show_default=True, help="Probability of finding it.")
 @click.option("--more", "n_more", type=click.IntRange(1), help="Training patients to add; RESULT is a study's folder.")
 @click.option("--metric", default="dice", show_default=True, help="Metric of scores.csv.")
-@click.option("-l", "--label", help="Structure. Default: the mean over labels.")
+@click.option("--label", help="Structure. Default: the mean over labels.")
 @click.option("--scans", type=click.IntRange(1), default=1, show_default=True, help="Planned scans of each patient.")
 @click.option("--worst-loss", type=float, help="Most that a failure can cost.  [default: 1 for overlaps]")
 @click.option("--policy", default="mr", show_default=True, help="How empty masks count: mr, nnunet, brats or omit.")

@@ -280,8 +280,7 @@ def _make_plan(fingerprint: Fingerprint, source: Dataset | NnunetDataset, reques
 
 def _options(request: PlanRequest, n_folds: int) -> tuple[str, ...]:
     device, memory_gib = ("cuda", None) if request.nnunet_plans is not None else _planned_device(request)
-    cpu_memory = _planned_cpu_memory(request, device)
-    return request.options(device, memory_gib, n_folds, None if cpu_memory is None else cpu_memory.gib)
+    return request.options(device, memory_gib, n_folds)
 
 
 def _with_command(plan: Plan, before: Plan, request: PlanRequest) -> Plan:

@@ -101,24 +101,24 @@ class PlanRequest:
         _require_positive("--max-memory", self.max_memory_gib, "GiB")
         _require_positive("--time-budget", self.time_budget_seconds, "s")
 
-    def options(
-        self, device: str, gpu_memory_gib: float | None, n_folds: int, cpu_memory_gib: float | None = None
-    ) -> tuple[str, ...]:
-        """The options of `segpipe plan` that make this plan again from the same data, on any machine.
+    def options(self, device: str, gpu_memory_gib: float | None, n_folds: int) -> tuple[str, ...]:
+        """The options of `segpipe plan` that make this plan again from the same data.
+
+        On any machine, but for a plan of `auto` on a CPU that follows the memory which it found: a found memory is not
+        the same as a `--max-memory` that may be used up.
 
         Args:
             device: Kind of the device that was planned for.
             gpu_memory_gib: Its memory, asked for or found; None if it is not known.
             n_folds: Folds that were made, which share the time budget.
-            cpu_memory_gib: Of a CPU, asked for or found; None if the plan does not follow it.
         """
         given: dict[str, object] = {}
         if self.nnunet_plans is None:
             given["--preset"] = self.preset
             given["--gpu-memory"] = None if gpu_memory_gib is None else exact_text(gpu_memory_gib)
             given["--device"] = device if self.preset == "auto" and gpu_memory_gib is None else None
-        if cpu_memory_gib is not None:
-            given["--max-memory"] = exact_text(cpu_memory_gib)
+        if self.max_memory_gib is not None:
+            given["--max-memory"] = exact_text(self.max_memory_gib)
         if self.time_budget_seconds is not None:
             share = n_folds / (self.n_trained_folds or n_folds)  # `plan` knows of no folds that are not trained
             given["--time-budget"] = f"{exact_text(self.time_budget_seconds * share)}s"
