@@ -376,7 +376,7 @@ def test_every_option_of_plan_is_in_the_printed_command_or_does_not_change_the_p
         PlanRequest(Path("w"), MACHINE, nnunet_plans=Path("p"), **files),
     ]
     printed = [option for request in requests for option in request.options("cpu", request.gpu_memory_gib, 5)]
-    printed += PlanRequest(Path("w"), MACHINE, Path("d")).options("cpu", None, 5, cpu_memory_gib=8.0)
+    printed += PlanRequest(Path("w"), MACHINE, Path("d"), max_memory_gib=8.0).options("cpu", None, 5)
     names = {option.partition("=")[0] for option in printed}
     for parameter in plan_command.params:
         spelled = {*parameter.opts, *parameter.secondary_opts}
