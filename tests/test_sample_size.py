@@ -144,7 +144,7 @@ def test_command_counts_patients_and_refuses_what_it_cannot_answer(tmp_path, cap
         ([str(first), "--difference", "0.1"], 2, "Give a second RESULT"),
         ([str(first), "--half-width", "-1"], 2, "expected a number above 0"),
         ([str(first), "--more", "5"], 2, "is not the folder of a study"),
-        ([str(first), "--half-width", "0.1", "-l", "organs"], 2, "organ"),
+        ([str(first), "--half-width", "0.1", "--label", "organs"], 2, "organ"),
         ([str(first), "--half-width", "0.1", "--metric", "dise"], 2, "Did you mean 'dice'?"),
         ([str(tmp_path / "none.csv"), "--half-width", "0.1"], 3, "no such file"),
     ]:
