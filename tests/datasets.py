@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,3 +78,15 @@ def write_json(path: Path, values: object) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(values), encoding="utf-8")
     return path
+
+
+def write_csv(path: Path, rows: list[list[str]]) -> Path:
+    """Write a table, the head of its columns first."""
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+def file_names(paths: Sequence[str]) -> list[str]:
+    """The last part of each path."""
+    return [Path(path).name for path in paths]
