@@ -30,13 +30,16 @@ from segpipe.fingerprint.record import Fingerprint
 from segpipe.pipeline.requests import PlanRequest
 from segpipe.plan.edit import check_edits, edit_plan, mirrored_sides, parse_assignments, warn_of_sides
 from segpipe.plan.laterality import ORIENTATION, order_in
-from segpipe.plan.make import CONFIGURATIONS, CpuMemory, make_plan
+from segpipe.plan.make import CpuMemory, make_plan
 from segpipe.plan.patch import PredictMemory
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.presets import CPU_PRESETS, PRESETS, SHARE_OF_RAM, find_preset
 from segpipe.plan.reasons import plan_warnings
-from segpipe.plan.schema import Plan, PlanCommand
+from segpipe.plan.schema import CONFIGURATIONS, Plan, PlanCommand
 from segpipe.plan.training import Training
+
+NNUNET_SPLITS = "splits_final.json"
+_SET = "--set="
 
 
 @dataclass(frozen=True)
@@ -86,10 +89,6 @@ def default_configuration(plan: Plan, name: str | None) -> str:
     if chosen is None or chosen not in plan.configurations:
         raise UsageError(f"-c {chosen}: the plan has {', '.join(plan.configurations)}.")
     return chosen
-
-
-NNUNET_SPLITS = "splits_final.json"
-_SET = "--set="
 
 
 @dataclass(frozen=True)

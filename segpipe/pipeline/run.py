@@ -22,7 +22,7 @@ from segpipe.pipeline import plan, train
 from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import RunRequest, TrainRequest
 from segpipe.pipeline.train_processes import devices_for
-from segpipe.plan.make import CONFIGURATIONS
+from segpipe.plan.schema import CONFIGURATIONS
 from segpipe.report.work_report import build_report
 
 

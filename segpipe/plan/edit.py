@@ -16,12 +16,11 @@ from segpipe.core.records import Record, did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
 from segpipe.plan.laterality import sided_labels, sideways_axis
 from segpipe.plan.loss import PRESET, Presettable
-from segpipe.plan.schema import KEY, Plan
+from segpipe.plan.schema import CONFIGURATIONS, KEY, Plan
 from segpipe.plan.training import OPTIMIZERS, Training
 
 _N_NAMED = 4  # of labels in a warning
-_USUAL_CHANNELS = ("0.", "1.", "2.", "3.")
-_USUAL_CONFIGURATIONS = ("2d.", "3d_fullres.", "3d_lowres.", "3d_cascade.")
+_USUAL_CHANNELS = ("0", "1", "2", "3")
 
 
 def edit_plan(plan: Plan, assignments: Sequence[str], *, warns: bool = True) -> Plan:
@@ -248,9 +247,10 @@ def _fields_in(record: type[Record], prefix: str) -> Iterator[tuple[str, FieldIn
     for name, field in record.model_fields.items():
         yield f"{prefix}{name}", field
         inner, kind = _record_in(field.annotation), get_origin(field.annotation)
-        for below in _USUAL_CONFIGURATIONS if kind is dict else _USUAL_CHANNELS if kind is tuple else ("",):
-            if inner is not None:
-                yield from _fields_in(inner, f"{prefix}{name}.{below}")
+        if inner is None:
+            continue
+        for place in CONFIGURATIONS if kind is dict else _USUAL_CHANNELS if kind is tuple else (None,):
+            yield from _fields_in(inner, f"{prefix}{name}." if place is None else f"{prefix}{name}.{place}.")
 
 
 def _record_in(annotation: Any) -> type[Record] | None:

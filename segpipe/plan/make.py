@@ -17,7 +17,6 @@ from segpipe.plan.presets import MAX_BATCH, PRESETS, Preset, find_preset
 from segpipe.plan.reasons import reasons_for
 from segpipe.plan.schema import SCHEMES, Configuration, Normalisation, Plan
 
-CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")  # which of them are planned follows from the data
 MASKED_BELOW = 0.75  # share of voxels that cropping keeps; below it zeros would dominate the statistics
 _LOWRES_BELOW = 0.25  # share of the median image that a patch covers; below it context is missing
 _LOWRES_STEP = 1.03  # nnU-Net's: voxels grow in steps of 3 %
@@ -226,9 +225,7 @@ _USED_SHARE = 0.95  # of the memory; the rest is the allocator's and the screen'
 _LEAST_SHARE = 0.3  # of a small GPU's memory for feature maps, below which the line is not trusted
 _ROOMY_BATCH = 8  # a residual network with room for this many whole patches is not short of capacity
 _COVERAGE = 0.05
-_SHORT_SECONDS = (
-    3600.0  # measured at 600, where coarse voxels and half of the image in sight were ahead; see benchmarks/LOG.md
-)
+_SHORT_SECONDS = 3600.0  # measured at 600, where coarse voxels and half of the image were ahead; see benchmarks/LOG.md
 
 
 def auto_preset(

@@ -29,6 +29,7 @@ from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
 
 KEY = "inherits"
+CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")  # which of them are planned follows from the data
 _MOST_VOXELS = 2**34  # of a batch: hundreds of GiB in any network
 _MOST_CONFIGURATIONS = 100  # each is made of all that it inherits from
 
