@@ -1,4 +1,4 @@
-"""Find labels that name a side of the body: a mirrored image would contradict them."""
+"""Sides of the body: labels that name one, which a mirrored image would contradict; where left and right are."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 
-_SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
-_SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
 AS_STORED = "stored"  # as an orientation: no image is turned, as in nnU-Net
 ORIENTATION = "RAS"  # to which plans turn all images: the only one that nnU-Net's readers turn images to
+_SIDES = {"left": "left", "l": "left", "lh": "left", "lt": "left", "sinister": "left", "links": "left"}
+_SIDES |= {"right": "right", "r": "right", "rh": "right", "rt": "right", "dexter": "right", "rechts": "right"}
 _WRITTEN_OUT = {"left", "right"}  # one letter may be anything; without a partner only the word is a side
 _HEART = {"atrium", "ventricle", "auricle", "appendage", "heart"}  # left and right differ in shape, not only in place
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]+")  # `KidneyLeft`, `kidney_l`, `Left-Kidney`, `LH amygdala`

@@ -17,7 +17,7 @@ from segpipe.plan.presets import Preset
 from segpipe.plan.schema import Configuration
 
 _SEARCH_VOXELS = {2: 2048**2, 3: 256**3}  # larger than any patch that will fit
-_MIN_BATCH = 2
+_MIN_BATCH = 2  # of a single patch neither the gradient nor batch Dice says much
 _GIB = 2**30
 _FAR_TOO_LARGE = 1.05  # times the memory
 
@@ -187,7 +187,6 @@ def patch_budget(preset: Preset, measured: PlannerInput, predict: PredictMemory 
     return PredictedBytes(preset.reference_gib, predict)
 
 
-_MIN_BATCH = 2  # as in the planner: of a single patch neither the gradient nor batch Dice says much
 _MIN_COARSE_VOX = 2  # a coarsest map of one voxel along an axis has no neighbours to convolve
 
 

@@ -1,4 +1,4 @@
-"""Costs of a configuration as a record, and the disk space of its prepared cases from the fingerprint alone."""
+"""Costs of a configuration as a record, and what its prepared cases take, from the fingerprint alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The reason for each decision of a plan, in a sentence or two with its numbers."""
+"""The reason for each decision of a plan, in a sentence or two with its numbers, and what to be warned of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training recipe that a person may choose. The defaults are nnU-Net's."""
+"""The training recipe that a person may choose, its optimizers and schedules. The defaults are nnU-Net's."""
 
 from __future__ import annotations
 

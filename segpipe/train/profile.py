@@ -35,7 +35,6 @@ PHASES = (  # of a step, in order; validation and saving are spread over the ste
 )
 _N_WARM_UP = 3  # steps that are not measured: compiling, choosing algorithms, the first allocations
 _N_STEPS = 30
-_N_VALIDATION = 3
 _MOST_SECONDS = 60.0  # of measured steps; slower ones are fewer
 _FEWEST_STEPS = 3
 _NETWORK = ("forward", "backward")

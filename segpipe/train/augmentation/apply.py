@@ -1,6 +1,6 @@
-"""Apply the drawn numbers of `augment` to a batch, on its device, which is never waited for."""
+"""Apply the numbers of `draws` to a batch, on its device, which is never waited for."""
 
-# B batch, C channels, Z Y X voxels.
+# B batch, C channels, R rows, each a channel of a sample, Z Y X voxels.
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -15,8 +15,6 @@ from segpipe.train.augmentation.draws import Draws, Scope
 from segpipe.train.augmentation.local import alter_locally_
 from segpipe.train.augmentation.placement import on_device, place_patches
 from segpipe.train.cascade import change_guides
-
-# R rows, each a channel of a sample, Z Y X voxels.
 
 _MIN_EXTENT = 1e-7  # of a channel that is divided by it: a constant one stays constant
 _Numbers = NDArray[np.float32]

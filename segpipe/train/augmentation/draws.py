@@ -1,4 +1,4 @@
-"""The random numbers of augmentation, drawn on the CPU; `transforms` applies them, on the images' device.
+"""The random numbers of augmentation, drawn on the CPU; `apply` applies them, on the images' device.
 
 Source: nnU-Net's list of transforms and their distributions (batchgeneratorsv2 0.3.6). The elastic deformation is ours.
 """
