@@ -22,12 +22,13 @@ from segpipe.core.text import command_text, count
 from segpipe.core.volume import read_header
 from segpipe.core.work import Work
 from segpipe.data.dataset import Dataset
-from segpipe.data.splits import Fold, Splits
+from segpipe.data.splits import Splits
 from segpipe.evaluate.intervals import Interval
 from segpipe.evaluate.ledger import Scoring, append_scoring, file_digest
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.summary import DEFAULT_POLICY
 from segpipe.networks.device import resolve_device
+from segpipe.pipeline.calibration import scored_folds
 from segpipe.pipeline.out_of_fold import AVERAGED, STEPS, OutOfFold, ValidatedCase
 from segpipe.pipeline.predict import PROBABILITY_BYTES, seconds_per
 from segpipe.pipeline.requests import Machine, SelectRequest
@@ -119,7 +120,7 @@ def resolve(request: SelectRequest) -> SelectJob:
     work.require_plan()
     resolve_device(request.machine.device)
     dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)
-    scored = {path.name: _scored_folds(work, path.name, splits) for path in sorted(work.path.glob("runs/*"))}
+    scored = {path.name: set(scored_folds(work, path.name, splits)) for path in sorted(work.path.glob("runs/*"))}
     folds = sorted(set[int]().union(*scored.values()))
     names = tuple(name for name, of in scored.items() if of == set(folds))
     if len(folds) < 2 or not names:
@@ -200,16 +201,6 @@ def selection_text(report: SelectionReport) -> str:
     lines.append(f"Nested, each fold scored with what the others chose: {nested}")
     lines.append("Report the nested number; the naive one is the best of many and too good.")
     return "\n".join(piece for line in lines for piece in textwrap.wrap(line, _WIDTH, subsequent_indent="    "))
-
-
-def _scored_folds(work: Work, name: str, splits: Splits) -> set[int]:
-    """Folds whose scores are of the present splits."""
-    folders = [work.fold(name, str(number)) for number in range(splits.k)]
-    return {
-        number
-        for number, (folder, split) in enumerate(zip(folders, splits.folds, strict=True))
-        if folder.scores.is_file() and folder.split.is_file() and Fold.load(folder.split) == split
-    }
 
 
 def _predict_probabilities(masks: OutOfFold, names: Sequence[str], machine: Machine) -> None:
