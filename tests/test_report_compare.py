@@ -12,9 +12,10 @@ import pytest
 
 from segpipe.cli.main import run
 from segpipe.compare.comparison import Question, compare, parse_margins
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.report.charts import aligned_scores, case_means, difference_of
+from segpipe.report.charts import aligned_scores, difference_of
 from segpipe.report.compare_page import write_compare_page
 
 
@@ -100,7 +101,7 @@ def test_differences_of_cases_and_their_mean_by_hand():
 
 
 def test_the_mean_over_labels_leaves_out_what_does_not_count():
-    np.testing.assert_array_equal(case_means(np.array([[1.0, 3.0], [nan, 4.0], [nan, nan]])), [2.0, 4.0, nan])
+    np.testing.assert_array_equal(mean_of_numbers(np.array([[1.0, 3.0], [nan, 4.0], [nan, nan]]), 1), [2.0, 4.0, nan])
 
 
 def test_missing_cases_are_told_once_and_not_drawn(capsys: pytest.CaptureFixture[str]):

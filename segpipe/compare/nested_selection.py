@@ -13,6 +13,7 @@ from math import inf
 import numpy as np
 from numpy.typing import NDArray
 
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.evaluate.intervals import Interval, mean_with_interval
 
 _SLACK = 1e-9  # means that are equal on paper differ by rounding; then the earlier candidate is taken
@@ -106,7 +107,7 @@ def choose(candidates: Candidates, is_in: NDArray[np.bool_]) -> NestedChoice:
     Returns:
         Of equal means the earlier one; a label that counts for no case keeps the first step.
     """
-    means = candidates.sign * _means(candidates.values[:, :, is_in])
+    means = candidates.sign * mean_of_numbers(candidates.values[:, :, is_in], 2)
     of_models = np.nanmean(np.where(np.isnan(means).all(axis=2, keepdims=True), -np.inf, means)[:, 0], axis=1)
     model = _first_best(of_models)
     steps = tuple(_first_best(np.nan_to_num(of_label, nan=-np.inf)) for of_label in means[model].T)
@@ -122,14 +123,6 @@ def score_by_columns(candidates: Candidates) -> Callable[[NestedChoice, NDArray[
         return of_labels[is_in]
 
     return score
-
-
-def _means(values: Floats) -> Floats:
-    """Over cases, (n_models, n_steps, n_labels); NaN where none counts."""
-    has_value = ~np.isnan(values)
-    n_values = has_value.sum(axis=2)
-    total = np.where(has_value, values, 0.0).sum(axis=2)
-    return np.divide(total, n_values, out=np.full(total.shape, np.nan), where=n_values > 0)
 
 
 def _first_best(means: Floats) -> int:

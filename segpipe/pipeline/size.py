@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned, align
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method, Source, read_methods, read_table
 from segpipe.compare.sample_size import (
     MOST_PATIENTS,
@@ -39,7 +40,7 @@ from segpipe.pipeline.study import STUDY_FILE, StudyFolder
 
 
 class Pilot(Record):
-    """VarianceComponents of the scores that a number of patients is computed from.
+    """Spread of the scores that a number of patients is computed from.
 
     Args:
         of: `scores`, or `differences` of two methods.
@@ -115,7 +116,7 @@ class SizeReport(Record):
     Args:
         metric, label, unit: Of all numbers; `(mean)` is the mean over labels.
         scans_of_patient: Planned cases of each patient.
-        pilot: None where only a learning curve was asked for.
+        pilots: One for each goal; none where only a learning curve was asked for.
         needs: One for each goal.
         curve: None without `--more`.
     """
@@ -205,7 +206,7 @@ def run(job: SizeJob) -> SizeReport:
     request = job.request
     labels = (request.label,) if request.label else ()
     aligned = align(job.methods, request.metric, request.policy, labels=labels)
-    values = _case_means(aligned)
+    values = mean_of_numbers(aligned.model_values, 2)
     pilots, needs = [], []
     if request.half_width is not None:
         spread = spread_of(values[-1], aligned.patients)
@@ -224,14 +225,6 @@ def run(job: SizeJob) -> SizeReport:
         needs=tuple(needs),
         curve=_curve(job, aligned, values) if request.n_more is not None else None,
     )
-
-
-def _case_means(aligned: Aligned) -> NDArray[np.float64]:
-    """Mean over labels of each method and case, (n_methods, n_cases); NaN where no label counts."""
-    values = aligned.model_values
-    known = ~np.isnan(values)
-    n_labels = known.sum(axis=2)
-    return np.where(n_labels > 0, np.where(known, values, 0).sum(axis=2) / np.maximum(n_labels, 1), np.nan)
 
 
 def _pilot(of: str, spread: VarianceComponents, scans: int) -> Pilot:

@@ -9,11 +9,11 @@ from math import isfinite
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segpipe.compare.align import Aligned, align
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import ComparisonRow, Ranking
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.core.figures import CHART_COLOURS, EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
 from segpipe.core.text import MOST_ROWS, N_ENDS, fold_middle
@@ -401,7 +401,7 @@ def difference_of(row: ComparisonRow, aligned: Aligned, name: str) -> Difference
     """
     first, second = (aligned.methods.index(method) for method in (row.baseline, row.method))
     of_cases = aligned.model_values[second] - aligned.model_values[first]
-    values = case_means(of_cases) if row.label == MEAN_LABEL else of_cases[:, aligned.labels.index(row.label)]
+    values = mean_of_numbers(of_cases, 1) if row.label == MEAN_LABEL else of_cases[:, aligned.labels.index(row.label)]
     verdicts = (row.models, row.methods)
     models, methods = (
         None if found is None or found.low is None or found.high is None else (found.low, found.high)
@@ -410,11 +410,3 @@ def difference_of(row: ComparisonRow, aligned: Aligned, name: str) -> Difference
     return Difference(
         name, tuple(values[~np.isnan(values)].tolist()), row.difference, models, methods, row.models.answer
     )
-
-
-def case_means(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(n_cases,) mean over labels of (n_cases, n_labels), of those that count; NaN if none does."""
-    has_value = ~np.isnan(values)
-    n_values = has_value.sum(axis=1)
-    total = np.where(has_value, values, 0).sum(axis=1)
-    return np.divide(total, n_values, out=np.full(len(values), np.nan), where=n_values > 0)

@@ -12,6 +12,7 @@ from segpipe.compare.align import Aligned
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import Comparison, ComparisonRow, Description, MetricComparison, Suitability
 from segpipe.compare.comparison_text import fold_text, generalisability_text
+from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.compare.verdict_sentences import p_text, quantity
 from segpipe.core.figures import CHART_COLOURS
@@ -24,7 +25,6 @@ from segpipe.report.charts import (
     aligned_scores,
     axis_limits,
     axis_name,
-    case_means,
     difference_of,
     differences_svg,
     distribution_svg,
@@ -240,7 +240,7 @@ def _ranking_picture(found: MetricComparison) -> Picture | None:
 def _distribution(aligned: Aligned, metric: Metric) -> Picture:
     spreads = []
     for place, (name, values) in enumerate(zip(aligned.methods, aligned.model_values, strict=True)):
-        of_cases = case_means(values)
+        of_cases = mean_of_numbers(values, 1)
         colour = CHART_COLOURS[place % len(CHART_COLOURS)]
         spreads.append(Spread(name, colour, tuple(of_cases[~np.isnan(of_cases)].tolist())))
     medians = [f"{s.name} {_text(float(np.median(s.values)), metric)}" for s in spreads if s.values]
