@@ -189,3 +189,8 @@ def test_every_row_of_the_table_gives_a_column():
 def test_a_description_follows_is_and_has_no_end():
     for metric in METRICS.values():
         assert metric.description[0].islower() and metric.description[-1] not in ".;", metric.name
+
+
+def test_only_differences_of_volumes_can_be_negative():
+    below = {name for name, metric in METRICS.items() if metric.limits[0] < 0}
+    assert below == {"volume_difference", "relative_volume_difference"}

@@ -166,8 +166,8 @@ class Metric:
     Args:
         name: As in scores.csv.
         unit: `1` for a share, `mm`, `mm3`.
-        kind: `overlap` (0 worst, 1 best), `distance` (0 best, no upper bound) or `difference` (0 best, either sign; it
-            is defined where a mask is empty too, so no policy replaces it).
+        kind: `overlap` (0 worst, 1 best), `distance` (0 best, no upper bound) or `difference` (0 best, either sign but
+            for calibration; it is defined where a mask is empty too, so no policy replaces it).
         title: For tables that people read, without the unit.
         description: What it is, to follow "TITLE is".
         value: Where its value comes from.
@@ -203,6 +203,8 @@ class Metric:
         """The lowest and the highest value that a case can have."""
         if self.name == "relative_volume_difference":
             return (-1.0, inf)
+        if self.group == "calibration":
+            return (0.0, inf)
         return {"overlap": (0.0, 1.0), "distance": (0.0, inf), "difference": (-inf, inf)}[self.kind]
 
     @property
