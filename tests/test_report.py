@@ -273,6 +273,11 @@ def test_a_broken_file_is_named_and_never_a_traceback(work: Path, name: str, con
         assert f"{Path(name).name} cannot be read: " in page
 
 
+def test_a_ledger_that_cannot_be_read_is_named(work: Path):
+    (work / "ledger.jsonl").mkdir()
+    assert "ledger.jsonl cannot be read: " in report_of(work).text
+
+
 def test_a_half_written_last_line_of_the_history_counts_what_it_has(tmp_path: Path):
     (tmp_path / "history.csv").write_text("epoch,train_loss\n0,0.5\n1,\n2")
     columns = History.load(tmp_path / "history.csv").columns

@@ -27,7 +27,7 @@ from segpipe.report.work_contents import FoldRun, Run, WorkFolder, read_scored, 
 from segpipe.report.work_report import environments
 from segpipe.train.checkpoint import write_setting
 
-NO_SPLITS = WorkFolder(Work(Path("w")), None, {}, None, (), None, ())
+NO_SPLITS = WorkFolder(Work(Path("w")), None, {}, None, (), None, None, ())
 
 
 def score(number: int, label: str, dice: float, status: str = "ok", patient: str = "") -> Score:

@@ -11,7 +11,7 @@ from segpipe.core.records import Record
 from segpipe.core.text import count
 from segpipe.data.faults import KINDS
 from segpipe.data.splits import leaks
-from segpipe.evaluate.ledger import LEDGER_FILE, Looks, Scoring, looks_at, read_ledger
+from segpipe.evaluate.ledger import Looks, Scoring, looks_at
 from segpipe.evaluate.metrics import METRICS, number_text
 from segpipe.evaluate.summary import failure_text
 from segpipe.report.methods_text import work_methods
@@ -81,7 +81,7 @@ def fill_checklists(work: WorkFolder, best: Scored | None) -> Checklists:
         work: The folder.
         best: The configuration that is reported; None if none is scored.
     """
-    scorings = _scorings(work)
+    scorings = work.ledger.scorings if work.ledger else ()
     flow = case_flow(work, best, scorings)
     known = _Known(work, best, flow, _paragraphs(work, best), looks_at(scorings, "test set"))
     items = (
@@ -90,11 +90,6 @@ def fill_checklists(work: WorkFolder, best: Scored | None) -> Checklists:
         for row in rows
     )
     return Checklists(flow=flow, items=tuple(items))
-
-
-def _scorings(work: WorkFolder) -> tuple[Scoring, ...]:
-    ledger = work.folder.path / LEDGER_FILE
-    return read_ledger(ledger).scorings if ledger.is_file() else ()
 
 
 def _paragraphs(work: WorkFolder, best: Scored | None) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from segpipe.core.text import count
 from segpipe.data.check import CheckReport
-from segpipe.evaluate.ledger import LEDGER_FILE, ledger_sentences, looks_at, read_ledger
+from segpipe.evaluate.ledger import ledger_sentences, looks_at
 from segpipe.evaluate.metrics import number_text
 from segpipe.evaluate.scores import Score
 from segpipe.evaluate.summary import FAILED_DICE, SummaryRow, failure_text
@@ -70,10 +70,9 @@ def _with_dice(scored: Sequence[Scored]) -> list[Scored]:
 
 def _ledger(work: WorkFolder) -> list[Point]:
     """Say how often the folds and the test set were scored: scores that are looked at often are chosen among."""
-    path = work.folder.path / LEDGER_FILE
-    if not path.is_file():
+    state = work.ledger
+    if state is None:
         return []
-    state = read_ledger(path)
     is_chosen = looks_at(state.scorings, "test set").n_masks > 1
     kind: Literal["bad", "look", "note"] = "bad" if state.faults else "look" if is_chosen else "note"
     sentences = ledger_sentences(state)

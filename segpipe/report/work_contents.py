@@ -18,6 +18,7 @@ from segpipe.core.work import CALIBRATION_FILE, FoldFolder, Work
 from segpipe.data.check import CheckReport
 from segpipe.data.dataset import Dataset
 from segpipe.data.splits import Splits
+from segpipe.evaluate.ledger import LEDGER_FILE, LedgerState, read_ledger
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
 from segpipe.plan.training_commands import PlanChange, plan_changes, train_commands
@@ -72,6 +73,7 @@ class WorkFolder:
         splits: None if there are none.
         runs: By configuration, in alphabetical order.
         checked: What was found in the data; None if it is not known.
+        ledger: Every scoring; None if there is no ledger.
         notes: What is missing or broken, a sentence each, for people.
     """
 
@@ -81,6 +83,7 @@ class WorkFolder:
     splits: Splits | None
     runs: tuple[Run, ...]
     checked: CheckReport | None
+    ledger: LedgerState | None
     notes: tuple[str, ...]
 
 
@@ -106,7 +109,8 @@ def read_work(folder: Path) -> WorkFolder:
     if not runs:
         notes.append(f"Nothing is trained yet. Next: `{command_text('segpipe', 'train', str(folder))}`.")
     checked = _read(work.data_check, CheckReport.load, notes) if work.data_check.exists() else None
-    return WorkFolder(work, dataset, plan, splits, runs, checked, tuple(notes))
+    ledger = _read(path, read_ledger, notes) if (path := work.path / LEDGER_FILE).exists() else None
+    return WorkFolder(work, dataset, plan, splits, runs, checked, ledger, tuple(notes))
 
 
 def _plan_values(path: Path) -> dict[str, Any]:
