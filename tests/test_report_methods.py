@@ -93,6 +93,12 @@ def test_a_comparison_tells_its_family_its_margin_and_its_claims():
     assert "No claim is made about the methods themselves (one seed" in text
 
 
+def test_a_family_against_the_first_method_is_not_called_every_pair():
+    methods = [method("a", 0, 60), method("b", 0.1, 60), method("c", 0, 60)]
+    text = comparison_methods(compare(methods, Question(parse_margins(["dice"]), against_first=True))).plain
+    assert "family of 2 declared comparisons (organ, each other method with a)" in text
+
+
 def test_every_policy_and_every_metric_has_words():
     assert len({policy_text(policy) for policy in POLICIES}) == len(POLICIES)
     for name in METRICS:

@@ -130,16 +130,20 @@ def _tests(comparison: Comparison) -> str:
     declared = [row for row in rows if row.is_declared]
     labels = ", ".join(dict.fromkeys("the mean over labels" if r.label == MEAN_LABEL else r.label for r in declared))
     margins = ", ".join(dict.fromkeys(f"{quantity(r.margin, METRICS[r.metric])} ({r.metric})" for r in declared))
+    first = comparison.methods[0]
+    is_against_first = len(comparison.methods) > 2 and all(row.baseline == first for row in declared)
+    pairs = f"each other method with {first}" if is_against_first else "every pair of methods"
     n_patients = max((row.n_patients for row in rows), default=0)
     patterns = (
         "all patterns of signs" if n_patients <= MAX_EXACT_PATIENTS else f"{comparison.n_permutations} drawn patterns"
     )
     return (
         "Differences were paired by case. The p-value is that of a two-sided sign-flip permutation test, in which the "
-        f"cases of a patient flipped together ({patterns}; {MAX_EXACT_PATIENTS} patients or fewer: exact). Wilcoxon's "
-        "signed-rank test of patients' means is secondary. Equivalence was tested by two one-sided t-tests with "
+        f"cases of a patient flipped together ({patterns}; {MAX_EXACT_PATIENTS} patients or fewer: exact); the "
+        "95 % interval of the difference of trained models holds what this test does not reject. Wilcoxon's signed-rank"
+        " test of patients' means is secondary. Equivalence was tested by two one-sided t-tests with "
         f"variances clustered by patient (Schuirmann 1987); the equivalence margin was {margins}. "
-        f"The family of {len(declared)} declared comparisons ({labels}, every pair of methods) was corrected by Holm's "
+        f"The family of {len(declared)} declared comparisons ({labels}, {pairs}) was corrected by Holm's "
         f"method at 5 %; the {len(rows) - len(declared)} others are exploratory and were corrected by "
         "Benjamini and Hochberg's."
     )
