@@ -80,7 +80,7 @@ def test_counts_are_those_of_the_metric_on_the_same_voxels(labels):
             parts[0][None], parts[1][None], counts.total_probability[UNCHANGED, place][None] / near.sum()
         )
         assert found.ece == pytest.approx(expected_calibration_error(tally(p[near], is_true[near])), abs=1e-6)
-        assert (found.low, found.note) == (None, "fewer than 5 patients: no interval")
+        assert (found.low, found.note) == (None, "1 patient: too few for an interval of the gap")
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])

@@ -24,13 +24,14 @@ from segpipe.core.errors import DataError
 from segpipe.core.files import whole_file
 from segpipe.core.labels import IGNORE_INDEX, LabelSet
 from segpipe.core.probabilities import Reliability
+from segpipe.core.text import count
 from segpipe.evaluate.calibration import N_BINS, NEAR_MM
+from segpipe.evaluate.intervals import FEWEST_PATIENTS
 
 TEMPERATURES = 2.0 ** (np.arange(-12, 19) / 6)  # 0.25 to 8, each 12 % above the last: half a step costs no likelihood
 UNCHANGED = 12  # its place of temperature 1
 _MAX_VOXELS = 1 << 15  # judged in a case, all labels together
 _MAX_VOXELS_OF_LABEL = 1 << 11  # patients differ by more than such a sample does
-_FEWEST_PATIENTS = 5  # for an interval
 _CONFIDENCE = 0.95
 _N_FLIPS = 1999
 
@@ -291,8 +292,8 @@ def reliability(shares_PB: NDArray[np.float64], true_PB: NDArray[np.float64], p_
     plain = float(np.abs(total_B).sum() / n_patients)
     of_patient = (np.sign(total_B - gaps_PB) * gaps_PB).sum(axis=1)
     debiased = float(of_patient.mean()) if n_patients > 1 else plain
-    low, high, note = None, None, f"fewer than {_FEWEST_PATIENTS} patients: no interval"
-    if n_patients >= _FEWEST_PATIENTS:
+    low, high, note = None, None, f"{count(n_patients, 'patient')}: too few for an interval of the gap"
+    if n_patients >= FEWEST_PATIENTS:
         half = float(student_t.ppf((1 + _CONFIDENCE) / 2, n_patients - 1) * of_patient.std(ddof=1) / n_patients**0.5)
         low, high, note = max(0.0, debiased - half), min(1.0, plain + half), ""
         low = low if _differs_from_chance(gaps_PB) else 0.0
