@@ -154,7 +154,9 @@ def _deviations(found: Declaration, methods: Sequence[Method], question: Questio
         elif margin != found.margins[metric]:
             reasons.append(f"margin of {metric} {margin:g}, declared {found.margins[metric]:g}")
     reasons += [
-        f"metric {metric} was declared and is not compared" for metric in found.margins.keys() - question.margins
+        f"metric {metric} was declared and is not compared"
+        for metric in found.margins
+        if metric not in question.margins
     ]
     if question.declared != found.family:
         reasons.append(f"family {', '.join(question.declared) or 'the mean over labels'}, which was not declared")
