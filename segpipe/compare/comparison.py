@@ -18,7 +18,7 @@ from segpipe.compare.permutation import N_PERMUTATIONS
 from segpipe.compare.results import Method
 from segpipe.core.errors import UsageError
 from segpipe.core.records import did_you_mean
-from segpipe.evaluate.groups import CaseTable
+from segpipe.evaluate.groups import UNKNOWN, CaseTable
 from segpipe.evaluate.intervals import patient_weights, sums_by_patient
 from segpipe.evaluate.metrics import METRICS
 from segpipe.evaluate.scores import DIAGONAL, ScoreTable
@@ -294,7 +294,7 @@ def _groups(aligned: Aligned, cases: CaseTable) -> Iterator[tuple[str, str, Alig
     for grouping, group_of in cases.groups.items():
         of_cases = [group_of.get(case, "") for case in aligned.case_ids]
         for group in sorted(set(of_cases)):
-            yield grouping, group or "(unknown)", aligned.only(np.array([own == group for own in of_cases]))
+            yield grouping, group or UNKNOWN, aligned.only(np.array([own == group for own in of_cases]))
 
 
 def describe(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +67,12 @@ def read_cases(path: Path, groupings: Sequence[str]) -> CaseTable:
     if absent:
         raise UsageError(f"{path}: has no column {absent[0]!r}.{did_you_mean(absent[0], columns)}")
     case_ids = [row["case_id"] for row in rows]
-    twice = [case for case in dict.fromkeys(case_ids) if case_ids.count(case) > 1]
+    twice = [case for case, n in Counter(case_ids).items() if n > 1]
     if twice:
-        raise DataError(f"{path}: {len(twice)} cases occur twice, e.g. {twice[0]}; expected each once. Remove one row.")
+        raise DataError(
+            f"{path}: {count(len(twice), 'case occurs', 'cases occur')} twice, e.g. {twice[0]}; expected each once. "
+            "Remove one row."
+        )
     patients = (
         {row["case_id"]: row["patient_id"] or row["case_id"] for row in rows} if "patient_id" in columns else None
     )
@@ -151,7 +155,7 @@ def compare_groups(
 
     Args:
         table: Scores of one run.
-        cases: Groups by case; its patients, if any, replace those of the table.
+        cases: Groups by case; patients are those of the table.
         policy: What empty masks count, as in `summarise`.
         seed: Of bootstrap and permutation.
 
