@@ -213,7 +213,8 @@ def file_digest(path: Path) -> str:
     found = hashlib.sha256()
     try:
         for part in sorted(path.iterdir()) if path.is_dir() else [path]:
-            found.update(part.read_bytes())
+            with part.open("rb") as file:  # in parts: weights may be large
+                hashlib.file_digest(file, lambda: found)
     except OSError as fault:
         raise DataError(f"{path}: cannot be read ({fault.strerror or fault}). Score again.") from None
     return found.hexdigest()[:_DIGITS]
