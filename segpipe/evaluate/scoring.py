@@ -29,6 +29,9 @@ from segpipe.evaluate.scores import DIAGONAL, IMAGE_LABEL, Origin, Score, ScoreT
 from segpipe.evaluate.surfaces.distances import Box, surface_distances
 from segpipe.evaluate.surfaces.indexed_maps import IndexedMaps, in_threads, index_maps
 
+DEFAULT_SETTINGS = ScoreSettings()
+_N_NAMED = 8  # values and labels in a message
+
 
 def centreline_group(case: EvaluationCase) -> GroupScores:
     """`centreline_scores` of every label."""
@@ -69,10 +72,6 @@ def _share_inside(counts: NDArray[np.uint8], mask: Mask) -> float:
     """Share of a centreline inside a mask; a voxel counts by how many orders of thinning put it on the line."""
     total = int(counts.sum(dtype=np.int64))
     return int(counts[mask].sum(dtype=np.int64)) / total if total else nan
-
-
-DEFAULT_SETTINGS = ScoreSettings()
-_N_NAMED = 8  # values and labels in a message
 
 
 @dataclass(frozen=True)
