@@ -261,9 +261,11 @@ def test_cases_without_masks_leave_the_rest(work: Path):
         ("splits.json", '{"k": 2}'),
         (f"runs/{CONFIGURATION}/scores.csv", "a,b\n1,2\n"),
         (f"runs/{CONFIGURATION}/scores.csv", ""),
+        (f"runs/{CONFIGURATION}/fold_1/scores.csv", '"' + "1" * 300_000),
         (f"runs/{CONFIGURATION}/fold_0/history.csv", ""),
         (f"runs/{CONFIGURATION}/fold_0/history.csv", "epoch,train_loss\n0,abc\n"),
         (f"runs/{CONFIGURATION}/fold_0/history.csv", "epoch\n"),
+        (f"runs/{CONFIGURATION}/fold_0/history.csv", 'epoch\n1\n"2'),
     ],
 )
 def test_a_broken_file_is_named_and_never_a_traceback(work: Path, name: str, content: str):

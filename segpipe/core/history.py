@@ -34,7 +34,7 @@ class History:
         """
         try:
             with path.open(encoding="utf-8", newline="") as file:
-                reader = csv.DictReader(file)
+                reader = csv.DictReader(file, strict=True)  # else an open quote swallows the lines after it
                 lines, names = list(reader), list(reader.fieldnames or ())
         except (OSError, UnicodeDecodeError, csv.Error) as fault:
             raise DataError(f"{path}: cannot be read as a table ({fault}).") from None

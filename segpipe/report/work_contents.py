@@ -170,15 +170,21 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
 
 
 def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> ScoreTable | None:
-    """The out-of-fold table of a configuration; until it is there, the folds' own tables joined."""
-    if (folder / "scores.csv").exists():
-        return _read(folder / "scores.csv", ScoreTable.load, notes)
+    """The out-of-fold table of a configuration; until it is there, the folds' own tables joined.
+
+    The folds' tables are read in either case, so that a broken one is named: `info` and `package` need it.
+    """
+    joined = folder / "scores.csv"
     tables = []
     for fold in (fold for fold in folds if fold.name != "all"):  # `all` has no validation cases
+        if joined.exists() and not fold.folder.scores.exists():
+            continue
         fold_notes: list[str] = []
         table = _read(fold.folder.scores, ScoreTable.load, fold_notes)
         notes += [f"fold {fold.name}: {note}" for note in fold_notes]
         tables += [table] if table else []
+    if joined.exists():
+        return _read(joined, ScoreTable.load, notes)
     if not tables:
         return None
     try:
