@@ -81,14 +81,14 @@ def test_other_bytes_of_the_same_size_and_time_are_found(work):
     content[20] ^= 1
     image.write_bytes(content)
     os.utime(image, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    with pytest.raises(DataError, match=r"1 cases changed since they were planned for \(c1\)\. Plan again"):
+    with pytest.raises(DataError, match=r"1 case changed since planning \(c1\)\. Plan again"):
         prepared(work)
 
 
-def test_a_case_that_is_new_is_refused(work):
+def test_cases_that_are_new_are_refused(work):
     prepared(work)
-    write_nnunet(work.path.parent / "data", [*CASES, "c3"])
-    with pytest.raises(DataError, match=r"changed since they were planned for \(c3\)"):
+    write_nnunet(work.path.parent / "data", [*CASES, "c3", "c4", "c5", "c6", "c7", "c8"])
+    with pytest.raises(DataError, match=r"6 cases changed since planning \(c3, c4, c5, c6, c7 …\)"):
         prepared(work)
 
 

@@ -70,7 +70,7 @@ def test_another_way_of_preparing_is_another_folder_and_another_recipe_is_not(wo
 def test_data_that_changed_after_planning_are_refused(work):
     prepared(work)
     write_tiny(work.path.parent / "data" / "imagesTr" / "c1_0000.nii.gz", tiny_image(77))
-    with pytest.raises(DataError, match=r"1 cases changed since they were planned for \(c1\)"):
+    with pytest.raises(DataError, match=r"1 case changed since planning \(c1\)"):
         prepared(work)
 
 

@@ -18,7 +18,7 @@ from segpipe.core.labels import LabelSet
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import map_threads, say
 from segpipe.core.records import Record
-from segpipe.core.text import command_text
+from segpipe.core.text import command_text, count
 from segpipe.core.work import Work
 from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.fingerprint.measure import content_of
@@ -109,9 +109,9 @@ def states_of(
 
 
 def _changed_fault(work: Work, dataset: Dataset, changed: list[str]) -> DataError:
-    names = ", ".join(changed[:_MAX_CHANGED]) + (" …" if len(changed) > _MAX_NAMED else "")
+    names = ", ".join(changed[:_MAX_CHANGED]) + (" …" if len(changed) > _MAX_CHANGED else "")
     return DataError(
-        f"{dataset.root}: {len(changed)} cases changed since they were planned for ({names}). "
+        f"{dataset.root}: {count(len(changed), 'case')} changed since planning ({names}). "
         f"Plan again: `{command_text('segpipe', 'plan', dataset.root, '-o', str(work.path))}`."
     )
 
