@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -17,11 +16,9 @@ from segpipe.evaluate.ledger import LEDGER_FILE, LedgerLine, ledger_sentences, r
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import DEFAULT_POLICY, MEAN_LABEL, summarise
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel
+from segpipe.predict.folds import SELECTED_MODEL_FILE, SELECTION, SelectedModel, weights_digest
 from segpipe.predict.package import Manifest, open_model, read_manifest
 from segpipe.train.weights_header import about_weights
-
-_DIGITS = 12  # of a SHA-256, as elsewhere
 
 
 class FoldInfo(Record):
@@ -183,13 +180,8 @@ def _fold(folder: FoldFolder) -> FoldInfo:
         patch_dice=last.get("mean_patch_dice"),
         n_scored=n_scored,
         dice=dice,
-        sha256=_digest(folder.weights) if about else None,
+        sha256=weights_digest(folder.weights) if about else None,
     )
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:_DIGITS]
 
 
 def _dice(scores: Path) -> tuple[int, float | None]:

@@ -209,15 +209,19 @@ class SelectedModel(Record):
 
 
 def weights_of(folders: Iterable[FoldFolder]) -> dict[str, str]:
-    """Twelve digits of the SHA-256 of each fold's weights, by `<configuration>/<fold>`; folds without are left out."""
+    """The digest of each fold's weights, by `<configuration>/<fold>`; folds without are left out."""
     digests = {}
     for folder in folders:
         if folder.weights.is_file():
             about = about_weights(folder.weights)
-            with folder.weights.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()[:12]
-            digests[f"{about.get('configuration')}/{about.get('fold')}"] = digest
+            digests[f"{about.get('configuration')}/{about.get('fold')}"] = weights_digest(folder.weights)
     return digests
+
+
+def weights_digest(path: Path) -> str:
+    """Twelve digits of the SHA-256 of a file of weights, which is not read into memory as a whole."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def find_members(
