@@ -66,11 +66,10 @@ class Repair(Record):
 def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
     """Write a copy of a dataset, repaired where no judgement is needed, with `repairs.csv` in it.
 
-    Headers in other units, with an sform that contradicts pixdim or a qform that contradicts the sform: see
-    `data.header_repair`. Label maps stored as floats or scaled become integers; those with other axes than their
-    image, or shifted against it (`data.placement`), get its axes and its header. NaN outside the body becomes the
-    lowest value of its channel. Everything else is copied byte by
-    byte, damaged files too.
+    Headers in other units, with an sform that contradicts pixdim or a qform that contradicts the sform, are repaired
+    (`data.placement`). Label maps stored as floats or scaled become integers; those with other axes than their image,
+    or shifted against it, get its axes and its header. NaN outside the body becomes the lowest value of its channel.
+    Everything else is copied byte by byte, damaged files too.
 
     Args:
         path: A dataset's folder or `dataset.json`, a CSV manifest (it and the files it names are copied), or one image.

@@ -151,7 +151,7 @@ def repair_edges(source: Header, target: Path) -> str:
     its directions and its origin, its columns get the lengths of pixdim.
 
     Args:
-        source: Header of a file with a contradiction.
+        source: Header of the file to repair.
         target: The copy; may be the file itself.
 
     Returns:
@@ -179,17 +179,7 @@ def repair_unit(source: Header, target: Path) -> str:
     """Write a copy of a NIfTI file in mm.
 
     Lengths are converted from the header's unit, unless voxels would be implausible: then only the unit is wrong.
-
-    Args:
-        source: Header of a file in another unit.
-        target: The copy; may be the file itself.
-
-    Returns:
-        A description of the repair.
-
-    Raises:
-        DataError: If the file is not NIfTI.
-        ResourceError, SetupError: If the copy cannot be written.
+    Arguments, result and errors are those of `repair_edges`.
     """
     file = _Bytes(source.path)
     places = file.places
@@ -212,16 +202,7 @@ def repair_unit(source: Header, target: Path) -> str:
 def drop_qform(source: Header, target: Path) -> str:
     """Write a copy of a NIfTI file without its qform; the sform, which segpipe reads, stays.
 
-    Args:
-        source: Header of a file whose qform contradicts its sform.
-        target: The copy; may be the file itself.
-
-    Returns:
-        A description of the repair.
-
-    Raises:
-        DataError: If the file is not NIfTI.
-        ResourceError, SetupError: If the copy cannot be written.
+    Arguments, result and errors are those of `repair_edges`.
     """
     file = _Bytes(source.path)
     file.put(file.places.qform_code, file.places.code, 0)
