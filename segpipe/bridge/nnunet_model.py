@@ -142,7 +142,7 @@ def write_checkpoint(path: Path, checkpoint: NnunetCheckpoint, fold: int | str) 
     weights |= {name.replace("encoder.", _SECOND_ENCODER, 1): v for name, v in weights.items() if _is_encoder(name)}
     values = {
         "network_weights": weights,
-        "trainer_name": checkpoint.trainer or _TRAINER,
+        "trainer_name": checkpoint.trainer,
         "init_args": {"configuration": checkpoint.configuration, "fold": fold},
         "inference_allowed_mirroring_axes": checkpoint.mirror_axes or None,
     }
@@ -356,7 +356,7 @@ def export_nnunet_model(
             checkpoint = NnunetCheckpoint(
                 weights=dict(inner.state_dict()),
                 configuration=CASCADE.get(name, name),
-                trainer="nnUNetTrainer",
+                trainer=_TRAINER,
                 mirror_axes=_mirror_axes(plan, name),
             )
             fold = about_weights(target.weights)["fold"]

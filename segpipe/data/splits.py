@@ -166,7 +166,8 @@ def with_fewer_patients(
         return splits
     folds = []
     for number, fold in enumerate(splits.folds):
-        training = tuple(case for case in dataset.cases if case.case_id in set(fold.train))
+        training_ids = set(fold.train)
+        training = tuple(case for case in dataset.cases if case.case_id in training_ids)
         n_patients = len({case.patient_id for case in training})
         if n_patients < N_PARTS:
             raise DataError(
