@@ -9,11 +9,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 from datasets import SHAPE_ZYX, tiny_image, write_tiny
+from dicom import write_series
 from models import write_work
 
 from plans import LABELS
 from segpipe.cli.main import run
 from segpipe.core.grid import Grid
+from segpipe.core.itk import choose_series
 from segpipe.core.text import csv_cells
 from segpipe.core.volume import read_labels, write_mask
 from segpipe.predict.outputs import (
@@ -40,6 +42,21 @@ def predicted(work: Path, inputs: Path, output: Path, *more: str) -> int:
 def rows_of(folder: Path) -> list[dict[str, str]]:
     with (folder / "predictions.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def test_a_mask_of_one_series_does_not_count_for_another(
+    work: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request.addfinalizer(lambda: choose_series(""))
+    voxels = tiny_image(1).astype(np.int16)
+    write_series(tmp_path / "in" / "a", voxels)
+    write_series(tmp_path / "in" / "a", voxels[:5], series="1.2.3", description="delayed", prefix="B")
+    for series, n_slices in (("axial", 8), ("delayed", 5)):
+        assert predicted(work, tmp_path / "in", tmp_path / "out", "--series", series) == 0
+        assert read_labels(tmp_path / "out" / "a.nii.gz")[1].shape_zyx[0] == n_slices
+    capsys.readouterr()
+    assert predicted(work, tmp_path / "in", tmp_path / "out", "--series", "2.3") == 0  # the same by another name
+    assert "predicted again" not in capsys.readouterr().err
 
 
 WHOLE = ["a.nii.gz", "a_probabilities.npz", "uncertainty/a_entropy.nii.gz", "uncertainty/a_disagreement.nii.gz"]

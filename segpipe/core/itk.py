@@ -308,6 +308,15 @@ def choose_series(text: str) -> None:
     _wanted_series = text
 
 
+def chosen_series(folder: Path) -> str:
+    """UID of the series of a folder that `choose_series` asks for; empty if it asks for none.
+
+    Raises:
+        DataError: If there is no such series, or several.
+    """
+    return _slices(folder)[0].series if _wanted_series else ""
+
+
 def _one_series(folder: Path, slices: list[_Slice], wanted: str) -> list[_Slice]:
     """The slices of the only series, or of the one that is wanted.
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
 from segpipe.core.files import append_synced, write_text
 from segpipe.core.grid import Grid
+from segpipe.core.itk import chosen_series
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
 from segpipe.core.records import Record
@@ -100,9 +101,10 @@ def claim_folder(folder: Path, cases: Sequence[Case], made: MadeWith) -> None:
 
 
 def _images_signature(case: Case) -> str:
-    """Signature of the image files; empty if one is missing, which is reported when it is read."""
+    """Signature of the image files, and which series of them is read; empty if that fails, as reading them will."""
     try:
-        return signature_of(case.model_copy(update={"label": None}))
+        series = [chosen_series(path) for path in case.image_paths if path.is_dir()]
+        return " ".join(filter(None, (signature_of(case.model_copy(update={"label": None})), *series)))
     except DataError:
         return ""
 
