@@ -79,6 +79,24 @@ def test_groups_below_five_patients_are_shown_but_not_tested():
     assert "Largest gap, Dice: none" in text and max(map(len, text.splitlines())) <= 80
 
 
+def test_one_patient_in_two_groups_is_enough_not_to_test():
+    _, (gap,) = compare_groups(table_of(np.linspace(0.5, 0.9, 22), 2), sites("A" * 10 + "B" * 10 + "AB"), "mr")
+    assert gap.gap is None and gap.note.startswith("1 patient has cases in several groups")
+
+
+def test_cases_without_a_group_are_not_a_group_however_many():
+    rows, (gap,) = compare_groups(table_of([0.9] * 5 + [0.7] * 5 + [0.1] * 6), sites("AAAAABBBBB"), "mr")
+    assert (gap.lowest, gap.highest, gap.n_groups, gap.n_patients) == ("B", "A", 2, 10)
+    assert gap.note.startswith("6 patients without a group")
+    assert "Largest gap, Dice of organ: 0.200 from B to A, p 0.0" in groups_text(rows, (gap,))
+
+
+def test_the_smallest_p_is_one_of_all_permutations_and_the_one_that_was_seen():
+    values = np.repeat([[0.0], [1.0]], 20, axis=0)  # of 40! / (20! 20!) divisions two are as far apart: none is drawn
+    found = gap_test(values, np.ones((40, 1)), np.repeat([0, 1], 20), np.random.default_rng(0), 999)
+    assert found.p_values.tolist() == [0.001, 0.001]
+
+
 def test_equal_scores_have_no_p():
     _, (gap,) = compare_groups(table_of([0.5] * 12), sites("A" * 6 + "B" * 6), "mr")
     assert (gap.gap, gap.p_value) == (0.0, None)

@@ -34,6 +34,10 @@ def test_variance_components_by_hand():
     assert found.sd_patients**2 == pytest.approx((16 - 2) / 2)
     assert found.icc == pytest.approx(7 / 9)
     assert found.variance(2) == pytest.approx(8.0)  # that of the two means 1 and 5
+    # patients {0, 2}, {4}: within 2/1; between 2·(1-2)² + (4-2)² = 6; typical size 3 - (4 + 1)/3 = 4/3; 4 / (4/3) = 3
+    assert spread_of(np.array([0.0, 2.0, 4.0]), np.array([0, 0, 1])).sd_patients ** 2 == pytest.approx(3.0)
+    equal = spread_of(np.array([0.0, 2.0, 2.0, 0.0]), np.array([0, 0, 1, 1]))  # between 0, less than within
+    assert (equal.sd_patients, equal.icc) == (0.0, 0.0)
     alone = spread_of(np.array([1.0, 2.0, np.nan, 3.0]), np.arange(4))
     assert (alone.sd_patients, alone.icc, alone.n_patients) == (pytest.approx(1.0), None, 3)
 
@@ -41,6 +45,7 @@ def test_variance_components_by_hand():
 def test_patients_for_a_half_width_are_the_fewest():
     n = patients_for_half_width(0.01, 0.02)  # about (1.96 · 0.1 / 0.02)² = 96
     assert 96 < n < 102
+    assert half_width(0.04, 5) == pytest.approx(2.7764 * (5 / 4) ** 0.5 * (0.04 / 5) ** 0.5, abs=1e-5)  # t of 4 df
     assert half_width(0.01, n) <= 0.02 < half_width(0.01, n - 1)
     assert patients_for_half_width(1e-9, 1.0) == 5
 
@@ -76,6 +81,26 @@ def test_a_curve_without_noise_is_found_again():
     gain, low, high = curve.gain(80, 80)
     assert gain == pytest.approx(0.8 * (80**-exponent - 160**-exponent), rel=1e-6)
     assert (low, high) == (pytest.approx(gain), pytest.approx(gain))
+
+
+def test_a_curve_spreads_as_the_mean_of_its_folds():
+    """Folds that differ by a constant: the asymptote is distributed as their mean, so t of 2 df."""
+    sizes = np.array([20.0, 40.0, 80.0])
+    luck = np.array([[-0.01], [0.0], [0.01]])  # SD 0.01
+    curve = fit_curve(sizes, 0.5 + 0.8 / sizes + luck, np.random.default_rng(0))
+    low, high = np.quantile(curve.error(80) + curve.draws[:, 0] - curve.best[0], [0.025, 0.975]) - curve.error(80)
+    assert (-low, high) == pytest.approx((4.303 * 0.01 / 3**0.5,) * 2, rel=0.2)
+
+
+def test_no_curve_falls_below_zero_or_rises_above_the_highest_error():
+    sizes = np.array([20.0, 40.0, 80.0])
+    steep = fit_curve(
+        sizes, np.tile([0.8, 0.1, 0.0125], (3, 1)), np.random.default_rng(0)
+    )  # n⁻³, and 2 is tried at most
+    assert steep.draws[:, :2].min() >= 0 and steep.error(1e9) >= 0
+    wild = np.random.default_rng(1).normal(0.9, 0.4, (3, 3))
+    draws = fit_curve(sizes, wild, np.random.default_rng(0), highest=1.0).draws
+    assert draws[:, 0].max() <= 1 + 1e-9
 
 
 def test_a_flat_curve_gains_nothing_and_intervals_hold_zero():
