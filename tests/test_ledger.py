@@ -86,6 +86,12 @@ def test_a_changed_ledger_is_named_by_line(folder, change, lines):
     assert len(read_ledger(folder / LEDGER_FILE).faults) == before
 
 
+def test_the_line_after_a_broken_one_holds_to_it(folder):
+    assert len(changed(folder, lambda lines: lines.__setitem__(3, b"gone"))) == 1
+    append_scoring(folder, scoring("later"))
+    assert len(changed(folder, lambda lines: lines.__setitem__(3, b"lost"))) == 2  # the broken line and the next
+
+
 @pytest.mark.parametrize("n_kept", [1, 40, -2])
 def test_a_torn_last_line_is_removed_by_the_next_scoring(folder, n_kept, capsys):
     file = folder / LEDGER_FILE

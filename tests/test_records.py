@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from segpipe.core.errors import DataError, PlanError
 from segpipe.core.records import Record, did_you_mean, parse_yaml, read_values
@@ -280,9 +280,10 @@ def test_many_keys_take_linear_time(tmp_path: Path) -> None:
 
 
 def test_of_many_unknown_keys_ten_are_explained() -> None:
+    wide = create_model("Wide", __base__=Record, **{f"learning_rate_{i}": (float, 0.0) for i in range(100)})
     started = time.process_time()
     with pytest.raises(PlanError, match=r"… and 19991 more\."):
-        Optimizer.parse({"learning_rate": 1.0} | {f"learning_rat{i}": 1 for i in range(20_001)}, "plan.yaml")
+        wide.parse({f"learning_rat{i}": 1 for i in range(20_001)}, "plan.yaml")
     assert time.process_time() - started < 5  # near words for each took minutes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from test_report import CONFIGURATION, finished, work  # noqa: F401 (fixtures)
@@ -15,7 +16,16 @@ from segpipe.data.faults import fault
 from segpipe.data.splits import Splits
 from segpipe.evaluate.ledger import Scoring, append_scoring
 from segpipe.evaluate.scores import ScoreTable
-from segpipe.report.checklists import CHECKLISTS, CaseFlow, Checklists, FoldFlow, checklist_tables, flow_picture
+from segpipe.report.checklists import (
+    CHECKLISTS,
+    CaseFlow,
+    Checklists,
+    FoldFlow,
+    case_flow,
+    checklist_tables,
+    flow_picture,
+)
+from segpipe.report.work_contents import read_work
 from segpipe.report.work_report import build_report
 
 
@@ -27,6 +37,7 @@ def test_the_flow_counts_what_the_files_hold(work: Path):  # noqa: F811
     checked.model_copy(update={"faults": faults}).save(Work(work).data_check)
     for masks in ("m1", "m2"):
         append_scoring(work, Scoring(event="test set", name="t", cases={"t1": "0", "t2": "0"}, masks=masks))
+    append_scoring(work, Scoring(event="fold", name="f", cases={first: "0"}, masks="m3"))  # no test case
     scores = Work(work).scores(CONFIGURATION)
     lost = splits.folds[1].validation[0]
     ScoreTable(tuple(row for row in ScoreTable.load(scores).rows if row.case_id != lost)).save(scores)
@@ -45,6 +56,15 @@ def test_the_flow_counts_what_the_files_hold(work: Path):  # noqa: F811
     assert "Flow of cases: 7 cases found; 6 used, 5 patients, 1 with a warning; fold 0: " in page
     assert "5 scored out of fold; 2 test cases scored 2 times; 1 left out: Scan without label map." in page
     assert "Test set scored 2 times, 2 different sets of masks." in page  # in the verdict box
+
+
+def test_a_case_in_no_fold_is_left_out(work: Path):  # noqa: F811
+    found = read_work(work)
+    assert found.splits is not None
+    fold = found.splits.folds[0]  # all six cases but one
+    folds = (fold.model_copy(update={"train": fold.train[1:]}),)
+    flow = case_flow(replace(found, splits=found.splits.model_copy(update={"folds": folds})), None, ())
+    assert (flow.n_found, flow.left_out, flow.n_used) == (6, {"In no fold": 1}, 5)
 
 
 def test_every_answer_of_the_page_is_that_of_the_file(work: Path):  # noqa: F811

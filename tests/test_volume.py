@@ -366,22 +366,29 @@ def test_the_best_compression_there_is_does_not_look_exaggerated(tmp_path: Path)
     assert read_labels(path)[0].shape == (300, 300, 300)
 
 
-def write_longer(path: Path) -> None:
-    """A file of 24 slices whose header says 12."""
-    array = np.arange(24 * 20 * 16, dtype=np.int16).reshape(24, 20, 16)
+def write_contradiction(path: Path, n_held: int, n_said: int) -> None:
+    """A file of two-digit `n_held` slices whose header says `n_said`."""
+    array = np.arange(n_held * 20 * 16, dtype=np.int16).reshape(n_held, 20, 16)
     if path.suffix in (".nii", ".gz"):
         content = nib.Nifti1Image(array.transpose(2, 1, 0), np.eye(4)).to_bytes()
-        cut = content[:46] + (12).to_bytes(2, "little") + content[48:]  # dim[3]
+        cut = content[:46] + n_said.to_bytes(2, "little") + content[48:]  # dim[3]
         path.write_bytes(gzip.compress(cut) if path.suffix == ".gz" else cut)
         return
     sitk.WriteImage(sitk.GetImageFromArray(array), str(path), path.name.startswith("z"))
-    path.write_bytes(path.read_bytes().replace(b"16 20 24", b"16 20 12"))
+    path.write_bytes(path.read_bytes().replace(b"16 20 %d" % n_held, b"16 20 %d" % n_said))
 
 
 @pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "z.nrrd", "a.mha", "z.mha"])
 def test_a_file_that_holds_more_than_its_header_says_is_refused(tmp_path: Path, name: str) -> None:
-    write_longer(tmp_path / name)
+    write_contradiction(tmp_path / name, 24, 12)
     with pytest.raises(DataError, match=rf"{name}: .*holds more than the .*12.* voxels of its header"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz", "a.nrrd", "z.nrrd", "a.mha", "z.mha"])
+def test_a_file_that_holds_less_than_its_header_says_is_refused(tmp_path: Path, name: str) -> None:
+    write_contradiction(tmp_path / name, 12, 24)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read as an image"):
         read_image(tmp_path / name)
 
 
