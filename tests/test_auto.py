@@ -166,6 +166,7 @@ def test_images_that_a_patch_covers_and_long_trainings_keep_their_voxels(seconds
 
 def test_a_cpu_with_more_memory_gets_larger_patches_only_where_they_see_little():
     large, small = fingerprint([(180, 220, 180)] * 20, [(1.0, 1.0, 1.0)] * 20), HIPPOCAMPUS
+    middle, huge = (fingerprint([shape] * 20, [(1.0, 1.0, 1.0)] * 20) for shape in ((100, 120, 100), (500, 500, 500)))
 
     def planned(data, gib, *, is_limit=False, preset="auto", seconds=None):
         memory = None if gib is None else CpuMemory(gib, is_limit=is_limit)
@@ -179,6 +180,8 @@ def test_a_cpu_with_more_memory_gets_larger_patches_only_where_they_see_little()
     assert patch(large, 64.0) == patch(large, 8.0) < 5 * usual  # a step takes as much longer
     assert patch(large, 8.0, preset="cpu") > usual and "times the usual memory" in planned(large, 8.0).reasons["preset"]
     assert planned(small, 64.0) == planned(small, None)  # a patch covers the image
+    assert patch(middle, 64.0) == patch(middle, None) < patch(middle, 64.0, is_limit=True)  # it covers an eighth
+    assert patch(huge, 64.0) < 5 * patch(huge, None) < patch(huge, 64.0, is_limit=True)  # still a 250th: time counts
     assert patch(large, 64.0, seconds=60.0) == patch(large, None, seconds=60.0)  # time is short
 
 
@@ -188,5 +191,7 @@ def test_a_plan_warns_of_little_context_and_of_coarse_voxels_called_fullres():
     (context,) = (text for text in plan_warnings(usual, large) if text.startswith("3d_fullres"))
     assert "little context" in context and "-c 3d_lowres" in context
     assert any("3d_fullres is not full resolution: its voxels are 1.9" in text for text in plan_warnings(short, large))
+    middle = fingerprint([(100, 120, 100)] * 20, [(1.0, 1.0, 1.0)] * 20)  # of which a patch covers an eighth
+    assert plan_warnings(make_plan(middle, labels("a"), "x", "auto", "cpu"), middle) == []
     for device in ("cpu", "cuda"):
         assert plan_warnings(make_plan(HIPPOCAMPUS, labels("a"), "x", "auto", device), HIPPOCAMPUS) == []

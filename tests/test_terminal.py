@@ -94,11 +94,11 @@ def test_of_188_labels_the_worst_ten_the_best_ten_and_the_means_are_printed() ->
         Score("r", f"c{n}", f"p{n}", 0, 0, f"l{label:03d}", metric, value, unit, "ok", 9, 9)
         for n in range(3)
         for label in range(188)
-        for metric, value, unit in (("dice", label / 200, "1"), ("hd95", 200.0 - label, "mm"))
+        for metric, value, unit in (("dice", (187 - label) / 200, "1"), ("hd95", 13.0 + label, "mm"))
     ]
     lines = summary_text(summarise(ScoreTable(tuple(scores)))).splitlines()
     named = [word for line in lines for word in line.split() if re.fullmatch(r"l\d{3}|\(mean\)", word)]
-    worst, best = [f"l{n:03d}" for n in range(10)], [f"l{n:03d}" for n in range(178, 188)]
+    worst, best = [f"l{n:03d}" for n in range(187, 177, -1)], [f"l{n:03d}" for n in range(9, -1, -1)]
     assert named == [*worst, *best, "(mean)", "(mean)"]
     assert any("168 more" in line for line in lines) and len(lines) < 40
     assert max(map(len, lines)) <= WIDTH
