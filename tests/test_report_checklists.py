@@ -36,7 +36,7 @@ def test_the_flow_counts_what_the_files_hold(work: Path):  # noqa: F811
     faults = (fault("unlabelled", "", "extra"), fault("label_empty", "background only", first))
     checked.model_copy(update={"faults": faults}).save(Work(work).data_check)
     for masks in ("m1", "m2"):
-        append_scoring(work, Scoring(event="test set", name="t", cases={"t1": "0", "t2": "0"}, masks=masks))
+        append_scoring(work, Scoring(event="test set", name="t", cases={"t1": "0", "t2": "0", "t3": "0"}, masks=masks))
     append_scoring(work, Scoring(event="fold", name="f", cases={first: "0"}, masks="m3"))  # no test case
     scores = Work(work).scores(CONFIGURATION)
     lost = splits.folds[1].validation[0]
@@ -51,10 +51,10 @@ def test_the_flow_counts_what_the_files_hold(work: Path):  # noqa: F811
             )
             for n, f in enumerate(splits.folds)
         ),
-        n_scored=5, n_test=2, n_test_scorings=2,
+        n_scored=5, n_test=3, n_test_scorings=2,
     )  # fmt: skip
     assert "Flow of cases: 7 cases found; 6 used, 5 patients, 1 with a warning; fold 0: " in page
-    assert "5 scored out of fold; 2 test cases scored 2 times; 1 left out: Scan without label map." in page
+    assert "5 scored out of fold; 3 test cases scored 2 times; 1 left out: Scan without label map." in page
     assert "Test set scored 2 times, 2 different sets of masks." in page  # in the verdict box
 
 

@@ -276,11 +276,6 @@ class _PlanLoader(yaml.SafeLoader):
         self._depth = 0
         self._n_values: dict[yaml.Node, int] = {}  # of each node, references written out
 
-    def fetch_flow_collection_start(self, TokenClass: Any) -> None:
-        if self.flow_level >= _MOST_DEPTH:  # each level makes every mark slower to read
-            raise yaml.MarkedYAMLError(problem=_TOO_DEEP, problem_mark=self.get_mark())
-        super().fetch_flow_collection_start(TokenClass)
-
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark = self.get_mark()
         if self._depth >= _MOST_DEPTH:
