@@ -251,7 +251,7 @@ def test_a_table_of_cases(tmp_path):
         read_cases(file, ["sit"])
     for text, message in (
         ("case,site\nx,1\n", "expected case_id"),
-        ("case_id,site\nx,1\nx,2\n", "1 cases occur twice, e.g. x"),
+        ("case_id,site\nx,1\nx,2\n", "1 case occurs twice, e.g. x"),
         ("case_id,site\nx\n", "as many cells"),
     ):
         file.write_text(text)
