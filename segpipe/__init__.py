@@ -138,6 +138,7 @@ def evaluate(
     policy: str | None = None,
     nsd_tolerance_mm: float | Mapping[str, float] | None = None,
     allow_missing: bool = False,
+    ledger: str | os.PathLike[str] | None = None,
     by: Sequence[str] = (),
     cases: str | os.PathLike[str] | None = None,
     n_workers: int | None = None,
@@ -154,8 +155,9 @@ def evaluate(
         policy: What empty masks count: mr, nnunet, brats or omit; None: that of the preset.
         nsd_tolerance_mm: One for all labels, or by name; None: no NSD.
         allow_missing: Score what there is, though references lack a prediction.
+        ledger: Work folder whose ledger notes this scoring; None: the one that the masks lie in, if any.
         by: Columns of the manifest or of `cases` to group cases by, e.g. `site`.
-        cases: CSV with `case_id` and these columns, if the reference is no manifest.
+        cases: CSV with `case_id`, these columns, and `patient_id` where known; None for the manifest of the references.
         n_workers: Number of parallel workers; None for one per processor.
         seed: Of the bootstrap.
 
@@ -181,6 +183,7 @@ def evaluate(
         policy=policy,
         nsd_tolerance_mm=nsd_tolerance_mm,
         allow_missing=allow_missing,
+        ledger=None if ledger is None else Path(ledger),
         by=tuple(by),
         cases=None if cases is None else Path(cases),
     )

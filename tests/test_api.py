@@ -226,6 +226,10 @@ def test_masks_are_scored(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     from segpipe.evaluate.metrics import METRICS  # after this, the name is that of the package
 
     assert "dice" in METRICS and isinstance(segpipe.evaluate, ModuleType)
+    (tmp_path / "work").mkdir()
+    for said in ("Test set scored once.", "Test set scored 2 times, the same masks."):
+        found = segpipe.evaluate(tmp_path / "r", tmp_path / "p", ledger=tmp_path / "work", n_workers=1)
+        assert found.notes[-1] == said
     with pytest.raises(UsageError, match="unknown"):
         segpipe.evaluate(tmp_path / "r", tmp_path / "p", metrics="dies")
 

@@ -79,6 +79,19 @@ def refused(capsys, args, code=3):
     return capsys.readouterr().err
 
 
+def test_patients_of_a_table_of_cases_count_without_groups_too(folders, capsys):
+    table = folders / "cases.csv"
+    table.write_text("case_id,patient_id\np0,anna\np1,anna\np2,bert\n", encoding="utf-8")
+    args = arguments(folders, "-o", folders / "scores.csv", "--cases", table)
+    assert evaluated(capsys, args)[""]["summary"][0]["n_patients"] == 2
+    assert run(args) == 0 and "patients: 2 patients in 3 cases, from cases.csv" in capsys.readouterr().err
+    assert [row.patient_id for row in ScoreTable.load(folders / "scores.csv").rows if row.metric == "dice"][::2] == [
+        "anna", "anna", "bert",
+    ]  # fmt: skip
+    table.write_text("case_id,patient_id\np0,anna\n", encoding="utf-8")
+    assert "no row for 2 cases of 3: p1, p2" in refused(capsys, args)
+
+
 def test_lesions_of_three_cases(folders, capsys):
     out = folders / "scores.csv"
     means = evaluated(capsys, arguments(folders, "--preset", "lesions", "-o", out))

@@ -96,7 +96,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = make_splits(dataset, {case.case_id: frozenset() for case in dataset.cases}, seed=0, k=3)
     splits.save(work / "splits.json")
     tables = [write_fold(work, dataset, splits, fold) for fold in range(3)]
-    ScoreTable.join(tables).save(work / "runs" / CONFIGURATION / "scores.csv")
+    ScoreTable.join(tables, work).save(work / "runs" / CONFIGURATION / "scores.csv")
     return work
 
 

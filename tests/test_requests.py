@@ -18,7 +18,7 @@ from segpipe.cli.plan import command as plan_command
 from segpipe.core.errors import UsageError
 from segpipe.data.phantom import make_phantom
 from segpipe.pipeline import plan as planning
-from segpipe.pipeline.requests import Machine, PlanRequest, PredictRequest, RunRequest, TrainRequest
+from segpipe.pipeline.requests import Machine, PlanRequest, PredictRequest, RunRequest, SelectRequest, TrainRequest
 from segpipe.plan.schema import Plan
 from segpipe.report.work_contents import read_work
 from segpipe.report.work_report import reproducing_commands
@@ -281,6 +281,8 @@ def test_a_request_that_cannot_be_right_is_refused_when_it_is_made(tmp_path):
         PlanRequest(tmp_path, MACHINE, tmp_path, nnunet_dataset=tmp_path)
     with pytest.raises(UsageError, match="--n-folds 1: expected 2 or more"):
         RunRequest(tmp_path, tmp_path, MACHINE, n_folds=1)
+    with pytest.raises(UsageError, match="--metric volume_difference: expected one of dice, iou, hd95, assd"):
+        SelectRequest(tmp_path, MACHINE, "volume_difference")
     with pytest.raises(UsageError, match="--folds-by ward: expected patient or site"):
         RunRequest(tmp_path, tmp_path, MACHINE, folds_by="ward")
     with pytest.raises(UsageError, match=r"one fold for each site\. Leave out --n-folds"):

@@ -91,7 +91,12 @@ def test_no_file_and_no_text(tmp_path):
 def test_a_row_cannot_be_there_twice():
     with pytest.raises(ValueError, match="two rows for case case_1"):
         ScoreTable((ROW, replace(ROW, value=0.5)))
-    assert len(ScoreTable.join([ScoreTable((ROW,)), ScoreTable((replace(ROW, fold=1),))]).rows) == 2
+    assert len(ScoreTable.join([ScoreTable((ROW,)), ScoreTable((replace(ROW, fold=1),))], "run").rows) == 2
+
+
+def test_tables_of_a_copied_fold_cannot_be_joined():
+    with pytest.raises(DataError, match=r"runs/unet: two rows for case case_1, .*, fold 0 in .*a fold copied\?"):
+        ScoreTable.join([ScoreTable((ROW,)), ScoreTable((replace(ROW, value=0.5),))], "runs/unet")
 
 
 def test_what_a_table_holds():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import shutil
@@ -187,6 +188,24 @@ def test_what_is_finished_is_not_done_again_and_what_is_missing_is(finished, tmp
     first, again = (json.loads((f / "out" / "comparison.json").read_text("utf-8")) for f in (finished, folder))
     assert again.pop("notes")[1:] == ["Masks of folds scored: 5 sets, in 7 scorings."] and first.pop("notes")
     assert first == again  # the same seed trains the same
+
+
+def test_masks_that_stay_are_scored_once_and_changed_ones_again(finished, tmp_path):
+    folder = copied(finished, tmp_path)
+    shutil.copytree(finished / "data" / "labelsTr", folder / "given")
+    written(folder, arms={"plain": {}, "given": {"masks": "given"}})
+    scored = folder / "out" / "arms" / "given" / "masks.json"
+
+    def run_again() -> tuple[int, int]:
+        assert command(folder) == 0
+        return scored.stat().st_mtime_ns, len(read_ledger(folder / "out" / "ledger.jsonl").lines)
+
+    first = run_again()
+    assert run_again() == first
+    mask = min((folder / "given").iterdir())
+    mask.write_bytes(gzip.compress(gzip.decompress(mask.read_bytes()), 1))
+    again = run_again()
+    assert again[0] > first[0] and again[1] == first[1] + 1
 
 
 def test_a_fold_trained_otherwise_is_refused(finished, tmp_path, capsys):

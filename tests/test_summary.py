@@ -99,7 +99,7 @@ def test_relative_volume_difference():
 def test_mean_over_labels_of_their_means():
     organ = table_of(GOOD, (0.6, 4.0, 0.0))
     tumour = ScoreTable(tuple(r for r in table_of("missed", label="tumour").rows if r.label != IMAGE_LABEL))
-    table = ScoreTable.join([organ, tumour])
+    table = ScoreTable.join([organ, tumour], "")
     assert row(table, "dice", label="tumour").mean == 0
     mean = row(table, "dice", label=MEAN_LABEL)
     assert mean.mean == pytest.approx((0.7 + 0) / 2)  # and not (0.8 + 0.6 + 0) / 3
@@ -108,7 +108,7 @@ def test_mean_over_labels_of_their_means():
 
 def test_labels_stay_in_order_and_the_mean_comes_last():
     organ, again = table_of(GOOD), table_of(GOOD, label="aorta")
-    table = ScoreTable.join([organ, ScoreTable(tuple(r for r in again.rows if r.label != IMAGE_LABEL))])
+    table = ScoreTable.join([organ, ScoreTable(tuple(r for r in again.rows if r.label != IMAGE_LABEL))], "")
     assert [r.label for r in summarise(table) if r.metric == "dice"] == ["organ", "aorta", MEAN_LABEL]
 
 
@@ -117,7 +117,7 @@ def test_faults():
         summarise(table_of(GOOD), "nnunt")
     table = table_of(GOOD)
     with pytest.raises(DataError, match="runs , other; means need a single run"):
-        summarise(ScoreTable.join([table, ScoreTable(tuple(replace(r, run="other") for r in table.rows))]))
+        summarise(ScoreTable.join([table, ScoreTable(tuple(replace(r, run="other") for r in table.rows))], ""))
     with pytest.raises(DataError, match=r"metric 'dicee'\. Did you mean 'dice'"):
         summarise(ScoreTable((replace(table.rows[0], metric="dicee"),)))
     no_diagonal = ScoreTable(tuple(r for r in table_of("missed").rows if r.label != IMAGE_LABEL))

@@ -64,7 +64,7 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
 @click.option(
     "--cases",
     type=click.Path(path_type=Path),
-    help="CSV with case_id and the columns of --by, if REFERENCE is no manifest.",
+    help="CSV with case_id, patient_id where known, and the columns of --by.",
 )
 @dry_run
 @workers

@@ -8,14 +8,14 @@ import click
 
 from segpipe.cli.options import Command, dry_run, on_machine, shared
 from segpipe.cli.printing import echo
-from segpipe.pipeline.requests import Machine, SelectRequest
+from segpipe.pipeline.requests import SELECTION_METRICS, Machine, SelectRequest
 
 
 @click.command("select", cls=Command, old={"-m": "--metric", "--seed": ""})
 @click.argument("work", type=click.Path(path_type=Path))
 @click.option(
     "--metric",
-    type=click.Choice(["dice", "iou", "hd95", "assd"]),
+    type=click.Choice(SELECTION_METRICS),
     default="dice",
     show_default=True,
     help="Metric to choose by, mean over labels; empty masks by policy mr.",

@@ -115,10 +115,7 @@ def read_table(path: Path, *, allow_missing: bool = False) -> ScoreTable:
     if not path.exists():
         raise DataError(f"{path}: no such file or folder. Check the path.")
     files = _files_in(path) if path.is_dir() else [path]
-    try:
-        table = ScoreTable.join(_read_file(file, allow_missing=allow_missing) for file in files)
-    except ValueError as fault:
-        raise DataError(f"{path}: {fault} in its files, expected one. Name one file or remove the other.") from None
+    table = ScoreTable.join((_read_file(file, allow_missing=allow_missing) for file in files), path)
     if not table.labels:
         raise DataError(f"{path}: no scores of any structure. Score the masks again.")
     return table if _is_ours(files[0]) else with_patients(table, files[0].parent)

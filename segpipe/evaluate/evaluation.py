@@ -51,7 +51,8 @@ class EvaluateRequest:
         allow_missing: Score the other cases where references lack a prediction.
         ledger: Work folder whose ledger notes this scoring; None: the one that the masks lie in, if any.
         by: Columns to group cases by: of the manifest, of `cases`, or `site` of a dataset.
-        cases: CSV with `case_id` and these columns; None for the manifest of the references.
+        cases: CSV with `case_id`, these columns, and `patient_id` where known, which then says whose cases are one
+            patient's; None for the manifest of the references.
 
     Raises:
         UsageError: If a metric, preset or policy is unknown, or there would be no worker.
@@ -140,6 +141,8 @@ def resolve(request: EvaluateRequest) -> EvaluateJob:
     pairing = find_pairs(request.reference, request.predictions, (folder if folder.is_dir() else folder.parent).name)
     refuse_missing(pairing, request.allow_missing)
     cases = cases_of(request.reference, request.by, request.cases)
+    if request.cases is not None and cases.patients is not None:
+        pairing = pairing.with_patients(cases.patients, request.cases)
     refuse_bad_groups(cases, [pair.origin.case_id for pair in pairing.pairs])
     labels, labels_from = labels_of(request.labels, pairing, request.n_workers)
     say(f"labels: {', '.join(labels.names[:8])}{', …' * (len(labels.names) > 8)} (from {labels_from})")
@@ -191,7 +194,7 @@ def cases_of(reference: Path, columns: Sequence[str], table: Path | None) -> Cas
         UsageError: If no table has such a column.
         DataError: If the table cannot be read.
     """
-    if not columns:
+    if not columns and table is None:
         return CaseTable(None, {})
     table = table or manifest_in(reference)
     if table is not None:

@@ -43,6 +43,25 @@ class Pairing:
     patients_from: str
     description: Path | None
 
+    def with_patients(self, patients: Mapping[str, str], source: Path) -> Pairing:
+        """The same pairs with the patients that a table names.
+
+        Raises:
+            DataError: If it lacks a case.
+        """
+        absent = [pair.origin.case_id for pair in self.pairs if pair.origin.case_id not in patients]
+        if absent:
+            raise DataError(
+                f"{source}: no row for {count(len(absent), 'case')} of {len(self.pairs)}: {_few(absent)}. The table has "
+                "patient_id, so it must say whose each scan is: add the rows, or remove the column."
+            )
+        pairs = tuple(
+            replace(pair, origin=replace(pair.origin, patient_id=patients[pair.origin.case_id])) for pair in self.pairs
+        )
+        n_patients = len({pair.origin.patient_id for pair in pairs})
+        named = f"{count(n_patients, 'patient')} in {count(len(pairs), 'case')}, from {source.name}"
+        return replace(self, pairs=pairs, patients_from=named)
+
 
 def find_pairs(reference: Path, prediction: Path, run: str) -> Pairing:
     """Pair masks with references: by case where the references are a dataset, else by file name without its ending.

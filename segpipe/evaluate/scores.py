@@ -144,17 +144,29 @@ class ScoreTable:
         for row in self.rows:
             key = (*row.case_key, row.label, row.metric)
             if key in seen:
-                raise ValueError(f"two rows for case {row.case_id}, label {row.label}, metric {row.metric}")
+                fold = "" if row.fold is None else f", fold {row.fold}"
+                raise ValueError(f"two rows for case {row.case_id}, label {row.label}, metric {row.metric}{fold}")
             seen.add(key)
 
     @classmethod
-    def join(cls, tables: Iterable[ScoreTable]) -> ScoreTable:
+    def join(cls, tables: Iterable[ScoreTable], where: str | Path) -> ScoreTable:
         """The rows of several tables, e.g. of all folds.
 
+        Args:
+            tables: The tables.
+            where: Their folder, for the message.
+
         Raises:
-            ValueError: If they share a row.
+            DataError: If two of them hold a score of the same case, e.g. since the folder of a fold was copied.
         """
-        return cls(tuple(row for table in tables for row in table.rows))
+        rows = tuple(row for table in tables for row in table.rows)
+        try:
+            return cls(rows)
+        except ValueError as fault:
+            raise DataError(
+                f"{where}: {fault} in its tables of scores, expected one. Was the folder of a fold copied? Remove the "
+                "copy, or score it again."
+            ) from None
 
     @property
     def runs(self) -> tuple[str, ...]:

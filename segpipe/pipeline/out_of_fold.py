@@ -154,7 +154,7 @@ class OutOfFold:
             if content not in known:  # most steps change little
                 known[content] = self._score(changed, one)
             tables.append(ScoreTable(tuple(replace(row, run=str(number)) for row in known[content].rows)))
-        joined = ScoreTable.join(tables)
+        joined = ScoreTable.join(tables, path)
         joined.save(path)
         return joined
 

@@ -130,7 +130,8 @@ def _fold_parts(fold: FoldFolder, inside: FoldFolder) -> dict[str, bytes | Path]
 
 def _scores(folds: Sequence[FoldFolder], configuration: str) -> Iterator[PackedScore]:
     """Mean scores over the cases that the folds were validated on."""
-    table = ScoreTable.join(ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file())
+    tables = [ScoreTable.load(fold.scores) for fold in folds if fold.scores.is_file()]
+    table = ScoreTable.join(tables, folds[0].path.parent)
     rows = tuple(row for row in table.rows if row.metric in (*_SCORED_BY, DIAGONAL))
     for row in summarise(ScoreTable(rows)):
         yield PackedScore(

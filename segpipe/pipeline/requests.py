@@ -17,6 +17,7 @@ from segpipe.core.text import exact_text
 from segpipe.predict.options import PredictOptions
 
 FoldsBy = Literal["patient", "site"]
+SELECTION_METRICS = ("dice", "iou", "hd95", "assd")  # that have a value, and a better side, for every label of a case
 _LENGTHS = {"epochs": "--epochs", "iterations": "--iterations", "time_budget_seconds": "--time-budget"}
 
 
@@ -257,14 +258,21 @@ class SelectRequest:
     Args:
         folder: A work folder with at least two folds trained and scored.
         machine: What to compute on.
-        metric: One that every label of every case has, such as dice or hd95.
+        metric: One of `SELECTION_METRICS`.
         ensembles: Whether to predict the probabilities that ensembles need; otherwise only existing ones are used.
+
+    Raises:
+        UsageError: If models cannot be chosen by the metric.
     """
 
     folder: Path
     machine: Machine
     metric: str = "dice"
     ensembles: bool = False
+
+    def __post_init__(self) -> None:
+        if self.metric not in SELECTION_METRICS:
+            raise UsageError(f"--metric {self.metric}: expected one of {', '.join(SELECTION_METRICS)}.")
 
 
 @dataclass(frozen=True)

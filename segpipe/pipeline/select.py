@@ -17,7 +17,7 @@ from segpipe.core.errors import UsageError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.machine import free_bytes
 from segpipe.core.progress import say
-from segpipe.core.records import Record, did_you_mean
+from segpipe.core.records import Record
 from segpipe.core.text import command_text, count
 from segpipe.core.volume import read_header
 from segpipe.core.work import Work
@@ -110,13 +110,11 @@ def resolve(request: SelectRequest) -> SelectJob:
     """Find the out-of-fold masks, and the configurations that are scored on all folds.
 
     Raises:
-        UsageError: If the metric is unknown, or fewer than two folds are scored.
+        UsageError: If fewer than two folds are scored.
         DataError: If masks or references are missing.
         SetupError: If there is no such device.
     """
     work, folder = Work(request.folder), request.folder
-    if request.metric not in METRICS:
-        raise UsageError(f"--metric {request.metric}: unknown metric.{did_you_mean(request.metric, METRICS)}")
     work.require_plan()
     resolve_device(request.machine.device)
     dataset, splits = Dataset.load(work.dataset), Splits.load(work.splits)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from segpipe.report.compare_page import write_compare_page
 
 STUDY_FILE = "study.yaml"
 _JOB_FILE = "job.json"
+_MASKS_FILE = "masks.json"  # beside the scores of masks that are there already
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,22 @@ class _NnunetMasks(Record):
         """True if another one asks for these masks; processors may differ if a study resumes on another machine."""
         job = self.job.model_copy(update={"n_threads": other.job.n_threads})
         return (job, self.split) == (other.job, other.split)
+
+
+class _GivenMasks(Record):
+    """Digest of the files that the scores of an arm with masks are of."""
+
+    files: str
+
+    @classmethod
+    def of(cls, pairs: Sequence[MaskPair], dataset: Dataset) -> _GivenMasks:
+        """The state now, by size and time of each file: reading all of them takes as long as scoring."""
+        parts = [dataset.labels.digest()]
+        for pair in pairs:
+            stats = [file.stat() for file in (pair.reference, pair.prediction)]
+            files = (f"{stat.st_size} {stat.st_mtime_ns}" for stat in stats)
+            parts += [str(pair.prediction.resolve()), repr(pair.origin), *files]
+        return cls(files=hashlib.sha256("\n".join(parts).encode()).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -314,7 +333,7 @@ class _Running:
             table = (
                 self.given[name]
                 if arm.masks is not None
-                else ScoreTable.join(self._scores(training) for training in own)
+                else ScoreTable.join(map(self._scores, own), self.folder.scores(name).parent)
             )
             table.save(self.folder.scores(name))
             methods.append(Method(name, table))
@@ -383,11 +402,18 @@ class _Running:
             for fold in self.study.folds
             for pair in self._pairs(masks, StudyTraining(name, fold, seed))
         ]
+        scores, now = self.folder.scores(name), _GivenMasks.of(pairs, self.dataset)
+        about = scores.with_name(_MASKS_FILE)
+        if scores.is_file() and about.is_file() and _GivenMasks.load(about) == now:
+            return ScoreTable.load(scores)
+        about.unlink(missing_ok=True)
         table = score_folder(pairs, self.dataset.labels, self.machine.n_workers)
         scoring = scoring_of("fold", f"{name}, masks in {arm.masks}", pairs, table)
         known = {(one.masks, one.scores) for one in read_ledger(self.folder.path / LEDGER_FILE).scorings}
-        if (scoring.masks, scoring.scores) not in known:  # they are scored each time a study resumes
+        if (scoring.masks, scoring.scores) not in known:  # the same files may have been copied again
             append_scoring(self.folder.path, scoring)
+        table.save(scores)
+        now.save(about)
         return table
 
     def _pairs(self, masks: Path, training: StudyTraining) -> list[MaskPair]:

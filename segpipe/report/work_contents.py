@@ -8,7 +8,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, TypeVar
 
-from segpipe.core.errors import PlanError, SegpipeError, UsageError
+from segpipe.core.errors import DataError, PlanError, SegpipeError, UsageError
 from segpipe.core.history import History
 from segpipe.core.machine import Environment
 from segpipe.core.probabilities import CalibrationReport
@@ -188,9 +188,9 @@ def _read_scores(folder: Path, folds: Sequence[FoldRun], notes: list[str]) -> Sc
     if not tables:
         return None
     try:
-        return ScoreTable.join(tables)
-    except ValueError as fault:
-        notes.append(f"the scores of the folds cannot be joined: {fault}. Score them again.")
+        return ScoreTable.join(tables, folder)
+    except DataError as fault:
+        notes.append(str(fault))
         return None
 
 

@@ -10,7 +10,7 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Fold, Splits
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
-from segpipe.plan.training_commands import train_commands, training_advice
+from segpipe.plan.training_commands import PlanChange, plan_changes, train_commands, training_advice
 from segpipe.train.checkpoint import load_state, save_state
 from segpipe.train.fold import Progress, Schedule
 from segpipe.train.show import has_plateaued
@@ -49,7 +49,8 @@ def require_same_training(
 
     What only watches or saves may change, and the time budget of an unfinished training. Where the learning rate does
     not depend on the length (constant, without a warm-up) the length may change too: the result is that of a training
-    which was as long from the first. After a loss that was not finite so may what can mend it.
+    which was as long from the first. After a loss that was not finite so may what can mend it. Reasons are not
+    compared: they train nothing.
 
     Raises:
         UsageError: If it does.
@@ -68,8 +69,8 @@ def require_same_training(
     free = _may_change(old.training, is_finished=is_finished, has_diverged=folder.divergence_note.is_file())
     changed = {name: getattr(plan.training, name) for name in free}
     same = old.model_copy(update={"training": old.training.model_copy(update=changed)})
-    if same.decisions != plan.decisions:
-        key, before, now = _differences(same.decisions, plan.decisions)[0]
+    if changes := _changes(same, plan):
+        key, before, now = changes[0].key, changes[0].value, changes[0].planned
         where = f"{folder.path}: holds a training with another plan ({key}: {before}, now {now})."
         processes = int(about_weights(folder.weights).get(PROCESSES, 1)) if folder.weights.is_file() else 1
         if key.endswith(".batch_size") and processes != n_processes:
@@ -88,7 +89,7 @@ def has_other_length(old: Plan, plan: Plan) -> bool:
 
 def changes_text(old: Plan, plan: Plan) -> str:
     """Describe what changes on the way, for the log; empty if nothing does."""
-    found = [f"{key} {now} instead of {before}" for key, before, now in _differences(old, plan)]
+    found = [f"{change.key} {change.planned} instead of {change.value}" for change in _changes(old, plan)]
     return f" From here on {', '.join(found)}." if found else ""
 
 
@@ -137,14 +138,5 @@ def _by_length(old: Training) -> str:
     )
 
 
-def _differences(old: Plan, new: Plan) -> list[tuple[str, object, object]]:
-    """List where two plans differ: key, old value, new value."""
-    first, second = _flat(old.model_dump()), _flat(new.model_dump())
-    keys = dict.fromkeys([*first, *second])
-    return [(key, first.get(key), second.get(key)) for key in keys if first.get(key) != second.get(key)]
-
-
-def _flat(values: object, place: str = "") -> dict[str, object]:
-    if not isinstance(values, dict):
-        return {place: values}
-    return {k: v for name, inner in values.items() for k, v in _flat(inner, f"{place}.{name}".lstrip(".")).items()}
+def _changes(trained: Plan, planned: Plan) -> tuple[PlanChange, ...]:
+    return plan_changes(planned.model_dump(), trained.model_dump())

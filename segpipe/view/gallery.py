@@ -152,8 +152,9 @@ def _scores_of_work(work: Work, configuration: str) -> ScoreTable | None:
     """The table of all folds; until it is there, those of the folds."""
     if work.scores(configuration).exists():
         return ScoreTable.load(work.scores(configuration))
-    paths = sorted(work.run(configuration).glob(f"fold_[0-9]*/{_SCORES}"))
-    return ScoreTable.join(ScoreTable.load(path) for path in paths) if paths else None
+    run = work.run(configuration)
+    paths = sorted(run.glob(f"fold_[0-9]*/{_SCORES}"))
+    return ScoreTable.join(map(ScoreTable.load, paths), run) if paths else None
 
 
 def from_predictions(predictions: Path, images: Path, references: Path | None, scores: Path | None) -> Gallery:
