@@ -52,8 +52,8 @@ class Pairing:
         absent = [pair.origin.case_id for pair in self.pairs if pair.origin.case_id not in patients]
         if absent:
             raise DataError(
-                f"{source}: no row for {count(len(absent), 'case')} of {len(self.pairs)}: {_few(absent)}. The table has "
-                "patient_id, so it must say whose each scan is: add the rows, or remove the column."
+                f"{source}: no row for {count(len(absent), 'case')} of {len(self.pairs)}: {_few(absent)}. It has "
+                "a column patient_id, so it must name the patient of every case: add the rows, or remove the column."
             )
         pairs = tuple(
             replace(pair, origin=replace(pair.origin, patient_id=patients[pair.origin.case_id])) for pair in self.pairs
