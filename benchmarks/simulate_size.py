@@ -13,8 +13,9 @@ import sys
 
 import numpy as np
 
-from segpipe.compare import sample_size
-from segpipe.compare.sample_size import fit_curve, patients_for_half_width
+from segpipe.compare import learning_curve
+from segpipe.compare.learning_curve import fit_curve
+from segpipe.compare.sample_size import patients_for_half_width
 from segpipe.evaluate.intervals import mean_with_interval
 
 N_SIMULATIONS = 300
@@ -75,7 +76,7 @@ def main(n_simulations: int = N_SIMULATIONS) -> None:
                                  (0.03, 0.3, 4)):  # fmt: skip
         n, ratio = ratio_of_half_widths(wanted, icc, n_scans, n_simulations)
         print(f"| {wanted:g} | {icc:g} | {n_scans} | {n} | {ratio:.3f} |", flush=True)
-    sample_size.FEWEST_FOLDS = 2  # to see why two are refused
+    learning_curve.FEWEST_FOLDS = 2  # to see why two are refused
     print("\n| exponent | folds | training SD | gain of twice as many | of 20 more |\n|---|---|---|---|---|")
     for exponent in (0.3, 0.5, 1.0):
         for n_folds, training_sd in ((2, 0.01), (3, 0.01), (5, 0.005), (5, 0.01), (5, 0.02), (10, 0.01)):

@@ -10,21 +10,24 @@ import pytest
 from statsmodels.stats.power import TTestPower
 
 from segpipe.cli.main import run
+from segpipe.compare.comparison import Question, compare
+from segpipe.compare.learning_curve import fit_curve
+from segpipe.compare.results import Method
 from segpipe.compare.sample_size import (
-    fit_curve,
     half_width,
     patients_for_difference,
     patients_for_half_width,
     patients_for_verdict,
     spread_of,
 )
-from segpipe.compare.study_file import Arm, Study
+from segpipe.compare.study_file import STUDY_FILE, Arm, Study, StudyFolder
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.data.dataset import Case, Dataset
 from segpipe.data.splits import make_splits, with_fewer_patients
 from segpipe.evaluate.scores import Score, ScoreTable
-from segpipe.pipeline.study import StudyFolder
+from segpipe.pipeline.learning_curves import learning_curves
+from segpipe.report.compare_page import write_compare_page
 
 
 def test_variance_components_by_hand():
@@ -151,6 +154,24 @@ def test_command_reads_a_learning_curve_from_a_study(tmp_path, capsys):
     assert curve["low"] <= gain <= curve["high"] and curve["gain"] == pytest.approx(gain, rel=0.5)
     assert run(["size", str(folder), "--more", "20"]) == 0
     assert "20 more training patients would bring +0.00" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_page_of_a_study_draws_its_learning_curve(tmp_path):
+    folder = StudyFolder(study_folder(tmp_path / "study", lambda n: 0.1 + 0.4 * n**-0.5))
+    study = Study.load(folder.path / STUDY_FILE)
+    methods = [Method(name, ScoreTable.load(folder.scores(name))) for name in study.arms]
+    question = Question(margins={"dice": 0.005})
+    curves, notes = learning_curves(study, folder, methods, question)
+    curve = curves["dice"]
+    assert notes == [] and [len(point.of_folds) for point in curve.points] == [5] * 4
+    assert (curve.fitted[0].n_patients, curve.fitted[-1].n_patients, curve.n_more) == (20, 160, 80)
+    for point, n in ((curve.fitted[0], 20), (curve.fitted[-1], 160)):
+        assert point.score == pytest.approx(1 - curve.asymptote - curve.scale * n**-curve.exponent)
+        assert point.low < point.score < point.high
+    page = write_compare_page(compare(methods, question), methods, question, tmp_path, curves).read_text("utf-8")
+    assert "80 more training patients would bring +0.0" in page and "Dice by training patients: 20: 0." in page
+    curves, notes = learning_curves(study, folder, methods[2:], question)
+    assert not curves and notes[0].startswith("No learning curve of Dice: 2 sizes of the training set, expected 3")
 
 
 def test_command_counts_patients_and_refuses_what_it_cannot_answer(tmp_path, capsys):

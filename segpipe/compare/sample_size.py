@@ -1,10 +1,10 @@
-"""Numbers of patients: for an interval of some width, for a difference, and what more training patients would bring."""
+"""Numbers of patients: for an interval of some width, and for a difference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from math import inf, sqrt
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,10 +17,6 @@ from segpipe.core.text import count
 from segpipe.evaluate.intervals import FEWEST_PATIENTS
 
 MOST_PATIENTS = 1_000_000
-_EXPONENTS = np.geomspace(0.1, 2.0, 49)  # of curves that are tried: from hardly any gain to one that is soon used up
-FEWEST_SIZES = 3  # asymptote, scale and exponent
-FEWEST_FOLDS = 3  # intervals from two hold the gain in 83 % of simulations (benchmarks/results/simulate_size.md)
-_N_DRAWS = 2000
 
 
 @dataclass(frozen=True)
@@ -127,88 +123,3 @@ def _smallest(is_enough: Callable[[int], bool], first: int) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if is_enough(middle) else (middle, high)
     return high
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Inverse power law of the error, asymptote + scale × n^-exponent, for draws of the points that were seen.
-
-    Args:
-        best: Asymptote, scale and exponent that fit the points.
-        draws: The same for each draw, (n_draws, 3).
-    """
-
-    best: NDArray[np.float64]
-    draws: NDArray[np.float64]
-
-    def error(self, n_patients: float) -> float:
-        """Error at a number of training patients."""
-        return float(_errors(self.best[None], n_patients)[0])
-
-    def gain(self, n_patients: float, n_more: float) -> tuple[float, float, float]:
-        """Decrease of the error by more training patients, with its 95 % interval; never negative."""
-        own = _errors(self.best[None], n_patients) - _errors(self.best[None], n_patients + n_more)
-        drawn = _errors(self.draws, n_patients) - _errors(self.draws, n_patients + n_more)
-        low, high = np.quantile(drawn, [ALPHA / 2, 1 - ALPHA / 2])
-        return float(own[0]), float(low), float(high)
-
-
-def fit_curve(
-    n_patients: Sequence[float], errors: NDArray[np.float64], random: np.random.Generator, highest: float = inf
-) -> Curve:
-    """Fit a learning curve to errors of trainings on nested sets of patients.
-
-    Args:
-        n_patients: (n_sizes,) training patients.
-        errors: (n_folds, n_sizes) mean error of each fold: 1 - Dice, or a distance. Folds are trained apart, so their
-            spread holds the luck of patients and of trainings.
-        random: Draws means from the multivariate t of the folds' covariance.
-        highest: Largest error.
-
-    Raises:
-        DataError: If there are fewer than 3 sizes or folds.
-
-    Source:
-        Viering and Loog 2023, IEEE TPAMI 45(6), on the inverse power law. Neither asymptote nor scale is negative.
-    """
-    n_folds, n_sizes = errors.shape
-    if n_sizes < FEWEST_SIZES:
-        raise DataError(
-            f"{count(n_sizes, 'size')} of the training set, expected {FEWEST_SIZES} or more for a learning curve. "
-            "Add arms with training_patients to the study."
-        )
-    if n_folds < FEWEST_FOLDS:
-        raise DataError(
-            f"{count(n_folds, 'fold')}, expected {FEWEST_FOLDS} or more: fewer do not tell how much trainings vary. "
-            "Train more folds of the study."
-        )
-    mean, df = errors.mean(axis=0), n_folds - 1
-    deviations = (errors - mean) / sqrt(n_folds * df)  # their square is the covariance of the means
-    normal = random.standard_normal((_N_DRAWS, n_folds)) @ deviations
-    drawn = mean + normal * np.sqrt(df / random.chisquare(df, _N_DRAWS))[:, None]
-    sizes = np.asarray(n_patients, float)
-    return Curve(_fit(sizes, mean[None], highest)[0], _fit(sizes, drawn, highest))
-
-
-def _fit(sizes: NDArray[np.float64], errors: NDArray[np.float64], highest: float) -> NDArray[np.float64]:
-    """Asymptote, scale, exponent of each row of errors (n, n_sizes) by least squares, (n, 3)."""
-    best, smallest = np.zeros((len(errors), 3)), np.full(len(errors), inf)
-    errors = np.clip(errors, 0, highest)
-    for exponent in _EXPONENTS:
-        x = sizes**-exponent
-        spread = x - x.mean()
-        scale = errors @ spread / (spread @ spread)
-        asymptote = errors.mean(axis=1) - scale * x.mean()
-        scale, asymptote = np.where(asymptote < 0, errors @ x / (x @ x), scale), np.maximum(asymptote, 0)
-        falls = scale > 0
-        scale, asymptote = np.where(falls, scale, 0), np.where(falls, asymptote, errors.mean(axis=1))
-        squares = ((errors - asymptote[:, None] - scale[:, None] * x) ** 2).sum(axis=1)
-        is_better = squares < smallest
-        best[is_better] = np.column_stack([asymptote, scale, np.full(len(errors), exponent)])[is_better]
-        smallest = np.minimum(squares, smallest)
-    return best
-
-
-def _errors(curves: NDArray[np.float64], n_patients: float) -> NDArray[np.float64]:
-    asymptote, scale, exponent = curves.T
-    return np.asarray(asymptote + scale * n_patients**-exponent)

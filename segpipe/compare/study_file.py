@@ -13,11 +13,13 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_va
 
 from segpipe.compare.comparison import DEFAULT_MARGIN
 from segpipe.core.records import Record, did_you_mean
+from segpipe.core.work import Work
 from segpipe.data.dataset import CASE_NAME, is_case_name
 from segpipe.evaluate.metrics import METRICS
 
 _MAX_EPOCHS = 20  # points of the learning curve
 _WIDTH = 80
+STUDY_FILE = "study.yaml"  # in the study's folder
 TRAINING_SHARES = (0.25, 0.5, 0.75, 1.0)  # quarters, since a stratified quarter is still like the whole
 SEED_MARK = "{seed}"  # in the path of an arm of masks
 
@@ -266,3 +268,23 @@ def read_study(path: Path) -> Study:
     }
     data = None if study.data is None else str(home / study.data)
     return study.model_copy(update={"arms": arms, "data": data})
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Paths in a study's folder."""
+
+    path: Path
+
+    @property
+    def base(self) -> Work:
+        """Fingerprint, splits, prepared data, and the plan before any arm changes it."""
+        return Work(self.path / "base")
+
+    def seed(self, arm: str, seed: int) -> Work:
+        """One seed of an arm: a work folder that every command takes."""
+        return Work(self.path / "arms" / arm / f"seed_{seed}")
+
+    def scores(self, arm: str) -> Path:
+        """Scores of all folds and seeds of an arm."""
+        return self.path / "arms" / arm / "scores.csv"

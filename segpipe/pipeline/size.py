@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segpipe.compare.align import Aligned, align
+from segpipe.compare.align import align
+from segpipe.compare.learning_curve import LearningCurve, curve_lines, learning_curve
 from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method, Source, read_methods, read_table
 from segpipe.compare.sample_size import (
     MOST_PATIENTS,
     VarianceComponents,
-    fit_curve,
     half_width,
     limits_of_variance,
     patients_for_difference,
@@ -24,19 +21,16 @@ from segpipe.compare.sample_size import (
     patients_for_verdict,
     spread_of,
 )
-from segpipe.compare.study_file import Study
+from segpipe.compare.study_file import STUDY_FILE, Study, StudyFolder
 from segpipe.compare.verdict_sentences import quantity
 from segpipe.core.errors import DataError, UsageError
 from segpipe.core.records import Record, did_you_mean
-from segpipe.core.seeds import generator_for
 from segpipe.core.text import count
-from segpipe.data.dataset import Dataset
-from segpipe.data.splits import Splits
 from segpipe.evaluate.metrics import METRICS, Metric
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, check_policy
+from segpipe.pipeline.learning_curves import training_sizes
 from segpipe.pipeline.requests import SizeRequest
-from segpipe.pipeline.study import STUDY_FILE, StudyFolder
 
 
 class Pilot(Record):
@@ -78,36 +72,6 @@ class Need(Record):
     low: int
     high: int
     n_for_verdict: int | None
-
-
-class CurvePoint(Record):
-    """An arm of a learning curve: patients to train on, mean over folds, and the score."""
-
-    arm: str
-    n_patients: float
-    mean: float
-
-
-class LearningCurve(Record):
-    """Gain that more training patients would bring, by an inverse power law of the error.
-
-    Args:
-        points: Arms, the smallest first.
-        asymptote, scale, exponent: Error = asymptote + scale × n^-exponent; the error is 1 - score for overlaps.
-        n_more: Patients to add to those of the largest arm.
-        gain, low, high: How much better the score would be, with its 95 % interval.
-        n_folds: Trained apart, from whose spread the interval comes.
-    """
-
-    points: tuple[CurvePoint, ...]
-    asymptote: float
-    scale: float
-    exponent: float
-    n_more: int
-    gain: float
-    low: float
-    high: float
-    n_folds: int
 
 
 class SizeReport(Record):
@@ -166,8 +130,13 @@ def resolve(request: SizeRequest) -> SizeJob:
                 f"--more: {folder} is not the folder of a study. Run `segpipe study` with arms of 0.25, 0.5, 0.75 and "
                 "1 training_patients."
             )
-        methods, sizes = _arms(StudyFolder(folder))
-        return SizeJob(request, methods, sizes)
+        study, home = Study.load(folder / STUDY_FILE), StudyFolder(folder)
+        sizes = training_sizes(study, home)
+        if not sizes:
+            raise UsageError(
+                f"--more: no arm of {folder} has fewer training_patients. Add arms of 0.25, 0.5 and 0.75 to the study."
+            )
+        return SizeJob(request, tuple(Method(arm, ScoreTable.load(home.scores(arm))) for arm in sizes), sizes)
     sources = [Source.parse(text) for text in request.results]
     if len(sources) == 2:
         return SizeJob(request, read_methods(sources), {})
@@ -175,25 +144,6 @@ def resolve(request: SizeRequest) -> SizeJob:
     if len(table.runs) > 1:
         raise DataError(f"{sources[0].path}: holds the runs {', '.join(table.runs)}, expected one. Choose one of them.")
     return SizeJob(request, (Method(sources[0].name or str(sources[0].path), table),), {})
-
-
-def _arms(folder: StudyFolder) -> tuple[tuple[Method, ...], dict[str, tuple[int, ...]]]:
-    """Scored arms that differ in their share of training patients alone, and how many patients each fold has."""
-    study, dataset = Study.load(folder.path / STUDY_FILE), Dataset.load(folder.base.dataset)
-    kinds = [(arm.preset, arm.set, arm.configuration) for arm in study.arms.values() if arm.training_patients < 1]
-    if not kinds:
-        raise UsageError(
-            f"--more: no arm of {folder.path} has fewer training_patients. Add arms of 0.25, 0.5 and 0.75 to the study."
-        )
-    methods, sizes = [], {}
-    for name, arm in study.arms.items():
-        if not arm.is_trained_here or (arm.preset, arm.set, arm.configuration) != kinds[0]:
-            continue
-        splits = Splits.load(folder.seed(name, study.seeds[0]).splits)
-        trained = [{dataset.by_id[case].patient_id for case in splits.folds[fold].train} for fold in study.folds]
-        methods.append(Method(name, ScoreTable.load(folder.scores(name))))
-        sizes[name] = tuple(map(len, trained))
-    return tuple(methods), sizes
 
 
 def run(job: SizeJob) -> SizeReport:
@@ -223,7 +173,7 @@ def run(job: SizeJob) -> SizeReport:
         scans_of_patient=request.scans_of_patient,
         pilots=tuple(pilots),
         needs=tuple(needs),
-        curve=_curve(job, aligned, values) if request.n_more is not None else None,
+        curve=learning_curve(aligned, job.sizes, request.n_more, request.seed) if request.n_more is not None else None,
     )
 
 
@@ -259,31 +209,6 @@ def _need(goal: str, value: float, spread: VarianceComponents, request: SizeRequ
     )
 
 
-def _curve(job: SizeJob, aligned: Aligned, values: NDArray[np.float64]) -> LearningCurve:
-    assert job.request.n_more is not None
-    metric = METRICS[job.request.metric]
-    if aligned.folds is None or len(aligned.folds) > 1:
-        raise DataError(f"{job.request.results[0]}: arms have no folds in common, expected the same two or more.")
-    order = sorted(range(len(aligned.methods)), key=lambda m: sum(job.sizes[aligned.methods[m]]))
-    n_patients = [float(np.mean(job.sizes[aligned.methods[m]])) for m in order]
-    errors = np.array([
-        [np.nanmean(values[m][aligned.folds[0] == fold]) for m in order] for fold in np.unique(aligned.folds[0])
-    ])  # fmt: skip
-    scores = errors.mean(axis=0)
-    highest = inf
-    if metric.kind == "overlap":
-        errors, highest = 1 - errors, 1.0
-    curve = fit_curve(n_patients, errors, generator_for(job.request.seed, len(values[0])), highest)
-    gain, low, high = curve.gain(n_patients[-1], job.request.n_more)
-    asymptote, scale, exponent = curve.best.tolist()
-    points = zip(order, n_patients, scores.tolist(), strict=True)
-    return LearningCurve(
-        points=tuple(CurvePoint(arm=aligned.methods[m], n_patients=n, mean=mean) for m, n, mean in points),
-        asymptote=asymptote, scale=scale, exponent=exponent, n_more=job.request.n_more, gain=gain, low=low, high=high,
-        n_folds=len(errors),
-    )  # fmt: skip
-
-
 def size_lines(found: SizeReport) -> Iterator[str]:
     """Describe the answers in sentences."""
     metric = METRICS[found.metric]
@@ -291,7 +216,7 @@ def size_lines(found: SizeReport) -> Iterator[str]:
     for pilot, need in zip(found.pilots, found.needs, strict=True):
         yield from _need_lines(what, pilot, need, metric, found.scans_of_patient)
     if found.curve is not None:
-        yield from _curve_lines(what, found.curve, metric)
+        yield from curve_lines(what, found.curve, metric)
 
 
 def _need_lines(what: str, pilot: Pilot, need: Need, metric: Metric, scans: int) -> Iterator[str]:
@@ -312,18 +237,6 @@ def _need_lines(what: str, pilot: Pilot, need: Need, metric: Metric, scans: int)
             f"A verdict also needs {_patients(need.n_for_verdict)} without a failure: fewer cannot exclude failures "
             "that outweigh the difference."
         )
-
-
-def _curve_lines(what: str, curve: LearningCurve, metric: Metric) -> Iterator[str]:
-    sign = 1 if metric.kind == "overlap" else -1
-    points: Sequence[str] = [f"{point.n_patients:g}: {quantity(point.mean, metric)}" for point in curve.points]
-    yield f"{what} by training patients: {', '.join(points)}."
-    gain, low, high = (quantity(sign * value, metric, signed=True) for value in (curve.gain, curve.low, curve.high))
-    limits = f"[{low}, {high}]" if sign > 0 else f"[{high}, {low}]"
-    yield (
-        f"{count(curve.n_more, 'more training patient')} would bring {gain} {limits}, by an inverse power law with "
-        f"exponent {curve.exponent:.2f}; the 95 % interval is from {count(curve.n_folds, 'fold')}."
-    )
 
 
 def _patients(n: int) -> str:

@@ -16,7 +16,7 @@ from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
 from segpipe.compare.declaration import DECLARATION_FILE, Declaration, with_standing
 from segpipe.compare.results import Method
-from segpipe.compare.study_file import Arm, Study, StudyEstimate, StudyTraining, read_study
+from segpipe.compare.study_file import STUDY_FILE, Arm, Study, StudyEstimate, StudyFolder, StudyTraining, read_study
 from segpipe.core.errors import DataError, Interrupted, PlanError, SegpipeError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
@@ -32,34 +32,14 @@ from segpipe.evaluate.scoring import MaskPair, score_folder
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.device import device_kind, resolve_device
 from segpipe.pipeline import plan, train
+from segpipe.pipeline.learning_curves import learning_curves
 from segpipe.pipeline.plan import PlanJob, default_configuration
 from segpipe.pipeline.requests import Machine, PlanRequest, StudyRequest, TrainRequest
 from segpipe.plan.schema import Plan
 from segpipe.report.compare_page import write_compare_page
 
-STUDY_FILE = "study.yaml"
 _JOB_FILE = "job.json"
 _MASKS_FILE = "masks.json"  # beside the scores of masks that are there already
-
-
-@dataclass(frozen=True)
-class StudyFolder:
-    """Paths in a study's folder."""
-
-    path: Path
-
-    @property
-    def base(self) -> Work:
-        """Fingerprint, splits, prepared data, and the plan before any arm changes it."""
-        return Work(self.path / "base")
-
-    def seed(self, arm: str, seed: int) -> Work:
-        """One seed of an arm: a work folder that every command takes."""
-        return Work(self.path / "arms" / arm / f"seed_{seed}")
-
-    def scores(self, arm: str) -> Path:
-        """Scores of all folds and seeds of an arm."""
-        return self.path / "arms" / arm / "scores.csv"
 
 
 class _NnunetMasks(Record):
@@ -214,10 +194,12 @@ def run(job: StudyJob) -> StudyResult:
         running.train()
         failures = tuple(f"Arm {arm} failed: {reason}" for arm, reason in running.failed.items())
         methods, question = running.methods(), running.question
+        curves, notes = learning_curves(job.study, job.folder, methods, question)
         comparison = compare(methods, question)
-        comparison = with_standing(comparison, [job.output], methods, question, *failures)
+        comparison = with_standing(comparison, [job.output], methods, question, *failures, *notes)
         save(comparison, job.output)
-        return StudyResult(comparison, write_compare_page(comparison, methods, question, job.output), failures)
+        page = write_compare_page(comparison, methods, question, job.output, curves)
+        return StudyResult(comparison, page, failures)
 
 
 class _Running:

@@ -13,6 +13,7 @@ import numpy as np
 from segpipe.compare.align import Aligned, align
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import ComparisonRow, Ranking
+from segpipe.compare.learning_curve import LearningCurve
 from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.core.figures import CHART_COLOURS, EDGE_COLOUR, drawn_name, figure_bytes, new_figure, tidy
@@ -326,6 +327,34 @@ def _draw_intervals(panel: Axes, row: Difference, mean: float, place: int) -> No
         if interval is not None:
             panel.plot(interval, [place + shift] * 2, color=colour, linewidth=width, solid_capstyle="butt")
     panel.plot(mean, place, "o", color=colour, markersize=6, markeredgecolor="white")
+
+
+def learning_curve_svg(curve: LearningCurve, name: str) -> bytes:
+    """Score over training patients: folds, means, and the line with its 95 % band, dashed beyond the largest arm.
+
+    Args:
+        curve: The curve.
+        name: What is measured, with the unit.
+    """
+    figure = new_figure(WIDTH_INCHES, 3.4)
+    panel = figure.subplots()
+    n, score, low, high = np.array([(p.n_patients, p.score, p.low, p.high) for p in curve.fitted]).T
+    largest = curve.points[-1].n_patients
+    panel.fill_between(n, low, high, color=CHART_COLOURS[0], alpha=0.13, linewidth=0)
+    panel.plot(n, score, "--", color=CHART_COLOURS[0], linewidth=1.3)
+    panel.plot(n[n <= largest], score[n <= largest], color=CHART_COLOURS[0], linewidth=2)
+    panel.axvline(largest, color=EDGE_COLOUR, linewidth=0.7, linestyle=":")
+    for point in curve.points:
+        here = [point.n_patients] * len(point.of_folds)
+        panel.plot(here, point.of_folds, "o", color=CHART_COLOURS[5], markersize=4, alpha=0.8)
+        panel.plot(point.n_patients, point.mean, "o", color="black", markersize=6, markeredgecolor="white")
+    shown = [value for point in curve.points for value in point.of_folds] + score.tolist()
+    room = 0.25 * (max(shown) - min(shown)) or 0.01
+    panel.set_ylim(min(shown) - room, max(shown) + room)  # a wide band would flatten the points
+    panel.set_xlabel("training patients", fontsize=9)
+    panel.set_ylabel(name, fontsize=9)
+    tidy(panel)
+    return figure_bytes(figure, "svg")
 
 
 def rankings_svg(rankings: Sequence[Ranking]) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from segpipe.compare.align import Aligned
 from segpipe.compare.comparison import Question
 from segpipe.compare.comparison_records import Comparison, ComparisonRow, Description, MetricComparison, Suitability
 from segpipe.compare.comparison_text import fold_text, generalisability_text
+from segpipe.compare.learning_curve import LearningCurve, curve_lines
 from segpipe.compare.paired import mean_of_numbers
 from segpipe.compare.results import Method
 from segpipe.compare.verdict_sentences import p_text, quantity
@@ -28,6 +29,7 @@ from segpipe.report.charts import (
     difference_of,
     differences_svg,
     distribution_svg,
+    learning_curve_svg,
     rank_order,
     rankings_svg,
 )
@@ -50,6 +52,7 @@ class MetricPart:
     verdicts: tuple[tuple[str, str], ...]
     differences: tuple[Picture, ...]
     rows: Table
+    curve: Picture | None
     rankings: Picture | None
     distribution: Picture
     descriptions: Table
@@ -66,7 +69,13 @@ class ComparePage:
     methods: MethodsText
 
 
-def write_compare_page(comparison: Comparison, methods: Sequence[Method], question: Question, folder: Path) -> Path:
+def write_compare_page(
+    comparison: Comparison,
+    methods: Sequence[Method],
+    question: Question,
+    folder: Path,
+    curves: Mapping[str, LearningCurve] | None = None,
+) -> Path:
     """Write the page of a comparison: one HTML file that needs nothing else.
 
     Args:
@@ -74,6 +83,7 @@ def write_compare_page(comparison: Comparison, methods: Sequence[Method], questi
         methods: What was compared, for the cases' own differences.
         question: What was asked.
         folder: Where to.
+        curves: Learning curves by metric, of a study that has some.
 
     Returns:
         `folder/index.html`.
@@ -81,7 +91,10 @@ def write_compare_page(comparison: Comparison, methods: Sequence[Method], questi
     Raises:
         ResourceError, SetupError: If the page cannot be written.
     """
-    parts = [_part(found, aligned_scores(methods, found.metric, question)) for found in comparison.metrics]
+    parts = [
+        _part(found, aligned_scores(methods, found.metric, question), (curves or {}).get(found.metric))
+        for found in comparison.metrics
+    ]
     names = comparison.methods
     page = ComparePage(
         title=" against ".join(names[::-1]) if len(names) == 2 else f"{len(names)} methods compared",
@@ -94,7 +107,7 @@ def write_compare_page(comparison: Comparison, methods: Sequence[Method], questi
     return folder / PAGE_FILE
 
 
-def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
+def _part(found: MetricComparison, aligned: Aligned, curve: LearningCurve | None) -> MetricPart:
     metric = METRICS[found.metric]
     counts = (("Cases", found.n_cases), ("Patients", found.n_patients), ("Folds", found.n_folds))
     direction = "more is better" if metric.kind == "overlap" else "less is better"
@@ -123,6 +136,7 @@ def _part(found: MetricComparison, aligned: Aligned) -> MetricPart:
         ),
         differences=_difference_pictures(found.rows, shown, aligned, metric),
         rows=_row_table(found.rows, metric),
+        curve=None if curve is None else _curve_picture(curve, aligned),
         rankings=_ranking_picture(found),
         distribution=_distribution(aligned, metric),
         descriptions=_description_table(found.descriptions, metric),
@@ -220,6 +234,17 @@ def _row_table(rows: Sequence[ComparisonRow], metric: Metric) -> Table:
         "verdicts, effect sizes, and the smallest difference that four of five such datasets would show."
     )
     return Table(columns, tuple(lines), caption, is_sortable=True, is_folded=True)
+
+
+def _curve_picture(curve: LearningCurve, aligned: Aligned) -> Picture:
+    metric = aligned.metric
+    what = metric.title + (" (mean over labels)" if len(aligned.labels) > 1 else "")
+    points, gain = curve_lines(what, curve, metric)
+    caption = (
+        f"{gain} Pale dots are folds, black ones their means; the line is the power law with its 95 % band, dashed "
+        "beyond the largest arm (dotted)."
+    )
+    return Picture("svg", learning_curve_svg(curve, axis_name(metric)), points, caption)
 
 
 def _ranking_picture(found: MetricComparison) -> Picture | None:
