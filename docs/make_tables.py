@@ -16,7 +16,16 @@ from pydantic.fields import FieldInfo
 from segpipe.bridge.exporters import EXPORTERS
 from segpipe.core.choices import Choice, table_of
 from segpipe.evaluate.metrics import METRICS, FromCase
-from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
+from segpipe.networks.parts import (
+    ACTIVATIONS,
+    BOTTLENECK_ATTENTIONS,
+    BOTTLENECK_MASKS,
+    BOTTLENECK_MIXERS,
+    GATES,
+    NORMS,
+    PYRAMIDS,
+    Parts,
+)
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, LOCAL_CHANGES, Augmentation
 from segpipe.plan.loss import LOSSES, TERMS, Loss
@@ -52,6 +61,9 @@ def tables() -> dict[str, str]:
         "activations.md": _choices("activation", ACTIVATIONS, Parts),
         "gates.md": _choices("attention", GATES, Parts),
         "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
+        "bottleneck_attentions.md": _choices("bottleneck_attention", BOTTLENECK_ATTENTIONS, Parts),
+        "bottleneck_masks.md": _choices("bottleneck_mask", BOTTLENECK_MASKS, Parts),
+        "bottleneck_mixers.md": _choices("bottleneck_mixer", BOTTLENECK_MIXERS, Parts),
     }
 
 

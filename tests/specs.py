@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from segpipe.networks.parts import KINDS_OF_EFFICIENTNET, Parts
+from segpipe.networks.parts import KINDS_OF_EFFICIENTNET, Parts, reads
 from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
@@ -56,6 +56,18 @@ def _effnet(kind: str, view: str) -> NetworkSpec:
     return effnet(kind[-2:], strides, kernels, (1.0,) * n_axes, (64,) * n_axes)
 
 
+def bottleneck(kind: str, **parts: Any) -> Callable[[str], NetworkSpec]:
+    """Attention or mixers on the deepest map, with the edges that a plan would hold."""
+
+    def for_view(view: str) -> NetworkSpec:
+        n_axes = len(_FLAT[view])
+        edges = {"bottleneck_map_zyx": (4, 8, 16)[-n_axes:], "bottleneck_spacing_mm": (4.0, 2.0, 1.0)[-n_axes:]}
+        known = {name: value for name, value in edges.items() if reads(parts, name)}
+        return unet(kind, view, **parts, **known)
+
+    return for_view
+
+
 SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a view
     "plain": lambda view: unet("plain", view),
     "residual": lambda view: unet("residual", view),
@@ -63,4 +75,17 @@ SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a vi
     **{kind: partial(_effnet, kind) for kind in KINDS_OF_EFFICIENTNET},
     "segresnet": lambda view: _monai("segresnet", view, (1, 2, 4, 8), (1, 1, 1, 1)),
     "swin_unetr": lambda view: _monai("swin_unetr", view, (1, 1, 2, 4, 8, 16), (1, 1, 1, 1, 1, 1)),
+}
+VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a kind: the spec for a view
+    "botnet": bottleneck("plain", bottleneck_attention="botnet"),
+    "gaussian_mixture": bottleneck(
+        "residual",
+        bottleneck_attention="content",
+        bottleneck_heads=2,
+        bottleneck_mask="gaussian_mixture",
+        bottleneck_mask_form="log_add",
+        checkpointing=True,
+    ),
+    "s5": bottleneck("convnext", bottleneck_mixer="s5", mixer_states=4, mixer_resets="slice", checkpointing=True),
+    "convmixer": bottleneck("residual", bottleneck_mixer="convmixer", mixer_blocks=1),
 }

@@ -17,7 +17,16 @@ from segpipe.core.choices import Choice, functions_for
 from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.records import Record, parse_yaml
 from segpipe.networks.cost import cost
-from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, PYRAMIDS, Parts
+from segpipe.networks.parts import (
+    ACTIVATIONS,
+    BOTTLENECK_ATTENTIONS,
+    BOTTLENECK_MASKS,
+    BOTTLENECK_MIXERS,
+    GATES,
+    NORMS,
+    PYRAMIDS,
+    Parts,
+)
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, LOCAL_CHANGES, Augmentation, Chance
 from segpipe.plan.edit import completions, edit_plan
@@ -42,6 +51,9 @@ PLACES: dict[str, tuple[Mapping[str, Any], type[Record] | None]] = {  # where a 
     f"{NETWORK}.parts.activation": (ACTIVATIONS, Parts),
     f"{NETWORK}.parts.attention": (GATES, Parts),
     f"{NETWORK}.parts.bottleneck": (PYRAMIDS, Parts),
+    f"{NETWORK}.parts.bottleneck_attention": (BOTTLENECK_ATTENTIONS, Parts),
+    f"{NETWORK}.parts.bottleneck_mask": (BOTTLENECK_MASKS, Parts),
+    f"{NETWORK}.parts.bottleneck_mixer": (BOTTLENECK_MIXERS, Parts),
 }
 OLD_PLAN = Path(__file__).with_name("golden") / "plan_before_0.2.yaml"
 

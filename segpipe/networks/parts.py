@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from segpipe.core.choices import Choice, OneOf
+from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.records import Record
 
 WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
@@ -58,6 +58,37 @@ PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
     "aspp_deeplab": Choice(does="narrow dilated branches with norm and activation", source="Chen et al. 2017"),
 }
 
+_OF_ATTENTION = ("bottleneck_attention_blocks", "bottleneck_heads")
+BOTTLENECK_ATTENTIONS: dict[str, Choice] = {  # attention.py has a function for each row
+    "botnet": Choice(
+        does="every voxel sees all others by content and, with a learned table for each axis, by relative position",
+        source="Srinivas et al. 2021, Bottleneck Transformers",
+        parameters=(*_OF_ATTENTION, "bottleneck_map_zyx", "bottleneck_position_scaling"),
+    ),
+    "content": Choice(
+        does="every voxel sees all others by content alone", source="Vaswani et al. 2017", parameters=_OF_ATTENTION
+    ),
+}
+BOTTLENECK_MASKS: dict[str, Choice] = {  # attention.py has a function for each row
+    "gaussian_mixture": Choice(
+        does="a learned mixture of Gaussians of the distance in mm changes the logits of the attention",
+        source="Li and Zhang 2023, RetNet viewed through convolution",
+        parameters=("bottleneck_mask_form", "bottleneck_mask_components", "bottleneck_spacing_mm"),
+    ),
+}
+BOTTLENECK_MIXERS: dict[str, Choice] = {  # mixers.py has a function for each row
+    "s5": Choice(
+        does="a linear state space runs along each axis, forwards and backwards, and the axes are averaged",
+        source="Smith et al. 2023, S5; resets of Lu et al. 2023",
+        parameters=("mixer_blocks", "mixer_states", "mixer_resets"),
+    ),
+    "convmixer": Choice(
+        does="large depthwise convolutions and 1×1×1 convolutions in turn",
+        source="Trockman and Kolter 2022, ConvMixer",
+        parameters=("mixer_blocks", "mixer_kernel"),
+    ),
+}
+
 
 def writes_defaults(info: SerializationInfo) -> bool:
     """Return whether `model_dump` was called with `WRITE_DEFAULTS`."""
@@ -94,6 +125,25 @@ class Parts(Sparse):
         dilations_zyx: One for each dilated branch of the pyramid, from `aspp_dilations`.
         bottleneck_features: Channels behind the pyramid; None: those of the deepest stage.
         bottleneck_pooling: aspp_deeplab: a branch with the mean over the patch, which is not the mean of the image.
+        bottleneck_attention: Self-attention behind the deepest stage, before the mixer and the pyramid.
+        bottleneck_attention_blocks: Blocks of attention in a row.
+        bottleneck_heads: Heads of the attention; they share the channels of the deepest stage equally.
+        bottleneck_position_scaling: Whether the queries of relative positions are divided by the square root of their
+            number of channels, as those of the content are (scaled: the authors' code), or not (unscaled: timm's).
+        bottleneck_map_zyx: Edges of the map for which the tables of relative positions are made; other maps interpolate
+            them. None: the deepest map of the patch, which the plan then holds.
+        bottleneck_mask: Mask of the attention, by distance.
+        bottleneck_mask_form: multiply: logits are multiplied by the mask, as the authors do: where it is 0, all voxels
+            count alike; log_add: its logarithm is added, so that far voxels count less.
+        bottleneck_mask_components: Gaussians of the mixture, for each head.
+        bottleneck_spacing_mm: Edges of a voxel of the deepest stage; None: those that follow from the spacing and the
+            strides, which the plan then holds.
+        bottleneck_mixer: Blocks behind the deepest stage and its attention, before the pyramid.
+        mixer_blocks: Blocks of the mixer in a row.
+        mixer_kernel: convmixer: edge of the depthwise kernel, odd.
+        mixer_states: s5: complex states, each of which stands for two that are conjugate.
+        mixer_resets: s5: what a sequence is. A state is reset at the end of each row (of voxels along the axis), of
+            each slice, or only of the volume.
         decoder: plain: convolutions; residual: the encoder's residual blocks.
         decoder_features: Channels of the decoder's stages, the highest resolution first; None: those of the encoder.
         deep_supervision: An output for each stage of the decoder; otherwise only at full resolution.
@@ -120,6 +170,20 @@ class Parts(Sparse):
     dilations_zyx: tuple[tuple[PositiveInt, ...], ...] = ()
     bottleneck_features: PositiveInt | None = None
     bottleneck_pooling: bool = False
+    bottleneck_attention: Annotated[str, OneOf(BOTTLENECK_ATTENTIONS)] | None = None
+    bottleneck_attention_blocks: PositiveInt = 1
+    bottleneck_heads: PositiveInt = 4
+    bottleneck_position_scaling: Literal["unscaled", "scaled"] = "unscaled"
+    bottleneck_map_zyx: tuple[PositiveInt, ...] | None = None
+    bottleneck_mask: Annotated[str, OneOf(BOTTLENECK_MASKS)] | None = None
+    bottleneck_mask_form: Literal["multiply", "log_add"] = "multiply"
+    bottleneck_mask_components: PositiveInt = 5
+    bottleneck_spacing_mm: tuple[PositiveFloat, ...] | None = None
+    bottleneck_mixer: Annotated[str, OneOf(BOTTLENECK_MIXERS)] | None = None
+    mixer_blocks: PositiveInt = 2
+    mixer_kernel: PositiveInt = 5
+    mixer_states: PositiveInt = 64
+    mixer_resets: Literal["row", "slice", "volume"] = "row"
     decoder: Literal["plain", "residual"] = "plain"
     decoder_features: tuple[PositiveInt, ...] | None = None
     deep_supervision: bool = True
@@ -148,7 +212,50 @@ class Parts(Sparse):
             raise ValueError("bottleneck_pooling belongs to bottleneck aspp_deeplab only")
         if self.attention is None and self.attention_position != "skip":
             raise ValueError(f"attention_position {self.attention_position!r} needs an attention")
+        self._expect_read_bottleneck()
         return self
+
+    def _expect_read_bottleneck(self) -> None:
+        """Refuse what the chosen attention, mask and mixer do not read, and what they need and lack."""
+        if self.bottleneck_mask and not self.bottleneck_attention:
+            raise ValueError(f"bottleneck_mask {self.bottleneck_mask!r} needs a bottleneck_attention that it can mask")
+        if self.mixer_kernel % 2 == 0:
+            raise ValueError(f"mixer_kernel is {self.mixer_kernel}, expected an odd number")
+        for name, table in _BOTTLENECK_TABLES.items():
+            chosen = getattr(self, name)
+            for parameter, readers in unread_parameters(table, [chosen] if chosen else []).items():
+                if getattr(self, parameter) != type(self).model_fields[parameter].default:
+                    found = f"{name} {chosen!r}" if chosen else f"no {name}"
+                    raise ValueError(f"{parameter} belongs to {name} {readers}; found {found}. Leave it out")
+
+
+_BOTTLENECK_TABLES: dict[str, Mapping[str, Choice]] = {
+    "bottleneck_attention": BOTTLENECK_ATTENTIONS,
+    "bottleneck_mask": BOTTLENECK_MASKS,
+    "bottleneck_mixer": BOTTLENECK_MIXERS,
+}
+
+
+def reads(parts: Parts | Mapping[str, Any], name: str) -> bool:
+    """Return whether the chosen attention, mask or mixer of the bottleneck reads a part of this name.
+
+    Args:
+        parts: Checked, or as a plan file holds them.
+        name: Of the part.
+    """
+    rows = []
+    for key, table in _BOTTLENECK_TABLES.items():
+        chosen = parts.get(key) if isinstance(parts, Mapping) else getattr(parts, key)
+        rows += [row for known, row in table.items() if known == chosen]
+    return any(name in row.parameters for row in rows)
+
+
+_COPIES_OF_LOGITS = 4  # float32, at the peak of backward; measured in tests/test_bottleneck.py
+
+
+def attention_bytes(n_tokens: int, batch_size: int, n_heads: int) -> int:
+    """Memory of the logits, weights and gradients of one block of attention in training."""
+    return _COPIES_OF_LOGITS * 4 * batch_size * n_heads * n_tokens**2
 
 
 class InitialWeights(Sparse):

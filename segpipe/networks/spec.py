@@ -19,11 +19,22 @@ from segpipe.networks.parts import (
     Sparse,
     aspp_dilations,
     levels,
+    reads,
 )
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
+_BOTTLENECK = {  # what mixes the voxels of the deepest map
+    *("bottleneck_attention", "bottleneck_attention_blocks", "bottleneck_heads", "bottleneck_position_scaling"),
+    *("bottleneck_map_zyx", "bottleneck_mask", "bottleneck_mask_form", "bottleneck_mask_components"),
+    *("bottleneck_spacing_mm", "bottleneck_mixer", "mixer_blocks", "mixer_kernel", "mixer_states", "mixer_resets"),
+}
 _ATTENTION = {"attention", "attention_position", "attention_reduction"}
-_UNET = _PYRAMID | _ATTENTION | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+_UNET = (
+    _PYRAMID
+    | _BOTTLENECK
+    | _ATTENTION
+    | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+)
 _UNET |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
 
 
@@ -104,6 +115,12 @@ _MOST: dict[str, int] = {  # of one entry, far beyond any network: what is large
     "decoder_expansion": 2**6,
     "dilations_zyx": 2**10,
     "stem_kernel_zyx": 2**6,
+    "bottleneck_attention_blocks": 2**6,
+    "bottleneck_map_zyx": 2**10,
+    "bottleneck_mask_components": 2**6,
+    "mixer_blocks": 2**6,
+    "mixer_kernel": 2**6,
+    "mixer_states": 2**10,
 }
 
 
@@ -155,6 +172,7 @@ class NetworkSpec(Sparse):
         if max(self.strides_zyx[0]) > 1:
             raise ValueError(f"strides_zyx starts with {self.strides_zyx[0]}, expected 1 on every axis")
         self._expect_used_parts()
+        self._expect_attention()
         self._expect_own_topology()
         return self
 
@@ -190,6 +208,25 @@ class NetworkSpec(Sparse):
                 f"attention {parts.attention!r} in position block sees channels' means just behind norm 'instance', "
                 "which makes them the same for every image; take attention_position after_add or skip, or another norm"
             )
+
+    def _expect_attention(self) -> None:
+        parts = self.parts
+        if parts.bottleneck_attention is None:
+            return
+        if self.features[-1] % parts.bottleneck_heads:
+            raise ValueError(
+                f"bottleneck_heads {parts.bottleneck_heads} cannot share the {self.features[-1]} features of the "
+                "deepest stage equally; take a number that divides them"
+            )
+        needed = {name for name in ("bottleneck_map_zyx", "bottleneck_spacing_mm") if reads(parts, name)}
+        for name in sorted(needed):
+            values = getattr(parts, name)
+            if values is None or len(values) != self.n_axes:
+                found = "nothing" if values is None else list(values)
+                raise ValueError(
+                    f"{name} is {found}, expected {self.n_axes} edges, of the deepest map. Leave it out of a plan, "
+                    "which then takes those of its patch and spacing"
+                )
 
     def _expect_own_topology(self) -> None:
         if self.kind in KINDS_OF_EFFICIENTNET:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths, residual_stage
+from segpipe.networks.mixers import bottleneck_mixing
 from segpipe.networks.parts import PYRAMIDS
 from segpipe.networks.spec import NetworkSpec
 
@@ -150,7 +151,7 @@ class Decoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """Encoder, bottleneck, gates on the skips, decoder.
+    """Encoder, attention or mixer on the deepest map, pyramid, gates on the skips, decoder.
 
     Args:
         spec: Channels, strides and parts.
@@ -167,6 +168,7 @@ class UNet(nn.Module):
         make, style = Layers(spec.n_axes, spec.parts), style or DecoderStyle()
         self.encoder = encoder
         n_below = spec.parts.bottleneck_features or spec.features[-1]
+        self.mixing = bottleneck_mixing(make, spec.features[-1])
         self.bottleneck = pyramid(make, spec.features[-1], n_below)
         self.gates = nn.ModuleList(make.attention(n, "skip") for n in spec.features[:-1])
         self.decoder = Decoder(spec, n_below, n_outputs, style)
@@ -176,7 +178,7 @@ class UNet(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """Logits for each resolution, the highest first; the first has the size of `x`, whatever it is."""
         *skips, deepest = self.encoder(x)
-        below = self.bottleneck(deepest)
+        below = self.bottleneck(self.mixing(deepest))
         gated = [gate(skip) for gate, skip in zip(self.gates, skips, strict=True)]
         outputs = self.decoder(below, gated)
         return outputs if self.bottleneck_head is None else [*outputs, self.bottleneck_head(below)]

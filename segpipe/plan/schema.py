@@ -23,7 +23,8 @@ from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
-from segpipe.networks.parts import WRITE_DEFAULTS
+from segpipe.core.text import size_text
+from segpipe.networks.parts import WRITE_DEFAULTS, attention_bytes, reads
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
@@ -31,6 +32,8 @@ from segpipe.plan.training import Training
 KEY = "inherits"
 CONFIGURATIONS = ("2d", "3d_lowres", "3d_fullres", "3d_cascade")  # which of them are planned follows from the data
 _MOST_VOXELS = 2**34  # of a batch: hundreds of GiB in any network
+_MOST_ATTENTION_BYTES = 2**30  # of one block of attention in training; a whole U-Net takes a few of them
+_SAME_SPACING = 1e-3  # relative
 _MOST_CONFIGURATIONS = 100  # each is made of all that it inherits from
 
 
@@ -46,7 +49,28 @@ def complete_configurations(configurations: Mapping[str, Any]) -> dict[str, Any]
     """
     if len(configurations) > _MOST_CONFIGURATIONS:
         raise ValueError(f"{len(configurations)} configurations, expected {_MOST_CONFIGURATIONS} at most")
-    return {name: _complete(name, configurations, ()) for name in configurations}
+    return {name: _with_deepest_map(_complete(name, configurations, ())) for name in configurations}
+
+
+def _with_deepest_map(values: Any) -> Any:
+    """A configuration with the edges of its deepest map where parts of its network read them and they are left out.
+
+    Nothing else is changed: what is wrong, the record refuses.
+    """
+    try:
+        network, parts = values["network"], values["network"]["parts"]
+        total = [prod(steps) for steps in zip(*network["strides_zyx"], strict=True)]
+        patch, spacing_mm = (values[name][-len(total) :] for name in ("patch_zyx", "spacing_mm"))
+        derived = {
+            "bottleneck_map_zyx": [edge // step for edge, step in zip(patch, total, strict=True)],
+            "bottleneck_spacing_mm": [edge * step for edge, step in zip(spacing_mm, total, strict=True)],
+        }
+        read = {name for name in derived if reads(parts, name)}
+    except (KeyError, TypeError, ValueError):
+        return values
+    kept = {name: value for name, value in parts.items() if name not in derived or (name in read and value is not None)}
+    filled = {name: derived[name] for name in derived if name in read}
+    return {**values, "network": {**network, "parts": {**filled, **kept}}}
 
 
 def _complete(name: str, configurations: Mapping[str, Any], below: tuple[str, ...]) -> Any:
@@ -211,7 +235,32 @@ class Configuration(Record):
             raise ValueError(f"patch_zyx {self.patch_zyx} leaves a single voxel in the coarsest stage; double an edge")
         if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
             raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
+        self._expect_attention(patch)
         return self
+
+    def _expect_attention(self, patch: tuple[int, ...]) -> None:
+        """Refuse attention that takes too much memory, and distances of another spacing."""
+        parts, total = self.network.parts, self.network.divisors_zyx
+        if parts.bottleneck_spacing_mm is not None:
+            edges_mm = self.spacing_mm[-self.network.n_axes :]
+            deepest_mm = [(edge or 0) * step for edge, step in zip(edges_mm, total, strict=True)]
+            pairs = zip(parts.bottleneck_spacing_mm, deepest_mm, strict=True)
+            if any(abs(own - given) > _SAME_SPACING * given for own, given in pairs):
+                raise ValueError(
+                    f"parts.bottleneck_spacing_mm {list(parts.bottleneck_spacing_mm)}: spacing_mm and strides_zyx give "
+                    f"{deepest_mm}. Set it to null, so that it follows from them"
+                )
+        if parts.bottleneck_attention is not None:
+            deepest = [edge // step for edge, step in zip(patch, total, strict=True)]
+            n_tokens = prod(deepest)
+            needed = attention_bytes(n_tokens, self.batch_size, parts.bottleneck_heads)
+            if needed > _MOST_ATTENTION_BYTES:
+                raise ValueError(
+                    f"patch_zyx {self.patch_zyx} leaves {' × '.join(map(str, deepest))} = {n_tokens} tokens in the "
+                    f"deepest stage: one block of bottleneck_attention takes {size_text(needed)} for a batch of "
+                    f"{self.batch_size} with {parts.bottleneck_heads} heads, expected "
+                    f"{size_text(_MOST_ATTENTION_BYTES)} at most. Add a stage, or choose a smaller patch or batch"
+                )
 
     @model_serializer(mode="wrap")
     def _without_unused_links(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
