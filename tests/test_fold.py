@@ -12,6 +12,7 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from specs import VARIANTS
 from torch import nn
 
 from plans import LABELS, small_plan, small_spec
@@ -163,7 +164,16 @@ RECIPES = [
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: "-".join(map(str, recipe.values())))
 def test_a_restored_fold_goes_on_bit_for_bit(recipe):
-    plan = plan_with(**recipe)
+    expect_to_go_on(plan_with(**recipe))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_of_a_network_goes_on_bit_for_bit_in_bf16(name):
+    expect_to_go_on(plan_with(network=VARIANTS[name]("3d"), optimizer="muon", precision="bf16", learning_rate=1e-3))
+
+
+def expect_to_go_on(plan: Plan) -> None:
+    """A fold that is restored after two steps, against one that takes four."""
     whole, first, second = (training_of(plan) for _ in range(3))
     losses = train(whole, 4)
     train(first, 2)

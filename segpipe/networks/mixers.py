@@ -101,12 +101,13 @@ class StateSpace(nn.Module):
         basis = torch.tensor(vectors, dtype=torch.complex64)
         steps = torch.empty(n_states).uniform_(math.log(_SHORTEST_STEP), math.log(_LONGEST_STEP))
         inward = basis.mH @ torch.randn(2 * n_states, n_features).div(n_features**0.5).to(basis.dtype)
-        outward = torch.randn(2, n_features, 2 * n_states, dtype=torch.complex64) / n_states**0.5 @ basis
+        outward = [torch.randn(n_features, 2 * n_states, dtype=basis.dtype) / n_states**0.5 @ basis for _ in range(2)]
         self.log_decay = nn.Parameter(torch.tensor(-eigenvalues.real, dtype=torch.float32).log())
         self.frequency = nn.Parameter(torch.tensor(eigenvalues.imag, dtype=torch.float32))
         self.log_step = nn.Parameter(steps)
         self.inward = nn.Parameter(torch.stack([inward.real, inward.imag]))
-        self.outward = nn.Parameter(torch.stack([outward.real, outward.imag]))  # (2, directions, C, P)
+        # (4, C, P): real and imaginary forwards, then backwards. torch takes what has 4 axes for a kernel of 2D
+        self.outward = nn.Parameter(torch.stack([part for one in outward for part in (one.real, one.imag)]))
         self.direct = nn.Parameter(torch.randn(n_features))
         self.resets = resets
 
@@ -132,16 +133,19 @@ class StateSpace(nn.Module):
         held = ComplexPair(held.real[:, None], held.imaginary[:, None])
         inward = held.times(ComplexPair(*self.inward))
         driven = ComplexPair(u @ inward.real.T, u @ inward.imaginary.T)
-        n_axes, result = u.ndim - 2, self.direct * u
-        for direction, (real, imaginary) in enumerate(self.outward.transpose(0, 1)):
-            states = [self._along(axis, driven, power, is_backward=direction == 1) for axis in range(1, 1 + n_axes)]
+        axes, result = range(u.ndim - 2), self.direct * u
+        for is_backward in (False, True):
+            real, imaginary = self.outward[2 * is_backward : 2 * is_backward + 2]
+            states = [self._along(axis, driven, power, is_backward=is_backward) for axis in axes]
             mean = ComplexPair(*(torch.stack(parts).mean(0) for parts in zip(*states, strict=True)))
             result = result + 2 * (mean.real @ real.T - mean.imaginary @ imaginary.T)
         return result
 
     def _along(self, axis: int, driven: ComplexPair, power: ComplexPair, *, is_backward: bool) -> ComplexPair:
-        """States of each voxel with this axis fastest, in the layout of `driven`."""
-        moved = [part.movedim(axis, -2) for part in driven]
+        """States of each voxel with this axis fastest, in the layout of `driven`; the others precede it in a cycle."""
+        n_axes = driven.real.ndim - 2
+        order = [0, *(1 + (axis + step) % n_axes for step in range(1, 1 + n_axes)), 1 + n_axes]
+        moved = [part.permute(order) for part in driven]
         shape = moved[0].shape[1:-1]
         length = {"row": shape[-1], "slice": math.prod(shape[-2:]), "volume": math.prod(shape)}[self.resets]
         sequences = [part.flatten(1, -2) for part in moved]
@@ -150,7 +154,8 @@ class StateSpace(nn.Module):
         starts_L = torch.arange(sequences[0].shape[1], device=power.real.device) % length == 0
         found = scan(ComplexPair(*sequences), power, starts_L, length)
         layout = [part.flip(1) if is_backward else part for part in found]
-        return ComplexPair(*(part.reshape(moved[0].shape).movedim(-2, axis) for part in layout))
+        back = [order.index(place) for place in range(len(order))]
+        return ComplexPair(*(part.reshape(moved[0].shape).permute(back) for part in layout))
 
 
 def scan(driven_BLP: ComplexPair, power_P: ComplexPair, starts_L: Tensor, longest: int) -> ComplexPair:

@@ -250,7 +250,7 @@ def reads(parts: Parts | Mapping[str, Any], name: str) -> bool:
     return any(name in row.parameters for row in rows)
 
 
-_COPIES_OF_LOGITS = 4  # float32, at the peak of backward; measured in tests/test_bottleneck.py
+_COPIES_OF_LOGITS = 3  # float32, at the peak of backward; measured in tests/test_bottleneck.py
 
 
 def attention_bytes(n_tokens: int, batch_size: int, n_heads: int) -> int:
