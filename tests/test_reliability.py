@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -95,6 +95,19 @@ def test_slabs_add_up_and_a_case_may_begin_again(labels):
         places = counter.choose(0, mask)
         counter.add(0, places, logits.reshape(len(logits), -1)[:, np.unique(np.concatenate(places))])
     assert np.array_equal(counter.counts.n_vox, whole.n_vox)
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS])
+def test_blocks_of_temperatures_count_like_one(labels, monkeypatch):
+    reference, logits = noisy_case(labels)
+    mask = np.ones(reference.shape, np.uint8)
+    whole = count_case(reference, logits, mask, labels)
+    monkeypatch.setattr("segpipe.evaluate.reliability._BLOCK", 10 * logits.size)  # 10, 10, 10 and 1 of 31
+    parts = count_case(reference, logits, mask, labels)
+    for part in fields(parts):
+        assert np.array_equal(getattr(parts, part.name), getattr(whole, part.name)), part.name
+    n_at_once = whole.n_vox.sum(axis=(1, 2))
+    assert (n_at_once == n_at_once[0]).all() and n_at_once[0] > 100
 
 
 def test_far_background_is_left_out_but_not_a_far_false_alarm_nor_are_ignored_voxels_judged():
@@ -222,8 +235,8 @@ def test_probabilities_are_tempered_as_their_logits_are():
 def test_each_fold_is_corrected_by_the_others():
     counts = {}
     for fold, planted in (("0", 1.0), ("1", 2.0), ("2", 2.0)):
-        cases = [noisy_case(shape=(8, 16, 16), seed=int(fold) * 9 + n) for n in range(3)]
-        ones = np.ones((8, 16, 16), np.uint8)
+        cases = [noisy_case(shape=(4, 16, 16), seed=int(fold) * 9 + n) for n in range(3)]
+        ones = np.ones((4, 16, 16), np.uint8)
         counts[fold] = {
             f"p{n}": [count_case(reference, logits * np.float32(planted), ones)]
             for n, (reference, logits) in enumerate(cases)

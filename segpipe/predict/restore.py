@@ -173,13 +173,14 @@ class Slab:
         )
         found_On = torch.zeros((self.n_outputs, len(places)), device=device)
         for row_OYX, shares in zip(self.rows_OYX, self.mixture.T, strict=True):
+            here = np.flatnonzero(shares[n])  # few: each voxel lies between two rows at most
             for (own_y, weight_y), (own_x, weight_x) in product(ends_y, ends_x):
-                weight = shares[n] * weight_y * weight_x
-                used = np.flatnonzero(weight)
+                weight = shares[n[here]] * weight_y[here] * weight_x[here]
+                used = here[np.flatnonzero(weight)]
                 if not used.size:
                     continue
                 at, at_y, at_x = (torch.from_numpy(index).to(device) for index in (used, own_y[used], own_x[used]))
-                part_On = row_OYX[:, at_y, at_x] * torch.from_numpy(weight[used].astype(np.float32)).to(device)
+                part_On = row_OYX[:, at_y, at_x] * torch.from_numpy(weight[weight != 0].astype(np.float32)).to(device)
                 found_On.index_add_(1, at, part_On)
         return found_On.cpu().numpy()
 
