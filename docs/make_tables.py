@@ -18,6 +18,7 @@ from segpipe.core.choices import Choice, table_of
 from segpipe.evaluate.metrics import METRICS, FromCase
 from segpipe.networks.parts import (
     ACTIVATIONS,
+    BLOCKS,
     BOTTLENECK_ATTENTIONS,
     BOTTLENECK_MASKS,
     BOTTLENECK_MIXERS,
@@ -60,6 +61,7 @@ def tables() -> dict[str, str]:
         "norms.md": _choices("norm", NORMS, Parts),
         "activations.md": _choices("activation", ACTIVATIONS, Parts),
         "gates.md": _choices("attention", GATES, Parts),
+        "blocks.md": _choices("block", BLOCKS, None),
         "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
         "bottleneck_attentions.md": _choices("bottleneck_attention", BOTTLENECK_ATTENTIONS, Parts),
         "bottleneck_masks.md": _choices("bottleneck_mask", BOTTLENECK_MASKS, Parts),

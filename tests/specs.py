@@ -87,5 +87,6 @@ VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a 
         checkpointing=True,
     ),
     "s5": bottleneck("convnext", bottleneck_mixer="s5", mixer_states=4, mixer_resets="slice", checkpointing=True),
+    "convmixer_blocks": lambda view: unet("residual", view, block="convmixer", decoder="residual"),
     "convmixer": bottleneck("residual", bottleneck_mixer="convmixer", mixer_blocks=1),
 }

@@ -391,6 +391,8 @@ def test_the_plan_holds_the_edges_of_the_deepest_map_and_of_its_voxels():
         (["bottleneck_heads=2"], "bottleneck_heads belongs to bottleneck_attention botnet and content; found no"),
         (["bottleneck_mixer=s5", "mixer_kernel=7"], "mixer_kernel belongs to bottleneck_mixer convmixer; found"),
         (["bottleneck_mixer=convmixer", "mixer_kernel=4"], "mixer_kernel is 4, expected an odd number"),
+        (["block=convmixer"], "kind 'plain' does not use parts.block"),
+        (["block=convmixer", "dropout_fraction=0.1"], "block 'convmixer' has no place for dropout_fraction"),
         (["bottleneck_attention=content", "bottleneck_heads=3"], "heads 3 cannot share the 8 features"),
         (["bottleneck_attention=botnet", "bottleneck_map_zyx=[4,4]"], r"bottleneck_map_zyx is \[4, 4\], expected 3"),
         (

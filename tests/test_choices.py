@@ -19,6 +19,7 @@ from segpipe.core.records import Record, parse_yaml
 from segpipe.networks.cost import cost
 from segpipe.networks.parts import (
     ACTIVATIONS,
+    BLOCKS,
     BOTTLENECK_ATTENTIONS,
     BOTTLENECK_MASKS,
     BOTTLENECK_MIXERS,
@@ -50,6 +51,7 @@ PLACES: dict[str, tuple[Mapping[str, Any], type[Record] | None]] = {  # where a 
     f"{NETWORK}.parts.norm": (NORMS, Parts),
     f"{NETWORK}.parts.activation": (ACTIVATIONS, Parts),
     f"{NETWORK}.parts.attention": (GATES, Parts),
+    f"{NETWORK}.parts.block": (BLOCKS, Parts),
     f"{NETWORK}.parts.bottleneck": (PYRAMIDS, Parts),
     f"{NETWORK}.parts.bottleneck_attention": (BOTTLENECK_ATTENTIONS, Parts),
     f"{NETWORK}.parts.bottleneck_mask": (BOTTLENECK_MASKS, Parts),

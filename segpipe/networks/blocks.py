@@ -347,13 +347,6 @@ def conv_stage(make: Layers, shape: BlockShape, n_units: int) -> ConvStage:
     return ConvStage(units, make.attention(shape.n_out, "block"), checkpointing=make.parts.checkpointing)
 
 
-def residual_stage(make: Layers, shape: BlockShape, drop_path_fractions: Sequence[float]) -> BlockStage:
-    """One residual block for each drop path, the first from `shape.n_in` with the stride."""
-    shapes = shape.in_a_row(len(drop_path_fractions))
-    blocks = [ResidualBlock(make, *each) for each in zip(shapes, drop_path_fractions, strict=True)]
-    return BlockStage(blocks, checkpointing=make.parts.checkpointing)
-
-
 def drop_paths(n_blocks: Sequence[int], fraction: float) -> list[list[float]]:
     """Drop path of each block of each stage: linear from 0 at the first to `fraction` at the last.
 

@@ -18,9 +18,9 @@ from segpipe.networks.blocks import (
     Layers,
     drop_paths,
     he_initialisation,
-    residual_stage,
 )
 from segpipe.networks.parts import levels, stem_features
+from segpipe.networks.residual_blocks import residual_stage
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import UNet, encoder_shapes
 

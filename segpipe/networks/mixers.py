@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.attention import AttentionBlock
-from segpipe.networks.blocks import BlockStage, ChannelNorm, Layers
+from segpipe.networks.blocks import BlockStage, ChannelNorm, DropPath, Layers
 from segpipe.networks.parts import BOTTLENECK_MIXERS
 
 _SHORTEST_STEP, _LONGEST_STEP = 1e-3, 1e-1  # of new state spaces, the authors'
@@ -28,20 +28,26 @@ class ConvMixerBlock(nn.Module):
         make: Makes layers.
         n_features: Channels.
         kernel: Of the depthwise convolution, one entry for each axis, odd.
+        drop_path_fraction: In training, share of samples without the depthwise branch.
 
     Source:
         Trockman and Kolter 2022, Patches Are All You Need?, with the spec's norm instead of batch norm.
     """
 
-    def __init__(self, make: Layers, n_features: int, kernel: tuple[int, ...]) -> None:
+    def __init__(self, make: Layers, n_features: int, kernel: tuple[int, ...], drop_path_fraction: float = 0.0) -> None:
         super().__init__()
         self.depthwise = make.convolution(n_features, n_features, kernel, groups=n_features, bias=True)
         self.depthwise_norm = make.norm(n_features)
+        self.gate = make.attention(n_features, "block")
+        self.drop_path = DropPath(drop_path_fraction)
+        self.scale = make.parts.residual_scale
+        self.gate_of_sum = make.attention(n_features, "after_add")
         self.pointwise = make.convolution(n_features, n_features, bias=True)
         self.pointwise_norm = make.norm(n_features)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.depthwise_norm(functional.gelu(self.depthwise(x)))
+        branch = self.drop_path(self.gate(self.depthwise_norm(functional.gelu(self.depthwise(x)))))
+        x = self.gate_of_sum(torch.add(x, branch, alpha=self.scale))
         return self.pointwise_norm(functional.gelu(self.pointwise(x)))
 
 

@@ -53,6 +53,23 @@ GATES: dict[str, Gate] = {  # blocks.py has a function for each row
     "cbam": Gate(does="channels by their means and maxima, then voxels", source="Woo et al. 2018"),
     "scse": Gate(does="the larger of gated channels and gated voxels", source="Roy et al. 2018"),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block(Choice):
+    """A block of a residual stage; `lacks` are parts that it has no place for, so that they are refused."""
+
+    lacks: tuple[str, ...] = ()
+
+
+BLOCKS: dict[str, Block] = {  # residual_blocks.py has a function for each row
+    "basic": Block(does="two convolutions", source="He et al. 2016; dynamic-network-architectures, BasicBlockD"),
+    "convmixer": Block(
+        does="a depthwise convolution with the stage's kernel, then a 1×1×1 convolution, each with GELU and norm",
+        source="Trockman and Kolter 2022, ConvMixer",
+        lacks=("dropout_fraction",),
+    ),
+}
 PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
     "aspp_simple": Choice(does="dilated convolutions beside a 1×1×1", source="MONAI, SimpleASPP"),
     "aspp_deeplab": Choice(does="narrow dilated branches with norm and activation", source="Chen et al. 2017"),
@@ -117,6 +134,7 @@ class Parts(Sparse):
         dropout_fraction: Share of channels dropped between convolution and norm, 0 to below 1.
         drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
         residual_scale: Factor of a residual branch before it is added.
+        block: Of residual stages, in the encoder and in a residual decoder.
         attention: Gate on a feature map.
         attention_position: skip: on what the encoder hands to the decoder; block: in every block, before its addition
             (plain: behind the convolutions of a stage); after_add: in every block, behind its addition.
@@ -163,6 +181,7 @@ class Parts(Sparse):
     dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
     drop_path_fraction: float = Field(default=0.0, ge=0, lt=1)
     residual_scale: PositiveFloat = 1.0
+    block: Annotated[str, OneOf(BLOCKS)] = "basic"
     attention: Annotated[str, OneOf(GATES)] | None = None
     attention_position: Literal["skip", "block", "after_add"] = "skip"
     attention_reduction: PositiveInt = 8
@@ -201,6 +220,9 @@ class Parts(Sparse):
                 f"dropout_fraction {self.dropout_fraction} before norm 'batch' makes its stored variance wrong "
                 "at prediction; take norm instance, group or layer, or drop_path_fraction"
             )
+        for name in BLOCKS[self.block].lacks:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                raise ValueError(f"block {self.block!r} has no place for {name}; leave it out")
         if bool(self.bottleneck) != bool(self.dilations_zyx):
             raise ValueError(
                 f"bottleneck {self.bottleneck} with {len(self.dilations_zyx)} dilations_zyx; a pyramid needs one "

@@ -73,7 +73,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     "residual": NetworkKind(
         does="residual blocks; presets resenc_m, resenc_l and resenc_xl",
         source="dynamic-network-architectures, ResidualEncoderUNet",
-        parameters=tuple(sorted(_UNET)),
+        parameters=tuple(sorted(_UNET | {"block"})),
         gates_norms=True,
         fast_channels_last=True,
     ),

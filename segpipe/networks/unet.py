@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.choices import functions_for
-from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths, residual_stage
+from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths
 from segpipe.networks.mixers import bottleneck_mixing
 from segpipe.networks.parts import PYRAMIDS
+from segpipe.networks.residual_blocks import residual_stage
 from segpipe.networks.spec import NetworkSpec
 
 _KERNEL = 3
