@@ -55,6 +55,9 @@ def _section(command: click.Command, context: click.Context, name: str) -> str:
     parts = [f"### {name}", _code(usage), _text(inspect.cleandoc(command.help or ""))]
     parts += [_options(own)] if own else []
     parts += [f"And {', '.join(shared)}."] if shared else []
+    for inner, one in command.commands.items() if isinstance(command, click.Group) else ():
+        section = _section(one, click.Context(one, context, info_name=inner), f"{name} {inner}")
+        parts.append(f"#{section}")
     parts += ["Examples:", _code("\n".join(EXAMPLES[name]))] if name in EXAMPLES else []
     return "\n\n".join(parts)
 

@@ -25,18 +25,19 @@ ALLOWED_IMPORTS: dict[str, set[str]] = {  # a part may always import itself
     "prepare": {"core", "data", "fingerprint", "plan"},
     "train": {"core", "data", "networks", "plan", "prepare"},
     "predict": {"core", "data", "networks", "plan", "prepare", "train"},
+    "analyse": {"core", "data", "networks", "plan", "prepare", "train"},
     "evaluate": {"core", "data"},
     "compare": {"core", "data", "evaluate"},
     "report": {"_version", "core", "data", "fingerprint", "plan", "evaluate", "compare"},
     "view": {"core", "data", "evaluate"},
     "bridge": _PIPELINE | {"report"},
-    "pipeline": _PIPELINE | {"bridge", "report", "_version"},  # `segpipe.run` ends with the report
-    "cli": _PIPELINE | {"_version", "report", "view", "bridge", "pipeline"},
+    "pipeline": _PIPELINE | {"analyse", "bridge", "report", "_version"},  # `segpipe.run` ends with the report
+    "cli": _PIPELINE | {"analyse", "_version", "report", "view", "bridge", "pipeline"},
     "_version": set(),
     "__init__": _PIPELINE | {"pipeline", "_version"},  # the lazy public API
     "__main__": {"cli"},
 }
-_TORCH_PARTS = ("networks/", "prepare/", "train/", "predict/")
+_TORCH_PARTS = ("networks/", "prepare/", "train/", "predict/", "analyse/")
 HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be imported (file, or folder ending in /)
     "torch": (*_TORCH_PARTS, "bridge/"),  # foreign trainers take torch devices and seeds
     "safetensors": _TORCH_PARTS,

@@ -17,7 +17,12 @@ from segpipe.pipeline.requests import Machine
 from segpipe.predict.outputs import LabelSize
 
 ROOT = Path(__file__).resolve().parent.parent
-QUICK = ("training.epochs=1", "training.iterations_per_epoch=1", "training.validation_iterations=1")
+QUICK = (
+    "training.epochs=1",
+    "training.iterations_per_epoch=2",
+    "training.validation_iterations=1",
+    "training.snapshots=3",
+)
 SETS = "--set training.epochs=1 --set training.iterations_per_epoch=1 --set training.validation_iterations=1"
 
 
@@ -56,6 +61,7 @@ RUNS = [  # key of OUTPUTS, command
     ("compare", "compare a=work/runs/3d_fullres b=work/runs/3d_fullres"),
     ("study --dry-run", "study study.yaml -o study --dry-run"),
     ("size", "size work/runs/3d_fullres --half-width 0.05"),
+    ("analyse trajectory", "analyse trajectory work -f 0"),
     ("report", "report work"),
     ("info", "info work"),
     ("doctor", "doctor work"),

@@ -21,6 +21,7 @@ from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
 from segpipe.pipeline.size import SizeReport
+from segpipe.pipeline.trajectory import TrajectoryReport
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.predict.outputs import CaseRow
@@ -208,6 +209,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "study": (Comparison, Compared),
     "study --dry-run": (StudyEstimate,),
     "size": (SizeReport,),
+    "analyse trajectory": (TrajectoryReport,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -66,6 +66,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe size base=A ours=B --difference 0.01 --scans 2",
         "segpipe size STUDY --more 20",
     ),
+    "analyse": ("segpipe analyse trajectory WORK", "segpipe analyse trajectory WORK -f 0 --json"),
     "report": ("segpipe report WORK",),
     "view": (
         "segpipe view WORK",
@@ -106,6 +107,7 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "compare": "Test which of several methods is better, and how certain it is.",
         "study": "Train several methods under one budget and compare them.",
         "size": "Compute how many patients a goal needs.",
+        "analyse": "Look into the training of a model.",
         "report": "Write one HTML page with curves, scores and pictures.",
         "view": "Show images with references and predictions in the browser.",
     },

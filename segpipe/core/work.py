@@ -71,6 +71,16 @@ class FoldFolder:
         return self.path / "state.previous.pt"
 
     @property
+    def snapshots(self) -> Path:
+        """Weights kept along the training, if the plan asks for them."""
+        return self.path / "snapshots"
+
+    @property
+    def trajectory(self) -> Path:
+        """The analysis of those weights; its picture has the same name and ends in `.png`."""
+        return self.path / "trajectory.json"
+
+    @property
     def guided_by(self) -> Path:
         """The coarse weights that guided the training of a cascade."""
         return self.path / "guided_by.json"

@@ -185,6 +185,13 @@ def weights_bytes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> int:
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 
+def parameter_shapes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters that `build` would make, by name, each once."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = build(spec, n_channels, n_outputs)
+    return {name: tuple(value.shape) for name, value in network.named_parameters()}
+
+
 def _require_memory(spec: NetworkSpec, n_channels: int, n_outputs: int) -> None:
     needed, free = weights_bytes(spec, n_channels, n_outputs), free_bytes()
     if free and needed > free:

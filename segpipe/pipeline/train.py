@@ -397,6 +397,6 @@ def _seconds_of_fold(work: Work, plan: Plan, name: str, cost: PlannedCost, n_ste
 
 
 def _fold_bytes(plan: Plan, cost: PlannedCost) -> int:
-    """Size of a fold: weights for prediction, and two states with what the optimizer keeps."""
+    """Size of a fold: weights for prediction, snapshots, and two states with what the optimizer keeps."""
     kept = max(OPTIMIZERS[plan.training.optimizer].states) + 1 + bool(plan.training.weight_average)
-    return (1 + _STATES * kept) * cost.parameters * _FLOAT_BYTES
+    return (1 + plan.training.snapshots + _STATES * kept) * cost.parameters * _FLOAT_BYTES

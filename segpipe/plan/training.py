@@ -83,6 +83,9 @@ SAMPLERS: dict[str, Choice] = {  # what a patch is centred on; train/sampling.py
     "component": Choice(does="a voxel of a connected component of it, each component as likely; for lesions"),
 }
 _Share = Annotated[float, Field(ge=0, lt=1)]
+_FEWEST_SNAPSHOTS = 3  # two lie on a line whatever the training
+_MOST_SNAPSHOTS = 500  # all are open at once while they are analysed, and a process may open 1024 files
+_WRITTEN_IF_SET = {"snapshots"}  # so that older plans keep their bytes
 
 
 class Training(Record):
@@ -96,6 +99,8 @@ class Training(Record):
         early_stop_epochs: Training ends when the mean patch Dice has not risen for so many epochs; None: never.
         collapse_epochs: After this many epochs in which a label was never found, a warning names the likely causes.
         checkpoint_minutes: Time between two saved states.
+        snapshots: Copies of the weights that are kept along the training, the first before it and the others at equal
+            steps, for `segpipe analyse trajectory`; 0: none. Each takes as much disk as the weights.
         optimizer: How weights follow the gradients.
         learning_rate: At the start.
         momentum: sgd, muon: momentum; adamw: first beta.
@@ -133,6 +138,7 @@ class Training(Record):
     early_stop_epochs: PositiveInt | None = None
     collapse_epochs: PositiveInt = 10
     checkpoint_minutes: PositiveFloat = 5.0
+    snapshots: Annotated[int, Field(ge=0, le=_MOST_SNAPSHOTS)] = 0
     optimizer: Annotated[str, OneOf(OPTIMIZERS)] = "sgd"
     learning_rate: PositiveFloat = 1e-2
     momentum: _Share = 0.99
@@ -163,6 +169,12 @@ class Training(Record):
         return self
 
     @model_validator(mode="after")
+    def _has_a_trajectory(self) -> Training:
+        if 0 < self.snapshots < _FEWEST_SNAPSHOTS:
+            raise ValueError(f"snapshots {self.snapshots}: expected 0 or at least {_FEWEST_SNAPSHOTS}")
+        return self
+
+    @model_validator(mode="after")
     def _is_read(self) -> Training:
         for parameter, chosen, readers in self._unread():
             if getattr(self, parameter) != type(self).model_fields[parameter].default:
@@ -175,6 +187,7 @@ class Training(Record):
         if writes_defaults(info):
             return values
         unread = {parameter for parameter, _, _ in self._unread()}
+        unread |= {name for name in _WRITTEN_IF_SET if getattr(self, name) == type(self).model_fields[name].default}
         return {key: value for key, value in values.items() if key not in unread}
 
     def _unread(self) -> Iterator[tuple[str, str, str]]:

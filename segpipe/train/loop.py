@@ -57,6 +57,7 @@ from segpipe.train.show import (
     plateau_text,
 )
 from segpipe.train.signals import Stop, crash_noted, mark_step
+from segpipe.train.snapshots import Snapshots
 from segpipe.train.tensorboard import SeenPatches, TensorBoard
 
 
@@ -229,6 +230,7 @@ class _Loop:
         self.saved_iteration = fold.at.iteration
         self.stop, self.bar, self.at_end = Stop(), EpochBar(), ExitStack()
         self.keeps = fold.group.is_first  # files, and what is told
+        self.snapshots = Snapshots(folder, self.schedule)
         alarm = CollapseAlarm(fold.plan, fold.configuration, fold.data, self._tell)
         self.watchers: list[Watcher] = [self._tell_epoch, alarm] if self.keeps else []
 
@@ -237,6 +239,9 @@ class _Loop:
         data, precision = self.fold.data, str(self.fold.dtype).removeprefix("torch.")
         cases = f"{count(len(data.train), 'training case')} and {count(len(data.validation), 'validation case')}"
         self._write_history()
+        if self.keeps:
+            self.snapshots.clear()
+            self.snapshots.take(self.fold.network, self.fold.at)
         self._tell(f"{self.folder.path}: starts with {cases} on {self.fold.device}, {precision}.")
 
     def go_on(self, state: Mapping[str, Any], changes: str) -> None:
@@ -244,6 +249,8 @@ class _Loop:
         at = self.fold.at
         self.epoch = replace(Epoch(**state["running"]), interrupted=1)
         self._write_history()
+        if self.keeps:
+            self.snapshots.rewind(at)
         if self.keeps and self.folder.log.is_file() and self.folder.log.stat().st_size > state["log_bytes"]:
             os.truncate(self.folder.log, state["log_bytes"])
         done = f"resumes at iteration {at.iteration}, {duration_text(at.seconds)} trained."
@@ -304,6 +311,7 @@ class _Loop:
         at.seconds = time.monotonic() - self.zero
         self.epoch.add(loss, self.step_seconds, batches.wait_seconds - waited)
         if self.keeps:
+            self.snapshots.take(self.fold.network, at)
             self.bar.show(self.schedule.share_of_epoch(at), self._pace)
         if time.monotonic() - self.saved > 60 * self.fold.plan.training.checkpoint_minutes:
             self._save()
@@ -319,6 +327,8 @@ class _Loop:
         stops_early = not is_over and has_plateaued(at.history, training.early_stop_epochs)
         at.history[-1]["stopped_early"] = int(stops_early)
         self.finished = is_over or stops_early
+        if self.keeps and is_over:
+            self.snapshots.take(self.fold.network, at, is_end=True)
         self.epoch = Epoch()
         self._write_history()
         for watcher in self.watchers:

@@ -17,7 +17,7 @@ from segpipe.train.show import has_plateaued
 from segpipe.train.weights_header import about_weights
 
 PROCESSES = "processes"  # that trained together: written beside weights
-_WATCHES = ("checkpoint_minutes", "early_stop_epochs", "collapse_epochs")
+_WATCHES = ("checkpoint_minutes", "snapshots", "early_stop_epochs", "collapse_epochs")
 _LENGTH = ("epochs", "iterations", "time_budget_seconds")
 _AFTER_DIVERGENCE = ("learning_rate", "warmup_fraction", "gradient_clip", "precision")
 _RESTART = "Use another work folder, or add --restart to `segpipe train` to discard this training and start over."

@@ -1,0 +1,49 @@
+"""`segpipe analyse`: look into the training of a model, one command for each analysis."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import click
+
+from segpipe.cli.options import configuration, model_folds, shared
+from segpipe.cli.printing import echo
+
+_WIDTH = 80
+
+
+@click.command("trajectory", short_help="Compare the path through weight space with random motion.")
+@click.argument("work", type=click.Path(path_type=Path))
+@configuration
+@model_folds
+@shared
+def _trajectory(work: Path, configuration: str | None, folds: tuple[str, ...], as_json: bool) -> None:
+    """Compare the path of a training through weight space with random motion.
+
+    Needs snapshots, which training keeps with `--set training.snapshots=50`. Prints principal components beside those
+    of a random walk, one with momentum, and an Ornstein–Uhlenbeck motion; writes trajectory.json and trajectory.png
+    into each fold's folder.
+    """
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import trajectory
+
+    found = trajectory.run(trajectory.resolve(trajectory.TrajectoryRequest(work, configuration, folds)))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for one, picture in zip(found.trajectories, found.pictures, strict=True):
+        echo(trajectory.trajectory_text(one))
+        for note in one.notes:
+            echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+        echo(f"  Picture: {picture}")
+
+
+ANALYSES: dict[str, click.Command] = {  # name: the command; each has a section in docs/analysis.md
+    "trajectory": _trajectory,
+}
+
+
+@click.group("analyse", commands=ANALYSES)
+def command() -> None:
+    """Look into the training of a model: `segpipe analyse ANALYSIS -h` explains each."""
