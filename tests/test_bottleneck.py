@@ -8,11 +8,12 @@ from functools import partial
 
 import pytest
 import torch
-from specs import VARIANTS
+from specs import VARIANTS, unet
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from plans import LABELS, small_plan
+from segpipe.cli.plan import plan_text
 from segpipe.core.errors import PlanError
 from segpipe.networks.attention import (
     AttentionBlock,
@@ -25,10 +26,13 @@ from segpipe.networks.attention import (
 from segpipe.networks.blocks import Layers
 from segpipe.networks.build import build, inner_kernels
 from segpipe.networks.cost import CPU, cost
+from segpipe.networks.initial_weights import transfer_weights
 from segpipe.networks.mixers import ComplexPair, ConvMixerBlock, StateSpace, hippo_eigenvalues, scan
 from segpipe.networks.parts import Parts, attention_bytes
+from segpipe.pipeline.plan import Planned
 from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
+from segpipe.train.checkpoint import save_weights
 from segpipe.train.losses import supervised_loss
 
 with warnings.catch_warnings():
@@ -382,6 +386,25 @@ def test_the_plan_holds_the_edges_of_the_deepest_map_and_of_its_voxels():
     assert larger.configurations["3d_fullres"].network.parts == parts
     without = edit_plan(plan, [f"{PARTS}.bottleneck_attention=null", f"{PARTS}.bottleneck_mask=null"])
     assert without.configurations == small_plan().configurations
+
+
+def test_weights_for_another_map_are_taken_with_interpolated_tables(tmp_path):
+    parts = {"bottleneck_attention": "botnet", "bottleneck_heads": 2}
+    small, large = (
+        build(unet("plain", "3d", **parts, bottleneck_map_zyx=edges), 1, 2) for edges in ((2, 4, 4), (4, 8, 4))
+    )
+    save_weights(tmp_path / "w.safetensors", small, {})
+    done = transfer_weights(tmp_path / "w.safetensors", large)
+    assert not done.new and len(done.adapted) == 2
+    for axis, edge in enumerate((4, 8, 4)):
+        one, other = (network.mixing.blocks[0].attention.positions.tables[axis] for network in (small, large))
+        assert torch.equal(other, resized_table(one, edge))
+
+
+def test_the_parts_are_shown_with_the_plan():
+    plan = edit_plan(small_plan(), [f"{PARTS}.bottleneck_mixer=s5", f"{PARTS}.mixer_blocks=3"])
+    shown = plan_text(Planned(plan, ()))
+    assert "plain U-Net, 2 stages, 4–8 features\n              with bottleneck_mixer s5, mixer_blocks 3" in shown
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,13 @@ def test_a_work_folder_tells_its_protocol(work: Path):  # noqa: F811
     assert "Bland and Altman 1986" in text
 
 
+def test_parts_of_the_network_that_were_chosen_by_name_are_named(work: Path):  # noqa: F811
+    plan = (work / "plan.yaml").read_text("utf-8")
+    chosen = r"\1kind: plain\1parts: {bottleneck_mixer: s5, mixer_blocks: 3}"
+    (work / "plan.yaml").write_text(re.sub(r"(\n +)kind: plain", chosen, plan), "utf-8")
+    assert "network plain, " in text_of(work) and ", bottleneck mixer s5, " in text_of(work)
+
+
 def test_what_folds_were_trained_with_comes_before_what_was_planned(work: Path):  # noqa: F811
     plan = (work / "plan.yaml").read_text("utf-8")
     for fold, seconds in enumerate((60.0, 90.0, 60.0)):

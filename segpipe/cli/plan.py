@@ -120,11 +120,15 @@ def _configuration_text(name: str, own: Configuration) -> str:
     n_axes = own.network.n_axes
     spacing = " × ".join(f"{s:.3g}" for s in own.spacing_mm[-n_axes:] if s is not None)
     patch = " × ".join(map(str, own.patch_zyx[-n_axes:]))
-    network = own.network
-    return (
-        f"{spacing} mm, patch {patch}, batch {own.batch_size},\n{' ' * (len(name) + 4)}{network.kind} U-Net, "
-        f"{len(network.features)} stages, {network.features[0]}–{network.features[-1]} features"
-    )
+    network, indent = own.network, " " * (len(name) + 4)
+    lines = [
+        f"{spacing} mm, patch {patch}, batch {own.batch_size},",
+        f"{indent}{network.kind} U-Net, {len(network.features)} stages, "
+        f"{network.features[0]}–{network.features[-1]} features",
+    ]
+    if network.parts_text:
+        lines += textwrap.wrap(f"with {network.parts_text}", _WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
 
 
 def _fold_table(rows: Sequence[FoldRow], source: str) -> list[str]:

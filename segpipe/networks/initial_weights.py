@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import SetupError, UsageError
 from segpipe.core.records import did_you_mean, parse_json
+from segpipe.networks.attention import resized_table
 from segpipe.networks.convnext import upkern
 from segpipe.networks.parts import InitialWeights
 
@@ -29,6 +30,7 @@ _COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registe
 _PLACES = ("network_weights", "network", "state_dict", "model")  # of the weights in files of nnU-Net, segpipe, others
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _ENCODER, _LEAST_SHARE = "encoder.", 0.5  # with fewer of its tensors the file holds another encoder, not a start
+_TABLES = ".positions.tables."  # of relative positions in attention: they follow the size of the deepest map
 _MAX_NAMED = 3  # of each kind of difference
 _MANIFEST = "manifest.json"  # of a file of `segpipe pack`, whose weights are such parts:
 _PACKED = re.compile(r"runs/[^/]+/fold_[^/]+/checkpoint\.safetensors")
@@ -78,7 +80,8 @@ def transfer_weights(path: Path, network: nn.Module) -> Transferred:
             torch.save with a state dict.
         network: Changed in place. Tensors are matched by name. The first convolution's kernels are fitted to another
             number of image channels: their mean, scaled so that equal channels give the same sum. Kernels of another
-            size are interpolated (UpKern). Heads for another number of labels do not fit and stay new.
+            size are interpolated (UpKern), as are tables of relative positions. Heads for another number of labels do
+            not fit and stay new.
 
     Returns:
         What was loaded, what was not, and why.
@@ -107,7 +110,7 @@ def put_weights(source: str, stored: Mapping[str, Tensor], network: nn.Module) -
             new[name] = "the file has no such tensor"
         elif found.shape == target.shape:
             kept[name] = found
-        elif (fitted := _fit(found, target, name == first)) is not None:
+        elif (fitted := _fit(found, target, name, is_first=name == first)) is not None:
             kept[name] = fitted
             adapted[name] = f"{tuple(found.shape)} to {tuple(target.shape)}"
         else:
@@ -175,8 +178,10 @@ def _type(value: Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _fit(source: Tensor, target: Tensor, is_first: bool) -> Tensor | None:
-    """A kernel for another number of image channels or of another size; None if it differs otherwise."""
+def _fit(source: Tensor, target: Tensor, name: str, *, is_first: bool) -> Tensor | None:
+    """A kernel or table for another number of image channels or of another size; None if it differs otherwise."""
+    if _TABLES in name and source.ndim == 2 and source.shape[1:] == target.shape[1:] and len(source) % 2:
+        return resized_table(source.float(), len(target) // 2 + 1)
     if source.ndim != target.ndim or source.ndim < 4 or source.shape[0] != target.shape[0]:
         return None
     if source.shape[1] == target.shape[1]:

@@ -274,6 +274,11 @@ class NetworkSpec(Sparse):
         return self.parts.decoder_features or self.features[:-1]
 
     @property
+    def parts_text(self) -> str:
+        """Text of what differs from nnU-Net's parts, as `attention se, bias False`; empty if nothing does."""
+        return ", ".join(f"{name} {value}" for name, value in self.parts.model_dump(mode="json").items())
+
+    @property
     def divisors_zyx(self) -> tuple[int, ...]:
         """Divisors of the edges of a patch. Other sizes work too, at the cost of cropped maps."""
         totals = [1] * self.n_axes

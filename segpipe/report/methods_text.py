@@ -259,9 +259,22 @@ def _training(work: WorkFolder, run: Run) -> str:
         values = [value for value in _values(work.plan, run, key) if value is not None]
         if values:
             said.append(text.format(" or ".join(dict.fromkeys(map(_value_text, values)))))
+    said += _named_parts(_values(work.plan, run, f"{own}.network.parts"))
     said += training_length(work, run)
     preset = f" (preset {work.plan['preset']})" if "preset" in work.plan else ""
     return f"Configuration {run.configuration}{preset}: {', '.join(said)}." if said else ""
+
+
+def _named_parts(values: Iterable[Any]) -> list[str]:
+    """Parts of the network that were chosen by name, as `bottleneck attention botnet`; of all folds."""
+    named = [
+        f"{name.replace('_', ' ')} {part}"
+        for parts in values
+        if isinstance(parts, Mapping)
+        for name, part in parts.items()
+        if isinstance(part, str)
+    ]
+    return list(dict.fromkeys(named))
 
 
 def training_length(work: WorkFolder, run: Run) -> list[str]:

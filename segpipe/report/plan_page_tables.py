@@ -105,6 +105,7 @@ def _configuration_rows(configuration: Configuration) -> dict[str, str]:
         "Dice loss over": "the batch" if configuration.batch_dice else "each patch",
         "network": f"{network.kind}, {len(network.features)} stages",
         "features": f"{network.features[0]} to {network.features[-1]}",
+        "parts": network.parts_text or _NONE,
         "guided by": configuration.previous or _NONE,
     }
 
