@@ -75,6 +75,7 @@ _OUT_OF_MEMORY = (  # what libraries and the system say
     "allocate memory",
     "not enough memory",
     "out of memory",
+    "status_alloc_failed",  # cuBLAS, cuDNN
     "unable to allocate",
     "bad_alloc",
     "bad allocation",

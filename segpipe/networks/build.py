@@ -35,6 +35,7 @@ from segpipe.core.text import size_text
 from segpipe.networks.blocks import he_initialisation
 from segpipe.networks.convnext import convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
+from segpipe.networks.device import set_up_cudnn
 from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.parts import KINDS_OF_EFFICIENTNET
 from segpipe.networks.spec import KINDS, NetworkSpec
@@ -208,6 +209,7 @@ def ready_to_predict(network: nn.Module, kind: str, n_axes: int, device: torch.d
         kind, n_axes: Of its `NetworkSpec`.
         device: Where it predicts.
     """
+    set_up_cudnn(device)
     order = memory_format(kind, n_axes, device, trains=False)
     return network.to(memory_format=order).to(device).eval()
 

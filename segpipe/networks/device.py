@@ -124,10 +124,21 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        with torch.cuda.device(device):  # torch answers for the current device
+            return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.type == "cpu" and _cpu_has_bf16():
         return torch.bfloat16
     return torch.float32
+
+
+def set_up_cudnn(device: torch.device) -> None:
+    """Let cuDNN try which algorithm is fastest for each shape, and compute float32 in float32, not in TF32.
+
+    It holds for the whole process; devices other than CUDA are left alone.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.benchmark = True  # patches are always of one size
+        torch.backends.cudnn.allow_tf32 = False
 
 
 def precision_name(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:

@@ -23,7 +23,7 @@ from segpipe.networks.memory_trace import Workload, trace_inference
 from segpipe.plan.geometry import resampled_shape
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
-from segpipe.predict.restore import SLAB_BYTES
+from segpipe.predict.restore import slab_bytes
 from segpipe.predict.sliding_window import mirrors_of, n_windows
 from segpipe.prepare.case import Prepared, turn_for
 
@@ -221,7 +221,7 @@ def prediction_bytes(
     """
     labels, n_channels = ensemble.plan.labels, len(ensemble.plan.channels)
     n_file = math.prod(grid.shape_zyx)
-    n_slab = min(n_file, SLAB_BYTES // (labels.n_outputs * _FLOAT_BYTES))
+    n_slab = min(n_file, slab_bytes(ensemble.device) // (labels.n_outputs * _FLOAT_BYTES))
     image = rows = resampling = slab = 0
     for member in ensemble.models:
         depth, height, width = shape = prepared_shape(grid, member)

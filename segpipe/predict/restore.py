@@ -119,13 +119,13 @@ def open_spool(folder: Path, trace: Trace, labels: LabelSet) -> Iterator[Probabi
         raise
 
 
-SLAB_BYTES = 64 << 20  # of a slab's logits; more if one row of all outputs has more
+_SLAB_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of a slab's logits; more if one row of all outputs has more
 Part = TypeVar("Part")
 Keep = Callable[["Slab", NDArray[np.float16]], None]
 """Takes a slab and its probabilities (outputs, N, Y, X)."""
 Observe = Callable[["Slab", NDArray[Any]], None]
 """Takes a slab and its mask (N, Y, X) of file values."""
-_BLOCK_BYTES = 4 << 20  # of the logits that are compared at once: what a processor's cache holds
+_BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}  # of the logits compared at once: on a CPU what its cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +225,15 @@ def slabs(rows: Iterable[Tensor], trace: Trace, rows_per_slab: int) -> Iterator[
         yield Slab(start, stop, tuple(held), along_z[start:stop, beside], (n_y, n_x), orders)
 
 
-def rows_per_slab(n_outputs: int, trace: Trace) -> int:
-    """Rows of the image whose logits of all outputs are held at once."""
+def slab_bytes(device: torch.device) -> int:
+    """Bytes of the logits of all outputs that are held at once; a GPU is waited for once in so many."""
+    return _SLAB_BYTES.get(device.type, _SLAB_BYTES["cpu"])
+
+
+def rows_per_slab(n_outputs: int, trace: Trace, device: torch.device) -> int:
+    """Rows of the image whose logits of all outputs are held at once where they are added up."""
     _, n_y, n_x = trace.box.shape_zyx
-    return max(1, SLAB_BYTES // (4 * n_outputs * n_y * n_x))
+    return max(1, slab_bytes(device) // (4 * n_outputs * n_y * n_x))
 
 
 def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
@@ -240,7 +245,7 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
     kind = torch.uint8 if labels.n_outputs < 256 else torch.int32
     chosen_NYX = torch.zeros(shape, dtype=kind, device=device)
     best_NYX = torch.full(shape, 0.0 if labels.has_regions else -torch.inf, device=device)
-    at_once = max(1, _BLOCK_BYTES // (4 * best_NYX.numel()))
+    at_once = max(1, _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cpu"]) // (4 * best_NYX.numel()))
     for first in range(0, slab.n_outputs, at_once):
         for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
             wins = logits_NYX > best_NYX
@@ -348,7 +353,12 @@ def assemble(
 
 
 def restore(
-    rows: Iterable[Tensor], trace: Trace, labels: LabelSet, *, with_probabilities: bool = False
+    rows: Iterable[Tensor],
+    trace: Trace,
+    labels: LabelSet,
+    device: torch.device = torch.device("cpu"),  # noqa: B008 (a device does not change)
+    *,
+    with_probabilities: bool = False,
 ) -> Segmentation:
     """Logits of one model on the prepared grid to a mask on the image's grid.
 
@@ -356,9 +366,10 @@ def restore(
         rows: (outputs, Y, X) for each z of the prepared grid, in order.
         trace: How the case was prepared.
         labels: The structures.
+        device: Where the rows are.
         with_probabilities: Whether to hold them, which takes memory for outputs × volume.
     """
-    parts = slabs(rows, trace, rows_per_slab(labels.n_outputs, trace))
+    parts = slabs(rows, trace, rows_per_slab(labels.n_outputs, trace, device))
     find = partial(find_in_slab, labels=labels, with_probabilities=with_probabilities)
     return assemble(parts, find, trace, labels, holds_probabilities=with_probabilities)
 

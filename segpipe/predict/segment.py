@@ -156,7 +156,7 @@ def _parts_and_finder(
 ) -> tuple[Iterable[OfMembers], Callable[[OfMembers], SlabFinding]]:
     """The same slabs of all members, and the function that makes one mask of them. Slabs are computed when taken."""
     labels = ensemble.plan.labels
-    height = rows_per_slab(labels.n_outputs, prepared[0].trace)
+    height = rows_per_slab(labels.n_outputs, prepared[0].trace, batching.sum_on or ensemble.device)
     streams = []
     for member, own in zip(ensemble.members, prepared, strict=True):
         image = _with_guide(member, own, options, batching)
@@ -178,7 +178,8 @@ def _with_guide(model: Model, prepared: Prepared, options: PredictOptions, batch
     if prepared.coarse is None or guide is None:
         return prepared
     coarse = _with_guide(guide, prepared.coarse, options, batching)
-    found = restore(logit_rows(guide, coarse, options, batching), coarse.trace, guide.plan.labels)
+    rows, device = logit_rows(guide, coarse, options, batching), batching.sum_on or guide.device
+    found = restore(rows, coarse.trace, guide.plan.labels, device)
     labels = model.plan.labels.encode(found.mask_zyx, "labels of the coarser configuration")
     if model.configuration.guide == "masks":
         labels = prepare_indices(labels, prepared.trace)

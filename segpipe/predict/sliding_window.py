@@ -8,9 +8,9 @@ than a patch of them is held.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations, product
+from itertools import combinations, pairwise, product
 from math import prod
 from types import MappingProxyType
 
@@ -149,7 +149,8 @@ def mirrored_mean(networks: Sequence[nn.Module], x_BCZYX: Tensor, mirrors: Seque
         of_network_BOZYX: Tensor | None = None
         for mirror in mirrors:
             dims = [axis + 2 for axis in mirror.axes]
-            channels_BCZYX = x_BCZYX[:, list(mirror.inputs)] if mirror.inputs else x_BCZYX
+            # a list as an index would be copied to a GPU, which waits for it
+            channels_BCZYX = torch.stack([x_BCZYX[:, n] for n in mirror.inputs], 1) if mirror.inputs else x_BCZYX
             logits_BOZYX = network(channels_BCZYX.flip(dims))[0]
             if of_network_BOZYX is None:
                 of_network_BOZYX = torch.zeros_like(logits_BOZYX, dtype=torch.float32)
@@ -185,44 +186,39 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
     """
     device = next(networks[0].parameters()).device
     padded = _Padded(image_czyx, sliding.patch_zyx)
-    n_rows, n_lines, n_columns = padded.image_czyx.shape[1:]
-    edges = zip((n_rows, n_lines, n_columns), sliding.patch_zyx, strict=True)
-    shares_z, shares_y, shares_x = (window_shares(n, p) for n, p in edges)
-    starts = list(product(shares_z, shares_y, shares_x))
-    rows, first = deque[Tensor](), 0  # rows that a window may still add to; the first of them is row `first`
+    image_CZYX = _near(padded.image_czyx, device)
+    edges = zip(padded.image_czyx.shape[1:], sliding.patch_zyx, strict=True)
+    shares = [window_shares(n, p) for n, p in edges]
+    starts: list[ZYX] = [(z, y, x) for z, y, x in product(*shares)]
+    sums = _Sums(padded.image_czyx.shape[1:], shares, sliding.sum_on or device)
     known: tuple[bytes, Tensor] | None = None  # value and logits of the last window of one value
     for n in range(0, len(starts), sliding.n_batch):
         batch = starts[n : n + sliding.n_batch]
-        windows = [padded.window(start) for start in batch]
-        values = [_one_value(window) for window in windows]
+        values = [_one_value(padded.image_czyx[padded.place(start)]) for start in batch]
         reused = known  # of earlier batches; this one may replace what is known
         is_known = [reused is not None and value == reused[0] for value in values]
-        fresh = [window for window, skip in zip(windows, is_known, strict=True) if not skip]
+        fresh = [image_CZYX[padded.place(start)] for start, skip in zip(batch, is_known, strict=True) if not skip]
         computed = deque[Tensor]()
         if fresh:
             x_BCZYX = _network_input(fresh, sliding.n_guides, device)
             with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
                 computed.extend(mirrored_mean(networks, x_BCZYX, sliding.mirrors).unbind())
             del x_BCZYX
-        for (z, y, x), value, skip in zip(batch, values, is_known, strict=True):
+        for start, value, skip in zip(batch, values, is_known, strict=True):
             if skip:
                 assert reused is not None
                 logits_OZYX = reused[1]
             else:
                 logits_OZYX = computed.popleft()
                 known = (value, logits_OZYX.clone()) if value is not None else known
-            for _ in range(z - first):  # windows move along Z last, so no later one reaches these rows
-                yield from padded.crop(first, rows.popleft())
-                first += 1
-            while len(rows) < sliding.patch_zyx[0]:
-                shape = (len(logits_OZYX), n_lines, n_columns)
-                rows.append(torch.zeros(shape, device=sliding.sum_on or device))
-            _add(rows, logits_OZYX, (y, x), shares_z[z], np.outer(shares_y[y], shares_x[x]))
+            for first, block_NOYX in sums.release(start[0]):  # windows move along Z last: no later one adds to it
+                yield from padded.crop(first, block_NOYX)
+            sums.add(logits_OZYX, start)
             del logits_OZYX  # of all outputs they are large: gone before the next window is computed
             if sliding.on_window is not None:
                 sliding.on_window()
-    for z, row in enumerate(rows, first):
-        yield from padded.crop(z, row)
+    for first, block_NOYX in sums.release(padded.image_czyx.shape[1]):
+        yield from padded.crop(first, block_NOYX)
 
 
 class _Padded:
@@ -241,40 +237,90 @@ class _Padded:
         self.patch_zyx = patch_zyx
         self.z, self.y, self.x = (slice(s // 2, s // 2 + n) for s, n in zip(spare, size, strict=True))
 
-    def window(self, start_zyx: ZYX) -> Image:
-        """A patch: a view."""
+    def place(self, start_zyx: ZYX) -> tuple[slice, slice, slice, slice]:
+        """The place of a patch in (C, Z, Y, X)."""
         z, y, x = (slice(s, s + p) for s, p in zip(start_zyx, self.patch_zyx, strict=True))
-        return self.image_czyx[:, z, y, x]
+        return slice(None), z, y, x
 
-    def crop(self, z: int, row_OYX: Tensor) -> Iterator[Tensor]:
-        """The part of a row that is the image's; nothing if the row is padding.
+    def crop(self, first: int, block_NOYX: Tensor) -> Iterator[Tensor]:
+        """The part of rows from `first` on that is the image's, row by row; nothing of rows that are padding.
 
         Raises:
             DataError: If a logit is not finite.
         """
-        if not self.z.start <= z < self.z.stop:
-            return
-        if not row_OYX.sum().isfinite():  # NaN and infinity survive every sum
+        if not block_NOYX.sum().isfinite():  # NaN and infinity survive every sum; a GPU is waited for once a block
             raise DataError(
-                f"slice {z - self.z.start} of {self.z.stop - self.z.start}: the network's output is not finite. Look "
-                "for odd values in the image, or predict in full precision (`training.precision: fp32` in the model's "
-                "plan)."
+                f"slice {max(first - self.z.start, 0)} of {self.z.stop - self.z.start}: the network's output is not "
+                "finite. Look for odd values in the image, or predict in full precision "
+                "(`training.precision: fp32` in the model's plan)."
             )
-        yield row_OYX[:, self.y, self.x]
+        for z, row_OYX in enumerate(block_NOYX, first):
+            if self.z.start <= z < self.z.stop:
+                yield row_OYX[:, self.y, self.x]
 
 
-def _add(
-    rows: Iterable[Tensor],
-    logits_OZYX: Tensor,
-    start_yx: tuple[int, int],
-    share_z: NDArray[np.float32],
-    share_yx: NDArray[np.float32],
-) -> None:
-    """Add a window's logits, each with its share, to the rows where it lies."""
-    (y, x), (n_y, n_x) = start_yx, share_yx.shape
-    share_YX = torch.from_numpy(share_yx).to(logits_OZYX.device)
-    for row, share, logits_OYX in zip(rows, share_z.tolist(), logits_OZYX.unbind(1), strict=True):
-        row[:, y : y + n_y, x : x + n_x].add_((logits_OYX * (share_YX * share)).to(row.device))
+class _Sums:
+    """Weighted logits of windows, added up in blocks of rows that no later window reaches when they are given away.
+
+    On a CPU a block is one row, which takes the least memory. On a GPU it is all rows between the ends of windows, so
+    that a window is added in a few operations and not in some for each row.
+
+    Args:
+        size_zyx: Of the padded image.
+        shares_zyx: `window_shares` along each axis.
+        device: Where they are added up.
+    """
+
+    def __init__(
+        self, size_zyx: Sequence[int], shares_zyx: Sequence[Mapping[int, NDArray[np.float32]]], device: torch.device
+    ) -> None:
+        n_rows, *self.plane = size_zyx
+        self.shares_zyx, self.device = shares_zyx, device
+        ends = {end for start, share in shares_zyx[0].items() for end in (start, start + len(share))}
+        bounds = sorted(ends) if device.type == "cuda" else range(n_rows + 1)
+        self.coming = deque(pairwise(bounds))  # first row and end of blocks that no window has reached
+        self.blocks = deque[tuple[int, Tensor]]()  # first row, (N, O, Y, X)
+        self.on_device: dict[torch.device, list[dict[int, Tensor]]] = {}
+
+    def add(self, logits_OZYX: Tensor, start_zyx: ZYX) -> None:
+        """Add a window's logits, each with its share, to the rows where it lies: the oldest that are held."""
+        first, y, x = start_zyx
+        _, n_z, n_y, n_x = logits_OZYX.shape
+        share_Z, share_Y, share_X = self._shares(start_zyx, logits_OZYX.device)
+        share_YX = share_Y[:, None] * share_X
+        while self.coming and self.coming[0][0] < first + n_z:
+            start, stop = self.coming.popleft()
+            shape = (stop - start, len(logits_OZYX), *self.plane)
+            self.blocks.append((start, torch.zeros(shape, device=self.device)))
+        for start, block_NOYX in self.blocks:
+            rows = slice(start - first, start - first + len(block_NOYX))
+            weighted_NOYX = logits_OZYX.transpose(0, 1)[rows] * (share_Z[rows, None, None, None] * share_YX)
+            block_NOYX[..., y : y + n_y, x : x + n_x].add_(weighted_NOYX.to(self.device))
+
+    def release(self, before: int) -> Iterator[tuple[int, Tensor]]:
+        """Give away the blocks of rows before one, each with the number of its first row."""
+        while self.blocks and self.blocks[0][0] < before:
+            yield self.blocks.popleft()
+
+    def _shares(self, start_zyx: ZYX, device: torch.device) -> list[Tensor]:
+        """Shares of a window along each axis, copied to a device once."""
+        if device not in self.on_device:
+            self.on_device[device] = [
+                {start: torch.from_numpy(share).to(device) for start, share in along.items()}
+                for along in self.shares_zyx
+            ]
+        return [along[start] for along, start in zip(self.on_device[device], start_zyx, strict=True)]
+
+
+_IMAGE_SHARE = 0.1  # of what is free on a GPU, for an image to lie there as a whole
+
+
+def _near(image_czyx: Image, device: torch.device) -> Tensor:
+    """(C, Z, Y, X) on a GPU that has room for it, else in memory as it is."""
+    image_CZYX = torch.from_numpy(np.ascontiguousarray(image_czyx))
+    if device.type == "cuda" and image_CZYX.nbytes < _IMAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
+        return image_CZYX.to(device)
+    return image_CZYX
 
 
 def _one_value(window_czyx: Image) -> bytes | None:
@@ -285,7 +331,10 @@ def _one_value(window_czyx: Image) -> bytes | None:
     return corner.tobytes()
 
 
-def _network_input(windows: Sequence[Image], n_guides: int, device: torch.device) -> Tensor:
+def _network_input(windows: Sequence[Tensor], n_guides: int, device: torch.device) -> Tensor:
     """(B, C, Z, Y, X) on the device; guides become one channel for each label."""
-    x_BCZYX = torch.from_numpy(np.stack(windows)).to(device)
+    x_BCZYX = torch.stack(list(windows))
+    if device.type == "cuda" and not x_BCZYX.is_cuda:
+        x_BCZYX = x_BCZYX.pin_memory()  # from there the copy runs beside what the GPU computes
+    x_BCZYX = x_BCZYX.to(device, non_blocking=True)
     return add_guides(x_BCZYX[:, :-1], x_BCZYX[:, -1], n_guides) if n_guides else x_BCZYX

@@ -127,10 +127,12 @@ def _along(array: Array, axis: int, n_out: int, order: int) -> Array:
         return array
     flat = array.reshape(math.prod(shape[:axis]), n_in, math.prod(shape[axis + 1 :]))
     if order == _NEAREST:
-        return flat[:, nearest_places(n_in, n_out)].reshape(*shape[:axis], n_out, *shape[axis + 1 :])
+        return _take(flat, n_out).reshape(*shape[:axis], n_out, *shape[axis + 1 :])
     result = _empty_like(array, (flat.shape[0], n_out, flat.shape[2]))
-    for rows, columns, entries in axis_bands(n_in, n_out, order):
-        block = _beside(entries, array)
+    is_numpy = isinstance(array, np.ndarray)
+    for rows, columns, block in (
+        axis_bands(n_in, n_out, order) if is_numpy else _tensor_bands(n_in, n_out, order, array.device)
+    ):
         if flat.shape[2] == 1:  # the last axis: one large product instead of many small ones
             result[:, rows, 0] = flat[:, columns, 0] @ block.T
         else:
@@ -146,9 +148,31 @@ def _empty_like(array: Any, shape: Sequence[int]) -> Any:
     return np.empty(shape, array.dtype) if isinstance(array, np.ndarray) else array.new_empty(shape)
 
 
-def _beside(matrix: NDArray[np.float32], array: Any) -> Any:
-    """The matrix as what `array` is, on its device."""
-    return matrix if isinstance(array, np.ndarray) else array.new_tensor(matrix)
+def _take(flat: Any, n_out: int) -> Any:
+    """The nearest old rows of an (…, n_in, …) array of three axes."""
+    if isinstance(flat, np.ndarray):
+        return flat[:, nearest_places(flat.shape[1], n_out)]
+    return flat.index_select(1, _tensor_places(flat.shape[1], n_out, flat.device))
+
+
+# Copied to a device once: each copy to a GPU waits for it, and the same few are needed thousands of times.
+
+
+@lru_cache(maxsize=64)
+def _tensor_bands(n_in: int, n_out: int, order: int, device: torch.device) -> list[tuple[slice, slice, Any]]:
+    """`axis_bands` on a device."""
+    import torch  # late: preparing needs none, and starts in a second less
+
+    bands = axis_bands(n_in, n_out, order)
+    return [(rows, columns, torch.from_numpy(entries).to(device)) for rows, columns, entries in bands]
+
+
+@lru_cache(maxsize=64)
+def _tensor_places(n_in: int, n_out: int, device: torch.device) -> Any:
+    """`nearest_places` on a device."""
+    import torch
+
+    return torch.from_numpy(nearest_places(n_in, n_out)).to(device)
 
 
 def resample_image(voxels_czyx: Array, shape_zyx: ZYX, orders_zyx: Sequence[int]) -> Array:

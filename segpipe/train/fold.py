@@ -22,7 +22,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.convolutions import memory_format
-from segpipe.networks.device import resolve_precision
+from segpipe.networks.device import resolve_precision, set_up_cudnn
 from segpipe.networks.initial_weights import start_from
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training import Training
@@ -161,8 +161,7 @@ class FoldTraining:
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
         self.at = Progress()
-        if device.type == "cuda":
-            torch.backends.cudnn.benchmark = True  # patches are always of one size
+        set_up_cudnn(device)
         if _wants_compiling(training.compiled, device):
             self.network.compile()  # in place: names of weights stay
 
@@ -279,7 +278,7 @@ class FoldTraining:
     @torch.no_grad()
     def validate(self, n_batches: int) -> tuple[float, dict[str, float]]:
         """Loss and Dice of each label, pooled over the same patches in every epoch; NaN where a label is absent."""
-        losses, counts = [], torch.zeros(len(self.plan.labels.labels), 3, dtype=torch.float64)
+        losses, counts = [], []
         self.predictor.eval()
         for index in range(n_batches):
             batch = self.draw(VALIDATE, index)
@@ -287,12 +286,15 @@ class FoldTraining:
             indices = there.indices.long()
             outputs = self._outputs(self.predictor, add_guides(there.images, there.guides, self.scope.n_guides))
             self.hooks.validated(batch, outputs[0], self.at.epoch)
-            losses.append(float(self.group.mean(self._loss(outputs, indices))))
-            counts += self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)).cpu()
+            losses.append(self.group.mean(self._loss(outputs, indices)))
+            counts.append(self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)))
         self.network.train()
-        hits, spurious, missed = counts.unbind(1)
+        if not losses:
+            return math.nan, {f"dice_{name}": math.nan for name in self.plan.labels.names}
+        # a GPU is waited for here alone, not after each batch
+        hits, spurious, missed = torch.stack(counts).sum(0).cpu().unbind(1)
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
-        mean_loss = sum(losses) / len(losses) if losses else math.nan
+        mean_loss = sum(torch.stack(losses).tolist()) / len(losses)
         return mean_loss, {f"dice_{name}": d for name, d in zip(self.plan.labels.names, dice, strict=True)}
 
     def _outputs(self, network: nn.Module, images: Tensor) -> list[Tensor]:

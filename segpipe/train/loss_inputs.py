@@ -3,8 +3,10 @@
 # B batch, C outputs, K answers for each voxel (1, or the regions), N labels without background, Z Y X or V voxels.
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -63,12 +65,12 @@ class LossInputs:
 
     def shares_and_targets_BNZYX(self) -> tuple[Tensor, Tensor]:
         """Shares and masks of the labels of `lines`, float32, 0 where ignored."""
-        logits, lines = self.logits_BCZYX.float(), list(self.lines)
+        logits, lines = self.logits_BCZYX.float(), self.lines
         if self.masks_BNZYX is None:
-            shares = logits.softmax(1)[:, [place + 1 for place in lines]]
+            shares = _channels(logits.softmax(1), [place + 1 for place in lines])
             targets = torch.stack([self.indices_BZYX == place + 1 for place in lines], 1)
         else:
-            shares, targets = logits[:, lines].sigmoid(), self.masks_BNZYX[:, lines]
+            shares, targets = _channels(logits, lines).sigmoid(), _channels(self.masks_BNZYX, lines)
         if self.counted_B1ZYX is None:
             return shares, targets.float()
         return shares * self.counted_B1ZYX, (targets * self.counted_B1ZYX).float()
@@ -124,8 +126,13 @@ def read_outputs(
 
 def region_masks(indices_BZYX: Tensor, labels: LabelSet) -> Tensor:
     """(B, N, Z, Y, X) bool: the voxels of each region."""
-    inside = [[index in labels.indices_of(label) for index in range(len(labels.values) + 1)] for label in labels.labels]
-    return torch.stack([torch.tensor(row, device=indices_BZYX.device)[indices_BZYX] for row in inside], 1)
+    return torch.stack([_lies_in(indices_BZYX, sorted(labels.indices_of(label))) for label in labels.labels], 1)
+
+
+def _lies_in(indices: Tensor, wanted: Sequence[int]) -> Tensor:
+    """True where it is one of some ascending numbers. Compared run by run: a table would be copied to a GPU."""
+    runs = [[number for _, number in run] for _, run in groupby(enumerate(wanted), lambda pair: pair[1] - pair[0])]
+    return reduce(torch.logical_or, [(indices >= run[0]) & (indices <= run[-1]) for run in runs])
 
 
 class _Softmax(torch.autograd.Function):
@@ -174,6 +181,11 @@ class _Softmax(torch.autograd.Function):
                 slopes = slopes.add_(to_mean_B1V[..., part] / logits_BCV.shape[1])
             result[..., part] = slopes
         return result, None, None, None
+
+
+def _channels(values_BCZYX: Tensor, places: Sequence[int]) -> Tensor:
+    """Some channels in this order, new. A list as an index would be copied to a GPU, which waits for it."""
+    return torch.stack([values_BCZYX[:, place] for place in places], 1)
 
 
 def _parts(logits_BCV: Tensor) -> Iterator[slice]:

@@ -271,8 +271,9 @@ def overlap_counts(logits_BCZYX: Tensor, indices_BZYX: Tensor, labels: LabelSet)
             masks.sum(axes) for masks in (chosen_BNZYX & inside_BNZYX, chosen_BNZYX, inside_BNZYX)
         )
     else:
-        pairs = (logits_BCZYX.argmax(1) * (n_labels + 1) + known_BZYX)[counted_BZYX]
-        table = torch.bincount(pairs, minlength=(n_labels + 1) ** 2).view(n_labels + 1, n_labels + 1)
+        pairs = (logits_BCZYX.argmax(1) * (n_labels + 1) + known_BZYX).flatten()
+        table = pairs.new_zeros((n_labels + 1) ** 2)  # bincount and boolean indices would wait for a GPU
+        table = table.scatter_add_(0, pairs, counted_BZYX.flatten().long()).view(n_labels + 1, n_labels + 1)
         hits, n_chosen, n_inside = table.diagonal()[1:], table.sum(1)[1:], table.sum(0)[1:]
     return torch.stack([hits, n_chosen - hits, n_inside - hits], 1).double()
 

@@ -157,7 +157,7 @@ def _median_(x_ZYX: Tensor, change: LocalChange, keep_planes: bool) -> None:
     for axis, n in enumerate(sizes):
         places = np.arange(-(n // 2), x_ZYX.shape[axis] + (n - 1) // 2) % (2 * x_ZYX.shape[axis])
         places = np.minimum(places, 2 * x_ZYX.shape[axis] - 1 - places)
-        wide = wide.index_select(axis, torch.from_numpy(places).to(x_ZYX.device))
+        wide = wide.index_select(axis, torch.from_numpy(places).to(x_ZYX.device, non_blocking=True))
     windows = wide.unfold(0, sizes[0], 1).unfold(1, sizes[1], 1).unfold(2, sizes[2], 1)
     n_window = math.prod(sizes)
     n_planes = max(1, _MOST_NUMBERS // (n_window * x_ZYX[0].numel()))
