@@ -90,6 +90,12 @@ FAULTS = [  # what a command raises, exit code, first words
         "Memory or disk error: ran out of memory (x",
     ),
     (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), 5, "Memory or disk error: ran out of memory ("),
+    (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), 5, "Memory or disk error: ran out of memory ("),
+    (
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"),
+        5,
+        "Memory or disk error: ran out of memory (",
+    ),
     (OSError(12, "Cannot allocate memory", "/x"), 5, "Memory or disk error: ran out of memory ("),
     (DataError("label \x1b[2J of \u202ecase"), 3, "Data error: label \\x1b[2J of \\u202ecase"),
     (Interrupted("i"), 75, "Interrupted: i"),
