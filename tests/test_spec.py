@@ -57,7 +57,10 @@ def test_a_configuration_that_inherits_can_go_back_to_a_default(tmp_path):
 REFUSED = [  # change of a two-stage 3D network, and what is said
     ("kind=resdual", "did you mean 'residual'"),
     ("parts.atention=se", "Did you mean 'attention'"),
-    ("parts={norm: batch, dropout_fraction: 0.1}", "take norm instance, group or layer, or drop_path_fraction"),
+    ("parts={norm: batch, dropout_fraction: 0.1}", "take norm instance, group or layer, or uout or drop_path_fraction"),
+    ("parts={norm: ccnorm, dropout_fraction: 0.1}", "before norm 'ccnorm' makes its stored variance wrong"),
+    ("parts={uout: 0.1, dropout_fraction: 0.1}", "act at the same place; choose one"),
+    ("parts.uout=0.6", "less than or equal to 0.5"),
     ("parts.bottleneck=aspp_simple", "needs one dilation for each dilated branch"),
     ("parts.dilations_zyx=[[1, 1, 1]]", "no pyramid needs none"),
     ("parts={bottleneck: aspp_simple, dilations_zyx: [[1, 1]]}", "all three \\(3D\\)"),
@@ -88,8 +91,18 @@ def test_what_cannot_be_built_is_refused(change, message):
 
 
 def test_norms_that_keep_no_running_variance_go_with_dropout():
-    for norm in ("instance", "group", "layer"):
+    for norm in ("instance", "group", "layer", "scnorm"):
         assert Parts(norm=norm, dropout_fraction=0.1)
+    assert Parts(norm="batch", uout=0.1)
+
+
+def test_norms_that_compare_a_sample_with_its_batch_need_two():
+    for norm in ("pcnorm", "ccnorm"):
+        with pytest.raises(PlanError, match="batch_size 1 makes it an instance norm"):
+            edit_plan(
+                small_plan(),
+                [f"configurations.3d_fullres.network.parts.norm={norm}", "configurations.3d_fullres.batch_size=1"],
+            )
 
 
 def test_dilations_make_equal_steps_in_mm_by_hand():

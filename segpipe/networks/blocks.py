@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.convolutions import InstanceNorm2d, InstanceNorm3d
+from segpipe.networks.norms import BlendNorm, PhaseNorm, UniformNoise
 from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, Parts
 
 # B batch, C features, V voxels of a map whose axes are flattened.
@@ -185,10 +186,12 @@ class Layers:
         stride: Sequence[int] | int = 1,
         dilation: Sequence[int] | int = 1,
     ) -> nn.Module:
-        """Convolution, dropout of whole channels if the spec has one, norm, activation."""
+        """Convolution, dropout of whole channels or uniform noise if the spec has it, norm, activation."""
         layers = {"conv": self.convolution(n_in, n_out, kernel, stride, dilation=dilation)}
         if self.parts.dropout_fraction:
             layers["dropout"] = _DROPOUTS[self.n_axes](self.parts.dropout_fraction)
+        if self.parts.uout:
+            layers["noise"] = UniformNoise(self.parts.uout)
         return nn.Sequential(OrderedDict(layers, norm=self.norm(n_out), nonlin=self.activation()))
 
     def linear_unit(
@@ -260,6 +263,9 @@ _NORM_MAKERS: dict[str, Callable[[int, int], nn.Module]] = {  # from the number 
     "batch": lambda n_axes, n_features: _BATCH[n_axes](n_features),
     "group": lambda _, n_features: nn.GroupNorm(math.gcd(_NORM_GROUPS, n_features), n_features),
     "layer": lambda _, n_features: ChannelNorm(n_features),
+    "pcnorm": lambda _, n_features: PhaseNorm(n_features),
+    "ccnorm": lambda _, n_features: PhaseNorm(n_features, centred=True),
+    "scnorm": lambda _, n_features: BlendNorm(n_features),
 }
 MAKE_NORM = functions_for(NORMS, _NORM_MAKERS, "NORMS of networks/parts.py")
 _ACTIVATION_MAKERS: dict[str, Callable[[], nn.Module]] = {

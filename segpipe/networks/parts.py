@@ -23,15 +23,37 @@ from segpipe.core.records import Record
 
 WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
 
-NORMS: dict[str, Choice] = {  # blocks.py has a function for each row
-    "instance": Choice(does="over the voxels of each channel of each sample", source="Ulyanov et al. 2016"),
-    "batch": Choice(does="over the voxels of each channel of the batch", source="Ioffe and Szegedy 2015"),
-    "group": Choice(
+@dataclass(frozen=True, kw_only=True)
+class NormFacts(Choice):
+    """A norm; `keeps_running`: it stores mean and variance of the batches it saw and uses these in prediction."""
+
+    keeps_running: bool = False
+
+
+_COMPOSED = "Lee et al. 2023, Decompose, Adjust, Compose"
+NORMS: dict[str, NormFacts] = {  # blocks.py has a function for each row
+    "instance": NormFacts(does="over the voxels of each channel of each sample", source="Ulyanov et al. 2016"),
+    "batch": NormFacts(
+        does="over the voxels of each channel of the batch", source="Ioffe and Szegedy 2015", keeps_running=True
+    ),
+    "group": NormFacts(
         does="over 8 groups of channels, or the largest number that divides both 8 and the channels",
         source="Wu and He 2018",
     ),
-    "layer": Choice(does="over the channels of each voxel", source="Liu et al. 2022, ConvNeXt"),
+    "layer": NormFacts(does="over the channels of each voxel", source="Liu et al. 2022, ConvNeXt"),
+    "pcnorm": NormFacts(
+        does="as batch, but the mean of each sample's channel keeps its sign; needs 2 patches in a batch",
+        source=_COMPOSED,
+        keeps_running=True,
+    ),
+    "ccnorm": NormFacts(
+        does="as pcnorm, with the sign that the mean has after half the batch's mean is subtracted",
+        source=_COMPOSED,
+        keeps_running=True,
+    ),
+    "scnorm": NormFacts(does="a learned blend of instance norm and identity that keeps the means", source=_COMPOSED),
 }
+COMPARES_SAMPLES = ("pcnorm", "ccnorm")  # with their batch, so that one sample alone is an instance norm to them
 ACTIVATIONS: dict[str, Choice] = {  # blocks.py has a function for each row
     "leaky_relu": Choice(does="leaky ReLU of slope 0.01", source="nnU-Net"),
     "relu": Choice(does="ReLU"),
@@ -107,6 +129,9 @@ BOTTLENECK_MIXERS: dict[str, Choice] = {  # mixers.py has a function for each ro
 }
 
 
+MOST_UOUT = 0.5  # makes a stored variance wrong by 8 %; dropout of one in ten by 12 %
+
+
 def writes_defaults(info: SerializationInfo) -> bool:
     """Return whether `model_dump` was called with `WRITE_DEFAULTS`."""
     return bool(info.context and info.context.get("write_defaults"))
@@ -132,6 +157,8 @@ class Parts(Sparse):
         activation: Between convolutions. convnext and the gates of attention have their own.
         bias: Whether a convolution before a norm has a bias. A norm removes it again; nnU-Net has it.
         dropout_fraction: Share of channels dropped between convolution and norm, 0 to below 1.
+        uout: Uniform noise at the same place, as a share of each value: 0.1 is ±10 %. Goes with norms whose statistics
+            dropout would make wrong.
         drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
         residual_scale: Factor of a residual branch before it is added.
         block: Of residual stages, in the encoder and in a residual decoder.
@@ -179,6 +206,7 @@ class Parts(Sparse):
     activation: Annotated[str, OneOf(ACTIVATIONS)] = "leaky_relu"
     bias: bool = True
     dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
+    uout: float = Field(default=0.0, ge=0, le=MOST_UOUT)
     drop_path_fraction: float = Field(default=0.0, ge=0, lt=1)
     residual_scale: PositiveFloat = 1.0
     block: Annotated[str, OneOf(BLOCKS)] = "basic"
@@ -215,10 +243,14 @@ class Parts(Sparse):
 
     @model_validator(mode="after")
     def _consistent(self) -> Parts:
-        if self.dropout_fraction and self.norm == "batch":
+        if self.dropout_fraction and NORMS[self.norm].keeps_running:
             raise ValueError(
-                f"dropout_fraction {self.dropout_fraction} before norm 'batch' makes its stored variance wrong "
-                "at prediction; take norm instance, group or layer, or drop_path_fraction"
+                f"dropout_fraction {self.dropout_fraction} before norm {self.norm!r} makes its stored variance wrong "
+                "at prediction; take norm instance, group or layer, or uout or drop_path_fraction"
+            )
+        if self.dropout_fraction and self.uout:
+            raise ValueError(
+                f"dropout_fraction {self.dropout_fraction} and uout {self.uout} act at the same place; choose one"
             )
         for name in BLOCKS[self.block].lacks:
             if getattr(self, name) != type(self).model_fields[name].default:

@@ -33,7 +33,7 @@ _UNET = (
     _PYRAMID
     | _BOTTLENECK
     | _ATTENTION
-    | {"norm", "activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+    | {"norm", "activation", "bias", "dropout_fraction", "uout", "decoder", "decoder_features"}
 )
 _UNET |= {"deep_supervision", "stem_kernel_zyx", "checkpointing", "residual_scale", "drop_path_fraction"}
 
@@ -59,7 +59,7 @@ class NetworkKind(Choice):
 _EFFICIENTNET = NetworkKind(
     does="EfficientNet in 3D or 2D, with an extra block at full resolution; presets effnet_b0 to effnet_b7",
     source="Tan and Le 2019, EfficientNet; takes weights of timm",
-    parameters=tuple(sorted((_UNET - {"dropout_fraction", "stem_kernel_zyx"}) | {"padding"})),
+    parameters=tuple(sorted((_UNET - {"dropout_fraction", "uout", "stem_kernel_zyx"}) | {"padding"})),
     gates_norms=True,
 )
 KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
@@ -82,7 +82,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
         source="Roy et al. 2023, MedNeXt",
         parameters=tuple(
             sorted(
-                _UNET - {"activation", "bias", "dropout_fraction", "decoder", "decoder_features"}
+                _UNET - {"activation", "bias", "dropout_fraction", "uout", "decoder", "decoder_features"}
                 | {"expansion", "decoder_expansion", "response_norm"}
             )
         ),

@@ -24,7 +24,7 @@ from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.core.text import size_text
-from segpipe.networks.parts import WRITE_DEFAULTS, attention_bytes, reads
+from segpipe.networks.parts import COMPARES_SAMPLES, WRITE_DEFAULTS, attention_bytes, reads
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
@@ -235,6 +235,12 @@ class Configuration(Record):
             raise ValueError(f"patch_zyx {self.patch_zyx} leaves a single voxel in the coarsest stage; double an edge")
         if self.network.n_axes == 2 and self.patch_zyx[0] != 1:
             raise ValueError(f"patch_zyx {self.patch_zyx} must have 1 slice for a 2D network")
+        norm = self.network.parts.norm
+        if self.batch_size == 1 and norm in COMPARES_SAMPLES:
+            raise ValueError(
+                f"norm {norm!r} compares each sample with the batch; batch_size 1 makes it an instance norm that predicts "
+                "with other statistics than it was trained with. Take batch_size 2 or more, or norm instance or scnorm"
+            )
         self._expect_attention(patch)
         return self
 

@@ -18,6 +18,7 @@ from torch import Tensor, distributed, nn
 
 from segpipe.core.errors import SetupError
 from segpipe.core.machine import n_processes, rank
+from segpipe.networks.norms import PhaseNorm
 
 _PATIENCE = timedelta(7)  # days: the others wait while the first prepares and predicts; a dead one is noticed at once
 _AT_ONCE = 1 << 24  # gradients that are sent together: enough to use the line, and few beside the network
@@ -75,8 +76,14 @@ class Group:
         """The network, whose batch norms then see the whole batch and not this process's part.
 
         Raises:
-            SetupError: If it has batch norms and computes on a CPU, where torch cannot do that.
+            SetupError: If it has batch norms and computes on a CPU, where torch cannot do that, or other norms that
+                keep running statistics, which it cannot share anywhere.
         """
+        if self.size > 1 and any(isinstance(module, PhaseNorm) for module in network.modules()):
+            raise SetupError(
+                f"{self.size} processes: norms pcnorm and ccnorm cannot share their statistics between processes. Train "
+                "with one process, or plan with another norm (--set configurations.<name>.network.parts.norm=instance)."
+            )
         if self.size == 1 or not any(isinstance(module, _BATCH_NORMS) for module in network.modules()):
             return network
         if device.type != "cuda":
