@@ -203,7 +203,8 @@ def test_the_running_statistics_of_pcnorm_are_torchs_batch_norms():
         for seed in range(3):
             torch.manual_seed(seed)
             x = 3 * torch.randn(2, 4, 3, 4, 5) + seed
-            ours(x), theirs(x)
+            ours(x)
+            theirs(x)
         for name in ("running_mean", "running_var", "num_batches_tracked"):
             torch.testing.assert_close(getattr(ours, name), getattr(theirs, name), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="more than 1 value"):
@@ -217,7 +218,9 @@ def test_the_average_of_weights_keeps_statistics_of_norms_that_compose():
     average = WeightAverage(network, 0.9)
     network(torch.randn(2, 1, 8, 16, 16))
     average.update(network)
-    norms = [(a, b) for a, b in zip(average.network.modules(), network.modules()) if isinstance(a, PhaseNorm)]
+    norms = [
+        (a, b) for a, b in zip(average.network.modules(), network.modules(), strict=True) if isinstance(a, PhaseNorm)
+    ]
     decay = 2 / 11  # (1 + n) / (10 + n) behind the first step
     assert norms
     for mean, last in norms:

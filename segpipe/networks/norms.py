@@ -72,8 +72,8 @@ class BlendNorm(nn.Module):
     scale and shift. The shares w₀ + w₁ = 1 begin as ½; (1, 0) is instance norm, (0, 1) the identity.
 
     Source:
-        Lee et al. 2023, Decompose, Adjust, Compose: SCNorm. The authors raise squared amplitudes to 1e-5 at least, which
-        changes the result by about 1e-5.
+        Lee et al. 2023, Decompose, Adjust, Compose: SCNorm. The authors raise squared amplitudes to 1e-5 at least,
+        which changes the result by about 1e-5.
     """
 
     def __init__(self, n_features: int) -> None:

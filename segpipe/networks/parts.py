@@ -23,6 +23,7 @@ from segpipe.core.records import Record
 
 WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
 
+
 @dataclass(frozen=True, kw_only=True)
 class NormFacts(Choice):
     """A norm; `keeps_running`: it stores mean and variance of the batches it saw and uses these in prediction."""
