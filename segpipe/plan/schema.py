@@ -239,7 +239,8 @@ class Configuration(Record):
         if self.batch_size == 1 and norm in COMPARES_SAMPLES:
             raise ValueError(
                 f"norm {norm!r} compares each sample with the batch; batch_size 1 makes it an instance norm that "
-                "predicts with other statistics than it was trained with. Take batch_size 2 or more, or norm instance or scnorm"
+                "predicts with other statistics than it was trained with. Take batch_size 2 or more, or norm "
+                "instance or scnorm"
             )
         self._expect_attention(patch)
         return self

@@ -82,7 +82,8 @@ class Group:
         if self.size > 1 and any(isinstance(module, PhaseNorm) for module in network.modules()):
             raise SetupError(
                 f"{self.size} processes: norms pcnorm and ccnorm cannot share their statistics between processes. "
-                "Train with one process, or plan with another norm (--set configurations.<name>.network.parts.norm=instance)."
+                "Train with one process, or plan with another norm "
+                "(--set configurations.<name>.network.parts.norm=instance)."
             )
         if self.size == 1 or not any(isinstance(module, _BATCH_NORMS) for module in network.modules()):
             return network
