@@ -45,6 +45,7 @@ HOMES: dict[str, tuple[str, ...]] = {  # a library: where alone it may be import
     "dynamic_network_architectures": (),  # a second opinion in tests
     "nibabel": ("core/volume.py",),
     "SimpleITK": ("core/itk.py",),
+    "PIL": ("core/pictures.py", "core/figures.py"),
     "nnunetv2": ("bridge/",),
     "batchgenerators": ("bridge/",),
     "batchgeneratorsv2": ("bridge/",),

@@ -87,7 +87,7 @@ def test_pictures_are_named_with_the_way_to_convert_them(tmp_path: Path, ending:
     report = check_dataset(tmp_path, n_workers=1)
     assert [kind for kind, _ in kinds(report)] == ["empty", "pictures", "pictures"]
     for place in (tmp_path / "images", tmp_path / "images" / f"a{ending}"):
-        with pytest.raises(DataError, match=r"picture.*SetSpacing"):
+        with pytest.raises(DataError, match=r"picture.*--spacing Z,Y,X"):
             for case in list_inputs(place, ("CT",)):
                 read_header(case.image_paths[0])
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from segpipe.cli.options import NO_DEVICE, Command, shared, workers
+from segpipe.cli.options import NO_DEVICE, Command, Edges, shared, workers
 from segpipe.core.text import printable
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from segpipe.data.check import CheckReport
     from segpipe.data.faults import FaultGroup
+    from segpipe.data.fix import Repair
 
 FATAL_EXIT = 3
 _FIRST_REPAIRS = 20  # on the screen
@@ -26,6 +27,12 @@ _WIDTH = 80  # where the output is no terminal
 @click.argument("data", type=click.Path(exists=True, path_type=Path))
 @click.option("--fix", "out", type=click.Path(path_type=Path), help="Write a repaired copy to this new folder.")
 @click.option(
+    "--spacing",
+    "spacing_mm",
+    type=Edges(),
+    help="With --fix: voxel edges in mm of pictures (PNG, TIFF, JPEG), which become NIfTI; Y,X for 2D images.",
+)
+@click.option(
     "-o",
     "--output",
     "work",
@@ -34,34 +41,29 @@ _WIDTH = 80  # where the output is no terminal
 )
 @workers
 @shared
-def command(data: Path, out: Path | None, work: Path | None, n_workers: int, as_json: bool) -> int:
+def command(
+    data: Path, out: Path | None, spacing_mm: tuple[float, ...] | None, work: Path | None, n_workers: int, as_json: bool
+) -> int:
     """List every fault of every case of a dataset.
 
     DATA is a dataset (nnU-Net v2, MSD, images/ and labels/, a CSV manifest, BIDS), any folder of images, or one image.
     Images without any label map are checked for prediction. The exit code is 3 if a fault is fatal.
     """
     from segpipe.cli.printing import print_json
-    from segpipe.core.progress import say
-    from segpipe.core.text import count
+    from segpipe.core.errors import UsageError
     from segpipe.core.work import Work
     from segpipe.data.check import check_dataset
-    from segpipe.data.fix import REPAIRS_FILE, fix_dataset
 
     if work is not None:
         Work(work).require_plan()
+    if out is None and spacing_mm is not None:
+        raise UsageError("--spacing is for --fix, which writes pictures as NIfTI. Add --fix OUT.")
     repairs = None
     if out is None:
         report = check_dataset(data, n_workers)
     else:
-        repairs = fix_dataset(data, out, n_workers)
-        for repair in repairs[:_FIRST_REPAIRS]:
-            say(repair.text)
-        n_repaired = len({repair.file for repair in repairs if repair.is_repaired})
-        say(
-            f"{count(n_repaired, 'file')} repaired in the copy {out} (details in {REPAIRS_FILE}), all others copied "
-            "unchanged. Checking the copy."
-        )
-        report = check_dataset(out if data.is_dir() else out / data.name, n_workers)
+        repairs, copy = _write_copy(data, out, spacing_mm, n_workers)
+        report = check_dataset(copy, n_workers)
     if work is not None:
         report.save(Work(work).data_check)
     if as_json:
@@ -70,6 +72,36 @@ def command(data: Path, out: Path | None, work: Path | None, n_workers: int, as_
     else:
         print_report(report)
     return FATAL_EXIT if report.is_fatal else 0
+
+
+def _write_copy(
+    data: Path, out: Path, spacing_mm: tuple[float, ...] | None, n_workers: int
+) -> tuple[tuple[Repair, ...], Path]:
+    """Write the repaired copy, or pictures as NIfTI; what was done, and what to check."""
+    from segpipe.core.errors import UsageError
+    from segpipe.core.progress import say
+    from segpipe.core.text import count
+    from segpipe.data.fix import REPAIRS_FILE, fix_dataset
+    from segpipe.data.picture_conversion import convert_pictures, holds_pictures
+
+    of_pictures = holds_pictures(data)
+    if spacing_mm is not None and not of_pictures:
+        raise UsageError(
+            f"{data}: --spacing is for pictures, but its images are none, or there are other images too. Leave it out, "
+            "or give the folder of the pictures."
+        )
+    repairs = convert_pictures(data, out, spacing_mm, n_workers) if of_pictures else fix_dataset(data, out, n_workers)
+    for repair in repairs[:_FIRST_REPAIRS]:
+        say(repair.text)
+    n_files = count(len({repair.file for repair in repairs if repair.is_repaired}), "file")
+    if of_pictures:
+        say(f"{n_files} converted to NIfTI in {out} (details in {REPAIRS_FILE}). Checking the result.")
+        return repairs, out
+    say(
+        f"{n_files} repaired in the copy {out} (details in {REPAIRS_FILE}), all others copied unchanged. Checking the "
+        "copy."
+    )
+    return repairs, out if data.is_dir() else out / data.name
 
 
 def print_report(report: CheckReport) -> None:

@@ -114,6 +114,23 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic in some ve
         return seconds
 
 
+class Edges(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """`3,0.5,0.5` or `0.5,0.5`: lengths in mm."""
+
+    name = "Z,Y,X"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            edges = tuple(float(part) for part in value.split(","))
+        except ValueError:
+            edges = ()
+        if len(edges) not in (2, 3) or not all(math.isfinite(edge) and edge > 0 for edge in edges):
+            self.fail(f"{value!r} is not a voxel size; expected Z,Y,X in mm, e.g. 3,0.5,0.5, or Y,X.", param, ctx)
+        return edges
+
+
 class Folds(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
     """`all` (empty) or numbers such as `0` or `0,2`."""
 

@@ -21,8 +21,8 @@ IMAGE_ENDINGS = NIFTI_ENDINGS + ITK_ENDINGS
 FOREIGN_ENDINGS = (".mgz", ".mgh", ".hdr", ".img", ".dcm", ".ima", ".mnc", ".nhdr", ".par")
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jp2")
 PICTURE_ADVICE = (
-    "Convert them with the voxel size, e.g. with SimpleITK: `i = sitk.ReadImage('a.png'); i.SetSpacing((0.5, 0.5)); "
-    "sitk.WriteImage(i, 'a.nii.gz')`; give sitk.ReadImage a list of files to stack slices."
+    "Convert them: `segpipe check DATA --fix OUT --spacing Z,Y,X` (voxel edges in mm) writes NIfTI. The slices of a 3D "
+    "image are in a folder with the name of the case, or the pages of one TIFF file."
 )
 _SPACING_TOLERANCE = 1e-2  # relative; rounding in published headers stays far below
 MAX_GAP_VOX = 0.1  # grids nearer than this are one: float32 headers and rounded quaternions stay far below

@@ -1,4 +1,5 @@
 """Image files to arrays and back. The only file that opens images, with core/itk.py for what SimpleITK reads.
+core/pictures.py reads pictures, which are converted first.
 
 Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
 """
@@ -224,6 +225,29 @@ def write_image(path: Path, voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np
 
     with whole_file(path) as temporary:
         nib.save(_new_nifti(voxels_czyx, affine_ras_mm), temporary)
+
+
+def write_pixels(path: Path, pixels_zyx: NDArray[Any], spacing_zyx_mm: tuple[float, float, float], n_axes: int) -> None:
+    """Write NIfTI of a voxel size and no orientation, which pictures do not have.
+
+    Args:
+        path: Output.
+        pixels_zyx: (Z, Y, X); the type in the file is the array's.
+        spacing_zyx_mm: Voxel edges.
+        n_axes: 2 to write one slice with two axes, else 3.
+
+    Raises:
+        ResourceError, SetupError: If it cannot be written.
+    """
+    import nibabel as nib
+
+    data = np.asfortranarray((pixels_zyx[0] if n_axes == 2 else pixels_zyx).transpose())
+    image = nib.Nifti1Image(data, None)
+    image.set_data_dtype(data.dtype)
+    image.header.set_zooms(spacing_zyx_mm[::-1][:n_axes])
+    image.header.set_xyzt_units("mm")
+    with whole_file(path) as temporary:
+        nib.save(image, temporary)
 
 
 def nifti_bytes(voxels_czyx: NDArray[Any], affine_ras_mm: NDArray[np.float64]) -> bytes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +87,7 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
     path, out = path.absolute(), out.absolute()
     if path.name == DESCRIPTION_FILE and path.is_file():
         path = path.parent
-    _check_places(path, out)
+    require_separate_folder(path, out)
     try:
         dataset = find_layout(path)
     except DataError:
@@ -111,11 +111,16 @@ def fix_dataset(path: Path, out: Path, n_workers: int) -> tuple[Repair, ...]:
         per_label = map_threads(job.repair_label, labels, "checking label maps", n_workers)
         _refuse_absolute(copy if path.is_dir() else copy / path.name, path)
         repairs = sorted((one for group in (*per_file, *per_label) for one in group), key=lambda one: one.file)
-        write_text(copy / REPAIRS_FILE, _table(repairs))
+        write_text(copy / REPAIRS_FILE, repairs_table(repairs))
     return tuple(repairs)
 
 
-def _check_places(path: Path, out: Path) -> None:
+def require_separate_folder(path: Path, out: Path) -> None:
+    """Refuse a folder for a copy that exists and is not empty, is inside the dataset or contains it.
+
+    Raises:
+        UsageError: If it is one of these.
+    """
     source, target = path.resolve(), out.resolve()
     if path.is_dir() and (target == source or source in target.parents or target in source.parents):
         raise UsageError(
@@ -341,6 +346,7 @@ def _refuse_absolute(copy: Path, path: Path) -> None:
         )
 
 
-def _table(repairs: list[Repair]) -> str:
+def repairs_table(repairs: Sequence[Repair]) -> str:
+    """The text of `repairs.csv`."""
     lines = ([r.case_id or "", r.file, r.kind, r.found, r.done, str(r.is_repaired).lower()] for r in repairs)
     return csv_text([list(Repair.model_fields), *lines])

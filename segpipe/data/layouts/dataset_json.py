@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from segpipe.core.errors import DataError
-from segpipe.core.header import IMAGE_ENDINGS, beside, ending_of, stem_of
+from segpipe.core.header import IMAGE_ENDINGS, PICTURE_ADVICE, PICTURE_ENDINGS, beside, ending_of, stem_of
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count, nfc
 from segpipe.data.dataset import CASE_NAME, is_case_name
@@ -36,9 +36,9 @@ def read_nnunet(path: Path) -> DatasetFiles | None:
     channels = channels_of(values["channel_names"], file)
     ending = str(values.get("file_ending", ".nii.gz"))
     if f".{ending.strip().lower().lstrip('.')}" not in IMAGE_ENDINGS:  # images are found by their own names
-        raise DataError(
-            f"{file}: file_ending {ending!r}, expected one of {', '.join(IMAGE_ENDINGS)}. Convert the images."
-        )
+        is_picture = f".{ending.strip().lower().lstrip('.')}" in PICTURE_ENDINGS
+        advice = PICTURE_ADVICE if is_picture else "Convert the images."
+        raise DataError(f"{file}: file_ending {ending!r}, expected one of {', '.join(IMAGE_ENDINGS)}. {advice}")
     if "dataset" in values:
         cases, faults = _mapped_cases(values["dataset"], folder, len(channels))
     else:
