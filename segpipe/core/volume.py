@@ -1,7 +1,6 @@
 """Image files to arrays and back. The only file that opens images, with core/itk.py for what SimpleITK reads.
-core/pictures.py reads pictures, which are converted first.
 
-Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
+Pictures are converted first, by core/pictures.py. Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
 """
 
 from __future__ import annotations
