@@ -1,6 +1,7 @@
 """Image files to arrays and back. The only file that opens images, with core/itk.py for what SimpleITK reads.
 
-Pictures are converted first, by core/pictures.py. Arrays leave here as (C, Z, Y, X) or (Z, Y, X); NIfTI's (x, y, z) exists only inside this file.
+Pictures are converted first, by core/pictures.py. Arrays leave here as (C, Z, Y, X) or (Z, Y, X);
+NIfTI's (x, y, z) exists only inside this file.
 """
 
 from __future__ import annotations

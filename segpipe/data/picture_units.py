@@ -41,7 +41,7 @@ class PictureUnit:
 
 @dataclass(frozen=True)
 class PictureFacts:
-    """What the pictures of a unit hold: `values` are those of a label map, `palette` the colours of its indices."""
+    """The content of the pictures of a unit: `values` are those of a label map, `palette` colours of indices."""
 
     shape_zyx: tuple[int, int, int]
     n_axes: int
