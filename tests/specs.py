@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from segpipe.networks.parts import KINDS_OF_EFFICIENTNET, Parts, reads
+from segpipe.networks.parts import KIND_PREFIX, KINDS_OF_EFFICIENTNET, Parts, reads
 from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
@@ -53,7 +53,7 @@ def _effnet(kind: str, view: str) -> NetworkSpec:
     """All six stages."""
     strides, kernels = _axes(view, 6)
     n_axes = len(strides[0])
-    return effnet(kind[-2:], strides, kernels, (1.0,) * n_axes, (64,) * n_axes)
+    return effnet(kind.removeprefix(KIND_PREFIX), strides, kernels, (1.0,) * n_axes, (64,) * n_axes)
 
 
 def bottleneck(kind: str, **parts: Any) -> Callable[[str], NetworkSpec]:

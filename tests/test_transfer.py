@@ -108,10 +108,27 @@ def test_our_own_checkpoints_are_loaded_whole(view, tmp_path):
         assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
 
-def test_a_file_that_would_run_code_is_refused_by_name(tmp_path):
-    torch.save({"network_weights": {"a": torch.zeros(1)}, "path": Path("x")}, tmp_path / "c.pth")
+@pytest.mark.parametrize("is_archive", [True, False])  # as before torch 1.6
+def test_a_file_that_would_run_code_is_refused_by_name(is_archive, tmp_path):
+    content = {"network_weights": {"a": torch.zeros(1)}, "path": Path("x")}
+    torch.save(content, tmp_path / "c.pth", _use_new_zipfile_serialization=is_archive)
     with pytest.raises(UsageError, match=r"holds pathlib.\w+, which would run code"):
         transfer_weights(tmp_path / "c.pth", build(unet("plain", "3d"), 2, 3))
+
+
+def test_a_file_from_before_torch_1_6_is_read(tmp_path):
+    one, other = build(unet("plain", "3d"), 2, 3), build(unet("plain", "3d"), 2, 3)
+    torch.save(one.state_dict(), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert not transfer_weights(tmp_path / "old.pth", other).new
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    whole = (tmp_path / "old.pth").read_bytes()
+    for name, part in (("cut.pth", whole[:-100]), ("start.pth", whole[:100]), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(part)
+        with pytest.raises(UsageError, match=rf"{name}: cannot be read as weights"):
+            transfer_weights(tmp_path / name, other)
+    (tmp_path / "blocked.pth").write_bytes(b"\x80\x02cposix\nsystem\nq\x00.")
+    with pytest.raises(UsageError, match=r"holds posix\.system, which would run code"):
+        transfer_weights(tmp_path / "blocked.pth", other)
 
 
 FAULTS = {

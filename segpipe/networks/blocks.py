@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from segpipe.core.choices import functions_for
 from segpipe.networks.convolutions import InstanceNorm2d, InstanceNorm3d
 from segpipe.networks.norms import BlendNorm, PhaseNorm, UniformNoise
-from segpipe.networks.parts import ACTIVATIONS, GATES, NORMS, Parts
+from segpipe.networks.parts import ACTIVATIONS, GATES, NORM_EPS, NORMS, Parts
 
 # B batch, C features, V voxels of a map whose axes are flattened.
 
@@ -171,8 +171,12 @@ class Layers:
         return _TRANSPOSED[self.n_axes](n_in, n_out, tuple(stride), tuple(stride), bias=bias)
 
     def norm(self, n_features: int) -> nn.Module:
-        """The spec's norm with a scale and a shift for each channel, eps 1e-5."""
-        return MAKE_NORM[self.parts.norm](self.n_axes, n_features)
+        """The spec's norm with a scale and a shift for each channel, and the spec's eps."""
+        norm = MAKE_NORM[self.parts.norm](self.n_axes, n_features)
+        if self.parts.norm_eps != NORM_EPS:
+            assert hasattr(norm, "eps"), f"norm {self.parts.norm} has none"
+            norm.eps = self.parts.norm_eps  # type: ignore[assignment]  # a number, of no parameter
+        return norm
 
     def activation(self) -> nn.Module:
         """The spec's activation; it may overwrite its input."""
@@ -250,11 +254,12 @@ class ChannelNorm(nn.Module):
 
     def __init__(self, n_features: int) -> None:
         super().__init__()
+        self.eps = NORM_EPS
         self.weight = nn.Parameter(torch.ones(n_features))
         self.bias = nn.Parameter(torch.zeros(n_features))
 
     def forward(self, x: Tensor) -> Tensor:
-        normed = functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, 1e-5)
+        normed = functional.layer_norm(x.movedim(1, -1), (x.shape[1],), self.weight, self.bias, self.eps)
         return normed.movedim(-1, 1)
 
 

@@ -19,7 +19,7 @@ from segpipe.networks.blocks import (
     drop_paths,
     he_initialisation,
 )
-from segpipe.networks.parts import levels, stem_features
+from segpipe.networks.parts import is_lite, levels, stem_features
 from segpipe.networks.residual_blocks import residual_stage
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import UNet, encoder_shapes
@@ -51,8 +51,8 @@ class EfficientNetEncoder(nn.Module):
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
         make, n_in, stride = Layers(spec.n_axes, spec.parts), stem_features(spec.kind), spec.strides_zyx[1]
-        kernel = _wide_kernel(spec.kernels_zyx[1], _STEM_KERNEL, stride)
-        self.stem = _unit(make, BlockShape(n_channels, n_in, kernel, stride))
+        kernel, lite = _wide_kernel(spec.kernels_zyx[1], _STEM_KERNEL, stride), is_lite(spec.kind)
+        self.stem = _unit(make, BlockShape(n_channels, n_in, kernel, stride), lite=lite)
         self.top = residual_stage(make, encoder_shapes(spec, n_channels)[0], [0.0] * spec.blocks[0])
         found = levels(spec.kind, len(spec.features) - 1)
         self.ends = set(accumulate(len(level) for level in found))  # behind which a resolution is complete
@@ -64,7 +64,8 @@ class EfficientNetEncoder(nn.Module):
                 kernel = _wide_kernel(spec.kernels_zyx[index], stage.kernel, stride)
                 shapes = BlockShape(n_in, stage.n_out, kernel, stride).in_a_row(stage.n_blocks)
                 drops = fractions[len(stages)]
-                blocks = [MobileBlock(make, s, stage.expansion, drop) for s, drop in zip(shapes, drops, strict=True)]
+                pairs = zip(shapes, drops, strict=True)
+                blocks = [MobileBlock(make, shape, stage.expansion, drop, lite=lite) for shape, drop in pairs]
                 stages.append(BlockStage(blocks, checkpointing=spec.parts.checkpointing))
                 n_in, stride = stage.n_out, ones
         self.stages = stages
@@ -82,19 +83,24 @@ class MobileBlock(nn.Module):
     """MBConv: 1×1×1 to more channels, depthwise convolution, a gate, 1×1×1 back; added to its input if it is alike.
 
     Args:
-        make: Makes layers. Between them is SiLU, whatever the spec's activation.
+        make: Makes layers. Between them is SiLU or ReLU6, whatever the spec's activation.
         shape: Channels, kernel and stride.
         expansion: Hidden channels as a multiple of `shape.n_in`; with 1 there is no first convolution.
         drop_path_fraction: In training, share of samples without the branch.
+        lite: Without the gate, ReLU6 for SiLU.
     """
 
-    def __init__(self, make: Layers, shape: BlockShape, expansion: int, drop_path_fraction: float) -> None:
+    def __init__(
+        self, make: Layers, shape: BlockShape, expansion: int, drop_path_fraction: float, *, lite: bool = False
+    ) -> None:
         super().__init__()
         ones, n_hidden = (1,) * make.n_axes, expansion * shape.n_in
         inside = BlockShape(n_hidden, n_hidden, shape.kernel, shape.stride)
-        self.expand = _unit(make, BlockShape(shape.n_in, n_hidden, ones, ones)) if expansion > 1 else nn.Identity()
-        self.depthwise = _unit(make, inside, groups=n_hidden)
-        self.squeeze = BlockGate(make, n_hidden, max(1, int(_GATE_SHARE * shape.n_in)))
+        wide = BlockShape(shape.n_in, n_hidden, ones, ones)
+        self.expand = _unit(make, wide, lite=lite) if expansion > 1 else nn.Identity()
+        self.depthwise = _unit(make, inside, groups=n_hidden, lite=lite)
+        n_gate = max(1, int(_GATE_SHARE * shape.n_in))
+        self.squeeze = nn.Identity() if lite else BlockGate(make, n_hidden, n_gate)
         self.project = make.linear_unit(n_hidden, shape.n_out, 1, bias=False)
         self.gate = make.attention(shape.n_out, "block")
         self.drop_path = DropPath(drop_path_fraction)
@@ -138,8 +144,8 @@ class LatePadding(nn.Module):
         return functional.pad(x, widths)
 
 
-def _unit(make: Layers, shape: BlockShape, groups: int = 1) -> nn.Sequential:
-    """Convolution without bias, the spec's norm, SiLU."""
+def _unit(make: Layers, shape: BlockShape, groups: int = 1, *, lite: bool = False) -> nn.Sequential:
+    """Convolution without bias, the spec's norm, SiLU; lite: ReLU6."""
     layers: dict[str, nn.Module] = {}
     is_late = make.parts.padding == "tf_same" and max(shape.stride) > 1
     if is_late:
@@ -147,7 +153,8 @@ def _unit(make: Layers, shape: BlockShape, groups: int = 1) -> nn.Sequential:
     layers["conv"] = make.convolution(
         shape.n_in, shape.n_out, shape.kernel, shape.stride, bias=False, groups=groups, is_padded=not is_late
     )
-    return nn.Sequential(OrderedDict(layers, norm=make.norm(shape.n_out), nonlin=nn.SiLU()))
+    nonlin = nn.ReLU6() if lite else nn.SiLU()
+    return nn.Sequential(OrderedDict(layers, norm=make.norm(shape.n_out), nonlin=nonlin))
 
 
 def _wide_kernel(planned: Sequence[int], own: int, stride: Sequence[int]) -> tuple[int, ...]:

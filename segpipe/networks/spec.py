@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import PositiveInt, model_validator
@@ -18,6 +18,7 @@ from segpipe.networks.parts import (
     Parts,
     Sparse,
     aspp_dilations,
+    is_lite,
     levels,
     reads,
 )
@@ -59,8 +60,13 @@ class NetworkKind(Choice):
 _EFFICIENTNET = NetworkKind(
     does="EfficientNet in 3D or 2D, with an extra block at full resolution; presets effnet_b0 to effnet_b7",
     source="Tan and Le 2019, EfficientNet; takes weights of timm",
-    parameters=tuple(sorted((_UNET - {"dropout_fraction", "uout", "stem_kernel_zyx"}) | {"padding"})),
+    parameters=tuple(sorted((_UNET - {"dropout_fraction", "uout", "stem_kernel_zyx"}) | {"padding", "norm_eps"})),
     gates_norms=True,
+)
+_EFFICIENTNET_LITE = replace(
+    _EFFICIENTNET,
+    does="EfficientNet-Lite, without gates in its blocks and with ReLU6; preset effnet_lite0",
+    source="Tan and Le 2019, EfficientNet; Google 2020, EfficientNet-Lite; takes weights of the extra `imagenet`",
 )
 KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     "plain": NetworkKind(
@@ -87,7 +93,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
             )
         ),
     ),
-    **dict.fromkeys(KINDS_OF_EFFICIENTNET, _EFFICIENTNET),
+    **{kind: _EFFICIENTNET_LITE if is_lite(kind) else _EFFICIENTNET for kind in KINDS_OF_EFFICIENTNET},
     "segresnet": NetworkKind(
         does="MONAI's network with its fixed topology, for comparison; by --set",
         source="Myronenko 2018",
@@ -305,6 +311,7 @@ EFFNET_STAGES = _MAX_LEVELS + 1  # with that at full resolution
 _TOP_FEATURES = 16  # of the block at full resolution, which EfficientNet has not
 _DECODER_FEATURES = (16, 32, 48, 64, 128)
 _PYRAMID_FEATURES = 256
+_LITE_EPS = 1e-3
 
 
 def effnet(
@@ -316,8 +323,10 @@ def effnet(
 ) -> NetworkSpec:
     """The network for the planner's strides and kernels: EfficientNet, gated skips, pyramid, residual decoder.
 
+    EfficientNet-Lite has neither gated skips nor a pyramid, and the padding and eps that its weights expect.
+
     Args:
-        size: b0 to b7.
+        size: b0 to b7 or lite0.
         strides_zyx: Of each stage, at least two. EfficientNet halves five times: deeper stages are left out.
         kernels_zyx: Of each stage. A 3 becomes 5 in the blocks where EfficientNet has 5.
         spacing_mm: Edges of a voxel, as many axes as the strides have.
@@ -334,6 +343,11 @@ def effnet(
     total = [math.prod(steps) for steps in zip(*strides, strict=True)]
     deepest_mm = [edge * step for edge, step in zip(spacing_mm, total, strict=True)]
     deepest_vox = [math.ceil(edge / step) for edge, step in zip(patch_vox, total, strict=True)]
+    more: dict[str, Any] = {"padding": "tf_same", "norm_eps": _LITE_EPS}
+    if not is_lite(kind):
+        dilations = aspp_dilations(deepest_mm, deepest_vox)
+        more = {"attention": "se", "bottleneck": "aspp_deeplab", "dilations_zyx": dilations}
+        more["bottleneck_features"] = _PYRAMID_FEATURES
     return NetworkSpec(
         kind=kind,
         features=(_TOP_FEATURES, *(level[-1].n_out for level in found)),
@@ -341,15 +355,7 @@ def effnet(
         kernels_zyx=kernels_zyx[: n_levels + 1],
         blocks=(1, *(sum(stage.n_blocks for stage in level) for level in found)),
         decoder_convolutions=(1,) * n_levels,
-        parts=Parts(
-            bias=False,
-            attention="se",
-            bottleneck="aspp_deeplab",
-            dilations_zyx=aspp_dilations(deepest_mm, deepest_vox),
-            bottleneck_features=_PYRAMID_FEATURES,
-            decoder="residual",
-            decoder_features=_DECODER_FEATURES[:n_levels],
-        ),
+        parts=Parts(bias=False, decoder="residual", decoder_features=_DECODER_FEATURES[:n_levels], **more),
     )
 
 

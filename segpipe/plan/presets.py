@@ -118,12 +118,13 @@ def _effnet(size: str, found: Topology) -> NetworkSpec:
 
 
 def _efficientnet(size: str) -> Preset:
+    more = "" if size.startswith("lite") else ", gated skips and pyramid"
     return Preset(
         network=partial(_effnet, size),
         reference_gib=24,
         max_stages=EFFNET_STAGES,
         max_batch=MAX_BATCH,
-        why=f"EfficientNet {size.upper()} encoder, gated skips and pyramid; patch and batch follow predicted memory.",
+        why=f"EfficientNet {size.title()} encoder{more}; patch and batch follow predicted memory.",
     )
 
 
