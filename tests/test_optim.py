@@ -7,10 +7,12 @@ import io
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
-from segpipe.plan.schema import Training
-from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage, learning_rate
+from plans import small_plan
+from segpipe.plan.schema import Plan, Training
+from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage, learning_rate, make_optimizer, set_rates
 
 
 def test_poly_schedule_by_hand():
@@ -102,3 +104,39 @@ def test_the_average_forgets_the_first_weights_by_hand():
     average.update(network)  # decay 0.9: 9·0.9 + 11·0.1
     assert average.network.weight.item() == pytest.approx(9.2)
     assert network.weight.item() == 11
+
+
+@pytest.mark.parametrize("name", list(MAKE_OPTIMIZER))
+def test_pretrained_parameters_have_a_rate_of_their_own(name):
+    """Frozen they keep their bits while the others learn; afterwards a tenth of the rate moves them a tenth as far."""
+    training = Training(optimizer=name, learning_rate=1e-3, momentum=0.0, weight_decay=0.0, pretrained_rate_factor=0.1)
+    torch.manual_seed(0)
+    whole, split = (nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).double() for _ in range(2))
+    split.load_state_dict(whole.state_dict())
+    before = [p.detach().clone() for p in whole.parameters()]
+    moved = []
+    for network, pretrained in ((whole, ()), (split, ("0.weight", "0.bias"))):
+        optimizer = make_optimizer(network, training, pretrained)
+        network(torch.ones(2, 4, dtype=torch.double)).square().sum().backward()
+        if pretrained:
+            set_rates(optimizer, 1e-3, 0.0)
+            gradients = [p.grad.clone() for p in network.parameters()]
+            optimizer.step()
+            now = list(network.parameters())
+            assert all(torch.equal(a, b) for a, b in zip(now[:2], before[:2], strict=True))
+            assert not torch.equal(now[2], before[2])
+            for p, old, gradient in zip(now, before, gradients, strict=True):
+                p.data.copy_(old)
+                p.grad = gradient
+            optimizer = make_optimizer(network, training, pretrained)
+        set_rates(optimizer, 1e-3, 0.1)
+        optimizer.step()
+        moved.append([p.detach() - old for p, old in zip(network.parameters(), before, strict=True)])
+    for index, (full, own) in enumerate(zip(*moved, strict=True)):
+        torch.testing.assert_close(own, full * (0.1 if index < 2 else 1.0), rtol=1e-6, atol=1e-12)
+
+
+def test_a_rate_for_pretrained_parts_needs_some():
+    with pytest.raises(ValidationError, match=r"network\.weights loads; found none"):
+        Plan.model_validate(small_plan().model_dump() | {"training": Training(pretrained_rate_factor=0.1).model_dump()})
+    assert "pretrained_rate_factor" not in Training().model_dump()

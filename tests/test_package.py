@@ -92,7 +92,7 @@ def test_training_starts_from_the_fold_of_a_package_that_fits(tmp_path: Path) ->
         write_fold(tmp_path / "work", plan, number, name)
     pack(tmp_path / "work", packed, configurations=["3d_fullres", "wide"], licence="CC0-1.0")
     network = build(spec, 1, 3)
-    lines = start_from(InitialWeights(source=str(packed)), network)
+    lines = start_from(InitialWeights(source=str(packed)), network).lines
     assert lines[0].startswith(f"starts from {packed}, runs/wide/fold_1 (licence unknown, stated with them: CC0-1.0)")
     stored = load_file(tmp_path / "work" / "runs" / "wide" / "fold_1" / "checkpoint.safetensors")
     assert all(torch.equal(value, stored[name]) for name, value in network.state_dict().items())

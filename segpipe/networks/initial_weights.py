@@ -307,7 +307,20 @@ _PACKAGES = {  # that hold weights: the file inside, and the licence they state
 _HUB_FILE = "model.safetensors"
 
 
-def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
+@dataclass(frozen=True)
+class StartingWeights:
+    """The weights that a network got.
+
+    Args:
+        lines: For a person: what was loaded, what stayed new, what was not used, and why.
+        loaded: Names of the network's tensors that were.
+    """
+
+    lines: tuple[str, ...]
+    loaded: frozenset[str]
+
+
+def start_from(weights: InitialWeights, network: nn.Module) -> StartingWeights:
     """Put the weights that a plan names into a new network.
 
     Args:
@@ -316,9 +329,6 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
             2D EfficientNet in the names of timm or efficientnet_pytorch goes into the encoder of the same size, its
             kernels made 3D; of batch norms, scale and shift are taken by any norm, statistics by a batch norm alone.
         network: Changed in place.
-
-    Returns:
-        For a person: what was loaded, what stayed new, what was not used, and why.
 
     Raises:
         UsageError: If the source is missing, damaged, unsafe, unknown to timm, or of another network.
@@ -343,7 +353,8 @@ def start_from(weights: InitialWeights, network: nn.Module) -> list[str]:
     found = put_weights(weights.source, stored, network)
     stated = f", stated with them: {licence}" if licence != weights.licence else ""
     made = f"; kernels made 3D: {weights.inflation}" if photographic and _n_axes(network) == 3 else ""
-    return [f"starts from {weights.source}{inside} (licence {weights.licence}{stated}){made}", *_account(found)]
+    first = f"starts from {weights.source}{inside} (licence {weights.licence}{stated}){made}"
+    return StartingWeights((first, *_account(found)), frozenset((*found.loaded, *found.adapted)))
 
 
 def _from_package(name: str) -> tuple[Path, str]:

@@ -361,6 +361,11 @@ class Plan(Record):
 
     @model_validator(mode="after")
     def _consistent(self) -> Plan:
+        if self.training.treats_pretrained and not any(c.network.weights for c in self.configurations.values()):
+            raise ValueError(
+                "training.pretrained_rate_factor and pretrained_frozen_fraction are for weights that a configuration's "
+                "network.weights loads; found none. Name a source, or leave them out"
+            )
         if len(self.normalisation) != len(self.channels):
             raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")
         is_turned = self.orientation != AS_STORED

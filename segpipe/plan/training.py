@@ -85,7 +85,8 @@ SAMPLERS: dict[str, Choice] = {  # what a patch is centred on; train/sampling.py
 _Share = Annotated[float, Field(ge=0, lt=1)]
 _FEWEST_SNAPSHOTS = 3  # two lie on a line whatever the training
 _MOST_SNAPSHOTS = 500  # all are open at once while they are analysed, and a process may open 1024 files
-_WRITTEN_IF_SET = {"snapshots"}  # so that older plans keep their bytes
+_PRETRAINED = {"pretrained_rate_factor", "pretrained_frozen_fraction"}
+_WRITTEN_IF_SET = {"snapshots"} | _PRETRAINED  # so that older plans keep their bytes
 
 
 class Training(Record):
@@ -118,6 +119,9 @@ class Training(Record):
             a larger batch in the same memory. `network.parts.checkpointing` saves memory too, for time.
         weight_average: Decay of the exponential moving average of the weights used for prediction, for each step,
             0 (none) to below 1.
+        pretrained_rate_factor: Of the learning rate, for the weights that `network.weights` loaded.
+        pretrained_frozen_fraction: Share of the training at whose beginning those weights stay as they are; what the
+            optimizer knows of their gradients and running statistics follow meanwhile.
         foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
         foreground_unit: What such a patch is centred on.
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
@@ -153,6 +157,8 @@ class Training(Record):
     gradient_clip: NonNegativeFloat = 12.0
     gradient_accumulation: PositiveInt = 1
     weight_average: _Share = 0.0
+    pretrained_rate_factor: PositiveFloat = 1.0
+    pretrained_frozen_fraction: _Share = 0.0
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     foreground_unit: Annotated[str, OneOf(SAMPLERS)] = "label"
     loss: Loss = Loss()
@@ -189,6 +195,11 @@ class Training(Record):
         unread = {parameter for parameter, _, _ in self._unread()}
         unread |= {name for name in _WRITTEN_IF_SET if getattr(self, name) == type(self).model_fields[name].default}
         return {key: value for key, value in values.items() if key not in unread}
+
+    @property
+    def treats_pretrained(self) -> bool:
+        """True if weights that were loaded learn otherwise than new ones."""
+        return any(getattr(self, key) != type(self).model_fields[key].default for key in _PRETRAINED)
 
     def _unread(self) -> Iterator[tuple[str, str, str]]:
         """Parameters without effect: each with what was chosen, and what would read it."""

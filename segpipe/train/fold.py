@@ -33,7 +33,7 @@ from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.losses import overlap_counts, supervised_loss
-from segpipe.train.optim import MAKE_OPTIMIZER, WeightAverage
+from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 
 
@@ -148,15 +148,18 @@ class FoldTraining:
             )
         torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
         network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+        self.pretrained: frozenset[str] = frozenset()
         if is_new and configuration.network.weights:
-            for line in start_from(configuration.network.weights, network):
+            started = start_from(configuration.network.weights, network)
+            self.pretrained = started.loaded
+            for line in started.lines:
                 say(line)
         kind, n_axes = configuration.network.kind, configuration.network.n_axes
         order = memory_format(kind, n_axes, device, trains=True, wanted=training.channels_last)
         network = network.to(memory_format=order)
         self.network = group.share_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
-        self.optimizer = MAKE_OPTIMIZER[training.optimizer](self.network, training)
+        self.optimizer = make_optimizer(self.network, training, self.pretrained)
         self.dtype = resolve_precision(training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
@@ -178,6 +181,7 @@ class FoldTraining:
             "seconds": self.at.seconds,
             "history": self.at.history,
             "network": cpu_copy(self.network.state_dict()),
+            "pretrained": sorted(self.pretrained),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": cpu_copy(self.average.network.state_dict()) if self.average else {},
@@ -189,6 +193,8 @@ class FoldTraining:
         """Resume from a state."""
         self.at = Progress(state["iteration"], state["epoch"], state["seconds"], list(state["history"]))
         self.network.load_state_dict(state["network"])
+        self.pretrained = frozenset(state.get("pretrained", ()))  # states of older versions do not know
+        self.optimizer = make_optimizer(self.network, self.plan.training, self.pretrained)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty if the run began without loss scaling
             self.scaler.load_state_dict(state["scaler"])
@@ -212,12 +218,13 @@ class FoldTraining:
         batch = draw_batch(cases, sampling, generator, self.group.own(sampling.batch_size, n_parts))
         return batch.pin() if self.device.type == "cuda" else batch
 
-    def step(self, batch: Batch, rate: float) -> float:
+    def step(self, batch: Batch, rate: float, *, freezes: bool = False) -> float:
         """One step of the optimizer.
 
         Args:
             batch: Of `draw`. With gradient accumulation it is divided into parts, whose gradients are averaged.
             rate: Learning rate.
+            freezes: Whether pretrained weights stay as they are.
 
         Returns:
             The loss. It may be infinite or NaN in float16, where such a step is skipped and the loss scale lowered.
@@ -226,8 +233,7 @@ class FoldTraining:
             Diverged: If the loss is not finite and no smaller loss scale can help.
         """
         training = self.plan.training
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rates(self.optimizer, rate, 0.0 if freezes else training.pretrained_rate_factor)
         self.optimizer.zero_grad(set_to_none=True)
         torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
         losses = []

@@ -305,8 +305,9 @@ class _Loop:
     def _step(self, batches: Prefetch[Batch]) -> None:
         at, begun, waited = self.fold.at, time.monotonic(), batches.wait_seconds
         mark_step(at.iteration)
-        rate = learning_rate(self.fold.plan.training, self.schedule.progress(at))
-        loss = self.fold.step(batches.get(at.iteration), rate)
+        training, progress = self.fold.plan.training, self.schedule.progress(at)
+        rate, freezes = learning_rate(training, progress), progress < training.pretrained_frozen_fraction
+        loss = self.fold.step(batches.get(at.iteration), rate, freezes=freezes)
         self.step_seconds = time.monotonic() - begun
         at.seconds = time.monotonic() - self.zero
         self.epoch.add(loss, self.step_seconds, batches.wait_seconds - waited)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn, optim
@@ -175,6 +175,35 @@ _MAKERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
     "muon": _muon,
 }
 MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS, "OPTIMIZERS of plan/training.py")
+
+_IS_PRETRAINED = "is_pretrained"
+
+
+def make_optimizer(network: nn.Module, training: Training, pretrained: Collection[str] = ()) -> optim.Optimizer:
+    """The plan's optimizer, with groups of their own for parameters that were loaded, if those learn otherwise.
+
+    Args:
+        network: To train.
+        training: The recipe.
+        pretrained: Names of the parameters that were loaded.
+    """
+    optimizer = MAKE_OPTIMIZER[training.optimizer](network, training)
+    if training.treats_pretrained and pretrained:
+        known = {id(parameter) for name, parameter in network.named_parameters() if name in pretrained}
+        groups = []
+        for group in optimizer.param_groups:
+            for is_pretrained in (False, True):
+                chosen = [p for p in group["params"] if (id(p) in known) == is_pretrained]
+                groups += [{**group, "params": chosen, _IS_PRETRAINED: is_pretrained}] if chosen else []
+        optimizer.param_groups[:] = groups
+    return optimizer
+
+
+def set_rates(optimizer: optim.Optimizer, rate: float, pretrained_factor: float) -> None:
+    """Set the learning rate of a step; that of the groups with pretrained parameters times a factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * pretrained_factor if group.get(_IS_PRETRAINED) else rate
+
 
 _FACTORS: dict[str, Callable[[float, Training], float]] = {  # from the share of the training that is done, 0 to 1
     "poly": lambda progress, training: (1 - progress) ** training.poly_exponent,
