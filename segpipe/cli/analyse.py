@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import configuration, model_folds, shared
+from segpipe.cli.options import configuration, model_folds, on_machine, shared
 from segpipe.cli.printing import echo
+from segpipe.pipeline.requests import Machine
 
 _WIDTH = 80
 
@@ -39,8 +40,45 @@ def _trajectory(work: Path, configuration: str | None, folds: tuple[str, ...], a
         echo(f"  Picture: {picture}")
 
 
+@click.command("variance", short_help="Compare running statistics of norms with real ones.")
+@click.argument("work", type=click.Path(path_type=Path))
+@configuration
+@model_folds
+@click.option(
+    "--batches", "n_batches", type=click.IntRange(min=2), default=16, show_default=True, help="Batches to see."
+)
+@on_machine
+@shared
+def _variance(
+    work: Path,
+    configuration: str | None,
+    folds: tuple[str, ...],
+    n_batches: int,
+    machine: Machine,
+    as_json: bool,
+) -> None:
+    """Compare the running mean and variance of norms with those of their maps in prediction.
+
+    For networks with norm batch, pcnorm or ccnorm. Runs training patches through the trained network, as in
+    prediction, and writes variance.json into each fold's folder.
+    """
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import variance
+
+    request = variance.VarianceRequest(work, configuration, folds, n_batches, machine)
+    found = variance.run(variance.resolve(request))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    for one in found.folds:
+        echo(variance.variance_text(one))
+        for note in one.notes:
+            echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+
+
 ANALYSES: dict[str, click.Command] = {  # name: the command; each has a section in docs/analysis.md
     "trajectory": _trajectory,
+    "variance": _variance,
 }
 
 

@@ -22,6 +22,7 @@ from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
 from segpipe.pipeline.size import SizeReport
 from segpipe.pipeline.trajectory import TrajectoryReport
+from segpipe.pipeline.variance import VarianceReport
 from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.predict.outputs import CaseRow
@@ -210,6 +211,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "study --dry-run": (StudyEstimate,),
     "size": (SizeReport,),
     "analyse trajectory": (TrajectoryReport,),
+    "analyse variance": (VarianceReport,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -66,7 +66,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe size base=A ours=B --difference 0.01 --scans 2",
         "segpipe size STUDY --more 20",
     ),
-    "analyse": ("segpipe analyse trajectory WORK", "segpipe analyse trajectory WORK -f 0 --json"),
+    "analyse": ("segpipe analyse trajectory WORK", "segpipe analyse variance WORK -f 0 --json"),
     "report": ("segpipe report WORK",),
     "view": (
         "segpipe view WORK",

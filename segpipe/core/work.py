@@ -81,6 +81,11 @@ class FoldFolder:
         return self.path / "trajectory.json"
 
     @property
+    def variance(self) -> Path:
+        """Running statistics of its norms against real ones."""
+        return self.path / "variance.json"
+
+    @property
     def guided_by(self) -> Path:
         """The coarse weights that guided the training of a cascade."""
         return self.path / "guided_by.json"

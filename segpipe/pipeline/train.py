@@ -162,7 +162,7 @@ def run(job: TrainJob) -> TrainResult:
         with join_group(resolve_device(job.devices[0])) as group:
             _train_here(replace(job, request=replace(request, machine=_only(job))), group)
     else:
-        _prepare_cases(planned, name, request.machine)  # once, by all processors
+        prepared_cases(planned, name, request.machine)  # once, by all processors
         options = [part for edit in job.edits for part in ("--set", edit)]
         options += ["--tensorboard" if job.tensorboard else "--no-tensorboard", *["--restart"] * request.restart]
         arguments = ("train", str(planned.work.path), "-c", name, *options)
@@ -234,7 +234,7 @@ def profile(request: TrainRequest) -> Profile:
     name = default_configuration(planned.plan, request.configuration)
     device = resolve_device(request.machine.device)
     set_processors(request.machine.n_workers)
-    prepared, guides = _prepare_cases(planned, name, request.machine)
+    prepared, guides = prepared_cases(planned, name, request.machine)
     data = open_fold(prepared, planned.splits, fold, request.machine, guides)
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
         configuration = planned.plan.configurations[name]
@@ -275,7 +275,7 @@ def _only(job: TrainJob) -> Machine:
     return replace(job.request.machine, device=job.devices[0])
 
 
-def _prepare_cases(planned: PlannedWork, name: str, machine: Machine) -> tuple[Path, Path | None]:
+def prepared_cases(planned: PlannedWork, name: str, machine: Machine) -> tuple[Path, Path | None]:
     """The prepared cases, and what guides a cascade in them."""
     prepared = prepare_dataset(planned.work, planned.dataset, planned.plan, name, machine.n_workers)
     return prepared, guides_for(planned, name, machine)
@@ -284,7 +284,7 @@ def _prepare_cases(planned: PlannedWork, name: str, machine: Machine) -> tuple[P
 def _train_here(job: TrainJob, group: Group) -> None:
     """Train one fold after another, in this process, which may be one of several that train together."""
     with group.in_turn():
-        prepared = _prepare_cases(job.planned, job.configuration, job.request.machine)
+        prepared = prepared_cases(job.planned, job.configuration, job.request.machine)
     plan = _with_batch_of(group, job.planned.plan, job.configuration)
     job = replace(job, planned=replace(job.planned, plan=plan))
     for fold in job.folds:

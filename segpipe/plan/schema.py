@@ -24,7 +24,7 @@ from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.core.text import size_text
-from segpipe.networks.parts import COMPARES_SAMPLES, WRITE_DEFAULTS, attention_bytes, reads
+from segpipe.networks.parts import COMPARES_SAMPLES, NORMS, WRITE_DEFAULTS, attention_bytes, reads
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
 from segpipe.plan.training import Training
@@ -365,6 +365,13 @@ class Plan(Record):
             raise ValueError(
                 "training.pretrained_rate_factor and pretrained_frozen_fraction are for weights that a configuration's "
                 "network.weights loads; found none. Name a source, or leave them out"
+            )
+        norms = {configuration.network.parts.norm for configuration in self.configurations.values()}
+        if self.training.recalibrate and not any(NORMS[norm].keeps_running for norm in norms):
+            known = ", ".join(name for name, row in NORMS.items() if row.keeps_running)
+            raise ValueError(
+                f"training.recalibrate {self.training.recalibrate}: norm {', '.join(sorted(norms))} keeps no running "
+                f"statistics, only {known} do. Set it to 0, or choose one of them"
             )
         if len(self.normalisation) != len(self.channels):
             raise ValueError(f"{len(self.normalisation)} normalisations for {len(self.channels)} channels")

@@ -86,7 +86,7 @@ _Share = Annotated[float, Field(ge=0, lt=1)]
 _FEWEST_SNAPSHOTS = 3  # two lie on a line whatever the training
 _MOST_SNAPSHOTS = 500  # all are open at once while they are analysed, and a process may open 1024 files
 _PRETRAINED = {"pretrained_rate_factor", "pretrained_frozen_fraction"}
-_WRITTEN_IF_SET = {"snapshots"} | _PRETRAINED  # so that older plans keep their bytes
+_WRITTEN_IF_SET = {"snapshots", "recalibrate"} | _PRETRAINED  # so that older plans keep their bytes
 
 
 class Training(Record):
@@ -122,6 +122,8 @@ class Training(Record):
         pretrained_rate_factor: Of the learning rate, for the weights that `network.weights` loaded.
         pretrained_frozen_fraction: Share of the training at whose beginning those weights stay as they are; what the
             optimizer knows of their gradients and running statistics follow meanwhile.
+        recalibrate: At the end, running statistics of norms are computed again from so many training batches, with the
+            weights to predict with; 0: they stay as they are. For norms batch, pcnorm and ccnorm.
         foreground_fraction: Share of patches of a batch that are centred on a labelled voxel.
         foreground_unit: What such a patch is centred on.
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
@@ -159,6 +161,7 @@ class Training(Record):
     weight_average: _Share = 0.0
     pretrained_rate_factor: PositiveFloat = 1.0
     pretrained_frozen_fraction: _Share = 0.0
+    recalibrate: NonNegativeInt = 0
     foreground_fraction: float = Field(default=0.33, ge=0, le=1)
     foreground_unit: Annotated[str, OneOf(SAMPLERS)] = "label"
     loss: Loss = Loss()

@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -238,7 +238,7 @@ class FoldTraining:
         torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
         losses = []
         for part in range(training.gradient_accumulation):
-            images, indices = self._augment(batch, part)
+            images, indices = self._augment(batch, part, self.at.iteration)
             outputs = self._outputs(self.network, images)
             self.hooks.lap("forward")
             loss = self._loss(outputs, indices) / training.gradient_accumulation
@@ -261,14 +261,14 @@ class FoldTraining:
         self.at.iteration += 1
         return value
 
-    def _augment(self, batch: Batch, part: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a part of this iteration's batch, on the device."""
+    def _augment(self, batch: Batch, part: int, iteration: int) -> tuple[Tensor, Tensor]:
+        """Images and labels of a part of an iteration's batch, on the device."""
         training = self.plan.training
         there = batch.part(part, training.gradient_accumulation).to(self.device)
         images, indices, guides = there.images, there.indices, there.guides
         self.hooks.lap("copy")
         if training.augmentation.alters:
-            generator = generator_for(training.seed, self.data.fold, _AUGMENT, self.at.iteration, part)
+            generator = generator_for(training.seed, self.data.fold, _AUGMENT, iteration, part)
             draws = draw(self.scope, images.shape[0] * self.group.size, images.shape[1], generator)
             draws = draws.part(self.group.rank, self.group.size)
             guides = apply_to_guides(guides, draws, self.scope)
@@ -302,6 +302,16 @@ class FoldTraining:
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
         mean_loss = sum(torch.stack(losses).tolist()) / len(losses)
         return mean_loss, {f"dice_{name}": d for name, d in zip(self.plan.labels.names, dice, strict=True)}
+
+    @torch.no_grad()
+    def calm_passes(self, n_batches: int) -> Iterator[None]:
+        """Run the network to predict with, in the mode that it is in, over the next augmented training batches."""
+        for iteration in range(self.at.iteration, self.at.iteration + n_batches):
+            batch = self.draw(TRAIN, iteration)
+            for part in range(self.plan.training.gradient_accumulation):
+                images, _ = self._augment(batch, part, iteration)
+                self._outputs(self.predictor, images)
+                yield
 
     def _outputs(self, network: nn.Module, images: Tensor) -> list[Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

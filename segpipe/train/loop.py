@@ -44,6 +44,7 @@ from segpipe.train.fold import (
 )
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
+from segpipe.train.running_statistics import renewed_statistics
 from segpipe.train.sampling import Batch
 from segpipe.train.show import (
     CollapseAlarm,
@@ -282,7 +283,7 @@ class _Loop:
                 if self._is_asked_to_stop():
                     self._save()
                     break
-                is_over = self.schedule.is_over(fold.at, self.seconds_to_finish + self.step_seconds)
+                is_over = self.schedule.is_over(fold.at, self._seconds_to_end())
                 if self.epoch.n_steps and (is_over or self.schedule.share_of_epoch(fold.at) >= 1):
                     self._end_epoch(is_over=is_over)
                 elif is_over:  # as it went on, e.g. because the time budget is smaller now
@@ -290,6 +291,10 @@ class _Loop:
                     self._save()
                 else:
                     self._step(batches)
+
+    def _seconds_to_end(self) -> float:
+        """Time for one more step and for what follows the last one."""
+        return self.seconds_to_finish + (1 + self.fold.plan.training.recalibrate) * self.step_seconds
 
     def _is_asked_to_stop(self) -> bool:
         """Return whether any process was asked to, and set all clocks by the first process's, so that all act alike."""
@@ -365,13 +370,14 @@ class _Loop:
         Raises:
             Diverged: If the weights are not finite; what was saved before stays.
         """
-        if not self.keeps:
-            return
         at, begun, fold = self.fold.at, time.monotonic(), self.fold
-        if not are_finite([fold.network, fold.predictor]):
-            raise divergence("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
-        about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
-        save_weights(self.folder.weights, fold.predictor, about)
+        with self._calibrated_predictor():
+            if not self.keeps:
+                return
+            if not are_finite([fold.network, fold.predictor]):
+                raise divergence("weights are infinite or NaN", at.iteration, fold.plan.training, fold.dtype)
+            about = self.about | {"finished": str(int(self.finished)), "iteration": str(at.iteration)}
+            save_weights(self.folder.weights, fold.predictor, about)
         own = {
             "running": asdict(self.epoch),
             "log_bytes": self.folder.log.stat().st_size if self.folder.log.is_file() else 0,
@@ -381,6 +387,18 @@ class _Loop:
         self.saved_iteration = at.iteration
         self.saved = time.monotonic()
         self.save_seconds = self.saved - begun
+
+    @contextmanager
+    def _calibrated_predictor(self) -> Iterator[None]:
+        """At the end of training, the running statistics to predict with are computed again for the body."""
+        fold, n_batches = self.fold, self.fold.plan.training.recalibrate if self.finished else 0
+        if not n_batches:
+            yield
+            return
+        with renewed_statistics(fold.predictor, fold.calm_passes(n_batches)) as n_norms:
+            seen = count(n_batches, "training batch", "training batches")
+            self._tell(f"{self.folder.path}: running statistics of {count(n_norms, 'norm')} recalibrated on {seen}.")
+            yield
 
     def _tell_epoch(self, history: Sequence[Row]) -> None:
         self._tell(epoch_line(history[-1], *self._title()))
