@@ -17,15 +17,34 @@ from segpipe.core.progress import say
 from segpipe.core.records import read_mapping
 from segpipe.core.text import count
 from segpipe.data.faults import refuse
+from segpipe.data.layouts.manifest import separator_of
 from segpipe.data.load import assign_patients
 from segpipe.evaluate.metrics import METRICS, Status
-from segpipe.evaluate.scores import Score, ScoreTable
+from segpipe.evaluate.scores import Score, ScoreTable, number_hint
 
 _NNUNET_METRICS = {"Dice": "dice", "IoU": "iou"}  # the others of summary.json are counts
 _DESCRIPTION, _LEVELS = "dataset.json", 3  # from fold_0/validation/summary.json up to the model's folder
 _OTHER_NAMES = {"method": "run", "case": "case_id", "patient": "patient_id"}  # of columns
 _COUNTS = ("n_reference_vox", "n_prediction_vox")
 _N_NAMED = 5
+_NO_SCORE = {
+    "",
+    "-",
+    "--",
+    "–",
+    "—",
+    "?",
+    ".",
+    "na",
+    "n/a",
+    "#n/a",
+    "<na>",
+    "nil",
+    "none",
+    "null",
+    "missing",
+    "#div/0!",
+}
 
 
 def nnunet_table(path: Path, fold: int | None) -> ScoreTable:
@@ -91,7 +110,7 @@ def long_table(path: Path, *, allow_missing: bool = False) -> ScoreTable:
 
     Args:
         path: The file.
-        allow_missing: Leave out a case whose score is blank or no number, as if it were missing, and say so.
+        allow_missing: Leave out a case whose score is blank, NA or NaN, as if it were missing, and say so.
 
     Returns:
         Without `patient_id` each case is its own patient. Only the numbers of voxels or `status` say that a mask is
@@ -148,7 +167,9 @@ def _case_and_metric(cells: Mapping[str, str], metric: str) -> tuple[str, str, i
 def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """Columns by the names of scores.csv, and number and cells of each line."""
     try:
-        reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+        text = read_text(path)
+        separator = separator_of(text.partition("\n")[0])
+        reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=separator)
         lines = [(reader.line_num, cells) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as fault:
         raise DataError(f"{path}: cannot be read as a table ({fault}).") from None
@@ -166,10 +187,11 @@ def _lines(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
 def _parse_row(cells: Mapping[str, str], metric: str, text: str) -> Score:
     if metric not in METRICS:
         raise ValueError(f"metric {metric!r} is unknown, expected one of {', '.join(METRICS)}")
+    is_blank = text.strip().lower() in _NO_SCORE
     try:
-        value = float(text) if text.strip() else nan
+        value = nan if is_blank else float(text)
     except ValueError:
-        raise ValueError(f"{metric} is {text!r}, expected a number") from None
+        raise ValueError(f"{metric} is {text!r}, expected a number{number_hint(text)}") from None
     run, case_id, fold, seed, _ = _case_and_metric(cells, metric)
     given = [cells.get(name, "").strip() for name in _COUNTS]
     counts = [int(number) for number in given] if all(given) else [0, 0]
@@ -178,7 +200,7 @@ def _parse_row(cells: Mapping[str, str], metric: str, text: str) -> Score:
         status = _status(*counts)
     is_unknown = status == "ok" or not status
     if not isfinite(value) and is_unknown:
-        shown = f"is {value}" if text.strip() else "is blank"
+        shown = "is blank" if not text.strip() else f"is {text.strip()!r}" if is_blank else f"is {value}"
         raise _UnknownScore(
             f"{metric} of case {case_id} {shown}, expected a number. If masks are empty, say so in the columns "
             f"{' and '.join(_COUNTS)}, or in status; if the case failed, score it again or pass --allow-missing."

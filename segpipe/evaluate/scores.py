@@ -269,4 +269,23 @@ def _number(name: str, text: str, kind: type[int] | type[float]) -> float:
     try:
         return kind(text)
     except ValueError:
-        raise ValueError(f"{name} is {text!r}, expected {'a whole' if kind is int else 'a'} number") from None
+        hint = number_hint(text) if kind is float else ""
+        raise ValueError(f"{name} is {text!r}, expected {'a whole' if kind is int else 'a'} number{hint}") from None
+
+
+def number_hint(text: str) -> str:
+    """Likely cause why a cell is no number, as a further sentence; empty if none is known."""
+    digits = text.strip().removesuffix("%").strip()
+    if text.strip().endswith("%") and _is_number(digits):
+        return ". It is in percent: divide by 100 and remove the sign"
+    if text.count(",") == 1 and _is_number(text.replace(",", ".")):
+        return ". It has a decimal comma: write a point"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
