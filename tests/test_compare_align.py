@@ -8,7 +8,7 @@ from math import inf, nan
 import numpy as np
 import pytest
 
-from segpipe.compare.align import align
+from segpipe.compare.align import align, distinct_trainings
 from segpipe.compare.results import Method
 from segpipe.core.errors import DataError, UsageError
 from segpipe.evaluate.scores import Score, ScoreTable
@@ -74,6 +74,23 @@ def test_copies_of_a_training_count_once():
     )
     of_folds = [score(c, i / 10, fold=f) for f in range(3) for i, c in enumerate("xy")]
     assert [len(of) for of in aligned(of_folds, rows([0.2])).values] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "n_distinct"),
+    [
+        (lambda i, v: round(v, 3), 1),
+        (lambda i, v: v if i else None, 1),  # one case fewer
+        (lambda i, v: v + 0.002 * (i == 5), 2),
+        (lambda i, v: v if i < 5 else None, 2),  # five of twelve tell too little
+    ],
+)
+def test_copies_may_be_rounded_or_lack_cases(change, n_distinct):
+    values = np.random.default_rng(0).uniform(0.5, 0.9, 12).tolist()
+    rows = [score(f"c{i}", v) for i, v in enumerate(values)]
+    again = [score(f"c{i}", new, seed=1) for i, v in enumerate(values) if (new := change(i, v)) is not None]
+    methods, _ = distinct_trainings([Method("a", ScoreTable(tuple(rows + again)))])
+    assert len({row.seed for row in methods[0].table.rows}) == n_distinct
 
 
 def test_one_metric_that_is_equal_makes_no_copies():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import isfinite
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from segpipe.evaluate.scores import IMAGE_LABEL, Score, ScoreTable
 from segpipe.evaluate.summary import counted_values
 
 _N_NAMED = 10
+_ROUNDING = {"1": 6e-4, "mm": 6e-3, "mm3": 0.6}  # three decimals of an overlap, two of a distance: seeds differ by more
+_MIN_ROUNDED = 10  # scores; so many of two seeds are never that near in all of them
 TrainingKey = tuple[int, int]  # seed and fold; fold is -1 if every case was scored once for each seed
 
 
@@ -166,20 +169,21 @@ def distinct_trainings(methods: Sequence[Method]) -> tuple[list[Method], list[st
     """The methods with one of the trainings whose scores are equal in all cases and metrics, and a sentence for each.
 
     A tool that ignores its seed, or a folder that was copied, gives such trainings. They would say that trainings do
-    not vary.
+    not vary. Copies may be rounded, or lack cases.
     """
     kept, notes = [], []
-    first_of: dict[frozenset[tuple[str, str, str, str]], str] = {}
+    seen: list[tuple[str, _Content]] = []  # of the methods before
     for method in methods:
         training_of = _training_of(method.table.rows)
-        contents: dict[TrainingKey, set[tuple[str, str, str, str]]] = {}
+        contents: dict[TrainingKey, _Content] = {}
         for row in method.table.rows:
             if row.label != IMAGE_LABEL:
-                contents.setdefault(training_of(row), set()).add((row.case_id, row.label, row.metric, repr(row.value)))
-        distinct: dict[frozenset[tuple[str, str, str, str]], TrainingKey] = {}
-        for training in sorted(contents):
-            distinct.setdefault(frozenset(contents[training]), training)
-        counted = set(distinct.values())
+                contents.setdefault(training_of(row), {})[row.case_id, row.label, row.metric] = (row.value, row.unit)
+        distinct: dict[TrainingKey, _Content] = {}
+        for training, content in sorted(contents.items(), key=lambda item: (-len(item[1]), item[0])):
+            if not any(_are_copies(content, other) for other in distinct.values()):
+                distinct[training] = content
+        counted = set(distinct)
         rows = tuple(row for row in method.table.rows if training_of(row) in counted)
         kept.append(method if len(counted) == len(contents) else replace(method, table=ScoreTable(rows)))
         if len(counted) < len(contents):
@@ -187,11 +191,31 @@ def distinct_trainings(methods: Sequence[Method]) -> tuple[list[Method], list[st
                 f"{method.name}: {count(len(contents), 'training')} given, {len(counted)} counted: the scores of the "
                 "others are equal in every case, so they are copies and not other seeds."
             )
-        same = next((first_of[content] for content in distinct if content in first_of), None)
-        if same is not None:
-            notes.append(f"{same} and {method.name} have equal scores in every case: are they one result?")
-        first_of |= dict.fromkeys(distinct, method.name)
+        same = [name for content in distinct.values() for name, other in seen if _are_copies(content, other)]
+        if same:
+            notes.append(f"{same[0]} and {method.name} have equal scores in every case: are they one result?")
+        seen += [(method.name, content) for content in distinct.values()]
     return kept, notes
+
+
+_Content = dict[tuple[str, str, str], tuple[float, str]]  # value and unit by case, label and metric
+
+
+def _are_copies(first: _Content, second: _Content) -> bool:
+    """True if two trainings agree wherever both have a score: exactly, or if these are many, but for rounding."""
+    shared = first.keys() & second.keys()
+    if 2 * len(shared) < max(len(first), len(second)):
+        return False
+    is_rounded = len(shared) >= _MIN_ROUNDED
+    return (is_rounded or first.keys() == second.keys()) and all(
+        _is_copy(first[place][0], *second[place], is_rounded=is_rounded) for place in shared
+    )
+
+
+def _is_copy(first: float, second: float, unit: str, *, is_rounded: bool) -> bool:
+    if isfinite(first) and isfinite(second):
+        return abs(first - second) <= (_ROUNDING.get(unit, 0.0) if is_rounded else 0.0)
+    return repr(first) == repr(second)
 
 
 def _training_of(rows: Sequence[Score]) -> Callable[[Score], TrainingKey]:
