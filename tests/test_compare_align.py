@@ -79,7 +79,7 @@ def test_copies_of_a_training_count_once():
 @pytest.mark.parametrize(
     ("change", "n_distinct"),
     [
-        (lambda i, v: round(v, 3), 1),
+        (lambda _, v: round(v, 3), 1),
         (lambda i, v: v if i else None, 1),  # one case fewer
         (lambda i, v: v + 0.002 * (i == 5), 2),
         (lambda i, v: v if i < 5 else None, 2),  # five of twelve tell too little
