@@ -61,6 +61,13 @@ def specs(found: Topology) -> dict[str, NetworkSpec]:
     named["resenc_m + attention se"] = _with(residual, attention="se")
     named["resenc_m + aspp_deeplab"] = _with(residual, **pyramid)
     named["resenc_m + both"] = _with(residual, attention="se", **pyramid)
+    botnet = dict(bottleneck_attention="botnet", bottleneck_map_zyx=tuple(deepest))
+    mask = dict(bottleneck_mask="gaussian_mixture", bottleneck_spacing_mm=(16.0,) * 3)
+    named["resenc_m + botnet"] = _with(residual, **botnet)
+    named["resenc_m + botnet + gaussian_mixture"] = _with(residual, **botnet, **mask)
+    named["resenc_m + s5"] = _with(residual, bottleneck_mixer="s5")
+    named["resenc_m + convmixer"] = _with(residual, bottleneck_mixer="convmixer")
+    named["resenc_m of convmixer blocks"] = _with(residual, block="convmixer")
     named["segresnet"] = _monai("segresnet", (32, 64, 128, 256), (1, 2, 2, 4))
     named["swin_unetr"] = _monai("swin_unetr", (48, 48, 96, 192, 384, 768), (1, 2, 2, 2, 2, 1))
     return named
