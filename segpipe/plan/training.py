@@ -129,7 +129,7 @@ class Training(Record):
         loss: What is made small: a name of `plan/loss.py`, or terms and what they take.
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere;
-            nnunet: fp16 on CUDA and fp32 elsewhere, as nnU-Net.
+            nnunet: fp16 on CUDA and fp32 elsewhere, as nnU-Net. fp32 on CUDA is not TF32.
         compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
         channels_last: Whether a voxel's channels are adjacent in memory; None: on CPUs where the network is
             plain or residual, which makes it faster.
