@@ -80,7 +80,9 @@ def test_a_step_waits_for_nothing_and_computes_what_the_cpu_does(found, name):
 def test_a_prediction_of_many_labels_equals_the_cpus_and_waits_a_few_times(found):
     seen = found("predict")
     assert seen["labels"] > 20 and seen["equal"] == 1
-    assert seen["waits"] + sum(seen["where"].values()) < 20, seen["where"]  # of 24 rows, 8 windows, 40 rows of the image
+    assert seen["waits"] + sum(seen["where"].values()) < 20, seen[
+        "where"
+    ]  # of 24 rows, 8 windows, 40 rows of the image
 
 
 def test_each_device_is_asked_what_it_can(stand_in):
