@@ -16,6 +16,7 @@ from pydantic.fields import FieldInfo
 from segpipe.bridge.exporters import EXPORTERS
 from segpipe.core.choices import Choice, table_of
 from segpipe.evaluate.metrics import METRICS, FromCase
+from segpipe.networks.canonical_transforms import TRANSFORMS
 from segpipe.networks.parts import (
     ACTIVATIONS,
     BLOCKS,
@@ -65,6 +66,7 @@ def tables() -> dict[str, str]:
         "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
         "bottleneck_attentions.md": _choices("bottleneck_attention", BOTTLENECK_ATTENTIONS, Parts),
         "bottleneck_masks.md": _choices("bottleneck_mask", BOTTLENECK_MASKS, Parts),
+        "transforms.md": _choices("canonicalise", TRANSFORMS, Parts),
         "bottleneck_mixers.md": _choices("bottleneck_mixer", BOTTLENECK_MIXERS, Parts),
     }
 

@@ -92,4 +92,5 @@ VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a 
     "pcnorm": lambda view: unet("plain", view, norm="pcnorm", uout=0.1),
     "ccnorm": lambda view: unet("convnext", view, norm="ccnorm"),
     "scnorm": lambda view: unet("residual", view, norm="scnorm", attention="se", attention_position="block"),
+    "canonicalise": lambda view: unet("plain", view, canonicalise=("rot_z", "iso_scale")),
 }

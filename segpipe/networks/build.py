@@ -33,6 +33,7 @@ from segpipe.core.errors import PlanError, ResourceError, package_needed
 from segpipe.core.machine import free_bytes
 from segpipe.core.text import size_text
 from segpipe.networks.blocks import he_initialisation
+from segpipe.networks.canonical import Canonicalised
 from segpipe.networks.convnext import convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.device import set_up_cudnn
@@ -175,14 +176,20 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
         )
     if torch.get_default_device().type != "meta":
         _require_memory(spec, n_channels, n_outputs)
-    network = guard_convolutions(NETWORKS[spec.kind](spec, n_channels, n_outputs))
+    network = guard_convolutions(_make(spec, n_channels, n_outputs))
     return SliceWise(network) if spec.n_axes == 2 else network
+
+
+def _make(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
+    """The network for the spec's axes, in a canonical frame if the spec wants it."""
+    network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+    return Canonicalised(network, spec, n_channels) if spec.parts.canonicalise else network
 
 
 def weights_bytes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> int:
     """Bytes of the weights and buffers of a network, which is not built for it."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):  # the weights of a seed stay as they are
-        network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+        network = _make(spec, n_channels, n_outputs)
     return sum(value.numel() * value.element_size() for value in network.state_dict().values())
 
 

@@ -20,6 +20,7 @@ from pydantic import (
 
 from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.records import Record
+from segpipe.networks.canonical_transforms import TRANSFORMS
 
 NORM_EPS = 1e-5  # torch's and nnU-Net's
 WRITE_DEFAULTS = {"write_defaults": True}  # as `context` of model_dump: also write values at their default
@@ -201,6 +202,8 @@ class Parts(Sparse):
             weights `tf_efficientnet_…` and those of EfficientNet-Lite expect.
         norm_eps: Added to the variance by a norm. Weights of EfficientNet-Lite expect 1e-3.
         stem_kernel_zyx: Kernel of the first convolution; None: the kind's own.
+        canonicalise: Transforms that a small network predicts from each patch and that are undone before the network
+            sees it; its logits are transformed back.
         checkpointing: Compute blocks twice instead of keeping what they computed: less memory, a third more time. Batch
             norms then see each batch twice, so that their running statistics move nearly twice as fast.
     """
@@ -243,6 +246,7 @@ class Parts(Sparse):
     padding: Literal["symmetric", "tf_same"] = "symmetric"
     norm_eps: PositiveFloat = NORM_EPS
     stem_kernel_zyx: tuple[PositiveInt, ...] | None = None
+    canonicalise: tuple[Annotated[str, OneOf(TRANSFORMS)], ...] = ()
     checkpointing: bool = False
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import PositiveInt, model_validator
 
 from segpipe.core.choices import Choice, OneOf
+from segpipe.networks.canonical_transforms import canonical_coordinates
 from segpipe.networks.parts import (
     GATES,
     KIND_PREFIX,
@@ -68,6 +69,7 @@ _EFFICIENTNET_LITE = replace(
     does="EfficientNet-Lite, without gates in its blocks and with ReLU6; preset effnet_lite0",
     source="Tan and Le 2019, EfficientNet; Google 2020, EfficientNet-Lite; takes weights of the extra `imagenet`",
 )
+_ANY = {"canonicalise"}  # acts around a network of any kind
 KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     "plain": NetworkKind(
         does="convolutions; presets nnunet and cpu",
@@ -179,6 +181,8 @@ class NetworkSpec(Sparse):
             raise ValueError(f"strides_zyx starts with {self.strides_zyx[0]}, expected 1 on every axis")
         self._expect_used_parts()
         self._expect_attention()
+        if self.parts.canonicalise:
+            canonical_coordinates(self.parts.canonicalise, self.n_axes)
         self._expect_own_topology()
         return self
 
@@ -194,7 +198,7 @@ class NetworkSpec(Sparse):
     def _expect_used_parts(self) -> None:
         chosen = [name for name, field in Parts.model_fields.items() if getattr(self.parts, name) != field.default]
         kind = KINDS[self.kind]
-        unused = [name for name in chosen if name not in kind.parameters]
+        unused = [name for name in chosen if name not in {*kind.parameters, *_ANY}]
         if unused:
             raise ValueError(f"kind {self.kind!r} does not use parts.{unused[0]}; leave it out")
         scaled = self.parts.residual_scale != 1 and self.parts.decoder == "plain"

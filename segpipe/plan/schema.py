@@ -24,6 +24,7 @@ from segpipe.core.grid import turn_between
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 from segpipe.core.text import size_text
+from segpipe.networks.canonical_transforms import TRANSFORMS
 from segpipe.networks.parts import COMPARES_SAMPLES, NORMS, WRITE_DEFAULTS, attention_bytes, reads
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.laterality import AS_STORED, sideways_axis, swapped_indices
@@ -243,7 +244,19 @@ class Configuration(Record):
                 "instance or scnorm"
             )
         self._expect_attention(patch)
+        self._expect_round_voxels()
         return self
+
+    def _expect_round_voxels(self) -> None:
+        """Refuse rotations of voxels that are not square in their plane: they would shear the image."""
+        for name in self.network.parts.canonicalise:
+            plane = TRANSFORMS[name].plane
+            edges_mm = [self.spacing_mm[axis] or 0.0 for axis in plane or ()]
+            if edges_mm and abs(edges_mm[0] - edges_mm[1]) > _SAME_SPACING * edges_mm[1]:
+                raise ValueError(
+                    f"canonicalise {name} turns voxels of {edges_mm[0]:g} × {edges_mm[1]:g} mm; expected equal edges. "
+                    "Change spacing_mm, or leave it out"
+                )
 
     def _expect_attention(self, patch: tuple[int, ...]) -> None:
         """Refuse attention that takes too much memory, and distances of another spacing."""
