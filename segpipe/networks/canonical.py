@@ -73,20 +73,22 @@ class Locator(nn.Module):
         super().__init__()
         self.entries = coordinates.entries
         n_in = n_channels * 2 ** sum(entry.kind == "log" for entry in self.entries)
-        layers = []
-        for n_before in (n_in, _FEATURES):
-            kernel = (_KERNEL,) * make.n_axes
-            convolution = make.convolution(n_before, _FEATURES, kernel, _STRIDE, is_padded=False)
-            layers.append(nn.ModuleList((convolution, make.norm(_FEATURES), nn.LeakyReLU(0.1))))
-        self.layers = nn.ModuleList(layers)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                make.convolution(n_before, _FEATURES, (_KERNEL,) * make.n_axes, _STRIDE, is_padded=False),
+                make.norm(_FEATURES),
+                nn.LeakyReLU(0.1),
+            )
+            for n_before in (n_in, _FEATURES)
+        )
         self.moved = [place for place, entry in enumerate(self.entries) if entry.transform is not None]
         self.profiles = nn.ModuleList(nn.Conv1d(_FEATURES, 1, _KERNEL) for _ in self.moved)
         self.offset = nn.Parameter(torch.zeros(len(self.moved)))
 
     def forward(self, image: Tensor) -> Tensor:
         features = image
-        for convolution, norm, nonlin in self.layers:  # type: ignore[misc]  # a ModuleList of three
-            features = nonlin(norm(convolution(self._pad(features, range(len(self.entries))))))
+        for layer in self.layers:
+            features = layer(self._pad(features, range(len(self.entries))))
         return torch.stack([self._amount(index, features.float()) for index in range(len(self.moved))], 1)
 
     def _amount(self, index: int, features: Tensor) -> Tensor:
@@ -176,15 +178,17 @@ def warp(x: Tensor, matrices: Tensor, ratios: Sequence[float]) -> Tensor:
     edges = torch.tensor(ratios, device=matrices.device, dtype=matrices.dtype)
     columns = torch.cat([edges, edges.new_ones(1)])
     own = matrices * columns / edges[:, None]
-    own = torch.cat([own[..., :-1].flip(1, 2), own[..., -1:].flip(1)], 2)  # torch's points are (x, y, z)
-    with torch.autocast(x.device.type, enabled=False):
-        grid = functional.affine_grid(own.float(), [len(x), 1, *x.shape[2:]], align_corners=False)
-    return _sample(x.float(), grid, "border")
+    middles = [torch.linspace(-1 + 1 / n, 1 - 1 / n, n, device=x.device) for n in x.shape[2:]]
+    points = [m[None] for m in torch.meshgrid(*middles, indexing="ij")]
+    rows = []
+    for row_BN in own.float().unbind(1):  # sums and not a matrix product, which autocast would compute in 8 bits
+        *factors, moved = (value.view(-1, *(1,) * len(points)) for value in row_BN.unbind(1))
+        rows.append(sum((f * p for f, p in zip(factors, points, strict=True)), moved))
+    return _sample(x.float(), torch.stack(rows[::-1], -1), "border")  # torch's points are (x, y, z)
 
 
 def _sample(x: Tensor, grid: Tensor, outside: str) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):
-        return functional.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=False)
+    return functional.grid_sample(x, grid, mode="bilinear", padding_mode=outside, align_corners=False)
 
 
 def _points(coordinates: Coordinates, device: torch.device) -> Tensor:
