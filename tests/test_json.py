@@ -45,6 +45,7 @@ RUNS = [  # key of OUTPUTS, command
     ("plan", "plan data -o planned --device cpu --no-report"),
     ("prepare", "prepare work"),
     ("prepare", "prepare work -c 2d --dry-run"),
+    ("pretrain", "pretrain data -o pre --for work --device cpu --iterations 1"),
     ("train", "train work -f 0 --device cpu"),
     ("train --dry-run", "train work --dry-run --device cpu"),
     ("train --profile", f"train work --profile --device cpu {SETS}"),

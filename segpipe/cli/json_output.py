@@ -78,6 +78,22 @@ class PreparedFolder(Record):
     prepared: str | None
 
 
+class PretrainedWeights(Record):
+    """The weights that pre-training made.
+
+    Args:
+        weights: Their file, for `network.weights.source` of the plan.
+        configuration: Name of the one whose network was trained.
+        n_images: Images that they have seen.
+        n_held_out: Of these, images that were only watched.
+    """
+
+    weights: str
+    configuration: str
+    n_images: int
+    n_held_out: int
+
+
 class Summary(Record):
     """Means of scores.
 
@@ -193,6 +209,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "check": (CheckReport, Checked),
     "plan": (PlanFiles, Plan),
     "prepare": (PreparedFolder, Needs),
+    "pretrain": (PretrainedWeights,),
     "train": (Summary, Trained),
     "train --dry-run": (Foreseen,),
     "train --profile": (Profile,),

@@ -60,6 +60,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe compare base=A ours=B --margin dice=0.01 -o COMPARISON",
         "segpipe compare A B --cases cases.csv --by site",
     ),
+    "pretrain": (
+        "segpipe pretrain IMAGES -o PRE --for WORK --iterations 500",
+        "segpipe pretrain DATA -o PRE --for WORK --with-labels --set 'training.loss={terms: {supcon_voxel: 0.1}}'",
+    ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
     "size": (
         "segpipe size PILOT/scores.csv --half-width 0.02",
@@ -95,6 +99,7 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
     },
     "Model": {
         "train": "Train folds, then predict and score their validation cases.",
+        "pretrain": "Pre-train a network on images without labels.",
         "select": "Choose configuration, ensemble and postprocessing.",
         "predict": "Segment images with a trained model.",
         "ensemble": "Average probabilities from several prediction folders.",

@@ -61,6 +61,11 @@ class FoldFolder:
         return self.path / "checkpoint.safetensors"
 
     @property
+    def pretrained_on(self) -> Path:
+        """The cases whose images the first weights were pre-trained on, if they were."""
+        return self.path / "pretrained_on.json"
+
+    @property
     def state(self) -> Path:
         """Everything needed to resume training."""
         return self.path / "state.pt"

@@ -279,8 +279,9 @@ def _digest(case: Case, files: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for file in files:
         try:
-            with Path(file).open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+            for part in sorted(Path(file).iterdir()) if Path(file).is_dir() else [Path(file)]:  # a DICOM series
+                with part.open("rb") as stream:
+                    digest.update(hashlib.file_digest(stream, "sha256").digest())
         except OSError as fault:
             raise DataError(f"{case.case_id}: {file} cannot be read ({fault.strerror}). Put it back.") from None
     return digest.hexdigest()[:12]

@@ -38,6 +38,7 @@ from segpipe.networks.convnext import convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.device import set_up_cudnn
 from segpipe.networks.efficientnet import efficientnet
+from segpipe.networks.initial_weights import is_head
 from segpipe.networks.parts import KINDS_OF_EFFICIENTNET
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
@@ -222,7 +223,6 @@ def ready_to_predict(network: nn.Module, kind: str, n_axes: int, device: torch.d
 
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_HEADS = {"seg_layers", "bottleneck_head", "conv_final", "out"}  # modules that make logits; the last two are MONAI's
 
 
 def inner_kernels(network: nn.Module) -> list[nn.Parameter]:
@@ -234,7 +234,7 @@ def inner_kernels(network: nn.Module) -> list[nn.Parameter]:
     found = {}
     for path, module in network.named_modules():
         is_dense = isinstance(module, nn.Linear) or (isinstance(module, _CONVOLUTIONS) and module.groups == 1)
-        if is_dense and not _HEADS & set(path.split(".")):
+        if is_dense and not is_head(path):
             kernel = module.get_parameter("weight")
             if min(kernel.flatten(1).shape) > 1:
                 found[id(kernel)] = kernel

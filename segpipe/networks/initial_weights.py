@@ -15,7 +15,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, is_zipfile
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ from segpipe.networks.parts import InitialWeights
 from segpipe.networks.photo_weights import STATISTICS, for_encoder, is_photographic
 
 _WRAPPERS = ("module.", "_orig_mod.", "network.")  # of DataParallel, torch.compile, SliceWise
+HEADS = {"seg_layers", "bottleneck_head", "conv_final", "out"}  # modules that make logits; the last two are MONAI's
+SEEN_KEY = "pretrained_on"  # in the header of weights of `segpipe pretrain`: JSON of content digests by case
 _COPIES = ("decoder.encoder.", ".all_modules.")  # nnU-Net's modules are registered twice, so its files hold them twice
 _PLACES = ("network_weights", "network", "state_dict", "model")  # of the weights in files of nnU-Net, segpipe, others
 _FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -314,10 +316,12 @@ class StartingWeights:
     Args:
         lines: For a person: what was loaded, what stayed new, what was not used, and why.
         loaded: Names of the network's tensors that were.
+        seen: Of weights that `segpipe pretrain` made: content digests of the cases they have seen, by id.
     """
 
     lines: tuple[str, ...]
     loaded: frozenset[str]
+    seen: Mapping[str, str] | None = None
 
 
 def start_from(weights: InitialWeights, network: nn.Module) -> StartingWeights:
@@ -341,6 +345,9 @@ def start_from(weights: InitialWeights, network: nn.Module) -> StartingWeights:
     else:
         path, licence = Path(weights.source), weights.licence
     stored = read_weights(path, network)
+    seen = _pretrained_on(path)
+    if seen is not None:
+        _expect_same_network(path, stored, network)
     inside = ""
     if (part := find_packed(path, network)) is not None:
         inside = f", {part.rpartition('/')[0]}"
@@ -354,7 +361,35 @@ def start_from(weights: InitialWeights, network: nn.Module) -> StartingWeights:
     stated = f", stated with them: {licence}" if licence != weights.licence else ""
     made = f"; kernels made 3D: {weights.inflation}" if photographic and _n_axes(network) == 3 else ""
     first = f"starts from {weights.source}{inside} (licence {weights.licence}{stated}){made}"
-    return StartingWeights((first, *_account(found)), frozenset((*found.loaded, *found.adapted)))
+    return StartingWeights((first, *_account(found)), frozenset((*found.loaded, *found.adapted)), seen)
+
+
+def _pretrained_on(path: Path) -> dict[str, str] | None:
+    """The cases that weights of `segpipe pretrain` have seen, by content; None of other files."""
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, "pt") as file:
+        about = (file.metadata() or {}).get(SEEN_KEY)
+    return None if about is None else {str(case): str(content) for case, content in parse_json(about).items()}
+
+
+def _expect_same_network(path: Path, stored: Mapping[str, Tensor], network: nn.Module) -> None:
+    """Compare all tensors but those that make logits: pre-trained ones are of this network, or were for another.
+
+    Raises:
+        UsageError: If they differ.
+    """
+    own = {plain_name(name): value for name, value in network.state_dict().items() if not is_head(name)}
+    if misfit := describe_misfit(own, stored):
+        raise UsageError(
+            f"{path}: was pre-trained for another network ({misfit}). Run `segpipe pretrain` with the plan and "
+            "configuration of this training."
+        )
+
+
+def is_head(name: str) -> bool:
+    """True for a tensor of the layers that make logits."""
+    return not HEADS.isdisjoint(name.split("."))
 
 
 def _from_package(name: str) -> tuple[Path, str]:

@@ -195,6 +195,48 @@ class TrainRequest:
 
 
 @dataclass(frozen=True)
+class PretrainRequest:
+    """A network to pre-train on images.
+
+    Args:
+        data: The images: whatever can be predicted, labelled or not.
+        output: Folder for the weights and everything to resume from.
+        plan_of: A work folder, whose plan says what network is trained, how images are prepared, and by what recipe.
+        machine: What to compute on.
+        configuration: Which of the plan's; None for the default one.
+        epochs, iterations, time_budget_seconds: Length of training instead of the plan's, at most one of them.
+        edits: Values of the plan to change for this training alone, as `--set` gives them.
+        with_labels: Whether labels beside the images are learned from too, by the term supcon_voxel.
+        restart: Whether to discard existing training and start over.
+
+    Raises:
+        UsageError: If more than one length is given, or a number is out of range.
+    """
+
+    data: Path
+    output: Path
+    plan_of: Path
+    machine: Machine
+    configuration: str | None = None
+    epochs: int | None = None
+    iterations: int | None = None
+    time_budget_seconds: float | None = None
+    edits: Sequence[str] = ()
+    with_labels: bool = False
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        _require_one_length(self)
+
+    @property
+    def all_edits(self) -> tuple[str, ...]:
+        """The edits of the plan, with those that the length stands for."""
+        budget = self.time_budget_seconds
+        timed = () if budget is None else (f"training.time_budget_seconds={budget}",)
+        return (*self.edits, *length_edits(self.epochs, self.iterations), *timed)
+
+
+@dataclass(frozen=True)
 class RunRequest:
     """A dataset to plan, train, evaluate and report in one go.
 
@@ -386,7 +428,7 @@ def length_edits(epochs: int | None, iterations: int | None) -> tuple[str, ...]:
     return tuple(f"training.{name}={value}" for name, value in limits.items())
 
 
-def _require_one_length(request: TrainRequest | RunRequest) -> None:
+def _require_one_length(request: TrainRequest | RunRequest | PretrainRequest) -> None:
     given = [option for name, option in _LENGTHS.items() if getattr(request, name) is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)}: each sets the length of training. Give one of them.")

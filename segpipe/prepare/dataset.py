@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
 from segpipe.core.errors import DataError, ResourceError
@@ -282,8 +283,38 @@ def prepare_dataset(work: Work, dataset: Dataset, plan: Plan, configuration_name
                 f"preparing {configuration_name}",
                 needs.n_workers,
             )
-        _require_no_faults(dataset, [fault for fault in results if fault], len(missing))
+        _require_no_faults(dataset.root, [fault for fault in results if fault], len(missing))
     return folder
+
+
+def prepare_unplanned(
+    folder: Path, cases: Sequence[Case], plan: Plan, configuration: Configuration, n_workers: int
+) -> None:
+    """Prepare cases that no fingerprint knows, with or without a label, unless they are there already.
+
+    Args:
+        folder: Takes what is prepared.
+        cases: Which.
+        plan, configuration: How.
+        n_workers: Cases prepared in parallel.
+
+    Raises:
+        DataError: If cases cannot be prepared, all of them together, and the others are prepared.
+        ResourceError, SetupError: If memory or disk runs out, or the folder cannot be written.
+    """
+    remove_leftovers(folder)
+    states = []
+    for case in cases:
+        stored, signature = _read_stored(folder / case.case_id), signature_of(case)
+        is_known = stored is not None and stored.signature == signature
+        content = stored.content if is_known and stored else content_of(case)
+        states.append(CaseState(case, content, signature, stored, was_in_doubt=not is_known))
+    missing = [state for state in states if not state.is_current]
+    with threadpool_limits(1, "blas"):  # as above
+        results = map_threads(
+            lambda state: _fault_of(folder, state, plan, configuration), missing, "preparing images", n_workers
+        )
+    _require_no_faults(Path(cases[0].images[0]).parent, [fault for fault in results if fault], len(missing))
 
 
 def needs_of(
@@ -327,12 +358,15 @@ def _fault_of(folder: Path, state: CaseState, plan: Plan, configuration: Configu
             f"{case_id}: not enough memory to prepare it. "
             "Prepare fewer cases in parallel (-j 1), or end other programs; then rerun the same command to resume."
         ) from None
+    if prepared.indices_zyx is None:  # an image to pre-train on: all background
+        nothing = np.zeros(prepared.image_czyx.shape[1:], dtype=np.int16)
+        prepared = replace(prepared, indices_zyx=nothing)
     stored = StoredCase(case_id=case_id, signature=state.signature or "", content=state.content, trace=prepared.trace)
     store_case(folder / case_id, prepared, stored, plan.labels, configuration.patch_zyx)
     return ""
 
 
-def _require_no_faults(dataset: Dataset, faults: Sequence[str], n_tried: int) -> None:
+def _require_no_faults(root: Path | str, faults: Sequence[str], n_tried: int) -> None:
     """Refuse to go on where cases could not be prepared.
 
     Raises:
@@ -341,7 +375,7 @@ def _require_no_faults(dataset: Dataset, faults: Sequence[str], n_tried: int) ->
     if not faults:
         return
     head = (
-        f"{dataset.root}: {len(faults)} of {n_tried} cases cannot be prepared; the others are. Correct them and run "
+        f"{root}: {len(faults)} of {n_tried} cases cannot be prepared; the others are. Correct them and run "
         "the same command again, or take them out of the dataset and plan again."
     )
     more = [f"… and {len(faults) - _MAX_NAMED} more."] if len(faults) > _MAX_NAMED else []

@@ -241,6 +241,15 @@ def open_case(folder: Path, guide_folder: Path | None = None) -> PatchCase:
         return PatchCase(folder, image, indices, places.by_label(), guide)
 
 
+def content_of_stored(case: PatchCase) -> str:
+    """Digests of the files that a prepared case was made from, as `StoredCase.content` has them.
+
+    Raises:
+        DataError: If what lies beside it cannot be read.
+    """
+    return StoredCase.load(case.folder / "case.json").content
+
+
 def _disk_arrays(folder: Path, names: Sequence[str]) -> list[DiskArray]:
     with _naming_damage(folder, folder):
         crc32 = np.load(folder / "crc32.npy", allow_pickle=False).tolist()

@@ -21,6 +21,7 @@ from segpipe.data.splits import Splits
 from segpipe.evaluate.ledger import LEDGER_FILE, LedgerState, read_ledger
 from segpipe.evaluate.scores import ScoreTable
 from segpipe.evaluate.summary import MEAN_LABEL, SummaryRow, summarise
+from segpipe.plan.pretraining import PretrainedOn
 from segpipe.plan.training_commands import PlanChange, plan_changes, train_commands
 from segpipe.report.volume_agreement import VolumeAgreement, volume_agreements
 
@@ -165,6 +166,8 @@ def _read_fold(run_folder: Path, name: str, plan: Mapping[str, Any], notes: list
     history = _read(folder.history, History.load, own_notes)
     own_plan = _read(folder.plan, _plan_values, own_notes) if folder.plan.exists() else None
     environment = _read(folder.environment, Environment.load, own_notes) if folder.environment.exists() else None
+    if folder.pretrained_on.exists() and (found := _read(folder.pretrained_on, PretrainedOn.load, own_notes)):
+        own_notes.append(found.text())
     notes += [f"fold {name}: {note}" for note in own_notes]
     return FoldRun(name, folder, history, plan_changes(plan, own_plan) if plan and own_plan else (), environment)
 

@@ -22,7 +22,7 @@ from segpipe.core.progress import say
 from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import device_text
-from segpipe.networks.initial_weights import describe_misfit
+from segpipe.networks.initial_weights import SEEN_KEY, describe_misfit, is_head
 from segpipe.plan.schema import Plan
 from segpipe.train.weights_header import about_weights
 
@@ -54,6 +54,25 @@ def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> No
         if value.data_ptr() not in seen or value.numel() == 0:
             seen.add(value.data_ptr())
             weights[name] = value.detach().cpu().contiguous()
+    _write_tensors(path, weights, about)
+
+
+def save_pretrained(path: Path, weights: Path, seen: Mapping[str, str]) -> None:
+    """Write the weights of a pre-training without the layers that restore the image, and what they have seen.
+
+    Args:
+        path: To write.
+        weights: As `save_weights` wrote them.
+        seen: Content digests by case.
+
+    Raises:
+        UsageError: If the weights are missing or damaged.
+    """
+    about = about_weights(weights) | {SEEN_KEY: json.dumps(dict(sorted(seen.items())), separators=(",", ":"))}
+    _write_tensors(path, {name: value for name, value in load_file(weights).items() if not is_head(name)}, about)
+
+
+def _write_tensors(path: Path, weights: dict[str, Tensor], about: Mapping[str, str]) -> None:
     content = memoryview(save(weights, dict(about)))
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:start]))

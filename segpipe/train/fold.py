@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
@@ -34,6 +34,7 @@ from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
+from segpipe.train.restoration import Restoration, restoration_loss
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 
 
@@ -80,17 +81,29 @@ def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *
     )
 
 
-TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT = 0, 1, 2, 3, 4  # places of the random streams
+TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT, _HIDE = 0, 1, 2, 3, 4, 5  # places of the random streams
 
 
 @dataclass(frozen=True, eq=False)
 class FoldData:
-    """The cases that a fold is trained and validated on."""
+    """The cases that a fold is trained and validated on.
+
+    Args:
+        fold: Its number.
+        split: Their ids.
+        train, validation: The prepared cases.
+        restoration: How images are hidden, where the network is to restore them; None: it segments them.
+    """
 
     fold: int
     split: Fold
     train: Sequence[PatchCase]
     validation: Sequence[PatchCase]
+    restoration: Restoration | None = None
+
+    def n_outputs(self, plan: Plan) -> int:
+        """Count the outputs of the network: the labels' or, of one that restores images, their channels."""
+        return plan.labels.n_outputs if self.restoration is None else len(plan.channels)
 
 
 @dataclass
@@ -147,11 +160,12 @@ class FoldTraining:
                 "multiple."
             )
         torch.manual_seed(seed_for(training.seed, data.fold, _INITIAL))
-        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+        network = build(configuration.network, plan.n_inputs(configuration), data.n_outputs(plan))
         self.pretrained: frozenset[str] = frozenset()
+        self.seen: Mapping[str, str] | None = None  # cases that the first weights know, see `StartingWeights`
         if is_new and configuration.network.weights:
             started = start_from(configuration.network.weights, network)
-            self.pretrained = started.loaded
+            self.pretrained, self.seen = started.loaded, started.seen
             for line in started.lines:
                 say(line)
         kind, n_axes = configuration.network.kind, configuration.network.n_axes
@@ -239,9 +253,10 @@ class FoldTraining:
         losses = []
         for part in range(training.gradient_accumulation):
             images, indices = self._augment(batch, part, self.at.iteration)
+            images, loss_of = self._task(images, indices, TRAIN, self.at.iteration, part)
             outputs = self._outputs(self.network, images)
             self.hooks.lap("forward")
-            loss = self._loss(outputs, indices) / training.gradient_accumulation
+            loss = loss_of(outputs) / training.gradient_accumulation
             del outputs  # what backward no longer needs is freed
             self.hooks.lap("loss")
             losses.append(_Later(self.group.mean(loss.detach())))
@@ -290,13 +305,17 @@ class FoldTraining:
             batch = self.draw(VALIDATE, index)
             there = batch.to(self.device)
             indices = there.indices.long()
-            outputs = self._outputs(self.predictor, add_guides(there.images, there.guides, self.scope.n_guides))
+            images = add_guides(there.images, there.guides, self.scope.n_guides)
+            images, loss_of = self._task(images, indices, VALIDATE, index)
+            outputs = self._outputs(self.predictor, images)
             self.hooks.validated(batch, outputs[0], self.at.epoch)
-            losses.append(self.group.mean(self._loss(outputs, indices)))
-            counts.append(self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)))
+            losses.append(self.group.mean(loss_of(outputs)))
+            if self.data.restoration is None:
+                counts.append(self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)))
         self.network.train()
-        if not losses:
-            return math.nan, {f"dice_{name}": math.nan for name in self.plan.labels.names}
+        if not counts:
+            mean = sum(torch.stack(losses).tolist()) / len(losses) if losses else math.nan
+            return mean, {f"dice_{name}": math.nan for name in self.plan.labels.names}
         # a GPU is waited for here alone, not after each batch
         hits, spurious, missed = torch.stack(counts).sum(0).cpu().unbind(1)
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
@@ -309,9 +328,20 @@ class FoldTraining:
         for iteration in range(self.at.iteration, self.at.iteration + n_batches):
             batch = self.draw(TRAIN, iteration)
             for part in range(self.plan.training.gradient_accumulation):
-                images, _ = self._augment(batch, part, iteration)
+                images, indices = self._augment(batch, part, iteration)
+                images, _ = self._task(images, indices, TRAIN, iteration, part)
                 self._outputs(self.predictor, images)
                 yield
+
+    def _task(
+        self, images: Tensor, indices: Tensor, *place: int
+    ) -> tuple[Tensor, Callable[[Sequence[Tensor]], Tensor]]:
+        """What the network is given, and the loss of what it makes of it."""
+        restoration = self.data.restoration
+        if restoration is None:
+            return images, lambda outputs: self._loss(outputs, indices)
+        hidden = restoration.draw(images, generator_for(self.plan.training.seed, self.data.fold, _HIDE, *place))
+        return images.masked_fill(hidden, 0), lambda outputs: restoration_loss(outputs, images, hidden)
 
     def _outputs(self, network: nn.Module, images: Tensor) -> list[Tensor]:
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):

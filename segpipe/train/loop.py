@@ -24,11 +24,12 @@ from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
 from segpipe.core.text import count, duration_text
 from segpipe.core.work import FoldFolder
-from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.device import memory_faults, resolve_precision
 from segpipe.networks.self_test import avoid_wrong_arithmetic
+from segpipe.plan.pretraining import compare_with_seen
 from segpipe.plan.schema import Plan
+from segpipe.prepare.store import content_of_stored
 from segpipe.train.checkpoint import Row, save_state, save_weights, set_aside, write_history, write_setting
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.fold import (
@@ -135,7 +136,7 @@ def train_fold(
             remove_leftovers(folder.path)
             if restart and group.is_first:
                 forget(folder)
-            state = _fitting_state(plan, configuration_name, data.split, folder, group)
+            state = _fitting_state(plan, configuration_name, data, folder, group)
             changes = changes_text(Plan.load(folder.plan), plan) if state else ""
         if state and state["finished"]:
             say(f"{folder.path}: already trained ({state['iteration']} iterations).")
@@ -167,20 +168,32 @@ def train_fold(
                 loop.show_in(CurvesFile(folder.curves, f"fold {data.fold}", fold.at.history))
                 if tensorboard:
                     loop.show_in(TensorBoard(fold, folder.tensorboard, patches))
+                if fold.seen is not None:
+                    _note_pretraining(fold, folder)
             for text in (crash, note):
                 loop.log(text)
             loop.run()
 
 
+def _note_pretraining(fold: FoldTraining, folder: FoldFolder) -> None:
+    """Write which of the cases the first weights have seen, and warn if scores will not be of new patients."""
+    weights, data = fold.configuration.network.weights, fold.data
+    assert weights is not None and fold.seen is not None
+    train, validation = ({c.case_id: content_of_stored(c) for c in cases} for cases in (data.train, data.validation))
+    found = compare_with_seen(weights.source, fold.seen, train, validation)
+    found.save(folder.pretrained_on)
+    say(f"{'warning: ' if found.validation else ''}{folder.path}: {found.text()}")
+
+
 def _fitting_state(
-    plan: Plan, configuration_name: str, split: Fold, folder: FoldFolder, group: Group
+    plan: Plan, configuration_name: str, data: FoldData, folder: FoldFolder, group: Group
 ) -> dict[str, Any] | None:
     """The newest state that fits the network; None if there is none. What does not fit is set aside, and said."""
     configuration = plan.configurations[configuration_name]
     with torch.device("meta"):
-        network = build(configuration.network, plan.n_inputs(configuration), plan.labels.n_outputs)
+        network = build(configuration.network, plan.n_inputs(configuration), data.n_outputs(plan))
     shapes = {name: value.shape for name, value in network.state_dict().items()}
-    while (state := state_of_same_training(plan, split, folder, group.size)) is not None:
+    while (state := state_of_same_training(plan, data.split, folder, group.size)) is not None:
         stored = {name: getattr(value, "shape", None) for name, value in state["network"].items()}
         if stored == shapes:
             return state

@@ -146,7 +146,7 @@ def epoch_line(row: Row, fold: str, n_epochs: int) -> str:
     parts = [
         epoch_title(row, fold, n_epochs),
         f"loss {row['train_loss']:.3f} (validation {row['validation_loss']:.3f})",
-        f"patch Dice {_dice_text(row)}",
+        *([f"patch Dice {_dice_text(row)}"] if row[MEAN_DICE] == row[MEAN_DICE] else []),
         f"{row['iterations_per_second']:.2f} it/s",
         f"{row['wait_share']:.0%} waiting for data",
         "memory ?" if math.isnan(row["peak_memory_bytes"]) else f"{row['peak_memory_bytes'] / 2**30:.1f} GiB",

@@ -1,0 +1,131 @@
+"""Pre-train the network of a plan on images, labelled or not: it restores what is hidden of them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import make_folder
+from segpipe.core.progress import say
+from segpipe.core.seeds import generator_for
+from segpipe.core.text import count
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.dataset import Case
+from segpipe.data.inputs import list_inputs
+from segpipe.data.splits import Fold
+from segpipe.networks.device import resolve_device, set_processors
+from segpipe.pipeline.plan import default_configuration
+from segpipe.pipeline.requests import PretrainRequest
+from segpipe.plan.edit import edit_plan
+from segpipe.plan.schema import Plan
+from segpipe.prepare.dataset import prepare_unplanned, prepared_folder
+from segpipe.prepare.store import content_of_stored, open_cases
+from segpipe.train.checkpoint import save_pretrained
+from segpipe.train.fold import FoldData
+from segpipe.train.loop import train_fold
+from segpipe.train.restoration import restoration_for
+
+WEIGHTS_FILE, _TRAINING = "pretrained.safetensors", "training"
+_FEWEST = 2
+_HELD_OUT_SHARE = 0.05  # of the images, to see whether the loss falls on others too; at least one
+_HOLD_OUT = 6  # place of the random stream
+
+
+@dataclass(frozen=True)
+class PretrainJob:
+    """A pre-training that was checked.
+
+    Args:
+        request: As it was asked.
+        plan: With the edits.
+        configuration: Name of the one whose network is trained.
+        cases: The images, and where they are wanted their labels.
+        split: Which are trained on, and which are held out to watch the loss.
+    """
+
+    request: PretrainRequest
+    plan: Plan
+    configuration: str
+    cases: tuple[Case, ...]
+    split: Fold
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """The weights that pre-training made, for `network.weights.source`, and the images that they have seen."""
+
+    weights: Path
+    configuration: str
+    n_images: int
+    n_held_out: int
+
+
+def resolve(request: PretrainRequest) -> PretrainJob:
+    """Check a pre-training against the plan and the images.
+
+    Raises:
+        UsageError: If there is no plan, no such configuration, or the configuration is the second of a cascade.
+        PlanError: If an edit is wrong.
+        DataError: If there are fewer than 2 images, or their channels are not the plan's.
+        SetupError: If there is no such device.
+    """
+    work = Work(request.plan_of)
+    work.require_plan()
+    plan = edit_plan(Plan.load(work.plan).decisions, request.all_edits)
+    name = default_configuration(plan, request.configuration)
+    if plan.configurations[name].previous is not None:
+        raise UsageError(
+            f"-c {name}: is guided by the labels of {plan.configurations[name].previous}, which images do not have. "
+            "Choose a configuration that sees images alone."
+        )
+    resolve_device(request.machine.device)
+    cases = list_inputs(request.data, plan.channels)
+    if not request.with_labels:
+        cases = [case.model_copy(update={"label": None}) for case in cases]
+    if len(cases) < _FEWEST:
+        raise DataError(
+            f"{request.data}: {count(len(cases), 'image')}, expected at least {_FEWEST}: one is held out to see "
+            "whether the loss falls on images that are not trained on. Add images."
+        )
+    ids = [case.case_id for case in cases]
+    n_held_out = max(1, round(_HELD_OUT_SHARE * len(ids)))
+    order = generator_for(plan.training.seed, _HOLD_OUT).permutation(len(ids))
+    held_out = {ids[place] for place in order[:n_held_out]}
+    split = Fold(train=tuple(i for i in ids if i not in held_out), validation=tuple(i for i in ids if i in held_out))
+    return PretrainJob(request, plan, name, tuple(cases), split)
+
+
+def run(job: PretrainJob) -> Pretrained:
+    """Prepare the images and pre-train; rerun to resume. Leaves `WEIGHTS_FILE` in the output folder.
+
+    It is a training with the plan's recipe in which images are hidden and restored; see `train.restoration`. One
+    process computes it. The time budget counts from the start of training, after the images are prepared.
+
+    Raises:
+        DataError: If images cannot be prepared.
+        UsageError: If the folder holds a pre-training with another plan or on other images.
+        ResourceError, SetupError: If memory or disk runs out, or the folder cannot be written.
+    """
+    request, plan, name = job.request, job.plan, job.configuration
+    set_processors(request.machine.n_workers)
+    device, configuration = resolve_device(request.machine.device), plan.configurations[name]
+    make_folder(request.output)
+    folder = prepared_folder(Work(request.output), plan, configuration)
+    prepare_unplanned(folder, job.cases, plan, configuration, request.machine.n_workers)
+    train, held_out = (
+        open_cases(folder, ids, request.machine.n_workers, device) for ids in (job.split.train, job.split.validation)
+    )
+    data = FoldData(0, job.split, train, held_out, restoration_for(configuration.network))
+    fold = FoldFolder(request.output / _TRAINING)
+    train_fold(plan, name, data, fold, device, time.monotonic(), restart=request.restart)
+    weights = request.output / WEIGHTS_FILE
+    save_pretrained(weights, fold.weights, {case.case_id: content_of_stored(case) for case in (*train, *held_out)})
+    say(f"{weights}: pre-trained on {count(len(job.cases), 'image')}.")
+    return Pretrained(weights, name, len(job.cases), len(held_out))
+
+
+def pretrain(request: PretrainRequest) -> Pretrained:
+    """Check a pre-training and run it; see `resolve` and `run`."""
+    return run(resolve(request))
