@@ -78,8 +78,7 @@ def test_other_images_in_the_folder_are_refused(planned: Path) -> None:
 
 
 def test_images_that_cannot_be_prepared_are_named_together(planned: Path) -> None:
-    for name in ("p0", "p1"):
-        shutil.copytree(planned / "data" / "imagesTr", planned / "broken", dirs_exist_ok=True)
+    shutil.copytree(planned / "data" / "imagesTr", planned / "broken")
     for name in ("p0", "p1"):
         (planned / "broken" / f"{name}_0000.nii.gz").write_bytes(b"no gzip")
     with pytest.raises(DataError, match=r"2 of 4 cases cannot be prepared(.|\n)*p0(.|\n)*p1"):
