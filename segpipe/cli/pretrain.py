@@ -35,8 +35,9 @@ from segpipe.pipeline.requests import Machine, PretrainRequest
 def command(data: Path, as_json: bool, machine: Machine, time_budget: float | None, **more: Any) -> None:
     """Pre-train the network of a planned WORK folder on images, labelled or not. Rerun the same command to resume.
 
-    DATA is a file, a folder or a dataset, as for `segpipe predict`. Blocks of each image are hidden, and the network learns to restore them.
-    The weights remember which images they have seen: training warns if validation cases are among them.
+    DATA is a file, a folder or a dataset, as for `segpipe predict`. Blocks of each image are hidden, and the network
+    learns to restore them. The weights remember which images they have seen: training warns if validation cases are
+    among them.
     """
     from segpipe.cli.printing import print_json
     from segpipe.core.text import command_text
