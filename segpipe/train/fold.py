@@ -336,7 +336,7 @@ class FoldTraining:
     def _task(
         self, images: Tensor, indices: Tensor, *place: int
     ) -> tuple[Tensor, Callable[[Sequence[Tensor]], Tensor]]:
-        """What the network is given, and the loss of what it makes of it."""
+        """The images that the network is given, and the loss of what it makes of them."""
         restoration = self.data.restoration
         if restoration is None:
             return images, lambda outputs: self._loss(outputs, indices)
