@@ -19,7 +19,7 @@ _STAGES_OF_A_BLOCK = 3  # strides whose product is a block's edge: smaller ones 
 
 @dataclass(frozen=True)
 class Restoration:
-    """How images are hidden.
+    """A way to hide parts of images.
 
     Args:
         block_zyx: Edges of a hidden block in voxels.
