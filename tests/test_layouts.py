@@ -245,6 +245,16 @@ def test_patients_from_a_file(tmp_path: Path, content: dict[str, object]):
     assert "patients.json" in how and not faults
 
 
+def test_patients_that_a_table_turned_into_floats_are_the_same(tmp_path: Path):
+    write_json(tmp_path / "patients.json", {"a": 7.0, "b": 7.0, "c": 8})
+    patients, how, _ = assign_patients(["a", "b", "c"], tmp_path)
+    assert (patients, "case to patient" in how) == ({"a": "7", "b": "7", "c": "8"}, True)
+    for wrong in (7.5, True, ["p"]):
+        write_json(tmp_path / "patients.json", {"a": wrong, "b": "p", "c": "q"})
+        with pytest.raises(DataError, match=r"patients\.json: a: found .*expected its patient"):
+            assign_patients(["a", "b", "c"], tmp_path)
+
+
 def test_the_longest_patient_that_ends_at_a_separator_counts(tmp_path: Path):
     write_json(tmp_path / "patients.json", {"p1": {}, "p1_x": {}})
     patients, _, faults = assign_patients(["p1_2", "p1_x_2", "p10_2"], tmp_path)
@@ -403,6 +413,8 @@ def test_backslashes_of_windows_are_separators_where_no_file_has_the_literal_nam
     literal = write_tiny(tmp_path / "imagesTr\\a_0000.nii.gz", tiny_image(9))
     assert locate(tmp_path, "imagesTr\\a_0000.nii.gz") == literal
     assert locate(tmp_path, "gone\\a.nii") == tmp_path / "gone" / "a.nii"
+    with pytest.raises(DataError, match=r"a list names 'aaa.*\(3000 characters\), which cannot be a file"):
+        locate(tmp_path, "a" * 3000)
 
 
 @pytest.mark.parametrize("ending", ["nii.gz", ".NII.GZ", "nrrd"])

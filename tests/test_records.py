@@ -178,7 +178,15 @@ def test_a_broken_plan_is_a_fault_of_the_plan(tmp_path: Path, name: str, text: s
         Optimizer.load(tmp_path / name)
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "is not valid JSON"), ("[]", "holds a list"), ("\xff", "")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not valid JSON"),
+        ("[]", "holds a list"),
+        ("\xff", ""),
+        ('{"a": {"x": 1, "y": 2, "x": 3}}', "the key 'x' occurs twice"),
+    ],
+)
 def test_a_broken_json_file_is_a_fault_of_the_data(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(DataError, match=rf"a\.json: .*{message}"):

@@ -171,10 +171,10 @@ def parse_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: If it is not JSON, too deep, or holds an integer beyond 64 bits or half a character.
+        ValueError: If it is not JSON, too deep, or holds a key twice, an integer beyond 64 bits or half a character.
     """
     try:
-        values = json.loads(text, parse_int=_integer)
+        values = json.loads(text, parse_int=_integer, object_pairs_hook=_distinct_keys)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
     for found in texts_in(values):
@@ -198,6 +198,15 @@ def texts_in(values: Any) -> Iterator[str]:
         level = [value for values in inside for value in values]
     if level:
         raise ValueError(_TOO_DEEP)
+
+
+def _distinct_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse a key that occurs twice, of which Python would keep the last: a label or a case would be lost."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice in one mapping")
+    return values
 
 
 def _integer(text: str) -> int:

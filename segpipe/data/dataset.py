@@ -12,12 +12,19 @@ from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 
-CASE_NAME = "a name without slash that does not begin with a dot"
+_MAX_NAME_BYTES = 200  # files of 255 bytes can be named on most disks; endings and temporary names are longer
+CASE_NAME = f"a name without slash that does not begin with a dot, of {_MAX_NAME_BYTES} bytes at most"
 
 
 def is_case_name(text: str) -> bool:
-    """True if files and folders may have this name; false for one that leads elsewhere, such as `..` or `a/b`."""
-    return bool(text) and not text.startswith(".") and not set(text) & set("/\\\0")
+    """True if files and folders may have this name; false for one that leads elsewhere, such as `..` or `a/b`.
+
+    Example:
+        >>> [is_case_name(name) for name in ("a.b", "..", "a/b", "ü" * 100, "ü" * 101)]
+        [True, False, False, True, False]
+    """
+    is_short = len(text.encode("utf-8", "replace")) <= _MAX_NAME_BYTES
+    return bool(text) and is_short and not text.startswith(".") and not set(text) & set("/\\\0")
 
 
 class Case(Record):

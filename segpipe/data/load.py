@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from segpipe.core.errors import DataError
 from segpipe.core.labels import LabelSet
@@ -79,8 +80,9 @@ def patient_by_name(case_id: str) -> str:
 
 def _from_file(case_ids: list[str], file: Path) -> tuple[dict[str, str], str, list[Fault]]:
     values = {nfc(key): value for key, value in read_mapping(file, DataError).items()}
-    if any(case_id in values and isinstance(values[case_id], str | int) for case_id in case_ids):
-        patients = {c: str(values[c]) for c in case_ids if isinstance(values.get(c), str | int)}
+    own = {c: values[c] for c in case_ids if values.get(c) is not None and not isinstance(values[c], dict)}
+    if own:
+        patients = {c: _patient_name(value, c, file) for c, value in own.items()}
         how = f"from {file.name} (case to patient)"
     else:
         patients = {c: owner for c in case_ids if (owner := _owner(c, list(values))) is not None}
@@ -93,6 +95,17 @@ def _from_file(case_ids: list[str], file: Path) -> tuple[dict[str, str], str, li
     left_out = [c for c in case_ids if c not in patients]
     faults = [fault("patient_unknown", f"not in {file.name}", c, file) for c in left_out]
     return patients | {c: c for c in left_out}, how, faults
+
+
+def _patient_name(value: Any, case_id: str, file: Path) -> str:
+    """Read a patient: a text or a whole number, which tables may have turned into 7.0."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise DataError(
+            f"{file}: {case_id}: found {value!r}; expected its patient, a text or a whole number. Correct it."
+        )
+    return str(value)
 
 
 def _owner(case_id: str, patients: list[str]) -> str | None:

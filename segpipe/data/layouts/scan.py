@@ -93,10 +93,19 @@ def locate(folder: Path, listed: str) -> Path:
 
     Where no file has the literal name, a backslash is a separator, as Windows writes it, and letters may be coded in
     another form (see `nfc`).
+
+    Raises:
+        DataError: If no file can have such a name.
     """
     path = folder / listed
-    if path.exists() or path.is_symlink():
-        return path
+    try:
+        if path.exists() or path.is_symlink():
+            return path
+    except OSError as problem:
+        raise DataError(
+            f"{folder}: a list names {listed[:80]!r} ({len(listed)} characters), which cannot be a file "
+            f"({problem.strerror}). Correct the list."
+        ) from None
     path = folder / listed.replace("\\", "/")
     found = folder
     for part in path.relative_to(folder).parts if path.is_relative_to(folder) else ():
