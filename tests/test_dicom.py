@@ -11,7 +11,7 @@ from datasets import SHAPE_ZYX
 from dicom import write_series
 
 from segpipe.core.errors import DataError, GeometryError
-from segpipe.core.itk import choose_series
+from segpipe.core.itk import series_choice
 from segpipe.core.volume import read_header, read_image, write_mask
 from segpipe.data.inputs import list_inputs
 
@@ -157,22 +157,19 @@ def test_a_file_with_all_frames_is_a_case(tmp_path: Path) -> None:
         list_inputs(tmp_path / "scan.dcm", ("CT",))
 
 
-def test_one_of_several_series_is_chosen_by_its_description_or_uid(
-    tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
-    request.addfinalizer(lambda: choose_series(""))
+def test_one_of_several_series_is_chosen_by_its_description_or_uid(tmp_path: Path) -> None:
     write_series(tmp_path, voxels())
     write_series(tmp_path / "b", voxels()[:3], series="1.2.3", description="Localizer")
     for file in (tmp_path / "b").iterdir():
         file.rename(tmp_path / f"b{file.name}")
     (tmp_path / "b").rmdir()
     for text, n_slices in (("AXIAL", 8), ("local", 3), ("2.3", 3)):
-        choose_series(text)
-        assert read_header(tmp_path).grid.shape_zyx[0] == n_slices
-        assert read_image(tmp_path).voxels_czyx.shape[1] == n_slices
+        with series_choice(text):
+            assert read_header(tmp_path).grid.shape_zyx[0] == n_slices
+            assert read_image(tmp_path).voxels_czyx.shape[1] == n_slices
     for text in ("", "coronal", "al"):  # none; unknown; in both descriptions
-        choose_series(text)
-        with pytest.raises(
-            DataError, match=r"2 DICOM series, expected one.*(?s:.)*8 files  axial .*\n +3 files  Local"
+        with (
+            series_choice(text),
+            pytest.raises(DataError, match=r"2 DICOM series, expected one.*(?s:.)*8 files  axial .*\n +3 files  Local"),
         ):
             read_header(tmp_path)

@@ -15,7 +15,6 @@ from models import write_work
 from plans import LABELS
 from segpipe.cli.main import run
 from segpipe.core.grid import Grid
-from segpipe.core.itk import choose_series
 from segpipe.core.text import csv_cells
 from segpipe.core.volume import read_labels, write_mask
 from segpipe.predict.outputs import (
@@ -45,9 +44,8 @@ def rows_of(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_mask_of_one_series_does_not_count_for_another(
-    work: Path, tmp_path: Path, request: pytest.FixtureRequest, capsys: pytest.CaptureFixture[str]
+    work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    request.addfinalizer(lambda: choose_series(""))
     voxels = tiny_image(1).astype(np.int16)
     write_series(tmp_path / "in" / "a", voxels)
     write_series(tmp_path / "in" / "a", voxels[:5], series="1.2.3", description="delayed", prefix="B")

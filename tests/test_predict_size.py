@@ -78,14 +78,14 @@ def test_a_wrong_header_is_told_of_ahead_and_refused_unless_it_is_allowed(
     common = ["predict", "-m", str(work), "-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--device", "cpu"]
     assert run([*common, "--dry-run", "--json"]) == 3  # as the command
     notes = json.loads(capsys.readouterr().out)["notes"]
-    assert notes[0] == "32 windows to compute at most, counted for every network and mirrored copy"
+    assert notes[0] == "at most 32 windows over all networks and mirrored copies"
     assert notes[1].startswith("far would be left out: 8 × 10 × 12 voxels of 1000 × 1.5 × 1 mm")
     assert run(common) == 3
     assert "92.2 times the largest training case" in capsys.readouterr().err
     assert sorted(path.name for path in (tmp_path / "out").glob("*.gz")) == ["near.nii.gz"]
     assert run([*common, "--any-size", "--no-tta", "-f", "0", "-o", str(tmp_path / "all")]) == 0
     # 799 × 2 windows of the first, 2 of the second
-    assert "2 images: 1,600 windows to compute at most, counted for every" in capsys.readouterr().err
+    assert "2 images: at most 1,600 windows over all networks" in capsys.readouterr().err
     assert read_labels(tmp_path / "all" / "far.nii.gz")[0].shape == (8, 10, 12)
 
 

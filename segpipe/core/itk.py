@@ -9,7 +9,8 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -299,17 +300,22 @@ def _slices(folder: Path) -> tuple[_Slice, ...]:
 _wanted_series = ""  # part of a description, or the end of a UID; of this process
 
 
-def choose_series(text: str) -> None:
-    """From now on this process reads the series whose description holds a text, or whose UID ends in it; empty: all.
+@contextmanager
+def series_choice(text: str) -> Iterator[None]:
+    """Within the block, this process reads the series whose description holds a text, or whose UID ends in it.
 
-    It matters only to folders that hold several series.
+    It matters only to folders that hold several series; with an empty text these are refused.
     """
     global _wanted_series
-    _wanted_series = text
+    before, _wanted_series = _wanted_series, text
+    try:
+        yield
+    finally:
+        _wanted_series = before
 
 
 def chosen_series(folder: Path) -> str:
-    """UID of the series of a folder that `choose_series` asks for; empty if it asks for none.
+    """UID of the series of a folder that `series_choice` asks for; empty if it asks for none.
 
     Raises:
         DataError: If there is no such series, or several.

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from segpipe.core.errors import DataError, PlanError, SegpipeError
 from segpipe.core.files import read_text, write_text
-from segpipe.core.text import size_text
+from segpipe.core.text import command_text, size_text
 
 _MOST_FAULTS = 10  # in a message
 _MOST_BYTES = {".yaml": 2**18, ".json": 2**26}  # of a file; either takes some ten seconds
@@ -66,7 +66,7 @@ class Record(BaseModel):
         """
         kind: type[SegpipeError] = PlanError if path.suffix == ".yaml" else DataError
         values = read_mapping(path, kind)
-        again = cls.written_by.format(folder=path.parent)
+        again = cls.written_by.format(folder=command_text(str(path.parent)))
         if version := cls._other_version(values):
             remedy = f"Write it again: {again}" if again else "Use that version, or make the file again"
             raise kind(f"{path}: was written by {version} of segpipe. {remedy}.")

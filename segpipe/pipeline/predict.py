@@ -12,7 +12,7 @@ from pathlib import Path
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
 from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.grid import Grid
-from segpipe.core.itk import choose_series
+from segpipe.core.itk import series_choice
 from segpipe.core.machine import free_bytes
 from segpipe.core.text import count, size_text
 from segpipe.core.volume import read_header
@@ -96,11 +96,11 @@ def resolve(request: PredictRequest) -> PredictJob:
             for folders, model in zip(members, ensemble.members, strict=True)
             for folder in folders
         )
-    choose_series(request.series)
     faults: list[CaseFault] = []
     note = partial(_note_fault, faults)
-    cases = tuple(list_inputs(request.inputs, ensemble.plan.channels, note))
-    _, changed = check_claim(request.output, cases, made_with(ensemble, options, steps))
+    with series_choice(request.series):
+        cases = tuple(list_inputs(request.inputs, ensemble.plan.channels, note))
+        _, changed = check_claim(request.output, cases, made_with(ensemble, options, steps))
     left = tuple(
         case
         for case in cases
@@ -122,14 +122,16 @@ def run(job: PredictJob) -> PredictionResult:
     """
     request = job.request
     set_processors(request.machine.n_workers)
-    found = predict_cases(job.ensemble, job.cases, request.output, request.options, job.postprocessing)
+    with series_choice(request.series):
+        found = predict_cases(job.ensemble, job.cases, request.output, request.options, job.postprocessing)
     return replace(found, faults=(*job.faults, *found.faults))
 
 
 def estimate(job: PredictJob) -> Foreseen:
     """Estimate the time, disk and memory that a prediction will take; of the images only headers are read."""
     ensemble, options = job.ensemble, job.request.options
-    sizing = _Sizing(job)
+    with series_choice(job.request.series):
+        sizing = _Sizing(job)
     n_vox, largest_vox = (of(prod(grid.shape_zyx) for grid in sizing.grids) for of in (sum, partial(max, default=0)))
     counts = [windows_of(grid, model) for model in ensemble.members for _ in model.networks for grid in sizing.grids]
     rates = (rate for rate in job.seconds_per_window for _ in sizing.grids)

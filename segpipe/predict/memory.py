@@ -67,9 +67,7 @@ def readable_grids(cases: Sequence[Case]) -> dict[str, Grid]:
 def passes_text(n_passes: Sequence[int]) -> str:
     """Describe the work that some images are, in one line."""
     n_windows = sum(n_passes)
-    text = (
-        f"{n_windows:,} window{'s' * (n_windows != 1)} to compute at most, counted for every network and mirrored copy"
-    )
+    text = f"at most {n_windows:,} window{'s' * (n_windows != 1)} over all networks and mirrored copies"
     return f"{text}; the largest image has {max(n_passes):,}" if len(n_passes) > 1 else text
 
 

@@ -381,7 +381,10 @@ class PredictionResult:
     def summary(self) -> str:
         """The list of the cases that could not be predicted."""
         n_cases = len(self.rows) + len(self.faults)
-        lines = [f"{len(self.faults)} of {n_cases} cases could not be predicted:", *(f.text for f in self.faults)]
+        lines = [
+            f"{len(self.faults)} of {count(n_cases, 'case')} could not be predicted:",
+            *(f.text for f in self.faults),
+        ]
         return "\n  ".join(lines)
 
     def require_all(self) -> list[Path]:

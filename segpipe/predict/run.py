@@ -352,4 +352,4 @@ class _FolderRun:
     def _note(self, case_id: str, text: str, exit_code: int) -> None:
         line = text if text.startswith(f"{case_id}:") else f"{case_id}: {text}"
         self.faults[case_id] = CaseFault(case_id, line, exit_code)
-        say(line)
+        say(f"{case_id}: not predicted. The list at the end says why.")

@@ -115,7 +115,7 @@ def from_work(folder: Path, configuration: str | None) -> Gallery:
     if configuration is not None and configuration not in trained:
         raise UsageError(
             f"-c {configuration}: is not trained in {folder}; found {', '.join(trained) or 'none'}. Choose one of "
-            f"these, or train it with `segpipe train {folder} -c {configuration}`."
+            f"these, or train it with `{command_text('segpipe', 'train', str(folder), '-c', configuration)}`."
         )
     chosen = configuration or preferred_configuration(trained)
     dice = case_dice(_scores_of_work(work, chosen)) if chosen else {}

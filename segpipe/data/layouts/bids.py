@@ -126,7 +126,7 @@ def _label_maps(root: Path, chosen: Path | None) -> tuple[dict[str, Path], Label
         if len(holders) > 1:
             raise DataError(
                 f"{home}: {', '.join(folder.name for folder in holders)} hold label maps, expected only one. "
-                f"Give the one to use, e.g. `segpipe check {holders[0]}`."
+                f"Give the one to use, e.g. `{command_text('segpipe', 'check', str(holders[0]))}`."
             )
         if holders:
             return _one_kind(holders[0], matching[holders[0]])
