@@ -167,6 +167,8 @@ def test_one_of_several_series_is_chosen_by_its_description_or_uid(tmp_path: Pat
         with series_choice(text):
             assert read_header(tmp_path).grid.shape_zyx[0] == n_slices
             assert read_image(tmp_path).voxels_czyx.shape[1] == n_slices
+        with pytest.raises(DataError, match="2 DICOM series"):  # the choice ended with the block
+            read_header(tmp_path)
     for text in ("", "coronal", "al"):  # none; unknown; in both descriptions
         with (
             series_choice(text),

@@ -191,3 +191,12 @@ def test_a_row_with_an_open_quote_costs_no_other_row(tmp_path: Path) -> None:
     text = table.path.read_text("utf-8")
     table.path.write_text(text.replace("a,1.000", '"a,1.000'), "utf-8")
     assert list(PredictionTable(tmp_path, LABELS).rows) == ["b"]
+
+
+def test_a_case_that_fails_is_explained_once(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiny(tmp_path / "in" / "a.nii.gz", tiny_image(1))
+    (tmp_path / "in" / "b.nii.gz").write_bytes(b"no image")
+    assert predicted(work, tmp_path / "in", tmp_path / "out") == 3
+    printed = capsys.readouterr().err
+    assert "b: not predicted. The list at the end says why." in printed
+    assert printed.count("cannot be read as an image") == 1 and "1 of 2 cases could not be predicted" in printed

@@ -12,6 +12,7 @@ from segpipe.core.errors import DataError, UsageError
 from segpipe.core.header import checked_ending, stem_of
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import say
+from segpipe.core.text import command_text
 from segpipe.core.work import Work, preferred_configuration
 from segpipe.data.dataset import Dataset
 from segpipe.data.inputs import list_inputs

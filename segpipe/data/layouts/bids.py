@@ -12,6 +12,7 @@ from segpipe.core.errors import DataError
 from segpipe.core.files import read_text
 from segpipe.core.header import NIFTI_ENDINGS, beside, ending_of, stem_of
 from segpipe.core.labels import LabelSet
+from segpipe.core.text import command_text
 from segpipe.data.faults import Fault, fault
 from segpipe.data.label_lists import parse_labels
 from segpipe.data.layouts.scan import CaseFiles, DatasetFiles, collect_by_name, list_folder
