@@ -490,3 +490,12 @@ def test_masks_of_0_and_255_beside_those_of_0_and_1_are_one_structure(tmp_path: 
     (repair,) = fix_dataset(data, tmp_path / "out", 1)
     assert (repair.case_id, repair.done) == ("b", "stored as 1")
     assert load_dataset(tmp_path / "out", 1).labels.values == (1,)
+
+
+def test_a_link_to_itself_is_told_and_not_copied(tmp_path: Path):
+    data = write_nnunet(tmp_path / "data", CASES)
+    link = data / "labelsTr" / "b.nii.gz"
+    link.unlink()
+    link.symlink_to(link)
+    repairs = fix_dataset(data, tmp_path / "out", n_workers=1)
+    assert [(one.file, one.kind) for one in repairs] == [("labelsTr/b.nii.gz", "file_missing")]

@@ -176,13 +176,14 @@ def test_a_bad_case_is_listed_and_the_others_are_done(model: Model, tmp_path: Pa
         write_tiny(images / f"{name}.nii.gz", tiny_image(1))
     (images / "b.nii.gz").write_text("this is text")
     (images / "c.nii.gz").symlink_to(images / "gone.nii.gz")
+    (images / "f.nii.gz").symlink_to(images / "f.nii.gz")
     write_tiny(images / "d.nii.gz", np.where(np.arange(12) > 5, np.nan, tiny_image(1)).astype(np.float32))
     outcome = predicted(model, images, tmp_path / "out")
-    assert [fault.case_id for fault in outcome.faults] == ["b", "c", "d"] and outcome.exit_code == 3
+    assert [fault.case_id for fault in outcome.faults] == ["b", "c", "d", "f"] and outcome.exit_code == 3
     assert [path.name for path in outcome.masks] == ["a.nii.gz", "e.nii.gz"]
     assert [row["case_id"] for row in rows_of(tmp_path / "out")] == ["a", "e"]
     with pytest.raises(
-        DataError, match=r"3 of 5 cases could not be predicted:\n  b: .*\n  c: .*which is missing.*\n  d: "
+        DataError, match=r"4 of 6 cases could not be predicted:\n  b: .*\n  c: .*which is missing.*\n  d: "
     ):
         outcome.require_all()
     assert json.loads(json.dumps([row.to_json() for row in outcome.rows]))[0]["case_id"] == "a"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from segpipe.compare.foreign import long_table, nnunet_table, with_patients
 from segpipe.core.errors import DataError, UsageError
+from segpipe.core.files import resolve_links
 from segpipe.core.progress import say
 from segpipe.evaluate.scores import COLUMNS, Score, ScoreTable
 
@@ -96,7 +97,7 @@ def _without_repeats(sources: Sequence[Source]) -> list[Source]:
     """The sources, each file or folder once for a name; what is left out is printed."""
     kept: dict[tuple[Path, str | None], Source] = {}
     for source in sources:
-        first = kept.setdefault((source.path.resolve(), source.name), source)
+        first = kept.setdefault((resolve_links(source.path), source.name), source)
         if first is not source:
             say(f"{source.path}: given twice{f' for {source.name}' if source.name else ''}, counted once")
     return list(kept.values())
@@ -161,7 +162,7 @@ def _name_of(run: str, table: ScoreTable, others: Iterable[ScoreTable], fallback
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
     """The parts of paths that tell them apart, without what all share at the beginning and the end."""
-    parts = [path.resolve().parts for path in paths]
+    parts = [resolve_links(path).parts for path in paths]
     if len(set(parts)) == 1:
         return [str(path) for path in paths]
     n_first = n_last = 0

@@ -51,6 +51,11 @@ def _free_text(path: Path) -> str:
     return f"{size_text(shutil.disk_usage(existing).free)} free"
 
 
+def resolve_links(path: Path) -> Path:
+    """Follow the links of a path, absolute or not; links in a circle, which no file is behind, end where they begin."""
+    return Path(os.path.realpath(path))
+
+
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents, and return it.
 

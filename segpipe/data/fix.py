@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, UsageError
-from segpipe.core.files import remove_leftovers, whole_folder, write_text
+from segpipe.core.files import remove_leftovers, resolve_links, whole_folder, write_text
 from segpipe.core.grid import MAX_SHEAR, ZYX
 from segpipe.core.header import NIFTI_ENDINGS, Header, beside, ending_of, may_be_read
 from segpipe.core.labels import LabelSet
@@ -121,7 +121,7 @@ def require_separate_folder(path: Path, out: Path) -> None:
     Raises:
         UsageError: If it is one of these.
     """
-    source, target = path.resolve(), out.resolve()
+    source, target = resolve_links(path), resolve_links(out)
     if path.is_dir() and (target == source or source in target.parents or target in source.parents):
         raise UsageError(
             f"{out}: is inside the dataset {path}, or contains it; expected a separate folder. Choose another."
@@ -134,7 +134,8 @@ def _files_to_copy(path: Path, dataset: DatasetFiles | None) -> tuple[Path, list
     """Find the folder to copy and the files in it."""
     named = [file for case in dataset.cases for file in (*case.images, case.label) if file] if dataset else []
     root = path if path.is_dir() else path.parent
-    outside = [file for file in named if not file.resolve().is_relative_to(root.resolve()) and ".." in file.parts]
+    home = resolve_links(root)
+    outside = [file for file in named if ".." in file.parts and not resolve_links(file).is_relative_to(home)]
     outside += [file for file in named if not file.is_relative_to(root)]
     if outside:
         raise DataError(

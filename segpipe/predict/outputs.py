@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segpipe.core.errors import DataError, ResourceError, SegpipeError, UsageError
-from segpipe.core.files import append_synced, write_text
+from segpipe.core.files import append_synced, resolve_links, write_text
 from segpipe.core.grid import Grid
 from segpipe.core.itk import chosen_series
 from segpipe.core.labels import LabelSet
@@ -62,8 +62,8 @@ def check_claim(folder: Path, cases: Sequence[Case], made: MadeWith) -> tuple[Ma
         UsageError: If the folder holds masks of another model or of unknown origin, or holds the images.
     """
     about = folder / ABOUT
-    images = [path.resolve() for case in cases for path in case.image_paths]
-    if folder.resolve() in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
+    images = [resolve_links(path) for case in cases for path in case.image_paths]
+    if resolve_links(folder) in {*images, *(image.parent for image in images)}:  # a DICOM series is a folder itself
         raise UsageError(f"{folder}: holds the images. Choose another output folder, so that none is overwritten.")
     known = MadeWith.load(about) if about.is_file() else made
     if known.labels is None:

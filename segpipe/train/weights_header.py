@@ -21,4 +21,6 @@ def about_weights(path: Path) -> dict[str, str]:
         with safe_open(path, "np") as stored:
             return dict(stored.metadata() or {})
     except (SafetensorError, OSError) as fault:
-        raise UsageError(f"{path}: cannot be read as weights ({fault}). Train the fold again.") from None
+        raise UsageError(
+            f"{path}: cannot be read as weights ({fault}). Train the fold again, or get the file again."
+        ) from None
