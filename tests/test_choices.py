@@ -123,7 +123,7 @@ def test_the_states_of_a_row_are_those_that_the_optimizer_keeps(name: str) -> No
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        ("training.adam_beta2=0.95", "adam_beta2 belongs to adamw and muon, not to optimizer sgd"),
+        ("training.adam_beta2=0.95", "adam_beta2 belongs to adamw and muon and spam, not to optimizer sgd"),
         ("training={schedule: cosine, poly_exponent: 2.0}", "poly_exponent belongs to poly, not to schedule cosine"),
     ],
 )

@@ -159,6 +159,8 @@ RECIPES = [
     {"optimizer": "muon", "weight_average": 0.9, "learning_rate": 1e-3},
     {"optimizer": "sgd", "precision": "fp16", "gradient_accumulation": 2},
     {"optimizer": "muon", "channels_last": True, "augmentation": "nnunet"},
+    {"optimizer": "muon+sam_on", "precision": "fp16", "gradient_accumulation": 2, "augmentation": "light"},
+    {"optimizer": "spam", "spam_reset_steps": 3, "spam_warmup_steps": 1, "spam_quiet_steps": 1, "spam_density": 0.5},
 ]
 
 

@@ -65,6 +65,8 @@ RECIPES = {
     "deep": Recipe({"gradient_clip": 0.1}, network=DEEP),
     "augmented": Recipe({"augmentation": "strong", "foreground_fraction": 0.5}),
     "in parts": Recipe({"gradient_accumulation": 3, "weight_average": 0.9, "augmentation": "nnunet"}),
+    "two passes": Recipe({"optimizer": "sgd+sam_on", "gradient_accumulation": 2, "augmentation": "light"}),
+    "spikes": Recipe({"optimizer": "spam", "spam_threshold": 2.0, "spam_quiet_steps": 1, "learning_rate": 1e-3}),
     **{loss: Recipe({"loss": loss}, IGNORING) for loss in LOSSES},
 }
 

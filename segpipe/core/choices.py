@@ -80,7 +80,8 @@ def unread_parameters(table: Mapping[str, Choice], chosen: Collection[str]) -> d
     readers: dict[str, list[str]] = {}
     for name, row in table.items():
         for parameter in row.parameters:
-            readers.setdefault(parameter, []).append(name)
+            if name.partition("+")[0] not in readers.setdefault(parameter, []):  # what it is made of says enough
+                readers[parameter].append(name)
     return {parameter: " and ".join(names) for parameter, names in readers.items() if parameter not in read}
 
 

@@ -145,6 +145,7 @@ def tidy(panel: Axes) -> None:
 
 _WIDTH_INCHES, _ROW_INCHES, _REST_INCHES = 9.6, 1.75, 0.75
 _TITLES = ("Loss", "Patch Dice", "Learning rate")
+_SPIKES_TITLE = "Clipped gradients"
 _MOST_LABELS = 6  # drawn one by one, each in a colour; of more the worst, and grey bands of all
 _N_WORST = 3
 _MOST_POINTS = 200  # of a line: a pixel each, and a report that stays small after a thousand epochs
@@ -166,7 +167,8 @@ class FoldCurves:
 def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
     """Losses, patch Dice and learning rate over epochs, with the time of training below the epochs.
 
-    Dotted vertical lines: training was resumed there. A dash-dotted one: it stopped early.
+    Where an optimizer clips spikes, a further panel has the share for each layer in grey and the mean in black. Dotted
+    vertical lines: training was resumed there. A dash-dotted one: it stopped early.
 
     Args:
         folds: From above; each has an epoch or more.
@@ -174,7 +176,9 @@ def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
     """
     labels = _shown_labels(folds)
     figure = new_figure(_WIDTH_INCHES, _ROW_INCHES * len(folds) + _REST_INCHES)
-    rows = figure.subplots(len(folds), len(_TITLES), squeeze=False, width_ratios=(4, 4, 2.4))
+    has_spikes = any(fold.history.spikes_of_layers for fold in folds)
+    titles = (*_TITLES, _SPIKES_TITLE) if has_spikes else _TITLES
+    rows = figure.subplots(len(folds), len(titles), squeeze=False, width_ratios=(4, 4, 2.4, 2.4)[: len(titles)])
     last = max(fold.history.columns["epoch"][-1] for fold in folds)
     for fold, panels in zip(folds, rows, strict=True):
         _draw_losses(panels[0], fold.history)
@@ -182,10 +186,12 @@ def learning_curves(folds: Sequence[FoldCurves], kind: str) -> bytes:
         _draw_line(panels[2], fold.history, fold.history.column("learning_rate"), has_noise=False, color=_BLACK)
         panels[2].ticklabel_format(axis="y", scilimits=(-2, 2))
         panels[2].set_ylim(bottom=0)
+        if has_spikes:
+            _draw_spikes(panels[3], fold.history)
         panels[0].set_ylabel(f"{fold.name}\n(in training)" if fold.in_training else fold.name, fontsize=9)
         for panel in panels:
-            _finish(panel, fold.history, last, shows_time=panel is not panels[2])
-    for panel, title in zip(rows[0], _TITLES, strict=True):
+            _finish(panel, fold.history, last, shows_time=panel is panels[0] or panel is panels[1])
+    for panel, title in zip(rows[0], titles, strict=True):
         panel.set_title(title, fontsize=10, loc="left")
     rows[-1][1].set_xlabel("epoch and training time", fontsize=9)
     entries = {  # of equal names the last
@@ -235,6 +241,17 @@ def _draw_dice(panel: Axes, history: History, colours: dict[str, str]) -> None:
         )
         _draw_line(panel, history, history.mean_dice, color=_BLACK, label=label, linestyle=(0, (1, 1)))
     panel.set_ylim(-0.02, 1.02)
+
+
+def _draw_spikes(panel: Axes, history: History) -> None:
+    layers = history.spikes_of_layers
+    for values in layers.values():
+        _draw_line(panel, history, values, has_noise=False, color=_GREY)
+    if layers:
+        means = tuple(float(np.mean(values)) for values in zip(*layers.values(), strict=True))
+        _draw_line(panel, history, means, has_noise=False, color=_BLACK)
+    panel.ticklabel_format(axis="y", scilimits=(-2, 2))
+    panel.set_ylim(bottom=0)
 
 
 def _draw_line(panel: Axes, history: History, values: Sequence[float], *, has_noise: bool = True, **style: Any) -> None:

@@ -12,6 +12,7 @@ from segpipe.core.errors import DataError
 
 MEAN_DICE = "mean_patch_dice"
 DICE = "dice_"  # before a label's name: its Dice over the validation patches
+SPIKES = "spikes_"  # before a layer's name: share of the numbers of its gradients that were clipped as spikes
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,11 @@ class History:
     def dice_of_labels(self) -> dict[str, tuple[float, ...]]:
         """Dice over the validation patches; NaN where they do not hold the label."""
         return {name.removeprefix(DICE): values for name, values in self.columns.items() if name.startswith(DICE)}
+
+    @property
+    def spikes_of_layers(self) -> dict[str, tuple[float, ...]]:
+        """Share of the numbers of each layer's gradients that optimizer spam clipped; empty with another optimizer."""
+        return {name.removeprefix(SPIKES): values for name, values in self.columns.items() if name.startswith(SPIKES)}
 
     @property
     def mean_dice(self) -> tuple[float, ...]:

@@ -27,18 +27,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _NormBase
 
 from segpipe.core.choices import functions_for
 from segpipe.core.errors import PlanError, ResourceError, package_needed
 from segpipe.core.machine import free_bytes
 from segpipe.core.text import size_text
-from segpipe.networks.blocks import he_initialisation
+from segpipe.networks.blocks import ChannelNorm, he_initialisation
 from segpipe.networks.canonical import Canonicalised
-from segpipe.networks.convnext import convnext
+from segpipe.networks.convnext import ResponseNorm, convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.device import set_up_cudnn
 from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.initial_weights import is_head
+from segpipe.networks.norms import BlendNorm
 from segpipe.networks.parts import KINDS_OF_EFFICIENTNET
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
@@ -239,3 +241,16 @@ def inner_kernels(network: nn.Module) -> list[nn.Parameter]:
             if min(kernel.flatten(1).shape) > 1:
                 found[id(kernel)] = kernel
     return list(found.values())
+
+
+_NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, ChannelNorm, BlendNorm, ResponseNorm)
+
+
+def norm_parameters(network: nn.Module) -> dict[str, nn.Parameter]:
+    """Scales, shifts and other parameters of norms, by name; each once, in the network's order.
+
+    Batch, instance and synchronised batch norms of torch are `_NormBase`, and so are the norms made of them.
+    """
+    norms = [(path, module) for path, module in network.named_modules() if isinstance(module, _NORMS)]
+    found = {f"{path}.{name}": p for path, norm in norms for name, p in norm.named_parameters(recurse=False)}
+    return {name.removeprefix("."): parameter for name, parameter in found.items()}

@@ -13,7 +13,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 
 from segpipe.core.records import Record
-from segpipe.networks.build import build, inner_kernels
+from segpipe.networks.build import build, inner_kernels, norm_parameters
 from segpipe.networks.memory_trace import LossFunction, Workload, trace_inference, trace_training
 from segpipe.networks.spec import NetworkSpec
 
@@ -89,6 +89,7 @@ def cost(
     *,
     optimizer_states: tuple[int, int] = (1, 1),
     gradient_copies: int = 1,
+    n_passes: int = 1,
     averages_weights: bool = False,
     precision: Precision = "bf16",
     loss: LossFunction | None = None,
@@ -105,6 +106,8 @@ def cost(
         optimizer_states: Numbers that the optimizer keeps for each number of an inner kernel, and of any other
             parameter; the default is that of SGD with momentum.
         gradient_copies: Copies of all gradients that a step of the optimizer makes on its way.
+        n_passes: How often a step computes the gradients; with two, norms' parameters and all buffers are kept
+            meanwhile.
         averages_weights: Whether a second copy of the weights is kept.
         precision: Of autocast.
         loss: The trainer's, so that its memory counts; None for the network alone.
@@ -124,6 +127,8 @@ def cost(
     one_patch = trace_inference(network, replace(work, batch_size=1), calibration.scratch_share)
     weight_bytes, gradient_bytes = traced.parameter_bytes + traced.buffer_bytes, traced.trainable_bytes
     optimizer_bytes = _state_bytes(network, optimizer_states) + averages_weights * weight_bytes
+    if n_passes > 1:
+        optimizer_bytes += sum(p.nbytes for p in norm_parameters(network).values()) + traced.buffer_bytes
     stepping_bytes = weight_bytes + traced.batch_bytes + (1 + gradient_copies) * gradient_bytes
     peak_bytes = max(traced.peak_bytes, stepping_bytes) + optimizer_bytes
     lasting_bytes = weight_bytes + optimizer_bytes + traced.batch_bytes + traced.kept_bytes
@@ -136,7 +141,7 @@ def cost(
         kept_activation_bytes=traced.kept_bytes,
         transient_bytes=max(0, peak_bytes - lasting_bytes),
         n_macs_forward=traced.n_macs_forward,
-        n_macs_step=traced.n_macs_step,
+        n_macs_step=n_passes * traced.n_macs_step,
         training_bytes=_on_device(peak_bytes, calibration),
         inference_bytes=_on_device(one_patch, calibration),
     )

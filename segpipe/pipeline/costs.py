@@ -183,6 +183,7 @@ def _cost(
         batch_size,
         optimizer_states=optimizer.states,
         gradient_copies=optimizer.gradient_copies,
+        n_passes=optimizer.n_passes,
         averages_weights=bool(task.training.weight_average),
         precision=task.precision,
         loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice, loss=task.training.loss),

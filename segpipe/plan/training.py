@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -33,15 +33,19 @@ class OptimizerFacts(Choice):
         usual: Learning rate, momentum and weight decay that go with it, for the advice when it is changed.
         states: Numbers kept for each number of a kernel inside the network, and of any other parameter.
         gradient_copies: Copies of all gradients that a step makes on its way.
+        n_passes: How often a step computes the gradients.
     """
 
     usual: Mapping[str, float]
     states: tuple[int, int]
     gradient_copies: int = 0
+    n_passes: int = 1
 
 
 _ADAM_LIKE = {"learning_rate": 1e-3, "momentum": 0.9, "weight_decay": 1e-2}
-OPTIMIZERS: dict[str, OptimizerFacts] = {
+_SPAM = ("spam_threshold", "spam_reset_steps", "spam_warmup_steps", "spam_quiet_steps", "spam_density")
+_SAM = ("sam_rho", "sam_p", "sam_adaptive", "sam_eta")
+_SINGLE_PASS: dict[str, OptimizerFacts] = {
     "sgd": OptimizerFacts(
         does="stochastic gradient descent with momentum",
         source="nnU-Net's optimizer",
@@ -65,6 +69,24 @@ OPTIMIZERS: dict[str, OptimizerFacts] = {
         states=(1, 2),
         gradient_copies=1,  # works on one kernel, with about six times its size; that is below all gradients
     ),
+    "spam": OptimizerFacts(
+        does="adamw that clips spikes of single gradients and forgets its momentum at intervals",
+        source="Huang et al. 2025, SPAM, arXiv 2501.06842",
+        parameters=("adam_beta2", "adam_epsilon", *_SPAM),
+        usual=_ADAM_LIKE,
+        states=(2, 2),
+    ),
+}
+OPTIMIZERS: dict[str, OptimizerFacts] = _SINGLE_PASS | {
+    f"{name}+sam_on": replace(
+        facts,
+        does=f"{name} with gradients from where norms' scales and shifts make the loss worse; each step takes twice the "
+        "time",
+        source="Müller et al. 2023, SAM-ON, arXiv 2306.04226",
+        parameters=(*facts.parameters, *_SAM),
+        n_passes=2,
+    )
+    for name, facts in _SINGLE_PASS.items()
 }
 
 SCHEDULES: dict[str, Choice] = {
@@ -104,13 +126,24 @@ class Training(Record):
             steps, for `segpipe analyse trajectory`; 0: none. Each takes as much disk as the weights.
         optimizer: How weights follow the gradients.
         learning_rate: At the start.
-        momentum: sgd, muon: momentum; adamw: first beta.
-        weight_decay: L2 (sgd) or decoupled (adamw, muon).
+        momentum: sgd, muon: momentum; adamw, spam: first beta.
+        weight_decay: L2 (sgd) or decoupled (adamw, muon, spam).
         nesterov: sgd, muon: step from where the momentum leads.
         adam_beta1: muon: decay of the mean gradient of the parameters that adamw takes.
-        adam_beta2: adamw, muon: decay of the mean square of the gradient. 0.999 is usual elsewhere; its memory of a
-            thousand steps is longer than a short training.
-        adam_epsilon: adamw, muon: added to the root of that mean, so that tiny gradients make no large steps.
+        adam_beta2: adamw, muon, spam: decay of the mean square of the gradient. 0.999 is usual elsewhere; its memory of
+            a thousand steps is longer than a short training.
+        adam_epsilon: adamw, muon, spam: added to the root of that mean, so that tiny gradients make no large steps.
+        spam_threshold: spam: a gradient whose square is more than this times its mean square is clipped to there.
+        spam_reset_steps: spam: steps after which momentum and mean squares are set to 0, again and again; 0: never, so
+            that it clips alone. The authors' 500 are for training language models.
+        spam_warmup_steps: spam: steps after a reset in which the update rises from a hundredth.
+        spam_quiet_steps: spam: steps at the start, and from each reset, in which nothing is clipped.
+        spam_density: spam: share of each kernel's pairs of input and output channels that learn until the next reset,
+            when others are drawn; below 1 saves memory.
+        sam_rho: +sam_on: how far scales and shifts of norms move, above 0.
+        sam_p: +sam_on: the norm in which that is measured: 2, or inf, by which each number moves as far.
+        sam_adaptive: +sam_on: which of them move in proportion to their size: none, scales or all.
+        sam_eta: +sam_on: added to that size.
         warmup_fraction: Share of the training in which the learning rate rises linearly from 0.
         schedule: How the learning rate falls.
         poly_exponent: poly: 1 falls linearly, less falls late.
@@ -153,6 +186,15 @@ class Training(Record):
     adam_beta1: _Share = 0.9
     adam_beta2: _Share = 0.99
     adam_epsilon: PositiveFloat = 1e-8
+    spam_threshold: PositiveFloat = 5000.0
+    spam_reset_steps: NonNegativeInt = 5000
+    spam_warmup_steps: NonNegativeInt = 150
+    spam_quiet_steps: PositiveInt = 20
+    spam_density: Annotated[float, Field(gt=0, le=1)] = 1.0
+    sam_rho: PositiveFloat = 0.5
+    sam_p: Literal[2, "inf"] = 2
+    sam_adaptive: Literal["none", "scales", "all"] = "none"
+    sam_eta: NonNegativeFloat = 0.01
     warmup_fraction: _Share = 0.0
     schedule: Annotated[str, OneOf(SCHEDULES)] = "poly"
     poly_exponent: PositiveFloat = 0.9
@@ -181,6 +223,21 @@ class Training(Record):
     def _has_a_trajectory(self) -> Training:
         if 0 < self.snapshots < _FEWEST_SNAPSHOTS:
             raise ValueError(f"snapshots {self.snapshots}: expected 0 or at least {_FEWEST_SNAPSHOTS}")
+        return self
+
+    @model_validator(mode="after")
+    def _resets_in_time(self) -> Training:
+        if self.spam_density < 1 and not self.spam_reset_steps:
+            raise ValueError(
+                f"spam_density {self.spam_density} without resets: the other weights would never learn; set "
+                "spam_reset_steps above 0"
+            )
+        longest = max(self.spam_warmup_steps, self.spam_quiet_steps)
+        if 0 < self.spam_reset_steps <= longest:
+            raise ValueError(
+                f"spam_reset_steps {self.spam_reset_steps} must be more than spam_warmup_steps and spam_quiet_steps "
+                f"({longest}), or every step would be one of them; 0 is no resets"
+            )
         return self
 
     @model_validator(mode="after")

@@ -339,6 +339,10 @@ def _in_words(fold: FoldCurves) -> str:
     if len(ends) > 1:
         worst = min(ends, key=lambda name: ends[name])
         parts.append(f"lowest: {worst}, {ends[worst]:.3f}")
+    clipped = {name: max(filter(isfinite, v), default=0.0) for name, v in history.spikes_of_layers.items()}
+    if clipped:
+        most = max(clipped, key=lambda name: clipped[name])
+        parts.append(f"gradients clipped most: {most}, {clipped[most]:.2%} in an epoch")
     if history.interruptions:
         parts.append(f"interrupted in epochs {', '.join(f'{epoch:g}' for epoch in history.interruptions)}")
     if history.stopped_early:

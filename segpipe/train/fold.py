@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError, SetupError
 from segpipe.core.files import write_text
+from segpipe.core.history import SPIKES
 from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for, seed_for
 from segpipe.core.work import FoldFolder
@@ -36,6 +37,8 @@ from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
 from segpipe.train.restoration import Restoration, restoration_loss
 from segpipe.train.sampling import Batch, Sampling, draw_batch
+from segpipe.train.sharpness import sharpness_of
+from segpipe.train.spam import Spam
 
 
 class Diverged(PlanError):
@@ -129,6 +132,9 @@ class Hooks:
     validated: Callable[[Batch, Tensor, int], None] = lambda *_: None
 
 
+_Part = tuple[Tensor, Callable[[Sequence[Tensor]], Tensor]]  # images for the network, and the loss of its outputs
+
+
 class FoldTraining:
     """A fold in training: network, optimizer, average, and where it stands.
 
@@ -174,6 +180,7 @@ class FoldTraining:
         self.network = group.share_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.optimizer = make_optimizer(self.network, training, self.pretrained)
+        self.sharpness = sharpness_of(self.network, training)
         self.dtype = resolve_precision(training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
@@ -216,6 +223,13 @@ class FoldTraining:
             self.average.network.load_state_dict(state["average"])
             self.average.n_steps = state["average_steps"]
 
+    def spike_rates(self) -> dict[str, float]:
+        """Return columns of the history since this was last asked, if the optimizer clips spikes; none otherwise."""
+        if not isinstance(self.optimizer, Spam):
+            return {}
+        rates = self.optimizer.spike_rates(self.network.named_parameters())
+        return {f"{SPIKES}{layer}": rate for layer, rate in rates.items()}
+
     def draw(self, stream: int, iteration: int) -> Batch:
         """The batch of an iteration, a function of seed, fold, stream and iteration alone."""
         training, configuration = self.plan.training, self.configuration
@@ -248,21 +262,14 @@ class FoldTraining:
         """
         training = self.plan.training
         set_rates(self.optimizer, rate, 0.0 if freezes else training.pretrained_rate_factor)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
-        losses = []
-        for part in range(training.gradient_accumulation):
-            images, indices = self._augment(batch, part, self.at.iteration)
-            images, loss_of = self._task(images, indices, TRAIN, self.at.iteration, part)
-            outputs = self._outputs(self.network, images)
-            self.hooks.lap("forward")
-            loss = loss_of(outputs) / training.gradient_accumulation
-            del outputs  # what backward no longer needs is freed
-            self.hooks.lap("loss")
-            losses.append(_Later(self.group.mean(loss.detach())))
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
-            self.hooks.lap("backward")
-        self.group.average_gradients(self.network)
+        n_parts = training.gradient_accumulation
+        parts: Iterable[_Part] = (self._part(batch, part) for part in range(n_parts))
+        if self.sharpness:
+            parts = list(parts)  # for both passes
+        losses = self._compute_gradients(parts)
+        if self.sharpness:
+            with self.sharpness.moved():
+                self._compute_gradients(parts)
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
@@ -275,6 +282,29 @@ class FoldTraining:
         self._expect_finite(value)
         self.at.iteration += 1
         return value
+
+    def _part(self, batch: Batch, part: int) -> _Part:
+        """The augmented images of a part of this iteration's batch, and the loss of the network's outputs."""
+        images, indices = self._augment(batch, part, self.at.iteration)
+        return self._task(images, indices, TRAIN, self.at.iteration, part)
+
+    def _compute_gradients(self, parts: Iterable[_Part]) -> list[_Later]:
+        """Gradients of the batch, the same in all processes, and the losses; again, it drops the same channels."""
+        training = self.plan.training
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(seed_for(training.seed, self.data.fold, _DROPOUT, self.at.iteration, self.group.rank))
+        losses = []
+        for images, loss_of in parts:
+            outputs = self._outputs(self.network, images)
+            self.hooks.lap("forward")
+            loss = loss_of(outputs) / training.gradient_accumulation
+            del outputs  # what backward no longer needs is freed
+            self.hooks.lap("loss")
+            losses.append(_Later(self.group.mean(loss.detach())))
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
+            self.hooks.lap("backward")
+        self.group.average_gradients(self.network)
+        return losses
 
     def _augment(self, batch: Batch, part: int, iteration: int) -> tuple[Tensor, Tensor]:
         """Images and labels of a part of an iteration's batch, on the device."""
@@ -333,9 +363,7 @@ class FoldTraining:
                 self._outputs(self.predictor, images)
                 yield
 
-    def _task(
-        self, images: Tensor, indices: Tensor, *place: int
-    ) -> tuple[Tensor, Callable[[Sequence[Tensor]], Tensor]]:
+    def _task(self, images: Tensor, indices: Tensor, *place: int) -> _Part:
         """The images that the network is given, and the loss of what it makes of them."""
         restoration = self.data.restoration
         if restoration is None:

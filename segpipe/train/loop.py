@@ -375,6 +375,7 @@ class _Loop:
             "seconds_left": round(self.schedule.seconds_left(at), 1),
             "interrupted": epoch.interrupted,
             **dice,
+            **self.fold.spike_rates(),
         }
 
     def _save(self) -> None:

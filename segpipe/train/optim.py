@@ -13,6 +13,7 @@ from torch.optim.adamw import adamw
 from segpipe.core.choices import functions_for
 from segpipe.networks.build import inner_kernels
 from segpipe.plan.training import OPTIMIZERS, SCHEDULES, Training
+from segpipe.train.spam import Spam
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial of degree 5 that Jordan chose: steepest at 0
 _N_ITERATIONS = 5
@@ -169,12 +170,30 @@ def _muon(network: nn.Module, training: Training) -> optim.Optimizer:
     )
 
 
+def _spam(network: nn.Module, training: Training) -> optim.Optimizer:
+    return Spam(
+        network.parameters(),
+        lr=training.learning_rate,
+        betas=(training.momentum, training.adam_beta2),
+        epsilon=training.adam_epsilon,
+        weight_decay=training.weight_decay,
+        threshold=training.spam_threshold,
+        reset_steps=training.spam_reset_steps,
+        warmup_steps=training.spam_warmup_steps,
+        quiet_steps=training.spam_quiet_steps,
+        density=training.spam_density,
+        seed=training.seed,
+    )
+
+
 _MAKERS: dict[str, Callable[[nn.Module, Training], optim.Optimizer]] = {
     "sgd": _sgd,
     "adamw": _adamw,
     "muon": _muon,
+    "spam": _spam,
 }
-MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS, "OPTIMIZERS of plan/training.py")
+_TWICE = {f"{name}+sam_on": make for name, make in _MAKERS.items()}  # what makes the second pass is in sharpness.py
+MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS | _TWICE, "OPTIMIZERS of plan/training.py")
 
 _IS_PRETRAINED = "is_pretrained"
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from segpipe.core.errors import SetupError
 from segpipe.core.figures import COLOUR_NAMES, SCAN_COLOURS, WINDOW_PERCENTILES
 from segpipe.core.files import disk_fault
-from segpipe.core.history import DICE, MEAN_DICE
+from segpipe.core.history import DICE, MEAN_DICE, SPIKES
 from segpipe.core.labels import LabelSet, Mask
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.checkpoint import Row
@@ -27,6 +27,7 @@ from segpipe.train.fold import FoldTraining, Schedule
 from segpipe.train.sampling import Batch
 
 _GROUPS = {"train_loss": "loss", "validation_loss": "loss", MEAN_DICE: "dice"}  # of charts; the rest is in `training`
+_GROUPS_OF_MANY = {DICE: "dice of labels", SPIKES: "clipped gradients"}  # by what their columns begin with
 _STEP = "iteration"
 _NO_CHART = {_STEP, "stopped_early", "interrupted"}
 _N_PATCHES = 4  # which are shown
@@ -47,6 +48,11 @@ def wants_tensorboard(asked: bool | None) -> bool:
             "omit the option: history.csv has the same numbers."
         )
     return is_there if asked is None else asked
+
+
+def _group(column: str) -> str:
+    many = (group for start, group in _GROUPS_OF_MANY.items() if column.startswith(start))
+    return next(many, _GROUPS.get(column, "training"))
 
 
 class SeenPatches:
@@ -115,7 +121,7 @@ class TensorBoard:
         """Write every known number of an epoch; an unknown one leaves a gap."""
         for column, value in row.items():
             if column not in _NO_CHART and math.isfinite(value):
-                group = "dice of labels" if column.startswith(DICE) else _GROUPS.get(column, "training")
+                group = _group(column)
                 self.writer.add_scalar(f"{group}/{column}", value, int(row[_STEP]))
 
     @contextmanager
