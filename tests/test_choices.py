@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,7 @@ def test_an_unknown_name_is_a_sentence_with_the_nearest_one(key: str, tmp_path: 
     table, _ = PLACES[key]
     known = next(iter(table))
     value = {f"{known}x": 1.0} if key.endswith("terms") else f"{known}x"
-    expected = rf"{key}.*expected one of {', '.join(table)} \(did you mean '{known}'\?\)"
+    expected = rf"{key}.*expected one of {re.escape(', '.join(table))} \(did you mean '{known}'\?\)"
     with pytest.raises(PlanError, match=expected):
         edit_plan(small_plan(), [f"{key}={value}"])
     values: Any = small_plan().model_dump(mode="json", context={"write_defaults": True})

@@ -138,3 +138,12 @@ def test_a_history_knows_whether_it_is_at_its_end(left, stopped, expected):
     rows[-1]["stopped_early"] = stopped
     assert History.of(rows).is_unfinished is expected
     assert not History.of([]).is_unfinished
+
+
+def test_clipped_gradients_have_a_panel_where_an_optimizer_clips(tmp_path: Path):
+    rows = rows_of(4)
+    assert "Clipped gradients" not in words(learning_curves([FoldCurves("fold 0", History.of(rows))], "svg"))
+    rows = [row | {"spikes_stem": math.nan if n == 0 else 0.001 * n, "spikes_head": 0.0} for n, row in enumerate(rows)]
+    picture = learning_picture(run_of(tmp_path, History.of(rows)))
+    assert picture is not None and "Clipped gradients" in words(picture.content)
+    assert "gradients clipped most: stem, 0.30% in an epoch" in picture.alt

@@ -41,7 +41,7 @@ def final_loss(chosen: str, **about: object) -> float:
         optimizer.zero_grad()
         loss().backward()
         if second:
-            with second.moved():
+            with second.move():
                 optimizer.zero_grad()
                 loss().backward()
         optimizer.step()
@@ -70,7 +70,7 @@ def test_the_largest_number_of_a_move_is_rho_where_its_norm_is_the_maximum():
         layer.weight.data = torch.tensor([2.0, -4.0])
         layer.weight.grad = torch.tensor([3.0, -0.5])
         second = SharpnessAware(layer, norm_parameters(layer), rho=0.1, p="inf", adaptive=adaptive, eta=0.0)  # type: ignore[arg-type]
-        with second.moved():
+        with second.move():
             assert layer.weight.tolist() == pytest.approx(expected)
         assert layer.weight.tolist() == [2.0, -4.0]
 

@@ -268,7 +268,7 @@ class FoldTraining:
             parts = list(parts)  # for both passes
         losses = self._compute_gradients(parts)
         if self.sharpness:
-            with self.sharpness.moved():
+            with self.sharpness.move():
                 self._compute_gradients(parts)
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)

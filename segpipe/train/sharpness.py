@@ -52,18 +52,18 @@ class SharpnessAware:
         ]
 
     @contextmanager
-    def moved(self) -> Iterator[None]:
+    def move(self) -> Iterator[None]:
         """Move the parameters by the gradients that they have; take them back at the end."""
         values: list[Tensor] = [*self.parameters, *self.network.buffers()]
         kept = [value.detach().clone() for value in values]
-        self._move()
+        self._ascend()
         yield
         with torch.no_grad():
             for value, before in zip(values, kept, strict=True):
                 value.copy_(before)
 
     @torch.no_grad()
-    def _move(self) -> None:
+    def _ascend(self) -> None:
         chosen = [(p, p.grad, f) for p, f in zip(self.parameters, self.is_adaptive, strict=True) if p.grad is not None]
         sizes = [p.abs() + self.eta if adapts else torch.ones_like(p) for p, _, adapts in chosen]
         slopes = [size * gradient for size, (_, gradient, _) in zip(sizes, chosen, strict=True)]
