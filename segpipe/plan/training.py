@@ -80,8 +80,8 @@ _SINGLE_PASS: dict[str, OptimizerFacts] = {
 OPTIMIZERS: dict[str, OptimizerFacts] = _SINGLE_PASS | {
     f"{name}+sam_on": replace(
         facts,
-        does=f"{name} with gradients from where norms' scales and shifts make the loss worse; each step takes twice the "
-        "time",
+        does=f"{name} with gradients from where norms' scales and shifts make the loss worse; each step takes twice "
+        "the time",
         source="Müller et al. 2023, SAM-ON, arXiv 2306.04226",
         parameters=(*facts.parameters, *_SAM),
         n_passes=2,
