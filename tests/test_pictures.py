@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from segpipe.core.figures import ERROR_COLOURS, paler
+from segpipe.core.figures import ERROR_COLOURS, SCAN_COLOURS, paler
 from segpipe.core.labels import Label, LabelSet
 from segpipe.report.charts import Spread, distribution_svg
 from segpipe.report.overlay_pictures import Overlay, overlay_png
@@ -126,3 +126,25 @@ def test_charts_accept_one_point_and_nothing():
     one, none = Spread("organ", "#E69F00", (0.5,)), Spread("node", "#56B4E9", ())
     assert b"<svg" in distribution_svg([one, none], "Dice", (0.0, 1.0))
     assert b"<svg" in distribution_svg([Spread("organ", "#E69F00", (0.0, 0.0))], "HD95, mm", (0.0, None))
+
+
+# Linear RGB as an eye without green cones, or without red ones, sees it: Machado et al. 2009, IEEE TVCG 15(6), severity 1.
+EYES = {
+    "usual": np.eye(3),
+    "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],
+    "protanopia": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+}
+
+
+@pytest.mark.parametrize(("eye", "expected"), [("usual", 26), ("deuteranopia", 17), ("protanopia", 20)])
+def test_fourteen_labels_are_told_apart_by_the_colour_blind(eye: str, expected: float):
+    from skimage.color import xyz2lab
+
+    stored = np.array([list(bytes.fromhex(colour[1:])) for colour in SCAN_COLOURS]) / 255
+    linear = np.where(stored <= 0.04045, stored / 12.92, ((stored + 0.055) / 1.055) ** 2.4)
+    to_xyz = np.array(
+        [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.072175], [0.0193339, 0.119192, 0.9503041]]
+    )
+    lab = xyz2lab(np.clip(linear @ np.array(EYES[eye]).T, 0, 1) @ to_xyz.T)
+    apart = np.linalg.norm(lab[:, None] - lab[None], axis=-1)[np.triu_indices(len(lab), 1)]
+    assert len(lab) == 14 and apart.min() >= expected  # CIELAB 1976; before, 3.1 with deuteranopia
