@@ -128,7 +128,8 @@ def test_charts_accept_one_point_and_nothing():
     assert b"<svg" in distribution_svg([Spread("organ", "#E69F00", (0.0, 0.0))], "HD95, mm", (0.0, None))
 
 
-# Linear RGB as an eye without green cones, or without red ones, sees it: Machado et al. 2009, IEEE TVCG 15(6), severity 1.
+# Linear RGB as an eye without green cones, or without red ones, sees it: Machado et al. 2009, IEEE TVCG 15(6),
+# severity 1.
 EYES = {
     "usual": np.eye(3),
     "deuteranopia": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.01182, 0.04294, 0.968881]],

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 # A label has the colour of its place in the label set wherever it is drawn. The first seven are those of Okabe & Ito
 # 2008, "Color Universal Design": black is left out, since scans are dark; what is pale on paper (yellow) or dark on a
-# scan (blue) comes last. The other seven are ours: of those seen on black and on white, the ones that lie farthest from all others, to
-# the usual eye and to one without red or green cones. A test measures the distances.
+# scan (blue) comes last. The other seven are ours: of the colours seen on black and on white, those that lie farthest
+# from all others, to the usual eye and to one without red or green cones. A test measures the distances.
 COLOUR_NAMES = {
     "#E69F00": "orange",
     "#56B4E9": "sky blue",
