@@ -72,6 +72,7 @@ RUNS = [  # key of OUTPUTS, command
 ]
 NOT_RUN = {  # key: why
     "demo": "prints what `run` prints, by the same function, after minutes",
+    "analyse sites": "needs cases of two sites; tests/test_sites.py",
     "analyse variance": "needs a network with batch norm; tests/test_variance.py",
     "import": "needs a model of nnU-Net; tests/test_nnunet_model.py",
     "study": "prints what `compare` prints and where it was written, after the trainings of a study",

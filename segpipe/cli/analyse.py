@@ -76,9 +76,44 @@ def _variance(
             echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
 
 
+@click.command("sites", short_help="Compare sites by what the network sees in their cases.")
+@click.argument("work", type=click.Path(path_type=Path))
+@configuration
+@model_folds
+@click.option("--cases", type=click.Path(path_type=Path), help="Table of cases, instead of the dataset's sites.")
+@click.option("--by", default="site", show_default=True, help="Its column to compare by.")
+@on_machine
+@shared
+def _sites(
+    work: Path,
+    configuration: str | None,
+    folds: tuple[str, ...],
+    cases: Path | None,
+    by: str,
+    machine: Machine,
+    as_json: bool,
+) -> None:
+    """Compare sites by the features that the network sees in their validation cases.
+
+    Prints the mean cosine between cases of each pair of sites, and writes sites.json and sites.png into the
+    configuration's folder.
+    """
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import sites
+
+    found = sites.run(sites.resolve(sites.SitesRequest(work, configuration, folds, cases, by, machine)))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    echo(sites.sites_text(found))
+    for note in found.notes:
+        echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+
+
 ANALYSES: dict[str, click.Command] = {  # name: the command; each has a section in docs/analysis.md
     "trajectory": _trajectory,
     "variance": _variance,
+    "sites": _sites,
 }
 
 

@@ -20,6 +20,7 @@ from segpipe.evaluate.groups import GroupGap, GroupRow
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
 from segpipe.pipeline.select import SelectionReport
+from segpipe.pipeline.sites import SiteSimilarity
 from segpipe.pipeline.size import SizeReport
 from segpipe.pipeline.trajectory import TrajectoryReport
 from segpipe.pipeline.variance import VarianceReport
@@ -229,6 +230,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "size": (SizeReport,),
     "analyse trajectory": (TrajectoryReport,),
     "analyse variance": (VarianceReport,),
+    "analyse sites": (SiteSimilarity,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -81,6 +81,7 @@ class BlendNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_features))
         self.bias = nn.Parameter(torch.zeros(n_features))
         self.blend = nn.Parameter(torch.zeros(2))
+        self.eps = 1e-5
 
     def forward(self, x: Tensor) -> Tensor:
         _, mean_BC1, varied = _apart(x)
@@ -88,7 +89,7 @@ class BlendNorm(nn.Module):
         weight_C1, bias_C1 = self.weight.view(shape), self.bias.view(shape)
         variance_BC1 = varied.square().mean(tuple(range(2, x.ndim)), keepdim=True)
         normed, kept = torch.softmax(self.blend.to(varied.dtype) / _BLEND_TEMPERATURE, 0).unbind()
-        scale_BC1 = weight_C1 * (normed * (variance_BC1 + 1e-5).rsqrt() + kept)
+        scale_BC1 = weight_C1 * (normed * (variance_BC1 + self.eps).rsqrt() + kept)
         return torch.addcmul(weight_C1 * kept * mean_BC1 + bias_C1, varied, scale_BC1).to(x.dtype)
 
 

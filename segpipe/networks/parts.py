@@ -92,7 +92,7 @@ BLOCKS: dict[str, Block] = {  # residual_blocks.py has a function for each row
     "convmixer": Block(
         does="a depthwise convolution with the stage's kernel, then a 1×1×1 convolution, each with GELU and norm",
         source="Trockman and Kolter 2022, ConvMixer",
-        lacks=("dropout_fraction",),
+        lacks=("dropout_fraction", "uout"),
     ),
 }
 PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
