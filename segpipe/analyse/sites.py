@@ -1,4 +1,4 @@
-"""How alike a trained network sees cases of different sites: features pooled by case, cosines between sites."""
+"""Similarity of sites to a trained network: features pooled by case, cosines between sites."""
 
 # F features, S sites.
 from __future__ import annotations
