@@ -92,6 +92,19 @@ def test_one_image_is_too_few(planned: Path) -> None:
     assert not (planned / "one").exists()
 
 
+def test_labels_are_learned_from_only_if_asked(planned: Path) -> None:
+    """And weights that saw them say so."""
+    edits = ("training.loss.terms={supcon_voxel: 0.5}",)
+    with pytest.raises(UsageError, match="--with-labels and the term supcon_voxel"):
+        pretrain(request_for(planned, "labelled", "data", edits=edits))
+    done = pretrain(request_for(planned, "labelled", "data", edits=edits, with_labels=True))
+    work = Path(shutil.copytree(planned / "work", planned / "taught"))
+    source = f"configurations.3d_fullres.network.weights={{source: {done.weights}}}"
+    train(work, "3d_fullres", [0], HERE, edits=[source], iterations=1)
+    found = PretrainedOn.load(Work(work).fold("3d_fullres", "0").pretrained_on)
+    assert len(found.with_labels) == 4 and "2 validation cases (images and, of 2, labels)" in found.text()
+
+
 def restoring(n_steps: int, state: dict | None = None) -> FoldTraining:
     """A network that restored images for some steps, or goes on from a state."""
     plan = plan_with(iterations=4, precision="fp32")

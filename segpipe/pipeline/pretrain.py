@@ -19,6 +19,7 @@ from segpipe.networks.device import resolve_device, set_processors
 from segpipe.pipeline.plan import default_configuration
 from segpipe.pipeline.requests import PretrainRequest
 from segpipe.plan.edit import edit_plan
+from segpipe.plan.loss import SUPCON
 from segpipe.plan.schema import Plan
 from segpipe.prepare.dataset import prepare_unplanned, prepared_folder
 from segpipe.prepare.store import content_of_stored, open_cases
@@ -81,6 +82,11 @@ def resolve(request: PretrainRequest) -> PretrainJob:
             "Choose a configuration that sees images alone."
         )
     resolve_device(request.machine.device)
+    if request.with_labels != (SUPCON in plan.training.loss.terms):
+        raise UsageError(
+            f"--with-labels and the term {SUPCON} of training.loss go together: it is what learns from labels. Give "
+            f"both, e.g. --with-labels --set 'training.loss.terms={{{SUPCON}: 0.1}}', or neither."
+        )
     cases = list_inputs(request.data, plan.channels)
     if not request.with_labels:
         cases = [case.model_copy(update={"label": None}) for case in cases]

@@ -77,11 +77,14 @@ class LossTerm(Choice):
 
     Args:
         only_full_resolution: Left out of deep supervision, as it does not survive bringing the labels down.
+        reads_features: Reads the decoder's features instead of the outputs; in training only.
     """
 
     only_full_resolution: bool = False
+    reads_features: bool = False
 
 
+SUPCON = "supcon_voxel"
 TERMS: dict[str, LossTerm] = {  # train/losses.py has a function for each row
     "dice": LossTerm(does="soft Dice, negative", source="Drozdzal et al. 2016; nnU-Net's"),
     "tversky": LossTerm(
@@ -109,6 +112,12 @@ TERMS: dict[str, LossTerm] = {  # train/losses.py has a function for each row
         source="Kirchhoff et al. 2024",
         only_full_resolution=True,  # a thin line is lost on a coarser grid
     ),
+    SUPCON: LossTerm(
+        does="supervised contrast of labelled voxels in the decoder's features; 0.05 to 0.1 beside other terms",
+        source="Khosla et al. 2020",
+        parameters=("supcon_temperature", "supcon_voxels"),
+        reads_features=True,
+    ),
 }
 LOSSES: dict[str, dict[str, float]] = {  # a name, and the weights of its terms; the rest is at its default
     "dice_ce": {"dice": 1.0, "ce": 1.0},
@@ -118,6 +127,7 @@ LOSSES: dict[str, dict[str, float]] = {  # a name, and the weights of its terms;
     "dice_topk": {"dice": 1.0, "topk": 1.0},
     "focal": {"focal": 1.0},
     "dice_focal": {"dice": 1.0, "focal": 1.0},
+    "dice_ce_supcon": {"dice": 1.0, "ce": 1.0, SUPCON: 0.1},
     "tversky": {"tversky": 1.0},
     "tversky_ce": {"tversky": 1.0, "ce": 1.0},
     "focal_tversky": {"focal_tversky": 1.0},
@@ -141,6 +151,8 @@ class Loss(Presettable):
         focal_tversky_exponent: focal_tversky: of 1 - Tversky; below 1 labels that are nearly right pull harder.
         cldice_iterations: cldice: erosions of the soft skeleton; as many as the thickest tube's radius has voxels.
         cldice_labels: cldice: names of the labels it is computed for; empty: all, at most 16.
+        supcon_temperature: supcon_voxel: of the similarities; smaller looks at the nearest voxels more.
+        supcon_voxels: supcon_voxel: voxels of each label, background included, in a batch; at most 1024 in all.
     """
 
     NAMES: ClassVar[Mapping[str, Mapping[str, Any]]] = {name: {"terms": terms} for name, terms in LOSSES.items()}
@@ -154,6 +166,8 @@ class Loss(Presettable):
     focal_tversky_exponent: PositiveFloat = 0.75
     cldice_iterations: PositiveInt = 3
     cldice_labels: tuple[str, ...] = ()
+    supcon_temperature: PositiveFloat = 0.1
+    supcon_voxels: PositiveInt = 64
 
     @field_validator("terms")
     @classmethod

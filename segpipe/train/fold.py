@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,6 +33,7 @@ from segpipe.train.augmentation.apply import apply, apply_to_guides
 from segpipe.train.augmentation.draws import draw, region_for, scope_of
 from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
+from segpipe.train.contrast import contrast_for
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
@@ -84,7 +86,7 @@ def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *
     )
 
 
-TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT, _HIDE = 0, 1, 2, 3, 4, 5  # places of the random streams
+TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT, _HIDE, _CONTRAST = 0, 1, 2, 3, 4, 5, 6  # places of the random streams
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,14 +181,17 @@ class FoldTraining:
         network = network.to(memory_format=order)
         self.network = group.share_statistics(network.to(device), device)
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
-        self.optimizer = make_optimizer(self.network, training, self.pretrained)
+        self.contrast = contrast_for(
+            self.network, configuration.network, training.loss, restores=bool(data.restoration)
+        )
+        self.optimizer = make_optimizer(self.network, training, self.pretrained, also=self.contrast)
         self.sharpness = sharpness_of(self.network, training)
         self.dtype = resolve_precision(training.precision, device)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         self.scope = scope_of(plan, configuration)
         self.at = Progress()
         set_up_cudnn(device)
-        if _wants_compiling(training.compiled, device):
+        if self.contrast is None and _wants_compiling(training.compiled, device):  # it watches the network inside
             self.network.compile()  # in place: names of weights stay
 
     @property
@@ -203,6 +208,7 @@ class FoldTraining:
             "history": self.at.history,
             "network": cpu_copy(self.network.state_dict()),
             "pretrained": sorted(self.pretrained),
+            "contrast": cpu_copy(self.contrast.state_dict()) if self.contrast else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": cpu_copy(self.average.network.state_dict()) if self.average else {},
@@ -215,7 +221,9 @@ class FoldTraining:
         self.at = Progress(state["iteration"], state["epoch"], state["seconds"], list(state["history"]))
         self.network.load_state_dict(state["network"])
         self.pretrained = frozenset(state.get("pretrained", ()))  # states of older versions do not know
-        self.optimizer = make_optimizer(self.network, self.plan.training, self.pretrained)
+        if self.contrast:
+            self.contrast.load_state_dict(state["contrast"])
+        self.optimizer = make_optimizer(self.network, self.plan.training, self.pretrained, also=self.contrast)
         self.optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:  # empty if the run began without loss scaling
             self.scaler.load_state_dict(state["scaler"])
@@ -272,7 +280,8 @@ class FoldTraining:
                 self._compute_gradients(parts)
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), training.gradient_clip)
+            more = self.contrast.parameters() if self.contrast else ()
+            nn.utils.clip_grad_norm_([*self.network.parameters(), *more], training.gradient_clip)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         if self.average:
@@ -286,7 +295,12 @@ class FoldTraining:
     def _part(self, batch: Batch, part: int) -> _Part:
         """The augmented images of a part of this iteration's batch, and the loss of the network's outputs."""
         images, indices = self._augment(batch, part, self.at.iteration)
-        return self._task(images, indices, TRAIN, self.at.iteration, part)
+        images, loss_of = self._task(images, indices, TRAIN, self.at.iteration, part)
+        contrast, place = self.contrast, (_CONTRAST, self.at.iteration, part, self.group.rank)
+        if contrast is None:
+            return images, loss_of
+        stream = partial(generator_for, self.plan.training.seed, self.data.fold, *place)
+        return images, lambda outputs: loss_of(outputs) + contrast(indices, stream())
 
     def _compute_gradients(self, parts: Iterable[_Part]) -> list[_Later]:
         """Gradients of the batch, the same in all processes, and the losses; again, it drops the same channels."""
@@ -303,7 +317,8 @@ class FoldTraining:
             losses.append(_Later(self.group.mean(loss.detach())))
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch ships it untyped
             self.hooks.lap("backward")
-        self.group.average_gradients(self.network)
+        for module in filter(None, (self.network, self.contrast)):
+            self.group.average_gradients(module)
         return losses
 
     def _augment(self, batch: Batch, part: int, iteration: int) -> tuple[Tensor, Tensor]:

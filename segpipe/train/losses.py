@@ -166,7 +166,8 @@ _FUNCTIONS: dict[str, Callable[[LossInputs], Tensor]] = {
     "cldice": cldice,
     "skeleton_recall": skeleton_recall,
 }
-TERM_FUNCTIONS = functions_for(TERMS, _FUNCTIONS, "TERMS of plan/loss.py")
+_OF_OUTPUTS = {name: row for name, row in TERMS.items() if not row.reads_features}  # the others are in contrast.py
+TERM_FUNCTIONS = functions_for(_OF_OUTPUTS, _FUNCTIONS, "TERMS of plan/loss.py that read outputs")
 
 
 def _sums(seen: LossInputs) -> tuple[Tensor, Tensor, Tensor]:
@@ -249,7 +250,8 @@ def supervised_loss(
     """
     chosen, total = loss or Loss(), torch.zeros((), device=indices_BZYX.device)
     for level, (weight, logits) in enumerate(zip(supervision_weights(len(outputs), coarsest), outputs, strict=True)):
-        terms = {t: w for t, w in chosen.terms.items() if level == 0 or not TERMS[t].only_full_resolution}
+        terms = {t: w for t, w in chosen.terms.items() if not TERMS[t].reads_features}
+        terms = {t: w for t, w in terms.items() if level == 0 or not TERMS[t].only_full_resolution}
         if weight and terms:
             seen = read_outputs(
                 logits, _downsample(indices_BZYX, logits), labels, chosen, batch_dice=batch_dice, pool=pool

@@ -198,14 +198,20 @@ MAKE_OPTIMIZER = functions_for(OPTIMIZERS, _MAKERS | _TWICE, "OPTIMIZERS of plan
 _IS_PRETRAINED = "is_pretrained"
 
 
-def make_optimizer(network: nn.Module, training: Training, pretrained: Collection[str] = ()) -> optim.Optimizer:
+def make_optimizer(
+    network: nn.Module, training: Training, pretrained: Collection[str] = (), *, also: nn.Module | None = None
+) -> optim.Optimizer:
     """The plan's optimizer, with groups of their own for parameters that were loaded, if those learn otherwise.
 
     Args:
         network: To train.
         training: The recipe.
         pretrained: Names of the parameters that were loaded.
+        also: Trained with the network.
     """
+    if also is not None:
+        both = nn.ModuleDict({"network": network, "also": also})
+        return make_optimizer(both, training, [f"network.{name}" for name in pretrained])
     optimizer = MAKE_OPTIMIZER[training.optimizer](network, training)
     if training.treats_pretrained and pretrained:
         known = {id(parameter) for name, parameter in network.named_parameters() if name in pretrained}
