@@ -86,7 +86,7 @@ VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a 
         bottleneck_mask_form="log_add",
         checkpointing=True,
     ),
-    "s5": bottleneck("convnext", bottleneck_mixer="s5", mixer_states=4, mixer_resets="slice", checkpointing=True),
+    "s5": bottleneck("convnext", bottleneck_mixer="s5", mixer_blocks=1, mixer_states=4, checkpointing=True),
     "convmixer_blocks": lambda view: unet("residual", view, block="convmixer", decoder="residual"),
     "convmixer": bottleneck("residual", bottleneck_mixer="convmixer", mixer_blocks=1),
     "pcnorm": lambda view: unet("plain", view, norm="pcnorm", uout=0.1),

@@ -268,8 +268,8 @@ def test_a_state_space_is_the_loop_over_every_axis_and_direction():
     u = x[0].movedim(0, -1)
     driven = u.to(power.dtype) @ (held[:, None] * torch.complex(*space.inward)).T
     expected = space.direct * u
-    for which, is_backward in ((0, False), (2, True)):
-        outward, total = torch.complex(*space.outward[which : which + 2]), torch.zeros_like(driven)
+    for is_backward, outward in enumerate(torch.complex(*space.outward).chunk(2, 1)):
+        total = torch.zeros_like(driven)
         for axis in range(3):
             rows = driven.movedim(axis, -2).flip(-2) if is_backward else driven.movedim(axis, -2)
             states = loop(rows.flatten(0, 1), power, torch.zeros(rows.shape[-2])).reshape(rows.shape)

@@ -107,13 +107,14 @@ class StateSpace(nn.Module):
         basis = torch.tensor(vectors, dtype=torch.complex64)
         steps = torch.empty(n_states).uniform_(math.log(_SHORTEST_STEP), math.log(_LONGEST_STEP))
         inward = basis.mH @ torch.randn(2 * n_states, n_features).div(n_features**0.5).to(basis.dtype)
-        outward = [torch.randn(n_features, 2 * n_states, dtype=basis.dtype) / n_states**0.5 @ basis for _ in range(2)]
+        both = [torch.randn(n_features, 2 * n_states, dtype=basis.dtype) / n_states**0.5 @ basis for _ in range(2)]
+        outward = torch.cat(both, 1)
         self.log_decay = nn.Parameter(torch.tensor(-eigenvalues.real, dtype=torch.float32).log())
         self.frequency = nn.Parameter(torch.tensor(eigenvalues.imag, dtype=torch.float32))
         self.log_step = nn.Parameter(steps)
         self.inward = nn.Parameter(torch.stack([inward.real, inward.imag]))
-        # (4, C, P): real and imaginary forwards, then backwards. torch takes what has 4 axes for a kernel of 2D
-        self.outward = nn.Parameter(torch.stack([part for one in outward for part in (one.real, one.imag)]))
+        # (2, C, P of both directions): with an axis for directions, torch would take it for a kernel of 2D
+        self.outward = nn.Parameter(torch.stack([outward.real, outward.imag]))
         self.direct = nn.Parameter(torch.randn(n_features))
         self.resets = resets
 
@@ -139,29 +140,28 @@ class StateSpace(nn.Module):
         held = ComplexPair(held.real[:, None], held.imaginary[:, None])
         inward = held.times(ComplexPair(*self.inward))
         driven = ComplexPair(u @ inward.real.T, u @ inward.imaginary.T)
-        axes, result = range(u.ndim - 2), self.direct * u
-        for is_backward in (False, True):
-            real, imaginary = self.outward[2 * is_backward : 2 * is_backward + 2]
-            states = [self._along(axis, driven, power, is_backward=is_backward) for axis in axes]
-            mean = ComplexPair(*(torch.stack(parts).mean(0) for parts in zip(*states, strict=True)))
-            result = result + 2 * (mean.real @ real.T - mean.imaginary @ imaginary.T)
-        return result
+        states = [self._along(axis, driven, power) for axis in range(u.ndim - 2)]
+        mean = ComplexPair(*(torch.stack(parts).mean(0) for parts in zip(*states, strict=True)))
+        real, imaginary = self.outward
+        return self.direct * u + 2 * (mean.real @ real.T - mean.imaginary @ imaginary.T)
 
-    def _along(self, axis: int, driven: ComplexPair, power: ComplexPair, *, is_backward: bool) -> ComplexPair:
-        """States of each voxel with this axis fastest, in the layout of `driven`; the others precede it in a cycle."""
+    def _along(self, axis: int, driven: ComplexPair, power: ComplexPair) -> ComplexPair:
+        """States of each voxel forwards and backwards, (B, [Z,] Y, X, 2P), with this axis fastest.
+
+        The other axes precede it in a cycle, so that each plane is the slices of one order.
+        """
         n_axes = driven.real.ndim - 2
         order = [0, *(1 + (axis + step) % n_axes for step in range(1, 1 + n_axes)), 1 + n_axes]
         moved = [part.permute(order) for part in driven]
         shape = moved[0].shape[1:-1]
         length = {"row": shape[-1], "slice": math.prod(shape[-2:]), "volume": math.prod(shape)}[self.resets]
-        sequences = [part.flatten(1, -2) for part in moved]
-        if is_backward:
-            sequences = [part.flip(1) for part in sequences]
+        sequences = [torch.cat([part, part.flip(1)]) for part in (part.flatten(1, -2) for part in moved)]
         starts_L = torch.arange(sequences[0].shape[1], device=power.real.device) % length == 0
         found = scan(ComplexPair(*sequences), power, starts_L, length)
-        layout = [part.flip(1) if is_backward else part for part in found]
+        halves = (part.chunk(2) for part in found)
+        states = (torch.cat([forward, backward.flip(1)], 2) for forward, backward in halves)
         back = [order.index(place) for place in range(len(order))]
-        return ComplexPair(*(part.reshape(moved[0].shape).permute(back) for part in layout))
+        return ComplexPair(*(part.unflatten(1, shape).permute(back) for part in states))  # type: ignore[no-untyped-call]
 
 
 def scan(driven_BLP: ComplexPair, power_P: ComplexPair, starts_L: Tensor, longest: int) -> ComplexPair:
