@@ -69,8 +69,8 @@ def test_an_option_stands_only_where_it_does_something():
         option: {name for name in COMMANDS if any(option in found.opts for found in options_of(name))}
         for option in ("--seed", "--device", "-j")
     }
-    assert having["--seed"] == {"demo", "run", "plan", "evaluate", "compare", "size"}
-    assert having["--device"] == {"demo", "run", "plan", "train", "select", "predict", "study"}
+    assert having["--seed"] == {"demo", "run", "plan", "prune", "evaluate", "compare", "size"}
+    assert having["--device"] == {"demo", "run", "plan", "train", "select", "predict", "prune", "study"}
     assert having["-j"] == having["--device"] | {"check", "prepare", "evaluate"}
 
 

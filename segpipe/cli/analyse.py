@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import configuration, model_folds, on_machine, shared
+from segpipe.cli.options import configuration, model_folds, on_machine, retraining_rate, seed, shared
 from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine
 
@@ -19,7 +19,7 @@ _WIDTH = 80
 @configuration
 @model_folds
 @shared
-def _trajectory(work: Path, configuration: str | None, folds: tuple[str, ...], as_json: bool) -> None:
+def _analyse_trajectory(work: Path, configuration: str | None, folds: tuple[str, ...], as_json: bool) -> None:
     """Compare the path of a training through weight space with random motion.
 
     Needs snapshots, which training keeps with `--set training.snapshots=50`. Prints principal components beside those
@@ -49,7 +49,7 @@ def _trajectory(work: Path, configuration: str | None, folds: tuple[str, ...], a
 )
 @on_machine
 @shared
-def _variance(
+def _analyse_variance(
     work: Path,
     configuration: str | None,
     folds: tuple[str, ...],
@@ -84,7 +84,7 @@ def _variance(
 @click.option("--by", default="site", show_default=True, help="Its column to compare by.")
 @on_machine
 @shared
-def _sites(
+def _analyse_sites(
     work: Path,
     configuration: str | None,
     folds: tuple[str, ...],
@@ -110,10 +110,74 @@ def _sites(
         echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
 
 
+@click.command("pruning", short_help="Measure whether the loss just after pruning tells how good a network becomes.")
+@click.argument("work", type=click.Path(path_type=Path))
+@click.option("--ratio", type=float, default=0.5, show_default=True, help="Share of channels to remove in each stage.")
+@click.option(
+    "--stage",
+    "stages",
+    multiple=True,
+    type=click.IntRange(0),
+    help="Prune this stage, 0 the largest; repeatable.  [default: all]",
+)
+@configuration
+@click.option("-f", "--fold", type=click.IntRange(0), help="Which fold.  [default: the first that is trained]")
+@click.option("--combinations", type=click.IntRange(2), default=20, show_default=True, help="Sets of channels to try.")
+@click.option(
+    "--trial-iterations", type=click.IntRange(1), default=100, show_default=True, help="Steps to retrain each choice."
+)
+@retraining_rate
+@seed
+@on_machine
+@shared
+def _analyse_pruning(
+    work: Path,
+    ratio: float,
+    stages: tuple[int, ...],
+    configuration: str | None,
+    fold: int | None,
+    combinations: int,
+    trial_iterations: int,
+    learning_rate: float | None,
+    seed: int,
+    machine: Machine,
+    as_json: bool,
+) -> None:
+    """Measure whether the loss just after pruning tells how good a network becomes.
+
+    Removes random sets of channels from a trained fold, and notes each network's loss on training patches as pruned and
+    its Dice on validation patches after some steps of retraining. Prints Kendall's correlation of the two orders. Rerun
+    the same command to resume, or with more --combinations to continue.
+    """
+    from segpipe.cli.printing import print_json
+    from segpipe.pipeline import pruning_oracle
+
+    request = pruning_oracle.PruningRequest(
+        folder=work,
+        machine=machine,
+        ratio=ratio,
+        stages=stages,
+        configuration=configuration,
+        fold=fold,
+        n_combinations=combinations,
+        iterations=trial_iterations,
+        learning_rate=learning_rate,
+        seed=seed,
+    )
+    found = pruning_oracle.run(pruning_oracle.resolve(request))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+        return
+    echo(pruning_oracle.report_text(found))
+    echo("\n".join(textwrap.wrap(found.verdict, _WIDTH)))
+    echo(f"Measurements: {found.file}")
+
+
 ANALYSES: dict[str, click.Command] = {  # name: the command; each has a section in docs/analysis.md
-    "trajectory": _trajectory,
-    "variance": _variance,
-    "sites": _sites,
+    "trajectory": _analyse_trajectory,
+    "variance": _analyse_variance,
+    "sites": _analyse_sites,
+    "pruning": _analyse_pruning,
 }
 
 

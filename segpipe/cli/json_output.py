@@ -19,6 +19,8 @@ from segpipe.data.splits import FoldRow
 from segpipe.evaluate.groups import GroupGap, GroupRow
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.pipeline.info import Info
+from segpipe.pipeline.prune import PruneReport
+from segpipe.pipeline.pruning_oracle import PruningReport
 from segpipe.pipeline.select import SelectionReport
 from segpipe.pipeline.sites import SiteSimilarity
 from segpipe.pipeline.size import SizeReport
@@ -219,6 +221,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "predict": (Predicted,),
     "predict --dry-run": (Foreseen,),
     "ensemble": (Predicted,),
+    "prune": (PruneReport,),
     "pack": (Written, Manifest),
     "import": (Imported,),
     "export": (Written,),
@@ -231,6 +234,7 @@ OUTPUTS: dict[str, Parts] = {  # command and the option that changes its result:
     "analyse trajectory": (TrajectoryReport,),
     "analyse variance": (VarianceReport,),
     "analyse sites": (SiteSimilarity,),
+    "analyse pruning": (PruningReport,),
     "report": (Reported, ReportSize),
     "view": (Shown,),
     "info": (Info,),

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe predict -m WORK -c 2d,3d_fullres -i IMAGES -o OUT --save-uncertainty",
     ),
     "ensemble": ("segpipe ensemble MASKS_A MASKS_B -o MASKS",),
+    "prune": ("segpipe prune WORK -o SMALL --ratio 0.5", "segpipe prune WORK -o SMALL --ratio 0,0.25,0.5,0.5 -f 0"),
     "pack": ("segpipe pack WORK -o liver.segpipe.zip",),
     "import": ("segpipe import nnUNetTrainer__nnUNetPlans__3d_fullres -o WORK",),
     "export": (
@@ -70,7 +71,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "segpipe size base=A ours=B --difference 0.01 --scans 2",
         "segpipe size STUDY --more 20",
     ),
-    "analyse": ("segpipe analyse trajectory WORK", "segpipe analyse variance WORK -f 0 --json"),
+    "analyse": (
+        "segpipe analyse trajectory WORK",
+        "segpipe analyse variance WORK -f 0 --json",
+        "segpipe analyse pruning WORK -f 0 --ratio 0.5 --combinations 30",
+    ),
     "report": ("segpipe report WORK",),
     "view": (
         "segpipe view WORK",
@@ -103,6 +108,7 @@ GROUPS = {  # name: one line of help; the command is `command` in segpipe/cli/<n
         "select": "Choose configuration, ensemble and postprocessing.",
         "predict": "Segment images with a trained model.",
         "ensemble": "Average probabilities from several prediction folders.",
+        "prune": "Remove channels from a trained network, to train on a smaller one.",
         "pack": "Pack a trained model into one file.",
         "import": "Import a trained nnU-Net model.",
         "export": "Export a plan or a model for nnU-Net.",

@@ -160,6 +160,20 @@ class ModelFolds(click.ParamType):  # type: ignore[type-arg]  # generic in some 
         return tuple(names)
 
 
+class Ratios(click.ParamType):  # type: ignore[type-arg]  # generic in some versions of click only
+    """Shares of channels: `0.5` or `0,0.25,0.5`."""
+
+    name = "ratio"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return tuple(float(part) for part in value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is no share of channels; expected e.g. 0.5, or 0,0.5 for two stages.", param, ctx)
+
+
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
     """The callback of an option that is a number of GiB: `nan` and `inf` are refused.
 
@@ -247,5 +261,8 @@ edits = click.option(
     metavar="KEY=VALUE",
     help="Change a value of the plan; repeatable.",
     shell_complete=_complete_edit,
+)
+retraining_rate = click.option(
+    "--learning-rate", type=float, help="Of retraining.  [default: that of the trained network]"
 )
 dry_run = click.option("--dry-run", is_flag=True, help="Estimate remaining work, time, disk and memory; do nothing.")

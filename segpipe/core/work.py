@@ -91,6 +91,21 @@ class FoldFolder:
         return self.path / "variance.json"
 
     @property
+    def initial(self) -> Path:
+        """Weights that training starts from, if the plan names `fold` as their source."""
+        return self.path / "initial.safetensors"
+
+    @property
+    def pruning_report(self) -> Path:
+        """Record of the pruning that made those weights."""
+        return self.path / "pruning.json"
+
+    @property
+    def pruning_trials(self) -> Path:
+        """Folder of the analysis of pruning: a table for each setting."""
+        return self.path / "pruning"
+
+    @property
     def guided_by(self) -> Path:
         """The coarse weights that guided the training of a cascade."""
         return self.path / "guided_by.json"

@@ -203,6 +203,13 @@ def parameter_shapes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> dict
     return {name: tuple(value.shape) for name, value in network.named_parameters()}
 
 
+def state_shapes(spec: NetworkSpec, n_channels: int, n_outputs: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of all tensors in the state dict of the network that `build` would make, by name."""
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
+        network = build(spec, n_channels, n_outputs)
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
+
+
 def _require_memory(spec: NetworkSpec, n_channels: int, n_outputs: int) -> None:
     needed, free = weights_bytes(spec, n_channels, n_outputs), free_bytes()
     if free and needed > free:

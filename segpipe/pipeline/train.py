@@ -40,6 +40,7 @@ from segpipe.predict.outputs import mask_path
 from segpipe.predict.run import predict_cases
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
+from segpipe.train.checkpoint import with_own_start
 from segpipe.train.distributed import Group, join_group
 from segpipe.train.fold import FoldData, FoldTraining, Schedule
 from segpipe.train.loop import train_fold
@@ -237,7 +238,7 @@ def profile(request: TrainRequest) -> Profile:
     prepared, guides = prepared_cases(planned, name, request.machine)
     data = open_fold(prepared, planned.splits, fold, request.machine, guides)
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
-        configuration = planned.plan.configurations[name]
+        configuration = with_own_start(planned.plan.configurations[name], planned.work.fold(name, str(fold)))
         make_fold = partial(FoldTraining, planned.plan, configuration, data, device, is_new=True)
         return profile_fold(lambda hooks: make_fold(hooks=hooks), name, request.folder)
 

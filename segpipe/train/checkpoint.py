@@ -23,7 +23,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import device_text
 from segpipe.networks.initial_weights import SEEN_KEY, describe_misfit, is_head
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.weights_header import about_weights
 
 Row = dict[str, float | int]  # of a history: what is known at an epoch's end, by column
@@ -48,9 +48,14 @@ def save_weights(path: Path, network: nn.Module, about: Mapping[str, str]) -> No
 
     Tensors that the module holds twice are written once.
     """
+    save_state_dict(path, network.state_dict(), about)
+
+
+def save_state_dict(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> None:
+    """Do as `save_weights` from a state dict."""
     seen: set[int] = set()
     weights = {}
-    for name, value in network.state_dict().items():
+    for name, value in tensors.items():
         if value.data_ptr() not in seen or value.numel() == 0:
             seen.add(value.data_ptr())
             weights[name] = value.detach().cpu().contiguous()
@@ -89,6 +94,15 @@ def write_setting(folder: FoldFolder, plan: Plan, split: Fold, device: torch.dev
     plan.save(folder.plan)
     split.save(folder.split)
     environment_here("; ".join(filter(None, (device_text(device), note)))).save(folder.environment)
+
+
+def with_own_start(configuration: Configuration, folder: FoldFolder) -> Configuration:
+    """Replace the source `fold` of initial weights by the file in a fold's folder."""
+    weights = configuration.network.weights
+    if weights is None or weights.source != FROM_FOLD:
+        return configuration
+    own = weights.model_copy(update={"source": str(folder.initial)})
+    return configuration.model_copy(update={"network": configuration.network.model_copy(update={"weights": own})})
 
 
 def load_weights(path: Path, network: nn.Module) -> None:

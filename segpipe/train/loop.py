@@ -30,7 +30,15 @@ from segpipe.networks.self_test import avoid_wrong_arithmetic
 from segpipe.plan.pretraining import compare_with_seen
 from segpipe.plan.schema import Plan
 from segpipe.prepare.store import content_of_stored
-from segpipe.train.checkpoint import Row, save_state, save_weights, set_aside, write_history, write_setting
+from segpipe.train.checkpoint import (
+    Row,
+    save_state,
+    save_weights,
+    set_aside,
+    with_own_start,
+    write_history,
+    write_setting,
+)
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.fold import (
     TRAIN,
@@ -151,7 +159,7 @@ def train_fold(
                 say(f"warning: {folder.path}: weights without a state to resume from are kept as checkpoint_before.")
             write_setting(folder, plan, data.split, device, note)
         with memory_faults(f"training {configuration_name}", "Use a smaller batch_size or patch_zyx (--set)."):
-            configuration = plan.configurations[configuration_name]
+            configuration = with_own_start(plan.configurations[configuration_name], folder)
             patches = SeenPatches(plan, configuration)
             hooks = Hooks(validated=patches.see) if tensorboard and group.is_first else None
             fold = FoldTraining(plan, configuration, data, device, is_new=state is None, group=group, hooks=hooks)
