@@ -23,6 +23,7 @@ from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.device import device_text
 from segpipe.networks.initial_weights import SEEN_KEY, describe_misfit, is_head
+from segpipe.networks.parts import FROM_FOLD
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.weights_header import about_weights
 
