@@ -70,7 +70,7 @@ def test_an_option_stands_only_where_it_does_something():
         for option in ("--seed", "--device", "-j")
     }
     assert having["--seed"] == {"demo", "run", "plan", "prune", "evaluate", "compare", "size"}
-    assert having["--device"] == {"demo", "run", "plan", "train", "select", "predict", "prune", "study"}
+    assert having["--device"] == {"demo", "run", "plan", "train", "select", "predict", "prune", "pretrain", "study"}
     assert having["-j"] == having["--device"] | {"check", "prepare", "evaluate"}
 
 
