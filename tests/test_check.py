@@ -16,6 +16,7 @@ from dicom import write_series
 from segpipe.bridge.nnunet_fingerprint import read_nnunet_dataset
 from segpipe.cli.main import run
 from segpipe.core.errors import DataError
+from segpipe.core.files import make_folder
 from segpipe.core.volume import read_header, write_image
 from segpipe.data.check import CheckReport, check_dataset, refuse_bad_headers
 from segpipe.data.faults import KINDS
@@ -453,3 +454,19 @@ def test_a_fault_keeps_its_value(tmp_path: Path):
     broken(write_nnunet(tmp_path, CASES), "label_not_integer")
     (one,) = check_dataset(tmp_path, n_workers=1).faults
     assert one.found == "label values are not whole numbers (such as 0.7)"
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_small"), [((2, 2, 2), True), ((7, 7, 11), True), ((8, 8, 1), False), ((12, 1, 1), False)]
+)
+def test_images_that_no_plan_is_possible_for_are_a_fault(tmp_path: Path, shape: tuple[int, ...], is_small: bool):
+    for number, case in enumerate(CASES):
+        voxels = np.random.default_rng(number).normal(size=(1, *shape)).astype(np.float32)
+        mask = np.zeros((1, *shape), np.uint8)
+        mask[..., 0] = 1
+        for folder, array in (("images", voxels), ("labels", mask)):
+            write_image(make_folder(tmp_path / folder) / f"{case}.nii.gz", array, oblique_affine())
+    found = {kind for kind, _ in kinds(check_dataset(tmp_path, n_workers=1))}
+    assert ("too_small" in found) == is_small
+    refused = run(["plan", str(tmp_path), "-o", str(tmp_path / "work"), "--no-cost", "--no-report"]) == 2
+    assert refused == is_small

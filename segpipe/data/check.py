@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import MappingProxyType
 
 from pydantic import Field
@@ -35,6 +36,7 @@ _MAX_SUGGESTED = 6  # lines of a patients.json on the screen
 _MAX_LABELS = 12  # named on the screen
 _MIN_PATIENTS = 2
 _GOOD_PATIENTS = 5  # one for each of the usual folds
+_TWO_EDGES_VOX, _ONE_EDGE_VOX = 8, 12  # of the smallest images that a U-Net can be planned for
 _INCOMPLETE = {"missing_channel", "extra_channel", "file_missing"}
 
 
@@ -108,7 +110,7 @@ def check_dataset(path: Path, n_workers: int) -> CheckReport:
     alike = _find_alike(facts, patients)
     faults += [*patient_faults, *_duplicates(files.cases, facts, patients), *_alike_faults(alike, facts, patients)]
     faults += label_faults
-    faults += [*_patient_count(patients), *_orientations(facts)]
+    faults += [*_patient_count(patients), *_orientations(facts), *_small_images(facts)]
     presence = {} if labels is None else _presence(facts, labels)
     is_whole = not any(one.severity == "fatal" for one in (*files.faults, *patient_faults))
     dataset = to_dataset(files, labels, patients, patients_from) if labels is not None and is_whole else None
@@ -365,6 +367,17 @@ def _patient_count(patients: dict[str, str]) -> list[Fault]:
     if n_patients < _MIN_PATIENTS:
         return [fault("one_patient", text)]
     return [fault("few_patients", text)] if n_patients < _GOOD_PATIENTS else []
+
+
+def _small_images(facts: list[CaseFacts]) -> list[Fault]:
+    """Find that the median image, as it is stored, has fewer voxels than any plan needs."""
+    edges = [sorted(one.grid.shape_zyx) for one in facts if one.grid is not None]
+    if not edges:
+        return []
+    shortest, middle, longest = (median(own) for own in zip(*edges, strict=True))
+    if middle >= _TWO_EDGES_VOX or longest >= _ONE_EDGE_VOX:
+        return []
+    return [fault("too_small", f"a median of {shortest:g} × {middle:g} × {longest:g} voxels")]
 
 
 def _orientations(facts: list[CaseFacts]) -> list[Fault]:

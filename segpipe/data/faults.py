@@ -253,6 +253,12 @@ KINDS: dict[str, Kind] = {
     "one_patient": Kind(
         "fatal", "Too few patients to split", "at least 2 patients, better 50", "Add cases of other patients."
     ),
+    "too_small": Kind(
+        "fatal",
+        "Images too small for a U-Net",
+        "at least two edges of 8 voxels or one of 12",
+        "Use larger images, or crop them less.",
+    ),
     "few_patients": Kind(
         "warning", "Fewer than 5 patients", "at least 5 patients", "Nothing: there will be as many folds as patients."
     ),
