@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import runpy
 import shutil
 from pathlib import Path
 
@@ -314,3 +315,15 @@ def test_a_study_is_saved_as_it_was_read(finished):
 def test_one_seed_is_said_to_tell_nothing_of_the_method():
     lines = list(describe_study(study_of(Arm(), Base())))
     assert "trained models" in " ".join(lines[-2:])
+
+
+def test_the_table_of_all_seed_studies_has_verdict_interval_and_cost(finished, tmp_path):
+    script = runpy.run_path(str(REPOSITORY / "benchmarks" / "run_seeds.py"))
+    control, residual, truth = script["rows_of"]("phantom", "two", finished / "out", "")
+    assert control.startswith("| phantom | two | plain | 0.") and "| control |" in control
+    assert truth.startswith("| phantom | two | truth | 1.0000 | 0.") and "| – to – | cannot tell (these models) |" in truth  # of 2 patients
+    assert residual.count("|") == truth.count("|") == control.count("|") == script["_HEAD"][0].count("|")
+    seconds, steps, memory = script["costs"](finished / "out" / "arms" / "residual")
+    assert seconds > 0 and steps == 2 and memory > 2**20
+    (failed,) = script["rows_of"]("phantom", "two", tmp_path, "Error: no data")
+    assert "failed: Error: no data" in failed and failed.count("|") == control.count("|")
