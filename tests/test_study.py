@@ -321,7 +321,9 @@ def test_the_table_of_all_seed_studies_has_verdict_interval_and_cost(finished, t
     script = runpy.run_path(str(REPOSITORY / "benchmarks" / "run_seeds.py"))
     control, residual, truth = script["rows_of"]("phantom", "two", finished / "out", "")
     assert control.startswith("| phantom | two | plain | 0.") and "| control |" in control
-    assert truth.startswith("| phantom | two | truth | 1.0000 | 0.") and "| – to – | cannot tell (these models) |" in truth  # of 2 patients
+    assert (
+        truth.startswith("| phantom | two | truth | 1.0000 | 0.") and "| – to – | cannot tell (these models) |" in truth
+    )  # of 2 patients
     assert residual.count("|") == truth.count("|") == control.count("|") == script["_HEAD"][0].count("|")
     seconds, steps, memory = script["costs"](finished / "out" / "arms" / "residual")
     assert seconds > 0 and steps == 2 and memory > 2**20
