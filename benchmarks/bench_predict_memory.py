@@ -1,9 +1,12 @@
 """Predicted and measured peak memory of predictions on a CPU.
 
-python benchmarks/bench_predict_memory.py [--cases NAME …] > benchmarks/results/predict_memory.md
+python benchmarks/bench_predict_memory.py [--cases NAME …]
+python benchmarks/bench_predict_memory.py --works NAME=WORK … > benchmarks/results/predict_memory.md
 
 Every case runs in a fresh process: random weights and one image, with `segpipe predict`'s own functions from file to
 mask. The image has one value except for an empty slice, so that windows are computed once and a run takes seconds.
+With --works the command `segpipe predict` itself is measured: the default configuration of planned work folders, with
+random weights and without mirroring, and the largest image of the dataset; predicted is what --dry-run says.
 Predicted: the memory of the program itself, plus the case with the windows of the network (`segpipe.predict.memory`).
 Measured: the most resident memory of the process.
 """
@@ -17,7 +20,9 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -25,15 +30,18 @@ import torch
 
 from segpipe.core.labels import Label, LabelSet
 from segpipe.core.volume import write_image
-from segpipe.data.dataset import Case
+from segpipe.core.work import FoldFolder, Work
+from segpipe.data.dataset import Case, Dataset
 from segpipe.networks.build import build, ready_to_predict
 from segpipe.networks.cost import CPU
 from segpipe.networks.spec import NetworkSpec
+from segpipe.pipeline.plan import default_configuration
 from segpipe.plan.schema import Configuration, Normalisation, Plan, Training
 from segpipe.predict.memory import prediction_bytes, readable_grids, window_bytes
 from segpipe.predict.model import Ensemble, Model
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.run import predict_cases
+from segpipe.train.checkpoint import save_weights
 
 _MALLOC = {"MALLOC_TRIM_THRESHOLD_": "65536", "MALLOC_MMAP_THRESHOLD_": "65536"}  # freed memory goes back at once
 
@@ -88,10 +96,14 @@ SETTINGS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="*", default=list(SETTINGS), metavar="NAME")
+    parser.add_argument("--works", nargs="*", metavar="NAME=WORK")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
         print(json.dumps(measured(SETTINGS[options.measure])))
+        return
+    if options.works:
+        print_works(options.works)
         return
     print("# Memory of predictions\n\nMiB; one CPU thread; a fresh process for each.\n")
     print("| case | image | labels | predicted | measured | predicted / measured |")
@@ -104,6 +116,52 @@ def main() -> None:
         image = " × ".join(map(str, (setting.n_channels, *setting.shape_zyx)))
         row = [name, image, setting.n_labels, f"{foretold:.0f}", f"{peak:.0f}", f"{foretold / peak:.2f}"]
         print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+def print_works(works: Sequence[str]) -> None:
+    """Print a row for each NAME=WORK: what `segpipe predict --dry-run` says, and the most that the command held."""
+    print("# Memory of predictions\n\nGiB; one CPU thread.\n")
+    print("| dataset | configuration | image, voxels (z, y, x) | predicted | measured | error |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for text in works:
+        name, _, folder = text.partition("=")
+        work = Work(Path(folder))
+        plan = Plan.load(work.plan)
+        configuration = default_configuration(plan, None)
+        grids = readable_grids(Dataset.load(work.dataset).cases)
+        largest = max(grids, key=lambda case_id: prod(grids[case_id].shape_zyx))
+        images = Dataset.load(work.dataset).by_id[largest].images
+        with tempfile.TemporaryDirectory() as scratch:
+            fold, inputs = FoldFolder(Path(scratch) / "model" / "fold_0"), Path(scratch) / "images"
+            inputs.mkdir()
+            for channel, image in enumerate(images):
+                ending = "".join(Path(image).suffixes[-2:])
+                (inputs / f"image_{channel:04d}{ending}").symlink_to(image)
+            write_random(plan, configuration, fold)
+            command = [sys.executable, "-m", "segpipe", "predict", "-m", str(fold.path), "-i", str(inputs),
+                       "-o", str(Path(scratch) / "out"), "--device", "cpu", "-j", "1", "--no-tta"]  # fmt: skip
+            said = subprocess.run([*command, "--dry-run", "--json"], check=True, stdout=subprocess.PIPE, text=True)
+            foretold = json.loads(said.stdout)["memory_bytes"] / 2**30
+            with subprocess.Popen(command, stdout=subprocess.DEVNULL) as running:
+                _, status, used = os.wait4(running.pid, 0)
+                running.returncode = os.waitstatus_to_exitcode(status)
+        if running.returncode:
+            raise SystemExit(f"{name}: segpipe predict ended with {running.returncode}")
+        peak = used.ru_maxrss / 2**20
+        shape = " × ".join(map(str, grids[largest].shape_zyx))
+        row = (name, configuration, shape, f"{foretold:.2f}", f"{peak:.2f}", f"{100 * (foretold / peak - 1):+.0f} %")
+        print(f"| {' | '.join(row)} |", flush=True)
+
+
+def write_random(plan: Plan, name: str, fold: FoldFolder) -> None:
+    """Write a fold with random weights, and what a cascade is guided by."""
+    for one in dict.fromkeys([name, *filter(None, [plan.configurations[name].previous])]):
+        own = plan.configurations[one]
+        place = fold if one == name else FoldFolder(fold.path.parent.parent / one / "fold_0")
+        place.path.mkdir(parents=True)
+        plan.save(place.plan)
+        network = build(own.network, plan.n_inputs(own), plan.labels.n_outputs)
+        save_weights(place.weights, network, {"configuration": one, "fold": "0", "finished": "1"})
 
 
 def measured(setting: Setting) -> tuple[int, int]:

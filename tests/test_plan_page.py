@@ -22,10 +22,11 @@ from segpipe.core.volume import write_image
 from segpipe.data.dataset import Case
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, LabelMeasure
 from segpipe.plan.planned_cost import PlannedCost
-from segpipe.plan.schema import Plan
+from segpipe.plan.schema import Plan, PlanCommand
 from segpipe.report.plan_page import volume_pictures, write_plan_page
 from segpipe.report.plan_page_samples import patch_corners_mm, read_slice, sample_cases
 from segpipe.report.plan_page_tables import configuration_table, cost_table, label_table, rare_labels, stage_tables
+from segpipe.report.work_report import plan_decisions
 
 CASES = [f"case_{number}" for number in range(6)]
 
@@ -416,3 +417,18 @@ def test_published_data(shared_data: Path, tmp_path: Path):
     assert "only 4 patients: 4 folds instead of 5" in found.text
     assert len(found.pictures) == 6
     assert len(found.source) < 3_000_000
+
+
+def test_reasons_of_the_rules_say_what_set_changed_afterwards():
+    options = ("--set=training.epochs=3", "--set=configurations.3d_fullres.patch_zyx=[8,8,8]", "--preset=auto")
+    plan = small_plan().model_copy(
+        update={
+            "command": PlanCommand(options=options, plan_digest="0"),
+            "reasons": {"orientation": "As read.", "3d_fullres": "A patch of 16.", "training": "50 epochs."},
+        }
+    )
+    assert {one.name: one.reason for one in plan_decisions(plan.model_dump(mode="json"))} == {
+        "orientation": "As read.",
+        "3d_fullres": "A patch of 16. Then changed by --set: patch_zyx.",
+        "training": "50 epochs. Then changed by --set: epochs.",
+    }

@@ -29,6 +29,8 @@ from segpipe.report.verdict_box import best_of, make_verdict
 from segpipe.report.work_contents import WorkFolder, read_scored, read_work
 
 _BUDGET = "training.time_budget_seconds"
+_SET = "--set="
+_N_NAMED = 6
 
 
 def build_report(work: Path, by: Sequence[str] = ()) -> Path:
@@ -125,13 +127,27 @@ def plan_decisions(plan: Mapping[str, Any]) -> tuple[Decision, ...]:
         if isinstance(configurations, dict) and value is None:
             parts = {n: c.get(name, c.get(f"{name}_mm")) for n, c in configurations.items() if isinstance(c, dict)}
             value = configurations.get(name) or parts
-        decisions.append(Decision(str(name), texts.get(str(name)) or _value_text(value), str(reason)))
+        why = " ".join(filter(None, (str(reason), _changed_text(plan, str(name)))))
+        decisions.append(Decision(str(name), texts.get(str(name)) or _value_text(value), why))
     training = plan.get("training")
     if isinstance(training, dict) and "training" not in {d.name for d in decisions}:
         decisions.append(
             Decision("training", _value_text(training), "The recipe of the preset, with changes by --set.")
         )
     return tuple(decisions)
+
+
+def _changed_text(plan: Mapping[str, Any], name: str) -> str:
+    """Say which values of a decision `--set` changed after the rules that its reason tells of; empty if none."""
+    command = plan.get("command")
+    options = command.get("options") if isinstance(command, dict) else None
+    set_keys = [
+        str(option).removeprefix(_SET).partition("=")[0] for option in options or () if str(option).startswith(_SET)
+    ]
+    inside = {key.removeprefix("configurations.") for key in set_keys}
+    own = sorted(key.removeprefix(f"{name}.") for key in inside if key == name or key.startswith(f"{name}."))
+    more = f" and {len(own) - _N_NAMED} more" if len(own) > _N_NAMED else ""
+    return f"Then changed by --set: {', '.join(own[:_N_NAMED])}{more}." if own else ""
 
 
 def _value_text(value: Any) -> str:
