@@ -26,6 +26,8 @@ from segpipe.networks.parts import (
     GATES,
     NORMS,
     PYRAMIDS,
+    REGULATORS,
+    RESIDUAL_SCALES,
     Parts,
 )
 from segpipe.networks.spec import KINDS
@@ -63,6 +65,8 @@ def tables() -> dict[str, str]:
         "activations.md": _choices("activation", ACTIVATIONS, Parts),
         "gates.md": _choices("attention", GATES, Parts),
         "blocks.md": _choices("block", BLOCKS, None),
+        "residual_scales.md": _choices("residual_scale", RESIDUAL_SCALES, None),
+        "regulators.md": _choices("regulator", REGULATORS, None),
         "pyramids.md": _choices("bottleneck", PYRAMIDS, Parts),
         "bottleneck_attentions.md": _choices("bottleneck_attention", BOTTLENECK_ATTENTIONS, Parts),
         "bottleneck_masks.md": _choices("bottleneck_mask", BOTTLENECK_MASKS, Parts),

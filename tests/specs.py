@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from segpipe.networks.parts import KIND_PREFIX, KINDS_OF_EFFICIENTNET, Parts, reads
+from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET
+from segpipe.networks.parts import Parts, reads
 from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
@@ -93,4 +94,14 @@ VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a 
     "ccnorm": lambda view: unet("convnext", view, norm="ccnorm"),
     "scnorm": lambda view: unet("residual", view, norm="scnorm", attention="se", attention_position="block"),
     "canonicalise": lambda view: unet("plain", view, canonicalise=("rot_z", "iso_scale")),
+    "p3d": lambda view: unet("residual", view, block="basic" if view == "2d" else "p3d_cycle", decoder="residual"),
+    "inception": lambda view: unet("residual", view, block="inception_residual", residual_scale="inv_sqrt_depth"),
+    "regulated_lstm": lambda view: unet("residual", view, regulator="lstm", checkpointing=True),
+    "regulated_gru": lambda view: unet("residual", view, regulator="gru", decoder="residual", residual_scale="rezero"),
+    "sk": lambda view: unet("plain", view, attention="sk"),
+    "sk_axis": lambda view: unet(
+        *("convnext", view),
+        **{"attention": "sk" if view == "2d" else "sk_axis", "attention_position": "block", "sk_dilated": False},
+        residual_scale="layerscale",
+    ),
 }

@@ -1,4 +1,4 @@
-"""networks/blocks.py."""
+"""networks/gates.py."""
 
 from __future__ import annotations
 
@@ -8,21 +8,24 @@ from monai.networks.blocks import ChannelSELayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from segpipe.networks.blocks import (
+from segpipe.networks.blocks import Layers
+from segpipe.networks.gates import (
     MAKE_GATE,
     BlockAttention,
     EfficientChannelAttention,
     SpatialAndChannel,
     SqueezeExcitation,
 )
+from segpipe.networks.parts import Parts
 
 SHAPES = {2: (2, 8, 5, 6), 3: (2, 8, 3, 5, 6)}
-every_gate = pytest.mark.parametrize(("kind", "n_axes"), [(kind, n) for kind in MAKE_GATE for n in SHAPES])
+BOUNDED = ("se", "eca", "cbam", "scse")  # factors of at most 1; selective kernels are blended, not gated
+every_gate = pytest.mark.parametrize(("kind", "n_axes"), [(kind, n) for kind in BOUNDED for n in SHAPES])
 
 
 def gate(kind: str, n_axes: int) -> nn.Module:
     torch.manual_seed(0)
-    return MAKE_GATE[kind](n_axes, 8, 2)
+    return MAKE_GATE[kind](Layers(n_axes, Parts(attention_reduction=2)), 8)
 
 
 def n_parameters(module: nn.Module) -> int:
@@ -107,7 +110,7 @@ def test_no_hidden_channel_begins_dead(kind):
     """Behind an instance norm the means are about the same in every image, so what is closed once is closed always."""
     for seed in range(20):
         torch.manual_seed(seed)
-        module, x = MAKE_GATE[kind](3, 16, 8), functional.instance_norm(torch.randn(2, 16, 6, 6, 6))
+        module, x = MAKE_GATE[kind](Layers(3, Parts()), 16), functional.instance_norm(torch.randn(2, 16, 6, 6, 6))
         module(functional.leaky_relu(x)).square().sum().backward()
         assert all(p.grad.ne(0).all() for p in module.parameters())
 

@@ -27,6 +27,7 @@ from segpipe.networks.parts import (
     GATES,
     NORMS,
     PYRAMIDS,
+    REGULATORS,
     Parts,
 )
 from segpipe.networks.spec import KINDS
@@ -53,6 +54,7 @@ PLACES: dict[str, tuple[Mapping[str, Any], type[Record] | None]] = {  # where a 
     f"{NETWORK}.parts.activation": (ACTIVATIONS, Parts),
     f"{NETWORK}.parts.attention": (GATES, Parts),
     f"{NETWORK}.parts.block": (BLOCKS, Parts),
+    f"{NETWORK}.parts.regulator": (REGULATORS, Parts),
     f"{NETWORK}.parts.bottleneck": (PYRAMIDS, Parts),
     f"{NETWORK}.parts.bottleneck_attention": (BOTTLENECK_ATTENTIONS, Parts),
     f"{NETWORK}.parts.bottleneck_mask": (BOTTLENECK_MASKS, Parts),

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from segpipe.networks.blocks import BlockShape, Layers
 from segpipe.networks.build import build
 from segpipe.networks.efficientnet import LatePadding, MobileBlock
+from segpipe.networks.efficientnet_table import levels, stem_features
 from segpipe.networks.initial_weights import start_from
-from segpipe.networks.parts import InitialWeights, levels, stem_features
+from segpipe.networks.parts import InitialWeights
 from segpipe.networks.spec import NetworkSpec, effnet
 
 with warnings.catch_warnings():

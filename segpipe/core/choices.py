@@ -42,9 +42,23 @@ class OneOf:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.no_info_after_validator_function(self.check, handler(source))
 
-    def check(self, name: str) -> str:
+    def check(self, name: Any) -> Any:
         """The name itself; a ValueError if the table has no such row."""
         return expect_known(name, self.table)
+
+
+@dataclass(frozen=True, eq=False)
+class PositiveOr(OneOf):
+    """Mark a field as a number above 0 or a key of a table: `scale: Annotated[float | str, PositiveOr(SCALES)]`."""
+
+    def check(self, name: Any) -> Any:
+        """The number or name itself; a ValueError if the number is not above 0 or the table has no such row."""
+        if not isinstance(name, str) and name > 0:
+            return name
+        try:
+            return expect_known(name if isinstance(name, str) else "", self.table)
+        except ValueError as err:
+            raise ValueError(f"expected a number above 0, or {str(err).removeprefix('expected ')}") from None
 
 
 def expect_known(name: str, known: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""Layers, blocks and gates that several families share, made from the parts of a spec.
+"""Layers and blocks that several families share, made from the parts of a spec.
 
 Names of modules are those of dynamic-network-architectures, so that its weights, and nnU-Net's, fit as they are.
 """
@@ -18,110 +18,11 @@ from torch.utils.checkpoint import checkpoint
 
 from segpipe.core.choices import functions_for
 from segpipe.networks.convolutions import InstanceNorm2d, InstanceNorm3d
+from segpipe.networks.gates import MAKE_GATE
 from segpipe.networks.norms import BlendNorm, PhaseNorm, UniformNoise
-from segpipe.networks.parts import ACTIVATIONS, GATES, NORM_EPS, NORMS, Parts
+from segpipe.networks.parts import ACTIVATIONS, NORM_EPS, NORMS, RESIDUAL_SCALES, Parts
 
 # B batch, C features, V voxels of a map whose axes are flattened.
-
-_MIN_HIDDEN = 4  # fewer cannot tell channels apart
-_SPATIAL_KERNEL = 7
-_PLAIN: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def _bottleneck(n_features: int, reduction: int, *, bias: bool) -> nn.Sequential:
-    """C to max(4, C / reduction) and back.
-
-    Between them is SiLU, as in EfficientNet, not the authors' ReLU: behind an instance norm the means are nearly the
-    same for every image, so a ReLU that begins closed stays so, and of four hidden channels all do in one gate of 16.
-    """
-    hidden = max(_MIN_HIDDEN, n_features // reduction)
-    return nn.Sequential(nn.Linear(n_features, hidden, bias=bias), nn.SiLU(), nn.Linear(hidden, n_features, bias=bias))
-
-
-def _mean_BC(x: Tensor) -> Tensor:
-    return x.flatten(2).mean(2)
-
-
-def _like(gate_BC: Tensor, x: Tensor) -> Tensor:
-    return gate_BC.reshape(gate_BC.shape + (1,) * (x.ndim - 2))
-
-
-class SqueezeExcitation(nn.Module):
-    """Each channel by a gate that sees the mean of all channels.
-
-    Source:
-        Hu et al. 2018, Squeeze-and-Excitation Networks; the hidden layer has at least 4 channels.
-    """
-
-    def __init__(self, n_features: int, reduction: int) -> None:
-        super().__init__()
-        self.gate = _bottleneck(n_features, reduction, bias=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * _like(self.gate(_mean_BC(x)).sigmoid(), x)
-
-
-class EfficientChannelAttention(nn.Module):
-    """Each channel by a gate that sees the means of its neighbours in channel order.
-
-    Source:
-        Wang et al. 2020, ECA-Net: the kernel is the odd number at or above (log2 C + 1) / 2, rounded down, at least 3.
-    """
-
-    def __init__(self, n_features: int) -> None:
-        super().__init__()
-        kernel = max(3, int((math.log2(n_features) + 1) / 2) | 1)
-        self.convolution = nn.Conv1d(1, 1, kernel, padding=kernel // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate_BC = self.convolution(_mean_BC(x).unsqueeze(1)).squeeze(1).sigmoid()
-        return x * _like(gate_BC, x)
-
-
-class BlockAttention(nn.Module):
-    """Channels by their means and maxima, then voxels by the mean and maximum over channels around them.
-
-    Source:
-        Woo et al. 2018, CBAM. No norm behind the spatial convolution and no biases.
-    """
-
-    def __init__(self, n_axes: int, n_features: int, reduction: int) -> None:
-        super().__init__()
-        self.channels = _bottleneck(n_features, reduction, bias=False)
-        self.voxels = _PLAIN[n_axes](2, 1, _SPATIAL_KERNEL, padding=_SPATIAL_KERNEL // 2, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        maxima_BC = x.flatten(2).amax(2)
-        x = x * _like((self.channels(_mean_BC(x)) + self.channels(maxima_BC)).sigmoid(), x)
-        seen = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)
-        return x * self.voxels(seen).sigmoid()
-
-
-class SpatialAndChannel(nn.Module):
-    """The larger of two gated maps: channels as SqueezeExcitation, voxels by a weighted sum of their channels.
-
-    Source:
-        Roy et al. 2018, Concurrent Spatial and Channel Squeeze & Excitation, with the maximum as combination.
-    """
-
-    def __init__(self, n_axes: int, n_features: int, reduction: int) -> None:
-        super().__init__()
-        self.channels = SqueezeExcitation(n_features, reduction)
-        self.voxels = _PLAIN[n_axes](n_features, 1, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.maximum(self.channels(x), x * self.voxels(x).sigmoid())
-
-
-_MakeGate = Callable[[int, int, int], nn.Module]  # from the number of axes, of features, and the reduction
-_MAKERS: dict[str, _MakeGate] = {
-    "se": lambda _, n_features, reduction: SqueezeExcitation(n_features, reduction),
-    "eca": lambda _, n_features, __: EfficientChannelAttention(n_features),
-    "cbam": BlockAttention,
-    "scse": SpatialAndChannel,
-}
-MAKE_GATE = functions_for(GATES, _MAKERS, "GATES of networks/parts.py")
-
 
 _NORM_GROUPS = 8
 _LEAKY_SLOPE = 1e-2
@@ -142,10 +43,12 @@ class Layers:
     Args:
         n_axes: 2 or 3.
         parts: The spec's.
+        thick_axis: The spec's, 0 for the first.
     """
 
     n_axes: int
     parts: Parts
+    thick_axis: int = 0
 
     def convolution(
         self,
@@ -205,12 +108,16 @@ class Layers:
         convolution = self.convolution(n_in, n_out, kernel, bias=bias)
         return nn.Sequential(OrderedDict(conv=convolution, norm=self.norm(n_out)))
 
+    def addition(self, n_features: int) -> BranchSum:
+        """Adds a branch, by the spec's scale, to the input of its block."""
+        return BranchSum(self.parts.residual_scale, self.n_axes, n_features)
+
     def attention(self, n_features: int, position: str) -> nn.Module:
         """The spec's gate if it sits at this position (`Parts.attention_position`), otherwise the identity."""
         kind = self.parts.attention
         if kind is None or self.parts.attention_position != position:
             return nn.Identity()
-        return MAKE_GATE[kind](self.n_axes, n_features, self.parts.attention_reduction)
+        return MAKE_GATE[kind](self, n_features)
 
     def _per_axis(self, value: Sequence[int] | int) -> tuple[int, ...]:
         return (value,) * self.n_axes if isinstance(value, int) else tuple(value)
@@ -300,6 +207,51 @@ class DropPath(nn.Module):
         return x * (x.new_empty((x.shape[0],) + (1,) * (x.ndim - 1)).bernoulli_(kept) / kept)
 
 
+class BranchSum(nn.Module):
+    """The input of a block plus its scaled branch. The rules that follow the depth need `follow_depth`.
+
+    Args:
+        rule: `Parts.residual_scale`.
+        n_axes: 2 or 3.
+        n_features: Channels.
+    """
+
+    def __init__(self, rule: float | str, n_axes: int, n_features: int) -> None:
+        super().__init__()
+        self.rule = rule
+        self.factor = 1.0 if isinstance(rule, str) else rule
+        numbers = {"layerscale": n_features, "rezero": 1}.get(str(rule))  # of those learned
+        self.scale = None if numbers is None else nn.Parameter(torch.ones(numbers, *(1,) * n_axes))
+
+    def forward(self, x: Tensor, branch: Tensor) -> Tensor:
+        if self.scale is None:
+            return torch.add(x, branch, alpha=self.factor)
+        return x + self.scale.to(branch.dtype) * branch
+
+
+def follow_depth(network: nn.Module) -> nn.Module:
+    """Set all scales that follow the number of additions; the network is changed in place and returned."""
+    sums = [module for module in network.modules() if isinstance(module, BranchSum)]
+    for module in sums:
+        if isinstance(module.rule, str):
+            factor = SCALE_OF_DEPTH[module.rule](len(sums))
+            if module.scale is None:
+                module.factor = factor
+            else:
+                nn.init.constant_(module.scale, factor)
+    return network
+
+
+_DEPTH_RULES: dict[str, Callable[[int], float]] = {  # from the number of additions; of learned scales the first value
+    "none": lambda _: 1.0,
+    "inv_sqrt_depth": lambda n_additions: n_additions**-0.5,
+    "inv_depth": lambda n_additions: 1 / n_additions,
+    "layerscale": lambda n_additions: 0.1 if n_additions <= 18 else 1e-5 if n_additions <= 24 else 1e-6,
+    "rezero": lambda _: 0.0,
+}
+SCALE_OF_DEPTH = functions_for(RESIDUAL_SCALES, _DEPTH_RULES, "RESIDUAL_SCALES of networks/parts.py")
+
+
 class ConvStage(nn.Module):
     """Convolutions with norm and activation, the first with a stride."""
 
@@ -316,19 +268,33 @@ class ConvStage(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions added to the input, which is averaged and projected where it has another shape (ResNet-D).
 
+    Args:
+        make: Makes layers.
+        shape: Channels, kernel and stride.
+        drop_path_fraction: In training, share of samples without the branch.
+        branch: Takes the place of the two convolutions: all up to the last one, and the last one with its norm.
+
     Source:
         dynamic-network-architectures, BasicBlockD. The gate comes before the drop path, there behind it; odd sizes.
     """
 
-    def __init__(self, make: Layers, shape: BlockShape, drop_path_fraction: float = 0.0) -> None:
+    def __init__(
+        self,
+        make: Layers,
+        shape: BlockShape,
+        drop_path_fraction: float = 0.0,
+        branch: tuple[nn.Module, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
         n_out = shape.n_out
-        self.conv1 = make.unit(shape.n_in, n_out, shape.kernel, shape.stride)
-        self.conv2 = make.linear_unit(n_out, n_out, shape.kernel)
+        self.conv1, self.conv2 = branch or (
+            make.unit(shape.n_in, n_out, shape.kernel, shape.stride),
+            make.linear_unit(n_out, n_out, shape.kernel),
+        )
         self.nonlin2 = make.activation()
         self.gate = make.attention(n_out, "block")
         self.drop_path = DropPath(drop_path_fraction)
-        self.scale = make.parts.residual_scale
+        self.add = make.addition(n_out)
         self.gate_of_sum = make.attention(n_out, "after_add")
         steps: list[nn.Module] = [CellMeans(shape.stride)] if max(shape.stride) > 1 else []
         if shape.n_in != n_out:
@@ -336,8 +302,12 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Sequential(*steps)
 
     def forward(self, x: Tensor) -> Tensor:
-        branch = self.drop_path(self.gate(self.conv2(self.conv1(x))))
-        return self.nonlin2(self.gate_of_sum(torch.add(self.skip(x), branch, alpha=self.scale)))
+        return self.finish(x, self.conv2(self.conv1(x)))
+
+    def finish(self, x: Tensor, branch: Tensor) -> Tensor:
+        """Return the block's result, from its input and what the convolutions made of it."""
+        branch = self.drop_path(self.gate(branch))
+        return self.nonlin2(self.gate_of_sum(self.add(self.skip(x), branch)))
 
 
 class BlockStage(nn.Module):
@@ -378,7 +348,8 @@ def through(blocks: Iterable[nn.Module], x: Tensor, *, checkpointing: bool) -> T
 
 
 def he_initialisation(network: nn.Module) -> nn.Module:
-    """New weights: He for leaky ReLU, biases 0; a residual branch starts at 0, so that its block is the identity.
+    """New weights: He for leaky ReLU, biases 0; a residual branch starts at 0, so that its block is the identity;
+    not where its scale is learned, which does the same.
 
     Other layers (linear, 1D convolutions) keep torch's own. The network is changed in place and returned.
 
@@ -391,7 +362,7 @@ def he_initialisation(network: nn.Module) -> nn.Module:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for module in network.modules():
-        if isinstance(module, ResidualBlock):
-            for values in module.conv2[1].parameters():
+        if isinstance(module, ResidualBlock) and isinstance(module.conv2, nn.Sequential) and module.add.scale is None:
+            for values in module.conv2[1].parameters():  # times a learned scale of 0, neither would ever learn
                 nn.init.zeros_(values)
     return network

@@ -39,9 +39,9 @@ from segpipe.networks.convnext import ResponseNorm, convnext
 from segpipe.networks.convolutions import guard_convolutions, memory_format
 from segpipe.networks.device import set_up_cudnn
 from segpipe.networks.efficientnet import efficientnet
+from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.initial_weights import is_head
 from segpipe.networks.norms import BlendNorm
-from segpipe.networks.parts import KINDS_OF_EFFICIENTNET
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 

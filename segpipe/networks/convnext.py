@@ -38,7 +38,7 @@ class ConvNeXtEncoder(nn.Module):
 
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
-        make = Layers(spec.n_axes, spec.parts)
+        make = Layers(spec.n_axes, spec.parts, spec.thick_axis)
         self.stem = make.convolution(n_channels, spec.features[0], spec.parts.stem_kernel_zyx or 1, bias=True)
         fractions = drop_paths(spec.blocks, spec.parts.drop_path_fraction)
         stages = []
@@ -86,7 +86,7 @@ class ConvNeXtBlock(nn.Module):
         self.reduce = make.convolution(expansion * n_in, n_out, bias=True)
         self.gate = make.attention(n_out, "block")
         self.drop_path = DropPath(drop_path_fraction)
-        self.scale = make.parts.residual_scale
+        self.add = make.addition(n_out)
         changes = n_in != n_out or max(stride) > 1
         ones = (1,) * len(stride)
         self.skip = resample(n_in, n_out, ones, stride, bias=True) if changes else nn.Identity()
@@ -96,7 +96,7 @@ class ConvNeXtBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.response(self.nonlin(self.expand(self.norm(self.depthwise(x)))))
         branch = self.drop_path(self.gate(self.reduce(hidden)))
-        total = torch.add(self.skip(x), branch, alpha=self.scale)
+        total = self.add(self.skip(x), branch)
         return self.gate_of_sum(functional.pad(total, self.front) if any(self.front) else total)
 
 
@@ -163,14 +163,14 @@ def _decoder_expansion(spec: NetworkSpec, stage: int) -> int:
 
 def _decoder_stage(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     shape = BlockShape(n_in, n_out, spec.kernels_zyx[stage], (1,) * spec.n_axes)
-    n_blocks, make = spec.decoder_convolutions[stage], Layers(spec.n_axes, spec.parts)
+    n_blocks, make = spec.decoder_convolutions[stage], Layers(spec.n_axes, spec.parts, spec.thick_axis)
     return _stage(make, shape.in_a_row(n_blocks), _decoder_expansion(spec, stage), [0.0] * n_blocks)
 
 
 def _up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     """The mirror image of the block that led down from `stage`: its kernel, its stride."""
     shape = BlockShape(n_in, n_out, spec.kernels_zyx[stage + 1], spec.strides_zyx[stage + 1])
-    make = Layers(spec.n_axes, spec.parts)
+    make = Layers(spec.n_axes, spec.parts, spec.thick_axis)
     block = ConvNeXtBlock(make, shape, _decoder_expansion(spec, stage), is_up=True)
     return BlockStage([block], checkpointing=make.parts.checkpointing)
 

@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import accumulate
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,7 +18,7 @@ from segpipe.networks.blocks import (
     drop_paths,
     he_initialisation,
 )
-from segpipe.networks.parts import is_lite, levels, stem_features
+from segpipe.networks.efficientnet_table import is_lite, levels, stem_features
 from segpipe.networks.residual_blocks import residual_stage
 from segpipe.networks.spec import NetworkSpec
 from segpipe.networks.unet import UNet, encoder_shapes
@@ -50,7 +49,11 @@ class EfficientNetEncoder(nn.Module):
 
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
-        make, n_in, stride = Layers(spec.n_axes, spec.parts), stem_features(spec.kind), spec.strides_zyx[1]
+        make, n_in, stride = (
+            Layers(spec.n_axes, spec.parts, spec.thick_axis),
+            stem_features(spec.kind),
+            spec.strides_zyx[1],
+        )
         kernel, lite = _wide_kernel(spec.kernels_zyx[1], _STEM_KERNEL, stride), is_lite(spec.kind)
         self.stem = _unit(make, BlockShape(n_channels, n_in, kernel, stride), lite=lite)
         self.top = residual_stage(make, encoder_shapes(spec, n_channels)[0], [0.0] * spec.blocks[0])
@@ -104,14 +107,14 @@ class MobileBlock(nn.Module):
         self.project = make.linear_unit(n_hidden, shape.n_out, 1, bias=False)
         self.gate = make.attention(shape.n_out, "block")
         self.drop_path = DropPath(drop_path_fraction)
-        self.scale = make.parts.residual_scale
         self.gate_of_sum = make.attention(shape.n_out, "after_add")
-        self.adds = shape.n_in == shape.n_out and shape.stride == ones
+        adds = shape.n_in == shape.n_out and shape.stride == ones
+        self.add = make.addition(shape.n_out) if adds else None
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.gate(self.project(self.squeeze(self.depthwise(self.expand(x)))))
-        if self.adds:
-            branch = torch.add(x, self.drop_path(branch), alpha=self.scale)
+        if self.add is not None:
+            branch = self.add(x, self.drop_path(branch))
         return self.gate_of_sum(branch)
 
 

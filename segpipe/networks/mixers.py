@@ -40,14 +40,14 @@ class ConvMixerBlock(nn.Module):
         self.depthwise_norm = make.norm(n_features)
         self.gate = make.attention(n_features, "block")
         self.drop_path = DropPath(drop_path_fraction)
-        self.scale = make.parts.residual_scale
+        self.add = make.addition(n_features)
         self.gate_of_sum = make.attention(n_features, "after_add")
         self.pointwise = make.convolution(n_features, n_features, bias=True)
         self.pointwise_norm = make.norm(n_features)
 
     def forward(self, x: Tensor) -> Tensor:
         branch = self.drop_path(self.gate(self.depthwise_norm(functional.gelu(self.depthwise(x)))))
-        x = self.gate_of_sum(torch.add(x, branch, alpha=self.scale))
+        x = self.gate_of_sum(self.add(x, branch))
         return self.pointwise_norm(functional.gelu(self.pointwise(x)))
 
 

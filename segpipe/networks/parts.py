@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -18,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from segpipe.core.choices import Choice, OneOf, unread_parameters
+from segpipe.core.choices import Choice, OneOf, PositiveOr, unread_parameters
 from segpipe.core.records import Record
 from segpipe.networks.canonical_transforms import TRANSFORMS
 
@@ -67,9 +66,15 @@ ACTIVATIONS: dict[str, Choice] = {  # blocks.py has a function for each row
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Choice):
-    """A gate on a feature map; `sees_only_means`: of its channels, which an instance norm makes equal."""
+    """A gate on a feature map.
+
+    Args:
+        sees_only_means: Of its channels, which an instance norm makes equal.
+        needs_depth: Works in 3D alone.
+    """
 
     sees_only_means: bool = False
+    needs_depth: bool = False
 
 
 GATES: dict[str, Gate] = {  # blocks.py has a function for each row
@@ -77,23 +82,77 @@ GATES: dict[str, Gate] = {  # blocks.py has a function for each row
     "eca": Gate(does="channels by the means of their neighbours", source="Wang et al. 2020", sees_only_means=True),
     "cbam": Gate(does="channels by their means and maxima, then voxels", source="Woo et al. 2018"),
     "scse": Gate(does="the larger of gated channels and gated voxels", source="Roy et al. 2018"),
+    "sk": Gate(
+        does="convolutions with two kernels, blended channel by channel",
+        source="Li et al. 2019, Selective Kernel Networks",
+        parameters=("sk_split", "sk_dilated"),
+    ),
+    "sk_axis": Gate(
+        does="as sk, each slice along the thick axis with weights of its own",
+        source="Liao et al. 2022, frequency- and channel-wise selective kernels, arXiv 2204.01005",
+        parameters=("sk_split", "sk_dilated"),
+        needs_depth=True,
+    ),
+}
+
+
+RESIDUAL_SCALES: dict[str, Choice] = {  # blocks.py has a function for each row; L are all additions of the network
+    "none": Choice(does="1"),
+    "inv_sqrt_depth": Choice(does="1 / √L", source="Marion et al. 2025, Scaling ResNets in the large-depth regime"),
+    "inv_depth": Choice(does="1 / L", source="Chen et al. 2024, mean-field analysis of ResNets, arXiv 2403.09889"),
+    "layerscale": Choice(
+        does="learned for each channel, from 0.1 for L up to 18, from 1e-5 up to 24, else from 1e-6",
+        source="Touvron et al. 2021, Going deeper with Image Transformers",
+    ),
+    "rezero": Choice(does="one learned number for each addition, from 0", source="Bachlechner et al. 2021, ReZero"),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block(Choice):
-    """A block of a residual stage; `lacks` are parts that it has no place for, so that they are refused."""
+    """A block of a residual stage.
+
+    Args:
+        lacks: Parts that it has no place for, so that they are refused.
+        needs_depth: Works in 3D alone.
+    """
 
     lacks: tuple[str, ...] = ()
+    needs_depth: bool = False
 
 
+_P3D = "Qiu et al. 2017, Pseudo-3D Residual Networks, their prototxt"
+_REGULATED = "Xu et al. 2022, Self-Regulated Network, arXiv 2101.00590"
 BLOCKS: dict[str, Block] = {  # residual_blocks.py has a function for each row
     "basic": Block(does="two convolutions", source="He et al. 2016; dynamic-network-architectures, BasicBlockD"),
     "convmixer": Block(
         does="a depthwise convolution with the stage's kernel, then a 1×1×1 convolution, each with GELU and norm",
         source="Trockman and Kolter 2022, ConvMixer",
-        lacks=("dropout_fraction", "uout"),
+        lacks=("dropout_fraction", "regulator", "uout"),
     ),
+    "p3d_a": Block(
+        does="a 1×1×1 convolution, one within slices, then one along the thick axis, a 1×1×1 convolution",
+        source=_P3D,
+        needs_depth=True,
+    ),
+    "p3d_b": Block(
+        does="as p3d_a, but both convolutions read the same map and are added",
+        source=_P3D,
+        needs_depth=True,
+    ),
+    "p3d_c": Block(
+        does="as p3d_a, with the result of the slices added to that along the axis", source=_P3D, needs_depth=True
+    ),
+    "p3d_cycle": Block(does="p3d_a, p3d_b and p3d_c in turn", source=_P3D, needs_depth=True),
+    "inception_residual": Block(
+        does="a 1×1×1 convolution beside one and two with the stage's kernel, joined by a 1×1×1 without norm",
+        source="Szegedy et al. 2017, Inception-ResNet, Block35",
+        lacks=("regulator",),
+    ),
+}
+REGULATORS: dict[str, Choice] = {  # regulated.py has a function for each row
+    name: Choice(does=f"a convolutional {cell} passes its state from block to block", source=_REGULATED)
+    for name, cell in (("lstm", "LSTM"), ("gru", "gated recurrent unit"), ("rnn", "recurrent cell with tanh"))
 }
 PYRAMIDS: dict[str, Choice] = {  # unet.py has a function for each row
     "aspp_simple": Choice(does="dilated convolutions beside a 1×1×1", source="MONAI, SimpleASPP"),
@@ -163,12 +222,16 @@ class Parts(Sparse):
         uout: Uniform noise at the same place, as a share of each value: 0.1 is ±10 %. Goes with norms whose statistics
             dropout would make wrong.
         drop_path_fraction: Share of samples whose deepest block is skipped; rises linearly from 0 at the first.
-        residual_scale: Factor of a residual branch before it is added.
+        residual_scale: Factor of a residual branch before it is added: a number, or a rule that follows the depth.
         block: Of residual stages, in the encoder and in a residual decoder.
+        regulator: Recurrent cell of residual stages: each block sees what the blocks before it saw. A stage has one if
+            it has more than one block or the encoder's stage before it has one.
         attention: Gate on a feature map.
         attention_position: skip: on what the encoder hands to the decoder; block: in every block, before its addition
             (plain: behind the convolutions of a stage); after_add: in every block, behind its addition.
         attention_reduction: Channels of a gate's hidden layer are C / this, at least 4.
+        sk_split: Whether each kernel of sk gets half of the channels, or all.
+        sk_dilated: Whether the larger kernel of sk is a dilated 3 or a dense 5.
         bottleneck: Atrous pyramid behind the deepest stage.
         dilations_zyx: One for each dilated branch of the pyramid, from `aspp_dilations`.
         bottleneck_features: Channels behind the pyramid; None: those of the deepest stage.
@@ -214,11 +277,14 @@ class Parts(Sparse):
     dropout_fraction: float = Field(default=0.0, ge=0, lt=1)
     uout: float = Field(default=0.0, ge=0, le=MOST_UOUT)
     drop_path_fraction: float = Field(default=0.0, ge=0, lt=1)
-    residual_scale: PositiveFloat = 1.0
+    residual_scale: Annotated[float | str, PositiveOr(RESIDUAL_SCALES)] = 1.0
     block: Annotated[str, OneOf(BLOCKS)] = "basic"
+    regulator: Annotated[str, OneOf(REGULATORS)] | None = None
     attention: Annotated[str, OneOf(GATES)] | None = None
     attention_position: Literal["skip", "block", "after_add"] = "skip"
     attention_reduction: PositiveInt = 8
+    sk_split: bool = True
+    sk_dilated: bool = True
     bottleneck: Annotated[str, OneOf(PYRAMIDS)] | None = None
     dilations_zyx: tuple[tuple[PositiveInt, ...], ...] = ()
     bottleneck_features: PositiveInt | None = None
@@ -274,16 +340,16 @@ class Parts(Sparse):
             raise ValueError("bottleneck_pooling belongs to bottleneck aspp_deeplab only")
         if self.attention is None and self.attention_position != "skip":
             raise ValueError(f"attention_position {self.attention_position!r} needs an attention")
-        self._expect_read_bottleneck()
+        self._expect_read()
         return self
 
-    def _expect_read_bottleneck(self) -> None:
-        """Refuse what the chosen attention, mask and mixer do not read, and what they need and lack."""
+    def _expect_read(self) -> None:
+        """Refuse what the chosen gate, attention, mask and mixer do not read, and what they need and lack."""
         if self.bottleneck_mask and not self.bottleneck_attention:
             raise ValueError(f"bottleneck_mask {self.bottleneck_mask!r} needs a bottleneck_attention that it can mask")
         if self.mixer_kernel % 2 == 0:
             raise ValueError(f"mixer_kernel is {self.mixer_kernel}, expected an odd number")
-        for name, table in _BOTTLENECK_TABLES.items():
+        for name, table in _TABLES.items():
             chosen = getattr(self, name)
             for parameter, readers in unread_parameters(table, [chosen] if chosen else []).items():
                 if getattr(self, parameter) != type(self).model_fields[parameter].default:
@@ -291,7 +357,8 @@ class Parts(Sparse):
                     raise ValueError(f"{parameter} belongs to {name} {readers}; found {found}. Leave it out")
 
 
-_BOTTLENECK_TABLES: dict[str, Mapping[str, Choice]] = {
+_TABLES: dict[str, Mapping[str, Choice]] = {
+    "attention": GATES,
     "bottleneck_attention": BOTTLENECK_ATTENTIONS,
     "bottleneck_mask": BOTTLENECK_MASKS,
     "bottleneck_mixer": BOTTLENECK_MIXERS,
@@ -299,14 +366,14 @@ _BOTTLENECK_TABLES: dict[str, Mapping[str, Choice]] = {
 
 
 def reads(parts: Parts | Mapping[str, Any], name: str) -> bool:
-    """Return whether the chosen attention, mask or mixer of the bottleneck reads a part of this name.
+    """Return whether the chosen gate, or attention, mask or mixer of the bottleneck, reads a part of this name.
 
     Args:
         parts: Checked, or as a plan file holds them.
         name: Of the part.
     """
     rows = []
-    for key, table in _BOTTLENECK_TABLES.items():
+    for key, table in _TABLES.items():
         chosen = parts.get(key) if isinstance(parts, Mapping) else getattr(parts, key)
         rows += [row for known, row in table.items() if known == chosen]
     return any(name in row.parameters for row in rows)
@@ -369,86 +436,3 @@ def aspp_dilations(
         )
         for branch in range(1, n_branches + 1)
     )
-
-
-KIND_PREFIX = "efficientnet_"
-_SCALES: dict[str, tuple[float, float]] = {  # factors of channels and of blocks
-    "b0": (1.0, 1.0),
-    "b1": (1.0, 1.1),
-    "b2": (1.1, 1.2),
-    "b3": (1.2, 1.4),
-    "b4": (1.4, 1.8),
-    "b5": (1.6, 2.2),
-    "b6": (1.8, 2.6),
-    "b7": (2.0, 3.1),
-    "lite0": (1.0, 1.0),
-}
-KINDS_OF_EFFICIENTNET = tuple(KIND_PREFIX + size for size in _SCALES)
-_STEM_FEATURES = 32
-_FIRST_OF_LEVEL = (0, 1, 2, 3, 5, 7)  # of the seven stages; the others keep the resolution
-
-
-@dataclass(frozen=True)
-class MobileStage:
-    """A stage of MBConv blocks.
-
-    Args:
-        n_blocks: Blocks, the first of which changes channels and size.
-        kernel: Of the depthwise convolutions.
-        expansion: Hidden channels as a multiple.
-        n_out: Channels.
-    """
-
-    n_blocks: int
-    kernel: int
-    expansion: int
-    n_out: int
-
-
-_B0 = (
-    MobileStage(1, 3, 1, 16),
-    MobileStage(2, 3, 6, 24),
-    MobileStage(2, 5, 6, 40),
-    MobileStage(3, 3, 6, 80),
-    MobileStage(3, 5, 6, 112),
-    MobileStage(4, 5, 6, 192),
-    MobileStage(1, 3, 6, 320),
-)
-
-
-def is_lite(kind: str) -> bool:
-    """True for EfficientNet-Lite: no gates, ReLU6 for SiLU."""
-    return kind.startswith(f"{KIND_PREFIX}lite")
-
-
-def stem_features(kind: str) -> int:
-    """Channels of the first convolution."""
-    return _widen(_STEM_FEATURES, _SCALES[kind.removeprefix(KIND_PREFIX)][0])
-
-
-def levels(kind: str, n_levels: int) -> list[tuple[MobileStage, ...]]:
-    """The seven stages, by the resolution at which they work.
-
-    Args:
-        kind: One of `KINDS_OF_EFFICIENTNET`.
-        n_levels: Resolutions below the full one, 1 to 5. EfficientNet has five; with fewer the last one holds all
-            stages that are left, so that images too small to be halved five times still get the whole network.
-
-    Source:
-        Tan and Le 2019, EfficientNet, table 1, and the authors' rules of rounding.
-
-    Example:
-        >>> [[stage.n_out for stage in level] for level in levels("efficientnet_b0", 4)]
-        [[16], [24], [40], [80, 112, 192, 320]]
-    """
-    width, depth = _SCALES[kind.removeprefix(KIND_PREFIX)]
-    stages = [MobileStage(math.ceil(depth * s.n_blocks), s.kernel, s.expansion, _widen(s.n_out, width)) for s in _B0]
-    bounds = (*_FIRST_OF_LEVEL[:n_levels], len(stages))
-    return [tuple(stages[first:end]) for first, end in pairwise(bounds)]
-
-
-def _widen(n_features: int, factor: float) -> int:
-    """The multiple of 8 next to the product, but not below nine tenths of it."""
-    wanted = n_features * factor
-    rounded = max(8, int(wanted + 4) // 8 * 8)
-    return rounded + 8 if rounded < 0.9 * wanted else rounded

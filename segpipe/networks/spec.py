@@ -11,18 +11,8 @@ from pydantic import PositiveInt, model_validator
 
 from segpipe.core.choices import Choice, OneOf
 from segpipe.networks.canonical_transforms import canonical_coordinates
-from segpipe.networks.parts import (
-    GATES,
-    KIND_PREFIX,
-    KINDS_OF_EFFICIENTNET,
-    InitialWeights,
-    Parts,
-    Sparse,
-    aspp_dilations,
-    is_lite,
-    levels,
-    reads,
-)
+from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET, is_lite, levels
+from segpipe.networks.parts import BLOCKS, GATES, InitialWeights, Parts, Sparse, aspp_dilations, reads
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
 _BOTTLENECK = {  # what mixes the voxels of the deepest map
@@ -30,7 +20,7 @@ _BOTTLENECK = {  # what mixes the voxels of the deepest map
     *("bottleneck_map_zyx", "bottleneck_mask", "bottleneck_mask_form", "bottleneck_mask_components"),
     *("bottleneck_spacing_mm", "bottleneck_mixer", "mixer_blocks", "mixer_kernel", "mixer_states", "mixer_resets"),
 }
-_ATTENTION = {"attention", "attention_position", "attention_reduction"}
+_ATTENTION = {"attention", "attention_position", "attention_reduction", "sk_split", "sk_dilated"}
 _UNET = (
     _PYRAMID
     | _BOTTLENECK
@@ -81,7 +71,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     "residual": NetworkKind(
         does="residual blocks; presets resenc_m, resenc_l and resenc_xl",
         source="dynamic-network-architectures, ResidualEncoderUNet",
-        parameters=tuple(sorted(_UNET | {"block"})),
+        parameters=tuple(sorted(_UNET | {"block", "regulator"})),
         gates_norms=True,
         fast_channels_last=True,
     ),
@@ -207,7 +197,16 @@ class NetworkSpec(Sparse):
                 f"kind {self.kind!r} has no addition that attention_position after_add or residual_scale could act on; "
                 "take kind residual"
             )
+        self._expect_depth()
         self._expect_seeing_gates()
+
+    def _expect_depth(self) -> None:
+        for name, table in (("block", BLOCKS), ("attention", GATES)):
+            chosen = getattr(self.parts, name)
+            if chosen is not None and table[chosen].needs_depth and self.n_axes == 2:
+                raise ValueError(
+                    f"{name} {chosen!r} works along the thick axis, which a 2D network has not; leave it out"
+                )
 
     def _expect_seeing_gates(self) -> None:
         parts = self.parts
@@ -277,6 +276,13 @@ class NetworkSpec(Sparse):
     def n_axes(self) -> int:
         """2 or 3."""
         return len(self.strides_zyx[0])
+
+    @property
+    def thick_axis(self) -> int:
+        """Index of the axis with the coarsest voxels: halved least, then with most kernels of 1, then the first."""
+        axes = range(self.n_axes)
+        halved = self.divisors_zyx
+        return min(axes, key=lambda axis: (halved[axis], sum(kernel[axis] for kernel in self.kernels_zyx)))
 
     @property
     def decoder_features(self) -> tuple[int, ...]:

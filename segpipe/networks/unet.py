@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.choices import functions_for
-from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths
+from segpipe.networks.blocks import BlockShape, Layers, conv_stage, drop_paths, follow_depth
 from segpipe.networks.mixers import bottleneck_mixing
 from segpipe.networks.parts import PYRAMIDS
-from segpipe.networks.residual_blocks import residual_stage
+from segpipe.networks.residual_blocks import residual_stage, residual_stages, through_stages
 from segpipe.networks.spec import NetworkSpec
 
 _KERNEL = 3
@@ -91,12 +91,14 @@ MakeStage = Callable[[NetworkSpec, int, int, int], nn.Module]
 
 def transposed_up(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     """Make one transposed convolution with a bias, from the resolution below `stage` to that of `stage`."""
-    return Layers(spec.n_axes, spec.parts).transposed_convolution(n_in, n_out, spec.strides_zyx[stage + 1])
+    return Layers(spec.n_axes, spec.parts, spec.thick_axis).transposed_convolution(
+        n_in, n_out, spec.strides_zyx[stage + 1]
+    )
 
 
 def decoder_stage(spec: NetworkSpec, stage: int, n_in: int, n_out: int) -> nn.Module:
     """The convolutions or residual blocks of a decoder stage, as the spec says."""
-    make, n_blocks = Layers(spec.n_axes, spec.parts), spec.decoder_convolutions[stage]
+    make, n_blocks = Layers(spec.n_axes, spec.parts, spec.thick_axis), spec.decoder_convolutions[stage]
     shape = BlockShape(n_in, n_out, spec.kernels_zyx[stage], (1,) * spec.n_axes)
     if spec.parts.decoder == "residual":
         return residual_stage(make, shape, [0.0] * n_blocks)
@@ -125,7 +127,7 @@ class Decoder(nn.Module):
 
     def __init__(self, spec: NetworkSpec, n_below: int, n_outputs: int, style: DecoderStyle) -> None:
         super().__init__()
-        make, last = Layers(spec.n_axes, spec.parts), len(spec.features) - 2
+        make, last = Layers(spec.n_axes, spec.parts, spec.thick_axis), len(spec.features) - 2
         ups, stages, heads = [], [], []
         for stage in range(last, -1, -1):
             n_skip, n_out = spec.features[stage], spec.decoder_features[stage]
@@ -166,7 +168,7 @@ class UNet(nn.Module):
         self, spec: NetworkSpec, encoder: nn.Module, n_outputs: int, style: DecoderStyle | None = None
     ) -> None:
         super().__init__()
-        make, style = Layers(spec.n_axes, spec.parts), style or DecoderStyle()
+        make, style = Layers(spec.n_axes, spec.parts, spec.thick_axis), style or DecoderStyle()
         self.encoder = encoder
         n_below = spec.parts.bottleneck_features or spec.features[-1]
         self.mixing = bottleneck_mixing(make, spec.features[-1])
@@ -175,6 +177,7 @@ class UNet(nn.Module):
         self.decoder = Decoder(spec, n_below, n_outputs, style)
         has_head = style.head_on_bottleneck and spec.parts.deep_supervision
         self.bottleneck_head = make.convolution(n_below, n_outputs, bias=True) if has_head else None
+        follow_depth(self)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """Logits for each resolution, the highest first; the first has the size of `x`, whatever it is."""
@@ -190,7 +193,7 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
-        make = Layers(spec.n_axes, spec.parts)
+        make = Layers(spec.n_axes, spec.parts, spec.thick_axis)
         shapes = encoder_shapes(spec, n_channels)
         self.stages = nn.ModuleList(
             nn.Sequential(conv_stage(make, shape, n)) for shape, n in zip(shapes, spec.blocks, strict=True)
@@ -208,20 +211,15 @@ class ResidualEncoder(nn.Module):
 
     def __init__(self, spec: NetworkSpec, n_channels: int) -> None:
         super().__init__()
-        make = Layers(spec.n_axes, spec.parts)
+        make = Layers(spec.n_axes, spec.parts, spec.thick_axis)
         kernel = spec.parts.stem_kernel_zyx or spec.kernels_zyx[0]
         self.stem = nn.ModuleDict({"convs": nn.Sequential(make.unit(n_channels, spec.features[0], kernel))})
         shapes = encoder_shapes(spec, spec.features[0])
         fractions = drop_paths(spec.blocks, spec.parts.drop_path_fraction)
-        self.stages = nn.ModuleList(
-            residual_stage(make, shape, each) for shape, each in zip(shapes, fractions, strict=True)
-        )
+        self.stages = residual_stages(make, shapes, fractions)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        maps = [self.stem["convs"](x)]
-        for stage in self.stages:
-            maps.append(stage(maps[-1]))
-        return maps[1:]
+        return through_stages(self.stages, self.stem["convs"](x))
 
 
 def encoder_shapes(spec: NetworkSpec, n_in: int) -> list[BlockShape]:
