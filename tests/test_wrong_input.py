@@ -195,7 +195,7 @@ WRONG = [  # command, exit code, words of the message
     ("prune work -o new --ratio much", 2, "'much' is no share of channels; expected e.g. 0.5"),
     ("prune work -o new --ratio 0.5 --learning-rate 0", 2, "--learning-rate 0: expected a number above 0"),
     ("prune work -o new --ratio 1.5", 2, "--ratio 1.5: expected a share of channels to remove"),
-    ("prune work -o file --ratio 0.5 -f 0", 2, IS_FILE),
+    ("prune work -o file --ratio 0.5 -f 0", 2, "-o file: is a file, expected a new folder"),
     ("prune bad-weights -o new --ratio 0.5", 2, "cannot be read as weights"),
     ("analyse nothing", 2, "No such command 'nothing'."),
     ("info none", 2, "none: no such file or folder. Give a work folder"),

@@ -299,6 +299,8 @@ def resolve(request: PruneRequest) -> PruneJob:
             "reasons": folds[0].plan.reasons | {"pruning": reason},
         }
     )
+    if request.output.is_file():
+        raise UsageError(f"-o {request.output}: is a file, expected a new folder. Choose another path.")
     there = Work(request.output)
     if there.plan.is_file() and Plan.load(there.plan) != plan:
         raise UsageError(f"{request.output}: holds another plan. Choose another folder, or delete it.")
