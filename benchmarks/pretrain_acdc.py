@@ -2,15 +2,15 @@
 
 python benchmarks/pretrain_acdc.py OUT [--data DATA] [--patients 2,4,8] [--seeds 0,1,2] [--pretrain 10m] [--train 10m]
 
-All images but those of fold 0's validation patients are pre-trained on, without labels. Then, for each number of labelled
-patients and each seed, three trainings are scored on the same validation patients:
+All images but those of fold 0's validation patients are pre-trained on, without labels. Then, for each number of
+labelled patients and each seed, three trainings are scored on the same validation patients:
 
 - scratch: new weights, as long as fine-tuning takes: equal minutes of fine-tuning;
 - longer: new weights, as long as pre-training and fine-tuning together: equal minutes in all;
 - pretrained: starts from the pre-trained weights.
 
-Rerun it to resume: what is finished stays. Times are wall-clock, so nothing else may run beside it. It ends with a table
-of mean Dice by arm, number of patients and seed.
+Rerun it to resume: what is finished stays. Times are wall-clock, so nothing else may run beside it. It ends with a
+table of mean Dice by arm, number of patients and seed.
 """
 
 from __future__ import annotations
