@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from specs import unet
 from stages import plan_data, predict, train
 
 from segpipe.analyse.pruning import rank_correlation, sample_combinations, verdict
+from segpipe.bridge.nnunet_model import export_nnunet_model
 from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.work import Work
 from segpipe.networks.pruning import channel_groups
@@ -74,6 +76,9 @@ def test_a_pruned_fold_is_trained_packed_and_predicts(work: Path, tmp_path: Path
         prune_into(small, work, ratios=(0.25,))
     train(small, NAME, [0], MACHINE)
     assert "starts from" in capsys.readouterr().err
+    exported = export_nnunet_model(small, tmp_path / "nnunet", NAME, ["0"], any_orientation=True)
+    network = json.loads((exported / "plans.json").read_text("utf-8"))["configurations"][NAME]["architecture"]
+    assert network["arch_kwargs"]["features_per_stage"] == [4, 8]
     pack(small, tmp_path / "m.segpipe.zip")
     images = work.parent / "data" / "imagesTr"
     assert len(predict(tmp_path / "m.segpipe.zip", images, tmp_path / "masks", MACHINE).masks) == 4

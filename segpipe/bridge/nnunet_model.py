@@ -389,14 +389,19 @@ def _reader(plan: Plan, work: Work, any_orientation: bool) -> str:
 
 
 def _only(plan: Plan, name: str) -> Plan:
-    """One configuration and those that it needs."""
+    """One configuration and those that it needs, without where their training started: they are trained."""
     kept, asked = set[str](), [name]
     while asked:
         current = asked.pop()
         kept.add(current)
         own = plan.configurations[current]
         asked += [other for other in (own.inherits, own.previous) if other and other not in kept]
-    return plan.model_copy(update={"configurations": {n: c for n, c in plan.configurations.items() if n in kept}})
+    trained = {
+        n: c.model_copy(update={"network": c.network.model_copy(update={"weights": None})})
+        for n, c in plan.configurations.items()
+        if n in kept
+    }
+    return plan.model_copy(update={"configurations": trained})
 
 
 def _mirror_axes(plan: Plan, name: str) -> tuple[int, ...]:
