@@ -58,9 +58,9 @@ def comparison_text(comparison: Comparison) -> str:
     n_declared = sum(row.is_declared for metric in comparison.metrics for row in metric.rows)
     blocks = [line for metric in comparison.metrics for line in _metric_lines(metric)]
     close = (
-        f"Empty masks: policy {comparison.policy}. p-values of the {n_declared} declared comparisons are corrected by "
-        "Holm, those of the others by Benjamini-Hochberg; intervals are not corrected. Intervals of differences: what "
-        "the permutation test does not reject for trained models, t for methods and for 90 %. Differences are second "
+        f"Empty masks: policy {comparison.policy}. p-values of {count(n_declared, 'declared comparison')} are "
+        "corrected by Holm, those of the others by Benjamini-Hochberg; intervals are not corrected. Intervals of "
+        "differences: what the permutation test does not reject for trained models, t for methods and for 90 %. Differences are second "
         "minus first."
     )
     notes = [line for note in comparison.notes for line in _wrap(note)]

@@ -143,7 +143,7 @@ def _tests(comparison: Comparison) -> str:
         "95 % interval of the difference of trained models holds what this test does not reject. Wilcoxon's signed-rank"
         " test of patients' means is secondary. Equivalence was tested by two one-sided t-tests with "
         f"variances clustered by patient (Schuirmann 1987); the equivalence margin was {margins}. "
-        f"The family of {len(declared)} declared comparisons ({labels}, {pairs}) was corrected by Holm's "
+        f"The family of {count(len(declared), 'declared comparison')} ({labels}, {pairs}) was corrected by Holm's "
         f"method at 5 %; the {len(rows) - len(declared)} others are exploratory and were corrected by "
         "Benjamini and Hochberg's."
     )
