@@ -60,8 +60,8 @@ def comparison_text(comparison: Comparison) -> str:
     close = (
         f"Empty masks: policy {comparison.policy}. p-values of {count(n_declared, 'declared comparison')} are "
         "corrected by Holm, those of the others by Benjamini-Hochberg; intervals are not corrected. Intervals of "
-        "differences: what the permutation test does not reject for trained models, t for methods and for 90 %. Differences are second "
-        "minus first."
+        "differences: what the permutation test does not reject for trained models, t for methods and for 90 %. "
+        "Differences are second minus first."
     )
     notes = [line for note in comparison.notes for line in _wrap(note)]
     return "\n".join([*blocks, *notes, *_wrap(close)])
