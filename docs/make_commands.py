@@ -35,7 +35,7 @@ _HEAD = """# Commands
 
 def page() -> str:
     """The page: shared options, then a section for each group of commands."""
-    context = click.Context(root, info_name="segpipe")
+    context = click.Context(root, info_name="segpipe", **root.context_settings)
     demo = root.get_command(context, "demo")
     assert demo is not None
     parts = [_HEAD.rstrip(), "## Options of most commands", _options([p for p in demo.params if p.name in _SHARED])]

@@ -235,12 +235,12 @@ def test_a_terminal_without_the_signs_shows_question_marks() -> None:
 def test_an_example_is_a_right_command(name: str, example: str) -> None:
     words = shlex.split(example.removeprefix('eval "$(').removesuffix(')"').split(" | ")[0].split(" > ")[0])
     assert words[:2] == ["segpipe", name] and len(f"  {example}") <= 78
-    context = click.Context(root, info_name="segpipe")
+    context = click.Context(root, info_name="segpipe", **root.context_settings)
     command, own = root.get_command(context, name), words[2:]
     if isinstance(command, click.Group):
         command, own = command.commands[own[0]], own[1:]
     assert command is not None
-    with click.Context(command, info_name=name) as inside:
+    with click.Context(command, context, info_name=name) as inside:
         given, left, _ = command.make_parser(inside).parse_args(own)
         assert not left
         for parameter in command.params:

@@ -47,14 +47,14 @@ def mentions_in(text: str) -> list[list[str]]:
 
 def require_right(words: list[str], *, is_whole: bool = True) -> None:
     """Refuse a command, option, value or number of arguments that does not exist."""
-    context = click.Context(root, info_name="segpipe")
+    context = click.Context(root, info_name="segpipe", **root.context_settings)
     command = root.get_command(context, words[1]) if words[1:] else root
     assert command is not None, f"no command {words[1]}"
     if isinstance(command, click.Group) and words[2:]:
         assert words[2] in command.list_commands(context), f"no command {words[1]} {words[2]}"
         command, words = command.get_command(context, words[2]), words[1:]
         assert command is not None
-    with click.Context(command, info_name=words[1] if words[1:] else None) as inside:
+    with click.Context(command, context, info_name=words[1] if words[1:] else None) as inside:
         given, left, _ = command.make_parser(inside).parse_args(words[2:])
         assert not left, words
         for parameter in command.params:

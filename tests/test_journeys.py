@@ -74,7 +74,7 @@ def assert_printed(shown: str, printed: str, command: str) -> None:
 def assert_possible(line: str) -> None:
     """A command that takes hours, or ends at Ctrl-C: its options exist."""
     program, name, *arguments = shlex.split(line, comments=True)
-    command = root.get_command(click.Context(root), name)
+    command = root.get_command(click.Context(root, **root.context_settings), name)
     assert program == "segpipe" and command is not None, line
     command.make_context(name, arguments)
 

@@ -31,7 +31,7 @@ SAME_IN_OTHER_WORDS = {  # options whose help differs, and why that is no other 
 
 
 def command_of(name: str) -> click.Command:
-    command = root.get_command(click.Context(root), name)
+    command = root.get_command(click.Context(root, **root.context_settings), name)
     assert command is not None
     return command
 
