@@ -63,7 +63,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "pretrain": (
         "segpipe pretrain IMAGES -o PRE --for WORK --iterations 500",
-        "segpipe pretrain DATA -o PRE --for WORK --with-labels --set 'training.loss.terms={supcon_voxel: 0.1}'",
+        "segpipe pretrain DATA -o PRE --for SUPCON_WORK --with-labels",
     ),
     "study": ("segpipe study STUDY.yaml -o OUT --dry-run", "segpipe study STUDY.yaml -o OUT"),
     "size": (
