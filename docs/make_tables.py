@@ -28,7 +28,9 @@ from segpipe.networks.parts import (
     PYRAMIDS,
     REGULATORS,
     RESIDUAL_SCALES,
+    SPARSE_FAMILIES,
     Parts,
+    SparseKernels,
 )
 from segpipe.networks.spec import KINDS
 from segpipe.plan.augmentation import AUGMENTATIONS, LOCAL_CHANGES, Augmentation
@@ -71,6 +73,8 @@ def tables() -> dict[str, str]:
         "bottleneck_attentions.md": _choices("bottleneck_attention", BOTTLENECK_ATTENTIONS, Parts),
         "bottleneck_masks.md": _choices("bottleneck_mask", BOTTLENECK_MASKS, Parts),
         "transforms.md": _choices("canonicalise", TRANSFORMS, Parts),
+        "sparse.md": _values(SparseKernels, without=("family",)),
+        "sparse_families.md": _choices("family", SPARSE_FAMILIES, None),
         "bottleneck_mixers.md": _choices("bottleneck_mixer", BOTTLENECK_MIXERS, Parts),
     }
 

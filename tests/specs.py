@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET
-from segpipe.networks.parts import Parts, reads
+from segpipe.networks.parts import Parts, SparseKernels, reads
 from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
@@ -69,6 +69,12 @@ def bottleneck(kind: str, **parts: Any) -> Callable[[str], NetworkSpec]:
     return for_view
 
 
+def sparse(kind: str, family: str) -> Callable[[str], NetworkSpec]:
+    """Half of what is rewritten is 0."""
+    kernels = SparseKernels(family=family, sparsity=0.5)
+    return lambda view: unet(kind, view).model_copy(update={"sparse": kernels})
+
+
 SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a view
     "plain": lambda view: unet("plain", view),
     "residual": lambda view: unet("residual", view),
@@ -93,6 +99,10 @@ VARIANTS: dict[str, Callable[[str], NetworkSpec]] = {  # by what differs from a 
     "pcnorm": lambda view: unet("plain", view, norm="pcnorm", uout=0.1),
     "ccnorm": lambda view: unet("convnext", view, norm="ccnorm"),
     "scnorm": lambda view: unet("residual", view, norm="scnorm", attention="se", attention_position="block"),
+    "sparse_wide": sparse("residual", "wide"),
+    "sparse_parallel": sparse("plain", "parallel"),
+    "sparse_factorised": sparse("plain", "factorised"),
+    "sparse_doped": sparse("residual", "doped"),
     "canonicalise": lambda view: unet("plain", view, canonicalise=("rot_z", "iso_scale")),
     "p3d": lambda view: unet("residual", view, block="basic" if view == "2d" else "p3d_cycle", decoder="residual"),
     "inception": lambda view: unet("residual", view, block="inception_residual", residual_scale="inv_sqrt_depth"),

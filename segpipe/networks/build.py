@@ -42,6 +42,7 @@ from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.initial_weights import is_head
 from segpipe.networks.norms import BlendNorm
+from segpipe.networks.sparse_ift import rewrite_as, widen
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
 
@@ -184,8 +185,9 @@ def build(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
 
 
 def _make(spec: NetworkSpec, n_channels: int, n_outputs: int) -> nn.Module:
-    """The network for the spec's axes, in a canonical frame if the spec wants it."""
-    network = NETWORKS[spec.kind](spec, n_channels, n_outputs)
+    """The network for the spec's axes, with sparse kernels and in a canonical frame if the spec wants it."""
+    spec = widen(spec)
+    network = rewrite_as(NETWORKS[spec.kind](spec, n_channels, n_outputs), spec)
     return Canonicalised(network, spec, n_channels) if spec.parts.canonicalise else network
 
 

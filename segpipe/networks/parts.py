@@ -410,6 +410,41 @@ class InitialWeights(Sparse):
     map_rms: Literal["one", "kept"] = "one"
 
 
+_IFT = "Thangarasa et al. 2024, Sparse-IFT"
+SPARSE_FAMILIES: dict[str, Choice] = {  # sparse_ift.py has a function for each row
+    "wide": Choice(does="wider stages with sparse kernels", source=_IFT),
+    "parallel": Choice(does="sparse convolutions side by side, each with a norm, in place of a dense one", source=_IFT),
+    "factorised": Choice(
+        does="two sparse convolutions with norm and activation between, the second of one voxel",
+        source=_IFT,
+    ),
+    "doped": Choice(does="a sparse convolution and two narrow dense ones, added", source=_IFT),
+}
+
+
+class SparseKernels(Sparse):
+    """Kernels of which a share is 0; the places move while the network trains. Time and memory are those of dense ones.
+
+    Args:
+        family: How the network is rewritten, so that what is not 0 multiplies about as often as the dense network.
+        sparsity: Share of a kernel's numbers that is 0.
+        distribution: uniform: the same share of each kernel. erk: more of large kernels, less of small ones.
+        update_steps: Steps after which places move, again and again.
+        drop_fraction: Share of the numbers that move at the start; it falls along half a cosine.
+        stop_fraction: Share of the training after which no place moves.
+
+    Source:
+        Evci et al. 2020, Rigging the Lottery (RigL), for the moving places.
+    """
+
+    family: Annotated[str, OneOf(SPARSE_FAMILIES)]
+    sparsity: float = Field(default=0.75, ge=0.5, le=0.95)
+    distribution: Literal["uniform", "erk"] = "uniform"
+    update_steps: PositiveInt = 100
+    drop_fraction: float = Field(default=0.3, gt=0, le=1)
+    stop_fraction: float = Field(default=0.75, gt=0, le=1)
+
+
 def aspp_dilations(
     spacing_mm: Sequence[float], size_vox: Sequence[int], n_branches: int = 3
 ) -> tuple[tuple[int, ...], ...]:

@@ -12,7 +12,7 @@ from pydantic import PositiveInt, model_validator
 from segpipe.core.choices import Choice, OneOf
 from segpipe.networks.canonical_transforms import canonical_coordinates
 from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET, is_lite, levels
-from segpipe.networks.parts import BLOCKS, GATES, InitialWeights, Parts, Sparse, aspp_dilations, reads
+from segpipe.networks.parts import BLOCKS, GATES, InitialWeights, Parts, Sparse, SparseKernels, aspp_dilations, reads
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
 _BOTTLENECK = {  # what mixes the voxels of the deepest map
@@ -99,6 +99,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
         own_features=(1, 1, 2, 4, 8, 16),
     ),
 }
+_WITH_DENSE_KERNELS = ("plain", "residual")
 _PER_STAGE = ("strides_zyx", "kernels_zyx", "blocks")
 _MOST_STAGES = 16
 _MOST: dict[str, int] = {  # of one entry, far beyond any network: what is larger is a mistake or an attack
@@ -136,6 +137,7 @@ class NetworkSpec(Sparse):
         decoder_convolutions: Convolutions or blocks of each decoder stage, one entry fewer than stages.
         parts: What differs from nnU-Net's parts.
         weights: Where the weights before training come from; None: random.
+        sparse: What its kernels are rewritten as; None: they are dense.
     """
 
     kind: Annotated[str, OneOf(KINDS)]
@@ -146,6 +148,7 @@ class NetworkSpec(Sparse):
     decoder_convolutions: tuple[PositiveInt, ...]
     parts: Parts = Parts()
     weights: InitialWeights | None = None
+    sparse: SparseKernels | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkSpec:
@@ -174,7 +177,23 @@ class NetworkSpec(Sparse):
         if self.parts.canonicalise:
             canonical_coordinates(self.parts.canonicalise, self.n_axes)
         self._expect_own_topology()
+        self._expect_dense_kernels()
         return self
+
+    def _expect_dense_kernels(self) -> None:
+        """Refuse sparse kernels where there is nothing to rewrite, or where widths are bound to something else."""
+        if self.sparse is None:
+            return
+        if self.kind not in _WITH_DENSE_KERNELS:
+            raise ValueError(
+                f"sparse: kind {self.kind!r} has few dense kernels or widths of its own; take kind "
+                f"{' or '.join(_WITH_DENSE_KERNELS)}, or leave sparse out"
+            )
+        if self.sparse.family == "wide" and (self.parts.bottleneck_attention or self.parts.bottleneck_mixer):
+            raise ValueError(
+                "sparse: family 'wide' changes the width of the deepest stage, on which attention and mixers of the "
+                "bottleneck depend; take family parallel, factorised or doped"
+            )
 
     def _expect_plausible(self) -> None:
         """Before anything is built, which could take all memory or hours."""

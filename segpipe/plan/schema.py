@@ -398,6 +398,7 @@ class Plan(Record):
         if not set(self.mirror_axes) <= {0, 1, 2} or len(set(self.mirror_axes)) != len(self.mirror_axes):
             raise ValueError(f"mirror_axes {self.mirror_axes} must be a subset of 0, 1, 2")
         self._expect_swaps()
+        self._expect_learnable_masks()
         self.training.loss.labels_with_lines(self.labels.names)
         if not self.configurations:
             raise ValueError("configurations is empty")
@@ -428,6 +429,22 @@ class Plan(Record):
     def n_inputs(self, configuration: Configuration) -> int:
         """Count the input channels of a configuration: the image's, and in a cascade one for each label value."""
         return len(self.channels) + (len(self.labels.values) if configuration.previous else 0)
+
+    def _expect_learnable_masks(self) -> None:
+        """Refuse sparse kernels with an optimizer that takes a kernel as a whole, or trains another part of it."""
+        masked = [name for name, c in self.configurations.items() if c.network.sparse]
+        optimizer = self.training.optimizer
+        if masked and optimizer.startswith("muon"):
+            raise ValueError(
+                f"configurations.{masked[0]}.network.sparse with training.optimizer {optimizer!r}: muon makes the "
+                "update of a kernel orthogonal as a whole, and that of its unmasked part is not. Take training.optimizer sgd, "
+                "adamw or spam"
+            )
+        if masked and self.training.spam_density < 1:
+            raise ValueError(
+                f"configurations.{masked[0]}.network.sparse with training.spam_density {self.training.spam_density}: "
+                "both choose which numbers of a kernel learn. Leave one of them out"
+            )
 
     def _expect_swaps(self) -> None:
         swapped_indices(self.labels, self.mirror_swaps)

@@ -38,6 +38,7 @@ from segpipe.train.distributed import ALONE, Group
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
 from segpipe.train.restoration import Restoration, restoration_loss
+from segpipe.train.rigl import RigL
 from segpipe.train.sampling import Batch, Sampling, draw_batch
 from segpipe.train.sharpness import sharpness_of
 from segpipe.train.spam import Spam
@@ -180,6 +181,8 @@ class FoldTraining:
         order = memory_format(kind, n_axes, device, trains=True, wanted=training.channels_last)
         network = network.to(memory_format=order)
         self.network = group.share_statistics(network.to(device), device)
+        sparse = configuration.network.sparse
+        self.rigl = RigL(self.network, sparse, training.seed) if sparse else None
         self.average = WeightAverage(self.network, training.weight_average) if training.weight_average else None
         self.contrast = contrast_for(
             self.network, configuration.network, training.loss, restores=bool(data.restoration)
@@ -209,6 +212,7 @@ class FoldTraining:
             "network": cpu_copy(self.network.state_dict()),
             "pretrained": sorted(self.pretrained),
             "contrast": cpu_copy(self.contrast.state_dict()) if self.contrast else {},
+            "masks": self.rigl.state() if self.rigl else {},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "average": cpu_copy(self.average.network.state_dict()) if self.average else {},
@@ -220,6 +224,8 @@ class FoldTraining:
         """Resume from a state."""
         self.at = Progress(state["iteration"], state["epoch"], state["seconds"], list(state["history"]))
         self.network.load_state_dict(state["network"])
+        if self.rigl:
+            self.rigl.restore(state["masks"])
         self.pretrained = frozenset(state.get("pretrained", ()))  # states of older versions do not know
         if self.contrast:
             self.contrast.load_state_dict(state["contrast"])
@@ -278,6 +284,8 @@ class FoldTraining:
         if self.sharpness:
             with self.sharpness.move():
                 self._compute_gradients(parts)
+        if self.rigl:
+            self.rigl.mask_gradients(self.optimizer, self.at.iteration, Schedule(training).progress(self.at))
         if training.gradient_clip:
             self.scaler.unscale_(self.optimizer)
             more = self.contrast.parameters() if self.contrast else ()
@@ -286,6 +294,8 @@ class FoldTraining:
         self.scaler.update()
         if self.average:
             self.average.update(self.network)
+        if self.rigl:
+            self.rigl.mask_weights(self.network, *([self.average.network] if self.average else []))
         self.hooks.lap("optimizer")
         value = sum(loss.value() for loss in losses)
         self._expect_finite(value)
