@@ -413,7 +413,7 @@ class InitialWeights(Sparse):
 _IFT = "Thangarasa et al. 2024, Sparse-IFT"
 SPARSE_FAMILIES: dict[str, Choice] = {  # sparse_ift.py has a function for each row
     "wide": Choice(does="wider stages with sparse kernels", source=_IFT),
-    "parallel": Choice(does="sparse convolutions side by side, each with a norm, in place of a dense one", source=_IFT),
+    "parallel": Choice(does="the sum of sparse convolutions, each with a norm, in place of a dense one", source=_IFT),
     "factorised": Choice(
         does="two sparse convolutions with norm and activation between, the second of one voxel",
         source=_IFT,

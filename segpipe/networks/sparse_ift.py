@@ -44,7 +44,7 @@ def widen(spec: NetworkSpec) -> NetworkSpec:
 
 
 def n_branches(sparsity: float) -> int:
-    """Sparse convolutions side by side in the place of a dense one."""
+    """Number of sparse convolutions in the place of a dense one."""
     return round(1 / (1 - sparsity))
 
 

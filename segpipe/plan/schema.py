@@ -437,8 +437,8 @@ class Plan(Record):
         if masked and optimizer.startswith("muon"):
             raise ValueError(
                 f"configurations.{masked[0]}.network.sparse with training.optimizer {optimizer!r}: muon makes the "
-                "update of a kernel orthogonal as a whole, and that of its unmasked part is not. Take training.optimizer "
-                "sgd, adamw or spam"
+                "update of a kernel orthogonal as a whole, and that of its unmasked part is not. Take "
+                "training.optimizer sgd, adamw or spam"
             )
         if masked and self.training.spam_density < 1:
             raise ValueError(
