@@ -148,6 +148,7 @@ def test_kinds_without_dense_kernels_and_bound_widths_are_refused():
     sparse = SparseKernels(family="wide")
     for spec, text in (
         (small_spec("convnext"), "has few dense kernels"),
+        (VARIANTS["regulated_gru"]("3d"), "without a regulator"),
         (VARIANTS["convmixer"]("3d"), "changes the width of the deepest stage"),
     ):
         values = {name: getattr(spec, name) for name in type(spec).model_fields} | {"sparse": sparse}

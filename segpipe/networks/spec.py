@@ -189,6 +189,11 @@ class NetworkSpec(Sparse):
                 f"sparse: kind {self.kind!r} has few dense kernels or widths of its own; take kind "
                 f"{' or '.join(_WITH_DENSE_KERNELS)}, or leave sparse out"
             )
+        if self.parts.block != "basic" or self.parts.regulator is not None:
+            raise ValueError(
+                "sparse: only convolutions of stages with block 'basic' and without a regulator are rewritten; leave "
+                "block and regulator out, or sparse"
+            )
         if self.sparse.family == "wide" and (self.parts.bottleneck_attention or self.parts.bottleneck_mixer):
             raise ValueError(
                 "sparse: family 'wide' changes the width of the deepest stage, on which attention and mixers of the "
