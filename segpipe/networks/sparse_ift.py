@@ -71,10 +71,10 @@ class Branches(nn.Module):
 
 
 def _wide(convolution: Convolution, *_: object) -> nn.Sequential:
-    return _masked(convolution)
+    return _mask_name(convolution)
 
 
-def _masked(convolution: nn.Module, **behind: nn.Module) -> nn.Sequential:
+def _mask_name(convolution: nn.Module, **behind: nn.Module) -> nn.Sequential:
     """A convolution under the name by which `sparse_kernels` finds its kernel, and what comes behind it."""
     return nn.Sequential(OrderedDict({_SPARSE_NAME: convolution}, **behind))
 
@@ -82,17 +82,17 @@ def _masked(convolution: nn.Module, **behind: nn.Module) -> nn.Sequential:
 def _parallel(convolution: Convolution, sparsity: float, make_norm: MakeLayer, _: MakeLayer) -> nn.Module:
     branches: OrderedDict[str, nn.Module] = OrderedDict()
     for index in range(n_branches(sparsity)):
-        branches[str(index)] = _masked(deepcopy(convolution), norm=make_norm(convolution.out_channels))
+        branches[str(index)] = _mask_name(deepcopy(convolution), norm=make_norm(convolution.out_channels))
     return Branches(branches)
 
 
-def _factorised(convolution: Convolution, sparsity: float, make_norm: MakeLayer, make_nonlin: MakeLayer) -> nn.Module:
+def _factorise(convolution: Convolution, sparsity: float, make_norm: MakeLayer, make_nonlin: MakeLayer) -> nn.Module:
     n = inner_features(*_sizes(convolution), sparsity)
     first, second = _factors(convolution, n, bias=convolution.bias is not None)
-    return nn.Sequential(_masked(first, norm=make_norm(n), nonlin=make_nonlin(n)), _masked(second))
+    return nn.Sequential(_mask_name(first, norm=make_norm(n), nonlin=make_nonlin(n)), _mask_name(second))
 
 
-def _doped(convolution: Convolution, sparsity: float, *_: MakeLayer) -> nn.Module:
+def _dope(convolution: Convolution, sparsity: float, *_: MakeLayer) -> nn.Module:
     first, second = _factors(convolution, rank(*_sizes(convolution), sparsity), bias=False)
     dense = nn.Sequential(OrderedDict(conv=first, project=second))
     return Branches(OrderedDict({_SPARSE_NAME: convolution, "dense": dense}))
@@ -101,8 +101,8 @@ def _doped(convolution: Convolution, sparsity: float, *_: MakeLayer) -> nn.Modul
 _REWRITERS: dict[str, Callable[[Convolution, float, MakeLayer, MakeLayer], nn.Module]] = {
     "wide": _wide,
     "parallel": _parallel,
-    "factorised": _factorised,
-    "doped": _doped,
+    "factorised": _factorise,
+    "doped": _dope,
 }
 REWRITE = functions_for(SPARSE_FAMILIES, _REWRITERS, "SPARSE_FAMILIES of networks/parts.py")
 
