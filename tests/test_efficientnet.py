@@ -230,8 +230,8 @@ def test_drop_path_rises_to_the_fraction_and_only_where_there_is_an_addition():
     assert len(fractions) == 23 and fractions == sorted(fractions)
     assert fractions[0] == 0 and fractions[-1] == pytest.approx(0.2)
     assert fractions[1] == pytest.approx(0.2 / 22)
-    assert [block.adds for stage in network.encoder.stages for block in stage.blocks[:1]] == [False] * 7
-    assert all(block.adds for stage in network.encoder.stages for block in stage.blocks[1:])
+    assert [block.add is not None for stage in network.encoder.stages for block in stage.blocks[:1]] == [False] * 7
+    assert all(block.add is not None for stage in network.encoder.stages for block in stage.blocks[1:])
 
 
 def test_a_block_adds_its_scaled_branch_or_drops_it():
@@ -262,7 +262,7 @@ def test_parts_reach_the_mobile_blocks():
     spec = spec_of(attention="eca", attention_position="after_add", residual_scale=0.5, checkpointing=True)
     network = on_meta(spec, 1, 2)
     block = network.encoder.stages[1].blocks[1]
-    assert n_parameters(block.gate_of_sum) == 3 and block.scale == 0.5  # ECA has 3 weights for 24 channels
+    assert n_parameters(block.gate_of_sum) == 3 and block.add.factor == 0.5  # ECA has 3 weights for 24 channels
     assert all(stage.checkpointing for stage in network.encoder.stages)
 
 

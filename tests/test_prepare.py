@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,7 @@ from segpipe.prepare.dataset import prepare_dataset, preparing_bytes
 from segpipe.prepare.store import open_cases
 
 CASES = ("c0", "c1", "c2")
+_TICK_SECONDS = 0.02  # longer than a tick of the clock that stamps files
 
 
 @pytest.fixture
@@ -66,7 +68,9 @@ def test_every_case_is_prepared_once(work, capsys):
 def test_touched_files_are_compared_and_not_prepared_again(touch, work, capsys):
     folder = prepared(work)
     before = times(folder)
+    time.sleep(_TICK_SECONDS)
     touch(image_of(work, "c1"))
+    time.sleep(_TICK_SECONDS)
     capsys.readouterr()
     assert times(prepared(work)) == before
     assert "comparing files: 1/1" in capsys.readouterr().err

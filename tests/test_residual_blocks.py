@@ -48,7 +48,7 @@ def test_growth_of_variance_over_a_hundred_residual_branches(rule, expected):
     """Branches W2 relu(W1 x) that keep the variance: (1 + s²)^L. Seen by others: 3.4e29, 2.76, 1.011."""
     torch.manual_seed(0)
     n, depth = 512, 100
-    sums = follow_depth(nn.ModuleList(BranchSum(rule, 3, n) for _ in range(depth)))
+    sums = follow_depth(nn.ModuleList(BranchSum(rule, n) for _ in range(depth)))
     start = x = torch.randn(16, n)
     for each in sums:
         hidden = torch.relu(x @ (torch.randn(n, n) * (2 / n) ** 0.5))
@@ -64,8 +64,8 @@ def test_the_depth_of_a_rule_is_the_number_of_additions():
 
 @pytest.mark.parametrize(("n_blocks", "start"), [(18, 0.1), (19, 1e-5), (25, 1e-6)])
 def test_layerscale_starts_by_depth(n_blocks, start):
-    sums = follow_depth(nn.ModuleList(BranchSum("layerscale", 2, 3) for _ in range(n_blocks)))
-    torch.testing.assert_close(sums[0].scale, torch.full((3, 1, 1), start))
+    sums = follow_depth(nn.ModuleList(BranchSum("layerscale", 3) for _ in range(n_blocks)))
+    torch.testing.assert_close(sums[0].scale, torch.full((3,), start))
 
 
 @pytest.mark.parametrize("rule", ["rezero", "layerscale"])

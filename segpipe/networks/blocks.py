@@ -110,7 +110,7 @@ class Layers:
 
     def addition(self, n_features: int) -> BranchSum:
         """Adds a branch, by the spec's scale, to the input of its block."""
-        return BranchSum(self.parts.residual_scale, self.n_axes, n_features)
+        return BranchSum(self.parts.residual_scale, n_features)
 
     def attention(self, n_features: int, position: str) -> nn.Module:
         """The spec's gate if it sits at this position (`Parts.attention_position`), otherwise the identity."""
@@ -212,21 +212,20 @@ class BranchSum(nn.Module):
 
     Args:
         rule: `Parts.residual_scale`.
-        n_axes: 2 or 3.
         n_features: Channels.
     """
 
-    def __init__(self, rule: float | str, n_axes: int, n_features: int) -> None:
+    def __init__(self, rule: float | str, n_features: int) -> None:
         super().__init__()
         self.rule = rule
         self.factor = 1.0 if isinstance(rule, str) else rule
         numbers = {"layerscale": n_features, "rezero": 1}.get(str(rule))  # of those learned
-        self.scale = None if numbers is None else nn.Parameter(torch.ones(numbers, *(1,) * n_axes))
+        self.scale = None if numbers is None else nn.Parameter(torch.ones(numbers))
 
     def forward(self, x: Tensor, branch: Tensor) -> Tensor:
         if self.scale is None:
             return torch.add(x, branch, alpha=self.factor)
-        return x + self.scale.to(branch.dtype) * branch
+        return x + self.scale.to(branch.dtype).view(-1, *(1,) * (branch.ndim - 2)) * branch
 
 
 def follow_depth(network: nn.Module) -> nn.Module:

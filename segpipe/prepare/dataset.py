@@ -119,7 +119,8 @@ def _changed_fault(work: Work, dataset: Dataset, changed: list[str]) -> DataErro
 
 def _is_noted(case: Case, noted: dict[str, list[tuple[str, int]]], signatures: dict[str, str]) -> bool:
     newest = max(_change_time_ns(Path(file)) for file in _files(case))
-    return any(signature == signatures[case.case_id] and newest <= at for signature, at in noted[case.case_id])
+    # a change in the same tick of the system's clock as the note may have come after it
+    return any(signature == signatures[case.case_id] and newest < at for signature, at in noted[case.case_id])
 
 
 def _change_time_ns(path: Path) -> int:
