@@ -97,6 +97,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Train one fold as the command line says."""
     args = _arguments(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit ends the augmentation workers
+    if hasattr(
+        os, "register_at_fork"
+    ):  # a pool ends its forked workers by SIGTERM: what waits for a lock runs no Python
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     try:
         _run(args)
     except SegpipeError as fault:
