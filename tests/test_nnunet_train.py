@@ -74,6 +74,35 @@ def test_folds_come_from_either_tool_and_only_of_this_dataset(tmp_path):
             read_folds(file, other)
 
 
+FORKS = """
+import multiprocessing, os, signal
+from segpipe.bridge.nnunet_train import end_in_order
+
+def wait():
+    begun.set()
+    lock.acquire()
+
+end_in_order()
+fork = multiprocessing.get_context("fork")
+lock, begun = fork.Lock(), fork.Event()
+lock.acquire()
+child = fork.Process(target=wait)
+child.start()
+begun.wait()
+child.terminate()
+child.join(20)
+print(child.exitcode, flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not forked here")
+def test_a_forked_worker_ends_by_sigterm_and_the_training_in_order():
+    """The worker by the signal itself, though it waits for a lock; the process that forked it with code 143."""
+    done = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.split(), done.returncode) == (["-15"], 143), done.stderr
+
+
 @pytest.mark.slow
 def test_the_benchmark_trains_nnunetv2_and_leaves_masks_and_a_report(tmp_path):
     write_nnunet(tmp_path / "data", CASES)

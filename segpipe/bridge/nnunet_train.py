@@ -96,15 +96,18 @@ def train_nnunet(data: Path, splits: Path, job: NnunetJob, output: Path, shared:
 def main(arguments: list[str] | None = None) -> None:
     """Train one fold as the command line says."""
     args = _arguments(arguments)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an orderly exit ends the augmentation workers
-    if hasattr(
-        os, "register_at_fork"
-    ):  # a pool ends its forked workers by SIGTERM: what waits for a lock runs no Python
-        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    end_in_order()
     try:
         _run(args)
     except SegpipeError as fault:
         sys.exit(f"{fault}")
+
+
+def end_in_order() -> None:
+    """Exit on SIGTERM as after an error, which ends the augmentation workers; workers that are forked just end."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    if hasattr(os, "register_at_fork"):  # pools end workers by SIGTERM, and one that waits for a lock runs no Python
+        os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def _require_nnunetv2() -> None:
