@@ -118,3 +118,5 @@ def test_what_cannot_work_is_refused():
     spec = unet("plain", "3d").model_copy(update={"kind": "segresnet"})
     with pytest.raises(PlanError, match=r"network\.kind segresnet does not have"):
         VoxelContrast(torch.nn.Identity(), spec, Loss(terms=terms))
+    with pytest.raises(ValueError, match="compiled: true with the term supcon_voxel of loss"):
+        plan_with(loss=Loss(terms=terms), compiled=True)

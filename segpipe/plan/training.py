@@ -22,7 +22,7 @@ from segpipe.core.choices import Choice, OneOf, unread_parameters
 from segpipe.core.records import Record
 from segpipe.networks.parts import writes_defaults
 from segpipe.plan.augmentation import Augmentation
-from segpipe.plan.loss import Loss
+from segpipe.plan.loss import TERMS, Loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +163,8 @@ class Training(Record):
         augmentation: none, light, nnunet, strong, or changes to one of them.
         precision: bf16, fp16, fp32, or auto: bf16 on devices that have it, else fp16 on CUDA and fp32 elsewhere;
             nnunet: fp16 on CUDA and fp32 elsewhere, as nnU-Net. fp32 on CUDA is not TF32.
-        compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there.
+        compiled: Whether the network is compiled; None: on CUDA, if Triton and a C compiler are there and no term of
+            the loss watches the network inside.
         channels_last: Whether a voxel's channels are adjacent in memory; None: on CPUs where the network is
             plain or residual, which makes it faster.
         seed: Of everything random in training.
@@ -217,6 +218,16 @@ class Training(Record):
     def _is_watched(self) -> Training:
         if self.early_stop_epochs is not None and not self.validation_iterations:
             raise ValueError("early_stop_epochs needs validation patches; set validation_iterations above 0")
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_compiled(self) -> Training:
+        watching = [term for term in self.loss.terms if TERMS[term].reads_features]
+        if self.compiled and watching:
+            raise ValueError(
+                f"compiled: true with the term {watching[0]} of loss, which watches the network inside, where compiled "
+                "code cannot be watched; leave compiled out, or the term"
+            )
         return self
 
     @model_validator(mode="after")
