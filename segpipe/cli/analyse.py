@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
@@ -12,6 +13,11 @@ from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine
 
 _WIDTH = 80
+
+
+def _echo_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
 
 
 @click.command("trajectory", short_help="Compare the path through weight space with random motion.")
@@ -35,8 +41,7 @@ def _analyse_trajectory(work: Path, configuration: str | None, folds: tuple[str,
         return
     for one, picture in zip(found.trajectories, found.pictures, strict=True):
         echo(trajectory.trajectory_text(one))
-        for note in one.notes:
-            echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+        _echo_notes(one.notes)
         echo(f"  Picture: {picture}")
 
 
@@ -72,8 +77,7 @@ def _analyse_variance(
         return
     for one in found.folds:
         echo(variance.variance_text(one))
-        for note in one.notes:
-            echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+        _echo_notes(one.notes)
 
 
 @click.command("sites", short_help="Compare sites by what the network sees in their cases.")
@@ -106,8 +110,7 @@ def _analyse_sites(
         print_json(found.model_dump(mode="json"))
         return
     echo(sites.sites_text(found))
-    for note in found.notes:
-        echo("\n".join(textwrap.wrap(note, _WIDTH, initial_indent="  ", subsequent_indent="  ")))
+    _echo_notes(found.notes)
 
 
 @click.command("pruning", short_help="Measure whether the loss just after pruning tells how good a network becomes.")

@@ -13,14 +13,13 @@ from segpipe.analyse.sites import pair_cosines, pooled_features, similarity_png
 from segpipe.core.errors import UsageError
 from segpipe.core.files import whole_file
 from segpipe.core.records import Record
-from segpipe.core.text import command_text, count
+from segpipe.core.text import count
 from segpipe.core.work import FoldFolder
 from segpipe.evaluate.groups import SITE, UNKNOWN, read_cases
 from segpipe.networks.device import resolve_device
 from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import Machine
-from segpipe.pipeline.train import open_fold, prepared_cases
-from segpipe.predict.folds import choose_folds
+from segpipe.pipeline.train import numbered_folds, open_fold, prepared_cases
 from segpipe.predict.model import load_out_of_fold
 
 _NAME = "sites"  # of the files in the configuration's folder
@@ -91,15 +90,9 @@ def resolve(request: SitesRequest) -> SitesJob:
     """
     planned = PlannedWork.load(request.folder)
     name = default_configuration(planned.plan, request.configuration)
-    run = planned.work.run(name)
     if planned.plan.configurations[name].previous is not None:
         raise UsageError(f"-c {name}: a cascade sees labels beside images. Choose the configuration that guides it.")
-    trained = [path.name.removeprefix("fold_") for path in run.glob("fold_*") if FoldFolder(path).weights.is_file()]
-    found = sorted(fold for fold in trained if fold.isdecimal())
-    if not found:
-        train = command_text("segpipe", "train", str(planned.work.path), "-c", name)
-        raise UsageError(f"{run}: no trained fold. Train one first: `{train}`.")
-    folds, _ = choose_folds(run, found, request.folds)
+    folders = numbered_folds(planned.work, name, request.folds)
     if request.cases is not None:
         table = read_cases(request.cases, (request.by,)).groups[request.by]
     elif request.by == SITE:
@@ -108,7 +101,7 @@ def resolve(request: SitesRequest) -> SitesJob:
         raise UsageError(
             f"--by {request.by}: the dataset knows sites alone. Add --cases with a table that has this column."
         )
-    seen = {case_id for fold in folds for case_id in planned.splits.folds[int(fold)].validation}
+    seen = {case_id for fold in folders for case_id in planned.splits.folds[int(fold)].validation}
     sites = {case_id: table.get(case_id) or UNKNOWN for case_id in seen}
     if len(set(sites.values())) < 2:
         raise UsageError(
@@ -116,7 +109,7 @@ def resolve(request: SitesRequest) -> SitesJob:
             f"{request.by} ({next(iter(sites.values()), UNKNOWN)}), expected two or more. Name others with --cases and "
             "--by."
         )
-    return SitesJob(request, planned, name, {fold: planned.work.fold(name, fold) for fold in folds}, sites)
+    return SitesJob(request, planned, name, folders, sites)
 
 
 def run(job: SitesJob) -> SiteSimilarity:

@@ -15,7 +15,7 @@ from segpipe.core.foreseen import Foreseen, free_disk_bytes
 from segpipe.core.history import History
 from segpipe.core.machine import free_bytes, n_processes, rank
 from segpipe.core.progress import say
-from segpipe.core.text import count
+from segpipe.core.text import command_text, count
 from segpipe.core.work import FoldFolder, Work
 from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.ledger import append_scoring, file_digest, scoring_of
@@ -34,6 +34,7 @@ from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import OPTIMIZERS
 from segpipe.plan.training_stats import TrainingStats
+from segpipe.predict.folds import choose_folds
 from segpipe.predict.model import load_out_of_fold
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.outputs import mask_path
@@ -260,6 +261,21 @@ def open_fold(prepared: Path, splits: Splits, fold: int, machine: Machine, guide
         for case_ids in (split.train, split.validation)
     )
     return FoldData(fold=fold, split=split, train=train, validation=validation)
+
+
+def numbered_folds(work: Work, configuration: str, asked: Sequence[str]) -> dict[str, FoldFolder]:
+    """Folds that have weights, trained to the end or not, by number; without the one trained on every case.
+
+    Raises:
+        UsageError: If there is none, or not one that is asked for.
+    """
+    run = work.run(configuration)
+    found = [path.parent.name.removeprefix("fold_") for path in run.glob("fold_*/checkpoint.safetensors")]
+    numbers = [name for name in found if name.isdecimal()]
+    if not numbers:
+        train = command_text("segpipe", "train", str(work.path), "-c", configuration)
+        raise UsageError(f"{run}: no trained fold. Train one first: `{train}`.")
+    return {fold: work.fold(configuration, fold) for fold in choose_folds(run, numbers, asked)[0]}
 
 
 def collect_scores(work: Work, configuration: str, splits: Splits) -> ScoreTable:

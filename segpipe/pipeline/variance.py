@@ -9,15 +9,14 @@ from pathlib import Path
 from segpipe.analyse.variance import LayerVariance, measure_variance
 from segpipe.core.errors import UsageError
 from segpipe.core.records import Record
-from segpipe.core.text import command_text, count
+from segpipe.core.text import count
 from segpipe.core.work import FoldFolder
 from segpipe.networks.device import resolve_device
 from segpipe.networks.parts import NORMS
 from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import Machine
-from segpipe.pipeline.train import open_fold, prepared_cases
+from segpipe.pipeline.train import numbered_folds, open_fold, prepared_cases
 from segpipe.plan.schema import Plan
-from segpipe.predict.folds import choose_folds
 from segpipe.train.checkpoint import load_weights
 from segpipe.train.fold import FoldTraining
 
@@ -82,16 +81,7 @@ def resolve(request: VarianceRequest) -> VarianceJob:
     """
     planned = PlannedWork.load(request.folder)
     name = default_configuration(planned.plan, request.configuration)
-    run = planned.work.run(name)
-    trained = sorted(
-        path.name.removeprefix("fold_") for path in run.glob("fold_*") if FoldFolder(path).weights.is_file()
-    )
-    found = [fold for fold in trained if fold.isdecimal()]
-    if not found:
-        train = command_text("segpipe", "train", str(planned.work.path), "-c", name)
-        raise UsageError(f"{run}: no trained fold. Train one first: `{train}`.")
-    folds, _ = choose_folds(run, found, request.folds)
-    folders = {fold: planned.work.fold(name, fold) for fold in folds}
+    folders = numbered_folds(planned.work, name, request.folds)
     for folder in folders.values():
         norm = Plan.load(folder.plan).configurations[name].network.parts.norm
         if not NORMS[norm].keeps_running:
