@@ -41,8 +41,8 @@ def _complete_metrics(ctx: click.Context, param: click.Parameter, incomplete: st
 
 
 @click.command("evaluate", cls=Command, old={"--preset": "--metric-preset", "--device": ""})
-@click.option("-r", "--reference", type=click.Path(path_type=Path), required=True)
-@click.option("-p", "--predictions", type=click.Path(path_type=Path), required=True)
+@click.option("-r", "--reference", type=click.Path(path_type=Path), required=True, help="Folder, file or dataset.")
+@click.option("-p", "--predictions", type=click.Path(path_type=Path), required=True, help="Folder or file.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write the table of scores here (CSV).")
 @click.option("-l", "--labels", help="1,2 or organ,tumour or a=1,region=1+2 or a .json. Default: as REFERENCE says.")
 @click.option(
