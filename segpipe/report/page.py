@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from dataclasses import dataclass
 from importlib import resources
 from math import isfinite
@@ -12,6 +13,7 @@ from segpipe.core.text import MOST_ROWS, N_ENDS
 from segpipe.evaluate.summary import SummaryRow
 from segpipe.report.methods_text import MethodsText
 
+_CODE = re.compile("`([^`]+)`")
 STATUS_TEXT = {"both_empty": "both empty", "missed": "missed", "spurious": "spurious"}
 
 
@@ -177,6 +179,11 @@ def render(page: object, template: str = "page.html.jinja") -> str:
         template: Name of a template beside this file.
     """
     import jinja2
+    import markupsafe
+
+    def with_code(text: str) -> markupsafe.Markup:
+        """A text for people as HTML: what stands in backticks is code."""
+        return markupsafe.Markup(_CODE.sub(r"<code>\1</code>", str(markupsafe.escape(text))))
 
     folder = resources.files("segpipe.report")
     environment = jinja2.Environment(
@@ -187,4 +194,5 @@ def render(page: object, template: str = "page.html.jinja") -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters["with_code"] = with_code
     return environment.get_template(template).render(page=page, most_rows=MOST_ROWS, n_ends=N_ENDS)
