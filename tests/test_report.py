@@ -238,7 +238,7 @@ def test_a_fold_trained_with_another_plan_and_a_fold_of_all_cases_are_told(work:
     write_history(run_folder / "fold_all" / "history.csv", 3, 5)
     assert [fold.name for fold in read_work(work).runs[0].folds] == ["0", "1", "2", "all"]
     page = report_of(work)
-    assert "Folds 1, 2 trained with training.epochs 50 (plan.yaml: 1000)." in page.text
+    assert "Folds 1, 2 trained with 50 epochs (plan.yaml: 1000)." in page.text
     assert any(
         "fold all: 5 epochs in 24 s, training loss ends at" in (attributes.get("alt") or "")
         for _, attributes in page.tags

@@ -14,6 +14,14 @@ from segpipe.core.work import FoldFolder, Work
 from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 
+_IN_WORDS = {  # by key of the plan; others are named by their key
+    "training.epochs": "{} epochs",
+    "training.iterations": "{} steps",
+    "training.time_budget_seconds": "a time budget of {} s",
+    "training.learning_rate": "a learning rate of {}",
+    "training.seed": "seed {}",
+}
+
 
 @dataclass(frozen=True)
 class PlanChange:
@@ -24,9 +32,10 @@ class PlanChange:
     planned: Any
 
     def __str__(self) -> str:
-        """The change for people, e.g. `training.epochs 50 (plan.yaml: 1000)`."""
+        """The change for people, e.g. `50 epochs (plan.yaml: 1000)`."""
         planned = "not set in plan.yaml" if self.planned is None else f"plan.yaml: {_value_text(self.planned)}"
-        return f"{self.key} {_value_text(self.value)} ({planned})"
+        words = _IN_WORDS.get(self.key) if self.value is not None else None
+        return f"{(words or f'{self.key} {{}}').format(_value_text(self.value))} ({planned})"
 
     @property
     def assignment(self) -> str:
