@@ -61,7 +61,7 @@ def test_a_packed_model_predicts_as_its_folder(tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "a/prediction.json").read_text("utf-8") == (tmp_path / "b/prediction.json").read_text("utf-8")
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-f", "4"]) == 2
     said = capsys.readouterr().err
-    assert "m.segpipe.zip/runs/3d_fullres: has no trained fold 4 (it has 0, 1)" in said
+    assert "m.segpipe.zip: has no trained fold 4 (it has 0, 1)" in said
     assert "model.yaml" not in said and "m.segpipe.zip: masks are postprocessed, as it was packed." in said
     assert run(["predict", "-m", str(packed), "-o", str(tmp_path / "c"), *common, "-c", "2d"]) == 2
     said = capsys.readouterr().err
@@ -215,10 +215,8 @@ def test_a_line_about_an_opened_model_names_the_package(packed: Path, tmp_path: 
         packed, tmp_path / "m.segpipe.zip", lambda parts: [p for p in parts if "trained_on" not in p[0].filename]
     )
     notes = segpipe.load(bare, device="cpu").notes
-    assert any(
-        note.startswith(f"warning: {bare}/runs/3d_fullres/fold_0: the training images are not") for note in notes
-    )
-    with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}/runs/3d_fullres: has no trained fold 4"):
+    assert any(note.startswith(f"warning: {bare}: the training images are not") for note in notes)
+    with pytest.raises(UsageError, match=f"^{re.escape(str(bare))}: has no trained fold 4"):
         segpipe.load(bare, folds=[4])
 
 

@@ -409,7 +409,7 @@ def test_validation_probabilities_are_counted_and_correct_saved_ones(trained, tm
     packed = tmp_path / "m.segpipe.zip"
     assert run(["pack", str(work.path), "-o", str(packed)]) == 0
     model = segpipe.load(packed, device="cpu", calibrated=True)
-    assert model.ensemble.temperature == 4 and f"{packed}/runs/3d_fullres/calibration.json" in model.notes[-1]
+    assert model.ensemble.temperature == 4 and any(f"temperature 4.00 ({packed})" in note for note in model.notes)
     found.model_copy(update={"weights": {"3d_fullres/0": "0" * 12}}).save(work.calibration("3d_fullres"))
     with pytest.raises(UsageError, match="3d_fullres/0 has been trained again since"):
         segpipe.load(work.path, device="cpu", calibrated=True)

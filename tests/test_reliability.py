@@ -14,6 +14,7 @@ from scipy.special import expit, logit, softmax
 
 from segpipe.core.errors import DataError
 from segpipe.core.labels import Label, LabelSet
+from segpipe.core.probabilities import TEMPERATURE_RANGE
 from segpipe.evaluate.calibration import N_BINS, expected_calibration_error, near_masks, tally
 from segpipe.evaluate.reliability import (
     TEMPERATURES,
@@ -230,6 +231,20 @@ def test_probabilities_are_tempered_as_their_logits_are():
     logits = torch.randn(3, 50, generator=torch.Generator().manual_seed(0)) * 4
     assert torch.allclose(apply_temperature(logits.softmax(0), 2.0, LABELS), (logits / 2).softmax(0), atol=1e-6)
     assert torch.allclose(apply_temperature(logits.sigmoid(), 0.5, REGIONS), (logits * 2).sigmoid(), atol=1e-6)
+
+
+def test_a_temperature_at_an_end_of_the_list_is_told():
+    assert (TEMPERATURES[0], TEMPERATURES[-1]) == TEMPERATURE_RANGE
+    random, cases = np.random.default_rng(0), {}
+    for number in range(2):
+        reference = random.integers(0, 3, (4, 16, 16)).astype(np.int16)  # which sure networks cannot know
+        logits = random.normal(0, 99, (3, 4, 16, 16)).astype(np.float32)
+        cases[str(number)] = (count_case(reference, logits, logits.argmax(0).astype(np.uint8)),)
+    found = summarise_calibration({"0": cases}, ("a", "b"), {})
+    assert found.temperature == 8
+    assert "Temperature 8.00 (the largest tried) from all folds: " in calibration_table(found).caption
+    assert found.model_copy(update={"temperature": 0.25}).temperature_text == "0.25 (the smallest tried)"
+    assert found.model_copy(update={"temperature": 1.0}).temperature_text == "1.00"
 
 
 def test_each_fold_is_corrected_by_the_others():

@@ -17,6 +17,7 @@ from segpipe.core.header import beside
 from segpipe.core.labels import LabelSet
 from segpipe.core.records import Record
 
+TEMPERATURE_RANGE = (0.25, 8.0)  # what is searched: `TEMPERATURES` of evaluate/reliability.py
 _MAX_SUM_GAP = 0.02  # of a softmax in float16 with many outputs
 
 
@@ -139,6 +140,13 @@ class CalibrationReport(Record):
     n_patients: NonNegativeInt
     weights: dict[str, str]
     labels: tuple[LabelCalibration, ...]
+
+    @property
+    def temperature_text(self) -> str:
+        """The temperature, and whether it is an end of the list that was searched: a better one may lie beyond."""
+        smallest, largest = TEMPERATURE_RANGE
+        end = {smallest: " (the smallest tried)", largest: " (the largest tried)"}.get(self.temperature, "")
+        return f"{self.temperature:.2f}{end}"
 
     @property
     def makes_worse(self) -> bool:

@@ -56,7 +56,8 @@ def find_folds(
     trained = {name: folder for name, folder in trained.items() if name.isdecimal() or name == _EVERY_CASE}
     if not trained:
         raise UsageError(
-            f"{run}: no trained weights, expected fold_*/checkpoint.safetensors.{_advice(run, None) or ' Train first.'}"
+            f"{_message_path(run)}: no trained weights, expected fold_*/checkpoint.safetensors."
+            f"{_advice(run, None) or ' Train first.'}"
         )
     if run == path and configuration is not None:
         _require_of(configuration, run, trained.values())
@@ -67,10 +68,10 @@ def find_folds(
         text = "used as it is" if names_each else "left out"
         names = ", ".join(sorted(unfinished, key=_place))
         which = f"fold {names} is" if len(unfinished) == 1 else f"folds {names} are"
-        note(f"warning: {run}: {which} not trained to the end; {text}.")
+        note(f"warning: {_message_path(run)}: {which} not trained to the end; {text}.")
     if not chosen:
         raise UsageError(
-            f"{run}: no fold is trained to the end. Finish training, or name one with -f."
+            f"{_message_path(run)}: no fold is trained to the end. Finish training, or name one with -f."
             f"{_advice(run, sorted(unfinished))}"
         )
     return [trained[fold] for fold in chosen]
@@ -96,7 +97,7 @@ def choose_folds(where: Path, found: Sequence[str], asked: Sequence[str] = ()) -
     if not asked or list(asked) == [_EVERY_CASE]:
         if asked and numbered and whole:
             raise UsageError(
-                f"{where}: -f all could mean fold_all (one network, trained on every case) or folds "
+                f"{_message_path(where)}: -f all could mean fold_all (one network, trained on every case) or folds "
                 f"{', '.join(numbered)}, whose outputs are averaged. Use -f fold_all or -f {','.join(numbered)}."
             )
         return numbered or whole, False
@@ -104,8 +105,8 @@ def choose_folds(where: Path, found: Sequence[str], asked: Sequence[str] = ()) -
     if missing := [name for name in names if name not in found]:
         there = ", ".join([*numbered, *(f"{_PREFIX}{name}" for name in whole)]) or "none"
         raise UsageError(
-            f"{where}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those with -f."
-            f"{_advice(where, missing)}"
+            f"{_message_path(where)}: has no trained fold {', '.join(missing)} (it has {there}). Choose from those "
+            f"with -f.{_advice(where, missing)}"
         )
     return names, True
 
@@ -128,6 +129,12 @@ def _advice(run: Path, folds: Sequence[str] | None) -> str:
     planned = [str(fold) for fold in range(Splits.load(work.splits).k)]
     wanted = [fold for fold in planned if folds is None or fold in folds]
     return f" To train: {training_advice(work, run.name, wanted)}." if wanted else ""
+
+
+def _message_path(path: Path) -> Path:
+    """`path`, or the packed model that holds it: a message names the one file that people have."""
+    homes = (folder.parent for folder in path.parents if folder.name == "runs")
+    return next((home for home in homes if Work(home).package_list.is_file()), path)
 
 
 def _number(fold: Path) -> str:
@@ -185,7 +192,10 @@ def guide_folds(
 def common_training_stats(folders: Sequence[FoldFolder], note: Callable[[str], None] = say) -> TrainingStats | None:
     """Statistics of the training cases of all folds; None if one fold has none."""
     if not all(folder.trained_on.is_file() for folder in folders):
-        note(f"warning: {folders[0].path}: the training images are not known; new ones are not compared with them.")
+        note(
+            f"warning: {_message_path(folders[0].path)}: the training images are not known; new ones are not compared "
+            "with them."
+        )
         return None
     return reduce(TrainingStats.join, (TrainingStats.load(folder.trained_on) for folder in folders))
 
@@ -342,9 +352,12 @@ def temperature_for(options: PredictOptions, members: Members, note: Callable[[s
     found = CalibrationReport.load(file)
     if retrained := _find_retrained(found.weights, members):
         raise UsageError(f"{file}: {retrained} has been trained again since. Rerun `segpipe train` on the work folder.")
-    note(f"calibration: probabilities with temperature {found.temperature:.3g} ({file})")
+    note(f"calibration: probabilities with temperature {found.temperature_text} ({_message_path(file)})")
     if found.makes_worse:
-        note(f"warning: {file}: temperatures of other folds made the probabilities of a fold worse, not better.")
+        note(
+            f"warning: {_message_path(file)}: temperatures of other folds made the probabilities of a fold "
+            "worse, not better."
+        )
     return found.temperature
 
 

@@ -108,7 +108,7 @@ def calibration_table(found: CalibrationReport) -> Table | None:
     caption = (
         "ECE: mean gap between predicted probability and frequency. Chance alone adds to it; debiased, it is 0 on "
         "average if probabilities are right. In brackets the 95 % interval of the true gap over patients. "
-        f"Temperature {found.temperature:.2f} from all folds: `segpipe predict --calibrated` divides logits by it, "
+        f"Temperature {found.temperature_text} from all folds: `segpipe predict --calibrated` divides logits by it, "
         "which changes no mask. "
     )
     caption += (
