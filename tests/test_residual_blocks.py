@@ -43,18 +43,20 @@ def additions(network: nn.Module) -> list[BranchSum]:
 # Scales
 
 
-@pytest.mark.parametrize(("rule", "expected"), [("none", 2.0**100), ("inv_sqrt_depth", 2.70), ("inv_depth", 1.01)])
-def test_growth_of_variance_over_a_hundred_residual_branches(rule, expected):
-    """Branches W2 relu(W1 x) that keep the variance: (1 + s²)^L. Seen by others: 3.4e29, 2.76, 1.011."""
+@pytest.mark.parametrize(
+    ("rule", "seen", "factor"), [("none", 3.4e29, 10), ("inv_sqrt_depth", 2.76, 1.1), ("inv_depth", 1.011, 1.002)]
+)
+def test_growth_of_variance_over_a_hundred_residual_branches(rule, seen, factor):
+    """Branches W2 relu(W1 x) that keep the variance grow it by (1 + s²)^L on average; `seen` by others, once."""
     torch.manual_seed(0)
     n, depth = 512, 100
     sums = follow_depth(nn.ModuleList(BranchSum(rule, n) for _ in range(depth)))
-    start = x = torch.randn(16, n)
+    start = x = torch.randn(64, n)
     for each in sums:
         hidden = torch.relu(x @ (torch.randn(n, n) * (2 / n) ** 0.5))
         x = each(x, hidden @ (torch.randn(n, n) * (1 / n) ** 0.5))
     ratio = float(x.double().var() / start.double().var())
-    assert torch.tensor(ratio).log().item() == pytest.approx(torch.tensor(expected).log().item(), rel=0.05, abs=0.1)
+    assert seen / factor < ratio < seen * factor
 
 
 def test_the_depth_of_a_rule_is_the_number_of_additions():
@@ -62,7 +64,7 @@ def test_the_depth_of_a_rule_is_the_number_of_additions():
     assert [each.factor for each in additions(network)] == [1 / 7] * 7  # blocks 1 + 2 + 1, then 2 + 1
 
 
-@pytest.mark.parametrize(("n_blocks", "start"), [(18, 0.1), (19, 1e-5), (25, 1e-6)])
+@pytest.mark.parametrize(("n_blocks", "start"), [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
 def test_layerscale_starts_by_depth(n_blocks, start):
     sums = follow_depth(nn.ModuleList(BranchSum("layerscale", 3) for _ in range(n_blocks)))
     torch.testing.assert_close(sums[0].scale, torch.full((3,), start))
@@ -74,6 +76,16 @@ def test_a_learned_scale_and_its_branch_leave_their_start(rule):
     network = build(unet("residual", "3d", residual_scale=rule), 1, 2)
     network(torch.randn(1, 1, 8, 8, 8))[0].square().sum().backward()
     assert all(each.scale.grad.ne(0).any() for each in additions(network))
+
+
+def test_rezero_learns_one_number_for_each_addition():
+    assert BranchSum("rezero", 6).scale.shape == (1,)
+
+
+@pytest.mark.parametrize("block", ["basic", "p3d_a", "p3d_cycle", "inception_residual", "convmixer"])
+def test_each_block_drops_its_branch_as_often_as_it_is_told(block):
+    stage = residual_stage(Layers(3, Parts(block=block)), SAME, [0.25, 0.5])
+    assert [each.drop_path.fraction for each in stage.blocks] == [0.25, 0.5]
 
 
 def test_a_number_stays_as_plans_have_it():
@@ -131,6 +143,12 @@ def test_pseudo_3d_forms_alternate_over_all_stages_along_the_thick_axis():
     assert found[-1].within[0].kernel_size == (1, 3, 3) and found[-1].along[0].kernel_size == (3, 1, 1)
 
 
+@pytest.mark.parametrize(("axis", "within", "along"), [(1, (3, 1, 3), (1, 3, 1)), (2, (3, 3, 1), (1, 1, 3))])
+def test_pseudo_3d_splits_off_the_thick_axis_wherever_it_is(axis, within, along):
+    module = PseudoConvolution(Layers(3, Parts(), axis), 4, (3, 3, 3), "a")
+    assert (module.within[0].kernel_size, module.along[0].kernel_size) == (within, along)
+
+
 # Inception
 
 
@@ -178,6 +196,14 @@ def test_scaled_inception_branches_keep_thirty_blocks_without_norms_finite_in_ha
 def test_widths_of_inception_branches_are_those_of_block35():
     branches = InceptionBranches(Layers(3, Parts()), 320, 320, (3, 3, 3)).branches
     assert [[unit[0].out_channels for unit in branch] for branch in branches] == [[32], [32, 32], [32, 48, 64]]
+
+
+def test_inception_branches_follow_kernel_and_stride_and_have_a_channel_at_least():
+    make = Layers(3, Parts(block="inception_residual"))
+    assert InceptionBranches(make, 4, 4, (1, 3, 3)).branches[2][2][0].kernel_size == (1, 3, 3)
+    assert [len(unit[0].weight) for unit in InceptionBranches(make, 3, 3, (3, 3, 3)).branches[1]] == [1, 1]
+    stage = residual_stage(make, BlockShape(3, 4, (3, 3, 3), (1, 2, 2)), [0.0])
+    assert stage(torch.randn(1, 3, 3, 4, 5)).shape == (1, 4, 3, 2, 3)
 
 
 # Selective kernels
@@ -265,6 +291,22 @@ def test_a_cell_on_one_voxel_is_torchs(kind, theirs):
     hidden = expected if isinstance(expected, tuple) else (expected,)
     for ours, right in zip(state, hidden, strict=True):
         torch.testing.assert_close(ours.flatten(1), right)
+
+
+def test_a_regulated_block_convolves_hidden_map_and_state_together():
+    """The authors' X3 = W23 * [X2, H], with H from X2 and the state before."""
+    torch.manual_seed(0)
+    make = Layers(3, Parts(regulator="gru", activation="relu", bias=False))
+    cell, block = RecurrentCell(make, 6, (3, 3, 3)), RegulatedBlock(make, 6, ResidualBlock(make, SAME))
+    x, before = torch.randn(1, 6, 3, 4, 5), torch.randn(1, 6, 3, 4, 5)
+    hidden = block.block.conv1(x)
+    state = cell(hidden, (before,))
+    last, norm = block.block.conv2
+    together = torch.cat([last.weight, functional.pad(block.inform.weight, (1,) * 6)], 1)
+    branch = norm(functional.conv3d(torch.cat([hidden, *state], 1), together, padding=1))
+    found, after = block(x, cell, (before,))
+    torch.testing.assert_close(found, (x + branch).relu(), rtol=1e-5, atol=1e-5)
+    assert torch.equal(after, state[0])
 
 
 @pytest.mark.parametrize("block", ["basic", "p3d_b"])
