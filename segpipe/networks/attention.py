@@ -159,7 +159,7 @@ class GaussianMixtureMask(nn.Module):
         form: multiply or log_add.
 
     Source:
-        Li and Zhang 2023, RetNet viewed through convolution, arXiv 2309.05375. Its code takes powers of exp(-d²), which
+        Li and Zhang 2024, RetNet viewed through convolution, arXiv 2309.05375. Its code takes powers of exp(-d²), which
         is 0 in float32 beyond 10 voxels for every σ; here the exponent is computed as a whole. log_add is ours.
     """
 

@@ -11,8 +11,8 @@ Most write an encoder and, if theirs is not nnU-Net's, a `DecoderStyle`, and put
 - An encoder gives one map for each stage of the spec (`spec.features[s]` channels, ceil(size / stride) voxels), the
   first at full resolution. Skips' gates, the bottleneck, merging, cropping of odd sizes, heads and `deep_supervision`
   are the U-Net's business.
-- Layers come from `blocks.Layers(spec.n_axes, spec.parts)`, which knows norm, activation, bias, dropout and gates;
-  blocks run through `blocks.through(..., checkpointing=spec.parts.checkpointing)`.
+- Layers come from `blocks.Layers(spec.n_axes, spec.parts, spec.thick_axis)`, which knows norm, activation, bias,
+  dropout and gates; blocks run through `blocks.through(..., checkpointing=spec.parts.checkpointing)`.
 - A value that the family needs and `Parts` lacks is a new field there, with a default that changes nothing.
 - No parameter may stay without a gradient, and no batch norm hide when `parts.norm` is another.
 

@@ -43,7 +43,7 @@ class Transform(Choice):
         return matrix
 
 
-_ETN = "Tai et al. 2019, Equivariant Transformer Networks"
+_ETN = "Tai et al. 2019, Equivariant Transformer Networks, arXiv 1901.11399"
 TRANSFORMS: dict[str, Transform] = {  # canonical.py computes with them
     "rot_z": Transform(does="rotation in the plane of Y and X", source=_ETN, plane=(1, 2)),
     "rot_y": Transform(does="rotation in the plane of Z and X", source=_ETN, plane=(0, 2)),

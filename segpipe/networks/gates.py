@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -119,17 +119,7 @@ class MakesLayers(Protocol):
     def thick_axis(self) -> int:
         """The spec's."""
 
-    def convolution(
-        self,
-        n_in: int,
-        n_out: int,
-        kernel: Sequence[int] | int = 1,
-        stride: Sequence[int] | int = 1,
-        *,
-        bias: bool | None = None,
-        groups: int = 1,
-        dilation: Sequence[int] | int = 1,
-    ) -> nn.Module:
+    def convolution(self, n_in: int, n_out: int, *args: Any, **kwargs: Any) -> nn.Module:
         """A convolution."""
 
     def norm(self, n_features: int) -> nn.Module:
@@ -154,8 +144,8 @@ class SelectiveKernel(nn.Module):
     Source:
         Li et al. 2019, Selective Kernel Networks; defaults and counts are those of timm's SelectiveKernel. The norm of
         the hidden layer is over its channels, since instance and batch norms cannot see a single voxel. `kept_axis`
-        follows the frequency axis of arXiv 2204.01005, but its weights also differ between channels, and one layer
-        serves all positions, so that any number of slices works.
+        follows the frequency axis of Mun et al. 2022, arXiv 2204.01005, but its weights also differ between channels,
+        and one layer serves all positions, so that any number of slices works.
     """
 
     def __init__(

@@ -32,7 +32,7 @@ class NormFacts(Choice):
     keeps_running: bool = False
 
 
-_COMPOSED = "Lee et al. 2023, Decompose, Adjust, Compose"
+_COMPOSED = "Lee et al. 2023, Decompose, Adjust, Compose, arXiv 2303.02328"
 NORMS: dict[str, NormFacts] = {  # blocks.py has a function for each row
     "instance": NormFacts(does="over the voxels of each channel of each sample", source="Ulyanov et al. 2016"),
     "batch": NormFacts(
@@ -77,7 +77,7 @@ class Gate(Choice):
     needs_depth: bool = False
 
 
-GATES: dict[str, Gate] = {  # blocks.py has a function for each row
+GATES: dict[str, Gate] = {  # gates.py has a function for each row
     "se": Gate(does="channels by the means of all channels", source="Hu et al. 2018", sees_only_means=True),
     "eca": Gate(does="channels by the means of their neighbours", source="Wang et al. 2020", sees_only_means=True),
     "cbam": Gate(does="channels by their means and maxima, then voxels", source="Woo et al. 2018"),
@@ -89,7 +89,7 @@ GATES: dict[str, Gate] = {  # blocks.py has a function for each row
     ),
     "sk_axis": Gate(
         does="as sk, each slice along the thick axis with weights of its own",
-        source="Liao et al. 2022, frequency- and channel-wise selective kernels, arXiv 2204.01005",
+        source="Mun et al. 2022, frequency-wise selective kernels, arXiv 2204.01005",
         parameters=("sk_split", "sk_dilated"),
         needs_depth=True,
     ),
@@ -99,7 +99,9 @@ GATES: dict[str, Gate] = {  # blocks.py has a function for each row
 RESIDUAL_SCALES: dict[str, Choice] = {  # blocks.py has a function for each row; L are all additions of the network
     "none": Choice(does="1"),
     "inv_sqrt_depth": Choice(does="1 / √L", source="Marion et al. 2025, Scaling ResNets in the large-depth regime"),
-    "inv_depth": Choice(does="1 / L", source="Chen et al. 2024, mean-field analysis of ResNets, arXiv 2403.09889"),
+    "inv_depth": Choice(
+        does="1 / L", source="Chen et al. 2024, scaled ResNets in the mean-field regime, arXiv 2403.09889"
+    ),
     "layerscale": Choice(
         does="learned for each channel, from 0.1 for L up to 18, from 1e-5 up to 24, else from 1e-6",
         source="Touvron et al. 2021, Going deeper with Image Transformers",
@@ -127,7 +129,7 @@ BLOCKS: dict[str, Block] = {  # residual_blocks.py has a function for each row
     "basic": Block(does="two convolutions", source="He et al. 2016; dynamic-network-architectures, BasicBlockD"),
     "convmixer": Block(
         does="a depthwise convolution with the stage's kernel, then a 1×1×1 convolution, each with GELU and norm",
-        source="Trockman and Kolter 2022, ConvMixer",
+        source="Trockman and Kolter 2022, ConvMixer, arXiv 2201.09792",
         lacks=("dropout_fraction", "regulator", "uout"),
     ),
     "p3d_a": Block(
@@ -146,7 +148,7 @@ BLOCKS: dict[str, Block] = {  # residual_blocks.py has a function for each row
     "p3d_cycle": Block(does="p3d_a, p3d_b and p3d_c in turn", source=_P3D, needs_depth=True),
     "inception_residual": Block(
         does="a 1×1×1 convolution beside one and two with the stage's kernel, joined by a 1×1×1 without norm",
-        source="Szegedy et al. 2017, Inception-ResNet, Block35",
+        source="Szegedy et al. 2017, Inception-ResNet, Block35, arXiv 1602.07261",
         lacks=("regulator",),
     ),
 }
@@ -163,7 +165,7 @@ _OF_ATTENTION = ("bottleneck_attention_blocks", "bottleneck_heads")
 BOTTLENECK_ATTENTIONS: dict[str, Choice] = {  # attention.py has a function for each row
     "botnet": Choice(
         does="every voxel sees all others by content and, with a learned table for each axis, by relative position",
-        source="Srinivas et al. 2021, Bottleneck Transformers",
+        source="Srinivas et al. 2021, Bottleneck Transformers, arXiv 2101.11605",
         parameters=(*_OF_ATTENTION, "bottleneck_map_zyx", "bottleneck_position_scaling"),
     ),
     "content": Choice(
@@ -173,19 +175,19 @@ BOTTLENECK_ATTENTIONS: dict[str, Choice] = {  # attention.py has a function for 
 BOTTLENECK_MASKS: dict[str, Choice] = {  # attention.py has a function for each row
     "gaussian_mixture": Choice(
         does="a learned mixture of Gaussians of the distance in mm changes the logits of the attention",
-        source="Li and Zhang 2023, RetNet viewed through convolution",
+        source="Li and Zhang 2024, RetNet viewed through convolution, arXiv 2309.05375",
         parameters=("bottleneck_mask_form", "bottleneck_mask_components", "bottleneck_spacing_mm"),
     ),
 }
 BOTTLENECK_MIXERS: dict[str, Choice] = {  # mixers.py has a function for each row
     "s5": Choice(
         does="a linear state space runs along each axis, forwards and backwards, and the axes are averaged",
-        source="Smith et al. 2023, S5; resets of Lu et al. 2023",
+        source="Smith et al. 2023, S5; resets of Lu et al. 2023, arXiv 2303.03982",
         parameters=("mixer_blocks", "mixer_states", "mixer_resets"),
     ),
     "convmixer": Choice(
         does="large depthwise convolutions and 1×1×1 convolutions in turn",
-        source="Trockman and Kolter 2022, ConvMixer",
+        source="Trockman and Kolter 2022, ConvMixer, arXiv 2201.09792",
         parameters=("mixer_blocks", "mixer_kernel"),
     ),
 }
