@@ -39,11 +39,6 @@ class PicturePages:
     kind: str = ""
     is_lossy: bool = False
 
-    @property
-    def is_grey_palette(self) -> bool:
-        """True if the palette, which must not be empty, holds shades of grey alone."""
-        return all(red == green == blue for red, green, blue in self.palette.values())
-
 
 def read_picture(path: Path) -> PicturePages:
     """Read every page of a picture.
