@@ -320,8 +320,8 @@ class _Writer:
             found += ", indices of the palette taken as label values"
         file = make_folder(self.copy / "labelsTr") / f"{case_id}{_ENDING}"
         changed = {value: self.new_values[value] for value in sorted(facts.values) if value in self.new_values}
-        for_value = np.vectorize(lambda value: self.new_values.get(value, value), otypes=[np.int32])
-        stored = for_value(values) if any(old != new for old, new in changed.items()) else values
+        is_changed = any(old != new for old, new in changed.items())
+        stored = np.select([values == old for old in changed], list(changed.values()), values) if is_changed else values
         write_pixels(file, stored.astype(_smallest_type(stored)), spacing, facts.n_axes)
         repairs = [self._repair(unit, case_id, "picture", found, f"stored as {file.relative_to(self.copy)}")]
         if stored is not values:
