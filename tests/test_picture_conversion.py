@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import nibabel as nib
@@ -105,9 +106,7 @@ def test_pages_of_a_tiff_file_are_slices_with_the_spacing_of_a_file_beside_it(tm
     labels = {"background": 0, "organ": 1}
     description = {"channel_names": {"0": "CT"}, "labels": labels, "numTraining": 4, "file_ending": ".tif"}
     (root / "dataset.json").write_text(json.dumps(description))
-    with pytest.raises(DataError, match=r"file_ending '\.tif'.*--spacing"):
-        convert_and_read = check_dataset(root, n_workers=1)
-        raise DataError(convert_and_read.faults[0].found)
+    assert re.search(r"file_ending '\.tif'.*--spacing", check_dataset(root, n_workers=1).faults[0].found)
     out, _ = convert(root, None)
     assert read_image(out / "imagesTr" / "a_0000.nii").grid.spacing_mm == pytest.approx(SPACING)
     written = json.loads((out / "dataset.json").read_text())
@@ -332,3 +331,41 @@ def test_slices_numbered_in_even_steps_and_labels_from_another_number(tmp_path: 
     out, told = convert(root)
     assert read_header(out / "imagesTr" / "a_0000.nii").grid.shape_zyx == (6, 12, 10)
     assert "numbered from 1, its image from 0: taken in order" in told["labels/a", "picture"]
+
+
+def test_the_description_and_the_patients_of_the_source_are_kept(tmp_path: Path):
+    root = write_flat(tmp_path / "data")
+    (root / "labels" / "d.png").unlink()
+    description = {"name": "Lungs", "channel_names": {"0": "X-ray"}, "labels": {"background": 0, "lung": 1}}
+    (root / "dataset.json").write_text(json.dumps(description))
+    (root / "patients.json").write_text(json.dumps(dict.fromkeys(CASES, "p")))
+    out, _ = convert(root)
+    written = json.loads((out / "dataset.json").read_text())
+    assert written == {**description, "numTraining": 3, "file_ending": ".nii"}
+    assert (out / "patients.json").read_text() == (root / "patients.json").read_text()
+
+
+def test_a_coloured_picture_beside_grey_ones_is_refused(tmp_path: Path):
+    root = write_flat(tmp_path / "data")
+    save(root / "images" / "a.png", grey(0, (12, 10, 3)))
+    with pytest.raises(DataError, match=r"images/b\.png: PNG, grey, 8 bit, while some are coloured"):
+        convert(root)
+
+
+def test_label_maps_in_jpeg_are_told_of_even_if_their_values_are_exact(tmp_path: Path):
+    root = write_flat(tmp_path / "data")
+    for case in CASES:
+        (root / "labels" / f"{case}.png").unlink()
+        save(root / "images" / f"{case}.png", grey(0, (16, 16)))
+        save(
+            root / "labels" / f"{case}.jpg", np.kron([[0, 1], [1, 0]], np.ones((8, 8))).astype(np.uint8)
+        )  # JPEG's blocks
+    _, told = convert(root)
+    assert told["labels/a.jpg", "label_lossy"] == "a label map in JPEG, which may have lost values; values kept"
+
+
+def test_a_name_that_no_case_can_have_is_refused(tmp_path: Path):
+    root = write_flat(tmp_path / "data")
+    save(root / "images" / f"{'x' * 201}.png", grey(0))
+    with pytest.raises(DataError, match=r"case 'x+'; expected a name"):
+        convert(root)
