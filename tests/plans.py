@@ -11,6 +11,18 @@ REGIONS = LabelSet(
     labels=(Label(name="whole", values=(1, 2)), Label(name="core", values=(2,))), ignore_value=9, paint_values=(1, 2)
 )
 
+NETWORK = "configurations.3d_fullres.network"
+TINY = {  # `set` of a study: the smallest network that trains
+    "training.precision": "fp32",
+    "training.validation_iterations": 1,
+    "configurations.3d_fullres.patch_zyx": [8, 16, 16],
+    f"{NETWORK}.features": [4, 8],
+    f"{NETWORK}.strides_zyx": [[1, 1, 1], [2, 2, 2]],
+    f"{NETWORK}.kernels_zyx": [[3, 3, 3], [3, 3, 3]],
+    f"{NETWORK}.blocks": [1, 1],
+    f"{NETWORK}.decoder_convolutions": [1],
+}
+
 
 def small_spec(kind: str = "plain", n_axes: int = 3) -> NetworkSpec:
     """Two stages, 4 and 8 features."""

@@ -8,27 +8,17 @@ from pathlib import Path
 import yaml
 from published import REPOSITORY
 
+from plans import TINY
 from segpipe.cli.main import run
 from segpipe.data.phantom import make_phantom
 
 STUDIES = REPOSITORY / "plans" / "studies"
-NETWORK = "configurations.3d_fullres.network"
-SMALL = {
-    "training.precision": "fp32",
-    "training.validation_iterations": 1,
-    "configurations.3d_fullres.patch_zyx": [8, 16, 16],
-    f"{NETWORK}.features": [4, 8],
-    f"{NETWORK}.strides_zyx": [[1, 1, 1], [2, 2, 2]],
-    f"{NETWORK}.kernels_zyx": [[3, 3, 3], [3, 3, 3]],
-    f"{NETWORK}.blocks": [1, 1],
-    f"{NETWORK}.decoder_convolutions": [1],
-}
 
 
 def shrunk(name: str, folder: Path, **changed: object) -> Path:
     """The stored study with small networks and two steps in place of minutes."""
     study = yaml.safe_load((STUDIES / f"{name}.yaml").read_text("utf-8"))
-    study["base"]["set"] |= SMALL
+    study["base"]["set"] |= TINY
     del study["minutes"]
     path = folder / f"{name}.yaml"
     path.write_text(

@@ -55,17 +55,10 @@ def test_a_unit_sform_gets_the_edges_of_pixdim(tmp_path: Path):
     before = digests(data)
     fixes = fix_dataset(data, out, n_workers=2)
     assert digests(data) == before
+    rescaled = ("header_contradiction", "sform rescaled from 1 × 1 × 1 mm to 1 × 1.5 × 2.5 mm of pixdim")
     assert [(fix.file, fix.kind, fix.done) for fix in fixes] == [
-        (
-            "imagesTr/b_0000.nii.gz",
-            "header_contradiction",
-            "sform rescaled from 1 × 1 × 1 mm to 1 × 1.5 × 2.5 mm of pixdim",
-        ),
-        (
-            "labelsTr/b.nii.gz",
-            "header_contradiction",
-            "sform rescaled from 1 × 1 × 1 mm to 1 × 1.5 × 2.5 mm of pixdim",
-        ),
+        ("imagesTr/b_0000.nii.gz", *rescaled),
+        ("labelsTr/b.nii.gz", *rescaled),
         ("labelsTr/c.nii.gz", "label_float", "stored as uint8"),
     ]
     repaired = read_image(out / "imagesTr/b_0000.nii.gz")

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from published import REPOSITORY
 
+from plans import NETWORK, TINY
 from segpipe.cli.main import run
 from segpipe.compare.declaration import Declaration
 from segpipe.compare.study_file import Arm, Base, Study, describe_study, read_study
@@ -26,17 +27,6 @@ from segpipe.evaluate.scores import ScoreTable
 from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 
-NETWORK = "configurations.3d_fullres.network"
-TINY = {
-    "training.precision": "fp32",
-    "training.validation_iterations": 1,
-    "configurations.3d_fullres.patch_zyx": [8, 16, 16],
-    f"{NETWORK}.features": [4, 8],
-    f"{NETWORK}.strides_zyx": [[1, 1, 1], [2, 2, 2]],
-    f"{NETWORK}.kernels_zyx": [[3, 3, 3], [3, 3, 3]],
-    f"{NETWORK}.blocks": [1, 1],
-    f"{NETWORK}.decoder_convolutions": [1],
-}
 ARMS = {"plain": {}, "residual": {"set": {f"{NETWORK}.kind": "residual"}}, "truth": {"masks": "data/labelsTr"}}
 STUDY = {
     "name": "two",
