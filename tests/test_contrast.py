@@ -19,6 +19,7 @@ from segpipe.train.checkpoint import save_weights
 from segpipe.train.contrast import VoxelContrast, supervised_contrast
 
 LABELS = [0, 0, 1, 1, 2, 3]
+TERMS = {"dice": 1.0, "supcon_voxel": 0.1}
 VALUES = {  # temperature: with labels, and where only the two views of an image are alike; Khosla et al.'s code
     0.07: (5.349237, 2.064747),
     0.1: (4.057338, 1.758196),
@@ -73,21 +74,32 @@ def test_voxels_are_few_and_labelled(view):
     """Of each label at most as many as the plan says; none of a patch without a label, none that is ignored."""
     spec = unet("plain", view)
     network = build(spec, 1, 3)
-    contrast = VoxelContrast(network, spec, Loss(terms={"dice": 1.0, "supcon_voxel": 0.1}, supcon_voxels=5))
+    contrast = VoxelContrast(network, spec, Loss(terms=TERMS, supcon_voxels=5, supcon_temperature=0.5))
     indices = torch.zeros(2, 8, 16, 16, dtype=torch.long)
     indices[0, :, :8, :8], indices[0, :, 8:], indices[1, :4] = 1, -1, -1
     with torch.no_grad():
         network(torch.randn(2, 1, 8, 16, 16))
     assert not contrast._maps, "watched in training only"
     network(torch.randn(2, 1, 8, 16, 16))
+    map_ = contrast._maps[0].detach()
+    assert map_.shape[-2:] == (8, 8), "half the resolution"
     value = contrast(indices, generator_for(0))
     value.backward()
+    step = 1 if map_.ndim == 4 else 8 // map_.shape[2]
+    coarse = indices[:, step // 2 :: step, 1::2, 1::2]
+    places, labels = contrast._sample(coarse, generator_for(0))
+    b, z, y, x = np.unravel_index(places.numpy(), coarse.shape)
+    found = map_[8 * b + z, :, y, x] if map_.ndim == 4 else map_[b, :, z, y, x]
+    expected = 0.1 * supervised_contrast(contrast.projection(found), labels, 0.5)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
     assert value > 0 and all(p.grad is not None for p in contrast.parameters())
     places, labels = contrast._sample(indices, generator_for(1))
     assert sorted(labels.tolist()) == [0] * 5 + [1] * 5
     assert torch.equal(indices.flatten()[places], labels) and int(places.max()) < indices[0].numel()
     again, _ = contrast._sample(indices, generator_for(1))
     assert torch.equal(again, places)
+    contrast.loss = Loss(terms=TERMS, supcon_voxels=2000)
+    assert len(contrast._sample(torch.arange(4096).view(2, 8, 16, 16) % 2, generator_for(1))[0]) == 1024
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "muon"])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import write_nnunet
 from safetensors.torch import load_file
+from specs import unet
 from stages import plan_data, train
 from test_fold import case, plan_with
 
@@ -138,6 +139,26 @@ def test_hidden_blocks_by_hand() -> None:
     assert ((along.diff(dim=2) != 0).any(1).any(0)).sum() <= 2  # borders of blocks of four among eight columns
 
 
+def test_grids_of_blocks_begin_anywhere() -> None:
+    """Of 60 rows of 4 voxels in blocks of 4, many have a border inside; at a fixed beginning none would."""
+    hidden = Restoration((1, 1, 4), 0.5).draw(torch.zeros(60, 1, 1, 1, 4), generator_for(0))
+    assert hidden.any(4).sum() > hidden.all(4).sum()
+
+
+def test_edges_of_blocks_by_hand() -> None:
+    strides = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 2))
+    deep = unet("plain", "3d").model_copy(update={"strides_zyx": strides})
+    assert restoration_for(deep).block_zyx == (4, 8, 8)
+    flat = deep.model_copy(update={"strides_zyx": ((1, 1, 1), (1, 2, 2))})
+    assert restoration_for(flat).block_zyx == (1, 4, 4)
+
+
+def test_the_network_is_given_the_rest_of_the_image_and_other_blocks_each_time() -> None:
+    fold, images = restoring(0), torch.ones(2, 1, 8, 8, 8)
+    given = [fold._task(images, torch.zeros(0), TRAIN, step, 0)[0] for step in range(2)]
+    assert all(0 < one.mean() < 1 for one in given) and not torch.equal(*given)
+
+
 def test_the_loss_by_hand() -> None:
     """Hidden voxels alone: errors 1 and 3 of two channels of one voxel, (1 + 9) / 2."""
     output, image = torch.zeros(1, 2, 1, 1, 2), torch.tensor([[[[[1.0, 7.0]]], [[[3.0, 7.0]]]]])
@@ -149,8 +170,10 @@ def test_the_loss_by_hand() -> None:
 def test_seen_cases_are_found_by_content_whatever_their_name() -> None:
     none = "e3b0c44298fc"
     seen = {"x": f"aaa-{none}", "y": "bbb-lab"}
-    found = compare_with_seen("w", seen, {"t": "bbb-lab", "u": "ccc-lab"}, {"v": "aaa-lab", "z": "ddd-lab"})
-    assert (found.train, found.validation, found.with_labels) == (("t",), ("v",), ("t",))
+    found = compare_with_seen(
+        "w", seen, {"t": "bbb-lab", "u": "ccc-lab"}, {"v": "aaa-lab", "z": "ddd-lab", "n": f"aaa-{none}"}
+    )
+    assert (found.train, found.validation, found.with_labels) == (("t",), ("v", "n"), ("t",))
     assert "none of them" in compare_with_seen("w", seen, {}, {"z": "ddd-lab"}).text()
 
 

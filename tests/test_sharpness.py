@@ -64,15 +64,36 @@ def test_a_fixed_problem_ends_as_with_other_code(chosen, about, expected):
 
 
 def test_the_largest_number_of_a_move_is_rho_where_its_norm_is_the_maximum():
-    # scales 2 and -4 with slopes 3 and -0.5: by 0.1 · sign; adaptively with η = 0: by 0.1 · (2, 4) · sign
-    for adaptive, expected in (("none", (2.1, -4.1)), ("scales", (2.2, -4.4))):
+    # scales 2 and -4 with slopes 3 and -0.5: by 0.1 · sign; adaptively with η = 0: by 0.1 · (2, 4) · sign; a shift of 5
+    for adaptive, expected, shift in (
+        ("none", (2.1, -4.1), 5.1),
+        ("scales", (2.2, -4.4), 5.1),
+        ("all", (2.2, -4.4), 5.5),
+    ):
         layer = nn.GroupNorm(1, 2)
         layer.weight.data = torch.tensor([2.0, -4.0])
         layer.weight.grad = torch.tensor([3.0, -0.5])
+        layer.bias.data, layer.bias.grad = torch.tensor([5.0, 5.0]), torch.tensor([1.0, 1.0])
         second = SharpnessAware(layer, norm_parameters(layer), rho=0.1, p="inf", adaptive=adaptive, eta=0.0)  # type: ignore[arg-type]
         with second.move():
             assert layer.weight.tolist() == pytest.approx(expected)
+            assert layer.bias.tolist() == pytest.approx([shift, shift])
         assert layer.weight.tolist() == [2.0, -4.0]
+
+
+@pytest.mark.parametrize("slope", [0.0, math.inf, math.nan])
+def test_a_gradient_that_has_no_direction_moves_nothing(slope):
+    layer = nn.GroupNorm(1, 2)
+    layer.weight.grad = torch.tensor([0.0, slope])
+    with SharpnessAware(layer, norm_parameters(layer), rho=0.1).move():
+        assert layer.weight.tolist() == [1.0, 1.0]
+
+
+def test_the_plans_values_reach_it():
+    about = {"sam_rho": 0.3, "sam_p": "inf", "sam_adaptive": "scales", "sam_eta": 0.2}
+    found = sharpness_of(nn.GroupNorm(1, 2), plan_with(optimizer="sgd+sam_on", **about).training)
+    assert found is not None
+    assert (found.rho, found.p, found.eta, found.is_adaptive) == (0.3, "inf", 0.2, [True, False])
 
 
 def test_norms_are_found_by_their_type():

@@ -63,7 +63,9 @@ def test_spikes_are_counted_by_hand():
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
     assert parameter.grad is not None and parameter.grad[0, 1].item() == pytest.approx(-math.sqrt(0.004))
-    assert optimizer.spike_rates([("layer.weight", parameter)]) == {"layer": 0.25}
+    shift = nn.Parameter(torch.zeros(2))
+    optimizer.state[shift] = dict(optimizer.state[parameter])
+    assert optimizer.spike_rates([("layer.weight", parameter), ("layer.bias", shift)]) == {"layer": 0.25}
     assert math.isnan(optimizer.spike_rates([("layer.weight", parameter)])["layer"])  # none since
 
 
@@ -80,6 +82,35 @@ def test_a_share_of_a_kernels_channels_learns_until_the_next_reset():
     assert optimizer.state[kernel]["mean"].shape == (6, 3, 3, 3)
     assert all(torch.equal(learnt[0], other) for other in learnt[:3])
     assert all(torch.equal(learnt[3], other) for other in learnt[3:7]) and not torch.equal(learnt[0], learnt[3])
+
+
+def test_weights_decay_by_hand():
+    parameter = nn.Parameter(torch.tensor([2.0]))
+    parameter.grad = torch.zeros(1)
+    Spam([parameter], lr=0.1, weight_decay=0.5).step()
+    assert parameter.item() == pytest.approx(1.9)  # 2 · (1 - 0.1 · 0.5)
+
+
+def test_kernels_and_seeds_draw_pairs_of_their_own():
+    drawn = set()
+    for seed in (1, 2):
+        kernels = [nn.Parameter(torch.zeros(6, 6, 3)) for _ in range(2)]
+        optimizer = Spam(kernels, lr=0.1, density=0.3, seed=seed)
+        for kernel in kernels:
+            kernel.grad = torch.ones_like(kernel)
+        optimizer.step()
+        drawn |= {tuple((kernel != 0).flatten().tolist()) for kernel in kernels}
+    assert len(drawn) == 4
+
+
+def test_the_plans_values_reach_it():
+    about = {"spam_threshold": 7.0, "spam_reset_steps": 30, "spam_warmup_steps": 9, "spam_quiet_steps": 8}
+    values = {"momentum": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-5, "weight_decay": 0.25, "seed": 3}
+    found = training_of(plan_with(optimizer="spam", spam_density=0.5, **about, **values)).optimizer
+    assert isinstance(found, Spam)
+    assert (found.threshold, found.reset_steps, found.warmup_steps, found.quiet_steps) == (7.0, 30, 9, 8)
+    assert (found.betas, found.epsilon, found.density, found.seed) == ((0.8, 0.95), 1e-5, 0.5, 3)
+    assert found.param_groups[0]["weight_decay"] == 0.25
 
 
 def test_the_history_has_a_column_for_each_layer():
