@@ -67,7 +67,7 @@ def test_the_depth_of_a_rule_is_the_number_of_additions():
 @pytest.mark.parametrize(("n_blocks", "start"), [(18, 0.1), (19, 1e-5), (24, 1e-5), (25, 1e-6)])
 def test_layerscale_starts_by_depth(n_blocks, start):
     sums = follow_depth(nn.ModuleList(BranchSum("layerscale", 3) for _ in range(n_blocks)))
-    torch.testing.assert_close(sums[0].scale, torch.full((3,), start))
+    torch.testing.assert_close(sums[0].scale, torch.full((3,), start), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("rule", ["rezero", "layerscale"])
