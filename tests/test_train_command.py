@@ -82,8 +82,8 @@ def test_a_profile_is_of_the_fold_that_is_asked_for_and_of_one_process(tmp_path,
 
 
 def printed_commands(text: str) -> list[list[str]]:
-    """Words of each command that trains, in backticks in a message or a page."""
-    found = re.findall(r"`segpipe (train [^`]*)`", html.unescape(text))
+    """Words of each command that trains: in backticks in a message, marked as code in a page."""
+    found = re.findall(r"(?:`|<code>)segpipe (train [^`<]*)(?:`|</code>)", html.unescape(text))
     return [shlex.split(command) for command in dict.fromkeys(found)]
 
 
