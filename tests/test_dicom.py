@@ -13,6 +13,8 @@ from dicom import write_series
 from segpipe.core.errors import DataError, GeometryError
 from segpipe.core.itk import series_choice
 from segpipe.core.volume import read_header, read_image, write_mask
+from segpipe.data.check import check_dataset
+from segpipe.data.faults import KINDS
 from segpipe.data.inputs import list_inputs
 
 
@@ -142,6 +144,22 @@ def test_reports_and_segmentations_beside_a_series_do_not_block_it(tmp_path: Pat
     (tmp_path / "alone" / "other.dcm").write_bytes(bytes(128) + b"DICM" + element)
     assert read_header(tmp_path / "scan").grid.shape_zyx == SHAPE_ZYX
     assert [case.case_id for case in list_inputs(tmp_path, ("CT",))] == ["scan"]
+    (tmp_path / "scan" / "other").rename(tmp_path / "scan" / "other.dcm")
+    assert [one.kind for one in check_dataset(tmp_path, 1).faults] == ["no_labels"]  # no word on what is left out
+
+
+def test_check_tells_what_to_do_with_several_volumes_in_a_folder(tmp_path: Path) -> None:
+    for prefix, echo in (("a", "90"), ("b", "10")):
+        write_series(tmp_path / "echoes", voxels(), prefix=prefix, extra={"0018|0081": echo})
+    for prefix, description in (("a", "axial"), ("b", "coronal")):
+        write_series(
+            tmp_path / "series", voxels(), prefix=prefix, series=f"1.2.{len(description)}", description=description
+        )
+    found = {one.case_id: one for one in check_dataset(tmp_path, 1).faults if one.kind == "several_volumes"}
+    assert found["echoes"].found == "every place occurs twice: EchoTime 10, 90"
+    assert found["series"].found == "2 DICOM series"
+    remedy = KINDS["several_volumes"].remedy
+    assert "a folder of its own" in remedy and "--series" in remedy
 
 
 def test_a_file_with_all_frames_is_a_case(tmp_path: Path) -> None:

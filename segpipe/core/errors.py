@@ -5,6 +5,7 @@
     ├── PlanError       2  the plan is wrong: unknown key, value out of range
     ├── DataError       3  images, labels or the dataset's description are wrong
     │   └── GeometryError  a grid is wrong: sheared, contradictory, not the one expected
+    │       └── SeveralVolumesError  a folder of slices holds more than one
     ├── SetupError      4  the machine is not ready: not writable, no such device, package missing
     ├── ResourceError   5  out of memory or disk
     └── Interrupted    75  stopped on request; rerun the same command to resume
@@ -51,6 +52,10 @@ class DataError(SegpipeError):
 
 class GeometryError(DataError):
     """A grid is sheared, contradicts itself, or is not the one expected."""
+
+
+class SeveralVolumesError(GeometryError):
+    """A folder of slices holds several volumes, such as series, echoes or phases."""
 
 
 class SetupError(SegpipeError):

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segpipe.core.errors import DataError, GeometryError, package_needed
+from segpipe.core.errors import DataError, GeometryError, SeveralVolumesError, package_needed
 from segpipe.core.files import whole_file
 from segpipe.core.grid import Grid
 from segpipe.core.header import ITK_ENDINGS, MAX_GAP_VOX, Header, ending_of, grid_of, require_exact_size
@@ -62,6 +62,15 @@ def is_dicom_file(path: Path) -> bool:
         return path.suffix.lower() == ".dcm"
     is_marked = begin[_MARK_AT : _MARK_AT + len(_MARK)] == _MARK
     return not _is_no_scan(begin) if is_marked else path.suffix.lower() == ".dcm"
+
+
+def has_dicom_mark(path: Path) -> bool:
+    """True for a file that says it is DICOM, whatever it holds: a slice, a report, a segmentation, an index."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_MARK_AT + len(_MARK))[_MARK_AT:] == _MARK
+    except OSError:
+        return False
 
 
 def _is_no_scan(begin: bytes) -> bool:
@@ -339,7 +348,7 @@ def _one_series(folder: Path, slices: list[_Slice], wanted: str) -> list[_Slice]
         counts = Counter(one.series for one in slices)
         rows = [f"{count(n, 'file'):>10}  {names[uid] or '(no description)'}  {uid}" for uid, n in counts.items()]
         chosen = f", and {len(fitting)} of them fit --series {wanted}" if wanted else ""
-        raise DataError(
+        raise SeveralVolumesError(
             "\n  ".join(
                 [
                     f"{folder}: {len(names)} DICOM series, expected one{chosen}. Choose one with --series: a part "
@@ -388,7 +397,7 @@ def _require_one_volume(folder: Path, slices: list[_Slice], heights_mm: NDArray[
     differing = [f"{name} {', '.join(values)}" for name, values in texts.items() if 1 < len(values) <= n_at.max()]
     times = "twice" if n_at.min() == n_at.max() == 2 else f"{n_at.min()} to {n_at.max()} times"
     times = f"{n_at.min()} times" if n_at.min() == n_at.max() > 2 else times
-    raise GeometryError(
+    raise SeveralVolumesError(
         f"{folder}: every place occurs {times}: {'; '.join(differing) or 'no tag tells the volumes apart'}; expected "
         "one volume. Move the files of each volume into a folder of its own."
     )

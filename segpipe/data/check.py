@@ -16,7 +16,7 @@ from pydantic import Field
 from segpipe.core.errors import DataError
 from segpipe.core.grid import Grid
 from segpipe.core.header import FOREIGN_ENDINGS, PICTURE_ENDINGS, ending_of
-from segpipe.core.itk import is_dicom_file
+from segpipe.core.itk import has_dicom_mark, is_dicom_file
 from segpipe.core.labels import LabelSet
 from segpipe.core.progress import map_threads
 from segpipe.core.records import Record
@@ -226,7 +226,7 @@ def _foreign_files(path: Path, known: Sequence[Fault]) -> list[Fault]:
     for file in walk(path):
         ending = file.suffix.lower()
         kind = "pictures" if ending in PICTURE_ENDINGS else "other_format" if ending in FOREIGN_ENDINGS else ""
-        if kind and not is_dicom_file(file):
+        if kind and not is_dicom_file(file) and not has_dicom_mark(file):  # a report beside a series is left out
             faults.append(fault(kind, ending, str(file.relative_to(path)), file))
     return faults
 

@@ -99,6 +99,12 @@ KINDS: dict[str, Kind] = {
     "grid_unusable": Kind(
         "fatal", "Header without a usable grid", "a finite, invertible affine", "Repair the header or export it again."
     ),
+    "several_volumes": Kind(
+        "fatal",
+        "Several volumes in a DICOM folder",
+        "one volume",
+        "Move the files of each volume into a folder of its own. `segpipe predict --series` chooses a series.",
+    ),
     "header_contradiction": Kind(
         "fatal",
         "sform and pixdim disagree",

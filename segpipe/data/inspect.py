@@ -6,6 +6,7 @@ Two scans of one patient under different names are found by their thumbnails.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import uniform_filter
 
-from segpipe.core.errors import DataError, GeometryError
+from segpipe.core.errors import DataError, GeometryError, SeveralVolumesError
 from segpipe.core.grid import MAX_SHEAR, Grid, reorientation, require_same_grid
 from segpipe.core.header import Header, may_be_read
 from segpipe.core.text import count
@@ -192,6 +193,8 @@ def inspect_headers(case: CaseFiles, n_channels: int | None) -> tuple[list[Heade
 def _header(case: CaseFiles, path: Path, faults: list[Fault]) -> Header | None:
     try:
         return read_header(path)
+    except SeveralVolumesError as problem:
+        faults.append(fault("several_volumes", what_was_found(problem, path), case.case_id, path))
     except GeometryError as problem:
         faults.append(fault("grid_unusable", what_was_found(problem, path), case.case_id, path))
     except DataError as problem:
@@ -364,4 +367,4 @@ def kind_of(problem: DataError) -> str:
 def what_was_found(problem: DataError, path: Path) -> str:
     """The finding in a message, without the path and the advice, which a fault has anyway."""
     text = str(problem).removeprefix(f"{path}: ").replace(str(path), path.name)
-    return text.split(". ")[0].split(", expected ")[0].rstrip(".")
+    return re.split(r"[,;] expected ", text.split(". ")[0])[0].rstrip(".")
