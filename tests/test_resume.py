@@ -21,7 +21,8 @@ from segpipe.plan.schema import Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import save_weights
 from segpipe.train.distributed import Group
-from segpipe.train.fold import FoldTraining, are_finite, divergence, note_divergence
+from segpipe.train.divergence import are_finite, divergence, note_divergence
+from segpipe.train.fold import FoldTraining
 from segpipe.train.loop import _Loop
 from segpipe.train.resume import PROCESSES, require_same_training
 

@@ -21,7 +21,7 @@ from segpipe.plan.edit import edit_plan
 from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.plan.training_commands import train_commands
-from segpipe.train.fold import Schedule
+from segpipe.train.schedule import Schedule
 
 
 @pytest.mark.parametrize(

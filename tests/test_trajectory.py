@@ -18,7 +18,7 @@ from segpipe.core.errors import PlanError, UsageError
 from segpipe.core.work import FoldFolder, Work
 from segpipe.pipeline import trajectory
 from segpipe.plan.edit import edit_plan
-from segpipe.train.fold import Progress, Schedule
+from segpipe.train.schedule import Progress, Schedule
 from segpipe.train.snapshots import snapshot_paths
 
 __all__ = ["ready"]  # a fixture

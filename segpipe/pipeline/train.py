@@ -43,10 +43,11 @@ from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
 from segpipe.train.checkpoint import with_own_start
 from segpipe.train.distributed import Group, join_group
-from segpipe.train.fold import FoldData, FoldTraining, Schedule
+from segpipe.train.fold import FoldData, FoldTraining
 from segpipe.train.loop import train_fold
 from segpipe.train.profile import Profile, profile_fold
 from segpipe.train.resume import has_other_length, require_same_training
+from segpipe.train.schedule import Schedule
 from segpipe.train.tensorboard import wants_tensorboard
 from segpipe.train.weights_header import about_weights
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -16,18 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError, SetupError
-from segpipe.core.files import write_text
 from segpipe.core.history import SPIKES
 from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for, seed_for
-from segpipe.core.work import FoldFolder
 from segpipe.data.splits import Fold
 from segpipe.networks.build import build
 from segpipe.networks.convolutions import memory_format
 from segpipe.networks.device import resolve_precision, set_up_cudnn
 from segpipe.networks.initial_weights import start_from
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.plan.training import Training
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
 from segpipe.train.augmentation.draws import draw, region_for, scope_of
@@ -35,57 +32,15 @@ from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.contrast import contrast_for
 from segpipe.train.distributed import ALONE, Group
+from segpipe.train.divergence import divergence
 from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
 from segpipe.train.restoration import Restoration, restoration_loss
 from segpipe.train.rigl import RigL
 from segpipe.train.sampling import Batch, Sampling, draw_batch
+from segpipe.train.schedule import Progress, Schedule
 from segpipe.train.sharpness import sharpness_of
 from segpipe.train.spam import Spam
-
-
-class Diverged(PlanError):
-    """The loss or the weights are not finite; the message says what to change."""
-
-
-def divergence(what: str, iteration: int, training: Training, dtype: torch.dtype) -> Diverged:
-    """Make the fault that says what was found, where, and what to change."""
-    rate = training.learning_rate
-    wider = "" if dtype == torch.float32 else " or train with --set training.precision=fp32"
-    return Diverged(
-        f"training.learning_rate: {what} at iteration {iteration}. Lower it "
-        f"(now {rate:g}, e.g. --set training.learning_rate={rate / 3:.2g}){wider}."
-    )
-
-
-def are_finite(networks: Iterable[nn.Module]) -> bool:
-    """Return whether all weights and statistics are: a gradient can spoil them while the loss is still finite."""
-    tensors = [value for network in networks for value in network.state_dict().values()]
-    return bool(torch.stack([value.isfinite().all() for value in tensors if value.is_floating_point()]).all())
-
-
-def note_divergence(folder: FoldFolder, fault: Diverged, saved_iteration: int, *, keeps: bool) -> PlanError:
-    """Remember it in the folder, so that the next start may change what can mend it.
-
-    Args:
-        folder: Of the training.
-        fault: What happened.
-        saved_iteration: Of the newest state, in which all is finite; 0: nothing was saved.
-        keeps: Whether this process writes files.
-
-    Returns:
-        The fault, and where training can go on, which only the process that writes knows.
-    """
-    if not keeps:
-        return fault
-    if not saved_iteration:
-        return PlanError(f"{fault} No earlier state was saved: rerun the command with such a change to start over.")
-    write_text(folder.divergence_note, f"{fault}\n")
-    return PlanError(
-        f"{fault} The state of iteration {saved_iteration}, where all was finite, is kept: rerun the command with such "
-        "a change to resume from there, or with --restart to start over."
-    )
-
 
 TRAIN, VALIDATE, _AUGMENT, _INITIAL, _DROPOUT, _HIDE, _CONTRAST = 0, 1, 2, 3, 4, 5, 6  # places of the random streams
 
@@ -110,16 +65,6 @@ class FoldData:
     def n_outputs(self, plan: Plan) -> int:
         """Count the outputs of the network: the labels' or, of one that restores images, their channels."""
         return plan.labels.n_outputs if self.restoration is None else len(plan.channels)
-
-
-@dataclass
-class Progress:
-    """The progress of a training; all of it is in state.pt."""
-
-    iteration: int = 0
-    epoch: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float | int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -439,62 +384,3 @@ class _Later:
         if self._arrived:
             self._arrived.synchronize()
         return float(self._copy)
-
-
-_MIN_EPOCHS_IN_BUDGET = 20  # points of the learning curve when trained by time
-_MAX_EPOCH_SECONDS = 300.0  # of a long budget: a person waits at most so long for the next point
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """A training laid over steps (epochs, or a number of iterations) or over a time budget, which comes first."""
-
-    training: Training
-
-    @property
-    def n_iterations(self) -> int:
-        """Steps of the whole training when it is not limited by time."""
-        return self.training.iterations or self.training.epochs * self.training.iterations_per_epoch
-
-    @property
-    def n_epochs(self) -> int:
-        """Epochs of the whole training; the last one may be shorter."""
-        budget = self.training.time_budget_seconds
-        if budget:
-            return max(_MIN_EPOCHS_IN_BUDGET, math.ceil(budget / _MAX_EPOCH_SECONDS))
-        return math.ceil(self.n_iterations / self.training.iterations_per_epoch)
-
-    def progress(self, at: Progress) -> float:
-        """Return how far training is, 0 to 1, and above when time was lost."""
-        if self.training.time_budget_seconds:
-            return at.seconds / self.training.time_budget_seconds
-        return at.iteration / self.n_iterations
-
-    def share_of_epoch(self, at: Progress) -> float:
-        """Return how far the running epoch is; at 1 or more it is over.
-
-        Counted from where the last one ended, so that a budget which changed in between makes no odd epochs.
-        """
-        last = at.history[-1] if at.history else {"seconds": 0.0, "iteration": 0}
-        if self.training.time_budget_seconds:
-            return (at.seconds - last["seconds"]) * self.n_epochs / self.training.time_budget_seconds
-        return (at.iteration - last["iteration"]) / self.training.iterations_per_epoch
-
-    def is_over(self, at: Progress, seconds_to_finish: float) -> bool:
-        """Return whether one more step, the last validation and saving would not fit."""
-        if self.training.time_budget_seconds:
-            return at.seconds + seconds_to_finish >= self.training.time_budget_seconds
-        return at.iteration >= self.n_iterations
-
-    def validation_iterations(self, n_steps: int) -> int:
-        """After an epoch of `n_steps`: the plan's, or as many in proportion when an epoch is a span of time."""
-        training = self.training
-        if not training.time_budget_seconds:
-            return training.validation_iterations
-        share = training.validation_iterations / training.iterations_per_epoch
-        return min(training.validation_iterations, math.ceil(n_steps * share))
-
-    def seconds_left(self, at: Progress) -> float:
-        """Estimate the seconds left at the pace so far; NaN before the first step."""
-        done = min(1.0, self.progress(at))
-        return at.seconds * (1 - done) / done if done else math.nan

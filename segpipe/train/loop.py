@@ -40,21 +40,13 @@ from segpipe.train.checkpoint import (
     write_setting,
 )
 from segpipe.train.distributed import ALONE, Group
-from segpipe.train.fold import (
-    TRAIN,
-    Diverged,
-    FoldData,
-    FoldTraining,
-    Hooks,
-    Schedule,
-    are_finite,
-    divergence,
-    note_divergence,
-)
+from segpipe.train.divergence import Diverged, are_finite, divergence, note_divergence
+from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.running_statistics import renewed_statistics
 from segpipe.train.sampling import Batch
+from segpipe.train.schedule import Schedule
 from segpipe.train.show import (
     CollapseAlarm,
     CurvesFile,

@@ -18,9 +18,10 @@ from segpipe.core.progress import track
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
-from segpipe.train.fold import TRAIN, FoldTraining, Hooks, Schedule
+from segpipe.train.fold import TRAIN, FoldTraining, Hooks
 from segpipe.train.loop import BATCHES_AHEAD, SAVING_SHARE, loading_threads
 from segpipe.train.optim import learning_rate
+from segpipe.train.schedule import Schedule
 
 PHASES = (  # of a step, in order; validation and saving are spread over the steps between them
     "waiting for data",

@@ -12,7 +12,7 @@ from segpipe.plan.schema import Plan
 from segpipe.plan.training import Training
 from segpipe.plan.training_commands import PlanChange, plan_changes, train_commands, training_advice
 from segpipe.train.checkpoint import load_state, save_state
-from segpipe.train.fold import Progress, Schedule
+from segpipe.train.schedule import Progress, Schedule
 from segpipe.train.show import has_plateaued
 from segpipe.train.weights_header import about_weights
 

@@ -13,8 +13,9 @@ from segpipe.core.errors import UsageError
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.checkpoint import cpu_copy
-from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Schedule
+from segpipe.train.fold import TRAIN, FoldData, FoldTraining
 from segpipe.train.optim import learning_rate
+from segpipe.train.schedule import Schedule
 from segpipe.train.show import mean_dice
 
 

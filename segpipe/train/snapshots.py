@@ -10,7 +10,7 @@ from torch import nn
 from segpipe.core.files import make_folder
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_weights
-from segpipe.train.fold import Progress, Schedule
+from segpipe.train.schedule import Progress, Schedule
 from segpipe.train.weights_header import about_weights
 
 _SUFFIX = ".safetensors"

@@ -23,8 +23,9 @@ from segpipe.core.history import DICE, MEAN_DICE, SPIKES
 from segpipe.core.labels import LabelSet, Mask
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.train.checkpoint import Row
-from segpipe.train.fold import FoldTraining, Schedule
+from segpipe.train.fold import FoldTraining
 from segpipe.train.sampling import Batch
+from segpipe.train.schedule import Schedule
 
 _GROUPS = {"train_loss": "loss", "validation_loss": "loss", MEAN_DICE: "dice"}  # of charts; the rest is in `training`
 _GROUPS_OF_MANY = {DICE: "dice of labels", SPIKES: "clipped gradients"}  # by what their columns begin with
