@@ -1,4 +1,4 @@
-"""How far a training is, and how its steps or its time are laid out over epochs."""
+"""The schedule of a training: how far it is, and how its steps or its time are laid out over epochs."""
 
 from __future__ import annotations
 
