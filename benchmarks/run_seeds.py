@@ -1,10 +1,11 @@
 """Run the studies of the seed papers' methods in turn, and write one table of verdicts and costs.
 
-python benchmarks/run_seeds.py -o OUT hippocampus=DATA acdc=DATA [--only botnet norms …] [--table results/seeds.md]
+python benchmarks/run_seeds.py -o OUT hippocampus=DATA acdc=DATA [--only botnet norms …] [--minutes 2] [--table FILE]
 
 Each `plans/studies/seeds_<method>.yaml` is trained on each dataset into OUT/<dataset>/<method> by `segpipe study`, one
-after the other, so that all have the machine to themselves. Rerun the same command to resume; finished studies are only
-read again, and the table is written after each. A study that fails has its reason in the table; the others go on.
+after the other. Arms get equal processor time, so other work on the machine makes a study later, not other. Rerun the
+same command to resume; finished studies are only read again, and the table is written after each. A study that fails
+has its reason in the table; the others go on.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from segpipe.compare.study_file import StepCosts, StudyFolder
 from segpipe.core.files import write_text
 from segpipe.core.history import History
 from segpipe.core.machine import environment_here
@@ -26,14 +30,20 @@ from segpipe.core.text import size_text
 STUDIES = Path(__file__).parent.parent / "plans" / "studies"
 _PREFIX = "seeds_"
 _HEAD = [
-    "| dataset | study | arm | Dice | difference | 95 % interval | verdict | seconds a step | steps | memory |",
+    "| dataset | study | arm | Dice | difference | 95 % interval | verdict | processor seconds a step | steps | memory |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
 
-def run_study(study: Path, data: Path, output: Path) -> str:
+def run_study(file: Path, minutes: float | None, data: Path, output: Path) -> str:
     """Train and compare what is not finished; the last line of what went wrong, empty if nothing did."""
+    study = output.parent / f"{output.name}.yaml"
+    asked = yaml.safe_load(file.read_text("utf-8"))
+    asked["processor_minutes"] = minutes or asked["processor_minutes"]
+    study.parent.mkdir(parents=True, exist_ok=True)
+    write_text(study, yaml.safe_dump(asked, sort_keys=False))
     command = [sys.executable, "-m", "segpipe", "study", str(study), "--data", str(data), "-o", str(output)]
+    command += ["--device", "cpu", "-j", "1"]
     done = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode == 130:
         raise KeyboardInterrupt
@@ -41,17 +51,17 @@ def run_study(study: Path, data: Path, output: Path) -> str:
     return (lines[-1] if lines else f"exit code {done.returncode}") if done.returncode else ""
 
 
-def costs(arm: Path) -> tuple[float, float, float]:
-    """Median seconds of a step, median number of steps, and largest memory in bytes, over an arm's trainings."""
-    seconds, steps, memory = [], [], []
-    for path in sorted(arm.glob("seed_*/runs/*/fold_*/history.csv")):
+def costs(output: Path, arm: str) -> tuple[float, float, float]:
+    """Processor seconds of a step, number of steps, and largest memory in bytes of an arm's trainings."""
+    steps, memory = [], []
+    for path in sorted((output / "arms" / arm).glob("seed_*/runs/*/fold_*/history.csv")):
         columns = History.load(path).columns
-        seconds.append(1 / statistics.median(columns["iterations_per_second"]))
         steps.append(columns["iteration"][-1])
         memory.append(max(columns["peak_memory_bytes"]))
-    if not seconds:
+    if not steps:
         return float("nan"), float("nan"), float("nan")
-    return statistics.median(seconds), statistics.median(steps), max(memory)
+    known = StepCosts.load(StudyFolder(output).step_costs).arms
+    return known[arm].seconds, statistics.median(steps), max(memory)
 
 
 def rows_of(dataset: str, name: str, output: Path, fault: str) -> Iterator[str]:
@@ -69,7 +79,7 @@ def rows_of(dataset: str, name: str, output: Path, fault: str) -> Iterator[str]:
         if row["baseline"] == control and row["label"] == "(mean)" and not row["grouping"]
     }
     for arm in (control, *others):
-        seconds, steps, memory = costs(output / "arms" / arm)
+        seconds, steps, memory = costs(output, arm)
         cost = f"{seconds:.3f} | {steps:.0f} | {size_text(int(memory))}" if seconds == seconds else "| |"
         if arm == control:
             mean = next((row["mean_baseline"] for row in found.values()), None)
@@ -87,15 +97,15 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def table(lines: list[str], command: str) -> str:
+def table(lines: list[str], command: str, minutes: float) -> str:
     """Write the page."""
     machine = environment_here("").model_dump(mode="json")
     about = ", ".join(str(value) for value in machine.values() if value)
     intro = (
         "# Methods of the seed papers\n\n"
-        "Each method alone against its control, with the same everything else and the same minutes (plans/studies). A\n"
-        "difference is method minus control; the interval is of the difference. Verdicts are on the methods, from two\n"
-        "trainings of each, with a margin of 0.005 Dice.\n\n"
+        "Each method alone against its control, with the same everything else and the same processor time (plans/studies).\n"
+        "A difference is method minus control; the interval is of the difference. Verdicts are on the methods, from two\n"
+        f"trainings of each, with a margin of 0.005 Dice. Each training: {minutes:g} min of one core, fold 0 of 5.\n\n"
         f"`{command}`\n\n{about}\n\n"
     )
     return intro + "\n".join([*_HEAD, *lines]) + "\n"
@@ -107,6 +117,7 @@ def main() -> None:
     parser.add_argument("datasets", nargs="+", metavar="NAME=DATA")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--only", nargs="+", metavar="METHOD", help="names of studies without seeds_")
+    parser.add_argument("--minutes", type=float, help="processor time of each training, instead of the studies' 10")
     parser.add_argument("--table", type=Path, help="where to write the table; default: OUT/seeds.md")
     parser.add_argument("--studies", type=Path, default=STUDIES, help="folder of study files")
     asked = parser.parse_args()
@@ -120,14 +131,16 @@ def main() -> None:
     todo = [(name, dataset) for name in chosen for dataset in datasets]
     for name, dataset in todo:
         print(f"{name} on {dataset}", flush=True)
-        faults[name, dataset] = run_study(known[name], Path(datasets[dataset]), asked.output / dataset / name)
+        faults[name, dataset] = run_study(
+            known[name], asked.minutes, Path(datasets[dataset]), asked.output / dataset / name
+        )
         lines = [
             line
             for one, other in todo
             for line in rows_of(other, one, asked.output / other / one, faults.get((one, other), ""))
         ]
         page.parent.mkdir(parents=True, exist_ok=True)
-        write_text(page, table(lines, f"python benchmarks/run_seeds.py {' '.join(sys.argv[1:])}"))
+        write_text(page, table(lines, f"python benchmarks/run_seeds.py {' '.join(sys.argv[1:])}", asked.minutes or 10))
 
 
 if __name__ == "__main__":

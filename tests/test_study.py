@@ -18,8 +18,9 @@ from published import REPOSITORY
 from plans import NETWORK, TINY
 from segpipe.cli.main import run
 from segpipe.compare.declaration import Declaration
-from segpipe.compare.study_file import Arm, Base, Study, describe_study, read_study
+from segpipe.compare.study_file import Arm, Base, StepCosts, Study, StudyFolder, describe_study, read_study
 from segpipe.core.errors import PlanError
+from segpipe.core.history import History
 from segpipe.data.phantom import make_phantom
 from segpipe.data.splits import Splits
 from segpipe.evaluate.ledger import read_ledger
@@ -225,8 +226,15 @@ def test_a_dry_run_prints_arms_trainings_and_time_and_writes_nothing(tmp_path, c
         ({"arms": {"a": {"st": {}}, "b": {}}}, 2, "Did you mean 'set'?"),
         ({"arms": {"a": {"masks": "m", "nnunetv2": True}, "b": {}}}, 2, "expected one of: plan values"),
         ({"arms": {"a/b": {}, "b": {}}}, 2, "a name without slash"),
-        ({"minutes": 5}, 2, "one of minutes and steps"),
-        ({"steps": None}, 2, "one of minutes and steps"),
+        ({"minutes": 5}, 2, "one of minutes, steps and processor_minutes"),
+        ({"steps": None}, 2, "one of minutes, steps and processor_minutes"),
+        ({"processor_minutes": 5}, 2, "one of minutes, steps and processor_minutes"),
+        ({"steps": None, "processor_minutes": 0}, 2, "processor_minutes: found 0"),
+        (
+            {"steps": None, "processor_minutes": 5, "arms": {"a": {}, "b": {"nnunetv2": True}}},
+            2,
+            "processor_minutes cannot be the budget of nnunetv2",
+        ),
         ({"steps": 2.0}, 2, "steps: found 2.0"),
         ({"arms": {"a": {"set": {"training.seed": 3}}, "b": {}}}, 2, "a sets training.seed, which follows from seeds"),
         ({"arms": {"a": {"set": {"training.epochs": 3}}, "b": {}}}, 2, "a sets training.epochs"),
@@ -294,6 +302,31 @@ def test_the_ladder_adds_one_part_at_a_time_and_then_all_of_them():
     parts = [arms[name].set for name in ("efficientnet_b0", "attention", "aspp")]
     assert sum(map(len, parts)) == len(arms["all"].set) and arms["all"].set == parts[0] | parts[1] | parts[2]
     assert arms["resunet"] == Arm()
+
+
+def test_processor_minutes_give_each_arm_the_steps_that_it_has_time_for(finished, tmp_path, capsys):
+    (tmp_path / "data").symlink_to(finished / "data")
+    arms = {"plain": {}, "wide": {"set": {f"{NETWORK}.features": [32, 64]}}}
+    changed = {"arms": arms, "steps": None, "processor_minutes": 0.01, "folds": [0]}
+    written(tmp_path, **changed)
+    assert command(tmp_path, "--dry-run") == 0
+    assert "0.01 min of processor time each" in " ".join(capsys.readouterr().out.split())
+    assert command(tmp_path) == 0
+    folder = StudyFolder(tmp_path / "out")
+    costs = StepCosts.load(folder.step_costs).arms
+    assert costs["wide"].seconds > costs["plain"].seconds
+    for name, cost in costs.items():
+        n_steps = History.load(folder.seed(name, 0).fold("3d_fullres", "0").history).columns["iteration"][-1]
+        assert n_steps == cost.n_steps(0.01) and n_steps == 20 * max(1, round(0.6 / cost.seconds / 20))
+    assert "0.01 min of processor time" in Declaration.load(tmp_path / "out" / "declaration.json").stopping
+
+    before = folder.step_costs.read_text("utf-8")
+    assert command(tmp_path) == 0 and folder.step_costs.read_text("utf-8") == before  # measured once
+    arms["wider"] = {"set": {f"{NETWORK}.features": [40, 80]}}
+    written(tmp_path, **changed)
+    assert command(tmp_path) == 0
+    after = StepCosts.load(folder.step_costs).arms
+    assert {name: after[name] for name in costs} == costs and set(after) == set(arms)
 
 
 def test_a_study_is_saved_as_it_was_read(finished):

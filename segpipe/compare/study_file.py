@@ -103,6 +103,9 @@ class Study(Record):
         seeds: Of trainings. A verdict on methods needs two or more.
         minutes: Wall-clock time of one training, that is of one arm, fold and seed.
         steps: Instead: optimizer steps of one training.
+        processor_minutes: Instead: processor time of the steps of one training, all cores added up, on a CPU. It is
+            turned into steps before the first training, by what a step of each arm takes (`StepCosts`). So other work
+            on the machine takes nothing from any arm, and the trainings can be repeated.
         margins: Metrics to compare, each with the largest difference that counts as none, in its unit.
     """
 
@@ -117,6 +120,7 @@ class Study(Record):
     seeds: tuple[NonNegativeInt, ...]
     minutes: PositiveFloat | None = None
     steps: PositiveInt | None = None
+    processor_minutes: PositiveFloat | None = None
     margins: dict[str, PositiveFloat] = Field(default_factory=lambda: {"dice": DEFAULT_MARGIN})
 
     @field_validator("arms")
@@ -151,13 +155,15 @@ class Study(Record):
         for name, values in {"base": self.base.set, **{name: arm.set for name, arm in self.arms.items()}}.items():
             taken = [key for key in values if key in ("training.seed", *self._budget_values())]
             if taken:
-                raise ValueError(f"{name} sets {taken[0]}, which follows from seeds, minutes and steps; leave it out")
+                raise ValueError(f"{name} sets {taken[0]}, which follows from seeds and the budget; leave it out")
         return self
 
     @model_validator(mode="after")
     def _one_budget(self) -> Study:
-        if (self.minutes is None) == (self.steps is None):
-            raise ValueError("expected one of minutes and steps: the budget of one training")
+        if [self.minutes, self.steps, self.processor_minutes].count(None) != 2:
+            raise ValueError("expected one of minutes, steps and processor_minutes: the budget of one training")
+        if self.processor_minutes and any(arm.nnunetv2 for arm in self.arms.values()):
+            raise ValueError("processor_minutes cannot be the budget of nnunetv2; expected minutes or steps")
         if max(self.folds) >= self.n_folds:
             raise ValueError(f"fold {max(self.folds)}, but there are {self.n_folds} folds, counted from 0")
         return self
@@ -176,24 +182,55 @@ class Study(Record):
     @property
     def budget(self) -> str:
         """The time budget of one training, for people."""
+        if self.processor_minutes is not None:
+            return f"{self.processor_minutes:g} min of processor time"
         return f"{self.steps} steps" if self.minutes is None else f"{self.minutes:g} min"
 
-    def assignments(self, arm: Arm, seed: int) -> tuple[str, ...]:
-        """The edits of an arm's plan for one seed, as `edit_plan` takes them."""
+    def assignments(self, arm: Arm, seed: int, n_steps: int | None = None) -> tuple[str, ...]:
+        """The edits of an arm's plan for one seed, as `edit_plan` takes them.
+
+        Args:
+            arm: One of the study's.
+            seed: Of the training.
+            n_steps: What the arm's processor time suffices for, once it is measured.
+        """
         shared = {} if arm.preset else self.base.set
         kept = {key: value for key, value in shared.items() if not any(_is_inside(key, own) for own in arm.set)}
-        values = kept | arm.set | self._budget_values() | {"training.seed": seed}
+        values = kept | arm.set | self._budget_values(n_steps) | {"training.seed": seed}
         return tuple(f"{key}={json.dumps(value)}" for key, value in values.items())
 
-    def _budget_values(self) -> dict[str, Any]:
-        if self.steps is None:
-            return {"training.time_budget_seconds": 60.0 * (self.minutes or 0)}
-        n_epochs = max(n for n in range(1, _MAX_EPOCHS + 1) if self.steps % n == 0)
+    def _budget_values(self, n_steps: int | None = None) -> dict[str, Any]:
+        if self.minutes is not None:
+            return {"training.time_budget_seconds": 60.0 * self.minutes}
+        n_steps = n_steps or self.steps or _MAX_EPOCHS
+        n_epochs = max(n for n in range(1, _MAX_EPOCHS + 1) if n_steps % n == 0)
         return {
             "training.time_budget_seconds": None,
             "training.epochs": n_epochs,
-            "training.iterations_per_epoch": self.steps // n_epochs,
+            "training.iterations_per_epoch": n_steps // n_epochs,
         }
+
+
+class StepCost(Record):
+    """What a step of an arm takes.
+
+    Args:
+        edits: Of the arm's plan when it was measured.
+        seconds: Processor time, all cores added up, drawing batches included.
+    """
+
+    edits: tuple[str, ...]
+    seconds: PositiveFloat
+
+    def n_steps(self, processor_minutes: float) -> int:
+        """Steps that a processor time suffices for, whole epochs of `_MAX_EPOCHS`."""
+        return _MAX_EPOCHS * max(1, round(60 * processor_minutes / self.seconds / _MAX_EPOCHS))
+
+
+class StepCosts(Record):
+    """What a step of each arm of a study takes, by arm."""
+
+    arms: dict[str, StepCost]
 
 
 @dataclass(frozen=True)
@@ -233,7 +270,8 @@ def describe_study(study: Study) -> Iterator[str]:
         yield from (f"    {key} = {json.dumps(value)}" for key, value in arm.set.items())
     n_trainings = len(study.trainings)
     folds, seeds = (", ".join(map(str, numbers)) for numbers in (study.folds, study.seeds))
-    time = "" if study.minutes is None else f", {_hours(n_trainings * study.minutes)} of training in all"
+    minutes = study.minutes or study.processor_minutes
+    time = "" if minutes is None else f", {_hours(n_trainings * minutes)} of training in all"
     total = f"{n_trainings} trainings: folds {folds} of {study.n_folds}, seeds {seeds}, {study.budget} each{time}."
     yield from textwrap.wrap(total, _WIDTH)
     if len(study.seeds) < 2:
@@ -275,6 +313,11 @@ class StudyFolder:
     """Paths in a study's folder."""
 
     path: Path
+
+    @property
+    def step_costs(self) -> Path:
+        """What a step of each arm takes, if the budget is a processor time."""
+        return self.path / "step_costs.json"
 
     @property
     def base(self) -> Work:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -16,7 +17,17 @@ from segpipe.compare.comparison_records import Comparison
 from segpipe.compare.comparison_text import save
 from segpipe.compare.declaration import DECLARATION_FILE, Declaration, with_standing
 from segpipe.compare.results import Method
-from segpipe.compare.study_file import STUDY_FILE, Arm, Study, StudyEstimate, StudyFolder, StudyTraining, read_study
+from segpipe.compare.study_file import (
+    STUDY_FILE,
+    Arm,
+    StepCost,
+    StepCosts,
+    Study,
+    StudyEstimate,
+    StudyFolder,
+    StudyTraining,
+    read_study,
+)
 from segpipe.core.errors import DataError, Interrupted, PlanError, SegpipeError, UsageError
 from segpipe.core.files import make_folder, only_process
 from segpipe.core.progress import say
@@ -39,6 +50,7 @@ from segpipe.plan.schema import Plan
 from segpipe.report.compare_page import write_compare_page
 
 _JOB_FILE = "job.json"
+_MEASURED_TIMES = 3  # for each arm
 _MASKS_FILE = "masks.json"  # beside the scores of masks that are there already
 
 
@@ -96,14 +108,14 @@ class StudyJob:
             predicts_costs=False,
         )
 
-    def planning(self, name: str, seed: int) -> PlanRequest:
-        """The request to plan one seed of an arm."""
+    def planning(self, name: str, seed: int, n_steps: int | None = None) -> PlanRequest:
+        """The request to plan one seed of an arm; `n_steps` is what its processor time suffices for."""
         arm = self.study.arms[name]
         return replace(
             self.base_planning(),
             folder=self.folder.seed(name, seed).path,
             preset=arm.preset or self.study.base.preset,
-            edits=self.study.assignments(arm, seed),
+            edits=self.study.assignments(arm, seed, n_steps),
             predicts_costs=seed == self.study.seeds[0],
         )
 
@@ -122,7 +134,9 @@ def resolve(request: StudyRequest) -> StudyJob:
     if data is None:
         raise UsageError(f"{request.study}: names no data. Add `data:` to it, or use --data.")
     job = StudyJob(study, data, request.output, request.machine)
-    resolve_device(request.machine.device)
+    device = resolve_device(request.machine.device)
+    if study.processor_minutes and device.type != "cpu":
+        raise UsageError(f"{request.study}: processor_minutes are of a CPU, and the device is {device}. Use minutes.")
     for name, arm in study.arms.items():
         if arm.is_trained_here:
             _check_arm(job, name)
@@ -219,13 +233,11 @@ class _Running:
         plan.run(job)
         self.dataset, self.splits = Dataset.load(base.dataset), Splits.load(base.splits)
         _require_folds(study, self.splits)
+        n_steps = self._steps_in_processor_time() if study.processor_minutes else {}
         for name, arm in study.arms.items():
             for seed in study.seeds if arm.is_trained_here else ():
-                say(f"arm {name}, seed {seed}")
+                self._plan_arm(name, seed, n_steps.get(name))
                 work = self.folder.seed(name, seed)
-                _share(base, work)
-                planned = plan.run(plan.resolve(self.job.planning(name, seed)))
-                default_configuration(planned.plan, self._configuration(name))
                 if arm.training_patients < 1:
                     presence = plan.label_presence(Fingerprint.load(base.fingerprint))
                     with_fewer_patients(
@@ -237,6 +249,36 @@ class _Running:
         study.save(self.folder.path / STUDY_FILE)
         self._declare()
         self.given = {name: self._scored_masks(name, arm) for name, arm in study.arms.items() if arm.masks}
+
+    def _plan_arm(self, name: str, seed: int, n_steps: int | None) -> None:
+        say(f"arm {name}, seed {seed}")
+        _share(self.folder.base, self.folder.seed(name, seed))
+        planned = plan.run(plan.resolve(self.job.planning(name, seed, n_steps)))
+        default_configuration(planned.plan, self._configuration(name))
+
+    def _steps_in_processor_time(self) -> dict[str, int]:
+        """Steps of each arm that take the study's processor time; what is not known yet is measured first.
+
+        Arms are measured in turn, several times, and the least counts: other work on the machine only adds to it.
+        """
+        study, file = self.study, self.folder.step_costs
+        known = StepCosts.load(file).arms if file.is_file() else {}
+        edits = {
+            name: study.assignments(arm, study.seeds[0]) for name, arm in study.arms.items() if arm.is_trained_here
+        }
+        missing = [name for name in edits if name not in known or known[name].edits != edits[name]]
+        for name in missing:
+            self._plan_arm(name, study.seeds[0], None)
+        least = dict.fromkeys(missing, math.inf)
+        for _ in range(_MEASURED_TIMES if missing else 0):
+            for name in missing:
+                work, configuration = self.folder.seed(name, study.seeds[0]), self._configuration(name)
+                request = TrainRequest(work.path, self.machine, configuration, folds=study.folds[:1])
+                least[name] = min(least[name], train.processor_seconds_of_step(request))
+        costs = known | {name: StepCost(edits=edits[name], seconds=least[name]) for name in missing}
+        if missing:
+            StepCosts(arms=costs).save(file)
+        return {name: costs[name].n_steps(study.processor_minutes or 0) for name in edits}
 
     def _refuse_other_splits(self, job: PlanJob) -> None:
         """Compare the folds with the declared ones, before anything is written over them.

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import make_folder
@@ -45,12 +46,13 @@ from segpipe.train.checkpoint import with_own_start
 from segpipe.train.distributed import Group, join_group
 from segpipe.train.fold import FoldData, FoldTraining
 from segpipe.train.loop import train_fold
-from segpipe.train.profile import Profile, profile_fold
+from segpipe.train.profile import MakeFold, Profile, processor_seconds, profile_fold
 from segpipe.train.resume import has_other_length, require_same_training
 from segpipe.train.schedule import Schedule
 from segpipe.train.tensorboard import wants_tensorboard
 from segpipe.train.weights_header import about_weights
 
+Result = TypeVar("Result")
 _MIN_BUDGET_SECONDS = 5.0
 _FLOAT_BYTES = 4
 _STATES = 2  # the newest and the one before
@@ -230,6 +232,16 @@ def profile(request: TrainRequest) -> Profile:
         )
     if len(request.folds) > 1:
         raise UsageError("-f: --profile measures one fold. Choose one.")
+    return _measured(request, profile_fold)
+
+
+def processor_seconds_of_step(request: TrainRequest) -> float:
+    """Processor time of a step on a CPU, all cores added up; existing training is not touched. Raises as `profile`."""
+    return _measured(request, lambda make_fold, _name, _folder: processor_seconds(make_fold))
+
+
+def _measured(request: TrainRequest, measure: Callable[[MakeFold, str, Path], Result]) -> Result:
+    """Result of measuring a new fold, of its maker, configuration, and folder."""
     planned, budget = PlannedWork.load(request.folder), request.time_budget_seconds
     (fold,) = planned.splits.select(request.folds or [0])
     edits = (*request.all_edits, *(() if budget is None else (f"training.time_budget_seconds={budget}",)))
@@ -242,7 +254,7 @@ def profile(request: TrainRequest) -> Profile:
     with memory_faults(f"training {name}", "Use a smaller batch_size or patch_zyx (--set)."):
         configuration = with_own_start(planned.plan.configurations[name], planned.work.fold(name, str(fold)))
         make_fold = partial(FoldTraining, planned.plan, configuration, data, device, is_new=True)
-        return profile_fold(lambda hooks: make_fold(hooks=hooks), name, request.folder)
+        return measure(lambda hooks: make_fold(hooks=hooks), name, request.folder)
 
 
 def shared_plan(plan: Plan, name: str, n_processes: int) -> Plan:

@@ -36,6 +36,7 @@ PHASES = (  # of a step, in order; validation and saving are spread over the ste
 )
 _N_WARM_UP = 3  # steps that are not measured: compiling, choosing algorithms, the first allocations
 _N_STEPS = 30
+_N_TIMED_STEPS = 12  # by processor time
 _MOST_SECONDS = 60.0  # of measured steps; slower ones are fewer
 _FEWEST_STEPS = 3
 _NETWORK = ("forward", "backward")
@@ -54,6 +55,9 @@ _ADVICE = {
     "network": "Most of the time goes into the network, as it should. Make it faster with a lower precision "
     "(training.precision), compilation (training.compiled), a GPU, or a smaller network (plan with another --preset).",
 }
+
+
+MakeFold = Callable[[Hooks], FoldTraining]  # a new fold with these hooks
 
 
 class Profile(Record):
@@ -126,7 +130,7 @@ class _Watch:
         self.last = now
 
 
-def profile_fold(make_fold: Callable[[Hooks], FoldTraining], name: str, folder: Path) -> Profile:
+def profile_fold(make_fold: MakeFold, name: str, folder: Path) -> Profile:
     """Train some steps and measure their parts; a training that is there stays as it is.
 
     Parts are measured one after the other, so on a GPU, where they overlap, they add up to a little more than a step.
@@ -163,6 +167,19 @@ def profile_fold(make_fold: Callable[[Hooks], FoldTraining], name: str, folder: 
         draw_seconds=_seconds_of(lambda index: fold.draw(TRAIN, index), _FEWEST_STEPS),
         n_threads=n_threads,
     )
+
+
+def processor_seconds(make_fold: MakeFold) -> float:
+    """Train some steps on a CPU, and return the processor time of one: all threads, drawing batches included."""
+    fold = make_fold(Hooks())
+    rate = learning_rate(fold.plan.training, 0)
+    with Prefetch(partial(fold.draw, TRAIN), loading_threads(fold.device), BATCHES_AHEAD) as batches:
+        for _ in range(_N_WARM_UP):
+            fold.step(batches.get(fold.at.iteration), rate)
+        begun = time.process_time()
+        for _ in range(_N_TIMED_STEPS):
+            fold.step(batches.get(fold.at.iteration), rate)
+        return (time.process_time() - begun) / _N_TIMED_STEPS
 
 
 def _between_steps(fold: FoldTraining, folder: Path, step_seconds: float) -> dict[str, float]:
