@@ -1,8 +1,8 @@
-"""Run the studies of the seed papers' methods in turn, and write one table of verdicts and costs.
+"""Run the studies of methods from papers in turn, and write one table of verdicts and costs.
 
-python benchmarks/run_seeds.py -o OUT hippocampus=DATA acdc=DATA [--only botnet norms …] [--minutes 2] [--table FILE]
+python benchmarks/run_seeds.py -o OUT hippocampus=DATA acdc=DATA [--only plain sparse …] [--minutes 2] [--table FILE]
 
-Each `plans/studies/seeds_<method>.yaml` is trained on each dataset into OUT/<dataset>/<method> by `segpipe study`, one
+Each `plans/studies/seeds_<name>.yaml` is trained on each dataset into OUT/<dataset>/<name> by `segpipe study`, one
 after the other. Arms get equal processor time, so other work on the machine makes a study later, not other. Rerun the
 same command to resume; finished studies are only read again, and the table is written after each. A study that fails
 has its reason in the table; the others go on.
@@ -29,8 +29,9 @@ from segpipe.core.text import size_text
 
 STUDIES = Path(__file__).parent.parent / "plans" / "studies"
 _PREFIX = "seeds_"
+_N_VALIDATION = 20  # batches after each epoch, as preset cpu has it
 _HEAD = [
-    "| dataset | study | arm | Dice | difference | 95 % interval | verdict | processor seconds a step | steps | memory |",
+    "| dataset | study | arm | Dice | difference | 95 % interval | verdict | seconds a step | steps | memory |",
     "|---|---|---|---|---|---|---|---|---|---|",
 ]
 
@@ -39,7 +40,10 @@ def run_study(file: Path, minutes: float | None, data: Path, output: Path) -> st
     """Train and compare what is not finished; the last line of what went wrong, empty if nothing did."""
     study = output.parent / f"{output.name}.yaml"
     asked = yaml.safe_load(file.read_text("utf-8"))
-    asked["processor_minutes"] = minutes or asked["processor_minutes"]
+    if minutes is not None:
+        share = minutes / asked["processor_minutes"]  # of validation as well, which is not counted
+        asked["processor_minutes"] = minutes
+        asked["base"].setdefault("set", {})["training.validation_iterations"] = max(1, round(share * _N_VALIDATION))
     study.parent.mkdir(parents=True, exist_ok=True)
     write_text(study, yaml.safe_dump(asked, sort_keys=False))
     command = [sys.executable, "-m", "segpipe", "study", str(study), "--data", str(data), "-o", str(output)]
@@ -52,16 +56,21 @@ def run_study(file: Path, minutes: float | None, data: Path, output: Path) -> st
 
 
 def costs(output: Path, arm: str) -> tuple[float, float, float]:
-    """Processor seconds of a step, number of steps, and largest memory in bytes of an arm's trainings."""
-    steps, memory = [], []
+    """Processor seconds of a step, number of steps, and largest memory in bytes of an arm's trainings.
+
+    Seconds are by the clock where a study's budget is not a processor time.
+    """
+    seconds, steps, memory = [], [], []
     for path in sorted((output / "arms" / arm).glob("seed_*/runs/*/fold_*/history.csv")):
         columns = History.load(path).columns
+        seconds.append(1 / statistics.median(columns["iterations_per_second"]))
         steps.append(columns["iteration"][-1])
         memory.append(max(columns["peak_memory_bytes"]))
     if not steps:
         return float("nan"), float("nan"), float("nan")
-    known = StepCosts.load(StudyFolder(output).step_costs).arms
-    return known[arm].seconds, statistics.median(steps), max(memory)
+    if (file := StudyFolder(output).step_costs).is_file():
+        seconds = [StepCosts.load(file).arms[arm].seconds]
+    return statistics.median(seconds), statistics.median(steps), max(memory)
 
 
 def rows_of(dataset: str, name: str, output: Path, fault: str) -> Iterator[str]:
@@ -99,13 +108,14 @@ def _number(value: float | None) -> str:
 
 def table(lines: list[str], command: str, minutes: float) -> str:
     """Write the page."""
-    machine = environment_here("").model_dump(mode="json")
-    about = ", ".join(str(value) for value in machine.values() if value)
+    machine = environment_here("")
+    about = ", ".join(f"{name} {machine.versions[name]}" for name in ("segpipe", "torch")) + f", {machine.system}"
     intro = (
-        "# Methods of the seed papers\n\n"
-        "Each method alone against its control, with the same everything else and the same processor time (plans/studies).\n"
-        "A difference is method minus control; the interval is of the difference. Verdicts are on the methods, from two\n"
-        f"trainings of each, with a margin of 0.005 Dice. Each training: {minutes:g} min of one core, fold 0 of 5.\n\n"
+        "# Methods from papers\n\n"
+        "Each method alone against its control, with the same everything else and the same processor time\n"
+        f"(plans/studies): {minutes:g} min of one core for each training, fold 0 of 5. A difference is method minus\n"
+        "control; the interval is of the difference. Verdicts are on the methods, from two trainings of each, with a\n"
+        "margin of 0.005 Dice. Seconds a step are of the processor.\n\n"
         f"`{command}`\n\n{about}\n\n"
     )
     return intro + "\n".join([*_HEAD, *lines]) + "\n"

@@ -348,7 +348,7 @@ def test_the_table_of_all_seed_studies_has_verdict_interval_and_cost(finished, t
         truth.startswith("| phantom | two | truth | 1.0000 | 0.") and "| – to – | cannot tell (these models) |" in truth
     )  # of 2 patients
     assert residual.count("|") == truth.count("|") == control.count("|") == script["_HEAD"][0].count("|")
-    seconds, steps, memory = script["costs"](finished / "out" / "arms" / "residual")
+    seconds, steps, memory = script["costs"](finished / "out", "residual")
     assert seconds > 0 and steps == 2 and memory > 2**20
     (failed,) = script["rows_of"]("phantom", "two", tmp_path, "Error: no data")
     assert "failed: Error: no data" in failed and failed.count("|") == control.count("|")

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -36,7 +37,7 @@ PHASES = (  # of a step, in order; validation and saving are spread over the ste
 )
 _N_WARM_UP = 3  # steps that are not measured: compiling, choosing algorithms, the first allocations
 _N_STEPS = 30
-_N_TIMED_STEPS = 12  # by processor time
+_N_TIMED, _N_TIMED_STEPS = 3, 4  # spans, and steps in each, by processor time
 _MOST_SECONDS = 60.0  # of measured steps; slower ones are fewer
 _FEWEST_STEPS = 3
 _NETWORK = ("forward", "backward")
@@ -170,16 +171,21 @@ def profile_fold(make_fold: MakeFold, name: str, folder: Path) -> Profile:
 
 
 def processor_seconds(make_fold: MakeFold) -> float:
-    """Train some steps on a CPU, and return the processor time of one: all threads, drawing batches included."""
+    """Train some steps on a CPU, and return the processor time of one: all threads, drawing batches included.
+
+    The least of several spans of steps: what shares the processor's caches and units only adds to it.
+    """
     fold = make_fold(Hooks())
     rate = learning_rate(fold.plan.training, 0)
     with Prefetch(partial(fold.draw, TRAIN), loading_threads(fold.device), BATCHES_AHEAD) as batches:
         for _ in range(_N_WARM_UP):
             fold.step(batches.get(fold.at.iteration), rate)
-        begun = time.process_time()
-        for _ in range(_N_TIMED_STEPS):
-            fold.step(batches.get(fold.at.iteration), rate)
-        return (time.process_time() - begun) / _N_TIMED_STEPS
+        ends = [time.process_time()]
+        for _ in range(_N_TIMED):
+            for _ in range(_N_TIMED_STEPS):
+                fold.step(batches.get(fold.at.iteration), rate)
+            ends.append(time.process_time())
+        return min(end - begun for begun, end in pairwise(ends)) / _N_TIMED_STEPS
 
 
 def _between_steps(fold: FoldTraining, folder: Path, step_seconds: float) -> dict[str, float]:
