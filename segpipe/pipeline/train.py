@@ -232,15 +232,15 @@ def profile(request: TrainRequest) -> Profile:
         )
     if len(request.folds) > 1:
         raise UsageError("-f: --profile measures one fold. Choose one.")
-    return _measured(request, profile_fold)
+    return _measure(request, profile_fold)
 
 
 def processor_seconds_of_step(request: TrainRequest) -> float:
     """Processor time of a step on a CPU, all cores added up; existing training is not touched. Raises as `profile`."""
-    return _measured(request, lambda make_fold, _name, _folder: processor_seconds(make_fold))
+    return _measure(request, lambda make_fold, _name, _folder: processor_seconds(make_fold))
 
 
-def _measured(request: TrainRequest, measure: Callable[[MakeFold, str, Path], Result]) -> Result:
+def _measure(request: TrainRequest, measure: Callable[[MakeFold, str, Path], Result]) -> Result:
     """Result of measuring a new fold, of its maker, configuration, and folder."""
     planned, budget = PlannedWork.load(request.folder), request.time_budget_seconds
     (fold,) = planned.splits.select(request.folds or [0])
