@@ -212,7 +212,7 @@ class Study(Record):
 
 
 class StepCost(Record):
-    """What a step of an arm takes.
+    """Processor time of a step of an arm.
 
     Args:
         edits: Of the arm's plan when it was measured.
@@ -228,7 +228,7 @@ class StepCost(Record):
 
 
 class StepCosts(Record):
-    """What a step of each arm of a study takes, by arm."""
+    """Processor time of a step of each arm of a study, by arm."""
 
     arms: dict[str, StepCost]
 
@@ -316,7 +316,7 @@ class StudyFolder:
 
     @property
     def step_costs(self) -> Path:
-        """What a step of each arm takes, if the budget is a processor time."""
+        """Processor time of a step of each arm, if the budget is one."""
         return self.path / "step_costs.json"
 
     @property
