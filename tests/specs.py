@@ -8,6 +8,7 @@ from typing import Any
 
 from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET
 from segpipe.networks.parts import Parts, SparseKernels, reads
+from segpipe.networks.simplenet_table import KINDS_OF_SIMPLENET, simplenet_stages
 from segpipe.networks.spec import NetworkSpec, effnet
 
 Axes = tuple[tuple[int, ...], ...]
@@ -57,6 +58,20 @@ def _effnet(kind: str, view: str) -> NetworkSpec:
     return effnet(kind.removeprefix(KIND_PREFIX), strides, kernels, (1.0,) * n_axes, (64,) * n_axes)
 
 
+def _simplenet(kind: str, view: str) -> NetworkSpec:
+    """Three stages, the last of which holds all of the network that is left, in 16 features and more."""
+    strides, kernels = _axes(view, 3)
+    rows = simplenet_stages(kind, 3, 16)
+    return NetworkSpec(
+        kind=kind,
+        features=tuple(row.widths[-1] for row in rows),
+        strides_zyx=strides,
+        kernels_zyx=kernels,
+        blocks=tuple(len(row.widths) for row in rows),
+        decoder_convolutions=(1, 2),
+    )
+
+
 def bottleneck(kind: str, **parts: Any) -> Callable[[str], NetworkSpec]:
     """Attention or mixers on the deepest map, with the edges that a plan would hold."""
 
@@ -80,6 +95,7 @@ SPECS: dict[str, Callable[[str], NetworkSpec]] = {  # by kind: the spec for a vi
     "residual": lambda view: unet("residual", view),
     "convnext": lambda view: unet("convnext", view, expansion=(2, 3, 2), response_norm="sum"),
     **{kind: partial(_effnet, kind) for kind in KINDS_OF_EFFICIENTNET},
+    **{kind: partial(_simplenet, kind) for kind in KINDS_OF_SIMPLENET},
     "segresnet": lambda view: _monai("segresnet", view, (1, 2, 4, 8), (1, 1, 1, 1)),
     "swin_unetr": lambda view: _monai("swin_unetr", view, (1, 1, 2, 4, 8, 16), (1, 1, 1, 1, 1, 1)),
 }

@@ -12,6 +12,7 @@ from plans import LABELS, small_plan
 from segpipe.core.errors import PlanError
 from segpipe.core.labels import Label, LabelSet
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint, Intensities
+from segpipe.networks.spec import effnet
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.edit import edit_plan, warn_of_sides
 from segpipe.plan.geometry import axis_order, feature_voxels, resampled_shape, target_spacing, topology
@@ -136,6 +137,28 @@ def test_edits_change_one_value_and_nothing_else():
     assert edit_plan(plan, []) is plan
 
 
+def test_the_network_of_a_preset_takes_the_place_of_the_plans():
+    """Strides, kernels and patch stay; what differs from the name is set too, whatever comes first."""
+    plan = small_plan()
+    old, key = plan.configurations["3d_fullres"], "configurations.3d_fullres"
+    edits = [f"{key}.network.parts.norm=batch", f"{key}.network.preset=effnet_b0", f"{key}.spacing_mm=[4, 1, 1]"]
+    new = edit_plan(plan, edits).configurations["3d_fullres"]
+    assert (new.patch_zyx, new.batch_size) == (old.patch_zyx, old.batch_size)
+    expected = effnet("b0", old.network.strides_zyx, old.network.kernels_zyx, (4.0, 1.0, 1.0), old.patch_zyx)
+    parts = expected.parts.model_copy(update={"norm": "batch"})
+    assert new.network == expected.model_copy(update={"parts": parts})
+    assert parts.dilations_zyx[1] == (1, 2, 2)  # by the voxels that the same edits made longer along Z
+
+
+def test_the_network_of_a_preset_for_a_configuration_that_inherits():
+    plan = edit_plan(small_plan(), ["configurations.mine={inherits: 3d_fullres}"])
+    plan = edit_plan(plan, ["configurations.mine.network.preset=simplenet_310k"])
+    mine, base = plan.configurations["mine"], plan.configurations["3d_fullres"]
+    assert (mine.network.kind, mine.network.features) == ("simplenet_310k", (32, 64))
+    assert mine.patch_zyx == base.patch_zyx
+    assert base.network == small_plan().configurations["3d_fullres"].network
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -164,6 +187,8 @@ def test_edits_change_one_value_and_nothing_else():
         ("configurations.3d_fullres.patch_zyx=[7,8,12]", "must be a multiple of the network's strides"),
         ("configurations.3d_fullres.patch_zyx=[2,2,2]", "leaves a single voxel in the coarsest stage"),
         ("training.optimizer=sdg", "training.optimizer: found 'sdg'"),
+        ("configurations.3d_fullres.network.preset=simplnet", "expected one of nnunet, resenc_m"),
+        ("configurations.3d_fullres.network.preset=[1]", "network.preset: found [1]"),
     ],
 )
 def test_wrong_edits_are_explained(edit, message):

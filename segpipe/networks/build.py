@@ -42,6 +42,8 @@ from segpipe.networks.efficientnet import efficientnet
 from segpipe.networks.efficientnet_table import KINDS_OF_EFFICIENTNET
 from segpipe.networks.initial_weights import is_head
 from segpipe.networks.norms import BlendNorm
+from segpipe.networks.simplenet import simplenet
+from segpipe.networks.simplenet_table import KINDS_OF_SIMPLENET
 from segpipe.networks.sparse_ift import rewrite_as, widen
 from segpipe.networks.spec import KINDS, NetworkSpec
 from segpipe.networks.unet import ConvEncoder, ResidualEncoder, UNet
@@ -137,6 +139,7 @@ _FAMILIES: dict[str, Callable[[NetworkSpec, int, int], nn.Module]] = {
     "residual": residual,
     "convnext": convnext,
     **dict.fromkeys(KINDS_OF_EFFICIENTNET, efficientnet),
+    **dict.fromkeys(KINDS_OF_SIMPLENET, simplenet),
     "segresnet": segresnet,
     "swin_unetr": swin_unetr,
 }

@@ -13,6 +13,7 @@ from segpipe.core.choices import Choice, OneOf
 from segpipe.networks.canonical_transforms import canonical_coordinates
 from segpipe.networks.efficientnet_table import KIND_PREFIX, KINDS_OF_EFFICIENTNET, is_lite, levels
 from segpipe.networks.parts import BLOCKS, GATES, InitialWeights, Parts, Sparse, SparseKernels, aspp_dilations, reads
+from segpipe.networks.simplenet_table import KINDS_OF_SIMPLENET, SIMPLENET_STAGES, simplenet_stages
 
 _PYRAMID = {"bottleneck", "dilations_zyx", "bottleneck_features", "bottleneck_pooling"}
 _BOTTLENECK = {  # what mixes the voxels of the deepest map
@@ -59,12 +60,20 @@ _EFFICIENTNET_LITE = replace(
     does="EfficientNet-Lite, without gates in its blocks and with ReLU6; preset effnet_lite0",
     source="Tan and Le 2019, EfficientNet; Google 2020, EfficientNet-Lite; takes weights of the extra `imagenet`",
 )
+_PLAIN = tuple(sorted(_UNET - {"stem_kernel_zyx", "drop_path_fraction"}))
+_SIMPLENET = NetworkKind(
+    does="plain convolutions in SimpleNet's own widths, maxima in place of strides; presets of the same names",
+    source="Hasanpour et al. 2016, SimpleNet, arXiv 1608.06037",
+    parameters=_PLAIN,
+    has_additions=False,
+    fast_channels_last=True,
+)
 _ANY = {"canonicalise"}  # acts around a network of any kind
 KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
     "plain": NetworkKind(
         does="convolutions; presets nnunet and cpu",
         source="dynamic-network-architectures, PlainConvUNet",
-        parameters=tuple(sorted(_UNET - {"stem_kernel_zyx", "drop_path_fraction"})),
+        parameters=_PLAIN,
         has_additions=False,
         fast_channels_last=True,
     ),
@@ -86,6 +95,7 @@ KINDS: dict[str, NetworkKind] = {  # build.py has a function for each row
         ),
     ),
     **{kind: _EFFICIENTNET_LITE if is_lite(kind) else _EFFICIENTNET for kind in KINDS_OF_EFFICIENTNET},
+    **dict.fromkeys(KINDS_OF_SIMPLENET, _SIMPLENET),
     "segresnet": NetworkKind(
         does="MONAI's network with its fixed topology, for comparison; by --set",
         source="Myronenko 2018",
@@ -264,6 +274,8 @@ class NetworkSpec(Sparse):
     def _expect_own_topology(self) -> None:
         if self.kind in KINDS_OF_EFFICIENTNET:
             self._expect_efficientnet()
+        if self.kind in KINDS_OF_SIMPLENET:
+            self._expect_simplenet()
         own_features = KINDS[self.kind].own_features
         if own_features is None:
             return
@@ -284,10 +296,27 @@ class NetworkSpec(Sparse):
         found = levels(self.kind, n_levels)
         features = (self.features[0], *(level[-1].n_out for level in found))
         blocks = (self.blocks[0], *(sum(stage.n_blocks for stage in level) for level in found))
+        self._expect_stages(features, blocks)
+
+    def _expect_simplenet(self) -> None:
+        n_stages = len(self.features)
+        if not 2 <= n_stages <= SIMPLENET_STAGES:
+            raise ValueError(f"kind {self.kind!r} has 2 to {SIMPLENET_STAGES} stages, not {n_stages}")
+        try:
+            rows = simplenet_stages(self.kind, n_stages, self.features[0])
+        except ValueError as fault:
+            authors = simplenet_stages(self.kind, n_stages)[0].widths[-1]
+            raise ValueError(
+                f"features start with {self.features[0]}; kind {self.kind!r} scales its widths, made for {authors}, by "
+                f"them, and {fault}. Take {authors}, or half or a quarter of it"
+            ) from None
+        self._expect_stages(tuple(row.widths[-1] for row in rows), tuple(len(row.widths) for row in rows))
+
+    def _expect_stages(self, features: tuple[int, ...], blocks: tuple[int, ...]) -> None:
         if (self.features, self.blocks) != (features, blocks):
             raise ValueError(
-                f"features {self.features} and blocks {self.blocks} of kind {self.kind!r} with {n_levels + 1} stages "
-                f"must be {features} and {blocks}"
+                f"features {self.features} and blocks {self.blocks} of kind {self.kind!r} with {len(self.features)} "
+                f"stages must be {features} and {blocks}"
             )
 
     def _expect_swin(self) -> None:
@@ -390,6 +419,22 @@ def effnet(
         blocks=(1, *(sum(stage.n_blocks for stage in level) for level in found)),
         decoder_convolutions=(1,) * n_levels,
         parts=Parts(bias=False, decoder="residual", decoder_features=_DECODER_FEATURES[:n_levels], **more),
+    )
+
+
+def simplenet_spec(
+    kind: str, strides_zyx: tuple[tuple[int, ...], ...], kernels_zyx: tuple[tuple[int, ...], ...]
+) -> NetworkSpec:
+    """A SimpleNet for the planner's strides and kernels; it has five stages, deeper ones are left out."""
+    n_stages = min(SIMPLENET_STAGES, len(strides_zyx))
+    rows = simplenet_stages(kind, n_stages)
+    return NetworkSpec(
+        kind=kind,
+        features=tuple(row.widths[-1] for row in rows),
+        strides_zyx=strides_zyx[:n_stages],
+        kernels_zyx=kernels_zyx[:n_stages],
+        blocks=tuple(len(row.widths) for row in rows),
+        decoder_convolutions=(1,) * (n_stages - 1),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import create_model
+from pydantic import AfterValidator, create_model
 from pydantic.fields import FieldInfo
 
 from segpipe.core.choices import expect_known, table_of
@@ -14,11 +14,15 @@ from segpipe.core.errors import PlanError
 from segpipe.core.progress import say
 from segpipe.core.records import Record, did_you_mean, parse_yaml
 from segpipe.networks.parts import WRITE_DEFAULTS
+from segpipe.networks.spec import NetworkSpec
+from segpipe.plan.geometry import Topology
 from segpipe.plan.laterality import sided_labels, sideways_axis
 from segpipe.plan.loss import PRESET, Presettable
-from segpipe.plan.schema import CONFIGURATIONS, KEY, Plan
+from segpipe.plan.presets import PRESETS, find_preset
+from segpipe.plan.schema import CONFIGURATIONS, KEY, Configuration, Plan, complete_configurations
 from segpipe.plan.training import OPTIMIZERS, Training
 
+_NETWORK = "network"  # key of a configuration
 _N_NAMED = 4  # of labels in a warning
 _USUAL_CHANNELS = ("0", "1", "2", "3")
 
@@ -31,6 +35,8 @@ def edit_plan(plan: Plan, assignments: Sequence[str], *, warns: bool = True) -> 
         assignments: Such as `training.learning_rate=0.003` or `configurations.2d.batch_size=8`; the value is YAML.
             `normalisation.0` is the first channel's. `configurations.mine={inherits: 3d_fullres, batch_size: 4}` adds a
             configuration. What inherits from an edited configuration follows it.
+            `configurations.2d.network.preset=simplenet` takes the network of another preset, for the strides, kernels
+            and patch that are there.
         warns: Whether a warning is printed if the optimizer changes without its learning rate (rates of sgd are too
             high for the others), and if labels with sides are mirrored from now on.
 
@@ -106,6 +112,8 @@ def _type_below(assignment: str, place: str, annotation: Any, step: str) -> Any:
         return record
     if step == PRESET and issubclass(record, Presettable):
         return record
+    if step == PRESET and record is NetworkSpec:
+        return Annotated[str, AfterValidator(lambda name: expect_known(name, PRESETS))]
     known = list(record.model_fields)
     if step not in known:
         raise PlanError(f"--set {assignment}: {f'{place}.{step}'.strip('.')}: unknown key.{did_you_mean(step, known)}")
@@ -194,8 +202,13 @@ def _refuse_contradiction(given: Mapping[str, Any], key: str, value: Any) -> Non
 
 
 def _assign_all(values: dict[str, Any], given: Mapping[str, Any]) -> None:
-    for key in sorted(given, key=lambda key: not key.endswith(f".{PRESET}")):  # a name first, then what differs
+    for key in sorted(given, key=_turn):
         _assign(values, key, given[key])
+
+
+def _turn(key: str) -> tuple[bool, bool]:
+    """Names first, then what differs from them; networks last, since that of a name follows from the patch."""
+    return f".{_NETWORK}" in key, not key.endswith(f".{PRESET}")
 
 
 def _assign(values: dict[str, Any], key: str, value: Any) -> None:
@@ -214,8 +227,28 @@ def _assign(values: dict[str, Any], key: str, value: Any) -> None:
     if place is values["configurations"] and not is_new:
         _below(place, last, key)
     if path and last == PRESET:
+        named = _network_of(value, values["configurations"], key) if path[-1] == _NETWORK else {PRESET: value}
         place.clear()  # a name stands for every value
+        place.update(named)
+        return
     place[last] = value
+
+
+def _network_of(preset: str, configurations: dict[str, Any], key: str) -> dict[str, Any]:
+    """The network that a preset makes of the strides, kernels, voxels and patch of a configuration."""
+    where = f"--set {key}={preset}"
+    try:
+        values = complete_configurations(configurations)[key.split(".")[1]]
+    except ValueError as fault:
+        raise PlanError(f"{where}: {fault}.") from None
+    configuration = Configuration.parse(values, where)
+    network, n_axes = configuration.network, configuration.network.n_axes
+    if len(network.features) < 2:
+        raise PlanError(f"{where}: the network has 1 stage, expected 2 or more. Choose another configuration.")
+    spacing_mm = tuple(edge or 0.0 for edge in configuration.spacing_mm[-n_axes:])
+    patch = configuration.patch_zyx[-n_axes:]
+    found = Topology(network.strides_zyx, network.kernels_zyx, patch, network.divisors_zyx, spacing_mm)
+    return find_preset(preset).network(found).model_dump(mode="json")
 
 
 def _below(place: Any, step: str, key: str) -> Any:

@@ -8,7 +8,8 @@ from functools import partial
 
 from segpipe.core.errors import PlanError
 from segpipe.core.records import did_you_mean
-from segpipe.networks.spec import EFFNET_SIZES, EFFNET_STAGES, SIZES, NetworkSpec, effnet, mednext
+from segpipe.networks.simplenet_table import KINDS_OF_SIMPLENET, SIMPLENET_STAGES
+from segpipe.networks.spec import EFFNET_SIZES, EFFNET_STAGES, SIZES, NetworkSpec, effnet, mednext, simplenet_spec
 from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.geometry import Topology
 from segpipe.plan.training import Training
@@ -117,6 +118,20 @@ def _effnet(size: str, found: Topology) -> NetworkSpec:
     return effnet(size, found.strides, found.kernels, found.spacing_mm, found.patch)
 
 
+def _simple(kind: str, found: Topology) -> NetworkSpec:
+    return simplenet_spec(kind, found.strides, found.kernels)
+
+
+def _simplenet(kind: str) -> Preset:
+    return Preset(
+        network=partial(_simple, kind),
+        reference_gib=24,
+        max_stages=SIMPLENET_STAGES,
+        max_batch=MAX_BATCH,
+        why="SimpleNet as a plain control; patch and batch follow predicted memory.",
+    )
+
+
 def _efficientnet(size: str) -> Preset:
     more = "" if size.startswith("lite") else ", gated skips and pyramid"
     return Preset(
@@ -171,6 +186,7 @@ PRESETS: dict[str, Preset] = {
     "resenc_xl": _residual(3.6e9, 560e6, 40),
     **{f"convnext_{size}": _convnext(size) for size in SIZES},
     **{f"effnet_{size}": _efficientnet(size) for size in EFFNET_SIZES},
+    **{kind: _simplenet(kind) for kind in KINDS_OF_SIMPLENET},
     "cpu": _CPU,
     "cpu_short": replace(
         _CPU,
