@@ -87,10 +87,10 @@ def simplenet_stages(kind: str, n_stages: int, n_first: int | None = None) -> tu
     rest_pointwise = tuple(start + place for start, row in zip(starts, rest, strict=True) for place in row.pointwise)
     scale = Fraction(n_first or rows[0].widths[-1], rows[0].widths[-1])
     joined = (*kept, PlainStage(rest_widths, rest_pointwise))
-    return tuple(PlainStage(tuple(_scaled(width, scale) for width in row.widths), row.pointwise) for row in joined)
+    return tuple(PlainStage(tuple(_multiple(width, scale) for width in row.widths), row.pointwise) for row in joined)
 
 
-def _scaled(width: int, scale: Fraction) -> int:
+def _multiple(width: int, scale: Fraction) -> int:
     if (width * scale).denominator > 1:
         raise ValueError(f"{scale} of the width {width} is no whole number")
     return int(width * scale)
