@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from segpipe.train.optim import Muon, orthogonalise
+from segpipe.train.optim import Muon, orthogonal_factors
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # timm on a newer torch
@@ -24,6 +24,13 @@ def after_steps(kernel, gradients, make):
         parameter.grad = gradient.reshape(kernel.shape).clone()  # timm overwrites it
         optimizer.step()
     return parameter.detach()
+
+
+def orthogonalise(matrix):
+    """The matrix with singular values near 1."""
+    least = min(matrix.shape)
+    factor = orthogonal_factors([matrix], least)[0]
+    return factor @ matrix if len(matrix) == least else matrix @ factor
 
 
 def ours(**settings):
@@ -59,6 +66,33 @@ def test_equals_the_iteration_written_out_in_double_precision(shape):
     for _ in range(5):
         x = 3.4445 * x - 4.7750 * (x @ x.T @ x) + 2.0315 * (x @ x.T @ x @ x.T @ x)
     assert torch.allclose(orthogonalise(matrix).double(), x, atol=1e-4)
+
+
+def test_matrices_together_are_as_each_alone():
+    generator = torch.Generator().manual_seed(5)
+    matrices = [torch.randn(shape, generator=generator) for shape in ((8, 108), (8, 8), (200, 6), (12, 40), (3, 5))]
+    for matrix, factor in zip(matrices, orthogonal_factors(matrices, 16), strict=True):
+        least = min(matrix.shape)
+        alone = orthogonal_factors([matrix], least)[0]
+        assert torch.allclose(factor[:least, :least], alone, atol=1e-5 * float(alone.abs().max()))
+        assert not factor[:least, least:].any() and not factor[least:, :least].any()
+
+
+def test_many_kernels_step_as_each_alone():
+    shapes = [(8, 4, 3, 3, 3), (8, 4, 3, 3, 3), (40, 6, 3, 3, 3), (6, 40, 2, 2, 2), (64, 3, 1, 1, 1), (50, 45)]
+    together = [nn.Parameter(torch.randn(s, generator=torch.Generator().manual_seed(n))) for n, s in enumerate(shapes)]
+    alone = [nn.Parameter(parameter.detach().clone()) for parameter in together]
+    settings = {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.01}
+    optimizers = [Muon(together, [], **settings), *(Muon([one], [], **settings) for one in alone)]
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        assert torch.allclose(one, other, rtol=0, atol=1e-6)
 
 
 def test_equals_torch_on_flattened_kernels():

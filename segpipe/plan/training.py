@@ -67,7 +67,7 @@ _SINGLE_PASS: dict[str, OptimizerFacts] = {
         parameters=("nesterov", "adam_beta1", "adam_beta2", "adam_epsilon"),
         usual=_ADAM_LIKE,  # its updates are made as large as adamw's
         states=(1, 2),
-        gradient_copies=1,  # works on one kernel, with about six times its size; that is below all gradients
+        gradient_copies=1,  # the directions of kernels that step together, and small squares
     ),
     "spam": OptimizerFacts(
         does="adamw that clips spikes of single gradients and forgets its momentum at intervals",

@@ -18,6 +18,7 @@ from segpipe.train.spam import Spam
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the odd polynomial of degree 5 that Jordan chose: steepest at 0
 _N_ITERATIONS = 5
 _TINY = 1e-7  # a momentum of zeros stays zeros
+_LEAST_SIDE = {"cpu": 32, "cuda": 128}  # squares up to this size are computed together: starting them takes the time
 _RMS_OF_ADAMW = 0.2  # usual size of AdamW's update, in units of the learning rate
 
 
@@ -68,28 +69,46 @@ class Muon(optim.Optimizer):
         for group in self.param_groups:
             with_gradient = [p for p in group["params"] if p.grad is not None]
             if group["is_kernels"]:
+                by_side: dict[int, list[Tensor]] = {}
                 for kernel in with_gradient:
-                    self._step_kernel(kernel, group["lr"], group["momentum"], group["weight_decay"])
-            else:
+                    side = max(min(kernel.flatten(1).shape), _LEAST_SIDE.get(kernel.device.type, 1))
+                    by_side.setdefault(side, []).append(kernel)
+                for side, kernels in by_side.items():
+                    self._step_kernels(kernels, side, group["lr"], group["momentum"], group["weight_decay"])
+            elif with_gradient:
                 self._step_others(with_gradient, group["lr"], group["weight_decay"])
 
-    def _step_kernel(self, kernel: Tensor, rate: float, momentum: float, weight_decay: float) -> None:
-        state, gradient = self.state[kernel], kernel.grad
-        assert gradient is not None
-        if not state:
-            state["momentum"] = torch.zeros_like(kernel)
-        state["momentum"].lerp_(gradient, 1 - momentum)
-        direction = gradient.lerp(state["momentum"], momentum) if self.nesterov else state["momentum"]
-        matrix = orthogonalise(direction.flatten(1))
-        kernel.mul_(1 - rate * weight_decay)
-        kernel.add_(matrix.reshape(kernel.shape), alpha=-rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape)))
+    def _step_kernels(
+        self, kernels: list[Tensor], side: int, rate: float, momentum: float, weight_decay: float
+    ) -> None:
+        """Step kernels whose matrices have at most `side` rows or columns, in few operations: a GPU waits for each."""
+        for kernel in kernels:
+            if not self.state[kernel]:
+                self.state[kernel]["momentum"] = torch.zeros_like(kernel)
+        gradients = [kernel.grad for kernel in kernels if kernel.grad is not None]
+        directions = [self.state[kernel]["momentum"] for kernel in kernels]
+        torch._foreach_lerp_(directions, gradients, 1 - momentum)
+        if self.nesterov:
+            directions = list(torch._foreach_lerp(gradients, directions, momentum))
+        orders = [(0, *(axis for axis in kernel.dim_order() if axis)) for kernel in kernels]  # a view of any layout
+        matrices = [x.permute(order).flatten(1) for x, order in zip(directions, orders, strict=True)]
+        factors = orthogonal_factors(matrices, side)
+        for kernel, order, matrix, factor in zip(kernels, orders, matrices, factors, strict=True):
+            target, least = kernel.permute(order).view(matrix.shape), min(matrix.shape)
+            size = rate * _RMS_OF_ADAMW * math.sqrt(max(matrix.shape))
+            pair = (factor[:least, :least], matrix) if len(matrix) == least else (matrix, factor[:least, :least])
+            target.addmm_(*pair, beta=1 - rate * weight_decay, alpha=-size)
 
     def _step_others(self, parameters: list[Tensor], rate: float, weight_decay: float) -> None:
+        is_fused = parameters[0].is_cuda  # in one operation, which on the CPU rounds otherwise
         for parameter in parameters:
-            if not self.state[parameter]:
-                self.state[parameter].update(
+            state = self.state[parameter]
+            if not state:
+                state.update(
                     step=torch.tensor(0.0), mean=torch.zeros_like(parameter), square=torch.zeros_like(parameter)
                 )
+            if is_fused:
+                state["step"] = state["step"].to(parameter.device, non_blocking=True)
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
@@ -98,6 +117,7 @@ class Muon(optim.Optimizer):
             [s["square"] for s in states],
             [],
             [s["step"] for s in states],
+            fused=is_fused or None,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -108,28 +128,45 @@ class Muon(optim.Optimizer):
         )
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors and singular values near 1 (0.68 to 1.13), float32; of zeros, zeros.
+def orthogonal_factors(matrices: Sequence[Tensor], side: int) -> Tensor:
+    """Square matrices that make others orthogonal, all at once.
 
-    Singular values far below the largest (under a hundredth of the norm) stay below that range.
+    The product of a factor and a matrix, factor @ wide or tall @ factor, has the matrix's singular vectors, and
+    singular values near 1 (0.68 to 1.13); values far below the largest (under a hundredth of the norm) stay below that
+    range. Of zeros the product is zeros.
+
+    Args:
+        matrices: float32, of any shapes.
+        side: At least the shorter side of each.
+
+    Returns:
+        (matrices, side, side) float32. A factor is as large as the shorter side of its matrix, and lies first.
 
     Source:
         Newton-Schulz iterations of Muon, five of x ← (a + b·xxᵀ + c·(xxᵀ)²) x. Since all factors are polynomials of the
-        first xxᵀ, they are multiplied with each other, which is smaller, and once with x.
+        first xxᵀ, they are multiplied with each other, which is smaller, and not with x; and matrices whose xxᵀ are
+        equally large go together whatever their longer side.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    wide = (matrix.T if is_tall else matrix).float()
-    wide = wide / wide.norm().clamp_min(_TINY)
+    wides = [matrix if len(matrix) <= matrix.shape[1] else matrix.mT for matrix in matrices]
+    norms = torch.stack(torch._foreach_norm(list(matrices))).clamp_min_(_TINY).view(-1, 1, 1)
+    square = norms.new_zeros((len(wides), side, side))  # beyond a matrix are zeros, which stay apart
+    for wide, place in zip(wides, square, strict=True):
+        torch.mm(wide, wide.mT, out=place[: len(wide), : len(wide)])
+    square.div_(norms.square())
     a, b, c = _COEFFICIENTS
-    square = wide @ wide.T
-    product = torch.eye(len(square), device=wide.device)
-    for _ in range(_N_ITERATIONS):
-        factor = torch.addmm(square, square, square, beta=b, alpha=c)
-        factor.diagonal().add_(a)
-        product = factor @ product
-        square = factor @ square @ factor
-    result = product @ wide
-    return result.T if is_tall else result
+    product = None
+    for step in range(_N_ITERATIONS):
+        rest = torch.baddbmm(square, square, square, beta=b, alpha=c)  # the factor of this iteration is a + rest
+        if step < _N_ITERATIONS - 1:
+            half = torch.baddbmm(square, rest, square, beta=a)
+            square = torch.baddbmm(half, rest, half, beta=a)
+        if product is None:
+            product = rest
+            product.diagonal(dim1=1, dim2=2).add_(a)
+        else:
+            product = torch.baddbmm(product, rest, product, beta=a)
+    assert product is not None
+    return product.div_(norms)
 
 
 def _sgd(network: nn.Module, training: Training) -> optim.Optimizer:
