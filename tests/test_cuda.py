@@ -46,7 +46,7 @@ def run(stand_in: dict[str, str], *names: str, **variables: str) -> dict[str, An
 @pytest.fixture(scope="module")
 def found(stand_in):
     """Takes the scenarios of one device with memory enough."""
-    everything = run(stand_in, "mixed", "waiting", "predict", *RECIPES)
+    everything = run(stand_in, "mixed", "waiting", "predict", "ct", "ct counted", *RECIPES)
 
     def of(name: str) -> Any:
         assert "failure" not in everything[name], everything[name]["failure"]
@@ -83,6 +83,18 @@ def test_a_prediction_of_many_labels_equals_the_cpus_and_waits_a_few_times(found
     assert seen["waits"] + sum(seen["where"].values()) < 20, seen[
         "where"
     ]  # of 24 rows, 8 windows, 40 rows of the image
+
+
+def test_a_ct_of_many_labels_waits_a_few_times_for_its_mask(found):
+    seen = found("ct")
+    assert seen["slabs"] == 38 and seen["labels"] > 1
+    assert seen["waits"] <= 10, seen["where"]  # the image, each block of finished rows, the mask
+
+
+def test_windows_are_uploaded_and_calibration_is_counted_without_waiting_for_each(found):
+    seen = found("ct counted")
+    assert seen["slabs"] == 38 and seen["windows"] > 20
+    assert seen["waits"] <= 10 + seen["slabs"], seen["where"]  # the mask of each slab says which voxels are chosen
 
 
 def test_each_device_is_asked_what_it_can(stand_in):

@@ -24,7 +24,7 @@ from segpipe.evaluate.reliability import TEMPERATURES, UNCHANGED, CaseCounter, C
 from segpipe.pipeline.plan import PlannedWork
 from segpipe.plan.schema import Plan
 from segpipe.predict.folds import weights_of
-from segpipe.predict.restore import Slab
+from segpipe.predict.restore import Slab, Unread
 from segpipe.prepare.case import Trace
 
 CountsOfFolds = Mapping[str, Mapping[str, Sequence[CaseCounts]]]
@@ -64,22 +64,36 @@ class CalibrationCounting:
         return _CaseCounting(counter, _counts_path(self.folder, case.case_id))
 
 
-@dataclass(frozen=True)
 class _CaseCounting:
-    """Counts one case."""
+    """Counts one case.
 
-    counter: CaseCounter
-    path: Path
+    Args:
+        counter: Of the case.
+        path: Where the counts go.
+    """
+
+    def __init__(self, counter: CaseCounter, path: Path) -> None:
+        self.counter, self.path = counter, path
+        self._unread = Unread[tuple[int, list[NDArray[np.intp]]]](axis=1)  # first row and chosen places of a slab
 
     def add(self, slab: Slab, mask_NYX: NDArray[Any]) -> None:
-        """Count a slab."""
+        """Count a slab, at once or when its logits are read."""
+        if slab.start == 0:
+            self._unread.clear()  # the case may be predicted anew
         places = self.counter.choose(slab.start, mask_NYX)
         union = np.unique(np.concatenate(places))
         if union.size:
-            self.counter.add(slab.start, places, slab.logits_at(union))
+            self._unread.add((slab.start, places), slab.logits_at(union))
+        if self._unread.is_full:
+            self._count()
+
+    def _count(self) -> None:
+        for (start, places), logits_On in self._unread.read():
+            self.counter.add(start, places, logits_On)
 
     def finish(self) -> None:
         """Write the counts."""
+        self._count()
         make_folder(self.path.parent)
         self.counter.counts.save(self.path)
 

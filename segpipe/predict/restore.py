@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from segpipe.core.grid import ZYX, Box
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.case import Trace
 from segpipe.prepare.resample import LABEL_ORDER, axis_matrix, linear_places, nearest_places, orders_for, resample
+from segpipe.prepare.upload import upload
 
 # O outputs, N rows of a slab, Y X voxels.
 
@@ -128,6 +129,45 @@ Observe = Callable[["Slab", NDArray[Any]], None]
 _BLOCK_BYTES = {"cpu": 4 << 20, "cuda": 1 << 28}  # of the logits compared at once: on a CPU what its cache holds
 
 
+_UNREAD_BYTES = 1 << 28  # of small results that stay on a GPU until they are read
+_Key = TypeVar("_Key")
+
+
+class Unread(Generic[_Key]):
+    """Results that stay on a GPU until they are read together: it is waited for once for all of them.
+
+    Args:
+        axis: Along which they have different lengths.
+    """
+
+    def __init__(self, axis: int) -> None:
+        self._axis = axis
+        self._held: list[tuple[_Key, Tensor]] = []
+
+    def add(self, key: _Key, result: Tensor) -> None:
+        """Hold a result, with what it belongs to."""
+        self._held.append((key, result))
+
+    @property
+    def is_full(self) -> bool:
+        """True if results should be read: they take much memory, or are not on a GPU, where nothing is waited for."""
+        held = [result for _, result in self._held]
+        return any(not result.is_cuda for result in held) or sum(result.nbytes for result in held) >= _UNREAD_BYTES
+
+    def read(self) -> Iterator[tuple[_Key, NDArray[Any]]]:
+        """Give everything that is held, in its order, and forget it."""
+        held, self._held = self._held, []
+        if held:
+            ends = np.cumsum([result.shape[self._axis] for _, result in held])
+            together = torch.cat([result for _, result in held], self._axis).cpu().numpy()
+            for (key, _), part in zip(held, np.split(together, ends[:-1], self._axis), strict=True):
+                yield key, part
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._held.clear()
+
+
 @dataclass(frozen=True, eq=False)
 class Slab:
     """Rows of a turned and cropped image, whose logits are computed when asked for.
@@ -148,6 +188,11 @@ class Slab:
     orders: ZYX
 
     @property
+    def place(self) -> slice:
+        """Its rows in the image."""
+        return slice(self.start, self.stop)
+
+    @property
     def n_outputs(self) -> int:
         """Channels of the network."""
         return len(self.rows_OYX[0])
@@ -163,26 +208,36 @@ class Slab:
                     mixed_ONYX[:, n].add_(part_OYX, alpha=share)
         return resample(mixed_ONYX, (self.stop - self.start, *self.shape_yx), self.orders)
 
-    def logits_at(self, places: NDArray[np.intp]) -> NDArray[np.float32]:
-        """(O, n) logits of some voxels, flat places in (N, Y, X), without computing those of all."""
+    def logits_at(self, places: NDArray[np.intp]) -> Tensor:
+        """(O, n) logits of one or more voxels, flat places in (N, Y, X), without computing those of all.
+
+        They are on the device of the rows, for which nothing waits.
+        """
         n, y, x = np.unravel_index(places, (self.stop - self.start, *self.shape_yx))
         device, sizes = self.rows_OYX[0].device, self.rows_OYX[0].shape[1:]
         ends_y, ends_x = (
             [(end[at], weight[at]) for end, weight in _ends(size, n_out, order)]
             for at, size, n_out, order in zip((y, x), sizes, self.shape_yx, self.orders[1:], strict=True)
         )
-        found_On = torch.zeros((self.n_outputs, len(places)), device=device)
-        for row_OYX, shares in zip(self.rows_OYX, self.mixture.T, strict=True):
+        rows, places_3n, shares_n = [], [], []  # for each row and corner: which voxels take from it, where, how much
+        for row, shares in enumerate(self.mixture.T):
             here = np.flatnonzero(shares[n])  # few: each voxel lies between two rows at most
             for (own_y, weight_y), (own_x, weight_x) in product(ends_y, ends_x):
                 weight = shares[n[here]] * weight_y[here] * weight_x[here]
-                used = here[np.flatnonzero(weight)]
-                if not used.size:
-                    continue
-                at, at_y, at_x = (torch.from_numpy(index).to(device) for index in (used, own_y[used], own_x[used]))
-                part_On = row_OYX[:, at_y, at_x] * torch.from_numpy(weight[weight != 0].astype(np.float32)).to(device)
-                found_On.index_add_(1, at, part_On)
-        return found_On.cpu().numpy()
+                at = here[np.flatnonzero(weight)]
+                if at.size:
+                    rows.append(row)
+                    places_3n.append(np.stack([at, own_y[at], own_x[at]]))
+                    shares_n.append(weight[weight != 0].astype(np.float32))
+        found_On = torch.zeros((self.n_outputs, len(places)), device=device)
+        start, from_3n = 0, upload(np.concatenate(places_3n, axis=1), device)
+        weights_n = upload(np.concatenate(shares_n), device)
+        for row, size in zip(rows, map(len, shares_n), strict=True):
+            part = slice(start, start + size)
+            at_n, y_n, x_n = from_3n[:, part]
+            found_On.index_add_(1, at_n, self.rows_OYX[row][:, y_n, x_n] * weights_n[part])
+            start += size
+        return found_On
 
 
 def _ends(n_in: int, n_out: int, order: int) -> list[tuple[NDArray[np.intp], NDArray[np.float64]]]:
@@ -236,8 +291,8 @@ def rows_per_slab(n_outputs: int, trace: Trace, device: torch.device) -> int:
     return max(1, slab_bytes(device) // (4 * n_outputs * n_y * n_x))
 
 
-def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
-    """(N, Y, X) file values of `labels.mask_dtype`: the strongest output, or regions painted in order.
+def strongest_outputs(slab: Slab, labels: LabelSet) -> Tensor:
+    """(N, Y, X) on the device: 0 is background, else the number of the strongest output, or of the region painted last.
 
     Of equal outputs the first wins; a region whose logit is 0, a probability of one half, is not painted.
     """
@@ -247,13 +302,18 @@ def winners(slab: Slab, labels: LabelSet) -> NDArray[Any]:
     best_NYX = torch.full(shape, 0.0 if labels.has_regions else -torch.inf, device=device)
     at_once = max(1, _BLOCK_BYTES.get(device.type, _BLOCK_BYTES["cpu"]) // (4 * best_NYX.numel()))
     for first in range(0, slab.n_outputs, at_once):
-        for place, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
+        for number, logits_NYX in enumerate(slab.logits(slice(first, first + at_once)), first + labels.has_regions):
             wins = logits_NYX > best_NYX
-            torch.maximum(chosen_NYX, wins.to(kind).mul_(place), out=chosen_NYX)  # places rise, so the last one stays
+            torch.maximum(chosen_NYX, wins.to(kind).mul_(number), out=chosen_NYX)  # they rise, so the last one stays
             if not labels.has_regions:
                 torch.maximum(best_NYX, logits_NYX, out=best_NYX)
+    return chosen_NYX
+
+
+def mask_of(chosen_NYX: NDArray[np.integer[Any]], labels: LabelSet) -> NDArray[Any]:
+    """File values, of `labels.mask_dtype`, of what `strongest_outputs` finds."""
     values = labels.paint_values if labels.has_regions else labels.values
-    return np.array([labels.background_value, *values], labels.mask_dtype)[chosen_NYX.cpu().numpy()]
+    return np.array([labels.background_value, *values], labels.mask_dtype)[chosen_NYX]
 
 
 def probabilities(slab: Slab, labels: LabelSet, temperature: float = 1.0) -> NDArray[np.float16]:
@@ -271,13 +331,13 @@ class SlabFinding:
 
     Args:
         slab: Its place.
-        mask_NYX: (N, Y, X) file values.
+        chosen_NYX: (N, Y, X) what `strongest_outputs` finds, still on the device.
         shares_ONYX: (O, N, Y, X) probabilities; None if they are not needed.
         maps: (N, Y, X) maps of uncertainty by name, 0 to `SHARE_STEPS`.
     """
 
     slab: Slab
-    mask_NYX: NDArray[Any]
+    chosen_NYX: Tensor
     shares_ONYX: NDArray[np.float16] | None = None
     maps: Mapping[str, NDArray[np.uint8]] = field(default_factory=dict)
 
@@ -288,7 +348,7 @@ def find_in_slab(slab: Slab, labels: LabelSet, *, with_probabilities: bool, temp
     The temperature is of the probabilities alone, so that it cannot change the mask, not even by rounding.
     """
     shares = probabilities(slab, labels, temperature) if with_probabilities else None
-    return SlabFinding(slab, winners(slab, labels), shares)
+    return SlabFinding(slab, strongest_outputs(slab, labels), shares)
 
 
 @dataclass(frozen=True, eq=False)
@@ -336,19 +396,23 @@ def assemble(
     if holds_probabilities:
         shares = np.zeros((labels.n_outputs, *trace.shape_zyx), np.float16)
         shares[0] = not labels.has_regions
+    chosen = Unread[slice](axis=0)
     for part in parts:
         found = find(part)
-        slab_view(mask, trace, found.slab)[...] = found.mask_NYX
+        chosen.add(found.slab.place, found.chosen_NYX)
+        if observe is not None or chosen.is_full:
+            _read_into(mask, chosen, trace, labels)
         for name, values in found.maps.items():
-            slab_view(uncertainty[name], trace, found.slab)[...] = values
+            slab_view(uncertainty[name], trace, found.slab.place)[...] = values
         if shares is not None:
-            slab_view(shares, trace, found.slab)[...] = found.shares_ONYX
+            slab_view(shares, trace, found.slab.place)[...] = found.shares_ONYX
         if keep is not None:
             assert found.shares_ONYX is not None
             keep(found.slab, found.shares_ONYX)
         if observe is not None:
-            observe(found.slab, found.mask_NYX)
+            observe(found.slab, np.ascontiguousarray(slab_view(mask, trace, found.slab.place)))
         del found  # before the next slab is computed
+    _read_into(mask, chosen, trace, labels)
     return Segmentation(mask, shares, uncertainty)
 
 
@@ -374,9 +438,14 @@ def restore(
     return assemble(parts, find, trace, labels, holds_probabilities=with_probabilities)
 
 
-def slab_view(array: NDArray[Any], trace: Trace, slab: Slab) -> NDArray[Any]:
+def _read_into(mask: NDArray[Any], chosen: Unread[slice], trace: Trace, labels: LabelSet) -> None:
+    for place, chosen_NYX in chosen.read():
+        slab_view(mask, trace, place)[...] = mask_of(chosen_NYX, labels)
+
+
+def slab_view(array: NDArray[Any], trace: Trace, place: slice) -> NDArray[Any]:
     """The part of an array on the image file's grid that a slab covers."""
-    return trace.turn.apply(array)[trace.box.slices][..., slab.start : slab.stop, :, :]
+    return trace.turn.apply(array)[trace.box.slices][..., place, :, :]
 
 
 def trace_onto(coarse: Trace, finer: Trace) -> Trace:

@@ -34,11 +34,12 @@ from segpipe.predict.restore import (
     SlabFinding,
     assemble,
     find_in_slab,
+    mask_of,
     restore,
     rows_per_slab,
     slabs,
+    strongest_outputs,
     trace_onto,
-    winners,
 )
 from segpipe.predict.sliding_window import Mirror, Sliding, mirrors_of, sliding_rows
 from segpipe.prepare.case import Prepared, prepare_image, prepare_indices
@@ -231,16 +232,21 @@ def _find_together(
 ) -> SlabFinding:
     """The mask of averaged probabilities, and maps of how sure it is."""
     shares_ONYX = _mean_shares(of_members, labels)
-    mask_NYX = labels.decode((shares_ONYX > 0.5 if labels.has_regions else shares_ONYX.argmax(0)).cpu().numpy())
+    if labels.has_regions:
+        numbers = torch.arange(1, 1 + len(shares_ONYX), dtype=torch.int32, device=shares_ONYX.device)
+        chosen_NYX = ((shares_ONYX > 0.5) * numbers[:, None, None, None]).amax(0)  # the last one is painted last
+    else:
+        chosen_NYX = shares_ONYX.argmax(0).int()
     shares_ONYX = apply_temperature(shares_ONYX, temperature, labels)
     found = {}
     if "entropy" in maps:
         found["entropy"] = _to_steps(entropy(shares_ONYX, labels).cpu().numpy())
     if "disagreement" in maps:
-        own = [winners(of_network, labels) for of_member in of_members for of_network in of_member]
-        found["disagreement"] = _to_steps(disagreement(mask_NYX, own))
+        own = [strongest_outputs(of_network, labels) for of_member in of_members for of_network in of_member]
+        masks = [mask_of(chosen.cpu().numpy(), labels) for chosen in (chosen_NYX, *own)]
+        found["disagreement"] = _to_steps(disagreement(masks[0], masks[1:]))
     half = shares_ONYX.half().cpu().numpy() if options.probabilities else None
-    return SlabFinding(of_members[0][0], mask_NYX, half, found)
+    return SlabFinding(of_members[0][0], chosen_NYX, half, found)
 
 
 def _mean_shares(of_members: OfMembers, labels: LabelSet) -> Tensor:

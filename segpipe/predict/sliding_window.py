@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import DataError
 from segpipe.core.grid import ZYX
+from segpipe.prepare.upload import upload
 from segpipe.train.cascade import add_guides
 
 _STEP = 0.5  # of a patch, at most
@@ -186,31 +187,22 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
     """
     device = next(networks[0].parameters()).device
     padded = _Padded(image_czyx, sliding.patch_zyx)
-    image_CZYX = _near(padded.image_czyx, device)
     edges = zip(padded.image_czyx.shape[1:], sliding.patch_zyx, strict=True)
     shares = [window_shares(n, p) for n, p in edges]
     starts: list[ZYX] = [(z, y, x) for z, y, x in product(*shares)]
     sums = _Sums(padded.image_czyx.shape[1:], shares, sliding.sum_on or device)
-    known: tuple[bytes, Tensor] | None = None  # value and logits of the last window of one value
-    for n in range(0, len(starts), sliding.n_batch):
-        batch = starts[n : n + sliding.n_batch]
-        values = [_one_value(padded.image_czyx[padded.place(start)]) for start in batch]
+    known: Tensor | None = None  # logits of the last window of one value
+    for batch in _one_ahead(_batches(padded, starts, sliding, device), device):
         reused = known  # of earlier batches; this one may replace what is known
-        is_known = [reused is not None and value == reused[0] for value in values]
-        fresh = [image_CZYX[padded.place(start)] for start, skip in zip(batch, is_known, strict=True) if not skip]
         computed = deque[Tensor]()
-        if fresh:
-            x_BCZYX = _network_input(fresh, sliding.n_guides, device)
+        if batch.x_BCZYX is not None:
             with torch.autocast(device.type, sliding.precision, enabled=sliding.precision != torch.float32):
-                computed.extend(mirrored_mean(networks, x_BCZYX, sliding.mirrors).unbind())
-            del x_BCZYX
-        for start, value, skip in zip(batch, values, is_known, strict=True):
-            if skip:
-                assert reused is not None
-                logits_OZYX = reused[1]
-            else:
-                logits_OZYX = computed.popleft()
-                known = (value, logits_OZYX.clone()) if value is not None else known
+                computed.extend(mirrored_mean(networks, batch.x_BCZYX, sliding.mirrors).unbind())
+        for start, is_known, is_new in zip(batch.starts, batch.is_known, batch.is_new, strict=True):
+            logits_OZYX = reused if is_known else computed.popleft()
+            assert logits_OZYX is not None
+            if is_new:
+                known = logits_OZYX.clone()
             for first, block_NOYX in sums.release(start[0]):  # windows move along Z last: no later one adds to it
                 yield from padded.crop(first, block_NOYX)
             sums.add(logits_OZYX, start)
@@ -219,6 +211,49 @@ def sliding_rows(networks: Sequence[nn.Module], image_czyx: Image, sliding: Slid
                 sliding.on_window()
     for first, block_NOYX in sums.release(padded.image_czyx.shape[1]):
         yield from padded.crop(first, block_NOYX)
+
+
+@dataclass(frozen=True, eq=False)
+class _WindowBatch:
+    """Windows that are computed together.
+
+    Args:
+        starts: Of each.
+        is_known: Whether its logits are those of the last window of one value in earlier batches.
+        is_new: Whether its logits are kept for later batches, since it holds one value that is not known.
+        x_BCZYX: What the network is given of the others, on its device; None if there are none.
+    """
+
+    starts: Sequence[ZYX]
+    is_known: Sequence[bool]
+    is_new: Sequence[bool]
+    x_BCZYX: Tensor | None
+
+
+def _batches(padded: _Padded, starts: Sequence[ZYX], sliding: Sliding, device: torch.device) -> Iterator[_WindowBatch]:
+    image_CZYX = _near(padded.image_czyx, device)
+    known: bytes | None = None
+    for n in range(0, len(starts), sliding.n_batch):
+        batch = starts[n : n + sliding.n_batch]
+        values = [_one_value(padded.image_czyx[padded.place(start)]) for start in batch]
+        is_known = [value is not None and value == known for value in values]
+        is_new = [value is not None and not skip for value, skip in zip(values, is_known, strict=True)]
+        fresh = [image_CZYX[padded.place(start)] for start, skip in zip(batch, is_known, strict=True) if not skip]
+        yield _WindowBatch(batch, is_known, is_new, _network_input(fresh, sliding.n_guides, device) if fresh else None)
+        known = next((value for value, new in zip(values[::-1], is_new[::-1], strict=True) if new), known)
+
+
+def _one_ahead(batches: Iterator[_WindowBatch], device: torch.device) -> Iterator[_WindowBatch]:
+    """Make a batch before the one in front of it is used; its upload is then asked for before a GPU is waited for.
+
+    On a CPU, where a batch is no copy that takes time, each is made when it is used.
+    """
+    coming = deque[_WindowBatch]()
+    for batch in batches:
+        coming.append(batch)
+        if len(coming) > (device.type == "cuda"):
+            yield coming.popleft()
+    yield from coming
 
 
 class _Padded:
@@ -306,8 +341,7 @@ class _Sums:
         """Shares of a window along each axis, copied to a device once."""
         if device not in self.on_device:
             self.on_device[device] = [
-                {start: torch.from_numpy(share).to(device) for start, share in along.items()}
-                for along in self.shares_zyx
+                {start: upload(share, device) for start, share in along.items()} for along in self.shares_zyx
             ]
         return [along[start] for along, start in zip(self.on_device[device], start_zyx, strict=True)]
 
@@ -319,7 +353,7 @@ def _near(image_czyx: Image, device: torch.device) -> Tensor:
     """(C, Z, Y, X) on a GPU that has room for it, else in memory as it is."""
     image_CZYX = torch.from_numpy(np.ascontiguousarray(image_czyx))
     if device.type == "cuda" and image_CZYX.nbytes < _IMAGE_SHARE * torch.cuda.mem_get_info(device)[0]:
-        return image_CZYX.to(device)
+        return image_CZYX.to(device)  # waits once; to lock the pages of a whole image takes longer
     return image_CZYX
 
 

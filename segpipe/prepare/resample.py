@@ -19,6 +19,7 @@ from scipy import ndimage
 
 from segpipe.core.grid import ZYX
 from segpipe.plan.geometry import ANISOTROPY
+from segpipe.prepare.upload import upload
 
 if TYPE_CHECKING:
     import torch
@@ -155,24 +156,19 @@ def _take(flat: Any, n_out: int) -> Any:
     return flat.index_select(1, _tensor_places(flat.shape[1], n_out, flat.device))
 
 
-# Copied to a device once: each copy to a GPU waits for it, and the same few are needed thousands of times.
+# Copied to a device once: the same few are needed thousands of times.
 
 
 @lru_cache(maxsize=64)
 def _tensor_bands(n_in: int, n_out: int, order: int, device: torch.device) -> list[tuple[slice, slice, Any]]:
     """`axis_bands` on a device."""
-    import torch  # late: preparing needs none, and starts in a second less
-
-    bands = axis_bands(n_in, n_out, order)
-    return [(rows, columns, torch.from_numpy(entries).to(device)) for rows, columns, entries in bands]
+    return [(rows, columns, upload(entries, device)) for rows, columns, entries in axis_bands(n_in, n_out, order)]
 
 
 @lru_cache(maxsize=64)
 def _tensor_places(n_in: int, n_out: int, device: torch.device) -> Any:
     """`nearest_places` on a device."""
-    import torch
-
-    return torch.from_numpy(nearest_places(n_in, n_out)).to(device)
+    return upload(nearest_places(n_in, n_out), device)
 
 
 def resample_image(voxels_czyx: Array, shape_zyx: ZYX, orders_zyx: Sequence[int]) -> Array:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import sys
+import tempfile
 import traceback
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,14 @@ from segpipe.core.errors import ResourceError
 from segpipe.core.grid import Box
 from segpipe.core.labels import Label, LabelSet
 from segpipe.data.splits import Fold
+from segpipe.evaluate.reliability import CaseCounter
 from segpipe.networks.device import memory_faults, resolve_device, resolve_precision
+from segpipe.pipeline.calibration import _CaseCounting
 from segpipe.plan.schema import Plan
-from segpipe.predict.restore import restore
-from segpipe.predict.sliding_window import Sliding, mirrors_of, sliding_rows
+from segpipe.predict import restore as restore_module
+from segpipe.predict import sliding_window as window_module
+from segpipe.predict.restore import assemble, find_in_slab, restore, rows_per_slab, slabs
+from segpipe.predict.sliding_window import Sliding, mirrors_of, n_windows, sliding_rows
 from segpipe.prepare.case import Trace
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
 
@@ -161,6 +167,65 @@ def predict(n_outputs: int) -> dict[str, Any]:
     }
 
 
+SHRINK = 32  # of the edges of a plane
+CT = (300, 512 // SHRINK, 512 // SHRINK)
+
+
+def predict_ct(*, counts: bool = False, streams: bool = False) -> dict[str, Any]:
+    """A CT of 512 × 512 × 300 with 117 outputs, its planes and what is held at once made smaller by the same factor.
+
+    So there are as many slabs, blocks of rows and windows along the first axis as in the whole. Windows in the plane
+    are fewer; their number is in the result.
+
+    Args:
+        counts: Whether its calibration is counted.
+        streams: Whether the image does not fit on the GPU, and windows are uploaded one by one.
+    """
+    plane = SHRINK**2
+    for sizes in (restore_module._SLAB_BYTES, restore_module._BLOCK_BYTES):
+        sizes["cuda"] //= plane
+    if streams:
+        window_module._IMAGE_SHARE = 0.0
+    labels = LabelSet(labels=tuple(Label(name=f"l{value}", values=(value,)) for value in range(1, 117)))
+    prepared = (240, CT[1] - 2, CT[2] - 2)
+    trace = Trace(
+        shape_zyx=CT,
+        axes_zyx=(0, 1, 2),
+        flips_zyx=(False, False, False),
+        spacing_mm=(1.0, 1.0, 1.0),
+        box=Box(start_zyx=(0, 0, 0), stop_zyx=CT),
+        target_mm=(1.25, CT[1] / prepared[1], CT[2] / prepared[2]),
+        prepared_shape_zyx=prepared,
+    )
+    torch.manual_seed(0)
+    random = np.random.default_rng(0)
+    network = Wrapped(torch.nn.Conv3d(1, 117, 1)).eval().to(CUDA)
+    image = random.normal(size=(1, *prepared)).astype(np.float32)
+    sliding = Sliding(patch_zyx=(128, 8, 8), n_batch=2)
+    reference = random.integers(0, 117, CT, np.int16)
+    counter = CaseCounter(reference, trace.spacing_mm, labels, "case")
+    counting = _CaseCounting(counter, Path(tempfile.mkdtemp()) / "counts.npz")
+    FOUND.clear()
+    before = stand_in.waits()
+    found = assemble(
+        slabs(sliding_rows([network], image, sliding), trace, rows_per_slab(117, trace, CUDA)),
+        partial(find_in_slab, labels=labels, with_probabilities=False),
+        trace,
+        labels,
+        observe=counting.add if counts else None,
+    )
+    if counts:
+        counting.finish()
+    return {
+        "waits": stand_in.waits() - before + sum(FOUND.waits.values()),
+        "where": dict(FOUND.waits),
+        "operations": sum(FOUND.operations.values()),
+        "windows": n_windows(prepared, sliding.patch_zyx),
+        "slabs": -(-CT[0] // rows_per_slab(117, trace, CUDA)),
+        "labels": int(np.unique(found.mask_zyx).size),
+    }
+
+
 class Wrapped(torch.nn.Module):
     """A layer as a network with one output."""
 
@@ -209,6 +274,8 @@ def waiting() -> dict[str, Any]:
 SCENARIOS: dict[str, Any] = {
     **{name: partial(train, name) for name in RECIPES},
     "predict": partial(predict, 30),
+    "ct": predict_ct,
+    "ct counted": partial(predict_ct, counts=True, streams=True),
     "two_devices": two_devices,
     "too_small": too_small,
     "mixed": mixed,
