@@ -16,8 +16,8 @@ from segpipe.core.seeds import generator_for
 from segpipe.plan.augmentation import AUGMENTATIONS, Augmentation
 from segpipe.plan.schema import Normalisation
 from segpipe.train.augmentation.apply import apply
-from segpipe.train.augmentation.draws import Draws, Scope, draw, largest_angle, region_for, scope_of
-from segpipe.train.augmentation.placement import move_by_torch, move_compiled, spline_basis
+from segpipe.train.augmentation.draws import Draws, Scope, draw, edges_to_cut, largest_angle, region_for, scope_of
+from segpipe.train.augmentation.placement import crop_centre, look_up, move_by_torch, move_compiled, spline_basis
 
 NNUNET = Augmentation.from_name("nnunet")
 ALWAYS = Augmentation.from_name("strong", **{name: 1.0 for name in Augmentation.model_fields if name.startswith("p_")})
@@ -109,9 +109,9 @@ def test_what_lies_beyond_the_region_is_0_and_background():
 @given(st.integers(0, 10_000), st.sampled_from([(6, 6, 6), (1, 8, 6), (2, 9, 7)]))
 @settings(max_examples=40)
 def test_no_label_is_invented_and_no_number_is_lost(seed, patch):
-    images, indices = sample((7, 9, 9), 2)
-    indices = indices * 3 + IGNORE_INDEX  # -1, 2, 5
     training = scope(patch, ALWAYS, values=(IGNORE_INDEX, *range(1, 10)), swapped=tuple(range(10)))
+    images, indices = sample((patch[0] if training.is_flat else 7, 9, 9), 2)
+    indices = indices * 3 + IGNORE_INDEX  # -1, 2, 5
     draws = draw(training, 1, 2, np.random.default_rng(seed))
     assert draws.is_moved.all() and draws.controls is not None
     x, y = apply(images, indices, draws, training)
@@ -143,6 +143,84 @@ def test_the_compiled_way_and_torchs_agree(n_labels):
     for (x, y), (x_torch, y_torch) in zip(*ways, strict=True):
         assert torch.allclose(x, x_torch, atol=1e-4)
         assert torch.equal(y, y_torch) and y.dtype == y_torch.dtype == torch.int64
+
+
+def cuts(edges, region_zyx) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Of each sample a cut from the middle of its region, which holds noise."""
+    torch.manual_seed(0)
+    images = [crop_centre(torch.randn(2, *region_zyx), own) for own in edges]
+    return images, [crop_centre(torch.randint(IGNORE_INDEX, 3, region_zyx, dtype=torch.int16), own) for own in edges]
+
+
+def larger_cuts(draws: Draws, training: Scope) -> list[tuple[int, ...]]:
+    """Cuts that are as large as any moved sample needs, and of the others patches."""
+    needed = np.array(edges_to_cut(draws, training))
+    common = needed[draws.is_moved].max(axis=0, initial=0).tolist()
+    return [tuple(common) if is_moved else training.patch_zyx for is_moved in draws.is_moved]
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from([(6, 9, 8), (16, 16, 12), (2, 9, 8), (1, 9, 9)]),
+    st.sampled_from(["light", "nnunet", "strong"]),
+)
+def test_a_small_cut_of_each_sample_gives_to_the_bit_what_a_large_one_gives(seed, patch, name):
+    chances = dict.fromkeys(("p_rotation", "p_scale", "p_elastic", "p_quarter_turn"), 0.9) if seed % 2 else {}
+    training = scope(patch, Augmentation.from_name(name, **chances), values=(IGNORE_INDEX, 1, 2), masked_channels=(1,))
+    draws, region = draw(training, 4, 2, np.random.default_rng(seed)), training.region_zyx
+    small = cuts(edges_to_cut(draws, training), region)
+    if draws.is_moved.any():
+        ways = (move_by_torch(*cut, draws, training) for cut in (small, cuts(larger_cuts(draws, training), region)))
+        for own, expected in zip(*ways, strict=True):
+            assert all(map(torch.equal, own, expected))
+    if not training.is_flat:  # compiled: from whole regions, in the middle of which are the patches that do not move
+        whole = apply(*cuts([region] * 4, region), draws, training)
+        assert all(map(torch.equal, apply(*small, draws, training), whole))
+
+
+def test_coordinates_are_rounded_alike_however_much_was_cut():
+    """In float64, since float32 hides it from all but one voxel of millions."""
+    generator = np.random.default_rng(0)
+    region = generator.normal(size=(1, 31, 31, 31))
+    moves = generator.uniform(-1, 1, (3, 9, 9, 9)).astype(np.float32)
+    found = []
+    for margin in (0, 8):
+        inside = (slice(margin, 31 - margin),) * 3
+        image, labels = region[:, *inside].copy(), (region[0, *inside] > 0).astype(np.int16)
+        patch, winners = np.empty((1, 9, 9, 9)), np.empty((9, 9, 9), np.int64)
+        look_up(image, labels, np.full(3, margin), np.eye(3) * 1.1, moves, patch, winners)
+        found.append((patch, winners))
+    assert np.array_equal(found[0][0], found[1][0]) and np.array_equal(found[0][1], found[1][1])
+
+
+def test_beyond_a_small_cut_beside_a_large_one_lie_0_and_background():
+    training, turns = scope((4, 4, 4)), np.repeat(np.eye(3, dtype=np.float32)[None] * 2, 2, 0)
+    draws = replace(nothing(2), turns=turns, is_moved=np.array([True, True]))
+    images = [torch.ones(1, 4, 4, 4), torch.ones(1, 8, 8, 8)]
+    found = move_by_torch(images, [image[0].to(torch.int8) for image in images], draws, training)
+    expected = torch.zeros(4, 4, 4)
+    expected[1:3, 1:3, 1:3] = 1  # at ±1 of a middle that reaches to ±1.5; ±3 is beyond
+    assert torch.equal(found[0][0][0], expected) and torch.equal(found[0][1], expected.long())
+    assert (found[1][0] == 1).all() and (found[1][1] == 1).all()
+
+
+def test_what_is_cut_by_hand():
+    training = scope((40, 40, 40))
+    assert training.region_zyx == (65, 65, 65)
+    turn = np.array([[0.8, 0, 0], [0, 0, -1], [0, 2, 0]], np.float32)
+    draws = replace(nothing(2), turns=np.stack([turn, turn]), is_moved=np.array([True, False]))
+    # 40 × 0.8 + 2 = 34, 42 and 82: as odd as the region, and not beyond it
+    assert edges_to_cut(draws, training) == [(35, 43, 65), (40, 40, 40)]
+    flat = scope((1, 40, 40))
+    assert edges_to_cut(draws, flat)[0] == (1, 42, flat.region_zyx[2])
+
+
+@pytest.mark.parametrize("name", ["nnunet", "strong"])
+@pytest.mark.parametrize("patch", [(40, 56, 40), (128, 128, 128)])
+def test_what_is_cut_is_at_least_2_5_times_less_than_regions(patch, name):
+    training = scope(patch, Augmentation.from_name(name))
+    edges = edges_to_cut(draw(training, 2000, 1, np.random.default_rng(0)), training)
+    assert np.prod(edges, axis=1).mean() < np.prod(training.region_zyx) / 2.5
 
 
 SIDES = LabelSet(labels=tuple(Label(name=n, values=(v,)) for v, n in enumerate(("left", "right", "liver"), start=1)))

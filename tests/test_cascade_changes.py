@@ -29,9 +29,9 @@ from segpipe.plan.augmentation import Augmentation
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
-from segpipe.train.augmentation.draws import Scope, draw, scope_of
+from segpipe.train.augmentation.draws import Scope, draw, edges_to_cut, scope_of
 from segpipe.train.cascade import OPERATIONS, Removal, Reshaping, add_guides, change_guides, dilate, draw_changes
-from segpipe.train.sampling import Sampling, draw_batch
+from segpipe.train.sampling import Sampling, cut_batch, draw_places
 
 THEIRS = {
     "dilate": binary_dilation_torch,
@@ -154,17 +154,17 @@ def test_a_guide_moves_as_the_labels_do(patch):
         Path("c"), np.zeros((1, *labels.shape), np.float32), labels.astype(np.int8),
         find_places(labels, LABELS).by_label(), labels.astype(np.int8),
     )  # fmt: skip
-    sampling = Sampling(patch, (patch[0], 12, 16), 6, 0.5)
-    batch = draw_batch([case], sampling, np.random.default_rng(0))
-    assert batch.guides is not None and torch.equal(batch.guides, batch.indices)
     draws = draw(scope, 6, 1, np.random.default_rng(1))
+    places = draw_places([case], Sampling(patch, 6, 0.5), np.random.default_rng(0))
+    batch = cut_batch(places, patch, draws, edges_to_cut(draws, scope))
+    assert batch.guides is not None and torch.equal(batch.guides.flat, batch.indices.flat)
     assert any(draws.guide_changes)
     still = type(draws)(**{**draws.__dict__, "guide_changes": ((),) * 6})
-    _, indices = apply(batch.images, batch.indices, still, scope)
-    guides = apply_to_guides(batch.guides, still, scope)
-    assert guides is not None and torch.equal(guides, indices)
-    altered = apply_to_guides(batch.guides, draws, scope)
-    assert altered is not None and not torch.equal(altered, indices)
+    _, indices = apply(batch.images.each, batch.indices.each, still, scope)
+    guides = apply_to_guides(batch.guides.each, still, scope)
+    assert torch.equal(guides, indices)
+    altered = apply_to_guides(batch.guides.each, draws, scope)
+    assert not torch.equal(altered, indices)
 
 
 @pytest.mark.parametrize("patch", [(8, 8, 12), (1, 8, 12)])

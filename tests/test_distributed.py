@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from test_loop import history_of, is_same, saved_iteration, what_lasts
 from two_processes import BATCH, CPU, LABELS, NAME, RECIPES, WITH_BATCH_NORM, Recipe, data_of, plan_of, train
 
@@ -105,27 +103,23 @@ def test_batch_norms_that_cannot_share_their_statistics_are_refused(together: To
     assert np.isfinite(train(Recipe({}, network=WITH_BATCH_NORM), ALONE)["losses"]).all()
 
 
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 6))
-def test_every_patch_belongs_to_one_process_and_of_each_part_all_have_as_many(size, n_parts, n_each):
-    n_patches = size * n_parts * n_each
-    owned = [Group(rank, size).own(n_patches, n_parts) for rank in range(size)]
-    assert sorted(place for own in owned for place in own) == list(range(n_patches))
-    for rank, own in enumerate(owned):
-        for part in range(n_parts):
-            whole = list(range(n_patches))[part::n_parts]
-            assert list(own)[part::n_parts] == whole[rank::size]  # as a batch and its draws are divided
-
-
 def fold_of(group: Group, **training: Any) -> FoldTraining:
     plan = plan_of(Recipe(training))
     return FoldTraining(plan, plan.configurations[NAME], data_of(LABELS), CPU, is_new=True, group=group)
 
 
-def test_the_patches_of_all_processes_are_those_of_one():
-    whole = fold_of(ALONE).draw(TRAIN, 5)
-    parts = [fold_of(Group(rank, 2)).draw(TRAIN, 5) for rank in range(2)]
-    for rank, part in enumerate(parts):
-        assert torch.equal(part.images, whole.images[rank::2]) and part.case_ids == whole.case_ids[rank::2]
+@pytest.mark.parametrize("training", [{}, {"augmentation": "nnunet", "gradient_accumulation": 2}])
+def test_the_samples_of_all_processes_are_those_of_one(training):
+    whole = fold_of(ALONE, **training).draw(TRAIN, 5)
+    for rank in range(2):
+        own = fold_of(Group(rank, 2), **training).draw(TRAIN, 5)
+        for part, batch in zip(own, whole, strict=True):
+            assert all(map(torch.equal, part.images.each, batch.images.each[rank::2]))
+            assert all(map(torch.equal, part.indices.each, batch.indices.each[rank::2]))
+            assert part.case_ids == batch.case_ids[rank::2]
+            if batch.draws is not None:
+                seeds = batch.draws.noise_seeds[rank::2]
+                assert part.draws is not None and part.draws.noise_seeds.tolist() == seeds.tolist()
 
 
 def test_a_part_of_the_draws_by_hand():
@@ -144,4 +138,3 @@ def test_a_batch_that_cannot_be_divided_is_refused():
 def test_one_process_asks_nobody_and_changes_nothing():
     value = torch.tensor([1.5])
     assert ALONE.sum(value) is value and ALONE.gather([2.0, 3.0]) == [[2.0, 3.0]]
-    assert list(ALONE.own(3)) == [0, 1, 2]

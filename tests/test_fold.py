@@ -87,9 +87,9 @@ def test_five_steps_are_those_of_nnunets_trainer(batch_dice):
     theirs = nnunets_trainer(fold, batch_dice=batch_dice)
     for step in range(5):
         theirs.lr_scheduler.step(step)
-        batch = fold.draw(TRAIN, step)
-        loss = nnUNetTrainer.train_step(theirs, nnunets_batch(batch))["loss"]
-        assert fold.step(batch, 0.01 * (1 - step / 5) ** 0.9) == pytest.approx(float(loss), abs=1e-5)
+        batches = fold.draw(TRAIN, step)
+        loss = nnUNetTrainer.train_step(theirs, nnunets_batch(*batches))["loss"]
+        assert fold.step(batches, 0.01 * (1 - step / 5) ** 0.9) == pytest.approx(float(loss), abs=1e-5)
     assert (weights_of(fold.network) - weights_of(training_of(plan).network)).abs().max() > 1e-2
     expected = dict(theirs.network.named_parameters())
     for name, weights in fold.network.named_parameters():
@@ -129,14 +129,17 @@ def nnunets_batch(batch: Any) -> dict[str, Any]:
     """With labels at every resolution, brought down by nnU-Net's transform."""
     scales = [[1, 1, 1], [1, 0.5, 0.5], [0.5, 0.25, 0.25]]
     brought_down = DownsampleSegForDSTransform(scales)
-    levels = [brought_down(segmentation=indices[None].short())["segmentation"] for indices in batch.indices]
-    return {"data": batch.images, "target": [torch.stack(level) for level in zip(*levels, strict=True)]}
+    levels = [brought_down(segmentation=indices[None].short())["segmentation"] for indices in batch.indices.each]
+    return {"data": batch.images.stack(), "target": [torch.stack(level) for level in zip(*levels, strict=True)]}
 
 
 def test_accumulated_gradients_are_those_of_the_larger_batch():
     whole = training_of(plan_with(batch_size=4))
     parts = training_of(plan_with(batch_size=2, gradient_accumulation=2))
-    assert torch.equal(whole.draw(TRAIN, 0).images, parts.draw(TRAIN, 0).images)
+    (batch,) = whole.draw(TRAIN, 0)
+    for number, part in enumerate(parts.draw(TRAIN, 0)):  # of the last ones, on labels, each has its share
+        assert torch.equal(part.images.stack(), batch.images.stack()[number::2])
+        assert part.case_ids == batch.case_ids[number::2]
     assert train(whole, 3) == pytest.approx(train(parts, 3), abs=1e-5)
     assert torch.allclose(weights_of(whole.network), weights_of(parts.network), atol=1e-6)
 
@@ -203,7 +206,7 @@ def test_validation_leaves_batch_norms_alone_and_training_goes_on():
 def test_a_loss_that_is_not_finite_is_an_error_with_advice():
     fold = training_of(plan_with())
     batch = fold.draw(TRAIN, 0)
-    batch.images[:] = torch.nan
+    batch[0].images.flat[:] = torch.nan
     with pytest.raises(PlanError, match=r"the loss is nan at iteration 0.*learning_rate=0\.0033\)\.$"):
         fold.step(batch, RATE)
 
@@ -211,7 +214,7 @@ def test_a_loss_that_is_not_finite_is_an_error_with_advice():
 def test_in_float16_a_step_that_overflows_is_skipped_and_a_loss_that_never_becomes_finite_is_an_error():
     fold = training_of(plan_with(precision="fp16"))
     before, batch = weights_of(fold.network), fold.draw(TRAIN, 0)
-    batch.images[:] = 1e30  # infinite in float16
+    batch[0].images.flat[:] = 1e30  # infinite in float16
     assert not np.isfinite(fold.step(batch, RATE))
     assert torch.equal(weights_of(fold.network), before)
     assert fold.scaler.get_scale() == 2**15  # half of torch's first

@@ -14,7 +14,7 @@ from plans import LABELS, REGIONS
 from segpipe.core.labels import LabelSet
 from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase, on_device
-from segpipe.train.sampling import Batch, Sampling, cut, draw_batch, n_on_label
+from segpipe.train.sampling import Batch, Sampling, cut_, cut_batch, draw_places, n_on_label
 
 
 def case(shape=(8, 10, 12), voxel=(7, 0, 11)) -> PatchCase:
@@ -30,39 +30,41 @@ def labelled(indices, labels: LabelSet = LABELS) -> PatchCase:
     return PatchCase(Path("c"), image, indices, find_places(indices, labels).by_label())
 
 
-def plain(patch, batch_size: int, foreground_fraction: float) -> Sampling:
-    """Without a margin for turning."""
-    return Sampling(patch, patch, batch_size, foreground_fraction)
+def draw_batch(cases, sampling: Sampling, seed: int = 0, edges_zyx=None) -> Batch:
+    """A batch of patches or, about their middles, of as many voxels."""
+    places = draw_places(cases, sampling, np.random.default_rng(seed))
+    return cut_batch(places, sampling.patch_zyx, edges=edges_zyx and [edges_zyx] * len(places))
 
 
 def test_the_last_third_of_a_batch_shows_a_labelled_voxel():
-    batch = draw_batch([case()], plain((4, 4, 4), 6, 0.33), np.random.default_rng(0))
-    assert batch.images.shape == (6, 1, 4, 4, 4) and batch.indices.shape == (6, 4, 4, 4)
-    assert (batch.indices[4:] == 2).flatten(1).any(dim=1).all()  # round(6 × 0.33) = 2
+    batch = draw_batch([case()], Sampling((4, 4, 4), 6, 0.33))
+    indices = batch.indices.stack()
+    assert batch.images.stack().shape == (6, 1, 4, 4, 4) and indices.shape == (6, 4, 4, 4)
+    assert (indices[4:] == 2).flatten(1).any(dim=1).all()  # round(6 × 0.33) = 2
 
 
 def test_a_region_at_the_border_stays_inside_the_image():
-    batch = draw_batch([case()], plain((4, 4, 4), 5, 1.0), np.random.default_rng(0))
-    assert (batch.images > 0).all()  # 0 would be padding; nnU-Net reaches beyond the upper side
+    batch = draw_batch([case()], Sampling((4, 4, 4), 5, 1.0))
+    assert (batch.images.flat > 0).all()  # 0 would be padding; nnU-Net reaches beyond the upper side
 
 
 @given(st.tuples(*(st.integers(1, 9),) * 3), st.tuples(*(st.integers(1, 12),) * 3), st.integers(0, 99))
 def test_regions_hold_all_that_fits_and_nothing_else(shape, region, seed):
-    found = draw_batch([case(shape, (0, 0, 0))], plain(region, 2, 0.5), np.random.default_rng(seed))
+    found = draw_batch([case(shape, (0, 0, 0))], Sampling(region, 2, 0.5), seed)
     n_kept = np.prod([min(a, b) for a, b in zip(shape, region, strict=True)])
-    assert ((found.images > 0).sum(dim=(1, 2, 3, 4)) == n_kept).all()
+    assert ((found.images.stack() > 0).sum(dim=(1, 2, 3, 4)) == n_kept).all()
 
 
 def test_the_same_seed_gives_the_same_batch():
-    first, second = (draw_batch([case()] * 3, plain((4, 4, 4), 4, 0.33), np.random.default_rng(5)) for _ in range(2))
-    assert (first.images == second.images).all()
+    first, second = (draw_batch([case()] * 3, Sampling((4, 4, 4), 4, 0.33), seed=5) for _ in range(2))
+    assert torch.equal(first.images.flat, second.images.flat)
 
 
 def centres(cases, sampling: Sampling, seed: int = 0) -> list[int]:
     """Flat numbers of the voxels that patches of odd edges are centred on."""
-    batch = draw_batch(cases, sampling, np.random.default_rng(seed))
+    batch = draw_batch(cases, sampling, seed)
     middle = tuple(p // 2 for p in sampling.patch_zyx)
-    return (batch.images[(slice(None), 0, *middle)] - 1).int().tolist()
+    return (batch.images.stack()[(slice(None), 0, *middle)] - 1).int().tolist()
 
 
 def shares(values: list[int]) -> dict[int, float]:
@@ -75,7 +77,7 @@ def test_labels_are_as_likely_however_large_and_voxels_of_a_label_too():
     indices[0, 1, 7] = 0
     indices[0, 1, 9] = 1
     indices[0, 1, 20] = 2  # and one of the second, flat number 50
-    found = shares(centres([labelled(indices)], plain((1, 3, 3), 4000, 1.0)))
+    found = shares(centres([labelled(indices)], Sampling((1, 3, 3), 4000, 1.0)))
     expected = {50: 1 / 2, **dict.fromkeys((31, 32, 33, 34, 35, 36, 38, 39), 1 / 16)}
     assert found == pytest.approx(expected, abs=0.03)
 
@@ -83,7 +85,7 @@ def test_labels_are_as_likely_however_large_and_voxels_of_a_label_too():
 def test_components_are_as_likely_however_large():
     indices = np.zeros((1, 3, 30), np.int16)
     indices[0, 1, 1:7] = indices[0, 1, 9] = 1  # parts of 6 voxels and of 1
-    sampling = Sampling((1, 3, 3), (1, 3, 3), 4000, 1.0, foreground_unit="component")
+    sampling = Sampling((1, 3, 3), 4000, 1.0, foreground_unit="component")
     expected = {39: 1 / 2, **dict.fromkeys(range(31, 37), 1 / 12)}
     assert shares(centres([labelled(indices)], sampling)) == pytest.approx(expected, abs=0.03)
 
@@ -91,7 +93,7 @@ def test_components_are_as_likely_however_large():
 def test_a_region_is_drawn_as_a_label_is():
     indices = np.zeros((1, 3, 30), np.int16)
     indices[0, 1, 5], indices[0, 1, 20] = 1, 2  # whole: both; core: the second
-    found = shares(centres([labelled(indices, REGIONS)], plain((1, 3, 3), 4000, 1.0)))
+    found = shares(centres([labelled(indices, REGIONS)], Sampling((1, 3, 3), 4000, 1.0)))
     assert found == pytest.approx({35: 1 / 4, 50: 3 / 4}, abs=0.03)
 
 
@@ -99,19 +101,19 @@ def test_a_region_is_drawn_as_a_label_is():
 def test_where_voxels_are_ignored_patches_without_a_wanted_label_are_centred_on_annotated_ones(fraction):
     indices = np.full((1, 3, 30), -1, np.int16)
     indices[0, 1, 4:6] = 0  # annotated, and nothing is there
-    found = shares(centres([labelled(indices, REGIONS)], plain((1, 3, 3), 1000, fraction)))
+    found = shares(centres([labelled(indices, REGIONS)], Sampling((1, 3, 3), 1000, fraction)))
     assert found == pytest.approx({34: 1 / 2, 35: 1 / 2}, abs=0.06)
 
 
 def test_a_case_that_is_ignored_altogether_is_cut_anywhere():
     nothing = labelled(np.full((1, 3, 30), -1, np.int16), REGIONS)
-    assert len(shares(centres([nothing], plain((1, 3, 3), 1000, 0.5)))) == 28
+    assert len(shares(centres([nothing], Sampling((1, 3, 3), 1000, 0.5)))) == 28
 
 
 def test_a_case_without_labels_is_cut_anywhere():
     empty = labelled(np.zeros((6, 6, 6), np.int16))
-    batch = draw_batch([empty], plain((4, 4, 4), 300, 1.0), np.random.default_rng(0))
-    assert len(batch.images[:, 0, 0, 0, 0].unique()) == 27 and batch.indices.sum() == 0
+    batch = draw_batch([empty], Sampling((4, 4, 4), 300, 1.0))
+    assert len(batch.images.stack()[:, 0, 0, 0, 0].unique()) == 27 and batch.indices.flat.sum() == 0
 
 
 @pytest.mark.parametrize(
@@ -136,9 +138,9 @@ def test_a_labelled_voxel_is_in_the_middle_or_the_patch_touches_the_border(shape
     generator = np.random.default_rng(seed)
     voxel = tuple(int(generator.integers(n)) for n in shape)
     region = tuple(p + int(generator.integers(4)) for p in patch)
-    batch = draw_batch([case(shape, voxel)], Sampling(patch, region, 1, 1.0), generator)
+    batch = draw_batch([case(shape, voxel)], Sampling(patch, 1, 1.0), seed, region)
     margin = [(r - p) // 2 for r, p in zip(region, patch, strict=True)]
-    ((z, y, x),) = (batch.indices[0] == 2).nonzero().tolist()
+    ((z, y, x),) = (batch.indices.each[0] == 2).nonzero().tolist()
     for found, wanted, n_voxels, p, m in zip((z, y, x), voxel, shape, patch, margin, strict=True):
         start = wanted - (found - m)  # of the patch, in the image
         if p >= n_voxels:
@@ -150,32 +152,28 @@ def test_a_labelled_voxel_is_in_the_middle_or_the_patch_touches_the_border(shape
 def test_cases_on_a_device_give_the_same_batch():
     """The CPU stands for the device: what is tested is that tensors are cut as arrays are."""
     in_memory, placed = case(), on_device(case(), torch.device("cpu"))
-    sampling = Sampling((4, 4, 4), (6, 12, 5), 4, 0.5)
-    first, second = (draw_batch([c], sampling, np.random.default_rng(1)) for c in (in_memory, placed))
-    assert torch.equal(first.images, second.images) and torch.equal(first.indices, second.indices)
-
-
-def test_parts_of_a_batch_share_its_labelled_patches():
-    batch = Batch(torch.arange(6.0).view(6, 1, 1, 1, 1), torch.zeros(6, 1, 1, 1), tuple("abcdef"))
-    part = batch.part(1, 3)
-    assert part.images.flatten().tolist() == [1, 4]  # of the last two, on labels, one
-    assert part.case_ids == ("b", "e")
+    first, second = (draw_batch([c], Sampling((4, 4, 4), 4, 0.5), 1, (6, 12, 5)) for c in (in_memory, placed))
+    assert torch.equal(first.images.flat, second.images.flat)
+    assert torch.equal(first.indices.flat, second.indices.flat)
 
 
 def test_a_batch_is_copied_as_it_is_stored():
-    batch = draw_batch([case()], plain((4, 4, 4), 2, 1.0), np.random.default_rng(0)).to(torch.device("cpu"))
+    batch = draw_batch([case()], Sampling((4, 4, 4), 2, 1.0)).to(torch.device("cpu"))
     images, indices = batch.images, batch.indices
-    assert images.dtype == torch.float32 and indices.dtype == torch.int16  # int64 after the patch is cut: a quarter
+    assert (
+        images.flat.dtype == torch.float32 and indices.flat.dtype == torch.int16
+    )  # int64 after the patch is cut: a quarter
 
 
 def test_cutting_by_hand():
     array = np.arange(12).reshape(1, 3, 4)
-    assert cut(array, (0, 1, 2), (1, 3, 3), -1).tolist() == [[[6, 7, -1], [10, 11, -1], [-1, -1, -1]]]
+    piece = torch.empty(1, 3, 3)
+    cut_(piece, array, (0, 1, 2), -1)
+    assert piece.tolist() == [[[6, 7, -1], [10, 11, -1], [-1, -1, -1]]]
 
 
 def test_patches_reach_every_voxel_however_wide_the_margin_around_them():
     """A margin that had to lie inside the image would keep patches away from its border: nothing there is learnt."""
-    sampling = Sampling((4, 4, 4), (10, 9, 12), 4000, 0.0)
-    found = draw_batch([case()], sampling, np.random.default_rng(0))
-    middle = found.images[:, 0, 3:7, 2:6, 4:8]  # as crop_centre takes it: (10-4)//2, (9-4)//2, (12-4)//2
+    found = draw_batch([case()], Sampling((4, 4, 4), 4000, 0.0), edges_zyx=(10, 9, 12))
+    middle = found.images.stack()[:, 0, 3:7, 2:6, 4:8]  # as crop_centre takes it: (10-4)//2, (9-4)//2, (12-4)//2
     assert set(np.unique(middle)) == set(range(1, 1 + 8 * 10 * 12))  # every voxel, and no padding

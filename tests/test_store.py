@@ -23,7 +23,7 @@ from segpipe.fingerprint.measure import measure
 from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import DiskArray, StoredCase, on_device, open_cases, store_case
-from segpipe.train.sampling import Sampling, draw_batch
+from segpipe.train.sampling import Sampling, cut_batch, draw_places
 
 
 @pytest.fixture
@@ -121,9 +121,13 @@ def test_damage_to_a_chunk_on_disk_reaches_the_consumer_of_batches_with_the_name
     cases = open_cases(folder, ["c0", "c1"], 1)
     path = folder / "c1" / "image.b2nd"
     path.write_bytes(path.read_bytes()[:-2000])  # while training runs
-    sampling = Sampling((8, 8, 12), (8, 8, 12), 4, 0.5)
+    sampling = Sampling((8, 8, 12), 4, 0.5)
+
+    def read(index: int):
+        return cut_batch(draw_places(cases, sampling, np.random.default_rng(index)), sampling.patch_zyx)
+
     named = pytest.raises(DataError, match=r"image\.b2nd: the prepared case c1 cannot be read")
-    with named, Prefetch(lambda index: draw_batch(cases, sampling, np.random.default_rng(index)), 2, 2) as batches:
+    with named, Prefetch(read, 2, 2) as batches:
         for index in range(20):
             batches.get(index)
 
@@ -169,5 +173,5 @@ def test_cases_on_a_device_are_tensors_of_the_same_values(work):
 @pytest.mark.gpu
 def test_cases_that_fit_lie_on_the_training_device(work):
     cases = open_cases(prepared(work), ["c0", "c1"], 1, torch.device("cuda"))
-    batch = draw_batch(cases, Sampling((8, 8, 12), (8, 8, 12), 2, 0.5), np.random.default_rng(0))
-    assert batch.images.is_cuda and batch.pin() is batch
+    places = draw_places(cases, Sampling((8, 8, 12), 2, 0.5), np.random.default_rng(0))
+    assert cut_batch(places, (8, 8, 12), pins=True).images.flat.is_cuda

@@ -47,10 +47,6 @@ class Group:
         """Return whether this process writes and prints."""
         return self.rank == 0
 
-    def own(self, n_patches: int, n_parts: int = 1) -> range | list[int]:
-        """This process's patches of a batch which is divided into parts, so that of each part it has every N-th."""
-        return [place for place in range(n_patches) if place // n_parts % self.size == self.rank]
-
     def sum(self, value: Tensor) -> Tensor:
         """Sum over all processes, with the gradient of each process's own value."""
         if self.size == 1:

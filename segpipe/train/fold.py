@@ -27,7 +27,7 @@ from segpipe.networks.initial_weights import start_from
 from segpipe.plan.schema import Configuration, Plan
 from segpipe.prepare.store import PatchCase
 from segpipe.train.augmentation.apply import apply, apply_to_guides
-from segpipe.train.augmentation.draws import draw, region_for, scope_of
+from segpipe.train.augmentation.draws import Draws, draw, edges_to_cut, scope_of
 from segpipe.train.cascade import add_guides
 from segpipe.train.checkpoint import cpu_copy
 from segpipe.train.contrast import contrast_for
@@ -37,7 +37,7 @@ from segpipe.train.losses import overlap_counts, supervised_loss
 from segpipe.train.optim import WeightAverage, make_optimizer, set_rates
 from segpipe.train.restoration import Restoration, restoration_loss
 from segpipe.train.rigl import RigL
-from segpipe.train.sampling import Batch, Sampling, draw_batch
+from segpipe.train.sampling import Batch, Sampling, cut_batch, draw_places
 from segpipe.train.schedule import Progress, Schedule
 from segpipe.train.sharpness import sharpness_of
 from segpipe.train.spam import Spam
@@ -189,27 +189,44 @@ class FoldTraining:
         rates = self.optimizer.spike_rates(self.network.named_parameters())
         return {f"{SPIKES}{layer}": rate for layer, rate in rates.items()}
 
-    def draw(self, stream: int, iteration: int) -> Batch:
-        """The batch of an iteration, a function of seed, fold, stream and iteration alone."""
-        training, configuration = self.plan.training, self.configuration
-        patch_zyx, n_parts = configuration.patch_zyx, training.gradient_accumulation if stream == TRAIN else 1
+    def draw(self, stream: int, iteration: int) -> list[Batch]:
+        """This process's batches of an iteration, one for each part whose gradients are averaged.
+
+        They are functions of seed, fold, stream and iteration alone. The parts of a draw, and the processes of a part,
+        take samples in turn, so that each has its share of those on labels, which come last.
+        """
+        training, trains = self.plan.training, stream == TRAIN
+        n_parts = training.gradient_accumulation if trains else 1
         sampling = Sampling(
-            patch_zyx=patch_zyx,
-            region_zyx=region_for(patch_zyx, training.augmentation) if stream == TRAIN else patch_zyx,
-            batch_size=configuration.batch_size * n_parts,
+            patch_zyx=self.configuration.patch_zyx,
+            batch_size=self.configuration.batch_size * n_parts,
             foreground_fraction=training.foreground_fraction,
             foreground_unit=training.foreground_unit,
         )
-        cases = self.data.train if stream == TRAIN else self.data.validation
-        generator = generator_for(training.seed, self.data.fold, stream, iteration)
-        batch = draw_batch(cases, sampling, generator, self.group.own(sampling.batch_size, n_parts))
-        return batch.pin() if self.device.type == "cuda" else batch
+        cases = self.data.train if trains else self.data.validation
+        places = draw_places(cases, sampling, generator_for(training.seed, self.data.fold, stream, iteration))
+        batches = []
+        for part in range(n_parts):
+            draws = self._draw_augmentation(iteration, part) if trains else None
+            edges = edges_to_cut(draws, self.scope) if draws else ()
+            own = places[part::n_parts][self.group.rank :: self.group.size]
+            batches.append(cut_batch(own, sampling.patch_zyx, draws, edges, pins=self.device.type == "cuda"))
+        return batches
 
-    def step(self, batch: Batch, rate: float, *, freezes: bool = False) -> float:
+    def _draw_augmentation(self, iteration: int, part: int) -> Draws | None:
+        """The numbers for this process's samples of a part; None if the plan alters nothing."""
+        training, configuration = self.plan.training, self.configuration
+        if not training.augmentation.alters:
+            return None
+        generator = generator_for(training.seed, self.data.fold, _AUGMENT, iteration, part)
+        draws = draw(self.scope, configuration.batch_size, len(self.plan.channels), generator)
+        return draws.part(self.group.rank, self.group.size)
+
+    def step(self, batches: Sequence[Batch], rate: float, *, freezes: bool = False) -> float:
         """One step of the optimizer.
 
         Args:
-            batch: Of `draw`. With gradient accumulation it is divided into parts, whose gradients are averaged.
+            batches: Of `draw`; the gradients of several are averaged.
             rate: Learning rate.
             freezes: Whether pretrained weights stay as they are.
 
@@ -221,8 +238,7 @@ class FoldTraining:
         """
         training = self.plan.training
         set_rates(self.optimizer, rate, 0.0 if freezes else training.pretrained_rate_factor)
-        n_parts = training.gradient_accumulation
-        parts: Iterable[_Part] = (self._part(batch, part) for part in range(n_parts))
+        parts: Iterable[_Part] = (self._part(batch, part) for part, batch in enumerate(batches))
         if self.sharpness:
             parts = list(parts)  # for both passes
         losses = self._compute_gradients(parts)
@@ -249,7 +265,7 @@ class FoldTraining:
 
     def _part(self, batch: Batch, part: int) -> _Part:
         """The augmented images of a part of this iteration's batch, and the loss of the network's outputs."""
-        images, indices = self._augment(batch, part, self.at.iteration)
+        images, indices = self._augment(batch)
         images, loss_of = self._task(images, indices, TRAIN, self.at.iteration, part)
         contrast, place = self.contrast, (_CONTRAST, self.at.iteration, part, self.group.rank)
         if contrast is None:
@@ -276,20 +292,24 @@ class FoldTraining:
             self.group.average_gradients(module)
         return losses
 
-    def _augment(self, batch: Batch, part: int, iteration: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of a part of an iteration's batch, on the device."""
-        training = self.plan.training
-        there = batch.part(part, training.gradient_accumulation).to(self.device)
-        images, indices, guides = there.images, there.indices, there.guides
+    def _augment(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The network's images of a batch and their labels, on the device."""
+        there = batch.to(self.device)
         self.hooks.lap("copy")
-        if training.augmentation.alters:
-            generator = generator_for(training.seed, self.data.fold, _AUGMENT, iteration, part)
-            draws = draw(self.scope, images.shape[0] * self.group.size, images.shape[1], generator)
-            draws = draws.part(self.group.rank, self.group.size)
-            guides = apply_to_guides(guides, draws, self.scope)
-            images, indices = apply(images, indices, draws, self.scope)
+        result = self._place(there)
         self.hooks.lap("augmentation")
-        return add_guides(images, guides, self.scope.n_guides), indices.long()
+        return result
+
+    def _place(self, there: Batch) -> tuple[Tensor, Tensor]:
+        """The network's images of a batch that is on the device, and their labels."""
+        draws, scope = there.draws, self.scope
+        if draws is None:
+            guides = None if there.guides is None else there.guides.stack()
+            images, indices = there.images.stack(), there.indices.stack()
+        else:
+            guides = None if there.guides is None else apply_to_guides(there.guides.each, draws, scope)
+            images, indices = apply(there.images.each, there.indices.each, draws, scope)
+        return add_guides(images, guides, scope.n_guides), indices.long()
 
     def _expect_finite(self, loss: float) -> None:
         if math.isfinite(loss) or (self.scaler.is_enabled() and self.scaler.get_scale() >= 1):
@@ -302,10 +322,8 @@ class FoldTraining:
         losses, counts = [], []
         self.predictor.eval()
         for index in range(n_batches):
-            batch = self.draw(VALIDATE, index)
-            there = batch.to(self.device)
-            indices = there.indices.long()
-            images = add_guides(there.images, there.guides, self.scope.n_guides)
+            (batch,) = self.draw(VALIDATE, index)
+            images, indices = self._place(batch.to(self.device))
             images, loss_of = self._task(images, indices, VALIDATE, index)
             outputs = self._outputs(self.predictor, images)
             self.hooks.validated(batch, outputs[0], self.at.epoch)
@@ -326,9 +344,8 @@ class FoldTraining:
     def calm_passes(self, n_batches: int) -> Iterator[None]:
         """Run the network to predict with, in the mode that it is in, over the next augmented training batches."""
         for iteration in range(self.at.iteration, self.at.iteration + n_batches):
-            batch = self.draw(TRAIN, iteration)
-            for part in range(self.plan.training.gradient_accumulation):
-                images, indices = self._augment(batch, part, iteration)
+            for part, batch in enumerate(self.draw(TRAIN, iteration)):
+                images, indices = self._augment(batch)
                 images, _ = self._task(images, indices, TRAIN, iteration, part)
                 self._outputs(self.predictor, images)
                 yield

@@ -320,7 +320,7 @@ class _Loop:
             self.stop.signal = asked
         return bool(asked)
 
-    def _step(self, batches: Prefetch[Batch]) -> None:
+    def _step(self, batches: Prefetch[list[Batch]]) -> None:
         at, begun, waited = self.fold.at, time.monotonic(), batches.wait_seconds
         mark_step(at.iteration)
         training, progress = self.fold.plan.training, self.schedule.progress(at)

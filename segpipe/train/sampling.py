@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,42 +17,60 @@ from segpipe.core.grid import ZYX
 from segpipe.plan.training import SAMPLERS
 from segpipe.prepare.places import ANNOTATED, LabelPlaces
 from segpipe.prepare.store import PatchCase
+from segpipe.train.augmentation.draws import Draws
 
 PAD_LABEL = 0  # beyond the image there is background
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
-    """Patches, where the cases lie: in memory, or on the training device.
+class Pieces:
+    """Arrays of different sizes, one behind the other: they are pinned and copied as one.
 
     Args:
-        images: (B, C, Z, Y, X) float32, 0 beyond the image.
-        indices: (B, Z, Y, X) signed integers, background beyond the image.
-        case_ids: Of which case each patch is.
-        guides: (B, Z, Y, X) inside labels that guide a cascade, background beyond the image; None outside of one.
+        flat: (n,) all their numbers.
+        shapes: Of each.
     """
 
-    images: Tensor
-    indices: Tensor
+    flat: Tensor
+    shapes: tuple[tuple[int, ...], ...]
+
+    @cached_property
+    def each(self) -> tuple[Tensor, ...]:
+        """The arrays, views into `flat`."""
+        flats = torch.split(self.flat, [math.prod(shape) for shape in self.shapes])
+        return tuple(flat.view(shape) for flat, shape in zip(flats, self.shapes, strict=True))
+
+    def stack(self) -> Tensor:
+        """The arrays as one tensor, a view into `flat`; all must have the same shape."""
+        return self.flat.view(len(self.shapes), *self.shapes[0])
+
+    def to(self, device: torch.device) -> Pieces:
+        """On a device; the copy may still run."""
+        return Pieces(self.flat.to(device, non_blocking=True), self.shapes)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples as they were cut, where the cases lie: in memory, or on the training device.
+
+    Args:
+        images: (C, Z, Y, X) each, float32, 0 beyond the image.
+        indices: (Z, Y, X) each, signed integers, background beyond the image.
+        case_ids: Of which case each sample is.
+        guides: (Z, Y, X) each, inside labels that guide a cascade, background beyond the image; None outside of one.
+        draws: The numbers to augment the samples with; None: they are patches and stay as they are.
+    """
+
+    images: Pieces
+    indices: Pieces
     case_ids: tuple[str, ...]
-    guides: Tensor | None = None
-
-    def pin(self) -> Batch:
-        """Put it into page-locked memory, from where copies to a GPU overlap with computing; itself if it is there."""
-        return self if self.images.is_cuda else self._each(Tensor.pin_memory, self.case_ids)
-
-    def part(self, number: int, n_parts: int) -> Batch:
-        """Every `n_parts`-th patch from `number` on: those centred on labels, the last ones, are spread."""
-        chosen = slice(number, None, n_parts)
-        return self._each(lambda tensor: tensor[chosen], self.case_ids[chosen])
+    guides: Pieces | None = None
+    draws: Draws | None = None
 
     def to(self, device: torch.device) -> Batch:
         """On a device; the copy may still run."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True), self.case_ids)
-
-    def _each(self, change: Callable[[Tensor], Tensor], case_ids: tuple[str, ...]) -> Batch:
-        guides = None if self.guides is None else change(self.guides)
-        return Batch(change(self.images), change(self.indices), case_ids, guides)
+        guides = None if self.guides is None else self.guides.to(device)
+        return replace(self, images=self.images.to(device), indices=self.indices.to(device), guides=guides)
 
 
 @dataclass(frozen=True)
@@ -59,17 +79,23 @@ class Sampling:
 
     Args:
         patch_zyx: What the network sees.
-        region_zyx: What is cut, the patch in its middle; larger than the patch if augmentation turns it.
-        batch_size: Regions.
+        batch_size: Patches.
         foreground_fraction: Share of patches centred on a labelled voxel, 0 to 1.
         foreground_unit: What such a patch is centred on, a row of `plan.training.SAMPLERS`.
     """
 
     patch_zyx: ZYX
-    region_zyx: ZYX
     batch_size: int
     foreground_fraction: float
     foreground_unit: str = "label"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a patch: a case, and the patch's first voxel, negative where it is larger than the image."""
+
+    case: PatchCase
+    start_zyx: tuple[int, ...]
 
 
 _DRAWERS: dict[str, Callable[[LabelPlaces, np.random.Generator], int]] = {  # a flat index into the case
@@ -79,41 +105,78 @@ _DRAWERS: dict[str, Callable[[LabelPlaces, np.random.Generator], int]] = {  # a 
 DRAW_VOXEL = functions_for(SAMPLERS, _DRAWERS, "SAMPLERS of plan/training.py")
 
 
-def draw_batch(
-    cases: Sequence[PatchCase],
-    sampling: Sampling,
-    generator: np.random.Generator,
-    wanted: Collection[int] | None = None,
-) -> Batch:
-    """Draw cases with replacement and a region of each; cut those of the `wanted` places in the batch, or all.
+def draw_places(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> list[Place]:
+    """Draw the patches of a batch: cases with replacement, and a place in each.
 
     The last patches of a batch (`n_on_label`) are centred on a voxel of a label drawn evenly among those present in the
     case. The others lie anywhere; in a dataset with an ignore label, and where a case has no label, they are centred on
     a voxel that somebody annotated, if there is one. No patch reaches beyond the image more than it must: one larger
-    than the image has it in its middle. The margin around it, from which turned voxels come, may. Beyond the image
-    there are 0 and background.
-
-    Raises:
-        DataError: If a case on disk is damaged, with its name.
+    than the image has it in its middle.
 
     Source:
         nnU-Net's data loader. It bounds the place on the lower side only; here both sides are bounded.
     """
     n_any = sampling.batch_size - n_on_label(sampling.batch_size, sampling.foreground_fraction, generator)
-    margin = [(r - p) // 2 for r, p in zip(sampling.region_zyx, sampling.patch_zyx, strict=True)]
-    images, indices, guides, case_ids = [], [], [], []
-    for place in range(sampling.batch_size):
+    places = []
+    for number in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
-        patch_start = _start(case, sampling, generator, on_label=place >= n_any)
-        if wanted is not None and place not in wanted:
-            continue
-        start = [s - m for s, m in zip(patch_start, margin, strict=True)]
-        images.append(cut(case.image, start, sampling.region_zyx, 0))
-        indices.append(cut(case.indices, start, sampling.region_zyx, PAD_LABEL))
-        if case.guide is not None:
-            guides.append(cut(case.guide, start, sampling.region_zyx, PAD_LABEL))
-        case_ids.append(case.case_id)
-    return Batch(torch.stack(images), torch.stack(indices), tuple(case_ids), torch.stack(guides) if guides else None)
+        places.append(Place(case, _start(case, sampling, generator, on_label=number >= n_any)))
+    return places
+
+
+def cut_batch(
+    places: Sequence[Place],
+    patch_zyx: ZYX,
+    draws: Draws | None = None,
+    edges: Sequence[ZYX] = (),
+    *,
+    pins: bool = False,
+) -> Batch:
+    """Read the samples of a batch.
+
+    Args:
+        places: Of the patches.
+        patch_zyx: Their edges.
+        draws: The numbers that they will be augmented with; None: they will not.
+        edges: What to cut of each sample, about the middle of its patch, see `edges_to_cut`; empty: patches. The margin
+            around a patch may lie beyond the image, where there are 0 and background.
+        pins: Whether to read into page-locked memory, from where copies to a GPU overlap with computing. Of cases that
+            lie on the GPU nothing is copied.
+
+    Raises:
+        DataError: If a case on disk is damaged, with its name.
+    """
+    edges = edges or [patch_zyx] * len(places)
+    starts = [
+        [start - (edge - patch) // 2 for start, edge, patch in zip(place.start_zyx, own, patch_zyx, strict=True)]
+        for place, own in zip(places, edges, strict=True)
+    ]
+
+    def cut_each(arrays: Sequence[Any], fill: int) -> Pieces:
+        pieces = _new_pieces(arrays, edges, pins=pins)
+        for piece, array, start in zip(pieces.each, arrays, starts, strict=True):
+            cut_(piece, array, start, fill)
+        return pieces
+
+    cases = [place.case for place in places]
+    guides = [case.guide for case in cases if case.guide is not None]
+    return Batch(
+        cut_each([case.image for case in cases], 0),
+        cut_each([case.indices for case in cases], PAD_LABEL),
+        tuple(case.case_id for case in cases),
+        cut_each(guides, PAD_LABEL) if guides else None,
+        draws,
+    )
+
+
+def _new_pieces(arrays: Sequence[Any], edges: Sequence[ZYX], *, pins: bool) -> Pieces:
+    """Pieces of arrays, to be filled, where the arrays lie or in memory."""
+    first = arrays[0]
+    like = first if isinstance(first, Tensor) else torch.from_numpy(np.empty(0, first.dtype))
+    shapes = tuple((*array.shape[:-3], *own) for array, own in zip(arrays, edges, strict=True))
+    n_numbers = sum(map(math.prod, shapes))
+    pins = pins and like.device.type == "cpu"
+    return Pieces(torch.empty(n_numbers, dtype=like.dtype, device=like.device, pin_memory=pins), shapes)
 
 
 def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator) -> int:
@@ -131,16 +194,16 @@ def n_on_label(batch_size: int, fraction: float, generator: np.random.Generator)
     return int(wanted) + int(generator.random() < wanted - int(wanted))
 
 
-def _start(case: PatchCase, sampling: Sampling, generator: np.random.Generator, *, on_label: bool) -> list[int]:
+def _start(case: PatchCase, sampling: Sampling, generator: np.random.Generator, *, on_label: bool) -> tuple[int, ...]:
     """First voxel of a patch; negative where the patch is larger than the image."""
     limits = [_limits(n, p) for n, p in zip(case.shape_zyx, sampling.patch_zyx, strict=True)]
     labels = sorted(label for label in case.places if label != ANNOTATED)
     label = labels[int(generator.integers(len(labels)))] if on_label and labels else ANNOTATED
     if label not in case.places:
-        return [int(generator.integers(low, high + 1)) for low, high in limits]
+        return tuple(int(generator.integers(low, high + 1)) for low, high in limits)
     voxel = DRAW_VOXEL[sampling.foreground_unit](case.places[label], generator)
     wanted = [int(c) - p // 2 for c, p in zip(np.unravel_index(voxel, case.shape_zyx), sampling.patch_zyx, strict=True)]
-    return [min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True)]
+    return tuple(min(max(w, low), high) for w, (low, high) in zip(wanted, limits, strict=True))
 
 
 def _limits(n_voxels: int, patch: int) -> tuple[int, int]:
@@ -151,23 +214,23 @@ def _limits(n_voxels: int, patch: int) -> tuple[int, int]:
     return 0, n_voxels - patch
 
 
-def cut(array: Any, start: Sequence[int], region_zyx: ZYX, fill: int) -> Tensor:
-    """A region of the last three axes of a numpy, blosc2 or torch array, filled where it leaves the array.
+def cut_(piece: Tensor, array: Any, start: Sequence[int], fill: int) -> None:
+    """Fill a piece with a part of the last three axes of a numpy, blosc2 or torch array, and beyond it with `fill`.
 
     Example:
-        >>> cut(np.ones((1, 1, 3)), (0, 0, -1), (1, 1, 4), 0).tolist()
+        >>> piece = torch.empty(1, 1, 4)
+        >>> cut_(piece, np.ones((1, 1, 3)), (0, 0, -1), 0)
+        >>> piece.tolist()
         [[[0.0, 1.0, 1.0, 1.0]]]
     """
     lead = array.ndim - 3
     inside, place = [], []
-    for n_voxels, first, edge in zip(array.shape[lead:], start, region_zyx, strict=True):
+    for n_voxels, first, edge in zip(array.shape[lead:], start, piece.shape[lead:], strict=True):
         low, high = max(first, 0), min(first + edge, n_voxels)
         inside.append(slice(low, high))
         place.append(slice(low - first, high - first))
     found = torch.as_tensor(array[(*(slice(None),) * lead, *inside)])
-    if found.shape[lead:] == tuple(region_zyx):
-        return found
-    result = found.new_full((*found.shape[:lead], *region_zyx), fill)
+    if found.shape != piece.shape:
+        piece.fill_(fill)
     z, y, x = place
-    result[..., z, y, x] = found
-    return result
+    piece[..., z, y, x] = found

@@ -70,7 +70,7 @@ class SeenPatches:
         is_shown = (n_epochs_before + 1) % self.epochs_between == 0
         if is_shown and len(self.planes) < _N_PATCHES and case_id not in self.planes:
             self.planes[case_id] = planes_of(
-                batch.images[-1], batch.indices[-1], output_BCZYX[-1], self.labels, self.spacing_mm
+                batch.images.each[-1], batch.indices.each[-1], output_BCZYX[-1], self.labels, self.spacing_mm
             )
 
 

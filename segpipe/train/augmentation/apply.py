@@ -3,7 +3,7 @@
 # B batch, C channels, R rows, each a channel of a sample, Z Y X voxels.
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -115,24 +115,26 @@ def _norm(x_RZYX: Tensor) -> Tensor:
     return torch.linalg.vector_norm(x_RZYX, dim=(1, 2, 3), keepdim=True)
 
 
-def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
-    """Augment regions and cut the patches out of their middle.
+def apply(
+    images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], draws: Draws, scope: Scope
+) -> tuple[Tensor, Tensor]:
+    """Augment what was cut of each sample (`edges_to_cut`): move it, take the patch out of its middle, alter that.
 
     Args:
-        images_BCZYX: Regions, float32, normalised; at least as large as the patch.
-        indices_BZYX: Their inside labels, int64.
+        images_CZYX: Of each sample, float32, normalised; what is not moved is at least as large as the patch.
+        indices_ZYX: Their inside labels, any signed integers.
         draws: The numbers.
         scope: What the plan fixes.
 
     Returns:
-        New patches (B, C, *patch) float32 and (B, *patch) int64, on the same device. No label is invented; beyond the
-        region lie 0 and background.
+        New patches (B, C, *patch) float32 and (B, *patch) int64, on the same device. No label is invented; beyond what
+        was cut lie 0 and background.
 
     Source:
         nnU-Net's transforms in its order, except that mirroring comes first: nothing behind it prefers a direction. In
         masked channels 0 stays 0, where nnU-Net looks into a mask that it stores.
     """
-    images, indices = place_patches(images_BCZYX, indices_BZYX, draws, scope)
+    images, indices = place_patches(images_CZYX, indices_ZYX, draws, scope)
     outside = [(channel, images[:, channel] == 0) for channel in scope.masked_channels]
     alter_intensities_(images, draws, keep_planes=scope.is_flat)
     alter_locally_(images, draws.local_changes, keep_planes=scope.is_flat)
@@ -141,9 +143,7 @@ def apply(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope
     return images, indices
 
 
-def apply_to_guides(guides_BZYX: Tensor | None, draws: Draws, scope: Scope) -> Tensor | None:
-    """Labels that guide a cascade, moved as the images are and then changed; None outside of one."""
-    if guides_BZYX is None:
-        return None
-    no_images_BCZYX = torch.empty((len(guides_BZYX), 0, *guides_BZYX.shape[1:]), device=guides_BZYX.device)
-    return change_guides(place_patches(no_images_BCZYX, guides_BZYX, draws, scope)[1], draws.guide_changes)
+def apply_to_guides(guides_ZYX: Sequence[Tensor], draws: Draws, scope: Scope) -> Tensor:
+    """Labels that guide a cascade, (B, *patch), moved as the images are and then changed."""
+    no_images_CZYX = [guide.new_empty((0, *guide.shape), dtype=torch.float32) for guide in guides_ZYX]
+    return change_guides(place_patches(no_images_CZYX, guides_ZYX, draws, scope)[1], draws.guide_changes)

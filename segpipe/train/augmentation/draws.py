@@ -6,6 +6,7 @@ Source: nnU-Net's list of transforms and their distributions (batchgeneratorsv2 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,11 @@ class Scope:
     masked_channels: tuple[int, ...]
     values: tuple[int, ...]
     n_guides: int = 0
+
+    @cached_property
+    def region_zyx(self) -> ZYX:
+        """Voxels that a moved patch may see, see `region_for`."""
+        return region_for(self.patch_zyx, self.augmentation)
 
     @property
     def is_flat(self) -> bool:
@@ -132,7 +138,7 @@ def largest_angle(augmentation: Augmentation, patch_zyx: ZYX) -> float:
 
 
 def region_for(patch_zyx: ZYX, augmentation: Augmentation) -> ZYX:
-    """Voxels to cut so that a moved patch finds image in its corners.
+    """Voxels that a patch may see, so that a moved one finds image in its corners.
 
     Every edge holds the patch turned by the largest angle (90° if that is more) about any one axis, and room for
     scaling. What a patch sees beyond is 0, and background.
@@ -150,6 +156,25 @@ def region_for(patch_zyx: ZYX, augmentation: Augmentation) -> ZYX:
     reach = np.abs(np.concatenate([corners, *turned])).max(axis=0) / _ROOM
     edges = np.ceil(np.round(reach, 6)).astype(int).tolist()
     return (z if flat else edges[0], edges[1], edges[2])
+
+
+def edges_to_cut(draws: Draws, scope: Scope) -> list[ZYX]:
+    """Return what must be cut of each sample, about the middle of its patch: the patch, or what a moved one looks up.
+
+    Returns:
+        Edges in voxels: `scope.region_zyx` or less by an even number, so that both have the same middle.
+    """
+    far = np.repeat([np.array(scope.patch_zyx) / 2], len(draws.turns), 0)
+    if draws.controls is not None:
+        far = far + np.abs(draws.controls).max(axis=(2, 3, 4))
+    seen = np.einsum("nij,nj->ni", np.abs(draws.turns), far)
+    needed = np.ceil(2 * seen).astype(int) + 2  # the voxels on either side
+    region = np.array(scope.region_zyx)
+    edges = region - 2 * np.maximum((region - needed) // 2, 0)
+    if scope.is_flat:
+        edges[:, 0] = scope.patch_zyx[0]
+    edges[~draws.is_moved] = scope.patch_zyx
+    return [(z, y, x) for z, y, x in edges.tolist()]
 
 
 def draw(scope: Scope, n_samples: int, n_channels: int, generator: np.random.Generator) -> Draws:

@@ -25,21 +25,24 @@ _Corners = tuple[float, float, float, float, float, float, float, float]  # z sl
 def look_up(
     image: NDArray[np.float32],
     labels: NDArray[Any],
+    first: NDArray[np.int64],
     turn: NDArray[np.float64],
     moves: NDArray[np.float32],
     patch: NDArray[np.float32],
     winners: NDArray[np.int64],
 ) -> None:
-    """Fill a patch from a region; their middles are one point.
+    """Fill a patch from what was cut around it; their middles are one point.
 
     Args:
-        image: (C, Z, Y, X) region.
+        image: (C, Z, Y, X) what was cut.
         labels: (Z, Y, X) of any signed integers.
+        first: (3,) index in the region of the first voxel that was cut: coordinates are rounded as in the region,
+            however much of it was cut.
         turn: (3, 3) from offsets in the patch to offsets in the region, voxels.
         moves: (3, z, y, x) displacement of each voxel of the patch before it is turned; (3, 0, 0, 0): none.
-        patch: (C, z, y, x) to be filled, linear; 0 beyond the region.
-        winners: (z, y, x) to be filled with the label that has most of the weight, of equals background; beyond the
-            region is background.
+        patch: (C, z, y, x) to be filled, linear; 0 beyond what was cut.
+        winners: (z, y, x) to be filled with the label that has most of the weight, of equals background; beyond what
+            was cut is background.
     """
     n_channels, n_z, n_y, n_x = patch.shape
     _, size_z, size_y, size_x = image.shape
@@ -50,11 +53,12 @@ def look_up(
                 a, b, c = z - (n_z - 1) / 2, y - (n_y - 1) / 2, x - (n_x - 1) / 2
                 if moves.size:
                     a, b, c = a + moves[0, z, y, x], b + moves[1, z, y, x], c + moves[2, z, y, x]
-                along_z = turn[0, 0] * a + turn[0, 1] * b + turn[0, 2] * c + (size_z - 1) / 2
-                along_y = turn[1, 0] * a + turn[1, 1] * b + turn[1, 2] * c + (size_y - 1) / 2
-                along_x = turn[2, 0] * a + turn[2, 1] * b + turn[2, 2] * c + (size_x - 1) / 2
+                along_z = turn[0, 0] * a + turn[0, 1] * b + turn[0, 2] * c + ((size_z - 1) / 2 + first[0])
+                along_y = turn[1, 0] * a + turn[1, 1] * b + turn[1, 2] * c + ((size_y - 1) / 2 + first[1])
+                along_x = turn[2, 0] * a + turn[2, 1] * b + turn[2, 2] * c + ((size_x - 1) / 2 + first[2])
                 i, j, k = math.floor(along_z), math.floor(along_y), math.floor(along_x)
                 weights = _weights(along_z - i, along_y - j, along_x - k)
+                i, j, k = i - first[0], j - first[1], k - first[2]
                 is_inside = 0 <= i < size_z - 1 and 0 <= j < size_y - 1 and 0 <= k < size_x - 1
                 for channel in range(n_channels):
                     near = image[channel]
@@ -124,15 +128,18 @@ _ALL_PRESENT = 2  # labels that are taken to be in every region: to look for mor
 _LABELS_AT_ONCE = 8  # masks that are looked up together: more take more memory, fewer more passes
 
 
-def place_patches(images_BCZYX: Tensor, indices_BZYX: Tensor, draws: Draws, scope: Scope) -> tuple[Tensor, Tensor]:
-    """New patches and their labels, int64, before anything is done to intensities."""
-    images = images_BCZYX.new_empty((*images_BCZYX.shape[:2], *scope.patch_zyx))
-    indices = indices_BZYX.new_empty((len(images), *scope.patch_zyx), dtype=torch.int64)
+def place_patches(
+    images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], draws: Draws, scope: Scope
+) -> tuple[Tensor, Tensor]:
+    """New patches and their labels, int64, before anything is done to intensities; of what was cut of each sample."""
+    images = images_CZYX[0].new_empty((len(images_CZYX), len(images_CZYX[0]), *scope.patch_zyx))
+    indices = indices_ZYX[0].new_empty((len(images), *scope.patch_zyx), dtype=torch.int64)
     moved = np.flatnonzero(draws.is_moved)
-    found = dict(zip(moved.tolist(), _move(images_BCZYX, indices_BZYX, draws, scope), strict=True))
+    found = dict(zip(moved.tolist(), _move(images_CZYX, indices_ZYX, draws, scope), strict=True))
     for sample, flips in enumerate(draws.mirrored):
-        cut = tuple(crop_centre(x[sample], scope.patch_zyx) for x in (images_BCZYX, indices_BZYX))
-        image, labels = found.get(sample, cut)
+        image, labels = found.get(sample) or [
+            crop_centre(x[sample], scope.patch_zyx) for x in (images_CZYX, indices_ZYX)
+        ]
         axes = [axis - 3 for axis in np.flatnonzero(flips).tolist()]
         images[sample], indices[sample] = (image.flip(axes), labels.flip(axes)) if axes else (image, labels)
     return images, _swap_sides(indices, draws.mirrored[:, scope.side_axis], scope.swapped)
@@ -160,48 +167,45 @@ def _swap_sides(indices: Tensor, is_mirrored: NDArray[np.bool_], swapped: Sequen
     return indices.index_copy_(0, chosen, table[indices.index_select(0, chosen) - IGNORE_INDEX])
 
 
-def _move(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def _move(
+    images: Sequence[Tensor], indices: Sequence[Tensor], draws: Draws, scope: Scope
+) -> list[tuple[Tensor, Tensor]]:
     """Patch and labels of each moved sample, in their order."""
     if not draws.is_moved.any():
         return []
     # compiled is five times faster on volumes; in flat patches torch looks up several voxels in one step
-    way = move_compiled if images.device.type == "cpu" and not scope.is_flat else move_by_torch
+    way = move_compiled if images[0].device.type == "cpu" and not scope.is_flat else move_by_torch
     return way(images, indices, draws, scope)
 
 
-def move_compiled(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def move_compiled(
+    images: Sequence[Tensor], indices: Sequence[Tensor], draws: Draws, scope: Scope
+) -> list[tuple[Tensor, Tensor]]:
     """On the CPU, of a patch that is not flat."""
     result = []
     for sample in np.flatnonzero(draws.is_moved).tolist():
-        patch = np.empty((images.shape[1], *scope.patch_zyx), np.float32)
+        image, labels = images[sample].contiguous(), indices[sample].contiguous()
+        patch = np.empty((len(image), *scope.patch_zyx), np.float32)
         winners = np.empty(scope.patch_zyx, np.int64)
         moves = np.empty((3, 0, 0, 0), np.float32)
         if draws.controls is not None:
-            field = _displacements(draws.controls[sample][None], scope.patch_zyx, images.device)
+            field = _displacements(draws.controls[sample][None], scope.patch_zyx, image.device)
             moves = field[0].contiguous().numpy()
-        region, labels = images[sample].contiguous().numpy(), indices[sample].contiguous().numpy()
-        look_up(region, labels, draws.turns[sample].astype(np.float64), moves, patch, winners)
+        first = (np.array(scope.region_zyx) - np.array(labels.shape)) // 2
+        look_up(image.numpy(), labels.numpy(), first, draws.turns[sample].astype(np.float64), moves, patch, winners)
         result.append((torch.from_numpy(patch), torch.from_numpy(winners)))
     return result
 
 
-def move_by_torch(images: Tensor, indices: Tensor, draws: Draws, scope: Scope) -> list[tuple[Tensor, Tensor]]:
+def move_by_torch(
+    images: Sequence[Tensor], indices: Sequence[Tensor], draws: Draws, scope: Scope
+) -> list[tuple[Tensor, Tensor]]:
     """On any device, all samples at once."""
     moved = np.flatnonzero(draws.is_moved)
-    reach = _reach(draws, moved, images.shape[-3:], scope)
-    grid = _grid(draws, moved, reach, scope, images.device)
-    seen = [[crop_centre(x[sample], reach) for sample in moved.tolist()] for x in (images, indices)]
-    return list(zip(*_look_up(seen[0], seen[1], grid, scope.values), strict=True))
-
-
-def _reach(draws: Draws, moved: NDArray[np.intp], region_zyx: Sequence[int], scope: Scope) -> ZYX:
-    """Edges of the part of the regions that the moved samples see; its middle is the regions'."""
-    far = np.array(scope.patch_zyx) / 2
-    if draws.controls is not None:
-        far = far + np.abs(draws.controls[moved]).max(axis=(0, 2, 3, 4))
-    needed = np.ceil(2 * (np.abs(draws.turns[moved]) @ far).max(axis=0)).astype(int) + 2  # the voxels on either side
-    z, y, x = (n - 2 * max((n - seen) // 2, 0) for n, seen in zip(region_zyx, needed.tolist(), strict=True))
-    return (scope.patch_zyx[0] if scope.is_flat else z, y, x)
+    chosen = [[x[sample] for sample in moved.tolist()] for x in (images, indices)]
+    z, y, x = np.max([labels.shape for labels in chosen[1]], axis=0).tolist()
+    grid = _grid(draws, moved, (z, y, x), scope, images[0].device)
+    return list(zip(*_look_up(chosen[0], chosen[1], grid, (z, y, x), scope.values), strict=True))
 
 
 def _grid(draws: Draws, moved: NDArray[np.intp], reach: ZYX, scope: Scope, device: torch.device) -> Tensor:
@@ -242,7 +246,7 @@ def spline_basis(n_voxels: int, n_points: int) -> NDArray[np.float32]:
 
 
 def _look_up(
-    images: Sequence[Tensor], indices: Sequence[Tensor], grid: Tensor, values: Sequence[int]
+    images: Sequence[Tensor], indices: Sequence[Tensor], grid: Tensor, reach: ZYX, values: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Linear for images; of labels the one whose linear mask is strongest, of equals background or else the first.
 
@@ -253,13 +257,13 @@ def _look_up(
         counts = torch.stack(found_in).sum(0).tolist()
         values = [value for value in values if counts[value - IGNORE_INDEX]]
     n_channels = len(images[0])
-    found = _sample(images, indices, values[:_LABELS_AT_ONCE], grid)
+    found = _sample(images, indices, values[:_LABELS_AT_ONCE], grid, reach)
     patches, shares = found[:, :n_channels], found[:, n_channels:]
     best, total = (found.new_zeros((len(found), *found.shape[2:])) for _ in range(2))
     winner = torch.zeros_like(best, dtype=torch.int64)
     for place, value in enumerate(values):
         if place and place % _LABELS_AT_ONCE == 0:
-            shares = _sample((), indices, values[place : place + _LABELS_AT_ONCE], grid)
+            shares = _sample((), indices, values[place : place + _LABELS_AT_ONCE], grid, reach)
         share = shares[:, place % _LABELS_AT_ONCE]
         winner.masked_fill_(share > best, value)
         best, total = torch.maximum(best, share), total.add_(share)
@@ -267,16 +271,20 @@ def _look_up(
 
 
 def _sample(
-    images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], values: Sequence[int], grid: Tensor
+    images_CZYX: Sequence[Tensor], indices_ZYX: Sequence[Tensor], values: Sequence[int], grid: Tensor, reach: ZYX
 ) -> Tensor:
-    """Images, if any, and masks of labels (N, C + labels, Z, Y, X): linear, 0 beyond; all planes alike by two axes."""
+    """Images, if any, and masks of labels (N, C + labels, Z, Y, X): linear, 0 beyond; all planes alike by two axes.
+
+    Each is put into the middle of zeros of `reach`, which covers all of them.
+    """
     n_channels = len(images_CZYX[0]) if images_CZYX else 0
-    sources = grid.new_empty((len(indices_ZYX), n_channels + len(values), *indices_ZYX[0].shape))
+    sources = grid.new_zeros((len(indices_ZYX), n_channels + len(values), *reach))
     for place, indices in enumerate(indices_ZYX):
+        source = crop_centre(sources[place], indices.shape)
         if images_CZYX:
-            sources[place, :n_channels] = images_CZYX[place]
+            source[:n_channels] = images_CZYX[place]
         for mask, value in enumerate(values, start=n_channels):
-            torch.eq(indices, value, out=sources[place, mask])
+            torch.eq(indices, value, out=source[mask])
     in_plane = grid.shape[-1] == 2
     planes = sources.flatten(1, 2) if in_plane else sources
     found = functional.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
