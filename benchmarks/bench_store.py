@@ -1,14 +1,18 @@
 """Prepared cases on disk: time to read a random patch, and size, by blocks, chunks and codec, compared with nnunetv2.
 
-python benchmarks/bench_store.py WORK... [-c 3d_fullres] [--cases 12] [--rounds 100]
+python benchmarks/bench_store.py WORK... [-c 3d_fullres] [--cases 12] [--rounds 100] [--ct] [--only-batches]
 
 A second table has batches per second, from disk and from memory, by the number of loading threads, compared with
-nnunetv2's loader. WORK is planned and prepared (`segpipe prepare`). Every way of storing holds the same cases. Every
-round reads the same place of the same case from each in turn, image and labels, as large as augmentation needs it.
-The times are medians of processor time, because the load of a machine changes. Batches are those that the plan trains
-with, in wall time, the median of three turns; no other work runs in the process, so that threads show their effect on
-loading alone. nnunetv2's loader runs in this process, without augmentation; in a training it has processes of its
-own.
+nnunetv2's loader. A third one compares what is cut of each sample once its augmentation is drawn with whole regions of
+all samples, in processor time; the arms take turns with the same seeds. --ct adds three images of 220 × 320 × 320
+voxels (smooth structures and noise) with patches of 128³.
+
+WORK is planned and prepared (`segpipe prepare`). Every way of storing holds the same cases. Every round reads the same
+place of the same case from each in turn, image and labels, as large as a moved sample may need it. The times of
+patches are medians of processor time, because the load of a machine changes. Batches per second are those that the
+plan trains with, in wall time, the median of three turns; no other work runs in the process, so that threads show
+their effect on loading alone. nnunetv2's loader runs in this process, without augmentation; in a training it has
+processes of its own.
 """
 
 from __future__ import annotations
@@ -29,18 +33,22 @@ from typing import Any
 
 import blosc2
 import numpy as np
+import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from nnunetv2.training.dataloading.nnunet_dataset import comp_blosc2_params, nnUNetDatasetBlosc2
 
-from segpipe.core.grid import ZYX
+from segpipe.core.grid import ZYX, Box
+from segpipe.core.labels import Label, LabelSet
 from segpipe.core.machine import cpu_count
 from segpipe.core.prefetch import Prefetch
 from segpipe.core.work import Work
+from segpipe.plan.augmentation import Augmentation
 from segpipe.plan.schema import Plan
+from segpipe.prepare.case import Prepared, Trace
 from segpipe.prepare.dataset import prepared_folder
-from segpipe.prepare.store import PatchCase, load_case, open_case
-from segpipe.train.augmentation.draws import region_for
-from segpipe.train.sampling import Sampling, cut, draw_batch
+from segpipe.prepare.store import PatchCase, StoredCase, load_case, open_case, store_case
+from segpipe.train.augmentation.draws import Scope, draw, edges_to_cut
+from segpipe.train.sampling import Batch, Sampling, cut_, cut_batch, draw_places
 
 _SECONDS_OF_DRAWING = 3.0
 
@@ -84,6 +92,7 @@ ARMS = {
     "Zstandard 1": Arm(codec="ZSTD"),
 }
 NNUNET = "nnunetv2"
+DTYPES = {"image": torch.float32, "indices": torch.int8}
 Reader = Callable[[int, str], Any]  # case, image or indices
 
 
@@ -152,7 +161,9 @@ def reading(folder: Path, cases: Sequence[PatchCase], region_zyx: ZYX, n_rounds:
         for name in [list(ways)[place] for place in order]:
             began = time.process_time()
             for kind in ("image", "indices"):
-                cut(ways[name](index, kind), start, region_zyx, 0)
+                array = ways[name](index, kind)
+                piece = torch.empty(*array.shape[:-3], *region_zyx, dtype=DTYPES[kind])
+                cut_(piece, array, start, 0)
             if round_index:
                 seconds[name].append(time.process_time() - began)
     return {name: 1000 * statistics.median(values) for name, values in seconds.items()}
@@ -172,31 +183,89 @@ def store_table(cases: Sequence[PatchCase], patch_zyx: ZYX, region_zyx: ZYX, n_r
         print(f"| {name} | {read[name]:.2f} | {size_mib(place) / raw:.2f} | {raw / written[name]:.0f} |", flush=True)
 
 
-def batch_table(stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, nnunet: Path) -> None:
+def batch_table(
+    stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, scope: Scope, nnunet: Path
+) -> None:
     """Measure batches per second, the median of three turns; the arms take turns."""
     arms: dict[str, Callable[[], float]] = {}
     for name, cases in (("disk", stored), ("memory", in_memory)):
         for n_threads in (0, 1, 2):
-            arms[f"segpipe, {name}, {n_threads} threads"] = partial(drawn_per_second, cases, sampling, n_threads)
-    arms["nnunetv2's loader, disk"] = partial(nnunet_drawn_per_second, nnunet, sampling)
+            arms[f"segpipe, {name}, {n_threads} threads"] = partial(drawn_per_second, cases, sampling, scope, n_threads)
+    arms["nnunetv2's loader, disk"] = partial(nnunet_drawn_per_second, nnunet, sampling, scope.region_zyx)
     turns = [{name: measured() for name, measured in arms.items()} for _ in range(3)]
     print("\n| batches from | per second |\n|---|---|")
     for name in arms:
         print(f"| {name} | {statistics.median(turn[name] for turn in turns):.1f} |", flush=True)
 
 
-def drawn_per_second(cases: Sequence[PatchCase], sampling: Sampling, n_threads: int) -> float:
-    with Prefetch(lambda i: draw_batch(cases, sampling, np.random.default_rng(i)), n_threads, 2) as batches:
+def cut_table(
+    stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, scope: Scope, n_rounds: int
+) -> None:
+    """Compare cuts of what each sample needs with whole regions: numbers, and mean processor time of a batch."""
+    print("\n| batches from | cut | numbers, millions | ms | times less |\n|---|---|---|---|---|")
+    for name, cases in (("disk", stored), ("memory", in_memory)):
+        sizes: dict[bool, list[int]] = {True: [], False: []}
+        seconds: dict[bool, list[float]] = {True: [], False: []}
+        for seed in range(n_rounds + 1):  # the first one is not counted
+            for whole in (True, False) if seed % 2 else (False, True):
+                began = time.process_time()
+                batch = drawn(cases, sampling, scope, seed, whole=whole)
+                if seed:
+                    seconds[whole].append(time.process_time() - began)
+                    sizes[whole].append(batch.images.flat.numel() + batch.indices.flat.numel())
+        ms = {whole: 1000 * statistics.mean(values) for whole, values in seconds.items()}
+        numbers = {whole: statistics.mean(values) / 1e6 for whole, values in sizes.items()}
+        print(f"| {name} | regions of all | {numbers[True]:.2f} | {ms[True]:.2f} | |")
+        ratios = f"{numbers[True] / numbers[False]:.1f} numbers, {ms[True] / ms[False]:.1f} time"
+        print(f"| {name} | what is needed | {numbers[False]:.2f} | {ms[False]:.2f} | {ratios} |", flush=True)
+
+
+def drawn(cases: Sequence[PatchCase], sampling: Sampling, scope: Scope, seed: int, *, whole: bool = False) -> Batch:
+    """A batch as training draws it, or with whole regions of all samples."""
+    generator = np.random.default_rng(seed)
+    places = draw_places(cases, sampling, generator)
+    draws = draw(scope, sampling.batch_size, cases[0].image.shape[0], generator)
+    edges = [scope.region_zyx] * sampling.batch_size if whole else edges_to_cut(draws, scope)
+    return cut_batch(places, sampling.patch_zyx, draws, edges)
+
+
+def drawn_per_second(cases: Sequence[PatchCase], sampling: Sampling, scope: Scope, n_threads: int) -> float:
+    with Prefetch(lambda seed: drawn(cases, sampling, scope, seed), n_threads, 2) as batches:
         indices = itertools.count()
         return per_second(lambda: batches.get(next(indices)))
 
 
-def nnunet_drawn_per_second(folder: Path, sampling: Sampling) -> float:
+def store_ct(folder: Path, patch_zyx: ZYX, n_cases: int = 3) -> list[str]:
+    """Store images as large as those of an abdominal CT: smooth structures with noise; three labels."""
+    shape = (220, 320, 320)
+    labels = LabelSet(labels=tuple(Label(name=f"l{value}", values=(value,)) for value in (1, 2, 3)))
+    names = [f"ct_{number}" for number in range(n_cases)]
+    for number, name in enumerate(names):
+        generator = np.random.default_rng(number)
+        coarse = torch.from_numpy(generator.normal(size=(1, 1, 9, 12, 12)).astype(np.float32))
+        smooth = torch.nn.functional.interpolate(coarse, shape, mode="trilinear")[0].numpy()
+        indices = np.digitize(smooth[0], [0.8, 1.2, 1.6]).astype(np.int16)
+        image = (smooth + generator.normal(0, 0.1, shape)).astype(np.float32)
+        trace = Trace(
+            shape_zyx=shape,
+            axes_zyx=(0, 1, 2),
+            flips_zyx=(False,) * 3,
+            spacing_mm=(1.0,) * 3,
+            box=Box(start_zyx=(0, 0, 0), stop_zyx=shape),
+            target_mm=(1.0,) * 3,
+            prepared_shape_zyx=shape,
+        )
+        about = StoredCase(case_id=name, signature="", content="", trace=trace)
+        store_case(folder / name, Prepared(image, indices, trace), about, labels, patch_zyx)
+    return names
+
+
+def nnunet_drawn_per_second(folder: Path, sampling: Sampling, region_zyx: ZYX) -> float:
     labels = SimpleNamespace(all_labels=[], has_ignore_label=False)
     loader = nnUNetDataLoader(
         nnUNetDatasetBlosc2(str(folder)),
         sampling.batch_size,
-        sampling.region_zyx,
+        region_zyx,
         sampling.patch_zyx,
         labels,
         oversample_foreground_percent=sampling.foreground_fraction,
@@ -213,12 +282,19 @@ def per_second(draw: Callable[[], object]) -> float:
     return n_drawn / (time.perf_counter() - began)
 
 
+def scope_for(patch_zyx: ZYX, augmentation: Augmentation) -> Scope:
+    """What augmentation draws; labels and mirrored axes change nothing of what is cut."""
+    return Scope(augmentation, patch_zyx, (0, 1, 2), 2, (), (), ())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("works", type=Path, nargs="+", metavar="WORK")
+    parser.add_argument("works", type=Path, nargs="*", metavar="WORK")
     parser.add_argument("-c", "--configuration", default="3d_fullres")
     parser.add_argument("--cases", type=int, default=12)
     parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--ct", action="store_true", help="add synthetic images and patches of 128³")
+    parser.add_argument("--only-batches", action="store_true", help="leave the ways of storing and nnunetv2 out")
     options = parser.parse_args()
     print(f"{platform.machine()}, {cpu_count()} processors, load {os.getloadavg()[0]:.0f}, blosc2 {blosc2.__version__}")
     for path in options.works:
@@ -228,15 +304,29 @@ def main() -> None:
         folder = prepared_folder(work, plan, configuration)
         names = sorted(p.name for p in folder.iterdir())
         stored = [open_case(folder / name) for name in names[:: max(1, len(names) // options.cases)][: options.cases]]
-        in_memory = [load_case(case) for case in stored]
-        patch = configuration.patch_zyx
-        region = region_for(patch, plan.training.augmentation)
-        sampling = Sampling(patch, region, configuration.batch_size, plan.training.foreground_fraction)
-        print(f"\n## {path.resolve().name}: {len(stored)} cases, patch {patch}, region {region}, ", end="")
-        print(f"batch {sampling.batch_size}")
+        fraction = plan.training.foreground_fraction
+        sampling = Sampling(configuration.patch_zyx, configuration.batch_size, fraction)
+        scope = scope_for(configuration.patch_zyx, plan.training.augmentation)
+        measure(path.resolve().name, stored, sampling, scope, options)
+    if options.ct:
+        with tempfile.TemporaryDirectory() as place:
+            sampling = Sampling((128, 128, 128), 2, 1 / 3)
+            stored = [open_case(Path(place) / name) for name in store_ct(Path(place), sampling.patch_zyx)]
+            scope = scope_for(sampling.patch_zyx, Augmentation.from_name("nnunet"))
+            measure("synthetic CT", stored, sampling, scope, options)
+
+
+def measure(
+    name: str, stored: Sequence[PatchCase], sampling: Sampling, scope: Scope, options: argparse.Namespace
+) -> None:
+    in_memory = [load_case(case) for case in stored]
+    print(f"\n### {name}: {len(stored)} cases, patch {scope.patch_zyx}, region {scope.region_zyx}, ", end="")
+    print(f"batch {sampling.batch_size}")
+    if not options.only_batches:
         with tempfile.TemporaryDirectory() as scratch:
-            store_table(in_memory, patch, region, options.rounds, Path(scratch))
-            batch_table(stored, in_memory, sampling, Path(scratch) / NNUNET)
+            store_table(in_memory, scope.patch_zyx, scope.region_zyx, options.rounds, Path(scratch))
+            batch_table(stored, in_memory, sampling, scope, Path(scratch) / NNUNET)
+    cut_table(stored, in_memory, sampling, scope, options.rounds)
 
 
 if __name__ == "__main__":

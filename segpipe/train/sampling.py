@@ -91,7 +91,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Place:
+class PatchPlace:
     """The place of a patch: a case, and the patch's first voxel, negative where it is larger than the image."""
 
     case: PatchCase
@@ -105,7 +105,7 @@ _DRAWERS: dict[str, Callable[[LabelPlaces, np.random.Generator], int]] = {  # a 
 DRAW_VOXEL = functions_for(SAMPLERS, _DRAWERS, "SAMPLERS of plan/training.py")
 
 
-def draw_places(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> list[Place]:
+def draw_places(cases: Sequence[PatchCase], sampling: Sampling, generator: np.random.Generator) -> list[PatchPlace]:
     """Draw the patches of a batch: cases with replacement, and a place in each.
 
     The last patches of a batch (`n_on_label`) are centred on a voxel of a label drawn evenly among those present in the
@@ -120,12 +120,12 @@ def draw_places(cases: Sequence[PatchCase], sampling: Sampling, generator: np.ra
     places = []
     for number in range(sampling.batch_size):
         case = cases[int(generator.integers(len(cases)))]
-        places.append(Place(case, _start(case, sampling, generator, on_label=number >= n_any)))
+        places.append(PatchPlace(case, _start(case, sampling, generator, on_label=number >= n_any)))
     return places
 
 
 def cut_batch(
-    places: Sequence[Place],
+    places: Sequence[PatchPlace],
     patch_zyx: ZYX,
     draws: Draws | None = None,
     edges: Sequence[ZYX] = (),
