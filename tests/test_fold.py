@@ -238,7 +238,7 @@ def test_two_dimensional_networks_take_channels_last_too():
 def test_compiling_is_asked_for_on_a_cpu_and_keeps_the_names_of_weights():
     plain, compiled = training_of(plan_with()), training_of(plan_with(compiled=True, weight_average=0.9))
     is_compiled = [fold.network._compiled_call_impl is not None for fold in (plain, compiled)]  # no public way to ask
-    assert is_compiled == [False, True] and compiled.predictor._compiled_call_impl is None
+    assert is_compiled == [False, True] and compiled.predictor._compiled_call_impl is not None
     assert list(compiled.network.state_dict()) == list(plain.network.state_dict())
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from segpipe.core.errors import PlanError, SetupError
 from segpipe.core.history import SPIKES
+from segpipe.core.prefetch import Prefetch
 from segpipe.core.progress import say
 from segpipe.core.seeds import generator_for, seed_for
 from segpipe.data.splits import Fold
@@ -140,7 +141,9 @@ class FoldTraining:
         self.at = Progress()
         set_up_cudnn(device)
         if self.contrast is None and _wants_compiling(training.compiled, device):  # it watches the network inside
-            self.network.compile()  # in place: names of weights stay
+            # In place: names of weights stay. Both have one graph for training and one for validation at most.
+            for network in (self.network, *([self.average.network] if self.average else [])):
+                network.compile()
 
     @property
     def predictor(self) -> nn.Module:
@@ -321,24 +324,37 @@ class FoldTraining:
         """Loss and Dice of each label, pooled over the same patches in every epoch; NaN where a label is absent."""
         losses, counts = [], []
         self.predictor.eval()
-        for index in range(n_batches):
-            (batch,) = self.draw(VALIDATE, index)
-            images, indices = self._place(batch.to(self.device))
-            images, loss_of = self._task(images, indices, VALIDATE, index)
-            outputs = self._outputs(self.predictor, images)
-            self.hooks.validated(batch, outputs[0], self.at.epoch)
-            losses.append(self.group.mean(loss_of(outputs)))
-            if self.data.restoration is None:
-                counts.append(self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels)))
+        drawn = Prefetch(
+            partial(self.draw, VALIDATE), loading_threads(self.device), min(BATCHES_AHEAD, n_batches), stop=n_batches
+        )
+        with drawn:
+            for index in range(n_batches):
+                (batch,) = drawn.get(index)
+                loss, counted = self._validate_batch(batch, index)
+                losses.append(loss)
+                counts += counted
         self.network.train()
-        if not counts:
-            mean = sum(torch.stack(losses).tolist()) / len(losses) if losses else math.nan
-            return mean, {f"dice_{name}": math.nan for name in self.plan.labels.names}
+        if not losses:
+            return math.nan, {f"dice_{name}": math.nan for name in self.plan.labels.names}
         # a GPU is waited for here alone, not after each batch
-        hits, spurious, missed = torch.stack(counts).sum(0).cpu().unbind(1)
+        found = _Later(torch.stack(losses), *([torch.stack(counts).sum(0)] if counts else [])).read()
+        mean = sum(found[0].tolist()) / len(losses)
+        if not counts:
+            return mean, {f"dice_{name}": math.nan for name in self.plan.labels.names}
+        hits, spurious, missed = found[1].unbind(1)
         dice = (2 * hits / (2 * hits + spurious + missed)).tolist()
-        mean_loss = sum(torch.stack(losses).tolist()) / len(losses)
-        return mean_loss, {f"dice_{name}": d for name, d in zip(self.plan.labels.names, dice, strict=True)}
+        return mean, {f"dice_{name}": d for name, d in zip(self.plan.labels.names, dice, strict=True)}
+
+    def _validate_batch(self, batch: Batch, index: int) -> tuple[Tensor, list[Tensor]]:
+        """Loss of a batch, and if the network segments, what the overlap of labels is computed from."""
+        images, indices = self._place(batch.to(self.device))
+        images, loss_of = self._task(images, indices, VALIDATE, index)
+        outputs = self._outputs(self.predictor, images)
+        self.hooks.validated(batch, outputs[0], self.at.epoch)
+        loss = self.group.mean(loss_of(outputs))
+        if self.data.restoration is not None:
+            return loss, []
+        return loss, [self.group.sum(overlap_counts(outputs[0].float(), indices, self.plan.labels))]
 
     @torch.no_grad()
     def calm_passes(self, n_batches: int) -> Iterator[None]:
@@ -391,13 +407,28 @@ def _wants_compiling(wanted: bool | None, device: torch.device) -> bool:
 
 
 class _Later:
-    """A number on its way from the device: asked for at once it would stop the queue of work behind it."""
+    """Numbers on their way from the device: asked for at once they would stop the queue of work behind them."""
 
-    def __init__(self, value: Tensor) -> None:
-        self._copy = value.to("cpu", non_blocking=True)
-        self._arrived = torch.cuda.current_stream(value.device).record_event() if value.is_cuda else None
+    def __init__(self, *values: Tensor) -> None:
+        self._copies = [value.to("cpu", non_blocking=True) for value in values]
+        self._arrived = torch.cuda.current_stream(values[0].device).record_event() if values[0].is_cuda else None
 
-    def value(self) -> float:
+    def read(self) -> list[Tensor]:
+        """Wait for them."""
         if self._arrived:
             self._arrived.synchronize()
-        return float(self._copy)
+        return self._copies
+
+    def value(self) -> float:
+        """Wait for one number."""
+        (copy,) = self.read()
+        return float(copy)
+
+
+_MOST_THREADS = 8  # each draws a batch ahead, which takes memory
+BATCHES_AHEAD = 2  # drawn while the device computes: one is ready even if the next takes longer; more take memory
+
+
+def loading_threads(device: torch.device) -> int:
+    """Return how many threads draw batches: as torch has processors, within bounds; one if the network needs them."""
+    return min(_MOST_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1

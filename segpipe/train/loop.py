@@ -41,7 +41,7 @@ from segpipe.train.checkpoint import (
 )
 from segpipe.train.distributed import ALONE, Group
 from segpipe.train.divergence import Diverged, are_finite, divergence, note_divergence
-from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
+from segpipe.train.fold import BATCHES_AHEAD, TRAIN, FoldData, FoldTraining, Hooks, loading_threads
 from segpipe.train.optim import learning_rate
 from segpipe.train.resume import PROCESSES, changes_text, forget, state_of_same_training
 from segpipe.train.running_statistics import renewed_statistics
@@ -94,8 +94,6 @@ class Epoch:
 
 
 Watcher = Callable[[Sequence[Row]], None]  # called with the history when an epoch has ended; its row is the last one
-_MOST_THREADS = 8  # each draws a batch ahead, which takes memory
-BATCHES_AHEAD = 2  # drawn while the device computes: one is ready even if the next takes longer; more take memory
 SAVING_SHARE = 0.02  # of the time, for saving at the ends of epochs; short ones are not all saved
 
 
@@ -217,11 +215,6 @@ def _arithmetic_note(plan: Plan, configuration_name: str, device: torch.device) 
     if note:
         say(f"warning: {note}")
     return note
-
-
-def loading_threads(device: torch.device) -> int:
-    """Return how many threads draw batches: as torch has processors, within bounds; one if the network needs them."""
-    return min(_MOST_THREADS, torch.get_num_threads()) if device.type == "cuda" else 1
 
 
 class _Loop:

@@ -19,8 +19,8 @@ from segpipe.core.progress import track
 from segpipe.core.records import Record
 from segpipe.core.work import FoldFolder
 from segpipe.train.checkpoint import save_state, save_weights
-from segpipe.train.fold import TRAIN, FoldTraining, Hooks
-from segpipe.train.loop import BATCHES_AHEAD, SAVING_SHARE, loading_threads
+from segpipe.train.fold import BATCHES_AHEAD, TRAIN, FoldTraining, Hooks, loading_threads
+from segpipe.train.loop import SAVING_SHARE
 from segpipe.train.optim import learning_rate
 from segpipe.train.schedule import Schedule
 
