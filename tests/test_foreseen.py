@@ -154,6 +154,9 @@ COMMANDS = [
     ["run", "DATA", "-o", "NEW", "--dry-run", "--epochs", "3"],
     ["predict", "-m", "WORK", "-i", "DATA/imagesTr", "-o", "NEW", "--dry-run"],
     ["prepare", "WORK", "-c", "2d", "--dry-run"],
+    ["pretrain", "DATA/imagesTr", "-o", "NEW", "--for", "WORK", "-c", "3d_fullres", "--dry-run"],
+    ["prune", "WORK", "-o", "NEW", "--ratio", "0.5", "-c", "3d_fullres", "-f", "0", "--dry-run"],
+    ["analyse", "pruning", "WORK", "-c", "3d_fullres", "-f", "0", "--dry-run"],
 ]
 
 
@@ -168,7 +171,7 @@ def test_nothing_is_done(folder, command, capsys):
     assert max(map(len, out.splitlines())) <= 80 or command[0] == "prepare"
     assert run([*words, "--device", "cpu", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert command[0] == "prepare" or Foreseen.parse(values, "stdout").command == command[0]
+    assert command[0] == "prepare" or " ".join(command).startswith(Foreseen.parse(values, "stdout").command)
 
 
 def test_too_little_space_is_said():

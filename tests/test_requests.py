@@ -53,6 +53,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     dataset = here / "planned_unread" / "dataset.json"
     dataset.write_text(dataset.read_text().replace(f"{here}/data/", f"{here}/unread/"))
     assert run(f"predict -m {here}/work -f 0 -i {here}/data/imagesTr -o {here}/masks --device cpu".split()) == 0
+    assert run(f"pretrain {here}/data/imagesTr -o {here}/pre --for {here}/planned --device cpu".split()) == 0
+    trial = "-f 0 --candidates 1 --trial-iterations 1 --device cpu"
+    assert run(f"prune {here}/work -o {here}/small --ratio 0.5 {trial}".split()) == 0
     (here / "foreign").mkdir()
     shutil.copy(here / "data" / "labelsTr" / "p0.nii.gz", here / "foreign" / "p0.nii.gz")
     (here / "empty").mkdir()
@@ -137,6 +140,18 @@ REFUSED = [  # command, exit code; what may name a device takes the CPU
     ("study one_arm.yaml -o new", 2),
     ("study no_masks.yaml -o new", 3),
     ("study fold_3.yaml -o new", 2),
+    ("pretrain data/imagesTr -o new --for none", 2),
+    ("pretrain data/imagesTr -o new --for broken", 2),
+    ("pretrain data/imagesTr/p0_0000.nii.gz -o new --for planned", 3),
+    ("pretrain none -o new --for planned", 3),
+    ("pretrain data -o new --for planned --with-labels", 2),
+    ("pretrain data/imagesTr -o pre --for planned --iterations 2", 2),
+    ("prune planned -o new --ratio 0.5", 2),
+    ("prune work -o work --ratio 0.5", 2),
+    ("prune work -o new --ratio 1.5", 2),
+    ("prune work -o small --ratio 0.5 -f 0 --candidates 2 --trial-iterations 1", 2),
+    ("analyse pruning planned", 2),
+    ("analyse pruning work --stage 9", 2),
     ("evaluate -r data/labelsTr -p none", 3),
     ("evaluate -r data/labelsTr -p empty", 2),
     ("evaluate -r data/labelsTr -p foreign", 3),
@@ -234,6 +249,9 @@ ACCEPTED = [  # command that ends well, with a copy of the folder it works on
     "predict -m work -i data/imagesTr/p0_0000.nii.gz -o NEW",
     "predict -m work -i data/imagesTr -o masks -f 0",
     "select WORK",
+    "pretrain data/imagesTr -o NEW --for planned --iterations 1",
+    "prune WORK -o NEW --ratio 0.5 -f 0 --candidates 1 --trial-iterations 1",
+    "analyse pruning WORK -f 0 --combinations 2 --trial-iterations 1",
     "evaluate -r data/labelsTr -p data/labelsTr",
     "study STUDY -o NEW --data data",
 ]

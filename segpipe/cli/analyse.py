@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import configuration, model_folds, on_machine, retraining_rate, seed, shared
+from segpipe.cli.options import configuration, dry_run, model_folds, on_machine, retraining_rate, seed, shared
 from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine
 
@@ -131,6 +131,7 @@ def _analyse_sites(
 )
 @retraining_rate
 @seed
+@dry_run
 @on_machine
 @shared
 def _analyse_pruning(
@@ -143,6 +144,7 @@ def _analyse_pruning(
     trial_iterations: int,
     learning_rate: float | None,
     seed: int,
+    dry_run: bool,
     machine: Machine,
     as_json: bool,
 ) -> None:
@@ -152,7 +154,7 @@ def _analyse_pruning(
     its Dice on validation patches after some steps of retraining. Prints Kendall's correlation of the two orders. Rerun
     the same command to resume, or with more --combinations to continue.
     """
-    from segpipe.cli.printing import print_json
+    from segpipe.cli.printing import print_estimate, print_json
     from segpipe.pipeline import pruning_oracle
 
     request = pruning_oracle.PruningRequest(
@@ -167,7 +169,11 @@ def _analyse_pruning(
         learning_rate=learning_rate,
         seed=seed,
     )
-    found = pruning_oracle.run(pruning_oracle.resolve(request))
+    job = pruning_oracle.resolve(request)
+    if dry_run:
+        print_estimate(pruning_oracle.estimate(job), as_json=as_json)
+        return
+    found = pruning_oracle.run(job)
     if as_json:
         print_json(found.model_dump(mode="json"))
         return

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from segpipe.cli.options import Command, configuration, edits, epochs, iterations, on_machine, shared, time_budget
+from segpipe.cli.options import Command, Duration, configuration, dry_run, edits, epochs, iterations, on_machine, shared
 from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine, PretrainRequest
 
@@ -21,29 +21,34 @@ from segpipe.pipeline.requests import Machine, PretrainRequest
     required=True,
     metavar="WORK",
     type=click.Path(path_type=Path),
-    help="The work folder whose network is pre-trained, by its plan.",
+    help="The planned work folder whose network to pre-train.",
 )
 @configuration
-@time_budget
+@click.option("--time-budget", type=Duration(), help="Training time, e.g. 8h, once the images are prepared.")
 @epochs
 @iterations
 @edits
 @click.option("--with-labels", is_flag=True, help="Also learn from the labels that lie beside images (supcon_voxel).")
 @click.option("--restart", is_flag=True, help="Discard existing training and start over. Omit to resume.")
+@dry_run
 @on_machine
 @shared
-def command(data: Path, as_json: bool, machine: Machine, time_budget: float | None, **more: Any) -> None:
-    """Pre-train the network of a planned WORK folder on images, labelled or not. Rerun the same command to resume.
+def command(data: Path, dry_run: bool, as_json: bool, machine: Machine, time_budget: float | None, **more: Any) -> None:
+    """Pre-train the network of a plan on images, labelled or not. Rerun the same command to resume.
 
     DATA is a file, a folder or a dataset, as for `segpipe predict`. Blocks of each image are hidden, and the network
     learns to restore them. The weights remember which images they have seen: training warns if validation cases are
     among them.
     """
-    from segpipe.cli.printing import print_json
+    from segpipe.cli.printing import print_estimate, print_json
     from segpipe.core.text import command_text
     from segpipe.pipeline import pretrain
 
-    done = pretrain.pretrain(PretrainRequest(data, machine=machine, time_budget_seconds=time_budget, **more))
+    job = pretrain.resolve(PretrainRequest(data, machine=machine, time_budget_seconds=time_budget, **more))
+    if dry_run:
+        print_estimate(pretrain.estimate(job), as_json=as_json)
+        return
+    done = pretrain.run(job)
     if as_json:
         print_json(
             {

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from segpipe.cli.options import Ratios, configuration, folds, on_machine, retraining_rate, seed, shared
+from segpipe.cli.options import Ratios, configuration, dry_run, folds, on_machine, retraining_rate, seed, shared
 from segpipe.cli.printing import echo
 from segpipe.pipeline.requests import Machine
 
@@ -39,6 +39,7 @@ from segpipe.pipeline.requests import Machine
 )
 @retraining_rate
 @seed
+@dry_run
 @on_machine
 @shared
 def command(
@@ -51,6 +52,7 @@ def command(
     trial_iterations: int,
     learning_rate: float | None,
     seed: int,
+    dry_run: bool,
     machine: Machine,
     as_json: bool,
 ) -> None:
@@ -59,7 +61,7 @@ def command(
     Several choices of channels are each retrained for some steps, and the best by the Dice of held-out training cases
     is taken: how good a network is just after pruning says little about how good it becomes.
     """
-    from segpipe.cli.printing import print_json
+    from segpipe.cli.printing import print_estimate, print_json
     from segpipe.core.text import command_text
     from segpipe.pipeline import prune
 
@@ -75,7 +77,11 @@ def command(
         learning_rate=learning_rate,
         seed=seed,
     )
-    report = prune.run(prune.resolve(request))
+    job = prune.resolve(request)
+    if dry_run:
+        print_estimate(prune.estimate(job), as_json=as_json)
+        return
+    report = prune.run(job)
     if as_json:
         print_json(report.model_dump(mode="json"))
         return

@@ -13,6 +13,7 @@ from segpipe.core.machine import total_bytes
 from segpipe.fingerprint.record import Fingerprint
 from segpipe.networks.cost import CPU, CUDA, Cost, Precision, cost, seconds_per_step
 from segpipe.networks.device import precision_name, resolve_device
+from segpipe.networks.memory_trace import LossFunction
 from segpipe.networks.spec import NetworkSpec
 from segpipe.pipeline.requests import Machine
 from segpipe.plan.patch import Memory, PredictMemory, nearest_fit
@@ -22,6 +23,7 @@ from segpipe.plan.schema import Configuration, Plan
 from segpipe.plan.training import OPTIMIZERS, Training
 from segpipe.prepare.store import KEPT_SHARE
 from segpipe.train.losses import supervised_loss
+from segpipe.train.restoration import loss_of_unknown_images
 
 _GIB = 2**30
 
@@ -36,27 +38,26 @@ def planned_costs(
         max_memory_gib: Of a CPU, instead of what there is.
     """
     buildable = {n: c for n, c in plan.configurations.items() if len(c.network.features) > 1}
-    device = resolve_device(machine.device)
-    is_here = plan.is_for_gpu == (device.type != "cpu")
     result = []
     for name, configuration in buildable.items():
         taken = _cost_of(plan, configuration, machine)
-        seconds = seconds_per_step(taken, device, _precision(plan, machine)) if is_here else None
-        kept = 0 if plan.is_for_gpu else kept_bytes(fingerprint, plan, configuration)
-        has_room = kept < KEPT_SHARE * memory_limit_gib(plan, max_memory_gib) * _GIB - taken.training_bytes
-        result.append(
-            PlannedCost(
-                configuration=name,
-                memory="GPU" if plan.is_for_gpu else "CPU",
-                training_gib=(taken.training_bytes + kept * has_room) / _GIB,
-                prediction_gib=taken.inference_bytes / _GIB,
-                tera_macs_per_step=taken.n_macs_step / 1e12,
-                seconds_per_step=seconds,
-                parameters=taken.n_parameters,
-                prepared_gib=prepared_bytes(fingerprint, plan, configuration) / _GIB,
-            )
-        )
+        cases = _Cases(kept_bytes(fingerprint, plan, configuration), prepared_bytes(fingerprint, plan, configuration))
+        result.append(_planned(plan, name, taken, cases, machine, max_memory_gib))
     return result
+
+
+def restoring_cost(plan: Plan, name: str, kept: int, prepared: int, machine: Machine) -> PlannedCost:
+    """Predict what it takes to train a configuration's network to restore images, as `segpipe pretrain` does.
+
+    Args:
+        plan, name, machine: The configuration, and what it is for.
+        kept: Bytes of the prepared images in memory.
+        prepared: Bytes of the prepared images on disk.
+    """
+    own = plan.configurations[name]
+    task = _task(plan, own, len(plan.channels), loss_of_unknown_images, machine)
+    taken = _cost(task, own.network, own.patch_zyx, own.batch_size)
+    return _planned(plan, name, taken, _Cases(kept, prepared), machine)
 
 
 def too_large(costs: Sequence[PlannedCost], limit_gib: float) -> list[PlannedCost]:
@@ -145,8 +146,9 @@ def predictor(n_channels: int, labels: LabelSet, training: Training) -> PredictM
 
     @cache
     def predict(network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int) -> Memory:
-        task = _Task(n_channels, labels, training, is_for_gpu=True, precision="bf16")
-        taken = _cost(task, network, patch_zyx, batch_size, batch_dice=False)
+        loss = _loss_of_labels(labels, training, batch_dice=False)
+        task = _Task(n_channels, labels.n_outputs, training, loss, is_for_gpu=True, precision="bf16")
+        taken = _cost(task, network, patch_zyx, batch_size)
         fixed = CUDA.context_bytes + taken.parameter_bytes + taken.gradient_bytes + taken.optimizer_bytes
         return Memory(total_bytes=taken.training_bytes, fixed_bytes=fixed)
 
@@ -158,27 +160,57 @@ class _Task:
     """Everything that decides the cost of training besides network, patch and batch."""
 
     n_channels: int
-    labels: LabelSet
+    n_outputs: int
     training: Training
+    loss: LossFunction
     is_for_gpu: bool
     precision: Precision
 
 
+@dataclass(frozen=True)
+class _Cases:
+    """Bytes that the prepared cases of a configuration take in memory and on disk."""
+
+    kept: int
+    prepared: int
+
+
+def _planned(
+    plan: Plan, name: str, taken: Cost, cases: _Cases, machine: Machine, max_memory_gib: float | None = None
+) -> PlannedCost:
+    device = resolve_device(machine.device)
+    is_here = plan.is_for_gpu == (device.type != "cpu")
+    kept = 0 if plan.is_for_gpu else cases.kept
+    has_room = kept < KEPT_SHARE * memory_limit_gib(plan, max_memory_gib) * _GIB - taken.training_bytes
+    return PlannedCost(
+        configuration=name,
+        memory="GPU" if plan.is_for_gpu else "CPU",
+        training_gib=(taken.training_bytes + kept * has_room) / _GIB,
+        prediction_gib=taken.inference_bytes / _GIB,
+        tera_macs_per_step=taken.n_macs_step / 1e12,
+        seconds_per_step=seconds_per_step(taken, device, _precision(plan, machine)) if is_here else None,
+        parameters=taken.n_parameters,
+        prepared_gib=cases.prepared / _GIB,
+    )
+
+
 def _cost_of(plan: Plan, configuration: Configuration, machine: Machine) -> Cost:
-    precision = _precision(plan, machine)
-    task = _Task(plan.n_inputs(configuration), plan.labels, plan.training, plan.is_for_gpu, precision)
-    patch, batch_size = configuration.patch_zyx, configuration.batch_size
-    return _cost(task, configuration.network, patch, batch_size, batch_dice=configuration.batch_dice)
+    loss = _loss_of_labels(plan.labels, plan.training, batch_dice=configuration.batch_dice)
+    task = _task(plan, configuration, plan.labels.n_outputs, loss, machine)
+    return _cost(task, configuration.network, configuration.patch_zyx, configuration.batch_size)
 
 
-def _cost(
-    task: _Task, network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int, *, batch_dice: bool
-) -> Cost:
+def _task(plan: Plan, configuration: Configuration, n_outputs: int, loss: LossFunction, machine: Machine) -> _Task:
+    n_inputs, precision = plan.n_inputs(configuration), _precision(plan, machine)
+    return _Task(n_inputs, n_outputs, plan.training, loss, plan.is_for_gpu, precision)
+
+
+def _cost(task: _Task, network: NetworkSpec, patch_zyx: tuple[int, int, int], batch_size: int) -> Cost:
     optimizer = OPTIMIZERS[task.training.optimizer]
     return cost(
         network,
         task.n_channels,
-        task.labels.n_outputs,
+        task.n_outputs,
         patch_zyx,
         batch_size,
         optimizer_states=optimizer.states,
@@ -186,9 +218,13 @@ def _cost(
         n_passes=optimizer.n_passes,
         averages_weights=bool(task.training.weight_average),
         precision=task.precision,
-        loss=partial(supervised_loss, labels=task.labels, batch_dice=batch_dice, loss=task.training.loss),
+        loss=task.loss,
         calibration=CUDA if task.is_for_gpu else CPU,
     )
+
+
+def _loss_of_labels(labels: LabelSet, training: Training, *, batch_dice: bool) -> LossFunction:
+    return partial(supervised_loss, labels=labels, batch_dice=batch_dice, loss=training.loss)
 
 
 def _precision(plan: Plan, machine: Machine) -> Precision:

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import make_folder
+from segpipe.core.foreseen import Foreseen
 from segpipe.core.progress import say
 from segpipe.core.records import Record, finite_or_none
 from segpipe.core.text import count
-from segpipe.core.work import FoldFolder, Work
-from segpipe.data.splits import Fold
-from segpipe.networks.build import build
+from segpipe.core.work import Work
 from segpipe.networks.cost import cost
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.networks.parts import FROM_FOLD, InitialWeights
@@ -26,18 +24,18 @@ from segpipe.networks.pruning import (
     choose_dropped,
     pruned_spec,
     remove_channels,
-    require_prunable,
 )
-from segpipe.pipeline.plan import PlannedWork, default_configuration
+from segpipe.pipeline.estimates import weights_bytes
+from segpipe.pipeline.plan import PlannedWork
 from segpipe.pipeline.requests import Machine
+from segpipe.pipeline.trained_folds import TrainedFold, foreseen_trials, trained_folds
 from segpipe.plan.schema import Configuration, Plan
-from segpipe.predict.folds import find_folds, weights_digest
+from segpipe.predict.folds import weights_digest
 from segpipe.prepare.dataset import prepare_dataset
 from segpipe.prepare.store import open_cases
-from segpipe.train.checkpoint import load_weights, save_state_dict
+from segpipe.train.checkpoint import save_state_dict
 from segpipe.train.fold import FoldData
 from segpipe.train.retrain import Retrained, retrain
-from segpipe.train.weights_header import about_weights
 
 _HELD_OUT = 5  # every fifth training case judges the candidates: validation cases must not, their scores are reported
 _COPIED = ("dataset", "fingerprint", "splits", "data_check", "measured_cases")  # of `Work`
@@ -183,72 +181,6 @@ def with_rate(plan: Plan, learning_rate: float | None) -> Plan:
     return plan.model_copy(update={"training": plan.training.model_copy(update={"learning_rate": learning_rate})})
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedFold:
-    """A trained fold and what it takes to train it on.
-
-    Args:
-        folder: Of the fold.
-        name: Of the configuration.
-        plan: With which it was trained.
-        split: Its cases.
-    """
-
-    folder: FoldFolder
-    name: str
-    plan: Plan
-    split: Fold
-
-    @property
-    def configuration(self) -> Configuration:
-        """Configuration with which it was trained."""
-        return self.plan.configurations[self.name]
-
-    @property
-    def number(self) -> str:
-        """Name of the fold."""
-        return self.folder.path.name.removeprefix("fold_")
-
-    def weights(self) -> dict[str, Any]:
-        """Its state dict."""
-        own = self.configuration
-        network = build(own.network, self.plan.n_inputs(own), self.plan.labels.n_outputs)
-        load_weights(self.folder.weights, network)
-        return dict(network.state_dict())
-
-
-def trained_folds(planned: PlannedWork, configuration: str | None, folds: Sequence[int]) -> list[TrainedFold]:
-    """Find the trained folds of a work folder whose network can be pruned.
-
-    Args:
-        planned: The work folder.
-        configuration: Which; None for the default one.
-        folds: Which; empty for all that are trained.
-
-    Raises:
-        UsageError: If there is no such fold, one is not trained to the end, or folds have different networks.
-        PlanError: If the network cannot be pruned, or is part of a cascade.
-    """
-    work = planned.work
-    name = default_configuration(planned.plan, configuration)
-    found = []
-    for folder in find_folds(work.path, name, [str(fold) for fold in folds]):
-        if about_weights(folder.weights).get("finished") == "0" or not folder.split.is_file():
-            raise UsageError(f"{folder.path}: not trained to the end, expected a finished fold. Finish training first.")
-        found.append(TrainedFold(folder, name, Plan.load(folder.plan), Fold.load(folder.split)))
-    own = found[0].configuration
-    where = f"{found[0].folder.plan}: configurations.{name}"
-    require_prunable(own.network, f"{where}.network")
-    if own.previous is not None:
-        raise UsageError(f"{where}.previous {own.previous!r}: a cascade cannot be pruned. Prune a configuration alone.")
-    for fold in found:
-        if fold.configuration.network != own.network:
-            raise UsageError(
-                f"{fold.folder.path}: has another network than {found[0].folder.path}. Prune them one by one with -f."
-            )
-    return found
-
-
 def ratios_of_stages(ratios: Sequence[float], configuration: Configuration) -> tuple[float, ...]:
     """Repeat a single ratio for every stage.
 
@@ -263,20 +195,30 @@ def ratios_of_stages(ratios: Sequence[float], configuration: Configuration) -> t
 
 @dataclass(frozen=True)
 class PruneJob:
-    """A pruning that was checked: the folds, the share of channels of each stage, and the plan of what is left."""
+    """A pruning that was checked.
+
+    Args:
+        request: As it was asked.
+        planned: The work folder.
+        folds: Those to prune.
+        ratios: Share of channels that goes, for each stage.
+        plan: Of what is left.
+        done: What is pruned already, by fold.
+    """
 
     request: PruneRequest
     planned: PlannedWork
     folds: tuple[TrainedFold, ...]
     ratios: tuple[float, ...]
     plan: Plan
+    done: Mapping[str, FoldPruning]
 
 
 def resolve(request: PruneRequest) -> PruneJob:
     """Find the folds, and plan the smaller network.
 
     Raises:
-        UsageError: If there is no trained fold, or the new folder holds something else.
+        UsageError: If there is no trained fold, or the new folder holds something else or folds pruned otherwise.
         PlanError: If the network cannot be pruned, or not by these ratios.
         SetupError: If there is no such device.
     """
@@ -306,7 +248,26 @@ def resolve(request: PruneRequest) -> PruneJob:
         raise UsageError(f"{request.output}: holds another plan. Choose another folder, or delete it.")
     if not there.plan.is_file() and request.output.is_dir() and any(request.output.iterdir()):
         raise UsageError(f"{request.output}: is not empty, expected a new folder. Choose another one.")
-    return PruneJob(request, planned, tuple(folds), ratios, plan)
+    known = {fold.number: _find_pruned(request, fold, ratios) for fold in folds}
+    done = {number: found for number, found in known.items() if found is not None}
+    return PruneJob(request, planned, tuple(folds), ratios, plan, done)
+
+
+def _find_pruned(request: PruneRequest, fold: TrainedFold, ratios: tuple[float, ...]) -> FoldPruning | None:
+    """What the new folder holds of a fold; None if it is still to be pruned.
+
+    Raises:
+        UsageError: If it was pruned otherwise.
+    """
+    target = Work(request.output).fold(fold.name, fold.number)
+    if not (target.pruning_report.is_file() and target.initial.is_file()):
+        return None
+    known = FoldPruning.load(target.pruning_report)
+    settings = (known.source, known.ratios, known.seed, known.trial_iterations, len(known.candidates))
+    wanted = (weights_digest(fold.folder.weights), ratios, request.seed, request.trial_iterations, request.n_candidates)
+    if settings != wanted:
+        raise UsageError(f"{target.path}: was pruned otherwise. Choose another folder with -o.")
+    return known
 
 
 def run(job: PruneJob) -> PruneReport:
@@ -325,19 +286,14 @@ def run(job: PruneJob) -> PruneReport:
     results = []
     for fold in job.folds:
         target = work.fold(name, fold.number)
-        digest = weights_digest(fold.folder.weights)
-        if target.pruning_report.is_file() and target.initial.is_file():
-            known = FoldPruning.load(target.pruning_report)
-            settings = (known.source, known.ratios, known.seed, known.trial_iterations, len(known.candidates))
-            if settings != (digest, job.ratios, request.seed, request.trial_iterations, request.n_candidates):
-                raise UsageError(f"{target.path}: was pruned otherwise. Choose another folder with -o.")
+        if fold.number in job.done:
             say(f"{target.path}: already pruned.")
-            results.append(known)
+            results.append(job.done[fold.number])
             continue
         found, best, control = _try_candidates(job, fold, prepared)
         result = FoldPruning(
             fold=fold.number,
-            source=digest,
+            source=weights_digest(fold.folder.weights),
             ratios=job.ratios,
             seed=request.seed,
             trial_iterations=request.trial_iterations,
@@ -356,6 +312,29 @@ def run(job: PruneJob) -> PruneReport:
     job.plan.save(work.plan)  # last: with it the folder is a work folder
     before, after = (_size(plan, name) for plan in (job.folds[0].plan, job.plan))
     return PruneReport(output=str(request.output), configuration=name, before=before, after=after, folds=tuple(results))
+
+
+def estimate(job: PruneJob) -> Foreseen:
+    """Estimate the time, disk and memory that pruning will take; retraining afterwards is not part of it.
+
+    Raises:
+        DataError: If the data are not those that were planned for.
+    """
+    request, first = job.request, job.folds[0]
+    n_folds = len(job.folds) - len(job.done)
+    n_trials = n_folds * (request.n_candidates + 1)  # the last with new weights
+    return foreseen_trials(
+        command="prune",
+        todo=f"{first.name}, {n_folds} of {count(len(job.folds), 'fold')}, {count(n_trials, 'trial')} of "
+        f"{count(request.trial_iterations, 'step')}",
+        n_steps=n_trials * request.trial_iterations,
+        planned=job.planned,
+        fold=first,
+        own=job.plan.configurations[first.name],
+        written=lambda cost: n_folds * weights_bytes(cost),
+        folder=request.output,
+        machine=request.machine,
+    )
 
 
 def _try_candidates(

@@ -10,14 +10,16 @@ from pathlib import Path
 from segpipe.analyse.pruning import RankCorrelation, rank_correlation, sample_combinations, verdict
 from segpipe.core.errors import UsageError
 from segpipe.core.files import make_folder
+from segpipe.core.foreseen import Foreseen
 from segpipe.core.progress import say
 from segpipe.core.records import Record
 from segpipe.core.text import count, duration_text
 from segpipe.networks.device import resolve_device, set_processors
 from segpipe.networks.pruning import channel_groups, pruned_spec, remove_channels
 from segpipe.pipeline.plan import PlannedWork
-from segpipe.pipeline.prune import TrainedFold, require_rate, require_ratios, trained_folds, with_rate
+from segpipe.pipeline.prune import require_rate, require_ratios, with_rate
 from segpipe.pipeline.requests import Machine
+from segpipe.pipeline.trained_folds import TrainedFold, foreseen_trials, trained_folds
 from segpipe.plan.schema import Configuration
 from segpipe.predict.folds import weights_digest
 from segpipe.prepare.dataset import prepare_dataset
@@ -166,19 +168,10 @@ def run(job: PruningJob) -> PruningReport:
     """
     request, fold = job.request, job.fold
     set_processors(request.machine.n_workers)
-    plan = with_rate(fold.plan, request.learning_rate)
-    trials = PruningTrials(
-        configuration=fold.name,
-        fold=fold.number,
-        source=weights_digest(fold.folder.weights),
-        ratios=job.ratios,
-        iterations=request.iterations,
-        learning_rate=plan.training.learning_rate,
-        seed=request.seed,
-    )
-    path = make_folder(fold.folder.pruning_trials) / f"{trials.digest()}.json"  # of the setting: one file for each
+    plan, trials = with_rate(fold.plan, request.learning_rate), _measured(job)
+    path = _path_of(job, _setting(job))
+    make_folder(path.parent)
     if path.is_file():
-        trials = PruningTrials.load(path)
         say(f"{path}: {count(len(trials.combinations), 'combination')} already measured.")
     weights = fold.weights()
     groups = channel_groups(fold.configuration.network, len(fold.plan.channels), fold.plan.labels.n_outputs)
@@ -205,6 +198,54 @@ def run(job: PruningJob) -> PruningReport:
             f"{count(request.iterations, 'step')}; about {left} left"
         )
     return make_report(trials, path, request.n_combinations)
+
+
+def estimate(job: PruningJob) -> Foreseen:
+    """Estimate the time, disk and memory that the missing combinations will take.
+
+    Raises:
+        DataError: If the data are not those that were planned for.
+    """
+    request, fold = job.request, job.fold
+    n_left = max(0, request.n_combinations - len(_measured(job).combinations))
+    return foreseen_trials(
+        command="analyse pruning",
+        todo=f"{fold.name} fold {fold.number}, {n_left} of {count(request.n_combinations, 'combination')}, "
+        f"{count(request.iterations, 'step')} each",
+        n_steps=n_left * request.iterations,
+        planned=job.planned,
+        fold=fold,
+        own=job.pruned,
+        written=lambda _: 0,
+        folder=request.folder,
+        machine=request.machine,
+    )
+
+
+def _setting(job: PruningJob) -> PruningTrials:
+    """The setting of the trials, without a measurement."""
+    request, fold = job.request, job.fold
+    return PruningTrials(
+        configuration=fold.name,
+        fold=fold.number,
+        source=weights_digest(fold.folder.weights),
+        ratios=job.ratios,
+        iterations=request.iterations,
+        learning_rate=with_rate(fold.plan, request.learning_rate).training.learning_rate,
+        seed=request.seed,
+    )
+
+
+def _measured(job: PruningJob) -> PruningTrials:
+    """The trials that were measured with this setting."""
+    setting = _setting(job)
+    path = _path_of(job, setting)
+    return PruningTrials.load(path) if path.is_file() else setting
+
+
+def _path_of(job: PruningJob, setting: PruningTrials) -> Path:
+    """The file of a setting, named by its digest."""
+    return job.fold.folder.pruning_trials / f"{setting.digest()}.json"
 
 
 def make_report(trials: PruningTrials, path: Path, n_combinations: int) -> PruningReport:

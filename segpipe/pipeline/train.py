@@ -12,9 +12,9 @@ from typing import TypeVar
 
 from segpipe.core.errors import UsageError
 from segpipe.core.files import make_folder
-from segpipe.core.foreseen import Foreseen, free_disk_bytes
+from segpipe.core.foreseen import Foreseen
 from segpipe.core.history import History
-from segpipe.core.machine import free_bytes, n_processes, rank
+from segpipe.core.machine import n_processes, rank
 from segpipe.core.progress import say
 from segpipe.core.text import command_text, count
 from segpipe.core.work import FoldFolder, Work
@@ -22,18 +22,17 @@ from segpipe.data.splits import Fold, Splits
 from segpipe.evaluate.ledger import append_scoring, file_digest, scoring_of
 from segpipe.evaluate.scores import Origin, ScoreTable
 from segpipe.evaluate.scoring import MaskPair, score_folder
-from segpipe.networks.device import free_device_bytes, memory_faults, resolve_device, set_processors
+from segpipe.networks.device import memory_faults, resolve_device, set_processors
 from segpipe.pipeline import prepare
 from segpipe.pipeline.calibration import CalibrationCounting, collect_calibration, scored_folds
 from segpipe.pipeline.cascade import guides_for, note_guides, require_trained_guides
 from segpipe.pipeline.costs import planned_costs
+from segpipe.pipeline.estimates import fold_bytes, foreseen_training, seconds_of_steps, steps_text
 from segpipe.pipeline.plan import PlannedWork, default_configuration
 from segpipe.pipeline.requests import Machine, TrainRequest
 from segpipe.pipeline.train_processes import devices_for, train_in_processes
 from segpipe.plan.edit import edit_plan, warn_of_sides
-from segpipe.plan.planned_cost import PlannedCost
 from segpipe.plan.schema import Plan
-from segpipe.plan.training import OPTIMIZERS
 from segpipe.plan.training_stats import TrainingStats
 from segpipe.predict.folds import choose_folds
 from segpipe.predict.model import load_out_of_fold
@@ -54,8 +53,6 @@ from segpipe.train.weights_header import about_weights
 
 Result = TypeVar("Result")
 _MIN_BUDGET_SECONDS = 5.0
-_FLOAT_BYTES = 4
-_STATES = 2  # the newest and the one before
 
 
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ def resolve(
     steps_left = tuple(
         n_steps
         if request.restart
-        else _steps_left(trained, planned.splits.folds[fold], planned.work.fold(name, str(fold)), together)
+        else count_steps_left(trained, planned.splits.folds[fold], planned.work.fold(name, str(fold)), together)
         for fold in folds
     )
     return TrainJob(request, planned, name, folds, devices, edits, tensorboard, steps_left)
@@ -196,19 +193,19 @@ def estimate(job: TrainJob) -> Foreseen:
     needs = prepare.estimate(prepare.PrepareJob(planned, name, machine.n_workers))
     (cost,) = planned_costs(plan.model_copy(update={"configurations": {name: own}}), planned.fingerprint, machine)
     n_left = sum(steps > 0 for steps in job.steps_left)
-    seconds, source = _seconds_of_fold(planned.work, plan, name, cost, sum(job.steps_left) / max(1, n_left))
-    on_gpu = cost.memory == "GPU"
-    return Foreseen(
+    folders = [FoldFolder(path) for path in sorted(planned.work.run(name).glob("fold_*"))]
+    each, source = seconds_of_steps(plan, name, cost, sum(job.steps_left) / max(1, n_left), folders)
+    return foreseen_training(
         command="train",
-        todo=f"{name}, {n_left} of {count(len(job.folds), 'fold')}, {_steps_text(plan, job.steps_left)}; "
+        todo=f"{name}, {n_left} of {count(len(job.folds), 'fold')}, {steps_text(plan, job.steps_left)}; "
         f"{count(needs.n_cases, 'case')} to prepare",
-        seconds=None if seconds is None else seconds * math.ceil(n_left / len(job.devices)),
+        seconds=None if each is None else each * math.ceil(n_left / len(job.devices)),
         seconds_from=source,
-        disk_bytes=needs.disk_bytes + n_left * _fold_bytes(plan, cost),
-        free_disk_bytes=free_disk_bytes(planned.work.path),
-        memory_bytes=max(round(cost.training_gib * 2**30), 0 if on_gpu else needs.n_workers * needs.memory_bytes),
-        free_memory_bytes=free_device_bytes(machine.device) if on_gpu else free_bytes(),
-        memory_of=cost.memory,
+        written_bytes=n_left * fold_bytes(plan, cost),
+        folder=planned.work.path,
+        needs=needs,
+        cost=cost,
+        device=machine.device,
         notes=(
             "preparing cases, and predicting and scoring the validation cases take additional time",
             *([f"a cascade: all folds of {own.previous} are trained before it"] if own.previous else []),
@@ -383,8 +380,8 @@ def _validate_one(job: TrainJob, fold: int) -> None:
     table.save(folder.scores)
 
 
-def _steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> int:
-    """Steps of a fold's training from where its last epoch ended.
+def count_steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> int:
+    """Count the steps of a fold's training from where its last epoch ended.
 
     Raises:
         UsageError: If the folder holds another training.
@@ -398,35 +395,3 @@ def _steps_left(plan: Plan, split: Fold, folder: FoldFolder, n_devices: int) -> 
     if is_finished and not has_other_length(Plan.load(folder.plan), plan):
         return 0
     return max(0 if is_finished else 1, n_steps - int(done[-1])) if done else n_steps
-
-
-def _steps_text(plan: Plan, left: Sequence[int]) -> str:
-    if plan.training.time_budget_seconds is not None:
-        return "until the time budget ends"
-    return f"{sum(left)} of {count(Schedule(plan.training).n_iterations * len(left), 'step')} left"
-
-
-def _seconds_of_fold(work: Work, plan: Plan, name: str, cost: PlannedCost, n_steps: float) -> tuple[float | None, str]:
-    """Time of some steps with their share of validation, and how it was found."""
-    if plan.training.time_budget_seconds is not None:
-        return plan.training.time_budget_seconds, "the time budget"
-    for path in sorted(work.run(name).glob("fold_*")):
-        fold = FoldFolder(path)
-        if fold.plan.is_file() and fold.history.is_file():
-            columns = History.load(fold.history).columns
-            trained = Plan.load(fold.plan).configurations.get(name)
-            if trained == plan.configurations[name] and columns.get("iteration"):
-                each = columns["seconds"][-1] / columns["iteration"][-1]
-                return n_steps * each, f"measured in {path.name} of this configuration"
-    if cost.seconds_per_step is None:
-        return None, "the plan is for another kind of device than this one"
-    return n_steps * cost.seconds_per_step, (
-        "estimated from multiplications at the rate of a small network on this device, so rather too short; "
-        "`segpipe train --profile` measures it"
-    )
-
-
-def _fold_bytes(plan: Plan, cost: PlannedCost) -> int:
-    """Size of a fold: weights for prediction, snapshots, and two states with what the optimizer keeps."""
-    kept = max(OPTIMIZERS[plan.training.optimizer].states) + 1 + bool(plan.training.weight_average)
-    return (1 + plan.training.snapshots + _STATES * kept) * cost.parameters * _FLOAT_BYTES

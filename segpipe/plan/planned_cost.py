@@ -51,17 +51,23 @@ def prepared_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configur
         An upper estimate: resampled noise takes as much; an empty background, or few grey values, as little as half.
     """
     order = plan.axes_of(fingerprint.orientation)
-    return sum(_case_bytes(case, plan, configuration, order) for case in fingerprint.cases)
+    return sum(prepared_case_bytes(case, plan, configuration, order) for case in fingerprint.cases)
 
 
 def kept_bytes(fingerprint: Fingerprint, plan: Plan, configuration: Configuration) -> int:
     """Estimate the memory of the prepared cases of a configuration, which training keeps if there is room for them."""
     order = plan.axes_of(fingerprint.orientation)
+    return sum(kept_case_bytes(case, plan, configuration, order) for case in fingerprint.cases)
+
+
+def kept_case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:
+    """Estimate the memory of a prepared case; `order` as for `prepared_shape`."""
     voxel_bytes = plan.n_inputs(configuration) * _IMAGE_BYTES + 1  # indices of fewer than 128 labels
-    return sum(math.prod(prepared_shape(case, configuration, order)) * voxel_bytes for case in fingerprint.cases)
+    return math.prod(prepared_shape(case, configuration, order)) * voxel_bytes
 
 
-def _case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:
+def prepared_case_bytes(case: CaseFingerprint, plan: Plan, configuration: Configuration, order: ZYX) -> int:
+    """Estimate the disk space of a prepared case; `order` as for `prepared_shape`."""
     n_voxels = math.prod(prepared_shape(case, configuration, order))
     growth = n_voxels / math.prod(case.cropped_shape_zyx)
     n_locations = sum(min(n * growth, MAX_LOCATIONS) for n in case.label_voxels.values())

@@ -25,7 +25,7 @@ from segpipe.data.dataset import Case, Dataset, signature_of
 from segpipe.fingerprint.measure import content_of
 from segpipe.fingerprint.record import CaseFingerprint, Fingerprint
 from segpipe.plan.geometry import resampled_shape
-from segpipe.plan.planned_cost import prepared_bytes, prepared_shape
+from segpipe.plan.planned_cost import prepared_case_bytes, prepared_shape
 from segpipe.plan.schema import Configuration, Normalisation, Plan
 from segpipe.prepare.case import prepare_case
 from segpipe.prepare.resample import IMAGE_ORDER, orders_for
@@ -304,18 +304,25 @@ def prepare_unplanned(
         ResourceError, SetupError: If memory or disk runs out, or the folder cannot be written.
     """
     remove_leftovers(folder)
-    states = []
-    for case in cases:
-        stored, signature = _read_stored(folder / case.case_id), signature_of(case)
-        is_known = stored is not None and stored.signature == signature
-        content = stored.content if is_known and stored else content_of(case)
-        states.append(CaseState(case, content, signature, stored, was_in_doubt=not is_known))
-    missing = [state for state in states if not state.is_current]
+    missing = [
+        CaseState(case, content_of(case), signature_of(case), None, was_in_doubt=True)
+        for case in unprepared(folder, cases)
+    ]
     with threadpool_limits(1, "blas"):  # as above
         results = map_threads(
             lambda state: _fault_of(folder, state, plan, configuration), missing, "preparing images", n_workers
         )
     _require_no_faults(Path(cases[0].images[0]).parent, [fault for fault in results if fault], len(missing))
+
+
+def unprepared(folder: Path, cases: Sequence[Case]) -> list[Case]:
+    """List the cases that `prepare_unplanned` would prepare: not there yet, or of other content than before."""
+    found = []
+    for case in cases:
+        stored = _read_stored(folder / case.case_id)
+        if stored is None or (stored.signature != signature_of(case) and stored.content != content_of(case)):
+            found.append(case)
+    return found
 
 
 def needs_of(
@@ -329,17 +336,42 @@ def needs_of(
     """The memory and disk that preparing some cases of a planned dataset will take."""
     ids = {state.case.case_id for state in missing}
     fingerprint = fingerprint or Fingerprint.load(work.fingerprint)
-    cases = tuple(case for case in fingerprint.cases if case.case_id in ids)
+    cases = [case for case in fingerprint.cases if case.case_id in ids]
     order = plan.axes_of(fingerprint.orientation)
-    largest = max((preparing_bytes(case, plan, configuration, order) for case in cases), default=0)
+    return _needs(work.path, [(case, order) for case in cases], plan, configuration, n_workers)
+
+
+def needs_of_unplanned(
+    folder: Path, images: Sequence[CaseFingerprint], plan: Plan, configuration: Configuration, n_workers: int
+) -> Needs:
+    """The memory and disk that preparing some cases which no fingerprint knows will take.
+
+    Args:
+        folder: Takes what is prepared.
+        images: Those that are not there yet, by their headers, each along its own axes.
+        plan, configuration, n_workers: As for `prepare_unplanned`.
+    """
+    turned = [(image, plan.axes_of(image.orientation)) for image in images]
+    return _needs(folder, turned, plan, configuration, n_workers)
+
+
+def _needs(
+    folder: Path,
+    cases: Sequence[tuple[CaseFingerprint, ZYX]],
+    plan: Plan,
+    configuration: Configuration,
+    n_workers: int,
+) -> Needs:
+    """The needs of cases, each with the order of the plan's axes among its own."""
+    largest = max((preparing_bytes(case, plan, configuration, order) for case, order in cases), default=0)
     free = free_bytes()
     return Needs(
-        n_cases=len(missing),
-        disk_bytes=prepared_bytes(fingerprint.model_copy(update={"cases": cases}), plan, configuration),
-        free_disk_bytes=free_disk_bytes(work.path),
+        n_cases=len(cases),
+        disk_bytes=sum(prepared_case_bytes(case, plan, configuration, order) for case, order in cases),
+        free_disk_bytes=free_disk_bytes(folder),
         memory_bytes=largest,
         free_memory_bytes=free,
-        n_workers=affordable_workers(min(n_workers, len(missing)), largest, free),
+        n_workers=affordable_workers(min(n_workers, len(cases)), largest, free),
     )
 
 

@@ -67,3 +67,9 @@ def restoration_loss(outputs: Sequence[Tensor], images_BCZYX: Tensor, hidden_B1Z
     """
     squares = (outputs[0].float() - images_BCZYX).square() * hidden_B1ZYX
     return squares.sum() / (hidden_B1ZYX.sum() * images_BCZYX.shape[1]).clamp_min(1)
+
+
+def loss_of_unknown_images(outputs: Sequence[Tensor], indices_BZYX: Tensor) -> Tensor:
+    """The same loss where only its memory counts: of images of zeros, none of them hidden."""
+    hidden_B1ZYX = torch.zeros_like(indices_BZYX, dtype=torch.bool).unsqueeze(1)
+    return restoration_loss(outputs, torch.zeros_like(outputs[0], dtype=torch.float32), hidden_B1ZYX)
