@@ -59,6 +59,8 @@ _COMMANDS = {  # in their order: each starts from what the ones before it left
     "pack": ["pack", "work", "-o", "packed/m.segpipe.zip"],
     "report": ["report", "work"],
     "run": ["run", "data", "-o", "another", "-f", "0", *_SETS],
+    "pretrain": ["pretrain", "data/imagesTr", "-o", "pretrained", "--for", "work"],
+    "prune": ["prune", "work", "-o", "small", "--ratio", "0.5", "--candidates", "2", "--trial-iterations", "3"],
 }
 _WORKER = ["train", "work", "-f", "0", "--devices", "2", "--device", "cpu"]
 _MOST_SECONDS = 240.0

@@ -261,6 +261,50 @@ def test_every_command_has_examples_and_no_other() -> None:
     assert set(EXAMPLES) == set(COMMANDS)
 
 
+QUICK = {  # commands without --dry-run: why
+    "analyse sites": "runs the network once over validation cases",
+    "analyse trajectory": "reads weights",
+    "analyse variance": "runs the network over a few batches, which are counted by an option",
+    "check": "writes nothing unless asked to repair copies",
+    "compare": "reads scores",
+    "completion": "prints a script",
+    "demo": "is as long as its help says, or --time-budget",
+    "doctor": "writes nothing",
+    "ensemble": "reads probabilities; `predict` with several configurations, which has it, does the work",
+    "export": "copies weights",
+    "import": "copies weights",
+    "info": "writes nothing",
+    "pack": "copies weights",
+    "plan": "is itself what says what the rest will cost",
+    "report": "reads results",
+    "size": "reads scores",
+    "view": "shows what is there",
+}
+
+
+def flat_commands() -> dict[str, click.Command]:
+    """Every command by what is typed, those of a group instead of the group."""
+    found = {}
+    for name in COMMANDS:
+        command = root.get_command(click.Context(root), name)
+        assert command is not None
+        inner = command.commands if isinstance(command, click.Group) else {}
+        found |= {f"{name} {one}": own for one, own in inner.items()} or {name: command}
+    return found
+
+
+def test_every_command_says_what_it_would_do_or_is_quick() -> None:
+    with_it = {name for name, own in flat_commands().items() if any("--dry-run" in p.opts for p in own.params)}
+    assert not with_it & set(QUICK)
+    assert with_it | set(QUICK) == set(flat_commands())
+
+
+def test_help_of_pre_training_does_not_speak_of_folds(capsys: pytest.CaptureFixture[str]) -> None:
+    """It has none: `--time-budget` of training, which they share, is another option."""
+    assert run(["pretrain", "-h"]) == 0
+    assert "fold" not in capsys.readouterr().out.replace("folder", "")
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_fits_eighty_columns_and_ends_with_the_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run([name, "-h"]) == 0

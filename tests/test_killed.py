@@ -22,6 +22,8 @@ from test_pipeline import MACHINE, QUICK
 from plans import small_plan
 from segpipe.core.files import TEMPORARY_PREFIX
 from segpipe.core.work import FoldFolder, Work
+from segpipe.pipeline.pretrain import WEIGHTS_FILE, pretrain
+from segpipe.pipeline.requests import PretrainRequest
 from segpipe.predict.outputs import PredictionTable
 from segpipe.prepare.store import open_cases
 
@@ -116,6 +118,27 @@ def test_train_goes_on_bit_for_bit(tmp_path: Path) -> None:
     ]
     assert [folder.log.read_text("utf-8").count(f"epoch {n}/3  loss") for n in (1, 2, 3)] == [1, 1, 1]
     assert not list(folder.path.glob(f"{TEMPORARY_PREFIX}*"))
+
+
+def test_pretrain_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    """Killed while it saves, and again later: the weights are those of an undisturbed run to the last byte."""
+    write_nnunet(tmp_path / "data", CASES[:4])
+    edits = (*QUICK[2:], "training.weight_average=0.9", "training.checkpoint_minutes=1e-9")
+    plan_data(tmp_path / "data", tmp_path / "work", MACHINE, n_folds=2, edits=edits)
+    images, plan = str(tmp_path / "data" / "imagesTr"), str(tmp_path / "work")
+    killed = ["pretrain", images, "-o", str(tmp_path / "killed"), "--for", plan, "--iterations", "40"]
+    pretrain(PretrainRequest(Path(images), tmp_path / "whole", Path(plan), MACHINE, iterations=40))
+    folder = FoldFolder(tmp_path / "killed" / "training")
+    first = kill_training(killed, folder, while_saving=True, more_seconds=0)
+    moment = random.Random().uniform(0, 0.3)
+    second = kill_training(killed, folder, while_saving=False, more_seconds=moment)
+    assert 0 < first <= second, moment
+    assert not (tmp_path / "killed" / WEIGHTS_FILE).exists()
+    pretrain(PretrainRequest(Path(images), tmp_path / "killed", Path(plan), MACHINE, iterations=40))
+    assert (tmp_path / "killed" / WEIGHTS_FILE).read_bytes() == (tmp_path / "whole" / WEIGHTS_FILE).read_bytes()
+    expected = FoldFolder(tmp_path / "whole" / "training")
+    assert is_same(what_lasts(folder), what_lasts(expected)), (first, second)
+    assert not list((tmp_path / "killed").rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 def test_predict_goes_on(tmp_path: Path) -> None:

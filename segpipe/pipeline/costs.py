@@ -42,7 +42,7 @@ def planned_costs(
     for name, configuration in buildable.items():
         taken = _cost_of(plan, configuration, machine)
         cases = _Cases(kept_bytes(fingerprint, plan, configuration), prepared_bytes(fingerprint, plan, configuration))
-        result.append(_planned(plan, name, taken, cases, machine, max_memory_gib))
+        result.append(_make_planned_cost(plan, name, taken, cases, machine, max_memory_gib))
     return result
 
 
@@ -57,7 +57,7 @@ def restoring_cost(plan: Plan, name: str, kept: int, prepared: int, machine: Mac
     own = plan.configurations[name]
     task = _task(plan, own, len(plan.channels), loss_of_unknown_images, machine)
     taken = _cost(task, own.network, own.patch_zyx, own.batch_size)
-    return _planned(plan, name, taken, _Cases(kept, prepared), machine)
+    return _make_planned_cost(plan, name, taken, _Cases(kept, prepared), machine)
 
 
 def too_large(costs: Sequence[PlannedCost], limit_gib: float) -> list[PlannedCost]:
@@ -175,7 +175,7 @@ class _Cases:
     prepared: int
 
 
-def _planned(
+def _make_planned_cost(
     plan: Plan, name: str, taken: Cost, cases: _Cases, machine: Machine, max_memory_gib: float | None = None
 ) -> PlannedCost:
     device = resolve_device(machine.device)

@@ -28,7 +28,7 @@ from segpipe.plan.edit import edit_plan
 from segpipe.plan.loss import SUPCON
 from segpipe.plan.planned_cost import kept_case_bytes, prepared_case_bytes
 from segpipe.plan.schema import Plan
-from segpipe.prepare.dataset import needs_of_unplanned, prepare_unplanned, prepared_folder, unprepared
+from segpipe.prepare.dataset import cases_to_prepare, needs_of_unplanned, prepare_unplanned, prepared_folder
 from segpipe.prepare.store import content_of_stored, open_cases
 from segpipe.train.checkpoint import save_pretrained
 from segpipe.train.fold import FoldData
@@ -155,7 +155,7 @@ def estimate(job: PretrainJob) -> Foreseen:
     own, machine = plan.configurations[name], request.machine
     folder = prepared_folder(Work(request.output), plan, own)
     images = _by_headers(job)
-    missing = {case.case_id for case in unprepared(folder, job.cases)}
+    missing = {case.case_id for case in cases_to_prepare(folder, job.cases)}
     new = [image for image in images if image.case_id in missing]
     needs = needs_of_unplanned(folder, new, plan, own, machine.n_workers)
     kept, prepared = (

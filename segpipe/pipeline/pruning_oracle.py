@@ -168,8 +168,8 @@ def run(job: PruningJob) -> PruningReport:
     """
     request, fold = job.request, job.fold
     set_processors(request.machine.n_workers)
-    plan, trials = with_rate(fold.plan, request.learning_rate), _measured(job)
-    path = _path_of(job, _setting(job))
+    plan, trials = with_rate(fold.plan, request.learning_rate), _known_trials(job)
+    path = _path_of(job, _trials_of(job))
     make_folder(path.parent)
     if path.is_file():
         say(f"{path}: {count(len(trials.combinations), 'combination')} already measured.")
@@ -207,7 +207,7 @@ def estimate(job: PruningJob) -> Foreseen:
         DataError: If the data are not those that were planned for.
     """
     request, fold = job.request, job.fold
-    n_left = max(0, request.n_combinations - len(_measured(job).combinations))
+    n_left = max(0, request.n_combinations - len(_known_trials(job).combinations))
     return foreseen_trials(
         command="analyse pruning",
         todo=f"{fold.name} fold {fold.number}, {n_left} of {count(request.n_combinations, 'combination')}, "
@@ -222,7 +222,7 @@ def estimate(job: PruningJob) -> Foreseen:
     )
 
 
-def _setting(job: PruningJob) -> PruningTrials:
+def _trials_of(job: PruningJob) -> PruningTrials:
     """The setting of the trials, without a measurement."""
     request, fold = job.request, job.fold
     return PruningTrials(
@@ -236,9 +236,9 @@ def _setting(job: PruningJob) -> PruningTrials:
     )
 
 
-def _measured(job: PruningJob) -> PruningTrials:
+def _known_trials(job: PruningJob) -> PruningTrials:
     """The trials that were measured with this setting."""
-    setting = _setting(job)
+    setting = _trials_of(job)
     path = _path_of(job, setting)
     return PruningTrials.load(path) if path.is_file() else setting
 

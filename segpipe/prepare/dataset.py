@@ -306,7 +306,7 @@ def prepare_unplanned(
     remove_leftovers(folder)
     missing = [
         CaseState(case, content_of(case), signature_of(case), None, was_in_doubt=True)
-        for case in unprepared(folder, cases)
+        for case in cases_to_prepare(folder, cases)
     ]
     with threadpool_limits(1, "blas"):  # as above
         results = map_threads(
@@ -315,7 +315,7 @@ def prepare_unplanned(
     _require_no_faults(Path(cases[0].images[0]).parent, [fault for fault in results if fault], len(missing))
 
 
-def unprepared(folder: Path, cases: Sequence[Case]) -> list[Case]:
+def cases_to_prepare(folder: Path, cases: Sequence[Case]) -> list[Case]:
     """List the cases that `prepare_unplanned` would prepare: not there yet, or of other content than before."""
     found = []
     for case in cases:
