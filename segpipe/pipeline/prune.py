@@ -254,7 +254,7 @@ def resolve(request: PruneRequest) -> PruneJob:
 
 
 def _find_pruned(request: PruneRequest, fold: TrainedFold, ratios: tuple[float, ...]) -> FoldPruning | None:
-    """What the new folder holds of a fold; None if it is still to be pruned.
+    """Find what the new folder holds of a fold; None if it is still to be pruned.
 
     Raises:
         UsageError: If it was pruned otherwise.
