@@ -201,15 +201,16 @@ def batch_table(
 def cut_table(
     stored: Sequence[PatchCase], in_memory: Sequence[PatchCase], sampling: Sampling, scope: Scope, n_rounds: int
 ) -> None:
-    """Compare cuts of what each sample needs with whole regions: numbers, and mean processor time of a batch."""
+    """Compare cuts of what each sample needs with whole regions: numbers, and mean processor time to read a batch."""
     print("\n| batches from | cut | numbers, millions | ms | times less |\n|---|---|---|---|---|")
     for name, cases in (("disk", stored), ("memory", in_memory)):
         sizes: dict[bool, list[int]] = {True: [], False: []}
         seconds: dict[bool, list[float]] = {True: [], False: []}
         for seed in range(n_rounds + 1):  # the first one is not counted
             for whole in (True, False) if seed % 2 else (False, True):
+                ahead = drawn(cases, sampling, scope, seed, whole=whole)
                 began = time.process_time()
-                batch = drawn(cases, sampling, scope, seed, whole=whole)
+                batch = ahead()
                 if seed:
                     seconds[whole].append(time.process_time() - began)
                     sizes[whole].append(batch.images.flat.numel() + batch.indices.flat.numel())
@@ -220,17 +221,19 @@ def cut_table(
         print(f"| {name} | what is needed | {numbers[False]:.2f} | {ms[False]:.2f} | {ratios} |", flush=True)
 
 
-def drawn(cases: Sequence[PatchCase], sampling: Sampling, scope: Scope, seed: int, *, whole: bool = False) -> Batch:
-    """A batch as training draws it, or with whole regions of all samples."""
+def drawn(
+    cases: Sequence[PatchCase], sampling: Sampling, scope: Scope, seed: int, *, whole: bool = False
+) -> Callable[[], Batch]:
+    """Draw a batch as training does; what is returned reads it, or whole regions of all samples."""
     generator = np.random.default_rng(seed)
     places = draw_places(cases, sampling, generator)
     draws = draw(scope, sampling.batch_size, cases[0].image.shape[0], generator)
     edges = [scope.region_zyx] * sampling.batch_size if whole else edges_to_cut(draws, scope)
-    return cut_batch(places, sampling.patch_zyx, draws, edges)
+    return partial(cut_batch, places, sampling.patch_zyx, draws, edges)
 
 
 def drawn_per_second(cases: Sequence[PatchCase], sampling: Sampling, scope: Scope, n_threads: int) -> float:
-    with Prefetch(lambda seed: drawn(cases, sampling, scope, seed), n_threads, 2) as batches:
+    with Prefetch(lambda seed: drawn(cases, sampling, scope, seed)(), n_threads, 2) as batches:
         indices = itertools.count()
         return per_second(lambda: batches.get(next(indices)))
 
