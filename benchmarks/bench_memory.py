@@ -31,6 +31,7 @@ from segpipe.networks.build import build
 from segpipe.networks.cost import CPU, CUDA, Calibration, cost
 from segpipe.networks.spec import NetworkSpec
 from segpipe.plan.schema import Training
+from segpipe.plan.training import OPTIMIZERS
 from segpipe.train.losses import supervised_loss
 from segpipe.train.optim import MAKE_OPTIMIZER
 
@@ -79,6 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
+    parser.add_argument("--smallest", action="store_true", help="one patch, one precision: to see that it runs")
     parser.add_argument("--measure", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -86,8 +88,8 @@ def main() -> None:
         return
     rows: list[dict[str, Any]] = []
     for name in options.networks:
-        for patch_zyx in NETWORKS[name][1]:
-            for precision in _DTYPES:
+        for patch_zyx in NETWORKS[name][1][: 1 if options.smallest else None]:
+            for precision in list(_DTYPES)[: 1 if options.smallest else None]:
                 row = {"network": name, "patch_zyx": patch_zyx, "precision": precision}
                 command = [sys.executable, __file__, "--device", options.device, "--measure", json.dumps(row)]
                 found = json.loads(
@@ -176,7 +178,7 @@ def predicted_bytes(row: dict[str, Any], calibration: Calibration) -> int:
         LABELS.n_outputs,
         tuple(row["patch_zyx"]),
         BATCH_SIZE,
-        optimizer="sgd",
+        optimizer_states=OPTIMIZERS["sgd"].states,
         precision=row["precision"],
         loss=LOSS,
         calibration=calibration,

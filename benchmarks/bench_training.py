@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 
 PHANTOM = "phantom"
-_PHANTOM_SHAPE_ZYX = (138, 170, 138)  # of a head at 1 mm: nnU-Net's plan for it has two patches of 128³
+PHANTOM_SHAPE_ZYX = (138, 170, 138)  # of a head at 1 mm: nnU-Net's plan for it has two patches of 128³
 _N_PHANTOMS = 5
 _PROFILED_STEPS = 10
 _COLUMNS = ("dataset", "patch, batch", "arm", "seconds for an iteration (least – most)", "it/s", "times nnunetv2's")
@@ -50,7 +50,8 @@ def main() -> None:
         return
     print(f"{_machine(args)}\n\n| {' | '.join(_COLUMNS)} |\n|{'---|' * len(_COLUMNS)}")
     for name in args.data:
-        data = _phantom(args.work / "phantom_data") if name == PHANTOM else Path(name).resolve()
+        made = args.work / "phantom_data"
+        data = phantom(made, tuple(args.phantom_shape)) if name == PHANTOM else Path(name).resolve()
         work = args.work / Path(name).name
         told = _prepare(data, work, args)
         for line in _compare(data, work, args):
@@ -70,6 +71,7 @@ def _arguments() -> argparse.Namespace:
         "--workers", type=int, nargs="+", help="nnunetv2's augmentation workers; default: 0, on CUDA 12"
     )
     parser.add_argument("--ours", nargs="+", default=["auto", "fp32"], help="precisions of segpipe's arms")
+    parser.add_argument("--phantom-shape", type=int, nargs=3, default=PHANTOM_SHAPE_ZYX, help="voxels of a volume")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.work = args.work.resolve()
@@ -91,19 +93,19 @@ def _machine(args: argparse.Namespace) -> str:
     )
 
 
-def _phantom(folder: Path) -> Path:
+def phantom(folder: Path, shape_zyx: tuple[int, int, int]) -> Path:
     """Make a few volumes of noise with two balls, in nnU-Net's layout."""
     from segpipe.core.volume import write_image
 
     if (folder / "dataset.json").is_file():
         return folder
-    generator = np.random.default_rng(0)
-    points = np.stack(np.meshgrid(*(np.arange(n) for n in _PHANTOM_SHAPE_ZYX), indexing="ij"))
+    generator, edge = np.random.default_rng(0), min(shape_zyx)
+    points = np.stack(np.meshgrid(*(np.arange(n) for n in shape_zyx), indexing="ij"))
     for number in range(_N_PHANTOMS):
-        labels = np.zeros(_PHANTOM_SHAPE_ZYX, np.uint8)
+        labels = np.zeros(shape_zyx, np.uint8)
         for value in (1, 2):
-            centre = generator.uniform(40, 98, (3, 1, 1, 1))
-            labels[((points - centre) ** 2).sum(0) < generator.uniform(10, 30) ** 2] = value
+            centre, radius = generator.uniform(0.3, 0.7, (3, 1, 1, 1)), generator.uniform(0.07, 0.22)
+            labels[((points - centre * edge) ** 2).sum(0) < (radius * edge) ** 2] = value
         image = (labels + generator.normal(1, 0.3, labels.shape)).astype(np.float32)
         write_image(folder / "imagesTr" / f"case_{number}_0000.nii.gz", image[None], np.eye(4))
         write_image(folder / "labelsTr" / f"case_{number}.nii.gz", labels[None], np.eye(4))
@@ -140,6 +142,8 @@ def _compare(data: Path, work: Path, args: argparse.Namespace) -> list[str]:
     try:
         for name in names:
             arms[name] = _start(name, data, work, args)
+        for arm in arms.values():  # started together: compiling takes each of them minutes
+            _answer(arm)  # it has trained its first iterations
         for _ in range(args.rounds):
             for name, arm in arms.items():
                 rounds[name].append(_ask(arm, args.iterations))
@@ -169,9 +173,7 @@ def _start(name: str, data: Path, work: Path, args: argparse.Namespace) -> Any:
     command = [sys.executable, __file__, str(data), "--work", str(work), "--arm", name, "--fold", str(args.fold)]
     command += ["--threads", str(args.threads), *(["--cuda"] if args.cuda else [])]
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
-    arm = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-    _answer(arm)  # it has trained its first iterations
-    return arm
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def _ask(arm: Any, n_iterations: int) -> dict[str, Any]:

@@ -120,6 +120,7 @@ _WITHOUT_KERNEL = {"set_", "resize_", "empty", "empty_like", "empty_strided", "n
 _WITHOUT_KERNEL |= {"detach", "lift_fresh", "alias", "is_pinned", "_pin_memory", "record_stream", "_unsafe_view"}
 _WITHOUT_KERNEL |= {"_reshape_alias", "as_strided"}
 _TAKES_BOTH = {"copy_", "_to_copy", "where", "set_", "_pin_memory", "_amp_update_scale_"}
+_SHORT = (torch.float16, torch.bfloat16)
 _INDEXING = {"index", "index_put", "index_put_", "_index_put_impl_"}
 
 
@@ -140,6 +141,11 @@ class StandIn(TorchDispatchMode):
         if call.namespace == "segpipe":  # operations of ours are Python; this mode sees what they do
             with self:
                 return _python_of(name)(*args, **kwargs)
+        if torch.is_inference_mode_enabled():  # there operations that consist of others arrive whole, such as `to`
+            with self:
+                result = call.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         if call.is_view or name in _WITHOUT_KERNEL:
             return call(*args, **kwargs)
         _refuse_mixed(call, name, tensors, on_cuda)
@@ -241,15 +247,16 @@ def _call(call: Any, name: str, args: Any, kwargs: Any) -> Any:
     try:
         return call(*args, **kwargs)
     except NotImplementedError as fault:
-        if "Half" not in str(fault):
+        if "'Half'" not in str(fault) and "'BFloat16'" not in str(fault):
             raise
         return _call_in_float32(call, args, kwargs)
 
 
 def _call_in_float32(call: Any, args: Any, kwargs: Any) -> Any:
-    """What CUDA computes of float16 and the CPU does not; the result is float16 again."""
-    wide = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype == torch.float16 else x, args)
-    return tree_map(lambda x: x.half() if isinstance(x, Tensor) else x, call(*wide, **kwargs))
+    """What CUDA computes of a short type and the CPU does not; the result is of that type again."""
+    short = next(x.dtype for x in tree_leaves(args) if isinstance(x, Tensor) and x.dtype in _SHORT)
+    wide = tree_map(lambda x: x.float() if isinstance(x, Tensor) and x.dtype == short else x, args)
+    return tree_map(lambda x: x.to(short) if isinstance(x, Tensor) else x, call(*wide, **kwargs))
 
 
 def _twin(tensor: Tensor) -> Tensor:
