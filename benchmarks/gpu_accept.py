@@ -29,6 +29,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,14 @@ ROOT = Path(__file__).parent.parent
 _WORST_FIRST = ("FAIL", "SKIP", "INFO", "PASS")
 _START_SECONDS = 90.0  # for a process to import torch and segpipe
 _LEAST_SECONDS = 5.0  # a check is not begun with less
-_STAND_IN = "from cuda import stand_in; stand_in.install()"
+_SLOWER = 20  # a rehearsal on a CPU, which other work may share
+_STAND_IN = """import sys
+
+if not any("multiprocessing" in word for word in sys.orig_argv):  # helpers of pools compute nothing there
+    from cuda import stand_in
+
+    stand_in.install()
+"""
 
 
 @dataclass(frozen=True)
@@ -48,8 +56,9 @@ class Check:
         key: Letters, the number of the call not among them.
         title: What is compared.
         threshold: When it passes.
-        function: `module:function`, then its further arguments.
+        function: `module:function`.
         seconds: It is given up after so many.
+        arguments: Of the function, behind the setting.
         alone: Whether it needs a process in which nothing ran before.
         on_cpu: Whether its rehearsal needs the CPU as it is.
     """
@@ -57,67 +66,90 @@ class Check:
     key: str
     title: str
     threshold: str
-    function: tuple[Any, ...]
+    function: str
     seconds: float
+    arguments: tuple[Any, ...] = ()
     alone: bool = False
     on_cpu: bool = False
 
 
 def _memory(number: int, preset: str) -> Check:
     threshold = "predicted is 5 % less to 15 % more than reserved; no retries of the allocator"
-    function = ("gpu_correct:memory_of", preset)
-    return Check(f"I{number}", f"memory of a step of {preset}", threshold, function, 60, alone=True)
+    return Check(f"I{number}", f"memory of a step of {preset}", threshold, "gpu_correct:memory_of", 60, (preset,), True)
 
 
-CHECKS: dict[int, tuple[Check, ...]] = {
-    1: (
-        Check("A", "machine and versions", "a GPU, no warning of `segpipe doctor`", ("gpu_correct:machine",), 60),
-        Check("C", "losses on CPU and GPU", "first within 1e-5, all within 1e-3", ("gpu_correct:same_losses",), 90),
-        Check(
-            *("D", "bf16 and fp16 beside fp32", "last losses within 2 %, at most 3 steps skipped after 10"),
-            *(("gpu_correct:low_precision",), 90),
-        ),
-        Check(
-            *("E", "augmentation on CPU and GPU", "images within 1e-3, 99.9 % of the labels"),
-            *(("gpu_correct:same_augmentation",), 60),
-        ),
-        Check("F", "steps that wait for the GPU", "none", ("gpu_correct:no_waits",), 60, alone=True),
-        Check("G", "training that is resumed", "equal bit for bit, else within 1e-4", ("gpu_correct:resumed",), 45),
-        Check(
-            *("H", "masks of CPU and GPU", "fp32: 99.99 % of the voxels; bf16: 99.9 %, Dice 0.999"),
-            *(("gpu_correct:same_masks",), 120),
-        ),
-        *(_memory(n, preset) for n, preset in enumerate(("nnunet", "resenc_l", "convnext_b", "effnet_b0"), 1)),
-        Check(
-            *("J", "too little memory", "training says what to change, prediction succeeds with less at a time"),
-            *(("gpu_correct:little_memory",), 60),
-            alone=True,
-        ),
-        Check("L", "2D, cascade, strong, 117 labels, regions", "finite", ("gpu_correct:finite",), 60),
-        Check("B", "pytest -m gpu", "all pass, none is skipped", ("gpu_correct:gpu_tests",), 150),
-        Check(
-            *("K", "compiled training", "no graph breaks, at most 2 graphs of a function"),
-            *(("gpu_correct:compiled",), 180),
-            alone=True,
-            on_cpu=True,
-        ),
-        Check("M", "bench_memory.py", "none: the constants of `CUDA`", ("gpu_correct:calibration",), 120, on_cpu=True),
+_PRESETS = ("nnunet", "resenc_l", "convnext_b", "effnet_b0")
+_FIRST = (
+    Check("A", "machine and versions", "a GPU, no warning of `segpipe doctor`", "gpu_correct:machine", 60),
+    Check("C", "losses on CPU and GPU", "first within 1e-5, all within 1e-3", "gpu_correct:same_losses", 90),
+    Check(
+        "D",
+        "bf16 and fp16 beside fp32",
+        "last losses within 2 %, at most 3 steps skipped after 10",
+        "gpu_correct:low_precision",
+        90,
     ),
-    2: (
-        Check(
-            *("N1", "training on 128³ beside nnunetv2", "at least as fast", ("gpu_speed:beside_nnunetv2", "phantom", 1.0)),
-            240,
-        ),
-        Check("P", "prediction of 512 × 512 × 300", "restoring below 10 %", ("gpu_speed:large_image",), 100, alone=True),
-        Check(
-            *("N2", "training on the dataset beside nnunetv2", "1.5 times as fast"),
-            *(("gpu_speed:beside_nnunetv2", "data", 1.5), 200),
-        ),
-        Check("Q", "busy GPU", "85 % with validation; waiting for data below 2 %", ("gpu_speed:busy",), 120, alone=True),
-        Check("O", "choices of training", "none: a table", ("gpu_speed:variants",), 240, alone=True),
-        Check("R", "train --profile", "none: a table", ("gpu_speed:phases",), 60, alone=True),
+    Check(
+        "E",
+        "augmentation on CPU and GPU",
+        "images within 1e-3, 99.9 % of the labels",
+        "gpu_correct:same_augmentation",
+        60,
     ),
-}
+    Check("F", "steps that wait for the GPU", "none", "gpu_correct:no_waits", 60, alone=True),
+    Check("G", "training that is resumed", "equal bit for bit, else within 1e-4", "gpu_correct:resumed", 45),
+    Check(
+        "H",
+        "masks of CPU and GPU",
+        "fp32: 99.99 % of the voxels; bf16: 99.9 %, Dice 0.999",
+        "gpu_correct:same_masks",
+        120,
+    ),
+    *(_memory(number, preset) for number, preset in enumerate(_PRESETS, 1)),
+    Check(
+        "J",
+        "too little memory",
+        "training says what to change, prediction succeeds with less at a time",
+        "gpu_correct:little_memory",
+        60,
+        alone=True,
+    ),
+    Check("L", "2D, cascade, strong, 117 labels, regions", "finite", "gpu_correct:finite", 60),
+    Check("B", "pytest -m gpu", "all pass, none is skipped", "gpu_correct:gpu_tests", 150),
+    Check(
+        "K",
+        "compiled training",
+        "no graph breaks, at most 2 graphs of a function",
+        "gpu_correct:compiled",
+        180,
+        alone=True,
+        on_cpu=True,
+    ),
+    Check("M", "bench_memory.py", "none: the constants of `CUDA`", "gpu_correct:calibration", 120, on_cpu=True),
+)
+_SECOND = (
+    Check(
+        "N1",
+        "training on 128³ beside nnunetv2",
+        "at least as fast",
+        "gpu_speed:beside_nnunetv2",
+        240,
+        ("phantom", 1.0),
+    ),
+    Check("P", "prediction of 512 × 512 × 300", "restoring below 10 %", "gpu_speed:large_image", 100, alone=True),
+    Check(
+        "N2",
+        "training on the dataset beside nnunetv2",
+        "1.5 times as fast",
+        "gpu_speed:beside_nnunetv2",
+        200,
+        ("data", 1.5),
+    ),
+    Check("Q", "busy GPU", "85 % with validation; waiting for data below 2 %", "gpu_speed:busy", 120, alone=True),
+    Check("O", "choices of training", "none: a table", "gpu_speed:variants", 240, alone=True),
+    Check("R", "train --profile", "none: a table", "gpu_speed:phases", 60, alone=True),
+)
+CHECKS = {1: _FIRST, 2: _SECOND}
 
 
 def main() -> None:
@@ -161,7 +193,8 @@ class _Call:
 
     def __init__(self, args: argparse.Namespace, out: Path, work: Path) -> None:
         self.args, self.out, self.work = args, out, work
-        self.ends = time.time() + 60 * args.minutes
+        self.slower = _SLOWER if args.quick else 1
+        self.ends = time.time() + 60 * args.minutes * self.slower
         self.log = (out / f"call_{args.call}.log").open("w", encoding="utf-8")
         self.worker: subprocess.Popen[bytes] | None = None
         self.is_plain = False  # whether the worker sees the CPU as it is
@@ -174,7 +207,7 @@ class _Call:
         plain = self.args.quick and check.on_cpu
         if (check.alone and not self.args.quick) or plain != self.is_plain:
             self.end_worker()
-        seconds = min(check.seconds, self.ends - begun)
+        seconds = min(check.seconds * self.slower, self.ends - begun)
         if seconds < _LEAST_SECONDS:
             found: Mapping[str, Any] = {"verdict": "SKIP", "found": "no time left", "table": []}
         else:
@@ -187,7 +220,7 @@ class _Call:
     def _ask(self, check: Check, seconds: float, *, plain: bool) -> Mapping[str, Any]:
         if self.worker is None:
             self.worker, self.is_plain = self._start(plain=plain), plain
-            seconds += _START_SECONDS
+            seconds += _START_SECONDS * self.slower
         worker = self.worker
         assert worker.stdin is not None and worker.stdout is not None
         try:
@@ -219,10 +252,8 @@ class _Call:
         """End the worker and all that it started."""
         if self.worker is None:
             return
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.worker.pid, signal.SIGKILL)  # its own session
-        except ProcessLookupError:
-            pass
         self.worker.wait()
         self.worker = None
 
@@ -255,9 +286,9 @@ def _stand_in(work: Path) -> dict[str, str]:
     except NotHere as fault:
         sys.exit(f"--quick: no stand-in for CUDA: {fault}")
     (work / "start").mkdir()
-    (work / "start" / "sitecustomize.py").write_text(_STAND_IN + "\n", encoding="utf-8")
+    (work / "start" / "sitecustomize.py").write_text(_STAND_IN, encoding="utf-8")
     path = os.pathsep.join([str(work / "start"), str(ROOT / "tests"), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    off = {"nnUNet_compile": "f", "SEGPIPE_SELF_TEST": "off", "OMP_NUM_THREADS": "1"}
+    off = {"nnUNet_compile": "f", "TORCHDYNAMO_DISABLE": "1", "SEGPIPE_SELF_TEST": "off", "OMP_NUM_THREADS": "1"}
     return environment | {"PYTHONPATH": path} | off
 
 
@@ -269,18 +300,19 @@ def _work(args: argparse.Namespace) -> None:
 
     checks = {check.key: check for check in CHECKS[args.call]}
     for line in sys.stdin:
-        key, ends = json.loads(line)
+        (key, ends), before = json.loads(line), sum(os.times()[:4])
         print(f"\n===== {key} {checks[key].title}", file=sys.stderr, flush=True)
-        name, *arguments = checks[key].function
-        module, _, function = name.partition(":")
+        module, _, function = checks[key].function.partition(":")
         try:
             setting = Setting(args.worker, args.data, args.quick, ends)
-            outcome = getattr(importlib.import_module(module), function)(setting, *arguments)
+            outcome = getattr(importlib.import_module(module), function)(setting, *checks[key].arguments)
         except Exception as fault:  # noqa: BLE001 (any fault is this check's result)
             traceback.print_exc()
             last = traceback.extract_tb(fault.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
             outcome = Outcome("FAIL", f"{type(fault).__name__} at {where}: {' '.join(str(fault).split())[:300]}")
+        spent = sum(os.times()[:4])
+        print(f"===== {key} took {spent - before:.1f} processor seconds", file=sys.stderr, flush=True)
         answers.write(json.dumps(asdict(outcome)) + "\n")
         answers.flush()
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -88,7 +84,9 @@ def gpu_tests(setting: Setting) -> Outcome:
         return judged(False, f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-800:]}")
     cases = ElementTree.parse(report).findall(".//testcase")
     kinds = Counter(next((child.tag for child in case if child.tag != "properties"), "passed") for case in cases)
-    failed = [case.attrib["name"] for case in cases if case.find("failure") is not None or case.find("error") is not None]
+    failed = [
+        case.attrib["name"] for case in cases if case.find("failure") is not None or case.find("error") is not None
+    ]
     found = ", ".join(f"{n} {kind}" for kind, n in kinds.items()) + "".join(f"; {name}" for name in failed)
     return judged(bool(cases) and set(kinds) == {"passed"} and done.returncode == 0, found)
 
@@ -99,7 +97,9 @@ def same_losses(setting: Setting) -> Outcome:
     n_steps = setting.pick(20, 3)
     expected, found = (steps(fold_of(plan_, device), n_steps) for device in (CPU, CUDA))
     first, any_ = largest_difference(found[:1], expected[:1]), largest_difference(found, expected)
-    return judged(first <= 1e-5 and any_ <= 1e-3, f"first loss differs by {first:.1e}, the most different by {any_:.1e}")
+    return judged(
+        first <= 1e-5 and any_ <= 1e-3, f"first loss differs by {first:.1e}, the most different by {any_:.1e}"
+    )
 
 
 def low_precision(setting: Setting) -> Outcome:
@@ -113,7 +113,9 @@ def low_precision(setting: Setting) -> Outcome:
             n_skipped = sum(not math.isfinite(loss) for loss in losses[10:])
     worst = max(abs(means[p] / means["fp32"] - 1) for p in ("bf16", "fp16"))
     text = ", ".join(f"{precision} {mean:.4f}" for precision, mean in means.items())
-    return judged(worst <= 0.02 and n_skipped <= 3, f"{text}: {worst:.2%} apart; fp16 skipped {n_skipped} after 10 steps")
+    return judged(
+        worst <= 0.02 and n_skipped <= 3, f"{text}: {worst:.2%} apart; fp16 skipped {n_skipped} after 10 steps"
+    )
 
 
 def same_augmentation(setting: Setting) -> Outcome:
@@ -194,7 +196,9 @@ def resumed(setting: Setting) -> Outcome:
     goes_on.restore(torch.load(file, map_location="cpu", weights_only=True))
     steps(goes_on, n_steps - n_steps // 2)
     torch.use_deterministic_algorithms(False)
-    expected, found = (torch.cat([p.detach().cpu().flatten() for p in f.network.parameters()]) for f in (whole, goes_on))
+    expected, found = (
+        torch.cat([p.detach().cpu().flatten() for p in f.network.parameters()]) for f in (whole, goes_on)
+    )
     apart = float((found - expected).abs().max() / expected.abs().max())
     same = "equal bit for bit" if torch.equal(found, expected) else f"not equal bit for bit: {apart:.1e} apart"
     return judged(apart <= 1e-4, f"{n_steps} steps or {n_steps // 2} and the rest: {same}")
@@ -216,14 +220,16 @@ def same_masks(setting: Setting) -> Outcome:
     """H: train and predict on a GPU; the same weights predict the same on the CPU."""
     work, images = trained(setting)
     ids = sorted({path.name.rsplit("_", 1)[0] for path in images.iterdir()})[: setting.pick(4, 1)]
-    file = work.fold(NAME, "0").plan
+    stored = work.fold(NAME, "0").plan
     masks: dict[tuple[str, str], list[np.ndarray]] = {}
     for device, precision in (("cpu", "fp32"), ("cuda", "fp32"), ("cuda", "bf16")):
-        own = Plan.load(file)
-        own.model_copy(update={"training": own.training.model_copy(update={"precision": precision})}).save(file)
+        own = Plan.load(stored)
+        own.model_copy(update={"training": own.training.model_copy(update={"precision": precision})}).save(stored)
         predictor = load(work.path, device=device, folds=[0])
-        volumes = [read_image_channels([images / f"{case}_{channel:04d}.nii.gz" for channel in range(2)]) for case in ids]
-        masks[device, precision] = [predictor.predict(v.voxels, affine=v.grid.affine_ras_mm).mask for v in volumes]
+        volumes = [
+            read_image_channels([images / f"{case}_{channel:04d}.nii.gz" for channel in range(2)]) for case in ids
+        ]
+        masks[device, precision] = [predictor.predict(v.voxels_czyx, affine=v.grid.affine_ras_mm).mask for v in volumes]
     rows, expected = [("prediction", "equal voxels", "smallest Dice with the CPU's mask")], masks["cpu", "fp32"]
     ok = True
     for precision, least, least_dice in (("fp32", 0.9999, 0.0), ("bf16", 0.999, 0.999)):
@@ -332,7 +338,9 @@ def compiled(setting: Setting) -> Outcome:
     graphs = Counter(m.co_name for m in get_compilation_metrics() if m.fail_reason is None and m.co_name)
     n_breaks = sum(counters["graph_break"].values())
     reasons = "; ".join(counters["graph_break"])[:300]
-    found = f"{n_breaks} breaks, graphs {dict(graphs)}; first step after {first:.0f} s, all after {total:.0f} s {reasons}"
+    found = (
+        f"{n_breaks} breaks, graphs {dict(graphs)}; first step after {first:.0f} s, all after {total:.0f} s {reasons}"
+    )
     outcome = judged(not n_breaks and bool(graphs) and max(graphs.values()) <= 2, found)
     return unmeasured(setting, "kernels are not compiled without a GPU: graphs are traced on the CPU", outcome)
 
@@ -362,14 +370,23 @@ def finite(setting: Setting) -> Outcome:
 def calibration(setting: Setting) -> Outcome:
     """M: bench_memory.py, whose last lines name the constants for `CUDA` in segpipe/networks/cost.py."""
     device, networks = ("cpu", ["plain_4"]) if setting.quick else ("cuda", ["plain_4", "residual_4", "segresnet"])
-    command = [sys.executable, str(ROOT / "benchmarks" / "bench_memory.py"), "--device", device, "--networks", *networks]
-    done = subprocess.run(
-        [*command, *(["--smallest"] if setting.quick else [])], capture_output=True, text=True, env=dict(os.environ)
-    )
+    script = str(ROOT / "benchmarks" / "bench_memory.py")
+    command = [sys.executable, script, "--device", device, *(["--smallest"] if setting.quick else [])]
+    done = subprocess.run([*command, "--networks", *networks], stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        return judged(False, done.stderr[-800:])
-    best = re.search(r"best calibration: (.*)", done.stdout)
-    rows = [tuple(line.strip("| ").split(" | ")) for line in done.stdout.rpartition("best calibration")[2].splitlines()[1:]]
-    names = ("network", "patch", "precision", "tensors predicted", "measured", "error", "predicted", "reserved", "error")
-    outcome = Outcome("INFO", best.group(1) if best else "no calibration", (names, *(row for row in rows if len(row) > 1)))
-    return unmeasured(setting, "memory of the CPU", outcome)
+        return judged(False, f"bench_memory.py ended with {done.returncode}")
+    _, _, told = done.stdout.partition("best calibration: ")
+    best, *lines = told.splitlines()
+    names = (
+        "network",
+        "patch",
+        "precision",
+        "tensors predicted",
+        "measured",
+        "error",
+        "predicted",
+        "reserved",
+        "error",
+    )
+    rows = [names, *(tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("|"))]
+    return unmeasured(setting, "memory of the CPU", Outcome("INFO", best, tuple(rows)))

@@ -195,7 +195,9 @@ def steps(fold: FoldTraining, n_steps: int) -> list[float]:
     return [fold.step(fold.draw(TRAIN, fold.at.iteration), RATE) for _ in range(n_steps)]
 
 
-def made_model(plan: Plan, device: torch.device, shape_zyx: ZYX, prepared_zyx: ZYX | None = None) -> tuple[Ensemble, Prepared]:
+def made_model(
+    plan: Plan, device: torch.device, shape_zyx: ZYX, prepared_zyx: ZYX | None = None
+) -> tuple[Ensemble, Prepared]:
     """A model with first weights, and an image of noise for it.
 
     Args:

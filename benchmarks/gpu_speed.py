@@ -56,11 +56,11 @@ def beside_nnunetv2(setting: Setting, name: str, least: float) -> Outcome:
     command += ["--iterations", n_steps]
     if setting.quick:
         command += ["--workers", "1", "--phantom-shape", *map(str, _SMALL_HEAD)]
-    done = subprocess.run(command, capture_output=True, text=True, env=_with_nnunetv2(setting))
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=_with_nnunetv2(setting))
     rows = [tuple(line.strip("| ").split(" | ")) for line in done.stdout.splitlines() if line.startswith("| ")]
     ours = next((row for row in rows if "segpipe" in row[2]), None)
     if done.returncode or ours is None:
-        return judged(False, f"bench_training.py ended with {done.returncode}: {done.stderr[-1500:]}", rows)
+        return judged(False, f"bench_training.py ended with {done.returncode}", rows)
     times = float(ours[5])
     found = f"{ours[4]} iterations a second, {times:.2f} times nnunetv2's; GPU busy {ours[9]} of the steps"
     return unmeasured(setting, "the speed of a CPU", judged(times >= least, found, rows))
@@ -154,7 +154,9 @@ def busy(setting: Setting) -> Outcome:
     own = _with_training(
         plan_, iterations=n_epochs * n_steps, iterations_per_epoch=n_steps, validation_iterations=n_validation
     )
-    cases = [[on_device(load_case(open_case(folder / i)), CUDA) for i in ids] for ids in (split.train, split.validation)]
+    cases = [
+        [on_device(load_case(open_case(folder / i)), CUDA) for i in ids] for ids in (split.train, split.validation)
+    ]
     place = FoldFolder(setting.work / "busy" / "fold_0")
     log = setting.work / "nvidia_smi.csv"
     watch = None
@@ -220,6 +222,8 @@ def phases(setting: Setting) -> Outcome:
     work, _, _ = head(setting)
     profile = train.profile(TrainRequest(work.path, Machine("cuda", 4), NAME, (0,)))
     rows = [("part of a step", "ms", "share")]
-    rows += [(name, f"{1000 * seconds:.2f}", f"{profile.shares[name]:.1%}") for name, seconds in profile.seconds.items()]
+    rows += [
+        (name, f"{1000 * seconds:.2f}", f"{profile.shares[name]:.1%}") for name, seconds in profile.seconds.items()
+    ]
     found = f"{profile.bottleneck}: {profile.advice}"
     return unmeasured(setting, "the speed of a CPU", Outcome("INFO", found, tuple(rows)))

@@ -242,6 +242,8 @@ def _call(call: Any, name: str, args: Any, kwargs: Any) -> Any:
         )
     if name in ("_softmax", "_log_softmax") and args[2]:  # from half precision to float32 in one kernel
         return call(args[0].float(), args[1], False)
+    if name in ("_softmax_backward_data", "_log_softmax_backward_data") and args[3] != args[0].dtype:  # and back
+        return call(*args[:3], args[0].dtype).to(args[3])
     if name in ("convolution", "convolution_backward") and args[0].dtype == torch.float16:  # minutes on a CPU
         return _call_in_float32(call, args, kwargs)
     try:
