@@ -48,7 +48,7 @@ from segpipe.plan.augmentation import AUGMENTATIONS
 from segpipe.plan.schema import Plan
 from segpipe.predict.options import PredictOptions
 from segpipe.predict.segment import Batching, segment
-from segpipe.train.fold import TRAIN
+from segpipe.train.fold import TRAIN, FoldTraining
 from segpipe.train.loop import train_fold
 
 ROOT = Path(__file__).parent.parent
@@ -183,7 +183,7 @@ def resumed(setting: Setting) -> Outcome:
     n_steps, plan_ = setting.pick(10, 4), made_plan(setting, training={"augmentation": "light"})
     torch.use_deterministic_algorithms(True, warn_only=True)
 
-    def new() -> object:
+    def new() -> FoldTraining:
         fold = fold_of(plan_, CUDA)
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         return fold
