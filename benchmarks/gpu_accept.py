@@ -34,6 +34,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpu_outcome import Setting
+
 ROOT = Path(__file__).parent.parent
 _WORST_FIRST = ("FAIL", "SKIP", "INFO", "PASS")
 _START_SECONDS = 90.0  # for a process to import torch and segpipe
@@ -242,7 +244,7 @@ class _Call:
 
     def _start(self, *, plain: bool) -> subprocess.Popen[bytes]:
         args = self.args
-        command = [sys.executable, __file__, str(args.call), "-o", str(self.out), "--worker", str(self.work)]
+        command = [sys.executable, sys.argv[0], str(args.call), "-o", str(self.out), "--worker", str(self.work)]
         command += [*(["--quick"] if args.quick else []), *(["--data", str(args.data.resolve())] if args.data else [])]
         environment = {**os.environ, "CUBLAS_WORKSPACE_CONFIG": ":4096:8", **({} if plain else self.stand_in)}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.log}
@@ -296,24 +298,23 @@ def _work(args: argparse.Namespace) -> None:
     """Run the checks that standard input names, and answer with a line for each."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever prints, its children too, prints into the log
-    from gpu_setting import Outcome, Setting
-
     checks = {check.key: check for check in CHECKS[args.call]}
     for line in sys.stdin:
         (key, ends), before = json.loads(line), sum(os.times()[:4])
         print(f"\n===== {key} {checks[key].title}", file=sys.stderr, flush=True)
         module, _, function = checks[key].function.partition(":")
         try:
-            setting = Setting(args.worker, args.data, args.quick, ends)
-            outcome = getattr(importlib.import_module(module), function)(setting, *checks[key].arguments)
+            call = getattr(importlib.import_module(module), function)
+            answer = asdict(call(Setting(args.worker, args.data, args.quick, ends), *checks[key].arguments))
         except Exception as fault:  # noqa: BLE001 (any fault is this check's result)
             traceback.print_exc()
             last = traceback.extract_tb(fault.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            outcome = Outcome("FAIL", f"{type(fault).__name__} at {where}: {' '.join(str(fault).split())[:300]}")
+            text = f"{type(fault).__name__} at {where}: {' '.join(str(fault).split())[:300]}"
+            answer = {"verdict": "FAIL", "found": text, "table": []}
         spent = sum(os.times()[:4])
         print(f"===== {key} took {spent - before:.1f} processor seconds", file=sys.stderr, flush=True)
-        answers.write(json.dumps(asdict(outcome)) + "\n")
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 

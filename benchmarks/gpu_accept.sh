@@ -6,7 +6,7 @@
 #   benchmarks/gpu_accept.sh quick WHEELS OUT           anywhere: both calls on the CPU and on a stand-in for CUDA
 #
 # DATA is a dataset in nnU-Net's layout (hippocampus); without it only made-up volumes are trained on. PYTHON names the
-# interpreter. Results are in OUT: one JSON file for each call, and gpu.md for benchmarks/results/.
+# interpreter, ONLY some checks. Results are in OUT: one JSON file for each call, and gpu.md for benchmarks/results/.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -80,12 +80,15 @@ case $what in
     install "$(mktemp -d)" "$wheels"
     mkdir -p "$out"
     versions | tee "$out/versions_$call.txt"
-    timeout "$LIMIT_SECONDS" "$PYTHON" benchmarks/gpu_accept.py "$call" -o "$out" --minutes "$MINUTES" ${4:+--data "$4"}
+    timeout "$LIMIT_SECONDS" "$PYTHON" benchmarks/gpu_accept.py "$call" -o "$out" --minutes "$MINUTES" \
+      ${4:+--data "$4"} ${ONLY:+--only $ONLY}
     ;;
   quick)
     wheels=$1 out=$2
     install "$(mktemp -d)" "$wheels"
-    for call in 1 2; do "$PYTHON" benchmarks/gpu_accept.py "$call" -o "$out" --quick; done
+    failed=0
+    for call in 1 2; do "$PYTHON" benchmarks/gpu_accept.py "$call" -o "$out" --quick || failed=1; done
+    exit "$failed"
     ;;
   *) echo "$what: expected collect, run or quick"; exit 2 ;;
 esac

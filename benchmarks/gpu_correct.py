@@ -15,16 +15,14 @@ from xml.etree import ElementTree
 import bench_training
 import numpy as np
 import torch
+from gpu_outcome import Outcome, Setting, judged, unmeasured
 from gpu_setting import (
     CPU,
     CUDA,
     LABELS,
     NAME,
     REGIONS,
-    Outcome,
-    Setting,
     fold_of,
-    judged,
     largest_difference,
     made_cases,
     made_model,
@@ -33,7 +31,6 @@ from gpu_setting import (
     of_values,
     shape_for,
     steps,
-    unmeasured,
 )
 
 from segpipe import load
@@ -79,9 +76,9 @@ def gpu_tests(setting: Setting) -> Outcome:
     report = setting.work / "gpu_tests.xml"
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command += [*(["-k", "not predicted_gpu_memory"] if setting.quick else []), *map(str, files)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT)
     if not report.is_file():
-        return judged(False, f"pytest ended with {done.returncode}: {(done.stdout + done.stderr)[-800:]}")
+        return judged(False, f"pytest ended with {done.returncode}")
     cases = ElementTree.parse(report).findall(".//testcase")
     kinds = Counter(next((child.tag for child in case if child.tag != "properties"), "passed") for case in cases)
     failed = [
@@ -231,8 +228,8 @@ def same_masks(setting: Setting) -> Outcome:
         ]
         masks[device, precision] = [predictor.predict(v.voxels_czyx, affine=v.grid.affine_ras_mm).mask for v in volumes]
     rows, expected = [("prediction", "equal voxels", "smallest Dice with the CPU's mask")], masks["cpu", "fp32"]
-    ok = True
-    for precision, least, least_dice in (("fp32", 0.9999, 0.0), ("bf16", 0.999, 0.999)):
+    ok, untrained = True, ("bf16", 0.98, 0.98)  # of which a rehearsal predicts: many voxels are almost ties
+    for precision, least, least_dice in (("fp32", 0.9999, 0.0), setting.pick(("bf16", 0.999, 0.999), untrained)):
         pairs = list(zip(masks["cuda", precision], expected, strict=True))
         equal, dice = min(float((a == b).mean()) for a, b in pairs), min(_dice(a, b) for a, b in pairs)
         ok &= equal >= least and dice >= least_dice

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from gpu_outcome import Setting
 
 from segpipe.core.grid import ZYX, Box
 from segpipe.core.labels import IGNORE_INDEX, Label, LabelSet
@@ -23,58 +23,10 @@ from segpipe.prepare.places import find_places
 from segpipe.prepare.store import PatchCase
 from segpipe.train.fold import TRAIN, FoldData, FoldTraining, Hooks
 
-Verdict = Literal["PASS", "FAIL", "SKIP", "INFO"]
 NAME = "3d_fullres"
 CPU, CUDA = torch.device("cpu"), torch.device("cuda:0")
 RATE = 0.01
 _CASE_IDS = ("case_0", "case_1", "case_2", "case_3")
-_Value = TypeVar("_Value")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where a check runs.
-
-    Args:
-        work: Folder for its files.
-        data: Dataset in nnU-Net's layout; None: made-up volumes only.
-        quick: Whether everything is tiny, on a stand-in for CUDA.
-        ends: When the check must have ended, seconds since 1970.
-    """
-
-    work: Path
-    data: Path | None
-    quick: bool
-    ends: float
-
-    def pick(self, full: _Value, quick: _Value) -> _Value:
-        """Choose a size."""
-        return quick if self.quick else full
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a check found.
-
-    Args:
-        verdict: PASS or FAIL by its threshold, INFO if it has none, SKIP if nothing was measured.
-        found: One line.
-        table: Rows of cells, the first of which names the columns; none if one line says it all.
-    """
-
-    verdict: Verdict
-    found: str
-    table: tuple[tuple[str, ...], ...] = ()
-
-
-def judged(ok: bool, found: str, table: Sequence[Sequence[str]] = ()) -> Outcome:
-    """Return PASS or FAIL with what was found."""
-    return Outcome("PASS" if ok else "FAIL", found, tuple(map(tuple, table)))
-
-
-def unmeasured(setting: Setting, reason: str, outcome: Outcome) -> Outcome:
-    """Return what was found, as SKIP where a stand-in ran the code but cannot give the number."""
-    return replace(outcome, verdict="SKIP", found=f"{reason}; ran: {outcome.found}") if setting.quick else outcome
 
 
 def of_values(n_labels: int, ignore_value: int | None = None) -> LabelSet:

@@ -17,7 +17,8 @@ from typing import Any
 import bench_training
 import torch
 from gpu_correct import ROOT
-from gpu_setting import CUDA, NAME, Outcome, Setting, judged, made_model, made_plan, network, of_values, unmeasured
+from gpu_outcome import Outcome, Setting, judged, unmeasured
+from gpu_setting import CUDA, NAME, made_model, made_plan, network, of_values
 
 from segpipe.core.history import History
 from segpipe.core.prefetch import Prefetch
