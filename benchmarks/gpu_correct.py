@@ -127,7 +127,7 @@ def same_augmentation(setting: Setting) -> Outcome:
         apart, n_equal, n_all = 0.0, 0, 0
         for iteration in range(setting.pick(16, 4)):
             (image, labels), (image_there, labels_there) = (
-                fold._augment(fold.draw(TRAIN, iteration), 0, iteration) for fold in folds
+                fold._augment(*fold.draw(TRAIN, iteration)) for fold in folds
             )
             apart = max(apart, float((image - image_there.cpu()).abs().max()))
             n_equal, n_all = n_equal + int((labels == labels_there.cpu()).sum()), n_all + labels.numel()
