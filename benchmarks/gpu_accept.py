@@ -127,7 +127,7 @@ _FIRST = (
         alone=True,
         on_cpu=True,
     ),
-    Check("M", "bench_memory.py", "none: the constants of `CUDA`", "gpu_correct:calibration", 120, on_cpu=True),
+    Check("M", "bench_memory.py", "none: the constants of `CUDA`", "gpu_correct:calibration", 120),
 )
 _SECOND = (
     Check(

@@ -120,7 +120,7 @@ def variants(setting: Setting) -> Outcome:
             is_new=True,
         )
         torch.cuda.reset_peak_memory_stats()
-        rate, waiting = _rate(fold, setting.pick(20, 1), setting.pick(3, 1))
+        rate, waiting = _rate(fold, setting.pick((3, 20, 20, 20), (1, 1)))
         first = first or rate
         peak = torch.cuda.max_memory_reserved() / 2**20
         rows.append((name, f"{rate:.2f}", f"{rate / first:.2f}", f"{waiting:.1%}", f"{peak:.0f}"))
@@ -130,19 +130,22 @@ def variants(setting: Setting) -> Outcome:
     return unmeasured(setting, "the speed of a CPU", Outcome("INFO", f"{len(arms)} trainings", tuple(rows)))
 
 
-def _rate(fold: FoldTraining, n_steps: int, n_rounds: int) -> tuple[float, float]:
-    """Return steps a second, median of rounds, and the share of their time that was spent waiting for data."""
+def _rate(fold: FoldTraining, rounds: Sequence[int]) -> tuple[float, float]:
+    """Return steps a second, median of rounds of so many steps, and the share of their time spent waiting for data.
+
+    The first round compiles and chooses kernels, and does not count.
+    """
     rates, waited, whole = [], 0.0, 0.0
     with Prefetch(partial(fold.draw, TRAIN), loading_threads(CUDA), BATCHES_AHEAD) as batches:
-        for count in (setting_up := (3,), *[(n_steps,)] * n_rounds):
+        for number, n_steps in enumerate(rounds):
             torch.cuda.synchronize()
             begun, before = time.perf_counter(), batches.wait_seconds
-            for _ in range(count[0]):
+            for _ in range(n_steps):
                 fold.step(batches.get(fold.at.iteration), 0.01)
             torch.cuda.synchronize()
-            seconds = time.perf_counter() - begun
-            if count is not setting_up:
-                rates.append(count[0] / seconds)
+            if number:
+                seconds = time.perf_counter() - begun
+                rates.append(n_steps / seconds)
                 waited, whole = waited + batches.wait_seconds - before, whole + seconds
     return statistics.median(rates), waited / whole
 

@@ -30,8 +30,8 @@ pytest pytest-xdist python-dateutil pytz pyyaml requests rich safetensors scikit
 setuptools six sortedcontainers sympy tensorboard tensorboard-data-server threadpoolctl tifffile torch tqdm triton
 typing-extensions tzdata urllib3 werkzeug wheel
 """
-# Checks of a rehearsal that take longest: the rest of the presets, and tools that have tests of their own.
-QUICK = {1: ("A", "C", "D", "E", "F", "G", "H", "I1", "J", "L", "K"), 2: ("P", "Q", "O")}
+# Checks of a rehearsal, without those that take longest or that tests/test_cuda.py has as well.
+QUICK = {1: ("A", "C", "D", "E", "F", "G", "H", "I1", "L", "K"), 2: ("P", "Q", "O")}
 MEASURED_ON_A_GPU = {"I1", "K", "P", "Q", "O"}
 
 
